@@ -1,0 +1,65 @@
+# The only entry: `make help` lists the targets. Each of them sets up what it needs.
+
+PYTHON ?= python3
+VENV = .venv
+STORE = .store
+PORT = 8080
+CONFIG =
+ARGS =
+
+BIN = $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help serve test check format bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  variables: PYTHON=$(PYTHON) PORT=$(PORT) STORE=$(STORE) CONFIG=FILE ARGS="more arguments"'
+
+serve: $(VENV)/serve.stamp ## run the server: PORT=, STORE=, CONFIG=, ARGS=
+	@exec $(BIN)/ociproxy serve --image-path '$(STORE)' --port '$(PORT)' \
+	    $(if $(CONFIG),--config-path '$(CONFIG)') $(ARGS)
+
+test: $(VENV)/dev.stamp ## install what the tests need, then run them: ARGS= goes to pytest
+	@tools/debian-packages.sh -f tools/test-packages.txt
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/dev.stamp ## format, lint and types
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: $(VENV)/dev.stamp ## format the code, fix what ruff can fix
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: $(VENV)/bench.stamp ## compare with other mirrors: ARGS= goes to the benchmark
+	@tools/debian-packages.sh -f tools/test-packages.txt
+	$(BIN)/python -m bench $(ARGS)
+
+clean: ## remove the virtual environment and the caches; the store stays
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find ociproxy tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The virtual environment is made anew when the dependencies change, which drops its stamps too.
+$(VENV)/serve.stamp: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo 'ociproxy needs Python 3.11 or newer; $(PYTHON) is' \
+	        "$$($(PYTHON) --version 2>/dev/null || echo missing). Try: make PYTHON=python3.11" >&2; \
+	    exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || tools/debian-packages.sh python3-venv
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo '$(PYTHON) cannot make virtual environments.' \
+	        'On Debian run as root: apt-get install python3-venv' >&2; \
+	    exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/serve.stamp
+	$(BIN)/python -m pip install --quiet --use-pep517 --editable '.[test,dev]'
+	@touch $@
+
+$(VENV)/bench.stamp: $(VENV)/dev.stamp
+	$(BIN)/python -m pip install --quiet --use-pep517 --editable '.[test,dev,bench]'
+	@touch $@

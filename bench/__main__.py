@@ -1,0 +1,111 @@
+"""`python -m bench`: ociproxy against its rivals, one run on loopback, one table."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from tempfile import mkdtemp
+
+from bench.images import push_images
+from bench.processes import BenchError
+from bench.report import table, write_json
+from bench.rows import GROUPS, Bench, Plan, Results, say, start_warm
+from bench.servers import rivals, start_upstream
+
+FULL = Plan(
+    rounds=5,
+    warm_rounds=3,
+    warm_seconds=0.6,
+    wrk_seconds=3,
+    slow_seconds=8.0,
+    stampede_of_drayage=True,
+    limit=240.0,
+)
+QUICK = Plan(
+    rounds=1,
+    warm_rounds=1,
+    warm_seconds=0.3,
+    wrk_seconds=1,
+    slow_seconds=4.0,
+    stampede_of_drayage=False,
+    limit=60.0,
+)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--only", action="append", choices=GROUPS, help="these rows (repeatable)")
+    parser.add_argument("--rival", action="append", help="these servers (repeatable)")
+    parser.add_argument("--quick", action="store_true", help="one short round of everything")
+    parser.add_argument("--size", type=int, default=200, metavar="MIB", help="of the blob (200)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    parser.add_argument("--dir", type=Path, help="where the stores go (default: the system's)")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace, work: Path, results: Results) -> None:
+    """Everything started here is ended by the stack, in reverse order."""
+    plan = QUICK if options.quick else FULL
+    with contextlib.ExitStack() as stack:
+        for name in ("upstream", "static"):
+            (work / name).mkdir()
+        upstream = start_upstream(work / "upstream")
+        stack.callback(upstream.process.stop)
+        say("pushing images")
+        images = push_images(upstream.target, work / "static", options.size << 20)
+        # What was just written must not be flushed under the first measurement.
+        os.sync()
+        wanted = [
+            rival
+            for rival in rivals(work / "static")
+            if options.rival is None or rival.name in options.rival
+        ]
+        bench = Bench(work, upstream, images, wanted, {}, plan, results)
+        say("starting servers")
+        start_warm(bench, stack)
+        for name, group in GROUPS.items():
+            if options.only is None or name in options.only:
+                begun = time.perf_counter()
+                say(name)
+                group(bench)
+                say(f"  {time.perf_counter() - begun:.0f} s")
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    _allow_many_sockets()
+    results = Results()
+    started = time.perf_counter()
+    work = Path(mkdtemp(prefix="ociproxy-bench-", dir=options.dir))
+    try:
+        run(options, work, results)
+    except BenchError as error:
+        say(f"bench: {error}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    seconds = time.perf_counter() - started
+    sys.stdout.write(table(results, size=options.size << 20, seconds=seconds))
+    if options.json is not None:
+        write_json(options.json, results, size=options.size << 20, seconds=seconds)
+    return 0
+
+
+def _allow_many_sockets() -> None:
+    """256 slow clients on both ends do not fit under the usual soft limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,161 @@
+"""Generated images: random layers, pushed to the upstream by its HTTP API, and laid out as files.
+
+One big blob lives in four repositories; one small image carries the manifest that is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode, urlsplit
+
+from bench.processes import BenchError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bench.servers import Target
+
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
+REPOSITORIES = ("bench/one", "bench/two", "team/three", "team/sub/four")
+TAG = "v1"
+SMALL_LAYERS = 6
+SMALL_LAYER_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a client may ask for; the small image is in the first repository."""
+
+    blob: str
+    size: int
+    manifest: str
+    manifest_raw: bytes
+    static: Path
+
+
+def digest_of(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def push_images(upstream: Target, static: Path, size: int) -> Images:
+    first, *others = REPOSITORIES
+    big = os.urandom(size)
+    push = _Push(upstream)
+    blob = push.blob(first, big)
+    for repository in others:
+        push.mount(repository, blob, source=first)
+    layers = [os.urandom(SMALL_LAYER_BYTES) for _ in range(SMALL_LAYERS)]
+    raw = _manifest([(push.blob(first, layer), len(layer)) for layer in layers], push, first)
+    manifest = push.manifest(first, TAG, raw)
+    for repository in REPOSITORIES:
+        push.manifest(repository, "big", _manifest([(blob, size)], push, repository))
+    push.close()
+    _lay_out(static / "v2" / first, {f"blobs/{blob}": big})
+    names = {f"manifests/{TAG}": raw, f"manifests/{manifest}": raw}
+    _lay_out(static / "v2" / first, names)
+    return Images(blob, size, manifest, raw, static)
+
+
+def verify(target: Target, images: Images) -> None:
+    """One checked download of everything: a fast server that answers wrong bytes has no place."""
+    connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=60)
+    try:
+        for reference in (TAG, images.manifest):
+            connection.request(
+                "GET",
+                target.manifest(REPOSITORIES[0], reference),
+                headers={"Accept": MANIFEST_TYPE},
+            )
+            response = connection.getresponse()
+            if response.read() != images.manifest_raw:
+                raise BenchError(
+                    f"{target.name}: wrong manifest for {reference}: {response.status}"
+                )
+        connection.request("GET", target.blob(REPOSITORIES[0], images.blob))
+        response = connection.getresponse()
+        hasher = hashlib.sha256()
+        while chunk := response.read(1 << 20):
+            hasher.update(chunk)
+        if "sha256:" + hasher.hexdigest() != images.blob:
+            raise BenchError(f"{target.name}: wrong blob: {response.status}")
+    except (OSError, http.client.HTTPException) as error:
+        raise BenchError(f"{target.name}: {error!r}") from error
+    finally:
+        connection.close()
+
+
+class _Push:
+    """The four requests of a push, over one connection."""
+
+    def __init__(self, upstream: Target) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", upstream.port, timeout=60)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def blob(self, repository: str, data: bytes) -> str:
+        digest = digest_of(data)
+        path = f"/v2/{repository}/blobs/uploads/"
+        location = urlsplit(self._send("POST", path, HTTPStatus.ACCEPTED)["Location"])
+        query = f"{location.query}&{urlencode({'digest': digest})}"
+        headers = {"Content-Type": "application/octet-stream"}
+        self._send("PUT", f"{location.path}?{query}", HTTPStatus.CREATED, data, headers)
+        return digest
+
+    def mount(self, repository: str, digest: str, *, source: str) -> None:
+        query = urlencode({"mount": digest, "from": source})
+        self._send("POST", f"/v2/{repository}/blobs/uploads/?{query}", HTTPStatus.CREATED)
+
+    def manifest(self, repository: str, tag: str, raw: bytes) -> str:
+        headers = {"Content-Type": MANIFEST_TYPE}
+        self._send("PUT", f"/v2/{repository}/manifests/{tag}", HTTPStatus.CREATED, raw, headers)
+        return digest_of(raw)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        expected: HTTPStatus,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Mapping[str, str]:
+        self._connection.request(method, path, body, headers or {})
+        response = self._connection.getresponse()
+        text = response.read()
+        if response.status != expected:
+            raise BenchError(f"push: {method} {path}: {response.status} {text[:200]!r}")
+        return dict(response.headers.items())
+
+
+def _manifest(layers: list[tuple[str, int]], push: _Push, repository: str) -> bytes:
+    diff_ids = [digest for digest, _ in layers]
+    config = json.dumps(
+        {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}}
+    ).encode()
+    document = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": _descriptor(CONFIG_TYPE, push.blob(repository, config), len(config)),
+        "layers": [_descriptor(LAYER_TYPE, digest, size) for digest, size in layers],
+    }
+    return json.dumps(document, indent=2).encode()
+
+
+def _descriptor(media_type: str, digest: str, size: int) -> dict[str, str | int]:
+    return {"mediaType": media_type, "digest": digest, "size": size}
+
+
+def _lay_out(root: Path, files: Mapping[str, bytes]) -> None:
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)

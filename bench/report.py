@@ -1,0 +1,191 @@
+"""The table, the targets beside what was measured, and the same as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bench.rows import Results
+from bench.servers import DRAYAGE, NGINX, OCIPROXY, REGISTRY, UPSTREAM
+
+COLUMNS = (OCIPROXY, REGISTRY, DRAYAGE, NGINX, UPSTREAM)
+Cells = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Row:
+    key: str
+    label: str
+    unit: str
+    decimals: int
+
+
+ROWS = (
+    Row("start", "start to first answer", "ms", 0),
+    Row("warm_1", "warm blob, 1 client", "GB/s", 2),
+    Row("warm_1_cpu", "  server CPU", "s/GB", 3),
+    Row("warm_8", "warm blob, 8 clients", "GB/s", 2),
+    Row("warm_8_cpu", "  server CPU", "s/GB", 3),
+    Row("manifest_tag", "warm manifest by tag", "req/s", 0),
+    Row("manifest_tag_cpu", "  server CPU", "us/req", 1),
+    Row("manifest_digest", "warm manifest by digest", "req/s", 0),
+    Row("manifest_digest_cpu", "  server CPU", "us/req", 1),
+    Row("cold_first", "cold blob, first byte", "ms", 1),
+    Row("cold_total", "cold blob, total", "s", 3),
+    Row("cold_upstream", "cold blob, upstream bytes / size", "x", 2),
+    Row("stampede_wall", "32 cold clients, wall time", "s", 2),
+    Row("stampede_first", "32 cold clients, worst first byte", "ms", 0),
+    Row("stampede_upstream", "32 cold clients, upstream bytes / size", "x", 2),
+    Row("stampede_peak", "32 cold clients, peak RSS", "MB", 1),
+    Row("rss_idle", "RSS idle, just started", "MB", 1),
+    Row("rss_after", "RSS idle, after the rows above", "MB", 1),
+    Row("slow_warm", "256 slow clients, warm, peak RSS", "MB", 1),
+    Row("slow_cold", "256 slow clients, cold, peak RSS", "MB", 1),
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """`value` computes what is compared with `bound`; a missing cell raises KeyError."""
+
+    label: str
+    value: Callable[[Cells], float]
+    relation: Literal[">=", "<=", "="]
+    bound: float
+    unit: str = "x"
+
+    def wanted(self) -> str:
+        return f"{self.relation} {self.bound:g} {self.unit}"
+
+    def measured(self, cells: Cells) -> float | None:
+        try:
+            return self.value(cells)
+        except (KeyError, ZeroDivisionError):
+            return None
+
+    def met(self, value: float) -> bool:
+        if self.relation == "=":
+            # To the two decimals that are printed: less would mean bytes that were not counted.
+            return abs(value - self.bound) < 0.005
+        return value >= self.bound if self.relation == ">=" else value <= self.bound
+
+
+def _ratio(row: str, over: str, under: str) -> Callable[[Cells], float]:
+    return lambda cells: cells[row][over] / cells[row][under]
+
+
+def _own(row: str) -> Callable[[Cells], float]:
+    return lambda cells: cells[row][OCIPROXY]
+
+
+TARGETS = (
+    Target("warm blob, 8 clients, to nginx static", _ratio("warm_8", OCIPROXY, NGINX), ">=", 0.8),
+    Target(f"warm blob, 8 clients, to {REGISTRY}", _ratio("warm_8", OCIPROXY, REGISTRY), ">=", 1.8),
+    Target(
+        f"warm manifest by tag, to {REGISTRY}",
+        _ratio("manifest_tag", OCIPROXY, REGISTRY),
+        ">=",
+        30,
+    ),
+    Target(
+        "cold blob, first byte later than direct",
+        lambda cells: cells["cold_first"][OCIPROXY] - cells["cold_first"][UPSTREAM],
+        "<=",
+        15,
+        "ms",
+    ),
+    Target(f"cold blob, total, to {REGISTRY}", _ratio("cold_total", OCIPROXY, REGISTRY), "<=", 1.0),
+    Target("cold blob, upstream bytes / size", _own("cold_upstream"), "=", 1.0),
+    Target(
+        f"32 cold clients, {REGISTRY}'s time to ours",
+        _ratio("stampede_wall", REGISTRY, OCIPROXY),
+        ">=",
+        2,
+    ),
+    Target("32 cold clients, worst first byte", _own("stampede_first"), "<=", 200, "ms"),
+    Target("32 cold clients, upstream bytes / size", _own("stampede_upstream"), "=", 1.0),
+    Target("32 cold clients, peak RSS", _own("stampede_peak"), "<=", 90, "MB"),
+    Target("RSS idle", _own("rss_idle"), "<=", 60, "MB"),
+    Target("256 slow clients, warm, peak RSS", _own("slow_warm"), "<=", 90, "MB"),
+    Target("256 slow clients, cold, peak RSS", _own("slow_cold"), "<=", 90, "MB"),
+)
+
+
+def table(results: Results, *, size: int, seconds: float) -> str:
+    lines = [f"{os.cpu_count()} cores, {size >> 20} MiB blob, {seconds:.0f} s", ""]
+    lines += _grid(
+        ["", "", *COLUMNS],
+        [
+            [row.label, row.unit, *(_cell(results, row, name) for name in COLUMNS)]
+            for row in ROWS
+            if row.key in results.cells
+        ],
+    )
+    measured = [(target, target.measured(results.cells)) for target in TARGETS]
+    lines.append("")
+    lines += _grid(
+        ["target", "wanted", "measured", ""],
+        [
+            [
+                target.label,
+                target.wanted(),
+                "-" if value is None else f"{value:.2f} {target.unit}",
+                "not measured" if value is None else "met" if target.met(value) else "NOT MET",
+            ]
+            for target, value in measured
+        ],
+    )
+    lines += ["", *(f"note: {note}" for note in results.notes)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def write_json(path: Path, results: Results, *, size: int, seconds: float) -> None:
+    targets = []
+    for target in TARGETS:
+        value = target.measured(results.cells)
+        targets.append(
+            {
+                "target": target.label,
+                "wanted": target.wanted(),
+                "measured": value,
+                "met": None if value is None else target.met(value),
+            }
+        )
+    document = {
+        "machine": {"cores": os.cpu_count(), "system": platform.platform()},
+        "blob_bytes": size,
+        "seconds": round(seconds, 1),
+        "rows": [
+            {"row": row.key, "label": row.label.strip(), "unit": row.unit, **results.cells[row.key]}
+            for row in ROWS
+            if row.key in results.cells
+        ],
+        "targets": targets,
+        "notes": results.notes,
+    }
+    path.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _cell(results: Results, row: Row, server: str) -> str:
+    """A number; `missing` for a server that did not start; `-` for a row that is not its own."""
+    if server in results.missing:
+        return "missing"
+    value = results.cells[row.key].get(server)
+    return "-" if value is None else f"{value:,.{row.decimals}f}"
+
+
+def _grid(head: list[str], rows: list[list[str]]) -> list[str]:
+    """The first column reads from the left, the numbers from the right."""
+    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
+    return [
+        "  ".join(
+            text.ljust(width) if i == 0 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in [head, *rows]
+    ]

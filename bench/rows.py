@@ -1,0 +1,290 @@
+"""The measurements. Each fills some rows of the table for every server that takes part in it.
+
+Rounds go over all servers before the next round begins, so that noise of the machine hits all
+alike. Rates are the best round, cold times the median; a failure costs one server its cells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.clients import Download, Request, download, trickle, wrk
+from bench.images import REPOSITORIES, TAG, Images, verify
+from bench.processes import BenchError, settle
+from bench.servers import DRAYAGE, UPSTREAM, Rival, Running, Target, Upstream
+
+STAMPEDE_CLIENTS = 32
+SLOW_CLIENTS = 256
+SLOW_RATE = 64 << 10
+DOWNLOAD_LIMIT = 60.0
+WARM_CLIENTS = (1, 8)
+# A stampede that takes longer is measured once: its ratio is clear, and the run has a bound.
+ONCE_SECONDS = 8.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long everything takes. `limit` is when no further round is begun."""
+
+    rounds: int
+    warm_rounds: int
+    warm_seconds: float
+    wrk_seconds: int
+    slow_seconds: float
+    # drayage takes longer over the stampede than everybody else together, and no target needs it.
+    stampede_of_drayage: bool
+    limit: float
+    started: float = field(default_factory=time.perf_counter)
+
+    def rounds_of(self, count: int) -> Iterator[int]:
+        for number in range(count):
+            if time.perf_counter() - self.started > self.limit:
+                return
+            yield number
+
+
+@dataclass
+class Results:
+    cells: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
+    notes: list[str] = field(default_factory=list)
+    missing: set[str] = field(default_factory=set)
+
+    def put(self, row: str, server: str, value: float) -> None:
+        self.cells[row][server] = value
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+        say(f"  ! {text}")
+
+
+@dataclass
+class Bench:
+    work: Path
+    upstream: Upstream
+    images: Images
+    rivals: list[Rival]
+    warm: dict[str, Running]
+    plan: Plan
+    results: Results
+
+    @contextlib.contextmanager
+    def attempt(self, row: str, server: str) -> Iterator[None]:
+        try:
+            yield
+        except BenchError as error:
+            self.results.note(f"{row}, {server}: {error}")
+
+    @property
+    def proxies(self) -> list[Rival]:
+        return [rival for rival in self.rivals if rival.proxies and rival.name in self.warm]
+
+    def blob_requests(self, target: Target, clients: int) -> list[Request]:
+        """Clients spread over the repositories that hold the blob."""
+        names = [REPOSITORIES[i % len(REPOSITORIES)] for i in range(clients)]
+        return [Request(target.port, target.blob(name, self.images.blob)) for name in names]
+
+    def upstream_ratio(self, mark: int) -> float:
+        return self.upstream.blob_bytes(mark, self.images.blob) / self.images.size
+
+
+def say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def start_warm(bench: Bench, stack: contextlib.ExitStack) -> None:
+    """Start every rival, note what it costs idle, then fill and check its store."""
+    for rival in bench.rivals:
+        directory = bench.work / rival.name.replace(" ", "-")
+        directory.mkdir()
+        try:
+            running = rival.start(directory, bench.upstream)
+            stack.callback(running.process.stop)
+            time.sleep(0.5)
+            bench.results.put("rss_idle", rival.name, running.process.rss())
+            verify(running.target, bench.images)
+        except BenchError as error:
+            bench.results.missing.add(rival.name)
+            bench.results.note(f"{rival.name} is missing: {error}")
+            continue
+        settle(running.process, bench.upstream.process)
+        bench.warm[rival.name] = running
+        say(f"  {rival.name}: warm and verified")
+
+
+def start_time(bench: Bench) -> None:
+    samples: dict[str, list[float]] = defaultdict(list)
+    for _ in bench.plan.rounds_of(bench.plan.rounds):
+        for rival in bench.rivals:
+            if rival.name not in bench.warm:
+                continue
+            with (
+                bench.attempt("start", rival.name),
+                rival.cold(bench.work, bench.upstream) as running,
+            ):
+                samples[rival.name].append(running.process.first_answer * 1000)
+    for name, values in samples.items():
+        bench.results.put("start", name, statistics.median(values))
+
+
+def warm_blob(bench: Bench) -> None:
+    """Whole passes of N connections until the round has lasted long enough to be counted."""
+    mark = bench.upstream.mark()
+    for clients in WARM_CLIENTS:
+        best: dict[str, float] = {}
+        cost: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for _ in bench.plan.rounds_of(bench.plan.warm_rounds):
+            for name, running in bench.warm.items():
+                with bench.attempt(f"warm blob, {clients} clients", name):
+                    cpu = running.process.cpu_seconds()
+                    requests = bench.blob_requests(running.target, clients)
+                    gigabytes, seconds = _passes(_same_repository(requests), bench.plan)
+                    cost[name].append((running.process.cpu_seconds() - cpu, gigabytes))
+                    best[name] = max(best.get(name, 0.0), gigabytes / seconds)
+        for name, rate in best.items():
+            bench.results.put(f"warm_{clients}", name, rate)
+            spent, done = (sum(column) for column in zip(*cost[name], strict=True))
+            bench.results.put(f"warm_{clients}_cpu", name, spent / done)
+    if bench.upstream_ratio(mark) > 0:
+        bench.results.note("a warm blob was fetched from the upstream again")
+
+
+def _same_repository(requests: Sequence[Request]) -> list[Request]:
+    """The static files exist in the first repository only."""
+    return [requests[0]] * len(requests)
+
+
+def _passes(requests: Sequence[Request], plan: Plan) -> tuple[float, float]:
+    gigabytes = seconds = 0.0
+    while seconds < plan.warm_seconds:
+        start = time.perf_counter()
+        done = download(requests, limit=DOWNLOAD_LIMIT)
+        seconds += time.perf_counter() - start
+        gigabytes += sum(one.received for one in done) / 1e9
+    return gigabytes, seconds
+
+
+def manifests(bench: Bench) -> None:
+    for row, reference in (("tag", TAG), ("digest", bench.images.manifest)):
+        best: dict[str, float] = {}
+        cost: dict[str, list[tuple[float, int]]] = defaultdict(list)
+        for _ in bench.plan.rounds_of(bench.plan.warm_rounds):
+            for name, running in bench.warm.items():
+                with bench.attempt(f"manifest by {row}", name):
+                    cpu = running.process.cpu_seconds()
+                    path = running.target.manifest(REPOSITORIES[0], reference)
+                    rate = wrk(Request(running.target.port, path), seconds=bench.plan.wrk_seconds)
+                    cost[name].append((running.process.cpu_seconds() - cpu, rate.requests))
+                    best[name] = max(best.get(name, 0.0), rate.per_second)
+        for name, per_second in best.items():
+            bench.results.put(f"manifest_{row}", name, per_second)
+            spent, done = (sum(column) for column in zip(*cost[name], strict=True))
+            bench.results.put(f"manifest_{row}_cpu", name, spent / done * 1e6)
+
+
+def cold_blob(bench: Bench) -> None:
+    samples = _cold_rounds(bench, "cold", bench.proxies, clients=1, rounds=bench.plan.rounds)
+    for name, runs in samples.items():
+        first = statistics.median(run.downloads[0].first_byte for run in runs)
+        bench.results.put("cold_first", name, first * 1000)
+        bench.results.put("cold_total", name, statistics.median(r.downloads[0].total for r in runs))
+        bench.results.put("cold_upstream", name, max(run.upstream for run in runs))
+
+
+def stampede(bench: Bench) -> None:
+    rounds = min(3, bench.plan.rounds)
+    rivals = [
+        rival for rival in bench.proxies if rival.name != DRAYAGE or bench.plan.stampede_of_drayage
+    ]
+    samples = _cold_rounds(bench, "stampede", rivals, clients=STAMPEDE_CLIENTS, rounds=rounds)
+    for name, runs in samples.items():
+        wall = [max(one.total for one in run.downloads) for run in runs]
+        bench.results.put("stampede_wall", name, statistics.median(wall))
+        # "Every first byte": the worst client of the worst round.
+        worst = max(one.first_byte for run in runs for one in run.downloads)
+        bench.results.put("stampede_first", name, worst * 1000)
+        bench.results.put("stampede_upstream", name, max(run.upstream for run in runs))
+        if name != UPSTREAM:
+            bench.results.put("stampede_peak", name, max(run.peak for run in runs))
+
+
+@dataclass(frozen=True)
+class _ColdRun:
+    downloads: list[Download]
+    upstream: float
+    peak: float
+
+
+def _cold_rounds(
+    bench: Bench, row: str, rivals: Sequence[Rival], *, clients: int, rounds: int
+) -> dict[str, list[_ColdRun]]:
+    samples: dict[str, list[_ColdRun]] = defaultdict(list)
+    for _ in bench.plan.rounds_of(rounds):
+        with bench.attempt(row, UPSTREAM):
+            process = bench.upstream.process
+            running = Running(process, bench.upstream.target)
+            samples[UPSTREAM].append(_cold_run(bench, running, clients))
+        for rival in rivals:
+            last = samples[rival.name][-1:]
+            if last and max(one.total for one in last[0].downloads) > ONCE_SECONDS:
+                continue
+            with (
+                bench.attempt(row, rival.name),
+                rival.cold(bench.work, bench.upstream) as running,
+            ):
+                samples[rival.name].append(_cold_run(bench, running, clients))
+    return {name: runs for name, runs in samples.items() if runs}
+
+
+def _cold_run(bench: Bench, running: Running, clients: int) -> _ColdRun:
+    settle(running.process, bench.upstream.process)
+    running.process.reset_peak()
+    mark = bench.upstream.mark()
+    requests = bench.blob_requests(running.target, clients)
+    downloads = download(requests, limit=DOWNLOAD_LIMIT)
+    settle(running.process, bench.upstream.process)
+    return _ColdRun(downloads, bench.upstream_ratio(mark), running.process.peak())
+
+
+def memory(bench: Bench) -> None:
+    """Slow clients cost no CPU worth naming; one server at a time all the same."""
+    for name, running in bench.warm.items():
+        bench.results.put("rss_after", name, running.process.rss())
+        with bench.attempt("slow clients, warm", name):
+            requests = _same_repository(bench.blob_requests(running.target, SLOW_CLIENTS))
+            bench.results.put("slow_warm", name, _slow_peak(bench, running, requests))
+    for rival in bench.proxies:
+        with (
+            bench.attempt("slow clients, cold", rival.name),
+            rival.cold(bench.work, bench.upstream) as running,
+        ):
+            requests = bench.blob_requests(running.target, SLOW_CLIENTS)
+            bench.results.put("slow_cold", rival.name, _slow_peak(bench, running, requests))
+
+
+def _slow_peak(bench: Bench, running: Running, requests: Sequence[Request]) -> float:
+    running.process.reset_peak()
+    served = trickle(requests, rate=SLOW_RATE, seconds=bench.plan.slow_seconds)
+    if served < len(requests):
+        bench.results.note(
+            f"{running.target.name}: {served} of {len(requests)} slow clients got a byte"
+        )
+    return running.process.peak()
+
+
+GROUPS: dict[str, Callable[[Bench], None]] = {
+    "start": start_time,
+    "warm-blob": warm_blob,
+    "manifests": manifests,
+    "cold": cold_blob,
+    "stampede": stampede,
+    "memory": memory,
+}

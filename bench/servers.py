@@ -1,0 +1,230 @@
+"""The servers that are compared, and the real registry they all pull from.
+
+Each runs as its own documentation starts it: default logging (to a file), default workers. Only
+nginx is told not to log, because it stands for the limit of the machine.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING
+
+from bench.processes import BenchError, ServerProcess, free_port, spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+UPSTREAM = "direct"
+OCIPROXY = "ociproxy"
+REGISTRY = "docker-registry"
+DRAYAGE = "drayage"
+NGINX = "nginx static"
+# gorilla's combined log, which docker-registry writes when a request has ended.
+ACCESS = re.compile(rb'"GET (?P<path>/v2/\S+) HTTP/1\.1" \d+ (?P<bytes>\d+)')
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a client sends its requests: a port, and what it appends to each path."""
+
+    name: str
+    port: int
+    query: str = ""
+
+    def blob(self, repository: str, digest: str) -> str:
+        return f"/v2/{repository}/blobs/{digest}{self.query}"
+
+    def manifest(self, repository: str, reference: str) -> str:
+        return f"/v2/{repository}/manifests/{reference}{self.query}"
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """A docker-registry whose own access log counts the bytes, so that counting costs nothing."""
+
+    process: ServerProcess
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.process.port}"
+
+    @property
+    def target(self) -> Target:
+        return Target(UPSTREAM, self.process.port)
+
+    def mark(self) -> int:
+        return self.process.log.stat().st_size
+
+    def blob_bytes(self, mark: int, digest: str) -> int:
+        """Bytes of this blob that were sent since `mark`, over all requests."""
+        with self.process.log.open("rb") as log:
+            log.seek(mark)
+            found = ACCESS.finditer(log.read())
+        return sum(int(m["bytes"]) for m in found if m["path"].endswith(digest.encode()))
+
+
+@dataclass(frozen=True)
+class Running:
+    process: ServerProcess
+    target: Target
+
+
+@dataclass(frozen=True)
+class Rival:
+    """`prepare` writes a configuration into a directory and says what to run."""
+
+    name: str
+    prepare: Callable[[Path, int, Upstream], list[str]]
+    by_namespace: bool = False
+    proxies: bool = True
+
+    def start(self, directory: Path, upstream: Upstream) -> Running:
+        """A second port is tried once: between choosing one and binding it, it may be taken."""
+        query = f"?ns={upstream.host}" if self.by_namespace else ""
+        for last in (False, True):
+            port = free_port()
+            argv = self.prepare(directory, port, upstream)
+            process = spawn(self.name, argv, port, directory / "log")
+            try:
+                process.wait_ready()
+            except BaseException as error:
+                process.stop()
+                if last or not isinstance(error, BenchError):
+                    raise
+            else:
+                return Running(process, Target(self.name, port, query))
+        raise AssertionError("unreachable")
+
+    @contextmanager
+    def cold(self, parent: Path, upstream: Upstream) -> Iterator[Running]:
+        """A server with an empty store, both gone afterwards."""
+        directory = Path(mkdtemp(prefix="cold-", dir=parent))
+        try:
+            running = self.start(directory, upstream)
+            try:
+                yield running
+            finally:
+                running.process.stop()
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def start_upstream(directory: Path) -> Upstream:
+    argv = [_find("docker-registry"), "serve", str(directory / "config.yml")]
+    port = free_port()
+    (directory / "config.yml").write_text(_registry_config(directory / "store", port, "error"))
+    process = spawn("upstream", argv, port, directory / "log")
+    try:
+        process.wait_ready()
+    except BaseException:
+        process.stop()
+        raise
+    return Upstream(process)
+
+
+def rivals(static: Path) -> list[Rival]:
+    """`static` is the tree of files that nginx serves."""
+
+    def nginx(directory: Path, port: int, _upstream: Upstream) -> list[str]:
+        (directory / "nginx.conf").write_text(_nginx_config(directory, static, port))
+        config = str(directory / "nginx.conf")
+        return [_find("nginx"), "-c", config, "-p", str(directory), "-e", str(directory / "error")]
+
+    return [
+        Rival(OCIPROXY, _ociproxy, by_namespace=True),
+        Rival(REGISTRY, _registry_proxy),
+        Rival(DRAYAGE, _drayage),
+        Rival(NGINX, nginx, proxies=False),
+    ]
+
+
+def _ociproxy(directory: Path, port: int, upstream: Upstream) -> list[str]:
+    if importlib.util.find_spec("ociproxy") is None:
+        raise BenchError("ociproxy cannot be imported")
+    config = directory / "config.yaml"
+    config.write_text(f'upstreams:\n  - {{name: "{upstream.host}", scheme: http}}\n')
+    store = directory / "store"
+    store.mkdir(exist_ok=True)
+    where = ["--host", "127.0.0.1", "--port", str(port)]
+    files = ["--image-path", str(store), "--config-path", str(config)]
+    return [sys.executable, "-m", "ociproxy", "serve", *where, *files]
+
+
+def _registry_proxy(directory: Path, port: int, upstream: Upstream) -> list[str]:
+    config = directory / "config.yml"
+    proxy = f"proxy: {{remoteurl: 'http://{upstream.host}'}}\n"
+    config.write_text(_registry_config(directory / "store", port, "info") + proxy)
+    return [_find("docker-registry"), "serve", str(config)]
+
+
+def _registry_config(store: Path, port: int, level: str) -> str:
+    return (
+        "version: 0.1\n"
+        f"log: {{level: {level}}}\n"
+        "storage:\n"
+        "  cache: {blobdescriptor: inmemory}\n"
+        f"  filesystem: {{rootdirectory: '{store}'}}\n"
+        f"http: {{addr: '127.0.0.1:{port}'}}\n"
+    )
+
+
+def _drayage(directory: Path, port: int, upstream: Upstream) -> list[str]:
+    store = directory / "store"
+    store.mkdir(exist_ok=True)
+    config = directory / "config.toml"
+    config.write_text(
+        f'listen = "127.0.0.1:{port}"\n'
+        f'cache_dir = "{store}"\n'
+        "[upstreams.docker_io]\n"
+        f'registry = "http://{upstream.host}"\n'
+    )
+    return [_find("drayage"), "serve", "--config", str(config)]
+
+
+def _nginx_config(directory: Path, static: Path, port: int) -> str:
+    temporary = "".join(
+        f"  {kind}_temp_path {directory / kind};\n"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    # Without a user of its own, root's nginx drops to one that cannot enter a temporary directory.
+    user = "user root;\n" if os.geteuid() == 0 else ""
+    return (
+        f"{user}daemon off;\nworker_processes auto;\npid {directory / 'pid'};\n"
+        "events { worker_connections 1024; }\n"
+        "http {\n"
+        f"{temporary}"
+        "  access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000000;\n"
+        "  default_type application/octet-stream;\n"
+        "  server {\n"
+        f"    listen 127.0.0.1:{port}; root {static};\n"
+        "    location = /v2/ { return 200 '{}'; }\n"
+        "    location ~ /manifests/ {\n"
+        "      default_type application/vnd.oci.image.manifest.v1+json;\n"
+        "    }\n"
+        "  }\n"
+        "}\n"
+    )
+
+
+def _find(program: str) -> str:
+    """The virtual environment first, then PATH, then where Debian puts daemons."""
+    path = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]
+    )
+    found = shutil.which(program, path=path)
+    if found is None:
+        raise BenchError(f"{program} is not installed")
+    return found
+
+
+def find_wrk() -> str:
+    return _find("wrk")

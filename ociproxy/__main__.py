@@ -1,0 +1,5 @@
+"""`python -m ociproxy`."""
+
+from ociproxy.cli.main import main
+
+main()

@@ -1,0 +1,214 @@
+"""`ociproxy client-config CLIENT`: the exact files that make a client pull through this mirror."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import click
+
+from ociproxy.errors import NameInvalid
+from ociproxy.reference import parse_registry
+
+# Podman and CRI-O have no mirror for everything: each registry is named.
+_REGISTRIES: Final = ("docker.io", "gcr.io", "ghcr.io", "quay.io", "registry.k8s.io")
+
+
+@dataclass(frozen=True, slots=True)
+class ClientFile:
+    """A file on the client's machine. A part is to be merged into the file of that path."""
+
+    path: str
+    text: str
+    notes: tuple[str, ...] = ()
+    part: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """Where this server is, as its clients reach it."""
+
+    scheme: str
+    host: str
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{self.host}"
+
+
+def _mirror(ctx: click.Context, param: click.Parameter, value: str) -> Mirror:
+    wanted = "must be http://HOST[:PORT] or https://HOST[:PORT]"
+    try:
+        parts = urlsplit(value)
+        parse_registry(parts.netloc)
+    except (ValueError, NameInvalid) as error:
+        raise click.BadParameter(wanted, ctx, param) from error
+    if parts.scheme not in ("http", "https") or parts.path.strip("/"):
+        raise click.BadParameter(wanted, ctx, param)
+    if parts.query or parts.fragment:
+        raise click.BadParameter(wanted, ctx, param)
+    return Mirror(parts.scheme, parts.netloc)
+
+
+def _parsed(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        return tuple(dict.fromkeys(parse_registry(registry) for registry in value))
+    except NameInvalid as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
+def _common(command: Callable[..., None]) -> Callable[..., None]:
+    mirror = click.option(
+        "--mirror",
+        metavar="URL",
+        callback=_mirror,
+        default="http://127.0.0.1:8080",
+        show_default=True,
+        show_envvar=True,
+        help="Where clients reach this server.",
+    )
+    write = click.option(
+        "--write",
+        "folder",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Write the files below this directory instead of printing them.",
+    )
+    return mirror(write(command))
+
+
+def _registries(command: Callable[..., None]) -> Callable[..., None]:
+    return click.option(
+        "--registry",
+        "registries",
+        metavar="REGISTRY",
+        callback=_parsed,
+        multiple=True,
+        default=_REGISTRIES,
+        show_default=True,
+        help="Registry to mirror; repeat for more.",
+    )(command)
+
+
+@click.group("client-config")
+def client_config() -> None:
+    """Print the exact files that make a client use this mirror."""
+
+
+@client_config.command("containerd")
+@_common
+def containerd(mirror: Mirror, folder: Path | None) -> None:
+    """Everything that containerd pulls, for Kubernetes and for nerdctl."""
+    _give(containerd_files(mirror), folder)
+
+
+@client_config.command("docker")
+@_common
+def docker(mirror: Mirror, folder: Path | None) -> None:
+    """What Docker pulls from Docker Hub; it has no mirrors for other registries."""
+    _give(docker_files(mirror), folder)
+
+
+@client_config.command("podman")
+@_common
+@_registries
+def podman(mirror: Mirror, folder: Path | None, registries: tuple[str, ...]) -> None:
+    """What Podman, Buildah and Skopeo pull from the registries named."""
+    _give(containers_files(mirror, registries, "Read at each pull: nothing to restart."), folder)
+
+
+@client_config.command("crio")
+@_common
+@_registries
+def crio(mirror: Mirror, folder: Path | None, registries: tuple[str, ...]) -> None:
+    """What CRI-O pulls from the registries named."""
+    _give(containers_files(mirror, registries, "Then: systemctl reload crio"), folder)
+
+
+@client_config.command("k3s")
+@_common
+def k3s(mirror: Mirror, folder: Path | None) -> None:
+    """Everything that k3s pulls; RKE2 reads the same file in /etc/rancher/rke2."""
+    _give(k3s_files(mirror), folder)
+
+
+def containerd_files(mirror: Mirror) -> tuple[ClientFile, ...]:
+    # Without a `server` line containerd asks the image's own registry when the mirror fails.
+    hosts = f'[host."{mirror.url}"]\n  capabilities = ["pull", "resolve"]\n'
+    return (
+        ClientFile(
+            "/etc/containerd/certs.d/_default/hosts.toml",
+            hosts,
+            (
+                "For every registry without a directory of its own beside _default.",
+                "Read at each pull: nothing to restart.",
+            ),
+        ),
+        _config_path(2, "containerd 1.x", "io.containerd.grpc.v1.cri"),
+        _config_path(3, "containerd 2.x", "io.containerd.cri.v1.images"),
+    )
+
+
+def _config_path(version: int, part: str, plugin: str) -> ClientFile:
+    text = (
+        f"version = {version}\n\n"
+        f'[plugins."{plugin}".registry]\n'
+        '  config_path = "/etc/containerd/certs.d"\n'
+    )
+    notes = ("Merge into what is there, then: systemctl restart containerd",)
+    return ClientFile("/etc/containerd/config.toml", text, notes, part)
+
+
+def docker_files(mirror: Mirror) -> tuple[ClientFile, ...]:
+    text = json.dumps({"registry-mirrors": [mirror.url]}, indent=2) + "\n"
+    notes = (
+        "Docker mirrors only docker.io: other registries are pulled directly.",
+        "The mirror's serve.default_upstream has to be docker.io, as it is unless set.",
+        "Merge into what is there, then: systemctl reload docker",
+    )
+    return (ClientFile("/etc/docker/daemon.json", text, notes),)
+
+
+def containers_files(
+    mirror: Mirror, registries: Iterable[str], note: str
+) -> tuple[ClientFile, ...]:
+    # The image's registry leads the path, and `insecure` is what allows plain HTTP.
+    insecure = "insecure = true\n" if mirror.scheme == "http" else ""
+    text = "\n".join(
+        f'[[registry]]\nprefix = "{registry}"\nlocation = "{registry}"\n\n'
+        f'[[registry.mirror]]\nlocation = "{mirror.host}/{registry}"\n{insecure}'
+        for registry in registries
+    )
+    path = "/etc/containers/registries.conf.d/50-ociproxy.conf"
+    return (ClientFile(path, text, ("Only the registries named here are mirrored.", note)),)
+
+
+def k3s_files(mirror: Mirror) -> tuple[ClientFile, ...]:
+    text = f'mirrors:\n  "*":\n    endpoint:\n      - "{mirror.url}"\n'
+    notes = ("On each node, then: systemctl restart k3s (k3s-agent)",)
+    return (ClientFile("/etc/rancher/k3s/registries.yaml", text, notes),)
+
+
+def _give(files: Iterable[ClientFile], folder: Path | None) -> None:
+    if folder is None:
+        click.echo("\n".join(_printed(file) for file in files), nl=False)
+        return
+    for file in files:
+        # Two versions of a part cannot both have the file's name.
+        suffix = f".{file.part.replace(' ', '-')}" if file.part else ""
+        target = folder / f"{file.path.lstrip('/')}{suffix}"
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(file.text, encoding="utf-8")
+        except OSError as error:
+            raise click.ClickException(f"cannot write {target}: {error.strerror}") from error
+        click.echo(str(target))
+
+
+def _printed(file: ClientFile) -> str:
+    part = f" ({file.part})" if file.part else ""
+    notes = "".join(f"# {note}\n" for note in file.notes)
+    return f"# {file.path}{part}\n{notes}{file.text}"

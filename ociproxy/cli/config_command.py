@@ -1,0 +1,40 @@
+"""`ociproxy config`: is this file right, and what may be in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from ociproxy.config_file import read_config, schema
+from ociproxy.errors import ConfigError
+
+
+@click.group("config")
+def config() -> None:
+    """Validate a configuration file; print its JSON Schema."""
+
+
+@config.command("check")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.pass_context
+def check(ctx: click.Context, file: Path) -> None:
+    """Say what is wrong with FILE, a line per problem; exit with 2 if anything is.
+
+    The files it names are looked at too; no upstream is contacted.
+    """
+    try:
+        found = read_config(file)
+    except ConfigError as error:
+        # As they stand, without the program's name in front: editors jump to `file:line:`.
+        click.echo(str(error), err=True)
+        ctx.exit(error.exit_code)
+    number = len(found.upstreams)
+    click.echo(f"{file}: ok, {number} upstream{'' if number == 1 else 's'}")
+
+
+@config.command("schema")
+def print_schema() -> None:
+    """Print the JSON Schema (draft 2020-12) of the configuration file."""
+    click.echo(json.dumps(schema(), indent=2))

@@ -1,0 +1,95 @@
+"""`ociproxy list`."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from ociproxy.cli.options import config_path, configuration, image_path
+from ociproxy.errors import StoreError
+from ociproxy.store.inventory import Entry, inventory
+from ociproxy.store.store import Store
+
+_PIPE_WIDTH = 10_000
+
+
+@click.command("list")
+@click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
+@image_path
+@config_path
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["table", "json", "refs"]),
+    default="table",
+    show_default=True,
+    help="How to print: for people, for programs, or as a list of references.",
+)
+def list_command(
+    patterns: tuple[str, ...], image_path: Path | None, config_path: Path | None, style: str
+) -> None:
+    """Print what is cached; PATTERN is a glob on the reference, such as '*/library/*:1.*'."""
+    root = configuration(config_path, image_path=image_path).store.path
+    if not root.is_dir():
+        raise StoreError(root, "no such folder")
+    entries = (e for e in inventory(Store(root)) if _matches(str(e.reference), patterns))
+    if style == "refs":
+        for entry in entries:
+            click.echo(str(entry.reference))
+    elif style == "json":
+        click.echo(json.dumps([_document(entry) for entry in entries], indent=1))
+    else:
+        _print_table(list(entries))
+
+
+def _matches(reference: str, patterns: tuple[str, ...]) -> bool:
+    return not patterns or any(fnmatchcase(reference, pattern) for pattern in patterns)
+
+
+def _document(entry: Entry) -> dict[str, object]:
+    return {
+        "reference": str(entry.reference),
+        "digest": str(entry.digest),
+        "platforms": [
+            {"platform": p.platform, "digest": str(p.digest), "complete": p.complete}
+            for p in entry.platforms
+        ],
+        "size": entry.size,
+        "complete": entry.complete,
+        "resolved": _time(entry.resolved),
+        "lastUsed": _time(entry.last_used),
+    }
+
+
+def _print_table(entries: list[Entry]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for name in ("REFERENCE", "DIGEST", "PLATFORMS", "SIZE", "COMPLETE", "RESOLVED", "LAST USED"):
+        table.add_column(name, no_wrap=True, overflow="ignore")
+    for entry in entries:
+        table.add_row(
+            str(entry.reference),
+            f"{entry.digest.algorithm}:{entry.digest.encoded[:12]}",
+            ",".join(p.platform or "-" for p in entry.platforms) or "-",
+            decimal(entry.size),
+            "yes" if entry.complete else "no",
+            _time(entry.resolved),
+            _time(entry.last_used) or "-",
+        )
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        # A pipe has no width: never cut a reference short.
+        console.width = _PIPE_WIDTH
+    console.print(table)
+
+
+def _time(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,72 @@
+"""Options that commands share, and how they become a configuration: flag > environment > file > default."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ociproxy.config import Config
+from ociproxy.config_file import read_config
+from ociproxy.log import LEVELS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+image_path = click.option(
+    "--image-path",
+    envvar="OCIPROXY_IMAGE_PATH",
+    type=click.Path(path_type=Path),
+    help="Where the store is.  [default: store.path, else /var/lib/ociproxy]",
+)
+config_path = click.option(
+    "--config-path",
+    envvar="OCIPROXY_CONFIG_PATH",
+    type=click.Path(path_type=Path),
+    help="The YAML configuration file.",
+)
+log_level = click.option(
+    "--log-level",
+    envvar="OCIPROXY_LOG_LEVEL",
+    type=click.Choice(list(LEVELS)),
+    help="What to log.  [default: log.level, else info]",
+)
+log_format = click.option(
+    "--log-format",
+    envvar="OCIPROXY_LOG_FORMAT",
+    type=click.Choice(["text", "json"]),
+    help="How to log it.  [default: log.format, else text]",
+)
+
+
+def common(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (log_format, log_level, config_path, image_path):
+        command = option(command)
+    return command
+
+
+def configuration(
+    config_path: Path | None,
+    *,
+    image_path: Path | None = None,
+    log_level: str | None = None,
+    log_format: str | None = None,
+    serve: dict[str, object] | None = None,
+) -> Config:
+    """What the file says, with what was given on the command line or in the environment instead.
+
+    Options that were not given are None. Raises ConfigError.
+    """
+    config = Config() if config_path is None else read_config(config_path)
+    return replace(
+        config,
+        store=_with(config.store, path=image_path),
+        log=_with(config.log, level=log_level, format=log_format),
+        serve=_with(config.serve, **(serve or {})),
+    )
+
+
+def _with(section: Any, **values: object) -> Any:
+    return replace(section, **{k: v for k, v in values.items() if v is not None})

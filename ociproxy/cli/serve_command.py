@@ -1,0 +1,88 @@
+"""`ociproxy serve`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import click
+
+from ociproxy import log
+from ociproxy.cli.options import common, configuration
+from ociproxy.config import Config
+from ociproxy.errors import ConfigError
+from ociproxy.fetch.oras.backend import OrasBackend
+from ociproxy.fetch.upstreams import MakeBackend
+from ociproxy.serve.server import listen, run
+from ociproxy.serve.workers import run_workers
+from ociproxy.store.store import Store
+
+
+@click.command()
+@common
+@click.option("--host", envvar="OCIPROXY_HOST", help="Where to listen.  [default: 0.0.0.0]")
+@click.option(
+    "--port",
+    envvar="OCIPROXY_PORT",
+    type=click.IntRange(0, 65535),
+    help="0 lets the kernel choose.  [default: 8080]",
+)
+@click.option(
+    "--offline/--online",
+    envvar="OCIPROXY_OFFLINE",
+    default=None,
+    help="Never contact an upstream.  [default: online]",
+)
+@click.option(
+    "--workers",
+    envvar="OCIPROXY_WORKERS",
+    type=click.IntRange(1, 64),
+    help="Processes that share the port and the store.  [default: 1]",
+)
+def serve(
+    image_path: Path | None,
+    config_path: Path | None,
+    log_level: str | None,
+    log_format: str | None,
+    host: str | None,
+    port: int | None,
+    offline: bool | None,
+    workers: int | None,
+) -> None:
+    """Serve the mirror until SIGTERM."""
+
+    def read() -> Config:
+        return configuration(
+            config_path,
+            image_path=image_path,
+            log_level=log_level,
+            log_format=log_format,
+            serve={"host": host, "port": port, "offline": offline, "workers": workers},
+        )
+
+    def reread() -> Config | None:
+        try:
+            fresh = read()
+        except ConfigError as exc:
+            log.event(logging.ERROR, "configuration not reloaded", reason=exc)
+            return None
+        log.event(logging.INFO, "configuration reloaded")
+        return fresh
+
+    config = read()
+    log.set_up(config.log.level, config.log.format)
+    store = Store(config.store.path, hot_manifests=config.store.hot_manifests)
+    store.check_writable()
+
+    def make_backend(current: Config) -> MakeBackend:
+        return lambda upstream: OrasBackend(upstream, current.fetch)
+
+    with listen(config) as listener:
+        if config.serve.workers == 1:
+            run(config, store, make_backend, listener, reread)
+        else:
+            run_workers(
+                config.serve.workers,
+                lambda: run(config, store, make_backend, listener, reread),
+                grace=config.serve.shutdown_grace,
+            )

@@ -1,0 +1,217 @@
+"""What the operator decides, as frozen values with their defaults.
+
+`ociproxy.config_file` makes a `Config` out of YAML, the command line replaces what its options say,
+and everything below is given the part it needs. Durations are seconds, sizes are bytes, registry
+names are normalised: nobody below parses again. A secret cannot be printed by accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final, Literal
+
+from ociproxy.reference import DOCKER_HUB, Reference
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# Docker Hub's API does not live under its name; an `endpoint` in the config still wins.
+_DOCKER_HUB_ENDPOINT: Final = "registry-1.docker.io"
+
+Scheme = Literal["https", "http", "auto"]
+BackendName = Literal["oras", "skopeo"]
+LogLevel = Literal["trace", "debug", "info", "warn", "error"]
+LogFormat = Literal["text", "json"]
+
+
+class Secret:
+    """A string that no repr, log line or traceback shows."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "********"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """How long one upstream may take, in seconds."""
+
+    connect: float = 5.0
+    headers: float = 15.0
+    stall: float = 20.0
+    revalidate: float = 2.0
+    # containerd gives up on a mirror after 30 s without response headers; 20 s is the contract.
+    answer: float = 18.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """How an upstream is verified, and the certificate shown to it.
+
+    Without `ca` the operating system's trust store is used. `insecure_skip_verify` verifies
+    nothing, `ca` or not.
+    """
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    insecure_skip_verify: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Auth:
+    """Where an upstream's credentials come from: exactly one source is set.
+
+    `password`, `password_env` and `password_file` go with `user`. `docker_config` is True for
+    Docker's own place of the file. `ociproxy.fetch.credentials` reads them.
+    """
+
+    user: str | None = None
+    password: Secret | None = None
+    password_env: str | None = None
+    password_file: Path | None = None
+    helper: str | None = None
+    docker_config: Path | bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upstream:
+    """A registry that may be asked; `name` is its normalised name, `host[:port]`."""
+
+    name: str
+    description: str = ""
+    scheme: Scheme = "https"
+    endpoint: str | None = None
+    auth: Auth | None = None
+    tls: Tls = Tls()
+    timeouts: Timeouts = Timeouts()
+    connections: int = 4
+    backend: BackendName = "oras"
+    listed: bool = True
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The base URLs to try in this order, without a slash at the end."""
+        if self.endpoint is not None:
+            return (self.endpoint,)
+        host = _DOCKER_HUB_ENDPOINT if self.name == DOCKER_HUB else self.name
+        if self.scheme == "auto":
+            return (f"https://{host}", f"http://{host}")
+        return (f"{self.scheme}://{host}",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TagRule:
+    """How long a matching tag is fresh: `ttl` None is for ever, 0 asks the upstream every time."""
+
+    match: str
+    ttl: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    path: Path = Path("/var/lib/ociproxy")
+    hot_manifests: int = 16 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serve:
+    """`default_upstream` is empty when a path without a registry is refused."""
+
+    host: str = "0.0.0.0"  # noqa: S104 - a mirror is there for other machines
+    port: int = 8080
+    default_upstream: str = DOCKER_HUB
+    offline: bool = False
+    workers: int = 1
+    shutdown_grace: float = 30.0
+    keepalive: float = 300.0
+    client_stall: float = 300.0
+    header_limit: int = 16 * KIB
+    line_limit: int = 16 * KIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unlisted:
+    """What becomes of a registry that has no entry in `upstreams`."""
+
+    policy: Literal["allow", "deny"] = "allow"
+    scheme: Literal["https", "auto"] = "https"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetch:
+    """Bounds of the pull engine.
+
+    `segment` is the size above which a blob is large: only large ones use several `connections`.
+    `background_fills` 0 fetches a blob only when a client asks for it. `retries` counts tries in a
+    row that brought nothing. `pause` is how long an upstream is left alone after it failed.
+    """
+
+    timeouts: Timeouts = Timeouts()
+    fills: int = 32
+    background_fills: int = 4
+    requests: int = 16
+    segment: int = 32 * MIB
+    connections: int = 4
+    retries: int = 4
+    retry_wait_max: float = 5.0
+    tag_ttl: float | None = 900.0
+    negative_ttl: float = 10.0
+    pause: float = 30.0
+    unlisted: Unlisted = Unlisted()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    level: LogLevel = "info"
+    format: LogFormat = "text"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything the operator decides. `upstreams` is by normalised registry name."""
+
+    store: Store = Store()
+    serve: Serve = Serve()
+    fetch: Fetch = Fetch()
+    tags: tuple[TagRule, ...] = ()
+    upstreams: Mapping[str, Upstream] = field(default_factory=dict)
+    log: Log = Log()
+
+    @property
+    def default_ttl(self) -> float | None:
+        return self.fetch.tag_ttl
+
+    def tag_ttl(self, reference: Reference) -> float | None:
+        """Seconds that the reference's tag is fresh, None for ever. The first match wins."""
+        name = f"{reference.repository}:{reference.tag}"
+        for rule in self.tags:
+            if fnmatchcase(name, rule.match):
+                return rule.ttl
+        return self.default_ttl
+
+    def unlisted_upstream(self, registry: str) -> Upstream:
+        """An anonymous upstream for a registry without an entry; callers obey `unlisted.policy`."""
+        return Upstream(
+            name=registry,
+            scheme=self.fetch.unlisted.scheme,
+            timeouts=self.fetch.timeouts,
+            connections=self.fetch.connections,
+            listed=False,
+        )

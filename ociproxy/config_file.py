@@ -1,0 +1,80 @@
+"""The configuration file, read and checked; its JSON Schema.
+
+Two shapes are read: a mapping with everything, and the classic top-level list of upstreams. Every
+problem is reported with file, line and key; a file with one is not used at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from operator import attrgetter
+from pathlib import Path
+
+from ociproxy.config import Config
+from ociproxy.config_kinds import JsonObject, Place, Problem, Refused
+from ociproxy.config_table import ROOT, UPSTREAMS, build_config
+from ociproxy.config_yaml import SIZE_LIMIT, ListNode, MappingNode, Node, ScalarNode, parse_yaml
+from ociproxy.errors import ConfigError
+
+
+class ConfigFileInvalid(ConfigError):
+    """All that is wrong with one file, a line each; its own facts are the first problem's."""
+
+    def __init__(self, file: str, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(
+            ConfigError(problem.reason, file=file, line=problem.line, key=problem.key)
+            for problem in sorted(problems, key=attrgetter("line"))
+        )
+        first = self.problems[0]
+        super().__init__(first.reason, file=file, line=first.line, key=first.key)
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+def read_config(path: Path) -> Config:
+    """The configuration in a file. Raises ConfigError naming it."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(SIZE_LIMIT + 1)
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror or error}"
+        raise ConfigError(reason, file=str(path)) from error
+    if len(data) > SIZE_LIMIT:
+        raise ConfigError(f"larger than {SIZE_LIMIT} bytes", file=str(path))
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError("not UTF-8", file=str(path), line=line) from error
+    return parse_config(text, str(path))
+
+
+def parse_config(text: str, source: str) -> Config:
+    """The configuration in a text; relative paths in it start at the folder of the source."""
+    root = parse_yaml(text, source)
+    if root is None or (isinstance(root, ScalarNode) and root.value is None):
+        return Config()
+    place = Place("", Path(source).parent)
+    try:
+        return _read_root(root, place)
+    except Refused:
+        raise ConfigFileInvalid(source, place.problems) from None
+
+
+def schema() -> JsonObject:
+    """JSON Schema of the file, for editors; the reader's own checks go further."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "ociproxy configuration",
+        "anyOf": [ROOT.schema(), UPSTREAMS.schema(), {"type": "null"}],
+    }
+
+
+def _read_root(root: Node, place: Place) -> Config:
+    if isinstance(root, ListNode):
+        return build_config({"upstreams": UPSTREAMS.read(root, place)})
+    if not isinstance(root, MappingNode):
+        raise place.refuse(root.line, "must be a mapping, or a list of upstreams")
+    config: Config = ROOT.read(root, place)
+    return config

@@ -1,0 +1,286 @@
+"""Kinds of single values in a configuration file: how one is read, and how JSON Schema says it.
+
+A kind reads a node, or reports what is wrong with it and raises `Refused`. No message repeats a
+value that could be a secret.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ociproxy.config_units import (
+    DURATION,
+    SIZE,
+    parse_duration,
+    parse_size,
+    show_duration,
+    show_size,
+)
+from ociproxy.config_yaml import ListNode, MappingNode, Node
+from ociproxy.errors import shorten
+
+JsonObject = dict[str, Any]
+
+
+class Refused(Exception):
+    """What was being read is wrong and has been reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    line: int
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a node stands: its key path, the folder that relative paths start from, the report."""
+
+    key: str
+    folder: Path
+    problems: list[Problem] = field(default_factory=list)
+
+    def child(self, name: str) -> Place:
+        name = name if re.fullmatch(r"[\w-]{1,64}", name) else shorten(name, 40)
+        key = f"{self.key}.{name}" if self.key else name
+        return dataclasses.replace(self, key=key)
+
+    def item(self, index: int) -> Place:
+        return dataclasses.replace(self, key=f"{self.key}[{index}]")
+
+    def refuse(self, line: int, reason: str) -> Refused:
+        self.problems.append(Problem(line, self.key, reason))
+        return Refused()
+
+
+class Kind(Protocol):
+    """One sort of value. `show` gives a default value as a user would write it."""
+
+    @property
+    def label(self) -> str: ...
+
+    def read(self, node: Node, place: Place) -> Any: ...
+
+    def schema(self) -> JsonObject: ...
+
+    def show(self, value: Any) -> Any: ...
+
+
+def _scalar(node: Node, place: Place, wanted: str) -> str | int | float | bool:
+    if isinstance(node, ListNode):
+        raise place.refuse(node.line, f"must be {wanted}, not a list")
+    if isinstance(node, MappingNode):
+        raise place.refuse(node.line, f"must be {wanted}, not a mapping")
+    if node.value is None:
+        raise place.refuse(node.line, f"must be {wanted}: give a value or remove the key")
+    return node.value
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A string; `parse` may normalise it or raise ValueError with the reason."""
+
+    label: str = "string"
+    pattern: str | None = None
+    parse: Callable[[str], object] = str
+    empty: bool = False
+    length: int = 4096
+
+    def read(self, node: Node, place: Place) -> Any:
+        value = _scalar(node, place, "a string")
+        if not isinstance(value, str):
+            raise place.refuse(node.line, "must be a string: put it in quotes")
+        if not value and not self.empty:
+            raise place.refuse(node.line, "must not be empty")
+        if len(value) > self.length:
+            raise place.refuse(node.line, f"longer than {self.length} characters")
+        if any(ord(character) < 32 or ord(character) == 127 for character in value):
+            raise place.refuse(node.line, "must not contain control characters")
+        if self.pattern is not None and not re.fullmatch(self.pattern, value):
+            raise place.refuse(node.line, f"must match {self.pattern}")
+        try:
+            return self.parse(value)
+        except ValueError as error:
+            raise place.refuse(node.line, str(error)) from error
+
+    def schema(self) -> JsonObject:
+        schema: JsonObject = {"type": "string", "maxLength": self.length}
+        if not self.empty:
+            schema["minLength"] = 1
+        if self.pattern is not None:
+            schema["pattern"] = f"^(?:{self.pattern})$"
+        return schema
+
+    def show(self, value: Any) -> Any:
+        return str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    label: str = "true or false"
+
+    def read(self, node: Node, place: Place) -> bool:
+        value = _scalar(node, place, self.label)
+        if not isinstance(value, bool):
+            raise place.refuse(node.line, f"must be {self.label}")
+        return value
+
+    def schema(self) -> JsonObject:
+        return {"type": "boolean"}
+
+    def show(self, value: Any) -> Any:
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    at_least: int
+    at_most: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.at_least} to {self.at_most}"
+
+    def read(self, node: Node, place: Place) -> int:
+        value = _scalar(node, place, "a whole number")
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise place.refuse(node.line, f"must be a whole number, {self.label}")
+        if not self.at_least <= value <= self.at_most:
+            raise place.refuse(node.line, f"must be {self.label}, not {value}")
+        return value
+
+    def schema(self) -> JsonObject:
+        return {"type": "integer", "minimum": self.at_least, "maximum": self.at_most}
+
+    def show(self, value: Any) -> Any:
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    values: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        return " or ".join(f"`{value}`" for value in self.values)
+
+    def read(self, node: Node, place: Place) -> str:
+        value = _scalar(node, place, self._wanted)
+        if value not in self.values:
+            raise place.refuse(node.line, f"must be {self._wanted}, not {shorten(str(value), 40)}")
+        return str(value)
+
+    @property
+    def _wanted(self) -> str:
+        return " or ".join(self.values)
+
+    def schema(self) -> JsonObject:
+        return {"enum": list(self.values)}
+
+    def show(self, value: Any) -> Any:
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """Seconds as a float; with `never`, that word too, which is None."""
+
+    at_least: float = 0.0
+    at_most: float = 3650 * 86400.0
+    never: bool = False
+
+    @property
+    def label(self) -> str:
+        return "duration, `0` or `never`" if self.never else "duration"
+
+    def read(self, node: Node, place: Place) -> float | None:
+        wanted = "a duration such as 500ms, 30s, 15m, 1h or 7d"
+        value = _scalar(node, place, wanted)
+        if self.never and value == "never":
+            return None
+        seconds = parse_duration(value)
+        if seconds is None:
+            raise place.refuse(node.line, f"must be {wanted}{', or never' if self.never else ''}")
+        if not self.at_least <= seconds <= self.at_most:
+            least, most = show_duration(self.at_least), show_duration(self.at_most)
+            raise place.refuse(node.line, f"must be between {least} and {most}")
+        return seconds
+
+    def schema(self) -> JsonObject:
+        # A schema cannot weigh "90s" against "1m": the bounds hold for bare numbers only.
+        pattern = rf"^(?:{DURATION}|0{'|never' if self.never else ''})$"
+        return {
+            "type": ["string", "number"],
+            "pattern": pattern,
+            "minimum": self.at_least,
+            "maximum": self.at_most,
+        }
+
+    def show(self, value: Any) -> Any:
+        return "never" if value is None else show_duration(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Bytes as an int."""
+
+    at_least: int
+    at_most: int
+    label: str = "size"
+
+    def read(self, node: Node, place: Place) -> int:
+        wanted = "a size such as 65536, 512KiB, 32MiB or 1GiB"
+        value = _scalar(node, place, wanted)
+        size = parse_size(value)
+        if size is None:
+            raise place.refuse(node.line, f"must be {wanted}")
+        if not self.at_least <= size <= self.at_most:
+            least, most = show_size(self.at_least), show_size(self.at_most)
+            raise place.refuse(node.line, f"must be between {least} and {most}")
+        return size
+
+    def schema(self) -> JsonObject:
+        return {
+            "type": ["string", "integer"],
+            "pattern": f"^(?:{SIZE})$",
+            "minimum": self.at_least,
+            "maximum": self.at_most,
+        }
+
+    def show(self, value: Any) -> Any:
+        return show_size(value)
+
+
+@dataclass(frozen=True, slots=True)
+class FilePath:
+    """A path; a relative one starts at the folder of the configuration file."""
+
+    exists: bool = True
+    label: str = "path"
+
+    def read(self, node: Node, place: Place) -> Path:
+        text: str = Text().read(node, place)
+        path = place.folder / text
+        if self.exists:
+            try:
+                with path.open("rb"):
+                    pass
+            except FileNotFoundError as error:
+                raise place.refuse(node.line, f"no such file: {path}") from error
+            except OSError as error:
+                raise place.refuse(
+                    node.line, f"cannot be read: {path}: {error.strerror}"
+                ) from error
+        return path
+
+    def schema(self) -> JsonObject:
+        return Text().schema()
+
+    def show(self, value: Any) -> Any:
+        return str(value)

@@ -1,0 +1,189 @@
+"""Mappings and lists in a configuration file: known keys, defaults, rules between keys.
+
+They go on after a problem, so that one run of `config check` shows all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ociproxy.config_kinds import JsonObject, Kind, Place, Refused
+from ociproxy.config_yaml import ListNode, MappingNode, Node, ScalarNode
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key of a section. An inherited default is no constant: another section has it."""
+
+    kind: Kind
+    meaning: str
+    required: bool = False
+    inherited: bool = False
+
+
+# A rule between the keys of a section; it reports what it finds.
+Rule = Callable[[Mapping[str, Any], MappingNode, Place], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A mapping with known keys. What is not given keeps the default of the dataclass `shape`.
+
+    With `build` it becomes something other than its shape; the shape still says the defaults.
+    """
+
+    shape: type[Any]
+    keys: Mapping[str, Key]
+    build: Callable[[dict[str, Any]], Any] | None = None
+    rules: Sequence[Rule] = ()
+    schema_rules: Mapping[str, Any] = field(default_factory=dict)
+    label: str = "mapping"
+
+    def read(self, node: Node, place: Place) -> Any:
+        if not isinstance(node, MappingNode):
+            got = "a list" if isinstance(node, ListNode) else "a single value"
+            if isinstance(node, ScalarNode) and node.value is None:
+                got = "nothing: give a value or remove the key"
+            raise place.refuse(node.line, f"must be a mapping, not {got}")
+        before = len(place.problems)
+        values: dict[str, Any] = {}
+        seen: dict[str, int] = {}
+        for pair in node.pairs:
+            child = place.child(pair.key)
+            if pair.key in seen:
+                child.refuse(pair.line, f"given twice, first on line {seen[pair.key]}")
+                continue
+            seen[pair.key] = pair.line
+            key = self.keys.get(pair.key)
+            if key is None:
+                child.refuse(pair.line, f"unknown key{_suggestion(pair.key, self.keys)}")
+                continue
+            try:
+                values[pair.key] = key.kind.read(pair.value, child)
+            except Refused:
+                continue
+        for name, key in self.keys.items():
+            if key.required and name not in seen:
+                place.child(name).refuse(node.line, "is required")
+        if len(place.problems) == before:
+            for rule in self.rules:
+                rule(values, node, place)
+        if len(place.problems) > before:
+            raise Refused
+        return self.shape(**values) if self.build is None else self.build(values)
+
+    def schema(self) -> JsonObject:
+        defaults = self._defaults()
+        properties: JsonObject = {}
+        for name, key in self.keys.items():
+            schema = {**key.kind.schema(), "description": key.meaning}
+            if name in defaults:
+                schema["default"] = key.kind.show(defaults[name])
+            properties[name] = schema
+        required = [name for name, key in self.keys.items() if key.required]
+        return {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": properties,
+            **({"required": required} if required else {}),
+            **self.schema_rules,
+        }
+
+    def _defaults(self) -> Mapping[str, Any]:
+        """Defaults worth telling: a leaf's, and not that a key is absent."""
+        return {
+            item.name: item.default
+            for item in dataclasses.fields(self.shape)
+            if item.default is not dataclasses.MISSING
+            and item.name in self.keys
+            and not self.keys[item.name].inherited
+            and not isinstance(self.keys[item.name].kind, Section | Items)
+            and not dataclasses.is_dataclass(item.default)
+            and (item.default is not None or getattr(self.keys[item.name].kind, "never", False))
+        }
+
+    def show(self, value: Any) -> Any:
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """A list of one kind. `identity` names what two items must not share."""
+
+    kind: Kind
+    identity: Callable[[Any], str] | None = None
+    label: str = "list"
+
+    def read(self, node: Node, place: Place) -> tuple[Any, ...]:
+        if not isinstance(node, ListNode):
+            raise place.refuse(node.line, "must be a list")
+        before = len(place.problems)
+        values: list[Any] = []
+        seen: dict[str, int] = {}
+        for index, item in enumerate(node.items):
+            try:
+                value = self.kind.read(item, place.item(index))
+            except Refused:
+                continue
+            if self.identity is not None:
+                name = self.identity(value)
+                if name in seen:
+                    place.item(index).refuse(
+                        item.line, f"{name} is listed twice, first on line {seen[name]}"
+                    )
+                seen.setdefault(name, item.line)
+            values.append(value)
+        if len(place.problems) > before:
+            raise Refused
+        return tuple(values)
+
+    def schema(self) -> JsonObject:
+        return {"type": "array", "items": self.kind.schema()}
+
+    def show(self, value: Any) -> Any:
+        return list(value)
+
+
+def line_of(node: MappingNode, key: str) -> int:
+    """The line of a key of the mapping, or where the mapping starts."""
+    return next((pair.line for pair in node.pairs if pair.key == key), node.line)
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Either:
+    """One of several kinds, told apart by what the node is: `first` reads it if `when` says so."""
+
+    when: Callable[[Node], bool]
+    first: Kind
+    second: Kind
+
+    @property
+    def label(self) -> str:
+        return f"{self.first.label}, or {self.second.label}"
+
+    def read(self, node: Node, place: Place) -> Any:
+        kind = self.first if self.when(node) else self.second
+        return kind.read(node, place)
+
+    def schema(self) -> JsonObject:
+        return {"anyOf": [self.first.schema(), self.second.schema()]}
+
+    def show(self, value: Any) -> Any:
+        return value if isinstance(value, bool) else self.second.show(value)
+
+
+def is_flag(node: Node) -> bool:
+    return isinstance(node, ScalarNode) and isinstance(node.value, bool)
+
+
+def is_mapping(node: Node) -> bool:
+    return isinstance(node, MappingNode)

@@ -1,0 +1,50 @@
+"""Durations and sizes as people write them, and back."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Final
+
+# What JSON Schema is told; the functions below obey the same patterns.
+DURATION: Final = r"[0-9]{1,12}(?:\.[0-9]{1,6})?(?:ms|s|m|h|d)"
+SIZE: Final = r"[0-9]{1,15}(?:KiB|MiB|GiB|TiB)?"
+
+_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES: Final = {"": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
+
+
+def parse_duration(value: object) -> float | None:
+    """Seconds of `30s`, `15m`, `500ms`, `0` or a number; None if it is no duration."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value) if math.isfinite(value) else None
+    if value == "0":
+        return 0.0
+    if not isinstance(value, str) or not re.fullmatch(DURATION, value):
+        return None
+    number = value.rstrip("mshd")
+    return float(number) * _SECONDS[value[len(number) :]]
+
+
+def show_duration(seconds: float) -> str:
+    for unit in ("d", "h", "m", "s"):
+        if seconds >= _SECONDS[unit] and seconds % _SECONDS[unit] == 0:
+            return f"{int(seconds // _SECONDS[unit])}{unit}"
+    return "0" if seconds == 0 else f"{seconds * 1000:g}ms"
+
+
+def parse_size(value: object) -> int | None:
+    """Bytes of `32MiB`, `1GiB` or a whole number; None if it is no size."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or not re.fullmatch(SIZE, value):
+        return None
+    number = value.rstrip("KMGTiB")
+    return int(number) * _BYTES[value[len(number) :]]
+
+
+def show_size(size: int) -> str:
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size >= _BYTES[unit] and size % _BYTES[unit] == 0:
+            return f"{size // _BYTES[unit]}{unit}"
+    return str(size)

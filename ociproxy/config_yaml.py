@@ -1,0 +1,166 @@
+"""YAML text as a tree of nodes that remember their line: the only file that knows PyYAML.
+
+Scalars follow YAML 1.2's core schema: PyYAML's own rules read `no` as false and `1:30` as ninety,
+which turns a password or a duration into something else without a word. The input may be hostile:
+size, depth and the number of nodes after expanding aliases are bounded, no tag builds an object.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import yaml
+
+from ociproxy.errors import ConfigError, shorten
+
+SIZE_LIMIT: Final = 1024 * 1024
+_DEPTH_LIMIT: Final = 32
+_NODE_LIMIT: Final = 200_000
+
+_NULL: Final = "tag:yaml.org,2002:null"
+_BOOL: Final = "tag:yaml.org,2002:bool"
+_INT: Final = "tag:yaml.org,2002:int"
+_FLOAT: Final = "tag:yaml.org,2002:float"
+_STR: Final = "tag:yaml.org,2002:str"
+_SEQ: Final = "tag:yaml.org,2002:seq"
+_MAP: Final = "tag:yaml.org,2002:map"
+
+
+@dataclass(frozen=True, slots=True)
+class ScalarNode:
+    line: int
+    value: str | int | float | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class ListNode:
+    line: int
+    items: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One `key: value` of a mapping; `line` is the key's."""
+
+    key: str
+    line: int
+    value: Node
+
+
+@dataclass(frozen=True, slots=True)
+class MappingNode:
+    """Pairs as they stand in the file: a key may come twice, whoever reads them says so."""
+
+    line: int
+    pairs: tuple[Pair, ...]
+
+
+Node = ScalarNode | ListNode | MappingNode
+
+
+def parse_yaml(text: str, source: str) -> Node | None:
+    """The document in the text, None if it is empty. Raises ConfigError with the place."""
+    if len(text) > SIZE_LIMIT:
+        raise ConfigError(f"larger than {SIZE_LIMIT} bytes", file=source)
+    try:
+        root = _Loader(text).get_single_node()
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        reason = f"character U+{ord(text[error.position]):04X} is not allowed"
+        raise ConfigError(reason, file=source, line=line) from error
+    except yaml.MarkedYAMLError as error:
+        raise _translated(error, source) from error
+    return None if root is None else _Conversion(source).node(root, depth=0)
+
+
+class _Loader(yaml.SafeLoader):
+    # Empty, then filled below: the rules of the parent are YAML 1.1's.
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - the parent declares it
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        # The composer recurses: a page of "[[[[" must not end in a RecursionError.
+        self._depth += 1
+        try:
+            if self._depth > _DEPTH_LIMIT:
+                mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+                raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=mark)
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+
+for _tag, _pattern, _first in (
+    (_NULL, r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    (_BOOL, r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    (_INT, r"[-+]?[0-9]{1,18}", list("-+0123456789")),
+    (
+        _FLOAT,
+        r"[-+]?(?:\.[0-9]+|[0-9]{1,18}(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]{1,3})?",
+        list("-+.0123456789"),
+    ),
+):
+    _Loader.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), _first)
+
+
+class _Conversion:
+    """PyYAML's nodes to ours, counting: ten lines of aliases can mean a thousand million nodes."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._count = 0
+
+    def node(self, node: yaml.Node, *, depth: int) -> Node:
+        line = _line(node.start_mark)
+        self._count += 1
+        if self._count > _NODE_LIMIT or depth > _DEPTH_LIMIT:
+            raise ConfigError("aliases expand to too much", file=self._source, line=line)
+        if isinstance(node, yaml.ScalarNode):
+            return ScalarNode(line, self._scalar(node, line))
+        if isinstance(node, yaml.SequenceNode) and node.tag == _SEQ:
+            items = tuple(self.node(item, depth=depth + 1) for item in node.value)
+            return ListNode(line, items)
+        if isinstance(node, yaml.MappingNode) and node.tag == _MAP:
+            return MappingNode(line, tuple(self._pair(*pair, depth=depth) for pair in node.value))
+        raise self._unsupported(node, line)
+
+    def _pair(self, key: yaml.Node, value: yaml.Node, *, depth: int) -> Pair:
+        line = _line(key.start_mark)
+        if not isinstance(key, yaml.ScalarNode):
+            raise ConfigError("a key must be a word", file=self._source, line=line)
+        return Pair(key.value, line, self.node(value, depth=depth + 1))
+
+    def _scalar(self, node: yaml.ScalarNode, line: int) -> str | int | float | bool | None:
+        text: str = node.value
+        try:
+            if node.tag == _STR:
+                return text
+            if node.tag == _NULL:
+                return None
+            if node.tag == _BOOL:
+                return text.lower() == "true"
+            if node.tag == _INT:
+                return int(text)
+            if node.tag == _FLOAT:
+                return float(text)
+        except ValueError as error:
+            raise ConfigError("not a number", file=self._source, line=line) from error
+        raise self._unsupported(node, line)
+
+    def _unsupported(self, node: yaml.Node, line: int) -> ConfigError:
+        return ConfigError(
+            f"tag {shorten(node.tag)} is not supported", file=self._source, line=line
+        )
+
+
+def _line(mark: yaml.Mark | None) -> int:
+    return 1 if mark is None else mark.line + 1
+
+
+def _translated(error: yaml.MarkedYAMLError, source: str) -> ConfigError:
+    mark = error.problem_mark or error.context_mark
+    column = "" if mark is None else f" (column {mark.column + 1})"
+    what = ", ".join(part for part in (error.context, error.problem) if part)
+    return ConfigError(f"not valid YAML: {what}{column}", file=source, line=_line(mark))

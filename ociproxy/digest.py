@@ -1,0 +1,72 @@
+"""Digests: the name of content, parsed once and then never a bare string again.
+
+Grammar and algorithms: OCI image-spec descriptor.md, "Digests". Only registered algorithms are accepted,
+because a digest that cannot be verified must not name anything in the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, Protocol
+
+from ociproxy.errors import DigestInvalid
+
+_ENCODED: Final = {
+    "sha256": re.compile(r"[a-f0-9]{64}"),
+    "sha512": re.compile(r"[a-f0-9]{128}"),
+}
+
+
+class Hasher(Protocol):
+    """What `hashlib` returns."""
+
+    def update(self, data: bytes | bytearray | memoryview, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """`algorithm:encoded`, for example `sha256:e3b0c442...`."""
+
+    algorithm: str
+    encoded: str
+
+    @staticmethod
+    def parse(text: str) -> Digest:
+        """Raises DigestInvalid."""
+        return _parse(text)
+
+    @classmethod
+    def of(cls, data: bytes | memoryview, algorithm: str = "sha256") -> Digest:
+        """The digest of data; `algorithm` is one we know."""
+        return cls(algorithm, hashlib.new(algorithm, data).hexdigest())
+
+    @classmethod
+    def finish(cls, hasher: Hasher, algorithm: str) -> Digest:
+        """The digest of everything a hasher of this algorithm has seen."""
+        return cls(algorithm, hasher.hexdigest())
+
+    def hasher(self) -> Hasher:
+        """A fresh hasher of this digest's algorithm."""
+        return hashlib.new(self.algorithm)
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.encoded}"
+
+
+@lru_cache(maxsize=4096)
+def _parse(text: str) -> Digest:
+    algorithm, separator, encoded = text.partition(":")
+    if not separator:
+        raise DigestInvalid(text, "expected <algorithm>:<hex>")
+    pattern = _ENCODED.get(algorithm)
+    if pattern is None:
+        raise DigestInvalid(text, "algorithm is neither sha256 nor sha512")
+    if not pattern.fullmatch(encoded):
+        length = 64 if algorithm == "sha256" else 128
+        raise DigestInvalid(text, f"expected {length} lowercase hexadecimal digits after the colon")
+    return Digest(algorithm, encoded)

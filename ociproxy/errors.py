@@ -1,0 +1,231 @@
+"""Every error a user or a client can cause or meet, in one tree.
+
+OciProxyError
+  + ConfigError            the configuration file or an option is wrong
+  + NameInvalid            text is not a repository name, tag or reference
+  + DigestInvalid          text is not a digest
+  + NameUnknown            no upstream may be asked for this registry
+  + ManifestUnknown        upstream has no such manifest, or we are offline and do not have it
+  + BlobUnknown            the same for a blob
+  x UpstreamError          the upstream's fault; the base of:
+    + UpstreamUnavailable  no answer, a 5xx, a broken connection: the only one worth another try
+    + UpstreamRateLimited  429, with the time the upstream asked for
+    + UpstreamDenied       401 or 403 to the credentials we have for it
+    + UpstreamForbidden    we may not connect to the address it resolves or redirects to
+    + UpstreamUntrusted    its certificate, or ours, is not accepted
+    + ManifestInvalid      too large, not JSON, or not what its media type says
+  x IntegrityError         bytes are not what their descriptor says; the base of:
+    + SizeMismatch
+    + DigestMismatch
+  + StoreError             the store cannot be read or written
+    + StoreFull            no space left
+  + AddressInUse           the server cannot listen where it was told to
+
+Classes marked x are never raised themselves. Each class carries its facts as attributes and the exit code
+the command line ends with; HTTP statuses are the business of `ociproxy.serve.errors`. A programming error
+is not in this tree.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class OciProxyError(Exception):
+    """Base of everything this program reports in one line instead of a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(OciProxyError):
+    """The configuration is wrong; says where."""
+
+    exit_code = 2
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        file: str | None = None,
+        line: int | None = None,
+        key: str | None = None,
+    ) -> None:
+        self.reason = reason
+        self.file = file
+        self.line = line
+        self.key = key
+        place = file or ""
+        if file and line is not None:
+            place = f"{file}:{line}"
+        super().__init__(": ".join(part for part in (place, key or "", reason) if part))
+
+
+class NameInvalid(OciProxyError):
+    """Text from outside is not a repository name, tag or reference."""
+
+    exit_code = 2
+
+    def __init__(self, text: str, reason: str) -> None:
+        self.text = text
+        self.reason = reason
+        super().__init__(f"invalid name {shorten(text)}: {reason}")
+
+
+class DigestInvalid(OciProxyError):
+    """Text from outside is not a digest of an algorithm we verify."""
+
+    exit_code = 2
+
+    def __init__(self, text: str, reason: str) -> None:
+        self.text = text
+        self.reason = reason
+        super().__init__(f"invalid digest {shorten(text)}: {reason}")
+
+
+class NameUnknown(OciProxyError):
+    """No upstream may be asked for this registry, or the upstream knows no such repository."""
+
+    exit_code = 3
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        self.reason = reason
+        super().__init__(f"{shorten(name)}: {reason}")
+
+
+class ManifestUnknown(OciProxyError):
+    """The manifest is neither stored nor known to the upstream."""
+
+    exit_code = 3
+
+    def __init__(self, reference: object, reason: str) -> None:
+        self.reference = reference
+        self.reason = reason
+        super().__init__(f"manifest {reference}: {reason}")
+
+
+class BlobUnknown(OciProxyError):
+    """The blob is neither stored nor known to the upstream."""
+
+    exit_code = 3
+
+    def __init__(self, digest: object, reason: str) -> None:
+        self.digest = digest
+        self.reason = reason
+        super().__init__(f"blob {digest}: {reason}")
+
+
+class UpstreamError(OciProxyError):
+    """Something the upstream did; `upstream` is its registry name."""
+
+    exit_code = 3
+
+    def __init__(self, upstream: str, reason: str) -> None:
+        self.upstream = upstream
+        self.reason = reason
+        super().__init__(f"upstream {upstream}: {reason}")
+
+
+class UpstreamUnavailable(UpstreamError):
+    """No answer, a 5xx or a broken connection; another try may help.
+
+    `timed_out` tells a silent upstream from a broken one; `unreachable` says that no connection was
+    made at all, which is what puts an upstream into its back-off.
+    """
+
+    exit_code = 75
+
+    def __init__(
+        self, upstream: str, reason: str, *, timed_out: bool = False, unreachable: bool = False
+    ) -> None:
+        self.timed_out = timed_out
+        self.unreachable = unreachable
+        super().__init__(upstream, reason)
+
+
+class UpstreamRateLimited(UpstreamError):
+    """429 Too Many Requests; `retry_after` is in seconds."""
+
+    exit_code = 75
+
+    def __init__(self, upstream: str, reason: str, *, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__(upstream, reason)
+
+
+class UpstreamDenied(UpstreamError):
+    """The upstream refuses the credentials configured for it, or asks for some; `status` is its."""
+
+    def __init__(self, upstream: str, reason: str, *, status: int) -> None:
+        self.status = status
+        super().__init__(upstream, reason)
+
+
+class UpstreamForbidden(UpstreamError):
+    """The upstream, a redirect or a token realm leads to an address or a scheme we refuse to use."""
+
+
+class UpstreamUntrusted(UpstreamError):
+    """The TLS handshake failed over a certificate: another try cannot help."""
+
+
+class ManifestInvalid(UpstreamError):
+    """What came is not a manifest: too large, not JSON, or another media type than it says."""
+
+
+class IntegrityError(OciProxyError):
+    """Bytes are not what their descriptor says; `subject` names what was verified."""
+
+    exit_code = 5
+
+    def __init__(self, subject: object, expected: object, actual: object) -> None:
+        self.subject = subject
+        self.expected = expected
+        self.actual = actual
+        super().__init__(f"{subject}: expected {self.quantity} {expected}, got {actual}")
+
+    quantity = "value"
+
+
+class SizeMismatch(IntegrityError):
+    """The number of bytes differs."""
+
+    quantity = "size"
+
+
+class DigestMismatch(IntegrityError):
+    """The digest differs."""
+
+    quantity = "digest"
+
+
+class StoreError(OciProxyError):
+    """The store cannot be read or written."""
+
+    exit_code = 4
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"store {path}: {reason}")
+
+
+class StoreFull(StoreError):
+    """No space left where the store lives."""
+
+
+class AddressInUse(OciProxyError):
+    """The server cannot listen on this address."""
+
+    exit_code = 2
+
+    def __init__(self, host: str, port: int, reason: str) -> None:
+        self.host = host
+        self.port = port
+        super().__init__(f"cannot listen on {host}:{port}: {reason}")
+
+
+def shorten(text: str, limit: int = 120) -> str:
+    """Hostile text, fit for one line of a log or an error body."""
+    printable = text if len(text) <= limit else text[: limit - 3] + "..."
+    return repr(printable)

@@ -1,0 +1,151 @@
+"""Blobs, pulled through: the stored file, or the fill that is bringing it."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from ociproxy import log
+from ociproxy.bounded import BoundedCache
+from ociproxy.errors import (
+    BlobUnknown,
+    IntegrityError,
+    OciProxyError,
+    UpstreamDenied,
+    UpstreamError,
+)
+from ociproxy.fetch.outcome import FILL, FOLLOW, HIT, PASSED_ON, Outcome
+from ociproxy.manifest import ImageManifest
+from ociproxy.store.blobs import BlobFile
+
+if TYPE_CHECKING:
+    from ociproxy.config import Config
+    from ociproxy.digest import Digest
+    from ociproxy.fetch.fill import Fill, Fills
+    from ociproxy.fetch.upstreams import Upstreams
+    from ociproxy.manifest import Descriptor, ManifestHolder
+    from ociproxy.reference import Repository
+    from ociproxy.store.store import Store
+
+_KNOWN_SIZES: Final = 65_536
+_COMPLETE_IMAGES: Final = 8192
+_BLOBS_AHEAD: Final = 1024
+"""Blobs of one image that are fetched before anybody asks; no honest image has as many."""
+
+
+class BlobPuller:
+    """Belongs to one event loop."""
+
+    def __init__(self, store: Store, upstreams: Upstreams, fills: Fills, config: Config) -> None:
+        self._store = store
+        self._upstreams = upstreams
+        self._fills = fills
+        self._config = config
+        self._sizes: BoundedCache[Digest, int] = BoundedCache(_KNOWN_SIZES)
+        self._complete: BoundedCache[Digest, bool] = BoundedCache(_COMPLETE_IMAGES)
+
+    async def pull(self, repository: Repository, digest: Digest) -> tuple[BlobFile | Fill, Outcome]:
+        """The stored blob, open, or a fill that has started to bring it.
+
+        Raises BlobUnknown, UpstreamError kinds, IntegrityError kinds or StoreError.
+        """
+        found = await self._find(digest)
+        if found is not None:
+            return found, HIT
+        fill = self._fills.running(digest)
+        outcome = FILL if fill is None else FOLLOW
+        fill = fill or self._start(repository, digest)
+        try:
+            await fill.started()
+        except (BlobUnknown, UpstreamDenied):
+            if fill.repository == repository:
+                raise
+            # That was the answer to somebody else's question, under another name.
+            fill, outcome = self._start(repository, digest), FILL
+            await fill.started()
+        if fill.done:
+            # It ended before this reader got its turn: the store has the blob now.
+            found = await self._find(digest)
+            if found is not None:
+                return found, outcome
+        return fill, outcome
+
+    async def size(self, repository: Repository, digest: Digest) -> tuple[int, Outcome]:
+        """Bytes of a blob; where it is not stored the upstream is asked, and nothing is fetched."""
+        size = self._store.blobs.find_size(digest)
+        if size is not None:
+            return size, HIT
+        fill = self._fills.running(digest)
+        if fill is not None:
+            await fill.started()
+            return fill.size or self._store.blobs.find_size(digest) or 0, FOLLOW
+        self._refuse_offline(digest)
+        size = await self._upstreams.ask(
+            repository.registry,
+            ("blob", repository, digest),
+            lambda backend: backend.stat_blob(repository, digest),
+        )
+        self._sizes.put(digest, size)
+        return size, PASSED_ON
+
+    def complete(self, repository: Repository, image: ManifestHolder) -> None:
+        """Fetch in the background what the store lacks of an image that somebody is pulling."""
+        digest = image.descriptor.digest
+        if self._complete.get(digest) or self._config.serve.offline:
+            return
+        manifest = image.manifest
+        if not isinstance(manifest, ImageManifest):
+            return
+        missing = [b for b in manifest.blobs if self._store.blobs.find_size(b.digest) is None]
+        if not missing:
+            self._complete.put(digest, True)
+        for blob in missing[:_BLOBS_AHEAD]:
+            self._sizes.put(blob.digest, blob.size)
+            self._fills.queue(blob, partial(self._start_missing, repository, blob))
+
+    async def _find(self, digest: Digest) -> BlobFile | None:
+        found = self._store.blobs.find(digest)
+        if found is None or found.sealed:
+            return found
+        try:
+            await self._upstreams.call(lambda: self._store.blobs.verify(digest))
+        except IntegrityError as exc:
+            found.file.close()
+            log.event(logging.ERROR, "blob quarantined", digest=digest, reason=exc)
+            return None
+        except BaseException:
+            found.file.close()
+            raise
+        return found
+
+    def _start(self, repository: Repository, digest: Digest) -> Fill:
+        self._refuse_offline(digest)
+        key = ("blob", repository, digest)
+        refusal = self._upstreams.refusal(key)
+        if refusal is not None:
+            raise refusal.with_traceback(None)
+        self._upstreams.check(repository.registry)
+        upstream = self._upstreams.upstream(repository.registry)
+        return self._fills.start(
+            repository,
+            digest,
+            backend=self._upstreams.backend(repository.registry),
+            connections=upstream.connections,
+            size=self._sizes.get(digest),
+            failed=lambda error: self._learn(repository.registry, key, error),
+        )
+
+    def _start_missing(self, repository: Repository, blob: Descriptor) -> Fill | None:
+        if self._store.blobs.find_size(blob.digest) is not None:
+            return None
+        return self._start(repository, blob.digest)
+
+    def _learn(self, registry: str, key: object, error: OciProxyError) -> None:
+        self._upstreams.keep_refusal(key, error)
+        if isinstance(error, UpstreamError):
+            self._upstreams.note(registry, error)
+
+    def _refuse_offline(self, digest: Digest) -> None:
+        if self._config.serve.offline:
+            raise BlobUnknown(digest, "not stored, and this mirror is offline")

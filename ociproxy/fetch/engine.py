@@ -1,0 +1,64 @@
+"""The pull engine put together: what the server asks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from ociproxy import log
+from ociproxy.clock import SystemClock
+from ociproxy.fetch.blobs import BlobPuller
+from ociproxy.fetch.fill import Fills
+from ociproxy.fetch.listings import ListingPuller
+from ociproxy.fetch.manifests import ManifestPuller
+from ociproxy.fetch.upstreams import Upstreams
+
+if TYPE_CHECKING:
+    from ociproxy.clock import Clock
+    from ociproxy.config import Config
+    from ociproxy.fetch.upstreams import MakeBackend
+    from ociproxy.store.store import Store
+
+_ABANDONED_AFTER: Final = 24 * 3600.0
+"""Seconds after which a download that nobody took up again is removed from `pulls/`."""
+
+
+class Engine:
+    """Made inside a running event loop, and belongs to it; `close` when it ends."""
+
+    def __init__(
+        self,
+        store: Store,
+        config: Config,
+        make_backend: MakeBackend,
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        self.store = store
+        self._clock = clock or SystemClock()
+        self._fills = Fills(store, config.fetch)
+        self.upstreams = Upstreams(config, make_backend, clock=clock)
+        self.blobs = BlobPuller(store, self.upstreams, self._fills, config)
+        self.manifests = ManifestPuller(store, self.upstreams, self.blobs, config, clock=clock)
+        self.listings = ListingPuller(store, self.upstreams, self.manifests, config)
+        self._sweeping = asyncio.create_task(self._sweep())
+
+    async def close(self) -> None:
+        """End what is running: downloads soon, keeping what arrived; questions without waiting."""
+        self._sweeping.cancel()
+        await asyncio.gather(
+            self._sweeping, self.manifests.close(), self._fills.close(), return_exceptions=True
+        )
+        await self.upstreams.close()
+
+    async def retire(self) -> None:
+        """Another engine has taken over: finish the downloads that clients may be reading, then close."""
+        await self._fills.drain()
+        await self.close()
+
+    async def _sweep(self) -> None:
+        before = self._clock.now() - _ABANDONED_AFTER
+        removed = await self.upstreams.call(lambda: self.store.staging.sweep(before))
+        if removed:
+            log.event(logging.INFO, "abandoned downloads removed", files=removed)

@@ -1,0 +1,147 @@
+"""Lists, passed on: the tags of a repository and the referrers of a manifest.
+
+They are the upstream's answers as they come; where it does not answer, what is cached. Referrers follow the
+distribution-spec (listing referrers): an upstream without that API is read by its fallback tag, and
+the answer is never a 404.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+from ociproxy import log
+from ociproxy.errors import ManifestUnknown, NameUnknown, OciProxyError
+from ociproxy.fetch.outcome import HIT, PASSED_ON, Outcome, stale_because
+from ociproxy.fetch.upstream import Listing
+from ociproxy.manifest import OCI_INDEX, Descriptor, Index, MalformedManifest, parse_manifest
+from ociproxy.reference import Reference
+
+if TYPE_CHECKING:
+    from ociproxy.config import Config
+    from ociproxy.digest import Digest
+    from ociproxy.fetch.manifests import ManifestPuller
+    from ociproxy.fetch.upstreams import Upstreams
+    from ociproxy.reference import Repository
+    from ociproxy.store.store import Store
+
+_FILTER = "artifactType"
+
+
+@dataclass(frozen=True, slots=True)
+class TagsQuery:
+    """`n` and `last` as the client sent them; n is None without a limit."""
+
+    n: int | None = None
+    last: str = ""
+
+    def encode(self) -> str:
+        pairs = [("n", str(self.n))] if self.n is not None else []
+        return urlencode(pairs + ([("last", self.last)] if self.last else []))
+
+
+class ListingPuller:
+    """Belongs to one event loop."""
+
+    def __init__(
+        self, store: Store, upstreams: Upstreams, manifests: ManifestPuller, config: Config
+    ) -> None:
+        self._store = store
+        self._upstreams = upstreams
+        self._manifests = manifests
+        self._config = config
+
+    async def tags(self, repository: Repository, query: TagsQuery) -> tuple[Listing, Outcome]:
+        """Raises NameUnknown, UpstreamError kinds or StoreError."""
+        if not self._config.serve.offline:
+            try:
+                return await self._ask(repository, "tags/list", query.encode()), PASSED_ON
+            except OciProxyError as exc:
+                if not self._store.refs.has_repository(repository):
+                    raise
+                outcome = stale_because(exc)
+                log.event(logging.WARNING, "serving stale", reference=repository, reason=exc)
+        elif self._store.refs.has_repository(repository):
+            outcome = HIT
+        else:
+            raise NameUnknown(str(repository), "not stored, and this mirror is offline")
+        return self._cached_tags(repository, query), outcome
+
+    async def referrers(
+        self, repository: Repository, subject: Digest, artifact_type: str
+    ) -> tuple[Listing, Outcome]:
+        """An index of what refers to the subject; an empty one where nothing does, or nothing is known."""
+        cached = self._store.refs.referrers(repository, subject)
+        if self._config.serve.offline:
+            return _index(cached, artifact_type), HIT
+        query = urlencode({_FILTER: artifact_type}) if artifact_type else ""
+        try:
+            listing = await self._ask(repository, f"referrers/{subject}", query)
+        except NameUnknown:
+            return await self._fallback(repository, subject, artifact_type)
+        except OciProxyError as exc:
+            log.event(
+                logging.WARNING, "serving stale", reference=f"{repository}@{subject}", reason=exc
+            )
+            return _index(cached, artifact_type), stale_because(exc)
+        if artifact_type and _FILTER not in listing.filters_applied:
+            return _filtered(listing, artifact_type), PASSED_ON
+        return listing, PASSED_ON
+
+    async def _ask(self, repository: Repository, path: str, query: str) -> Listing:
+        return await self._upstreams.ask(
+            repository.registry,
+            ("listing", repository, path, query),
+            lambda backend: backend.fetch_listing(repository, path, query),
+        )
+
+    async def _fallback(
+        self, repository: Repository, subject: Digest, artifact_type: str
+    ) -> tuple[Listing, Outcome]:
+        tag = f"{subject.algorithm}-{subject.encoded}"[:128]
+        try:
+            answer = await self._manifests.pull(Reference(repository, tag), body=True)
+        except OciProxyError as exc:
+            outcome = PASSED_ON if isinstance(exc, ManifestUnknown) else stale_because(exc)
+            return _index([], artifact_type), outcome
+        listing = Listing(answer.raw or b"", answer.descriptor.media_type)
+        return _filtered(listing, artifact_type), answer.outcome
+
+    def _cached_tags(self, repository: Repository, query: TagsQuery) -> Listing:
+        tags = [tag for tag in self._store.refs.tags(repository) if tag > query.last]
+        page = tags if query.n is None else tags[: query.n]
+        following = ""
+        if query.n and len(page) < len(tags):
+            following = TagsQuery(query.n, page[-1]).encode()
+        body = json.dumps({"name": repository.name, "tags": page}).encode()
+        return Listing(body, "application/json", next_query=following)
+
+
+def _filtered(listing: Listing, artifact_type: str) -> Listing:
+    """The index without the entries of other artifact types; what is no index lists nothing."""
+    try:
+        index = parse_manifest(listing.raw, OCI_INDEX)
+    except MalformedManifest:
+        return _index([], artifact_type)
+    if not artifact_type:
+        return listing
+    descriptors = list(index.manifests) if isinstance(index, Index) else []
+    return _index(descriptors, artifact_type, listing.next_query)
+
+
+def _index(descriptors: list[Descriptor], artifact_type: str, next_query: str = "") -> Listing:
+    chosen = [d for d in descriptors if not artifact_type or d.artifact_type == artifact_type]
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_INDEX,
+        "manifests": [descriptor.to_json() for descriptor in chosen],
+    }
+    return Listing(
+        json.dumps(document).encode(),
+        OCI_INDEX,
+        next_query=next_query,
+        filters_applied=_FILTER if artifact_type else "",
+    )

@@ -1,0 +1,242 @@
+"""Manifests, pulled through: what is stored and fresh, else what the upstream says, else what is stored.
+
+A tag has a time to live. After it one HEAD asks whether it moved, and only if it did is the manifest
+fetched; an upstream that fails, refuses or dawdles leaves the client with what is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ociproxy import log
+from ociproxy.bounded import BoundedCache
+from ociproxy.clock import SystemClock
+from ociproxy.errors import ManifestUnknown, OciProxyError
+from ociproxy.fetch.outcome import (
+    HIT,
+    MISS,
+    MISS_COLLAPSED,
+    PASSED_ON,
+    PAUSED,
+    REVALIDATED,
+    SLOW,
+    UPDATED,
+    Outcome,
+    stale_because,
+)
+from ociproxy.reference import Reference
+from ociproxy.store.manifests import described_as
+from ociproxy.store.refs import TagRecord
+
+if TYPE_CHECKING:
+    from ociproxy.clock import Clock
+    from ociproxy.config import Config
+    from ociproxy.digest import Digest
+    from ociproxy.fetch.blobs import BlobPuller
+    from ociproxy.fetch.upstream import Backend
+    from ociproxy.fetch.upstreams import Upstreams
+    from ociproxy.manifest import Descriptor, ManifestHolder
+    from ociproxy.reference import Repository
+    from ociproxy.store.store import Store
+
+_PAUSES: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestAnswer:
+    """`raw` is None where only the head was asked for and the bytes are not stored."""
+
+    descriptor: Descriptor
+    raw: bytes | None
+    outcome: Outcome
+
+
+class ManifestPuller:
+    """Belongs to one event loop."""
+
+    def __init__(
+        self,
+        store: Store,
+        upstreams: Upstreams,
+        blobs: BlobPuller,
+        config: Config,
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        self._store = store
+        self._upstreams = upstreams
+        self._blobs = blobs
+        self._config = config
+        self._clock = clock or SystemClock()
+        self._paused: BoundedCache[Reference, float] = BoundedCache(_PAUSES)
+        self._ttls: BoundedCache[Reference, float] = BoundedCache(_PAUSES)
+        self._tasks: set[asyncio.Task[tuple[ManifestHolder, Outcome]]] = set()
+
+    async def pull(self, reference: Reference, *, body: bool) -> ManifestAnswer:
+        """The manifest of a tag or digest; with `body` False its descriptor is enough.
+
+        Raises ManifestUnknown, NameUnknown, UpstreamError kinds, IntegrityError kinds or StoreError.
+        """
+        if reference.digest is not None:
+            return await self._by_digest(reference, reference.digest, body=body)
+        record = self._store.refs.find_tag(reference.repository, reference.tag or "")
+        if record is None:
+            return await self._from_upstream(reference, body=body)
+        stored = self._find(record.descriptor)
+        if not self._has_expired(reference, record):
+            if stored is None:
+                return await self._unstored(reference, record, body=body)
+            return self._answer(reference.repository, stored, HIT, body=body)
+        if stored is None:
+            return await self._from_upstream(reference, body=body)
+        return await self._revalidate(reference, stored, body=body)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _find(self, descriptor: Descriptor) -> ManifestHolder | None:
+        found = self._store.manifests.find(descriptor.digest)
+        return None if found is None else described_as(found, descriptor)
+
+    def _has_expired(self, reference: Reference, record: TagRecord) -> bool:
+        if self._config.serve.offline:
+            return False
+        ttl = self._ttls.get(reference)
+        if ttl is None:
+            configured = self._config.tag_ttl(reference)
+            ttl = float("inf") if configured is None else configured
+            self._ttls.put(reference, ttl)
+        # A record from a clock ahead of ours is not fresh for longer than the time to live.
+        return abs(self._clock.now() - record.resolved) >= ttl
+
+    async def _by_digest(
+        self, reference: Reference, digest: Digest, *, body: bool
+    ) -> ManifestAnswer:
+        repository = reference.repository
+        found = self._store.manifests.find(digest)
+        if found is not None:
+            record = self._store.refs.find_manifest(repository, digest)
+            holder = described_as(found, record)
+            return self._answer(repository, holder, HIT, body=body)
+        return await self._from_upstream(reference, body=body)
+
+    async def _from_upstream(self, reference: Reference, *, body: bool) -> ManifestAnswer:
+        if not body:
+            return ManifestAnswer(await self._resolve(reference), None, PASSED_ON)
+        outcome = MISS_COLLAPSED if self._upstreams.is_asking(_fetching(reference)) else MISS
+        holder = await self._fetch(reference)
+        return self._answer(reference.repository, holder, outcome, body=body)
+
+    async def _unstored(
+        self, reference: Reference, record: TagRecord, *, body: bool
+    ) -> ManifestAnswer:
+        """The tag is known, for somebody asked for its head; the manifest is not here yet."""
+        if not body:
+            return ManifestAnswer(record.descriptor, None, HIT)
+        by_digest = Reference(reference.repository, digest=record.descriptor.digest)
+        return await self._by_digest(by_digest, record.descriptor.digest, body=True)
+
+    async def _revalidate(
+        self, reference: Reference, stored: ManifestHolder, *, body: bool
+    ) -> ManifestAnswer:
+        """The tag has expired: ask, but do not let the client wait for long, nor for nothing."""
+        repository = reference.repository
+        if (self._paused.get(reference) or 0) > self._clock.monotonic():
+            return self._answer(repository, stored, PAUSED, body=body)
+        asking = asyncio.create_task(self._refresh(reference, stored))
+        self._own(asking)
+        try:
+            async with asyncio.timeout(self._config.fetch.timeouts.revalidate):
+                holder, outcome = await asyncio.shield(asking)
+        except TimeoutError:
+            outcome = self._serve_stale(reference, SLOW, "no answer in time")
+            return self._answer(repository, stored, outcome, body=body)
+        except OciProxyError as exc:
+            outcome = self._serve_stale(reference, stale_because(exc), exc)
+            return self._answer(repository, stored, outcome, body=body)
+        return self._answer(repository, holder, outcome, body=body)
+
+    async def _refresh(
+        self, reference: Reference, stored: ManifestHolder
+    ) -> tuple[ManifestHolder, Outcome]:
+        descriptor = await self._resolve(reference, stored.descriptor)
+        outcome = REVALIDATED
+        if descriptor.digest != stored.descriptor.digest:
+            # The tag moves once the new manifest is here: until then the old one can be served.
+            stored = await self._fetch(Reference(reference.repository, digest=descriptor.digest))
+            await self._upstreams.call(lambda: self._record(reference, stored.descriptor))
+            outcome = UPDATED
+        self._paused.drop(reference)
+        return stored, outcome
+
+    def _serve_stale(self, reference: Reference, outcome: Outcome, reason: object) -> Outcome:
+        pause = self._config.fetch.pause
+        self._paused.put(reference, self._clock.monotonic() + pause)
+        log.event(logging.WARNING, "serving stale", reference=reference, reason=reason, pause=pause)
+        return outcome
+
+    def _answer(
+        self, repository: Repository, holder: ManifestHolder, outcome: Outcome, *, body: bool
+    ) -> ManifestAnswer:
+        if body and holder.descriptor.is_image:
+            self._blobs.complete(repository, holder)
+        return ManifestAnswer(holder.descriptor, holder.raw, outcome)
+
+    async def _resolve(self, reference: Reference, stored: Descriptor | None = None) -> Descriptor:
+        """HEAD at the upstream; records what the tag is, unless it moved from what is stored."""
+
+        def question(backend: Backend) -> Descriptor:
+            descriptor = backend.resolve(reference)
+            if stored is None or stored.digest == descriptor.digest:
+                self._record(reference, stored or descriptor)
+            return descriptor
+
+        self._refuse_offline(reference)
+        return await self._upstreams.ask(
+            reference.repository.registry, ("resolve", reference), question
+        )
+
+    async def _fetch(self, reference: Reference) -> ManifestHolder:
+        """GET at the upstream, into the store; by tag, the tag's record last."""
+
+        def question(backend: Backend) -> ManifestHolder:
+            holder = backend.fetch_manifest(reference)
+            self._store.commit_manifest(reference.repository, holder)
+            self._record(reference, holder.descriptor)
+            return holder
+
+        self._refuse_offline(reference)
+        return await self._upstreams.ask(
+            reference.repository.registry, _fetching(reference), question
+        )
+
+    def _refuse_offline(self, reference: Reference) -> None:
+        if self._config.serve.offline:
+            raise ManifestUnknown(reference, "not stored, and this mirror is offline")
+
+    def _record(self, reference: Reference, descriptor: Descriptor) -> None:
+        if reference.tag is None:
+            return
+        self._store.refs.put_tag(
+            reference.repository,
+            reference.tag,
+            TagRecord(descriptor, self._clock.now(), reference.repository.registry),
+        )
+
+    def _own(self, task: asyncio.Task[tuple[ManifestHolder, Outcome]]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[tuple[ManifestHolder, Outcome]]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # the client was told, or had its answer before
+
+
+def _fetching(reference: Reference) -> tuple[str, Reference]:
+    return "manifest", reference

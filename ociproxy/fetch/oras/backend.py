@@ -1,0 +1,233 @@
+"""The oras-py backend: an upstream registry over HTTP.
+
+oras' `Registry.do_request` sends a request and answers a 401; everything it should not do is kept
+from it: its retry decorator, its Docker credentials file, its container names, its shared token
+(see `auth`).
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urljoin, urlsplit
+
+from oras.provider import Registry
+
+from ociproxy.digest import Digest
+from ociproxy.errors import (
+    BlobUnknown,
+    DigestInvalid,
+    DigestMismatch,
+    ManifestInvalid,
+    ManifestUnknown,
+    NameUnknown,
+    OciProxyError,
+    UpstreamDenied,
+    UpstreamUnavailable,
+)
+from ociproxy.fetch.credentials import credentials_for
+from ociproxy.fetch.oras.auth import RepositoryAuth
+from ociproxy.fetch.oras.blob import OrasBlobStream, content_length
+from ociproxy.fetch.oras.document import holder_of, is_json_object, media_type_of
+from ociproxy.fetch.oras.endpoint import Endpoint
+from ociproxy.fetch.oras.translate import refuse, translated
+from ociproxy.fetch.oras.transport import discard, open_session, read_bounded
+from ociproxy.fetch.upstream import Listing
+from ociproxy.manifest import (
+    ACCEPTED_MEDIA_TYPES,
+    MANIFEST_MAX_SIZE,
+    OCI_INDEX,
+    UNKNOWN_MEDIA_TYPE,
+    Descriptor,
+)
+
+if TYPE_CHECKING:
+    import requests
+
+    from ociproxy.config import Fetch, Upstream
+    from ociproxy.fetch.credentials import Credentials
+    from ociproxy.manifest import ManifestHolder
+    from ociproxy.reference import Reference, Repository
+
+_MANIFESTS: Final = {"Accept": ", ".join(ACCEPTED_MEDIA_TYPES)}
+_LISTINGS: Final = {"Accept": f"{OCI_INDEX}, application/json"}
+_HEAD_REFUSED: Final = (405, 501)
+
+# Repository names come from clients, so what is kept for each must be bounded.
+_REPOSITORIES: Final = 1024
+
+
+class OrasBackend:
+    """A `Backend` for one upstream; all its threads share one connection pool."""
+
+    def __init__(self, upstream: Upstream, fetch: Fetch) -> None:
+        """Raises UpstreamUntrusted if the upstream's certificate files cannot be used."""
+        self._upstream = upstream
+        self._name = upstream.name
+        connections = fetch.fills * upstream.connections + fetch.requests
+        self._session = open_session(upstream, connections=connections)
+        self._endpoint = Endpoint(upstream, self._session)
+        self._lock = threading.Lock()
+        self._registry_of = lru_cache(_REPOSITORIES)(self._make_registry)
+
+    def resolve(self, reference: Reference) -> Descriptor:
+        response = self._request(
+            "HEAD", reference.repository, _manifest_path(reference), _MANIFESTS
+        )
+        if response.status_code in _HEAD_REFUSED:
+            discard(response)
+            return self.fetch_manifest(reference).descriptor
+        self._expect(response, 200, ManifestUnknown(reference, "unknown to the upstream"))
+        discard(response)
+        digest = _digest_header(response)
+        if digest is None:
+            return self.fetch_manifest(reference).descriptor
+        expected = reference.digest
+        if expected is not None and expected.algorithm == digest.algorithm and expected != digest:
+            raise DigestMismatch(f"manifest {reference}", expected, digest)
+        media_type = media_type_of(response) or UNKNOWN_MEDIA_TYPE
+        return Descriptor(media_type, expected or digest, content_length(response) or 0)
+
+    def fetch_manifest(self, reference: Reference) -> ManifestHolder:
+        response = self._request("GET", reference.repository, _manifest_path(reference), _MANIFESTS)
+        self._expect(response, 200, ManifestUnknown(reference, "unknown to the upstream"))
+        raw = self._read_document(response)
+        expected = reference.digest or _digest_header(response)
+        holder = holder_of(
+            raw,
+            media_type_of(response),
+            upstream=self._name,
+            algorithm="sha256" if expected is None else expected.algorithm,
+        )
+        if expected is not None and holder.descriptor.digest != expected:
+            raise DigestMismatch(f"manifest {reference}", expected, holder.descriptor.digest)
+        return holder
+
+    def stat_blob(self, repository: Repository, digest: Digest) -> int:
+        size = self._size_by_head(repository, digest)
+        if size is None:
+            stream = self.open_blob(repository, digest, stop=1)
+            stream.close()
+            size = stream.size
+        if size is None:
+            raise UpstreamUnavailable(self._name, f"does not state the size of blob {digest}")
+        return size
+
+    def _size_by_head(self, repository: Repository, digest: Digest) -> int | None:
+        """None where a GET may know better."""
+        try:
+            response = self._request("HEAD", repository, f"blobs/{digest}", {})
+        except UpstreamDenied:
+            # Storage that the upstream redirects to may have signed the URL for GET only.
+            return None
+        if response.status_code not in _HEAD_REFUSED:
+            self._expect(response, 200, BlobUnknown(digest, "unknown to the upstream"))
+        discard(response)
+        return content_length(response) if response.ok else None
+
+    def open_blob(
+        self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
+    ) -> OrasBlobStream:
+        ranged = start > 0 or stop is not None
+        headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if ranged else {}
+        response = self._request("GET", repository, f"blobs/{digest}", headers)
+        if response.status_code == 416 and start == 0:
+            # An empty blob has no range that could be satisfied.
+            discard(response)
+            response = self._request("GET", repository, f"blobs/{digest}", {})
+        if response.status_code != 206 or not ranged:
+            self._expect(response, 200, BlobUnknown(digest, "unknown to the upstream"))
+        return OrasBlobStream(response, self._name, self._upstream.timeouts, start=start)
+
+    def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
+        target = f"{path}?{query}" if query else path
+        response = self._request("GET", repository, target, _LISTINGS)
+        unknown = NameUnknown(str(repository), f"the upstream has no {path}")
+        self._expect(response, 200, unknown)
+        raw = self._read_document(response)
+        if not is_json_object(raw):
+            raise ManifestInvalid(self._name, f"its {path} is not a JSON object")
+        next_url = urljoin(response.url, response.links.get("next", {}).get("url", ""))
+        return Listing(
+            raw=raw,
+            media_type=media_type_of(response) or UNKNOWN_MEDIA_TYPE,
+            next_query=urlsplit(next_url).query if "next" in response.links else "",
+            filters_applied=response.headers.get("OCI-Filters-Applied", ""),
+        )
+
+    def close(self) -> None:
+        self._session.close()
+
+    def _request(
+        self, method: str, repository: Repository, path: str, headers: dict[str, str]
+    ) -> requests.Response:
+        """An answer of any status, its body not read. The one place that calls oras."""
+        url = f"{self._endpoint.base()}{repository.name}/{path}"
+        with self._lock:
+            registry = self._registry_of(repository)
+        with translated(self._name, self._upstream.timeouts):
+            headers = {**headers, **registry.auth.get_auth_header()}
+            # Undecorated: the decorator sleeps and tries again on any exception.
+            response: requests.Response = Registry.do_request.__wrapped__(
+                registry, url, method, headers=headers, stream=True
+            )
+        return response
+
+    def _make_registry(self, repository: Repository) -> Registry:
+        """oras' client for one repository, with authentication of its own and the shared
+        connections."""
+        registry = Registry()
+        registry.session = self._session
+        registry.auth = RepositoryAuth(
+            repository,
+            session=self._session,
+            timeouts=self._upstream.timeouts,
+            credentials=self._credentials,
+            secure=self._is_secure,
+        )
+        return registry
+
+    @property
+    def _is_secure(self) -> bool:
+        return self._endpoint.base().startswith("https:")
+
+    def _credentials(self) -> Credentials | None:
+        auth = self._upstream.auth
+        # That `auto` ended with plain HTTP was not the operator's decision but whoever answers'.
+        if auth is None or (self._upstream.scheme == "auto" and not self._is_secure):
+            return None
+        return credentials_for(auth, self._name)
+
+    def _expect(self, response: requests.Response, status: int, unknown: OciProxyError) -> None:
+        if response.status_code != status:
+            with translated(self._name, self._upstream.timeouts):
+                raise refuse(response, self._name, unknown=unknown)
+
+    def _read_document(self, response: requests.Response) -> bytes:
+        encoding = response.headers.get("Content-Encoding", "identity").lower()
+        if encoding != "identity":
+            response.close()
+            raise ManifestInvalid(self._name, f"sends a document encoded as {encoding!r}")
+        length = content_length(response)
+        if length is not None and length > MANIFEST_MAX_SIZE:
+            response.close()
+            raise ManifestInvalid(self._name, f"a document of {length} bytes is too large")
+        with translated(self._name, self._upstream.timeouts, body=True):
+            raw = read_bounded(response, MANIFEST_MAX_SIZE + 1)
+        if len(raw) > MANIFEST_MAX_SIZE:
+            reason = f"a document of more than {MANIFEST_MAX_SIZE} bytes is too large"
+            raise ManifestInvalid(self._name, reason)
+        return raw
+
+
+def _manifest_path(reference: Reference) -> str:
+    """By tag where there is one: with a digest beside it, the two have to agree."""
+    return f"manifests/{reference.tag or reference.digest}"
+
+
+def _digest_header(response: requests.Response) -> Digest | None:
+    try:
+        return Digest.parse(response.headers.get("Docker-Content-Digest", ""))
+    except DigestInvalid:
+        return None

@@ -1,0 +1,103 @@
+"""The body of one blob request, as it comes from the socket."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import TYPE_CHECKING, Final
+
+from ociproxy.errors import UpstreamUnavailable
+from ociproxy.fetch.oras.translate import FOREIGN, translate
+
+if TYPE_CHECKING:
+    import requests
+
+    from ociproxy.config import Timeouts
+
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+
+# Each read allocates what it asks for before it knows how much comes; beyond this that costs more
+# than the saved calls bring (measured on loopback, plain and TLS).
+_READ_LIMIT: Final = 256 * 1024
+
+
+class OrasBlobStream:
+    """A `BlobStream` over the response of a GET."""
+
+    def __init__(
+        self, response: requests.Response, upstream: str, timeouts: Timeouts, *, start: int
+    ) -> None:
+        """Raises UpstreamUnavailable, and closes the response, unless the body starts at `start` or
+        0."""
+        self._response = response
+        self._upstream = upstream
+        self._timeouts = timeouts
+        self._read = 0
+        self._aborted = False
+        try:
+            self._start, self._stop, self._size = self._extent(start)
+        except UpstreamUnavailable:
+            response.close()
+            raise
+
+    @property
+    def size(self) -> int | None:
+        return self._size
+
+    @property
+    def start(self) -> int:
+        return self._start
+
+    @property
+    def stop(self) -> int | None:
+        return self._stop
+
+    def read(self, limit: int) -> bytes:
+        try:
+            # Not `read`, which waits for all of `limit`.
+            data: bytes = self._response.raw.read1(min(limit, _READ_LIMIT), decode_content=False)
+        except (*FOREIGN, ValueError, AttributeError) as exc:
+            # The last two are what http.client says when the response was closed under it.
+            if self._aborted or not isinstance(exc, FOREIGN):
+                raise UpstreamUnavailable(self._upstream, "read was aborted") from exc
+            raise translate(exc, self._upstream, self._timeouts, body=True) from exc
+        if self._aborted:
+            # A socket that was shut down may still have bytes, and under TLS these are not even
+            # plain text.
+            raise UpstreamUnavailable(self._upstream, "read was aborted")
+        self._read += len(data)
+        if not data and self._stop is not None and self._start + self._read != self._stop:
+            reason = f"connection closed at byte {self._start + self._read} of {self._stop}"
+            raise UpstreamUnavailable(self._upstream, reason)
+        return data
+
+    def abort(self) -> None:
+        self._aborted = True
+        # There is nothing to wake if the body has come to its end or the response was closed.
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            self._response.raw.shutdown()
+
+    def close(self) -> None:
+        self._response.close()
+
+    def _extent(self, asked: int) -> tuple[int, int | None, int | None]:
+        """Where the body starts and stops in the blob, and the size of the whole blob."""
+        headers = self._response.headers
+        encoding = headers.get("Content-Encoding", "identity").lower()
+        if encoding != "identity":
+            raise UpstreamUnavailable(self._upstream, f"sends the blob encoded as {encoding!r}")
+        length = content_length(self._response)
+        if self._response.status_code != 206:
+            return 0, length, length
+        given = headers.get("Content-Range", "")
+        match = _CONTENT_RANGE.fullmatch(given.strip())
+        if match is None or int(match[1]) != asked:
+            reason = f"answers a request for bytes {asked}- with the range {given[:80]!r}"
+            raise UpstreamUnavailable(self._upstream, reason)
+        return asked, int(match[2]) + 1, None if match[3] == "*" else int(match[3])
+
+
+def content_length(response: requests.Response) -> int | None:
+    """The header where it is a number."""
+    text = response.headers.get("Content-Length", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None

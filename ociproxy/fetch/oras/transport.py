@@ -1,0 +1,201 @@
+"""The HTTP session of one upstream: connection pool, TLS, redirects, time-outs; nothing about
+registries.
+
+One session serves all threads and repositories of its upstream. It keeps no cookies and no
+credentials, reads no ~/.netrc and no certificate bundle, never retries, and asks for bodies as they
+are stored. Proxies from the environment are honoured.
+"""
+
+from __future__ import annotations
+
+import io
+import ssl
+import time
+from http.cookiejar import DefaultCookiePolicy
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+from urllib3.exceptions import InsecureRequestWarning
+
+from ociproxy import __version__
+from ociproxy.errors import UpstreamForbidden, UpstreamUntrusted
+from ociproxy.fetch.oras.connect import Policy, pool_classes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from urllib3.poolmanager import PoolManager
+
+    from ociproxy.config import Tls, Upstream
+
+_MAX_REDIRECTS: Final = 5
+# Different hosts that stay connected: the registry, its token realm, and the hosts its blobs
+# redirect to.
+_POOLS: Final = 16
+_DOCUMENT_SECONDS: Final = 60.0
+"""For a document that trickles in without ever stalling."""
+_DISCARD_LIMIT: Final = 64 * 1024
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+class Session(requests.Session):
+    """A requests session that follows redirects more strictly."""
+
+    def __init__(self, upstream: str) -> None:
+        super().__init__()
+        self.upstream = upstream
+        self.max_redirects = _MAX_REDIRECTS
+        # With an `auth` of its own requests does not look into ~/.netrc, and the environment's
+        # proxies, which the same switch (`trust_env`) turns on, stay honoured.
+        self.auth = _NoAuth()
+        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self.headers.update(
+            {"User-Agent": f"ociproxy/{__version__}", "Accept-Encoding": "identity"}
+        )
+
+    def rebuild_auth(
+        self, prepared_request: requests.PreparedRequest, response: requests.Response
+    ) -> None:
+        """Called for each redirect. The original also asks ~/.netrc for the new host's password."""
+        old, new = response.request.url or "", prepared_request.url or ""
+        scheme = urlsplit(new).scheme
+        if scheme not in _DEFAULT_PORTS:
+            raise UpstreamForbidden(self.upstream, f"redirects to a URL of scheme {scheme!r}")
+        if scheme == "http" and urlsplit(old).scheme == "https":
+            raise UpstreamForbidden(self.upstream, "redirects from HTTPS to plain HTTP")
+        if origin(old) != origin(new):
+            prepared_request.headers.pop("Authorization", None)
+
+
+class Adapter(HTTPAdapter):
+    """TLS, addresses and time-outs as the upstream's entry says, whatever requests is told or
+    finds."""
+
+    def __init__(
+        self, policy: Policy, context: ssl.SSLContext, timeout: tuple[float, float], size: int
+    ) -> None:
+        self._policy = policy
+        self._context = context
+        self._timeout = timeout
+        super().__init__(pool_connections=_POOLS, pool_maxsize=size, max_retries=0)
+
+    def init_poolmanager(
+        self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: object
+    ) -> None:
+        super().init_poolmanager(
+            connections, maxsize, block, ssl_context=self._context, **pool_kwargs
+        )
+        self._police(self.poolmanager)
+
+    def proxy_manager_for(self, proxy: str, **proxy_kwargs: object) -> PoolManager:
+        proxy_kwargs = {"ssl_context": self._context, **proxy_kwargs}
+        if urlsplit(proxy).scheme == "https":
+            # The upstream's CA and client certificate are not the proxy's business.
+            proxy_kwargs["proxy_ssl_context"] = ssl.create_default_context()
+        manager: PoolManager = super().proxy_manager_for(proxy, **proxy_kwargs)
+        if not urlsplit(proxy).scheme.startswith("socks"):
+            self._police(manager)
+        return manager
+
+    def _police(self, manager: PoolManager) -> None:
+        manager.pool_classes_by_scheme = pool_classes(self._policy)
+
+    def build_connection_pool_key_attributes(
+        self, request: requests.PreparedRequest, verify: object, cert: object = None
+    ) -> tuple[Any, Any]:
+        host, _ = super().build_connection_pool_key_attributes(request, True, None)
+        # The second part would put requests' idea of verification before our context's.
+        return host, {}
+
+    def cert_verify(self, conn: object, url: str, verify: object, cert: object) -> None:
+        """Nothing: the original loads the certifi bundle, or REQUESTS_CA_BUNDLE, on top of the
+        context."""
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,
+        timeout: object = None,
+        verify: object = True,
+        cert: object = None,
+        proxies: Mapping[str, str] | None = None,
+    ) -> requests.Response:
+        response = super().send(
+            request, stream=stream, timeout=self._timeout, verify=True, proxies=proxies
+        )
+        if response.is_redirect:
+            # requests reads the whole body of a redirect before it follows: it must be a small one.
+            discard(response)
+            response.raw = urllib3.HTTPResponse(io.BytesIO(), preload_content=False)
+        return response
+
+
+class _NoAuth(AuthBase):
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        return request
+
+
+def open_session(upstream: Upstream, *, connections: int) -> Session:
+    """`connections` is how many idle ones to a host are kept. Raises UpstreamUntrusted."""
+    timeouts = upstream.timeouts
+    policy = Policy(upstream.name, upstream.listed, timeouts.stall)
+    context = tls_context(upstream.tls, upstream.name)
+    session = Session(upstream.name)
+    adapter = Adapter(policy, context, (timeouts.connect, timeouts.headers), connections)
+    session.mount("https://", adapter)
+    session.mount("http://", adapter)
+    return session
+
+
+def tls_context(tls: Tls, upstream: str) -> ssl.SSLContext:
+    """The trust store of OpenSSL (`SSL_CERT_FILE` honoured) or `ca` in its place, and our
+    certificate."""
+    try:
+        context = ssl.create_default_context(cafile=tls.ca)
+        if tls.cert is not None:
+            context.load_cert_chain(tls.cert, tls.key)
+    except OSError as exc:  # ssl.SSLError is one
+        files = ", ".join(str(path) for path in (tls.ca, tls.cert, tls.key) if path is not None)
+        raise UpstreamUntrusted(upstream, f"cannot use {files}: {exc.strerror or exc}") from exc
+    if tls.insecure_skip_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        # The operator asked for it in the config file; once per connection is no news.
+        urllib3.disable_warnings(InsecureRequestWarning)
+    return context
+
+
+def origin(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port: what credentials belong to."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme)
+
+
+def read_bounded(response: requests.Response, limit: int) -> bytes:
+    """At most `limit` bytes of the undecoded body; the connection is kept only if that was all of
+    it."""
+    data = bytearray()
+    deadline = time.monotonic() + _DOCUMENT_SECONDS
+    try:
+        while len(data) < limit:
+            if time.monotonic() > deadline:
+                raise TimeoutError("document is not complete")
+            piece: bytes = response.raw.read1(limit - len(data), decode_content=False)
+            if not piece:
+                break
+            data += piece
+    finally:
+        response.close()
+    return bytes(data)
+
+
+def discard(response: requests.Response) -> None:
+    """Forget an answer, keeping its connection where the body is small and whole."""
+    try:
+        read_bounded(response, _DISCARD_LIMIT)
+    except (urllib3.exceptions.HTTPError, OSError):
+        response.close()

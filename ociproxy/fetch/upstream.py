@@ -1,0 +1,99 @@
+"""What a backend must do, and the one retry policy for everything that asks an upstream.
+
+Backends are synchronous: they run in threads of their own pool (`ociproxy.fetch.pull`), never in the event
+loop. All of them raise the domain errors of `ociproxy.errors` and nothing else, translated in one place each.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import tenacity
+
+from ociproxy.errors import UpstreamUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ociproxy.digest import Digest
+    from ociproxy.manifest import Descriptor, ManifestHolder
+    from ociproxy.reference import Reference, Repository
+
+
+class BlobStream(Protocol):
+    """The body of one blob request, undecoded bytes, read by one thread; `abort` may come from another."""
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the whole blob as the upstream states them, or None where it does not."""
+
+    @property
+    def start(self) -> int:
+        """Offset of the first byte of the body: 0 where the upstream ignored the range."""
+
+    @property
+    def stop(self) -> int | None:
+        """Offset just past the last byte of the body, or None where the upstream does not say."""
+
+    def read(self, limit: int) -> bytes:
+        """At most `limit` bytes, as soon as some are there; b"" at the end. Raises UpstreamUnavailable
+        when the connection breaks, stalls, or ends before the stated length."""
+
+    def abort(self) -> None:
+        """Make a blocked read return soon; safe from any thread, at any time, more than once."""
+
+    def close(self) -> None:
+        """Give the connection back if the body was read to its end, else drop it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A tags or referrers answer: JSON bytes as they came, and the `rel="next"` query if there is one."""
+
+    raw: bytes
+    media_type: str
+    next_query: str = ""
+    filters_applied: str = ""
+
+
+class Backend(Protocol):
+    """One upstream registry. All methods block; all raise UpstreamError kinds, ManifestUnknown, BlobUnknown
+    or NameUnknown."""
+
+    def resolve(self, reference: Reference) -> Descriptor:
+        """HEAD of a manifest: costs no pull quota. The size is 0 where the upstream does not say."""
+
+    def fetch_manifest(self, reference: Reference) -> ManifestHolder:
+        """GET of a manifest: exact bytes, at most MANIFEST_MAX_SIZE, verified against the reference's digest
+        if it has one, else against the Docker-Content-Digest the upstream sends (DigestMismatch)."""
+
+    def stat_blob(self, repository: Repository, digest: Digest) -> int:
+        """HEAD of a blob: its size in bytes."""
+
+    def open_blob(
+        self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
+    ) -> BlobStream:
+        """GET of a blob, or of its bytes from `start` up to but not including `stop`."""
+
+    def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
+        """GET of `/v2/<name>/<path>?<query>`: `tags/list` or `referrers/<digest>`, at most
+        MANIFEST_MAX_SIZE bytes of JSON. A 404 is NameUnknown."""
+
+    def close(self) -> None:
+        """Drop the idle connections."""
+
+
+def retrying(
+    *, tries: int, wait_max: float, sleep: Callable[[float], None] = time.sleep
+) -> tenacity.Retrying:
+    """Try again what UpstreamUnavailable ended: at most `tries` times in all, jittered waits of at most
+    `wait_max` seconds between them, the last error re-raised as it is. Never around a commit."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(UpstreamUnavailable),
+        stop=tenacity.stop_after_attempt(tries),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=wait_max),
+        reraise=True,
+        sleep=sleep,
+    )

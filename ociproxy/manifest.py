@@ -1,0 +1,299 @@
+"""Manifests: descriptors, indexes and image manifests, parsed to look and never re-serialised.
+
+The raw bytes are the manifest. Documents: OCI image-spec (descriptor.md, manifest.md, image-index.md) and
+Docker's image manifest v2 schema 2. Whatever else is JSON is passed on untouched as `OtherManifest`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from ociproxy.digest import Digest
+from ociproxy.errors import DigestInvalid, DigestMismatch, NameInvalid, SizeMismatch
+
+OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+OCI_ARTIFACT: Final = "application/vnd.oci.artifact.manifest.v1+json"
+DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_SCHEMA1: Final = "application/vnd.docker.distribution.manifest.v1+json"
+DOCKER_SCHEMA1_SIGNED: Final = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+UNKNOWN_MEDIA_TYPE: Final = "application/json"
+
+INDEX_MEDIA_TYPES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
+IMAGE_MEDIA_TYPES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+
+ACCEPTED_MEDIA_TYPES: Final = (
+    OCI_INDEX,
+    OCI_MANIFEST,
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_ARTIFACT,
+    DOCKER_SCHEMA1_SIGNED,
+    "*/*;q=0.1",
+)
+"""What we ask an upstream for; the rest is welcome too, or an unusual artifact could not be mirrored."""
+
+MANIFEST_MAX_SIZE: Final = 4 * 1024 * 1024
+"""Bytes. The distribution-spec (pushing manifests) asks registries to accept at least this much."""
+
+_MAX_DESCRIPTORS: Final = 20_000
+"""A 4 MiB document has room for more, and none in use comes near: a guard against hostile documents."""
+
+
+class MalformedManifest(ValueError):
+    """The bytes are not a manifest; whoever fetched or read them says so in its own words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """Where an image runs; printed `os/architecture[/variant]`."""
+
+    os: str
+    architecture: str
+    variant: str = ""
+
+    @staticmethod
+    def parse(text: str) -> Platform:
+        """Raises NameInvalid."""
+        parts = text.split("/")
+        if len(parts) not in (2, 3) or not all(parts):
+            raise NameInvalid(text, "a platform is os/architecture[/variant]")
+        return Platform(*parts)
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """What a digest points at: media type, digest and size (bytes) travel together."""
+
+    media_type: str
+    digest: Digest
+    size: int
+    platform: Platform | None = None
+    urls: tuple[str, ...] = ()
+    artifact_type: str = ""
+    annotations: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def is_index(self) -> bool:
+        return self.media_type in INDEX_MEDIA_TYPES
+
+    @property
+    def is_image(self) -> bool:
+        return self.media_type in IMAGE_MEDIA_TYPES
+
+    @staticmethod
+    def from_json(value: object) -> Descriptor:
+        """Raises MalformedManifest."""
+        if not isinstance(value, dict):
+            raise MalformedManifest("a descriptor is not an object")
+        media_type, digest, size = value.get("mediaType"), value.get("digest"), value.get("size")
+        if not isinstance(media_type, str) or not isinstance(digest, str):
+            raise MalformedManifest("a descriptor lacks mediaType or digest")
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise MalformedManifest(f"descriptor {digest[:100]}: size is not a count of bytes")
+        try:
+            parsed = Digest.parse(digest)
+        except DigestInvalid as exc:
+            raise MalformedManifest(str(exc)) from exc
+        urls = value.get("urls")
+        artifact_type = value.get("artifactType")
+        return Descriptor(
+            media_type=media_type,
+            digest=parsed,
+            size=size,
+            platform=_platform(value.get("platform")),
+            urls=tuple(u for u in urls if isinstance(u, str)) if isinstance(urls, list) else (),
+            artifact_type=artifact_type if isinstance(artifact_type, str) else "",
+            annotations=_annotations(value.get("annotations")),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """The same, for our own records and for referrers answers; empty fields are left out."""
+        value: dict[str, object] = {
+            "mediaType": self.media_type,
+            "digest": str(self.digest),
+            "size": self.size,
+        }
+        if self.platform is not None:
+            platform = {"architecture": self.platform.architecture, "os": self.platform.os}
+            if self.platform.variant:
+                platform["variant"] = self.platform.variant
+            value["platform"] = platform
+        if self.artifact_type:
+            value["artifactType"] = self.artifact_type
+        if self.annotations:
+            value["annotations"] = dict(self.annotations)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """An OCI image index or a Docker manifest list."""
+
+    manifests: tuple[Descriptor, ...]
+    subject: Descriptor | None = None
+    artifact_type: str = ""
+    annotations: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageManifest:
+    """An OCI or Docker image manifest, artifacts in that form included."""
+
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    subject: Descriptor | None = None
+    artifact_type: str = ""
+    annotations: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """What a registry holds for this image: each blob once, foreign layers left out."""
+        unique = {d.digest: d for d in (self.config, *self.layers) if not d.urls}
+        return tuple(unique.values())
+
+
+@dataclass(frozen=True, slots=True)
+class OtherManifest:
+    """Any other JSON document a registry keeps as a manifest; passed on as it is."""
+
+    subject: Descriptor | None = None
+    artifact_type: str = ""
+    annotations: tuple[tuple[str, str], ...] = ()
+
+
+Manifest = Index | ImageManifest | OtherManifest
+
+
+@dataclass(frozen=True)
+class ManifestHolder:
+    """A manifest's descriptor and its exact bytes, which match each other."""
+
+    descriptor: Descriptor
+    raw: bytes
+
+    @staticmethod
+    def of(
+        raw: bytes, media_type: str | None = None, *, algorithm: str = "sha256"
+    ) -> ManifestHolder:
+        """Name these bytes; without a media type the document's own, or its shape, decides."""
+        return ManifestHolder(
+            Descriptor(media_type or guess_media_type(raw), Digest.of(raw, algorithm), len(raw)),
+            raw,
+        )
+
+    @staticmethod
+    def verified(raw: bytes, descriptor: Descriptor) -> ManifestHolder:
+        """Raises SizeMismatch or DigestMismatch unless the bytes are the descriptor's."""
+        if len(raw) != descriptor.size:
+            raise SizeMismatch(f"manifest {descriptor.digest}", descriptor.size, len(raw))
+        actual = Digest.of(raw, descriptor.digest.algorithm)
+        if actual != descriptor.digest:
+            raise DigestMismatch("manifest", descriptor.digest, actual)
+        return ManifestHolder(descriptor, raw)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What the bytes say. Raises MalformedManifest."""
+        return parse_manifest(self.raw, self.descriptor.media_type)
+
+
+def parse_manifest(raw: bytes, media_type: str) -> Manifest:
+    """Raises MalformedManifest for what is not a JSON object, or not what its media type says."""
+    document = _json_object(raw)
+    subject = document.get("subject")
+    extra = {
+        "subject": None if subject is None else Descriptor.from_json(subject),
+        "artifact_type": _text(document.get("artifactType")),
+        "annotations": _annotations(document.get("annotations")),
+    }
+    if media_type in INDEX_MEDIA_TYPES:
+        return Index(manifests=_descriptors(document, "manifests"), **extra)  # type: ignore[arg-type]
+    if media_type in IMAGE_MEDIA_TYPES:
+        config = Descriptor.from_json(document.get("config"))
+        return ImageManifest(config=config, layers=_descriptors(document, "layers"), **extra)  # type: ignore[arg-type]
+    return OtherManifest(**extra)  # type: ignore[arg-type]
+
+
+def referrer_descriptor(holder: ManifestHolder) -> Descriptor:
+    """How a referrers list shows this manifest (distribution-spec, listing referrers).
+
+    The artifact type is the manifest's own or, for an image manifest without one, its config's media type.
+    """
+    manifest = holder.manifest
+    artifact_type = manifest.artifact_type
+    if not artifact_type and isinstance(manifest, ImageManifest):
+        artifact_type = manifest.config.media_type
+    described = holder.descriptor
+    return Descriptor(
+        described.media_type,
+        described.digest,
+        described.size,
+        artifact_type=artifact_type,
+        annotations=manifest.annotations,
+    )
+
+
+def guess_media_type(raw: bytes) -> str:
+    """The media type of bytes that came without one: their `mediaType`, else by their shape.
+
+    OCI documents may lack `mediaType`; the fields that tell them apart are those that the image-spec
+    (manifest.md, "mediaType") says must not be mixed. Raises MalformedManifest.
+    """
+    document = _json_object(raw)
+    media_type = document.get("mediaType")
+    if isinstance(media_type, str) and media_type:
+        return media_type
+    if document.get("schemaVersion") == 1:
+        return DOCKER_SCHEMA1_SIGNED if "signatures" in document else DOCKER_SCHEMA1
+    if "manifests" in document:
+        return OCI_INDEX
+    if "config" in document or "layers" in document:
+        return OCI_MANIFEST
+    return UNKNOWN_MEDIA_TYPE
+
+
+def _json_object(raw: bytes) -> dict[str, object]:
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError) as exc:
+        raise MalformedManifest("not JSON") from exc
+    if not isinstance(document, dict):
+        raise MalformedManifest("not a JSON object")
+    return document
+
+
+def _descriptors(document: dict[str, object], key: str) -> tuple[Descriptor, ...]:
+    values = document.get(key)
+    # Go's encoder writes an empty list as null.
+    if values is None:
+        return ()
+    if not isinstance(values, list):
+        raise MalformedManifest(f"{key} is not a list")
+    if len(values) > _MAX_DESCRIPTORS:
+        raise MalformedManifest(f"{key} has {len(values)} entries, more than {_MAX_DESCRIPTORS}")
+    return tuple(Descriptor.from_json(value) for value in values)
+
+
+def _platform(value: object) -> Platform | None:
+    if not isinstance(value, dict):
+        return None
+    os, architecture, variant = (_text(value.get(k)) for k in ("os", "architecture", "variant"))
+    return Platform(os, architecture, variant) if os and architecture else None
+
+
+def _annotations(value: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, dict):
+        return ()
+    return tuple((k, v) for k, v in value.items() if isinstance(v, str))
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,29 @@
+"""What a handler hands back: a response, and what the log and the `Cache-Status` header say of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from ociproxy.digest import Digest
+    from ociproxy.fetch.outcome import Outcome
+
+API_VERSION: Final = ("Docker-Distribution-Api-Version", "registry/2.0")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    response: web.StreamResponse
+    outcome: Outcome
+    digest: Digest | None = None
+
+
+def matches(request: web.BaseRequest, digest: Digest) -> bool:
+    """Whether the client already has these bytes (If-None-Match with the digest as its ETag)."""
+    if "If-None-Match" not in request.headers:
+        return False
+    tags = request.if_none_match or ()
+    return any(tag.value in ("*", str(digest)) for tag in tags)

@@ -1,0 +1,172 @@
+"""The main port: routes, error bodies, headers that every answer has, and the request log.
+
+The distribution API's paths are matched from their end, so they are split in `ociproxy.serve.target` and not by
+a router's patterns; this module is what remains of an application after that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from ociproxy import log
+from ociproxy.errors import OciProxyError, StoreError, UpstreamUnavailable
+from ociproxy.serve.answer import API_VERSION, Answer
+from ociproxy.serve.blob_response import BlobResponse
+from ociproxy.serve.blobs import blob
+from ociproxy.serve.errors import Unsupported, error_response, internal_error
+from ociproxy.serve.lists import referrers, tags
+from ociproxy.serve.manifests import manifest
+from ociproxy.serve.target import API_VERSION_PATH, Kind, Target, parse_target
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ociproxy.config import Config
+    from ociproxy.fetch.engine import Engine
+
+    Handler = Callable[[Engine, web.BaseRequest, Target], Awaitable[Answer]]
+
+_HANDLERS: Final[dict[Kind, Handler]] = {
+    Kind.MANIFEST: manifest,
+    Kind.BLOB: blob,
+    Kind.TAGS: tags,
+    Kind.REFERRERS: referrers,
+}
+
+
+class App:
+    """Called by `web.Server` with each request."""
+
+    def __init__(self, engine: Engine, config: Config) -> None:
+        self._use(engine, config)
+
+    def _use(self, engine: Engine, config: Config) -> None:
+        self._engine = engine
+        self._default_upstream = config.serve.default_upstream
+        self._answer_limit = config.fetch.timeouts.answer
+
+    async def replace(self, engine: Engine, config: Config) -> None:
+        """Answer from another engine from now on; returns when the old one has finished its work."""
+        old = self._engine
+        self._use(engine, config)
+        await old.retire()
+
+    async def close(self) -> None:
+        await self._engine.close()
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.path
+        if path.startswith(API_VERSION_PATH) or path == "/v2":
+            return await self._distribution(request)
+        if path == "/healthz":
+            return web.Response(text="ok\n")
+        if path == "/readyz":
+            return await self._ready()
+        return error_response(Unsupported("nothing here: the API is below /v2/", status=404))
+
+    async def _ready(self) -> web.Response:
+        try:
+            await self._engine.upstreams.call(self._engine.store.check_writable)
+        except StoreError as exc:
+            return web.Response(status=503, text=f"{exc}\n")
+        return web.Response(text="ok\n")
+
+    async def _distribution(self, request: web.BaseRequest) -> web.StreamResponse:
+        began = time.perf_counter()
+        target: Target | None = None
+        answer: Answer | None = None
+        error: OciProxyError | None = None
+        try:
+            if request.method not in ("GET", "HEAD"):
+                raise Unsupported("this mirror only pulls", status=405)
+            if request.path in (API_VERSION_PATH, "/v2"):
+                return web.Response(
+                    body=b"{}",
+                    headers={"Content-Type": "application/json", API_VERSION[0]: API_VERSION[1]},
+                )
+            target = parse_target(request.raw_path, self._default_upstream)
+            answer = await self._ask(request, target)
+            response = answer.response
+        except OciProxyError as exc:
+            error = exc
+            response = error_response(exc)
+        except Exception as exc:  # noqa: BLE001 a bug must not take the connection, nor show its insides
+            log.failure("request failed", exc, path=request.path)
+            response = internal_error()
+        headers = response.headers
+        headers[API_VERSION[0]] = API_VERSION[1]
+        headers["Cache-Status"] = (
+            answer.outcome.cache_status if answer else "ociproxy; detail=error"
+        )
+        if target is not None and target.namespace is not None:
+            headers["OCI-Namespace"] = target.namespace
+        if isinstance(response, BlobResponse):
+            error = await _send(request, response)
+        if log.enabled(logging.INFO):
+            _log(request, response, target, answer, error, time.perf_counter() - began)
+        return response
+
+    async def _ask(self, request: web.BaseRequest, target: Target) -> Answer:
+        try:
+            async with asyncio.timeout(self._answer_limit):
+                return await _HANDLERS[target.kind](self._engine, request, target)
+        except TimeoutError as exc:
+            raise UpstreamUnavailable(
+                target.repository.registry,
+                f"no answer within {self._answer_limit:g} s",
+                timed_out=True,
+            ) from exc
+
+
+async def _send(request: web.BaseRequest, response: BlobResponse) -> OciProxyError | None:
+    """Send a blob here, so that the log knows how it ended."""
+    try:
+        await response.prepare(request)
+    except OciProxyError as exc:
+        # The headers are out: the one way left to say that this is not the blob is to cut it short.
+        if request.transport is not None:
+            request.transport.abort()
+        return exc
+    except (ConnectionError, RuntimeError):
+        # RuntimeError is what asyncio says of a transport that is closing.
+        if request.transport is not None:
+            request.transport.abort()
+    return None
+
+
+def _log(
+    request: web.BaseRequest,
+    response: web.StreamResponse,
+    target: Target | None,
+    answer: Answer | None,
+    error: OciProxyError | None,
+    seconds: float,
+) -> None:
+    reference = None
+    if target is not None:
+        separator = "@" if ":" in target.last else ":"
+        reference = f"{target.repository}{separator}{target.last}"
+    if isinstance(response, BlobResponse):
+        size: int | None = response.sent
+    else:
+        size = response.content_length
+    log.event(
+        logging.INFO,
+        "request",
+        method=request.method,
+        status=response.status,
+        reference=reference,
+        digest=answer.digest if answer else None,
+        upstream=target.repository.registry if target else None,
+        outcome=answer.outcome.word if answer else "error",
+        bytes=size if request.method == "GET" else 0,
+        seconds=seconds,
+        client=request.remote,
+        path=None if target else request.path[:200],
+        reason=error,
+    )

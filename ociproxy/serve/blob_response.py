@@ -1,0 +1,102 @@
+"""A response that sends a blob by sendfile, from the store or from a file that is still growing.
+
+aiohttp's FileResponse waits for whole files, names them by mtime and uses the event loop's own threads;
+what is shared with it is the way the bytes go: headers by the framework, the body from page cache to socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from ociproxy.store.blobs import BlobFile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import BinaryIO
+
+    from aiohttp.abc import AbstractStreamWriter
+
+    from ociproxy.fetch.fill import Fill
+
+
+def requested_range(request: web.BaseRequest, size: int) -> tuple[int, int, bool] | None:
+    """The bytes to send as [start, stop), and whether a range was asked for; None cannot be satisfied.
+
+    One range is honoured. Several, other units, and If-Range with anything but our ETag get the whole, as
+    RFC 9110 section 14.2 allows.
+    """
+    header = request.headers.get("Range")
+    if header is None or not _may_range(request):
+        return 0, size, False
+    unit, _, spec = header.partition("=")
+    if unit.strip().lower() != "bytes" or "," in spec:
+        return 0, size, False
+    try:
+        wanted = request.http_range
+    except ValueError:
+        return None
+    start, stop, _ = wanted.indices(size)
+    if start >= stop:
+        return None
+    return start, stop, True
+
+
+def _may_range(request: web.BaseRequest) -> bool:
+    condition = request.headers.get("If-Range")
+    return condition is None or condition.strip('"') == request.rel_url.path.rpartition("/")[2]
+
+
+class BlobResponse(web.StreamResponse):
+    """Sends its body in `prepare`; whoever does not let it come to that calls `close`."""
+
+    def __init__(self, source: BlobFile | Fill, headers: Mapping[str, str]) -> None:
+        super().__init__(headers=headers)
+        self.sent = 0
+        self._source = source
+        self._first, self._end = 0, source.size
+        self._file: BinaryIO = (
+            source.file
+            if isinstance(source, BlobFile)
+            else os.fdopen(source.duplicate_file(), "rb", 0)
+        )
+
+    def limit_to(self, start: int, stop: int, partial: bool) -> None:
+        self._first, self._end = start, stop
+        self.content_length = stop - start
+        if partial:
+            self.set_status(206)
+            self.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{self._source.size}"
+
+    def close(self) -> None:
+        self._file.close()
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Raises ConnectionError where the client left, or the fill failed and the response is cut short."""
+        if self.prepared:
+            return await super().prepare(request)
+        try:
+            writer = await super().prepare(request)
+            await self._send(request)
+            await super().write_eof()
+            return writer
+        finally:
+            self.close()
+
+    async def _send(self, request: web.BaseRequest) -> None:
+        loop = asyncio.get_running_loop()
+        position = self._first
+        while position < self._end:
+            available = self._end
+            if not isinstance(self._source, BlobFile):
+                available = min(await self._source.available(position), self._end)
+            transport = request.transport
+            if transport is None or transport.is_closing():
+                raise ConnectionResetError("client left")
+            # Falls back to reading and writing where the socket speaks TLS.
+            await loop.sendfile(transport, self._file, position, available - position)
+            self.sent += available - position
+            position = available

@@ -1,0 +1,43 @@
+"""GET and HEAD /v2/<name>/blobs/<digest>."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from ociproxy.digest import Digest
+from ociproxy.serve.answer import Answer, matches
+from ociproxy.serve.blob_response import BlobResponse, requested_range
+from ociproxy.serve.errors import range_response
+
+if TYPE_CHECKING:
+    from ociproxy.fetch.engine import Engine
+    from ociproxy.serve.target import Target
+
+
+async def blob(engine: Engine, request: web.BaseRequest, target: Target) -> Answer:
+    """Stored or arriving, whole or one range of it."""
+    digest = Digest.parse(target.last)
+    headers = {
+        "Docker-Content-Digest": str(digest),
+        "ETag": f'"{digest}"',
+        "Accept-Ranges": "bytes",
+        "Content-Type": "application/octet-stream",
+    }
+    if request.method == "HEAD":
+        size, outcome = await engine.blobs.size(target.repository, digest)
+        headers["Content-Length"] = str(size)
+        return Answer(web.Response(headers=headers), outcome, digest)
+    source, outcome = await engine.blobs.pull(target.repository, digest)
+    response = BlobResponse(source, headers)
+    if matches(request, digest):
+        response.close()
+        del headers["Content-Type"]
+        return Answer(web.Response(status=304, headers=headers), outcome, digest)
+    wanted = requested_range(request, source.size)
+    if wanted is None:
+        response.close()
+        return Answer(range_response(source.size), outcome, digest)
+    response.limit_to(*wanted)
+    return Answer(response, outcome, digest)

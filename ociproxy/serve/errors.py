@@ -1,0 +1,111 @@
+"""Domain errors on the wire: the one mapping to status and code, and the one writer of error bodies.
+
+Codes are those of the distribution-spec ("Error codes") where it has one; UNAVAILABLE, UNKNOWN and
+RANGE_INVALID are Docker's registry's. A client is never answered 401: it has no credentials to offer, ours were
+refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Final
+
+from aiohttp import web
+
+from ociproxy.errors import (
+    BlobUnknown,
+    DigestInvalid,
+    IntegrityError,
+    ManifestInvalid,
+    ManifestUnknown,
+    NameInvalid,
+    NameUnknown,
+    OciProxyError,
+    StoreError,
+    UpstreamDenied,
+    UpstreamError,
+    UpstreamForbidden,
+    UpstreamRateLimited,
+    UpstreamUnavailable,
+    UpstreamUntrusted,
+)
+
+
+class Unsupported(OciProxyError):
+    """A write, or a part of the API that a pull-only mirror does not have; `status` is 404 or 405."""
+
+    def __init__(self, reason: str, *, status: int) -> None:
+        self.status = status
+        super().__init__(reason)
+
+
+class QueryInvalid(OciProxyError):
+    """A query parameter is not what the API defines."""
+
+
+STATUS: Final[dict[type[OciProxyError], tuple[int, str]]] = {
+    NameInvalid: (400, "NAME_INVALID"),
+    DigestInvalid: (400, "DIGEST_INVALID"),
+    QueryInvalid: (400, "PAGINATION_NUMBER_INVALID"),
+    NameUnknown: (404, "NAME_UNKNOWN"),
+    ManifestUnknown: (404, "MANIFEST_UNKNOWN"),
+    BlobUnknown: (404, "BLOB_UNKNOWN"),
+    Unsupported: (405, "UNSUPPORTED"),
+    UpstreamDenied: (403, "DENIED"),
+    UpstreamForbidden: (403, "DENIED"),
+    UpstreamRateLimited: (429, "TOOMANYREQUESTS"),
+    UpstreamUnavailable: (502, "UNAVAILABLE"),
+    UpstreamUntrusted: (502, "UNAVAILABLE"),
+    ManifestInvalid: (502, "MANIFEST_INVALID"),
+    UpstreamError: (502, "UNKNOWN"),
+    IntegrityError: (502, "UNKNOWN"),
+    StoreError: (503, "UNAVAILABLE"),
+}
+"""The most specific class decides; a time-out of an upstream is 504 instead of 502."""
+
+RANGE_INVALID: Final = "RANGE_INVALID"
+
+
+def status_and_code(error: OciProxyError) -> tuple[int, str]:
+    for kind in type(error).__mro__:
+        found = STATUS.get(kind)
+        if found is None:
+            continue
+        status, code = found
+        if isinstance(error, UpstreamUnavailable) and error.timed_out:
+            status = 504
+        if isinstance(error, Unsupported):
+            status = error.status
+        return status, code
+    return 500, "UNKNOWN"
+
+
+def error_response(error: OciProxyError) -> web.Response:
+    status, code = status_and_code(error)
+    headers = {}
+    if isinstance(error, UpstreamRateLimited):
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if status == 405:
+        headers["Allow"] = "GET, HEAD"
+    return _response(status, code, str(error), headers)
+
+
+def internal_error() -> web.Response:
+    """For a bug: the log has the traceback, the client gets no detail."""
+    return _response(500, "UNKNOWN", "internal error, see the mirror's log", {})
+
+
+def range_response(size: int) -> web.Response:
+    """416, with the size the client should have known."""
+    headers = {"Content-Range": f"bytes */{size}"}
+    return _response(416, RANGE_INVALID, f"the blob has {size} bytes", headers)
+
+
+def _response(status: int, code: str, message: str, headers: dict[str, str]) -> web.Response:
+    body = json.dumps({"errors": [{"code": code, "message": message, "detail": None}]})
+    return web.Response(
+        status=status,
+        body=body.encode() + b"\n",
+        headers={**headers, "Content-Type": "application/json"},
+    )

@@ -1,0 +1,47 @@
+"""GET /v2/<name>/tags/list and /v2/<name>/referrers/<digest>."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from yarl import URL
+
+from ociproxy.digest import Digest
+from ociproxy.fetch.listings import TagsQuery
+from ociproxy.serve.answer import Answer
+from ociproxy.serve.errors import QueryInvalid
+
+if TYPE_CHECKING:
+    from ociproxy.fetch.engine import Engine
+    from ociproxy.fetch.outcome import Outcome
+    from ociproxy.fetch.upstream import Listing
+    from ociproxy.serve.target import Target
+
+
+async def tags(engine: Engine, request: web.BaseRequest, target: Target) -> Answer:
+    count = target.query.get("n")
+    if count is not None and not (count.isascii() and count.isdecimal() and len(count) < 10):
+        raise QueryInvalid(f"n={count[:50]!r} is not a count of tags")
+    query = TagsQuery(None if count is None else int(count), target.query.get("last", ""))
+    return _answer(request, target, *await engine.listings.tags(target.repository, query))
+
+
+async def referrers(engine: Engine, request: web.BaseRequest, target: Target) -> Answer:
+    subject = Digest.parse(target.last)
+    artifact_type = target.query.get("artifactType", "")
+    listing, outcome = await engine.listings.referrers(target.repository, subject, artifact_type)
+    return _answer(request, target, listing, outcome)
+
+
+def _answer(request: web.BaseRequest, target: Target, listing: Listing, outcome: Outcome) -> Answer:
+    headers = {"Content-Type": listing.media_type}
+    if listing.next_query:
+        # The next page is asked of us, under the path and namespace of this one.
+        following = URL(request.path).with_query(listing.next_query)
+        if target.namespace is not None:
+            following = following.update_query(ns=target.namespace)
+        headers["Link"] = f'<{following}>; rel="next"'
+    if listing.filters_applied:
+        headers["OCI-Filters-Applied"] = listing.filters_applied
+    return Answer(web.Response(body=listing.raw, headers=headers), outcome)

@@ -1,0 +1,30 @@
+"""GET and HEAD /v2/<name>/manifests/<tag or digest>."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from ociproxy.reference import Reference
+from ociproxy.serve.answer import Answer, matches
+
+if TYPE_CHECKING:
+    from ociproxy.fetch.engine import Engine
+    from ociproxy.serve.target import Target
+
+
+async def manifest(engine: Engine, request: web.BaseRequest, target: Target) -> Answer:
+    """The upstream's exact bytes under its media type."""
+    reference = Reference.of(target.repository, target.last)
+    answer = await engine.manifests.pull(reference, body=request.method == "GET")
+    descriptor = answer.descriptor
+    digest = str(descriptor.digest)
+    headers = {"Docker-Content-Digest": digest, "ETag": f'"{digest}"'}
+    if matches(request, descriptor.digest):
+        return Answer(web.Response(status=304, headers=headers), answer.outcome, descriptor.digest)
+    headers["Content-Type"] = descriptor.media_type
+    if answer.raw is None and descriptor.size:
+        headers["Content-Length"] = str(descriptor.size)
+    response = web.Response(body=answer.raw, headers=headers)
+    return Answer(response, answer.outcome, descriptor.digest)

@@ -1,0 +1,119 @@
+"""One process of the server: sockets, signals, the order of starting and of stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from ociproxy import log
+from ociproxy.errors import AddressInUse
+from ociproxy.fetch.engine import Engine
+from ociproxy.serve.app import App
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ociproxy.config import Config
+    from ociproxy.fetch.upstreams import MakeBackend
+    from ociproxy.store.store import Store
+
+_BACKLOG: Final = 1024
+_MAX_HEADERS: Final = 100
+
+
+def listen(config: Config) -> socket.socket:
+    """The listening socket. Raises AddressInUse, for whatever reason it cannot be had."""
+    host, port = config.serve.host, config.serve.port
+    try:
+        family, *_, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.create_server(
+            address[:2],
+            family=family,
+            backlog=_BACKLOG,
+            dualstack_ipv6=family == socket.AF_INET6 and address[0] == "::",
+        )
+    except (OSError, UnicodeError, OverflowError) as exc:
+        reason = getattr(exc, "strerror", None) or str(exc)
+        if getattr(exc, "errno", None) == errno.EADDRINUSE:
+            reason = "the port is in use"
+        raise AddressInUse(host, port, reason) from exc
+    # A client that takes no data for this long is gone, however alive its kernel looks; accepted sockets inherit it.
+    listener.setsockopt(
+        socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(config.serve.client_stall * 1000)
+    )
+    return listener
+
+
+def run(
+    config: Config,
+    store: Store,
+    make_backend: Callable[[Config], MakeBackend],
+    listener: socket.socket,
+    reload: Callable[[], Config | None],
+) -> None:
+    """Serve until SIGTERM or SIGINT; running responses then have `shutdown_grace` to finish.
+
+    On SIGHUP `reload` reads the configuration anew; None keeps the running one.
+    """
+    asyncio.run(_serve(config, store, make_backend, listener, reload))
+
+
+async def _serve(
+    config: Config,
+    store: Store,
+    make_backend: Callable[[Config], MakeBackend],
+    listener: socket.socket,
+    reload: Callable[[], Config | None],
+) -> None:
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    app = App(Engine(store, config, make_backend(config)), config)
+    reloads: set[asyncio.Task[None]] = set()
+
+    async def replace_engine() -> None:
+        # A large file takes long to parse.
+        fresh = await loop.run_in_executor(None, reload)
+        if fresh is not None:
+            await app.replace(Engine(store, fresh, make_backend(fresh)), fresh)
+
+    def hang_up() -> None:
+        task = asyncio.create_task(replace_engine())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
+
+    server = web.Server(
+        app,
+        access_log=None,
+        max_line_size=config.serve.line_limit,
+        max_field_size=config.serve.header_limit,
+        max_headers=_MAX_HEADERS,
+        keepalive_timeout=config.serve.keepalive,
+    )
+    runner = web.ServerRunner(server, shutdown_timeout=config.serve.shutdown_grace)
+    await runner.setup()
+    await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+    host, port = listener.getsockname()[:2]
+    log.event(logging.INFO, "listening", host=host, port=port, store=store.root)
+    await stopping.wait()
+    log.event(logging.INFO, "stopping", grace=config.serve.shutdown_grace)
+    # A second signal ends the wait for running responses.
+    cleanup = asyncio.create_task(runner.cleanup())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, cleanup.cancel)
+    with suppress(asyncio.CancelledError):
+        await cleanup
+    await app.close()
+    log.event(logging.INFO, "stopped")

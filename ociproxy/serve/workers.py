@@ -1,0 +1,75 @@
+"""Several processes behind one port: forked from one that keeps their number and passes signals on.
+
+They share the listening socket and the store; a download in one is followed by the others through `pulls/`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Final
+
+from ociproxy import log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_RESTART_PAUSE: Final = 1.0
+"""Seconds before a worker that died is replaced: one that cannot start must not spin."""
+_END_MARGIN: Final = 30.0
+"""Seconds beyond the grace period after which a worker that has not ended is killed."""
+
+
+def run_workers(count: int, work: Callable[[], None], *, grace: float) -> None:
+    """Run `work` in `count` processes until SIGTERM or SIGINT; returns when all have ended."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    children = {_fork(work) for _ in range(count)}
+    stopping = False
+    deadline = float("inf")
+    while children:
+        info = signal.sigtimedwait(_SIGNALS, 1.0)
+        if info is not None and info.si_signo in (signal.SIGTERM, signal.SIGINT):
+            stopping, deadline = True, min(deadline, time.monotonic() + grace + _END_MARGIN)
+            _tell(children, signal.SIGTERM)
+        elif info is not None and info.si_signo == signal.SIGHUP:
+            _tell(children, signal.SIGHUP)
+        if time.monotonic() > deadline:
+            _tell(children, signal.SIGKILL)
+        for pid, status in _ended(children):
+            children.discard(pid)
+            if not stopping:
+                log.event(logging.ERROR, "worker died", pid=pid, status=status)
+                time.sleep(_RESTART_PAUSE)
+                children.add(_fork(work))
+
+
+def _fork(work: Callable[[], None]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        work()
+        status = 0
+    except BaseException as exc:  # noqa: BLE001 a process's end: reported in its status
+        log.failure("worker failed", exc)
+    finally:
+        os._exit(status)
+
+
+def _tell(children: set[int], number: signal.Signals) -> None:
+    for pid in children:
+        os.kill(pid, number)
+
+
+def _ended(children: set[int]) -> list[tuple[int, int]]:
+    ended = []
+    for pid in children:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            ended.append((pid, os.waitstatus_to_exitcode(status)))
+    return ended

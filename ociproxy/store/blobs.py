@@ -1,0 +1,113 @@
+"""`blobs/`: configs and layers, by digest."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ociproxy.digest import Digest
+from ociproxy.errors import DigestMismatch
+from ociproxy.store.files import (
+    READ_SIZE,
+    file_name,
+    is_sealed,
+    publish,
+    seal,
+    store_errors,
+    touch,
+)
+
+if TYPE_CHECKING:
+    from io import FileIO
+    from pathlib import Path
+
+    from ociproxy.clock import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class BlobFile:
+    """An open stored blob; whoever got it closes it. Pruning does not harm an open one."""
+
+    file: FileIO
+    size: int
+    sealed: bool
+    """False where the file was written to since it was verified: verify it before serving."""
+
+
+class Blobs:
+    def __init__(self, root: Path, quarantine: Path, clock: Clock) -> None:
+        self._root = root
+        self._prefix = f"{root}{os.sep}"
+        self._quarantine = quarantine
+        self._clock = clock
+
+    def path(self, digest: Digest) -> Path:
+        return self._root / file_name(digest)
+
+    def find(self, digest: Digest) -> BlobFile | None:
+        """Open a stored blob and record its use. A few microseconds: made for the event loop."""
+        name = file_name(digest)
+        try:
+            file = open(self._prefix + name, "rb", buffering=0)  # noqa: PTH123, SIM115 hot path; the caller closes
+        except FileNotFoundError:
+            return None
+        except OSError:
+            with store_errors(self.path(digest)):
+                raise
+        with store_errors(self.path(digest)):
+            try:
+                state = os.fstat(file.fileno())
+                touch(file.fileno(), state, self._clock.now())
+            except BaseException:
+                file.close()
+                raise
+        return BlobFile(file, state.st_size, is_sealed(state, name))
+
+    def find_size(self, digest: Digest) -> int | None:
+        """Bytes of a stored blob; not a use of it."""
+        try:
+            return os.stat(self._prefix + file_name(digest)).st_size  # noqa: PTH116 hot path
+        except FileNotFoundError:
+            return None
+        except OSError:
+            with store_errors(self.path(digest)):
+                raise
+
+    def commit(self, staged: Path, digest: Digest) -> None:
+        """Publish a staged file whose bytes were verified; the caller keeps what it has open."""
+        target = self.path(digest)
+        with store_errors(target):
+            file = os.open(staged, os.O_RDONLY)
+            try:
+                os.fchmod(file, 0o644)
+                os.fsync(file)
+                seal(file, target.name)
+            finally:
+                os.close(file)
+            publish(staged, target)
+
+    def verify(self, digest: Digest) -> None:
+        """Hash a stored blob anew (blocks for its whole length) and seal it.
+
+        Raises DigestMismatch after moving what is wrong to `quarantine/`.
+        """
+        path = self.path(digest)
+        hasher = digest.hasher()
+        with store_errors(path), path.open("rb", buffering=0) as file:
+            buffer = memoryview(bytearray(READ_SIZE))
+            while count := file.readinto(buffer):
+                hasher.update(buffer[:count])
+            actual = Digest.finish(hasher, digest.algorithm)
+            if actual == digest:
+                seal(file.fileno(), path.name)
+                return
+        self.quarantine(digest)
+        raise DigestMismatch(f"stored blob {path.name}", digest, actual)
+
+    def quarantine(self, digest: Digest) -> None:
+        """Take a damaged blob out of service, keeping the evidence."""
+        path = self.path(digest)
+        with store_errors(path):
+            self._quarantine.mkdir(exist_ok=True)
+            path.replace(self._quarantine / path.name)

@@ -1,0 +1,113 @@
+"""File primitives of the store: names, atomic publication, seals, translation of OSError.
+
+Publication is stage -> fsync -> seal -> rename -> fsync directory, so a reader sees a whole file or none and
+a power cut costs at most what was in flight.
+
+A *seal* says "these bytes were verified": the microseconds of the file's mtime are a function of its
+name, its size and the mtime's seconds. Any later write moves the mtime and so breaks the seal; `cp -a` and
+`rsync -a` keep it. It needs no second file that could disagree, and no memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from contextlib import contextmanager
+from hashlib import blake2s
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ociproxy.errors import StoreError, StoreFull
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ociproxy.digest import Digest
+
+READ_SIZE: Final = 1024 * 1024
+TOUCH_AFTER: Final = 60.0
+"""Seconds: last use (atime) is written at most this often."""
+
+
+def file_name(digest: Digest) -> str:
+    """`<hex>` for sha256, `<algorithm>-<hex>` for the rest."""
+    if digest.algorithm == "sha256":
+        return digest.encoded
+    return f"{digest.algorithm}-{digest.encoded}"
+
+
+@contextmanager
+def store_errors(path: Path) -> Iterator[None]:
+    """The one translation of OSError: raises StoreFull or StoreError, naming the path."""
+    try:
+        yield
+    except OSError as exc:
+        reason = (exc.strerror or str(exc)).lower()
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(path, reason) from exc
+        raise StoreError(path, reason) from exc
+
+
+def publish(staged: Path, target: Path) -> None:
+    """Move a complete, verified, fsynced and sealed file to the name readers look for."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged.replace(target)
+    fsync_directory(target.parent)
+
+
+def write_atomically(target: Path, data: bytes, *, staging: Path, sealed: bool = False) -> None:
+    """Write a small file so that readers see all of it or none of it."""
+    with store_errors(target):
+        descriptor, name = tempfile.mkstemp(prefix=".write-", dir=staging)
+        staged = Path(name)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fchmod(descriptor, 0o644)
+                os.fsync(descriptor)
+                if sealed:
+                    seal(descriptor, target.name)
+            publish(staged, target)
+        except BaseException:
+            staged.unlink(missing_ok=True)
+            raise
+
+
+def fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def seal(file: int, name: str) -> None:
+    """Mark an open file as verified under this name."""
+    state = os.fstat(file)
+    seconds = state.st_mtime_ns // 10**9
+    mtime = seconds * 10**9 + _seal_microseconds(name, state.st_size, seconds) * 1000
+    os.utime(file, ns=(state.st_atime_ns, mtime))
+
+
+def is_sealed(state: os.stat_result, name: str) -> bool:
+    """Whether nothing was written to the file since it was verified under this name."""
+    seconds, nanoseconds = divmod(state.st_mtime_ns, 10**9)
+    return nanoseconds == _seal_microseconds(name, state.st_size, seconds) * 1000
+
+
+def touch(file: int, state: os.stat_result, now: float) -> None:
+    """Record the last use as the atime, leaving the seal alone. A read-only store keeps none."""
+    if now - state.st_atime < TOUCH_AFTER:
+        return
+    try:
+        os.utime(file, ns=(int(now * 10**9), state.st_mtime_ns))
+    except OSError as exc:
+        if exc.errno not in (errno.EROFS, errno.EPERM, errno.EACCES):
+            raise
+
+
+def _seal_microseconds(name: str, size: int, seconds: int) -> int:
+    digest = blake2s(f"{name} {size} {seconds}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % 10**6

@@ -1,0 +1,144 @@
+"""`fat/` and `img/`: the exact bytes of indexes, and of image manifests and all others, by digest.
+
+Manifests are hashed whenever they are read from disk; a bounded cache keeps hot ones, each checked by one
+stat so that a change made by another process is seen at once.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from ociproxy.bounded import BoundedCache
+from ociproxy.digest import Digest
+from ociproxy.errors import ManifestInvalid
+from ociproxy.manifest import (
+    MANIFEST_MAX_SIZE,
+    Descriptor,
+    MalformedManifest,
+    ManifestHolder,
+    guess_media_type,
+)
+from ociproxy.store.files import TOUCH_AFTER, file_name, store_errors, touch, write_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ociproxy.clock import Clock
+
+_ENTRY_OVERHEAD: Final = 1024
+"""Bytes a cached manifest costs beside its own."""
+
+
+@dataclass(slots=True)
+class _Hot:
+    holder: ManifestHolder
+    path: str
+    identity: tuple[int, int, int]
+    used: float
+
+
+class Manifests:
+    def __init__(
+        self, index_root: Path, image_root: Path, *, staging: Path, hot_bytes: int, clock: Clock
+    ) -> None:
+        self._index_root = index_root
+        self._image_root = image_root
+        self._staging = staging
+        self._clock = clock
+        self._hot: BoundedCache[Digest, _Hot] = BoundedCache(hot_bytes)
+
+    def find(self, digest: Digest, *, use: bool = True) -> ManifestHolder | None:
+        """A stored manifest, its use recorded unless told not to; None also where the bytes do not match.
+
+        The media type is the document's own or its shape's; the `refs/` record knows better where the
+        upstream said something else.
+        """
+        hot = self._hot.get(digest)
+        if hot is not None:
+            try:
+                state = os.stat(hot.path)  # noqa: PTH116 hot path
+            except OSError:
+                self._hot.drop(digest)
+            else:
+                if _identity(state) == hot.identity:
+                    now = self._clock.now()
+                    if use and now - hot.used > TOUCH_AFTER:
+                        hot.used = now
+                        self._record_use(hot.path, now)
+                    return hot.holder
+        return self._read(digest, use=use)
+
+    def commit(self, holder: ManifestHolder) -> None:
+        """Publish verified bytes under their digest; what is there already, and right, stays."""
+        if self.find(holder.descriptor.digest, use=False) is not None:
+            return
+        root = self._index_root if holder.descriptor.is_index else self._image_root
+        write_atomically(
+            root / file_name(holder.descriptor.digest), holder.raw, staging=self._staging
+        )
+
+    def _read(self, digest: Digest, *, use: bool) -> ManifestHolder | None:
+        name = file_name(digest)
+        for root in (self._image_root, self._index_root):
+            path = root / name
+            with store_errors(path):
+                try:
+                    with path.open("rb") as file:
+                        state = os.fstat(file.fileno())
+                        raw = file.read(MANIFEST_MAX_SIZE + 1)
+                except FileNotFoundError:
+                    continue
+            if len(raw) != state.st_size or Digest.of(raw, digest.algorithm) != digest:
+                continue
+            try:
+                media_type = guess_media_type(raw)
+            except MalformedManifest:
+                continue
+            now = self._clock.now()
+            holder = ManifestHolder(Descriptor(media_type, digest, len(raw)), raw)
+            hot = _Hot(holder, str(path), _identity(state), now)
+            self._hot.put(digest, hot, len(raw) + _ENTRY_OVERHEAD)
+            if use:
+                self._record_use(hot.path, now)
+            return holder
+        return None
+
+    def last_used(self, digest: Digest) -> float | None:
+        """Seconds since the epoch; None where it is not stored."""
+        for root in (self._image_root, self._index_root):
+            try:
+                return (root / file_name(digest)).stat().st_atime
+            except FileNotFoundError:
+                continue
+        return None
+
+    def _record_use(self, path: str, now: float) -> None:
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return
+        try:
+            touch(file, os.fstat(file), now)
+        finally:
+            os.close(file)
+
+
+def described_as(holder: ManifestHolder, descriptor: Descriptor | None) -> ManifestHolder:
+    """The same bytes under the media type that the upstream gave them, where a record has it."""
+    if descriptor is None or descriptor.media_type == holder.descriptor.media_type:
+        return holder
+    return ManifestHolder(replace(holder.descriptor, media_type=descriptor.media_type), holder.raw)
+
+
+def check_manifest(holder: ManifestHolder, upstream: str) -> None:
+    """Raises ManifestInvalid, blaming the upstream, unless the bytes parse as what they are called."""
+    try:
+        _ = holder.manifest
+    except MalformedManifest as exc:
+        raise ManifestInvalid(upstream, f"manifest {holder.descriptor.digest}: {exc}") from exc
+
+
+def _identity(state: os.stat_result) -> tuple[int, int, int]:
+    return state.st_ino, state.st_size, state.st_mtime_ns

@@ -1,0 +1,176 @@
+"""`refs/` and `referrers/`: which tags and manifests a repository has, and what refers to what.
+
+One small JSON file a record, so that `jq`, `cp -a` and other processes can take part. Records are
+written last, after what they point at; they are last-writer-wins, since they only keep what an upstream said
+and when.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar, cast
+
+from ociproxy.bounded import BoundedCache
+from ociproxy.errors import NameInvalid
+from ociproxy.manifest import Descriptor, MalformedManifest
+from ociproxy.reference import Reference, Repository
+from ociproxy.store.files import store_errors, write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ociproxy.digest import Digest
+
+T = TypeVar("T")
+
+_HOT_RECORDS: Final = 8192
+_TAGS: Final = "_tags"
+_MANIFESTS: Final = "_manifests"
+
+
+@dataclass(frozen=True, slots=True)
+class TagRecord:
+    """What a tag resolved to, when (seconds since the epoch), and at which upstream."""
+
+    descriptor: Descriptor
+    resolved: float
+    upstream: str
+
+
+class Refs:
+    def __init__(self, root: Path, referrers_root: Path, *, staging: Path) -> None:
+        self._root = root
+        self._referrers_root = referrers_root
+        self._staging = staging
+        self._hot: BoundedCache[str, tuple[tuple[int, int, int], object]] = BoundedCache(
+            _HOT_RECORDS
+        )
+
+    def find_tag(self, repository: Repository, tag: str) -> TagRecord | None:
+        return self._find(self._path(repository, _TAGS, tag), _tag_record)
+
+    def put_tag(self, repository: Repository, tag: str, record: TagRecord) -> None:
+        when = datetime.fromtimestamp(record.resolved, UTC)
+        self._put(
+            self._path(repository, _TAGS, tag),
+            {
+                "descriptor": record.descriptor.to_json(),
+                "resolved": when.isoformat(timespec="milliseconds"),
+                "upstream": record.upstream,
+            },
+        )
+
+    def find_manifest(self, repository: Repository, digest: Digest) -> Descriptor | None:
+        """The descriptor under which this repository has this manifest."""
+        return self._find(self._path(repository, _MANIFESTS, str(digest)), _descriptor)
+
+    def put_manifest(self, repository: Repository, descriptor: Descriptor) -> None:
+        self._put_descriptor(self._path(repository, _MANIFESTS, str(descriptor.digest)), descriptor)
+
+    def put_referrer(self, subject: Digest, referrer: Descriptor) -> None:
+        self._put_descriptor(f"{self._referrers_root}/{subject}/{referrer.digest}", referrer)
+
+    def referrers(self, repository: Repository, subject: Digest) -> list[Descriptor]:
+        """What this repository is known to have that refers to the subject, in digest order."""
+        found = []
+        directory = self._referrers_root / str(subject)
+        for name in self._names(directory):
+            descriptor = self._find(f"{directory}/{name}", _descriptor)
+            if descriptor and self.find_manifest(repository, descriptor.digest):
+                found.append(descriptor)
+        return found
+
+    def tags(self, repository: Repository) -> list[str]:
+        """The cached tags, in order."""
+        return self._names(Path(self._path(repository, _TAGS, ".")))
+
+    def has_repository(self, repository: Repository) -> bool:
+        return (self._root / repository.registry / repository.name).is_dir()
+
+    def walk(self) -> Iterator[tuple[Reference, TagRecord]]:
+        """Every tag of every repository, in order; reads the store as it goes."""
+        for directory, folders, files in os.walk(self._root):
+            folders.sort()
+            path = Path(directory)
+            if path.name != _TAGS:
+                continue
+            registry, *name = path.parent.relative_to(self._root).parts
+            try:
+                repository = Repository.parse(registry, "/".join(name))
+            except NameInvalid:
+                continue
+            for tag in sorted(files):
+                record = self.find_tag(repository, tag)
+                if record is not None:
+                    yield Reference(repository, tag), record
+
+    def _path(self, repository: Repository, kind: str, name: str) -> str:
+        # Repository, tag and digest are parsed types: none of them can hold '..' or start with '/', and no
+        # component of a repository starts with '_'.
+        return f"{self._root}/{repository.registry}/{repository.name}/{kind}/{name}"
+
+    def _find(self, path: str, parse: Callable[[dict[str, object]], T | None]) -> T | None:
+        """The record at a path, parsed once for as long as the file stays the same; a path is always parsed
+        by the same function. None where there is none, or somebody damaged it."""
+        try:
+            state = os.stat(path)  # noqa: PTH116 hot path
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError:
+            with store_errors(Path(path)):
+                raise
+        identity = (state.st_ino, state.st_size, state.st_mtime_ns)
+        hot = self._hot.get(path)
+        if hot is not None and hot[0] == identity:
+            return cast("T", hot[1])
+        with store_errors(Path(path)):
+            try:
+                document = json.loads(Path(path).read_bytes())
+            except (FileNotFoundError, ValueError):
+                return None
+        if not isinstance(document, dict):
+            return None
+        record = parse(document)
+        if record is not None:
+            self._hot.put(path, (identity, record))
+        return record
+
+    def _put_descriptor(self, path: str, descriptor: Descriptor) -> None:
+        if self._find(path, _descriptor) != descriptor:
+            self._put(path, descriptor.to_json())
+
+    def _put(self, path: str, document: dict[str, object]) -> None:
+        data = json.dumps(document, indent=1).encode() + b"\n"
+        write_atomically(Path(path), data, staging=self._staging)
+
+    def _names(self, directory: Path) -> list[str]:
+        with store_errors(directory):
+            try:
+                return sorted(entry.name for entry in os.scandir(directory))
+            except FileNotFoundError:
+                return []
+
+
+def _descriptor(document: dict[str, object]) -> Descriptor | None:
+    try:
+        return Descriptor.from_json(document)
+    except MalformedManifest:
+        return None
+
+
+def _tag_record(document: dict[str, object]) -> TagRecord | None:
+    descriptor, resolved = document.get("descriptor"), document.get("resolved")
+    if not isinstance(descriptor, dict) or not isinstance(resolved, str):
+        return None
+    parsed = _descriptor(descriptor)
+    if parsed is None:
+        return None
+    try:
+        when = datetime.fromisoformat(resolved)
+    except ValueError:
+        return None
+    return TagRecord(parsed, when.timestamp(), str(document.get("upstream", "")))

@@ -1,0 +1,231 @@
+"""`pulls/`: blobs that are arriving.
+
+`pulls/<name>` holds the bytes, each at its final offset, and `pulls/<name>.spans` is an append-only journal of
+which ranges are there: first `size <bytes>`, then `<start> <stop>` a line, written after the bytes. One
+process leads, holding `flock` on the bytes; others tail the journal and read the bytes as they come. After
+a crash the next leader goes on from the journal; it is a hint, for everything is hashed before commit.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+from ociproxy.store.files import file_name, store_errors
+from ociproxy.store.spans import Spans
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ociproxy.digest import Digest
+    from ociproxy.store.blobs import Blobs
+
+_JOURNAL_SUFFIX: Final = ".spans"
+_JOURNAL_INTERVAL: Final = 0.02
+"""Seconds between journal lines: how far behind a follower in another process may be."""
+
+
+class Arrival:
+    """One arriving blob, seen by its leader or by a follower in another process."""
+
+    def __init__(self, path: Path, digest: Digest, file: int, *, leading: bool) -> None:
+        self.path = path
+        self.digest = digest
+        self.file = file
+        self.leading = leading
+        self.size: int | None = None
+        self.spans = Spans()
+        self._journal_path = path.with_name(path.name + _JOURNAL_SUFFIX)
+        self._journal: int | None = None
+        self._read = 0
+        self._pending = Spans()
+        self._journalled = 0.0
+
+    def refresh(self) -> None:
+        """Take in what the journal says by now; on a follower, how far the leader has come."""
+        with store_errors(self._journal_path):
+            try:
+                with self._journal_path.open("rb") as journal:
+                    journal.seek(self._read)
+                    data = journal.read()
+            except FileNotFoundError:
+                return
+        complete = data[: data.rfind(b"\n") + 1]
+        self._read += len(complete)
+        for line in complete.decode("ascii", "replace").splitlines():
+            self._apply(line.split())
+
+    def set_size(self, size: int) -> None:
+        """Leader: the blob's size in bytes is known."""
+        if self.size != size:
+            self.size = size
+            self._append(f"size {size}\n")
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Leader: put bytes in place; any thread. They count once `arrived` says so."""
+        with store_errors(self.path):
+            view = memoryview(data)
+            while view:
+                count = os.pwrite(self.file, view, offset)
+                offset += count
+                view = view[count:]
+
+    def arrived(self, start: int, stop: int, *, flush: bool = False) -> None:
+        """Leader: these bytes are in place. The journal follows when it is time, or at once on `flush`."""
+        self.spans.add(start, stop)
+        self._pending.add(start, stop)
+        now = time.monotonic()
+        if flush or now - self._journalled >= _JOURNAL_INTERVAL:
+            self._journalled = now
+            self._append("".join(f"{first} {last}\n" for first, last in self._pending))
+            self._pending = Spans()
+
+    def is_led(self) -> bool:
+        """Follower: whether some process still leads."""
+        if not _try_lock(self.file, fcntl.LOCK_SH):
+            return True
+        fcntl.flock(self.file, fcntl.LOCK_UN)
+        return False
+
+    def is_same_file(self, other: Arrival) -> bool:
+        return os.path.samestat(os.fstat(self.file), os.fstat(other.file))
+
+    def reset(self) -> None:
+        """Leader: forget what arrived before; it belongs to something else."""
+        with store_errors(self.path):
+            self._unlink_journal()
+            os.ftruncate(self.file, 0)
+        self.size = None
+        self.spans = Spans()
+
+    def commit(self, blobs: Blobs) -> None:
+        """Leader: publish the verified bytes and end the staging."""
+        blobs.commit(self.path, self.digest)
+        self._unlink_journal()
+
+    def discard(self) -> None:
+        """Leader: these bytes are worth nothing."""
+        with store_errors(self.path):
+            self._unlink_journal()
+            self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give up the lead, or stop following; what arrived stays for the next leader."""
+        if self._journal is not None:
+            os.close(self._journal)
+            self._journal = None
+        if self.leading:
+            # Readers may hold duplicates of this descriptor, and those would keep the lock.
+            fcntl.flock(self.file, fcntl.LOCK_UN)
+        os.close(self.file)
+
+    def _append(self, text: str) -> None:
+        with store_errors(self._journal_path):
+            if self._journal is None:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                self._journal = os.open(self._journal_path, flags, 0o644)
+            os.write(self._journal, text.encode())
+
+    def _apply(self, words: list[str]) -> None:
+        if len(words) != 2 or not words[1].isdecimal():
+            return
+        if words[0] == "size":
+            self.size = int(words[1])
+        elif words[0].isdecimal():
+            self.spans.add(int(words[0]), int(words[1]))
+
+    def _unlink_journal(self) -> None:
+        with store_errors(self._journal_path):
+            self._journal_path.unlink(missing_ok=True)
+
+
+class Staging:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def lead(self, digest: Digest) -> Arrival | None:
+        """Become the one who fetches this blob; None where another process is. Blocks for no lock."""
+        path = self.root / file_name(digest)
+        with store_errors(path):
+            while True:
+                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    if not _try_lock(file):
+                        os.close(file)
+                        return None
+                    # The file we locked may have been committed or discarded between open and lock.
+                    if _is_same_file(file, path):
+                        break
+                except BaseException:
+                    os.close(file)
+                    raise
+                os.close(file)
+        arrival = Arrival(path, digest, file, leading=True)
+        arrival.refresh()
+        _distrust(arrival)
+        return arrival
+
+    def follow(self, digest: Digest) -> Arrival | None:
+        """Watch another process fetch this blob; None where nobody is any more."""
+        path = self.root / file_name(digest)
+        with store_errors(path):
+            try:
+                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
+        return Arrival(path, digest, file, leading=False)
+
+    def open_committed(self, path: Path, digest: Digest) -> Arrival:
+        """A blob that is in the store already, in the shape of one that has arrived."""
+        with store_errors(path):
+            return Arrival(path, digest, os.open(path, os.O_RDONLY | os.O_CLOEXEC), leading=False)
+
+    def sweep(self, older_than: float) -> int:
+        """Remove what nobody leads and nothing was written to since `older_than` (seconds since the epoch);
+        returns how many files went."""
+        removed = 0
+        with store_errors(self.root):
+            for path in sorted(self.root.iterdir()):
+                if path.suffix == _JOURNAL_SUFFIX and path.with_suffix("").exists():
+                    continue
+                try:
+                    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                except OSError:
+                    continue
+                try:
+                    if os.fstat(file).st_mtime <= older_than and _try_lock(file):
+                        path.with_name(path.name + _JOURNAL_SUFFIX).unlink(missing_ok=True)
+                        path.unlink(missing_ok=True)
+                        removed += 1
+                finally:
+                    os.close(file)
+        return removed
+
+
+def _distrust(arrival: Arrival) -> None:
+    """A journal that claims more than the file holds, or than the size, speaks of other bytes."""
+    limit = os.fstat(arrival.file).st_size
+    if arrival.size is not None:
+        limit = min(limit, arrival.size)
+    trusted = Spans()
+    for start, stop in arrival.spans:
+        trusted.add(start, min(stop, limit))
+    arrival.spans = trusted
+
+
+def _try_lock(file: int, kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_same_file(file: int, path: Path) -> bool:
+    try:
+        named = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(file), named)

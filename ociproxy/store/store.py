@@ -1,0 +1,95 @@
+"""The store under `--image-path`: the files are the truth, and every process on the host may use them.
+
+    blobs/<hex>        configs and layers             refs/<registry>/<repository>/_tags/<tag>
+    fat/<hex>          indexes                        refs/<registry>/<repository>/_manifests/<digest>
+    img/<hex>          all other manifests            referrers/<subject>/<digest>
+    pulls/             what is arriving               quarantine/   what was taken out of service
+    store.json         the format version
+
+Opening it creates what is missing and scans nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from ociproxy.clock import SystemClock
+from ociproxy.errors import StoreError
+from ociproxy.manifest import referrer_descriptor
+from ociproxy.store.blobs import Blobs
+from ociproxy.store.files import store_errors, write_atomically
+from ociproxy.store.manifests import Manifests, check_manifest
+from ociproxy.store.refs import Refs
+from ociproxy.store.staging import Staging
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ociproxy.clock import Clock
+    from ociproxy.manifest import ManifestHolder
+    from ociproxy.reference import Repository
+
+FORMAT_VERSION: Final = 1
+_HOT_MANIFEST_BYTES: Final = 16 * 1024 * 1024
+_INDEXES: Final = "fat"
+_IMAGES: Final = "img"
+
+
+class Store:
+    """Raises StoreError, naming the path, where the store cannot be used."""
+
+    def __init__(
+        self, root: Path, *, clock: Clock | None = None, hot_manifests: int = _HOT_MANIFEST_BYTES
+    ) -> None:
+        self.root = root
+        clock = clock or SystemClock()
+        staging = root / "pulls"
+        for name in ("blobs", _INDEXES, _IMAGES, "refs", "referrers", "pulls"):
+            with store_errors(root / name):
+                (root / name).mkdir(parents=True, exist_ok=True)
+        _check_format(root)
+        self.staging = Staging(staging)
+        self.blobs = Blobs(root / "blobs", root / "quarantine", clock)
+        self.manifests = Manifests(
+            root / _INDEXES, root / _IMAGES, staging=staging, hot_bytes=hot_manifests, clock=clock
+        )
+        self.refs = Refs(root / "refs", root / "referrers", staging=staging)
+
+    def check_writable(self) -> None:
+        """Raises StoreError where nothing can be staged."""
+        probe = self.staging.root / ".writable"
+        write_atomically(probe, b"", staging=self.staging.root)
+        with store_errors(probe):
+            probe.unlink(missing_ok=True)
+
+    def commit_manifest(self, repository: Repository, holder: ManifestHolder) -> None:
+        """Publish a verified manifest: its bytes first, then that the repository has it and whom it refers to.
+
+        The one way a manifest enters the store. Raises ManifestInvalid for what is not a manifest.
+        """
+        check_manifest(holder, repository.registry)
+        self.manifests.commit(holder)
+        subject = holder.manifest.subject
+        self.refs.put_manifest(repository, holder.descriptor)
+        if subject is not None:
+            self.refs.put_referrer(subject.digest, referrer_descriptor(holder))
+
+
+def _check_format(root: Path) -> None:
+    path = root / "store.json"
+    with store_errors(path):
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            data = json.dumps({"version": FORMAT_VERSION}).encode() + b"\n"
+            write_atomically(path, data, staging=root / "pulls")
+            return
+    try:
+        version = json.loads(text)["version"]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise StoreError(
+            path, "is not a format version; restore it or use an empty folder"
+        ) from exc
+    if version != FORMAT_VERSION:
+        raise StoreError(path, f"format version {version!r}, this program reads {FORMAT_VERSION}")

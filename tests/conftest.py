@@ -1,0 +1,88 @@
+"""Fixtures every test may use. The environment of a test says nothing to the product."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from blockbuster import blockbuster_ctx
+
+from tests.server import Mirror
+from tests.upstream import FakeUpstream
+
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+SETTINGS = (
+    "DOCKER_CONFIG",
+    "REGISTRY_AUTH_FILE",
+    "NETRC",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",  # requests puts these two above what the code asks for
+    "CURL_CA_BUNDLE",
+    "XDG_CONFIG_HOME",
+    "XDG_RUNTIME_DIR",
+)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No settings, credentials or proxies of whoever runs the tests. Gives the empty home."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("OCIPROXY_") or name.lower() in PROXIES:
+                patch.delenv(name)
+        for name in SETTINGS:
+            patch.delenv(name, raising=False)
+        patch.setenv("HOME", str(home))
+        yield home
+
+
+@pytest.fixture
+def no_blocking() -> Iterator[None]:
+    """A blocking call inside an event loop fails the test."""
+    with blockbuster_ctx():
+        yield
+
+
+@pytest.fixture
+def make_upstream() -> Iterator[Callable[..., FakeUpstream]]:
+    """Starts fake upstreams, with the arguments of `FakeUpstream`; stops them after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(**arguments: object) -> FakeUpstream:
+            return stack.enter_context(FakeUpstream(**arguments))  # type: ignore[arg-type]
+
+        yield make
+
+
+@pytest.fixture
+def upstream(make_upstream: Callable[..., FakeUpstream]) -> FakeUpstream:
+    return make_upstream()
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[Callable[..., Mirror]]:
+    """Starts servers, with the arguments of `Mirror`; their stores and logs lie in `tmp_path`.
+
+    After the test each is stopped as an operator stops it, and has to exit with 0.
+    """
+    started: list[Mirror] = []
+
+    def make(config: object = None, **arguments: object) -> Mirror:
+        folder = tmp_path / f"mirror-{len(started)}"
+        made = Mirror(folder, config, **arguments)  # type: ignore[arg-type]
+        started.append(made)
+        made.start()
+        return made
+
+    try:
+        yield make
+        for each in started:
+            each.stop()
+    finally:
+        for each in started:
+            each.kill()

@@ -1,0 +1,199 @@
+"""Imports point one way, third-party libraries stay behind their fence, files keep one subject."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PACKAGE = Path(__file__).parent.parent / "ociproxy"
+MAX_LINES = 400
+
+# From the composition root down. A part imports itself and parts of lower tiers, nothing else.
+TIERS: tuple[frozenset[str], ...] = (
+    frozenset({"cli"}),
+    frozenset({"serve"}),
+    frozenset({"fetch"}),
+    frozenset({"archive"}),
+    frozenset({"extract"}),
+    frozenset({"store", "layout"}),
+    frozenset({"manifest"}),
+    frozenset({"reference"}),
+    frozenset({"digest"}),
+    frozenset({"errors"}),
+)
+# Typed configuration stands beside the tiers: `config` is every module ociproxy/config*.py.
+CONFIG_IMPORTS = frozenset({"errors", "reference"})
+CONFIG_USERS = frozenset({"cli", "serve", "fetch", "store"})
+# Leaves import nothing of ours and may be imported by everybody but errors.
+LEAVES = frozenset({"bounded", "clock", "log"})
+
+# Library -> modules that may import it. A library that is not here has no place in the product.
+FENCE: dict[str, tuple[str, ...]] = {
+    "aiohttp": ("serve", "serve.*"),
+    "click": ("cli", "cli.*"),
+    "oras": ("fetch.oras", "fetch.oras.*"),
+    "requests": ("fetch.oras", "fetch.oras.*"),
+    "rich": ("cli", "cli.*"),
+    "tenacity": ("fetch.*",),
+    "urllib3": ("fetch.oras", "fetch.oras.*"),
+    "yaml": ("config*",),
+}
+
+
+def part_of(module: str) -> str:
+    """The part a module below ociproxy belongs to: `store.blobs` -> `store`."""
+    part = module.partition(".")[0]
+    return "config" if part.startswith("config") else part
+
+
+def allowed_parts(part: str) -> frozenset[str] | None:
+    """What `part` may import of ours; None when the tables do not know it."""
+    if part == "__main__":
+        return frozenset({"cli"})
+    if part == "config":
+        return CONFIG_IMPORTS | LEAVES | {"config"}
+    if part in LEAVES:
+        return frozenset()
+    for position, tier in enumerate(TIERS):
+        if part in tier:
+            lower = frozenset[str]().union(*TIERS[position + 1 :])
+            config = {"config"} if part in CONFIG_USERS else set[str]()
+            leaves = LEAVES if part != "errors" else frozenset[str]()
+            return lower | leaves | config | {part}
+    return None
+
+
+def imported_modules(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of each import, wherever it stands; a relative one starts with a dot."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            if module != "ociproxy":
+                yield node.lineno, module
+                continue
+            for alias in node.names:
+                if alias.name != "__version__":
+                    yield node.lineno, f"ociproxy.{alias.name}"
+
+
+def import_violation(importer: str, imported: str) -> str | None:
+    top, _, rest = imported.partition(".")
+    if not top:
+        return "relative import"
+    if top == "ociproxy":
+        if not rest:
+            return None
+        allowed = allowed_parts(part_of(importer))
+        if allowed is None:
+            return f"ociproxy.{importer} has no place in the tiers"
+        return None if part_of(rest) in allowed else f"imports {imported} against the direction"
+    if top in sys.stdlib_module_names:
+        return None
+    if any(fnmatchcase(importer, pattern) for pattern in FENCE.get(top, ())):
+        return None
+    return f"imports {imported} outside its fence"
+
+
+def init_violation(tree: ast.Module, *, top: bool) -> str | None:
+    """`__init__` files are empty; the top one holds the version, for one place to have it."""
+    for node in tree.body:
+        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        is_future = isinstance(node, ast.ImportFrom) and node.module == "__future__"
+        is_version = (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id == "__version__"
+        )
+        if not (top and (is_docstring or is_future or is_version)):
+            return "__init__ is not empty"
+    return None
+
+
+def violations(package: Path) -> list[str]:
+    """Every broken rule below `package` as `file:line: what`."""
+    found: list[str] = []
+    for path in sorted(package.rglob("*.py")):
+        relative = path.relative_to(package)
+        text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text, filename=str(path))
+        lines = text.count("\n")
+        if lines > MAX_LINES:
+            found.append(f"{relative}:{lines}: over {MAX_LINES} lines, so it has two subjects")
+        if path.name == "__init__.py":
+            broken = init_violation(tree, top=len(relative.parts) == 1)
+            if broken:
+                found.append(f"{relative}:1: {broken}")
+            continue
+        importer = ".".join(relative.with_suffix("").parts)
+        if allowed_parts(part_of(importer)) is None:
+            found.append(f"{relative}:1: {importer} has no place in the tiers")
+        for line, imported in imported_modules(tree):
+            broken = import_violation(importer, imported)
+            if broken:
+                found.append(f"{relative}:{line}: {broken}")
+    return found
+
+
+def test_product_keeps_the_rules() -> None:
+    assert violations(PACKAGE) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "expected"),
+    [
+        ("store/blobs.py", "from ociproxy.serve.app import make_app", "against the direction"),
+        ("store/blobs.py", "from ociproxy import fetch", "against the direction"),
+        ("store/blobs.py", "def f():\n    import ociproxy.cli.main", "against the direction"),
+        ("manifest.py", "from ociproxy.config import Config", "against the direction"),
+        ("config_file.py", "from ociproxy.store.blobs import Blobs", "against the direction"),
+        ("log.py", "from ociproxy.errors import OciProxyError", "against the direction"),
+        ("errors.py", "from ociproxy.digest import Digest", "against the direction"),
+        ("store/blobs.py", "from . import manifests", "relative import"),
+        ("fetch/pull.py", "from aiohttp import web", "outside its fence"),
+        ("fetch/pull.py", "if True:\n    import requests", "outside its fence"),
+        ("fetch/pull.py", "import numpy", "outside its fence"),
+        ("serve/app.py", "import yaml", "outside its fence"),
+        ("helpers.py", "", "no place in the tiers"),
+        ("store/__init__.py", "from ociproxy.store.blobs import Blobs", "not empty"),
+        ("__init__.py", "import os", "not empty"),
+        ("serve/app.py", "x = 1\n" * (MAX_LINES + 1), "two subjects"),
+    ],
+)
+def test_broken_rule_is_found(tmp_path: Path, file: str, source: str, expected: str) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(source, encoding="utf-8")
+    found = violations(tmp_path)
+    assert len(found) == 1
+    assert expected in found[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("__init__.py", '"""Doc."""\n\n__version__ = "1"\n'),
+        ("__main__.py", "from ociproxy.cli.main import main"),
+        ("cli/main.py", "import click\nimport rich.table\nfrom ociproxy import __version__"),
+        ("serve/app.py", "from aiohttp import web\nfrom ociproxy.fetch.pull import Puller"),
+        ("fetch/oras/backend.py", "import oras.provider\nimport urllib3, requests"),
+        ("fetch/upstream.py", "import tenacity\nfrom ociproxy.config import Config"),
+        ("config_file.py", "import yaml\nfrom ociproxy.config import Config"),
+        ("store/blobs.py", "from ociproxy.log import logger\nfrom ociproxy.store.stage import S"),
+    ],
+)
+def test_rightful_import_is_left_alone(tmp_path: Path, file: str, source: str) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(source, encoding="utf-8")
+    assert violations(tmp_path) == []

@@ -1,0 +1,168 @@
+"""`client-config` and `config`: each printed file is valid and says what it must."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from ociproxy.cli.client_config import client_config
+from ociproxy.cli.config_command import config
+from ociproxy.config_file import schema
+
+URL = "http://mirror.example:8080"
+
+
+def run(command: click.Command, *arguments: str) -> Result:
+    return CliRunner().invoke(command, list(arguments))
+
+
+def printed(*arguments: str) -> list[tuple[str, str]]:
+    """Path and text of each file in the output: a file starts with a comment that is its path."""
+    result = run(client_config, *arguments)
+    assert result.exit_code == 0, result.output
+    files: list[tuple[str, str]] = []
+    for line in result.stdout.splitlines():
+        if line.startswith("# /"):
+            files.append((line.removeprefix("# "), ""))
+        elif not line.startswith("#"):
+            path, text = files[-1]
+            files[-1] = (path, f"{text}{line}\n")
+    return files
+
+
+def test_containerd_mirrors_every_registry() -> None:
+    hosts, one, two = printed("containerd", "--mirror", URL)
+    assert hosts[0] == "/etc/containerd/certs.d/_default/hosts.toml"
+    # No `server`: containerd falls back to the image's own registry.
+    assert tomllib.loads(hosts[1]) == {"host": {URL: {"capabilities": ["pull", "resolve"]}}}
+    for (path, text), version, plugin in (
+        (one, 2, "io.containerd.grpc.v1.cri"),
+        (two, 3, "io.containerd.cri.v1.images"),
+    ):
+        assert path == f"/etc/containerd/config.toml (containerd {version - 1}.x)"
+        assert tomllib.loads(text) == {
+            "version": version,
+            "plugins": {plugin: {"registry": {"config_path": "/etc/containerd/certs.d"}}},
+        }
+
+
+def test_mirror_is_this_machine_unless_given() -> None:
+    (_, text), *_ = printed("containerd")
+    assert list(tomllib.loads(text)["host"]) == ["http://127.0.0.1:8080"]
+
+
+def test_a_block_copied_with_its_heading_still_parses() -> None:
+    for block in run(client_config, "containerd").stdout.split("\n# /"):
+        tomllib.loads(f"# /{block}")
+
+
+def test_docker_mirrors_docker_hub() -> None:
+    ((path, text),) = printed("docker", "--mirror", URL)
+    assert path == "/etc/docker/daemon.json"
+    assert json.loads(text) == {"registry-mirrors": [URL]}
+    assert "only docker.io" in run(client_config, "docker").stdout
+
+
+def test_k3s_mirrors_every_registry() -> None:
+    ((path, text),) = printed("k3s", "--mirror", URL)
+    assert path == "/etc/rancher/k3s/registries.yaml"
+    assert yaml.safe_load(text) == {"mirrors": {"*": {"endpoint": [URL]}}}
+
+
+@pytest.mark.parametrize("client", ["podman", "crio"])
+def test_containers_tools_mirror_by_path_prefix(client: str) -> None:
+    ((path, text),) = printed(
+        client, "--mirror", URL, "--registry", "index.docker.io", "--registry", "quay.io"
+    )
+    assert path == "/etc/containers/registries.conf.d/50-ociproxy.conf"
+    assert tomllib.loads(text) == {
+        "registry": [
+            {
+                "prefix": registry,
+                "location": registry,
+                "mirror": [{"location": f"mirror.example:8080/{registry}", "insecure": True}],
+            }
+            for registry in ("docker.io", "quay.io")
+        ]
+    }
+
+
+def test_https_mirror_is_verified_by_podman() -> None:
+    ((_, text),) = printed("podman", "--mirror", "https://mirror.example", "--registry", "quay.io")
+    mirror: dict[str, Any] = tomllib.loads(text)["registry"][0]["mirror"][0]
+    assert mirror == {"location": "mirror.example/quay.io"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("containerd", "--mirror", "mirror:8080"),
+        ("containerd", "--mirror", "ftp://mirror"),
+        ("containerd", "--mirror", "http://u:p@mirror"),
+        ("containerd", "--mirror", 'http://m"]'),
+        ("containerd", "--mirror", "http://mirror/path"),
+        ("containerd", "--mirror", "http://mirror?x"),
+        ("podman", "--registry", "a b"),
+    ],
+)
+def test_wrong_options_are_one_clear_line(arguments: tuple[str, ...]) -> None:
+    result = run(client_config, *arguments)
+    assert result.exit_code == 2
+    assert "Error: Invalid value for" in result.stderr
+
+
+def test_write_puts_the_files_below_a_directory(tmp_path: Path) -> None:
+    result = run(client_config, "containerd", "--write", str(tmp_path))
+    folder = tmp_path / "etc" / "containerd"
+    written = [
+        folder / "certs.d" / "_default" / "hosts.toml",
+        folder / "config.toml.containerd-1.x",
+        folder / "config.toml.containerd-2.x",
+    ]
+    assert result.stdout.splitlines() == [str(path) for path in written]
+    for path in written:
+        tomllib.loads(path.read_text())
+
+
+def test_write_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "etc").touch()
+    result = run(client_config, "k3s", "--write", str(tmp_path))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: cannot write ")
+
+
+def test_check_counts_upstreams(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("- name: quay.io\n- name: docker.io\n")
+    result = run(config, "check", str(file))
+    assert (result.exit_code, result.stdout) == (0, f"{file}: ok, 2 upstreams\n")
+
+
+def test_check_shows_every_problem(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("- nme: quay.io\n- name: docker.io\n  tls: {ca: nope}\n")
+    result = run(config, "check", str(file))
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [
+        f"{file}:1: [0].nme: unknown key (did you mean name?)",
+        f"{file}:1: [0].name: is required",
+        f"{file}:3: [1].tls.ca: no such file: {tmp_path / 'nope'}",
+    ]
+
+
+def test_check_of_a_file_that_is_not_there() -> None:
+    result = run(config, "check", "/nope.yaml")
+    assert result.exit_code == 2
+    assert result.stderr == "/nope.yaml: cannot be read: No such file or directory\n"
+
+
+def test_schema_is_printed() -> None:
+    assert json.loads(run(config, "schema").stdout) == schema()
