@@ -1,4 +1,5 @@
-"""A mapping that forgets its least recently used entries: the only kind of cache in this program."""
+"""A mapping that forgets its least recently used entries: the only kind of cache in this
+program."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ V = TypeVar("V")
 
 
 class BoundedCache(Generic[K, V]):
-    """Holds entries up to a total weight (bytes, or a count where every entry weighs 1); thread-safe."""
+    """Holds entries up to a total weight (bytes, or a count where every entry weighs 1);
+    thread-safe."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

@@ -240,11 +240,11 @@ _SERVE: Final = Section(
             Duration(at_most=3600.0), "How long running responses may take to finish at shutdown."
         ),
         "keepalive": Key(
-            Duration(least=1, most=3600),
+            Duration(at_least=1.0, at_most=3600.0),
             "How long an idle client connection is kept open.",
         ),
         "client_stall": Key(
-            Duration(least=1, most=86400),
+            Duration(at_least=1.0, at_most=86400.0),
             "How long a client may take no data before its connection is dropped.",
         ),
         "header_limit": Key(Size(1024, MIB), "Largest header line of a request."),

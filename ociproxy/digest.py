@@ -1,7 +1,7 @@
 """Digests: the name of content, parsed once and then never a bare string again.
 
-Grammar and algorithms: OCI image-spec descriptor.md, "Digests". Only registered algorithms are accepted,
-because a digest that cannot be verified must not name anything in the store.
+Grammar and algorithms: OCI image-spec descriptor.md, "Digests". Only registered algorithms are
+accepted, because a digest that cannot be verified must not name anything in the store.
 """
 
 from __future__ import annotations

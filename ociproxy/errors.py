@@ -21,9 +21,9 @@ OciProxyError
     + StoreFull            no space left
   + AddressInUse           the server cannot listen where it was told to
 
-Classes marked x are never raised themselves. Each class carries its facts as attributes and the exit code
-the command line ends with; HTTP statuses are the business of `ociproxy.serve.errors`. A programming error
-is not in this tree.
+Classes marked x are never raised themselves. Each class carries its facts as attributes and the
+exit code the command line ends with; HTTP statuses are the business of `ociproxy.serve.errors`. A
+programming error is not in this tree.
 """
 
 from __future__ import annotations
@@ -162,7 +162,8 @@ class UpstreamDenied(UpstreamError):
 
 
 class UpstreamForbidden(UpstreamError):
-    """The upstream, a redirect or a token realm leads to an address or a scheme we refuse to use."""
+    """The upstream, a redirect or a token realm leads to an address or a scheme we refuse to
+    use."""
 
 
 class UpstreamUntrusted(UpstreamError):

@@ -1,7 +1,7 @@
 """Log lines: `event key=value ...`, as text or as JSON, always on stderr.
 
-Values are written as they are unless they need quotes. Secrets are never passed here: `Secret` prints as
-asterisks wherever it turns up.
+Values are written as they are unless they need quotes. Secrets are never passed here: `Secret`
+prints as asterisks wherever it turns up.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def enabled(level: int) -> bool:
 
 
 def set_up(level: str, style: str) -> None:
-    """Send everything of this level and above to stderr, in `text` or `json`; may be called again."""
+    """Send everything of this level and above to stderr, in `text` or `json`; may be called
+    again."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if style == "json" else _Text())
     root = logging.getLogger()
@@ -66,7 +67,8 @@ _last: tuple[int, str] = (0, "")
 
 
 def _whole_second(seconds: int) -> str:
-    # strftime is most of the cost of a log line, and most lines share their second with the one before.
+    # strftime is most of the cost of a log line, and most lines share their second with the one
+    # before.
     global _last
     last = _last
     if last[0] != seconds:

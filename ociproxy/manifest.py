@@ -1,7 +1,9 @@
 """Manifests: descriptors, indexes and image manifests, parsed to look and never re-serialised.
 
-The raw bytes are the manifest. Documents: OCI image-spec (descriptor.md, manifest.md, image-index.md) and
-Docker's image manifest v2 schema 2. Whatever else is JSON is passed on untouched as `OtherManifest`.
+The raw bytes are the manifest. Documents: OCI image-spec (descriptor.md, manifest.md,
+image-index.md) and
+Docker's image manifest v2 schema 2. Whatever else is JSON is passed on untouched as
+`OtherManifest`.
 """
 
 from __future__ import annotations
@@ -35,13 +37,15 @@ ACCEPTED_MEDIA_TYPES: Final = (
     DOCKER_SCHEMA1_SIGNED,
     "*/*;q=0.1",
 )
-"""What we ask an upstream for; the rest is welcome too, or an unusual artifact could not be mirrored."""
+"""What we ask an upstream for; the rest is welcome too, or an unusual artifact could not be
+mirrored."""
 
 MANIFEST_MAX_SIZE: Final = 4 * 1024 * 1024
 """Bytes. The distribution-spec (pushing manifests) asks registries to accept at least this much."""
 
 _MAX_DESCRIPTORS: Final = 20_000
-"""A 4 MiB document has room for more, and none in use comes near: a guard against hostile documents."""
+"""A 4 MiB document has room for more, and none in use comes near: a guard against hostile
+documents."""
 
 
 class MalformedManifest(ValueError):
@@ -225,7 +229,8 @@ def parse_manifest(raw: bytes, media_type: str) -> Manifest:
 def referrer_descriptor(holder: ManifestHolder) -> Descriptor:
     """How a referrers list shows this manifest (distribution-spec, listing referrers).
 
-    The artifact type is the manifest's own or, for an image manifest without one, its config's media type.
+    The artifact type is the manifest's own or, for an image manifest without one, its config's
+    media type.
     """
     manifest = holder.manifest
     artifact_type = manifest.artifact_type
@@ -244,8 +249,8 @@ def referrer_descriptor(holder: ManifestHolder) -> Descriptor:
 def guess_media_type(raw: bytes) -> str:
     """The media type of bytes that came without one: their `mediaType`, else by their shape.
 
-    OCI documents may lack `mediaType`; the fields that tell them apart are those that the image-spec
-    (manifest.md, "mediaType") says must not be mixed. Raises MalformedManifest.
+    OCI documents may lack `mediaType`; the fields that tell them apart are those that the
+    image-spec (manifest.md, "mediaType") says must not be mixed. Raises MalformedManifest.
     """
     document = _json_object(raw)
     media_type = document.get("mediaType")

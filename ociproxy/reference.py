@@ -1,8 +1,9 @@
 """References: registry / repository [:tag] [@digest], parsed and normalised as Docker does.
 
-Grammar: OCI distribution-spec, "Pulling manifests", and the `distribution/reference` grammar. Two liberties:
-repository components may contain upper-case letters (some registries allow them and the upstream is the
-judge), and a registry may be an IPv6 literal in brackets.
+Grammar: OCI distribution-spec, "Pulling manifests", and the `distribution/reference` grammar.
+Two liberties:
+repository components may contain upper-case letters (some registries allow them and the upstream
+is the judge), and a registry may be an IPv6 literal in brackets.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _REGISTRY_PATTERN: Final = re.compile(
 
 
 def parse_registry(text: str) -> str:
-    """A registry as `host[:port]` in lower case, Docker Hub's aliases made one. Raises NameInvalid."""
+    """A registry as `host[:port]` in lower case, Docker Hub's aliases made one. Raises
+    NameInvalid."""
     match = _REGISTRY_PATTERN.fullmatch(text)
     if match is None or len(text) > _NAME_LIMIT:
         raise NameInvalid(text, "a registry is host[:port]")
@@ -57,7 +59,8 @@ class Repository:
 
     @staticmethod
     def parse(registry: str, name: str) -> Repository:
-        """Normalises both; raises NameInvalid. A one-component name on Docker Hub is `library/...`."""
+        """Normalises both; raises NameInvalid. A one-component name on Docker Hub is
+        `library/...`."""
         return _parse_repository(registry, name)
 
     def __str__(self) -> str:

@@ -1,4 +1,5 @@
-"""Options that commands share, and how they become a configuration: flag > environment > file > default."""
+"""Options that commands share, and how they become a configuration: flag > environment > file >
+default."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 """The thread side of a fill: one blob from an upstream into `pulls/`, verified, then committed.
 
-A blob of up to one segment is one request. A larger one is fetched segment by segment over one connection,
-and over several as soon as one proves slow, or a reader waits for bytes that nobody is fetching. What broke is
+A blob of up to one segment is one request. A larger one is fetched segment by segment over one
+connection,
+and over several as soon as one proves slow, or a reader waits for bytes that nobody is fetching.
+What broke is
 asked for again from where it stopped. Everything is hashed in order, and only then published.
 """
 
@@ -10,12 +12,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import dataclass
-from threading import Condition, Event, Lock
-from typing import TYPE_CHECKING, Final, Protocol
+from threading import Event, Lock
+from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
-from ociproxy.digest import Digest
 from ociproxy.errors import (
     DigestMismatch,
     IntegrityError,
@@ -24,16 +24,19 @@ from ociproxy.errors import (
     StoreError,
     UpstreamUnavailable,
 )
+from ociproxy.fetch.helpers import Helpers
+from ociproxy.fetch.inorder import InOrderHasher
+from ociproxy.fetch.plan import UNKNOWN, Claim, Plan
 from ociproxy.fetch.upstream import retrying
-from ociproxy.store.files import READ_SIZE
-from ociproxy.store.spans import Spans
+from ociproxy.store.files import store_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
     from ociproxy.config import Fetch
-    from ociproxy.fetch.upstream import BlobStream
+    from ociproxy.digest import Digest
+    from ociproxy.fetch.upstream import BlobStream, OpenBlob
     from ociproxy.store.staging import Arrival
     from ociproxy.store.store import Store
 
@@ -47,25 +50,11 @@ _WORTH_HELP: Final = 1.0
 """Seconds of work that must be left for help to be worth its connections."""
 _FOLLOW_INTERVAL: Final = 0.02
 """Seconds between looks at what another process has fetched."""
-_UNKNOWN: Final = 1 << 62
-
-
-class OpenBlob(Protocol):
-    """`Backend.open_blob` for one repository and digest."""
-
-    def __call__(self, *, start: int, stop: int | None) -> BlobStream: ...
-
-
-@dataclass(slots=True, eq=False)
-class _Claim:
-    """[start, stop) that one connection is fetching; start moves as bytes arrive."""
-
-    start: int
-    stop: int
 
 
 class Download:
-    """Public attributes may be read from any thread; `run` is called once, in a thread of its own."""
+    """Public attributes may be read from any thread; `run` is called once, in a thread of its
+    own."""
 
     def __init__(
         self,
@@ -89,28 +78,20 @@ class Download:
         self._open_blob = open_blob
         self._store = store
         self._limits = limits
-        self._connections = connections
         self._notify = notify
-        self._spawn = spawn
         self._arrival: Arrival | None = None
         self._lock = Lock()
-        self._idle = Condition(self._lock)
+        self._helpers = Helpers(self._lock, connections - 1, spawn)
         self._stopped = Event()
-        self._claims: list[_Claim] = []
+        self._plan = Plan(limits.segment)
         self._streams: set[BlobStream] = set()
-        self._wanted: dict[int, int] = {}
-        self._helpers = 0
         self._ranges = True
-        self._hash_lock = Lock()
-        self._hasher = digest.hasher()
-        self._hashed = 0
+        self._hasher = InOrderHasher(digest)
         self._began = time.monotonic()
 
-    # What readers ask, from the event loop.
-
     def available(self, offset: int) -> int:
-        """The end of the bytes that can be read from offset. The last byte waits for verification, so that a
-        reader of the whole never gets the whole of something wrong."""
+        """The end of the bytes that can be read from offset. The last byte waits for
+        verification, so that a reader of the whole never gets the whole of something wrong."""
         with self._lock:
             if self.size is None:
                 return offset
@@ -123,25 +104,23 @@ class Download:
     def want(self, offset: int) -> None:
         """A reader waits for the byte at offset: fetch it first."""
         with self._lock:
-            self._wanted[offset] = self._wanted.get(offset, 0) + 1
+            self._plan.want(offset)
             help_now = (
-                self.started and self._arrival is not None and not self._is_near(offset)
+                self.started
+                and self._arrival is not None
+                and not self._plan.is_coming(self._arrival.spans, offset)
             ) and self._take_helper()
         if help_now:
-            self._call_helper()
+            self._helpers.call(self._help)
 
     def unwant(self, offset: int) -> None:
         with self._lock:
-            left = self._wanted.pop(offset, 0) - 1
-            if left > 0:
-                self._wanted[offset] = left
+            self._plan.unwant(offset)
 
     def duplicate_file(self) -> int:
         """A file descriptor of the arriving bytes; the caller closes it."""
         with self._lock:
-            if self._arrival is None:
-                raise UpstreamUnavailable(self._upstream, "the download has ended")
-            return os.dup(self._arrival.file)
+            return os.dup(self._staged().file)
 
     def abort(self) -> None:
         """Stop soon; what has arrived stays in `pulls/`."""
@@ -150,8 +129,6 @@ class Download:
             streams = list(self._streams)
         for stream in streams:
             stream.abort()
-
-    # The thread.
 
     def run(self) -> None:
         """Raises what ended the download. Returns when the blob is in the store."""
@@ -192,17 +169,19 @@ class Download:
         raise UpstreamUnavailable(self._upstream, "shutting down")
 
     def _lead(self, arrival: Arrival) -> None:
-        if self.size is not None and arrival.size not in (None, self.size):
-            arrival.reset()
-        self._adopt(arrival)
-        self.size = self.size if arrival.size is None else arrival.size
         committed = self._store.blobs.find_size(self.digest)
         if committed is not None:
+            # Another process was done between our look and our lock.
             arrival.discard()
+            arrival.close()
             blob = self._store.blobs.path(self.digest)
             self._adopt(self._store.staging.open_committed(blob, self.digest))
             self.size, self.started, self.verified = committed, True, True
             return
+        if self.size is not None and arrival.size not in (None, self.size):
+            arrival.reset()
+        self._adopt(arrival)
+        self.size = self.size if arrival.size is None else arrival.size
         resumed = arrival.spans.total
         try:
             self._fetch(arrival)
@@ -229,12 +208,14 @@ class Download:
         )
 
     def _adopt(self, arrival: Arrival) -> None:
+        """Readers see this arrival from now on; those of another file were promised other bytes."""
         with self._lock:
-            old, self._arrival = self._arrival, arrival
-        if old is not None:
-            if self.started and not old.is_same_file(arrival):
+            old = self._arrival
+            if old is not None and self.started and not old.is_same_file(arrival):
                 arrival.close()
                 raise UpstreamUnavailable(self._upstream, "the process that fetched it gave up")
+            self._arrival = arrival
+        if old is not None:
             old.close()
 
     def _fetch(self, arrival: Arrival) -> None:
@@ -243,17 +224,17 @@ class Download:
         except BaseException:
             # No helper may write to the file once it is closed.
             self.abort()
-            with self._idle:
-                self._idle.wait_for(lambda: self._helpers == 0)
+            self._helpers.wait()
             raise
 
     def _fetch_all(self, arrival: Arrival) -> None:
         while True:
             self._work(helping=False)
             self._hash_arrived(arrival)
-            with self._idle:
-                self._idle.wait_for(lambda: self._helpers == 0 or self._free_gap() is not None)
-                if self._helpers == 0 and self._free_gap() is None:
+            idle = self._helpers.idle
+            with idle:
+                idle.wait_for(lambda: self._helpers.count == 0 or not self._is_all_taken())
+                if self._helpers.count == 0 and self._is_all_taken():
                     return
 
     def _work(self, *, helping: bool) -> None:
@@ -264,34 +245,19 @@ class Download:
                         self._stream, claim, helping
                     )
             finally:
-                with self._idle:
-                    self._claims.remove(claim)
-                    self._idle.notify_all()
+                with self._helpers.idle:
+                    self._plan.release(claim)
+                    self._helpers.idle.notify_all()
 
     def _help(self) -> None:
-        """Another connection. Its failure is not the fill's: the leading one takes over what is left."""
+        """Another connection. Its failure is not the fill's: the leading one takes over what is
+        left."""
         try:
             self._work(helping=True)
         except OciProxyError as exc:
             log.event(logging.DEBUG, "connection lost", digest=self.digest, reason=exc)
-        finally:
-            self._helper_ended()
 
-    def _call_helper(self) -> None:
-        """After `_take_helper`."""
-        try:
-            helper = self._spawn(self._help)
-        except RuntimeError:
-            self._helper_ended()  # the pool has been closed
-            return
-        helper.add_done_callback(lambda ended: self._helper_ended() if ended.cancelled() else None)
-
-    def _helper_ended(self) -> None:
-        with self._idle:
-            self._helpers -= 1
-            self._idle.notify_all()
-
-    def _stream(self, claim: _Claim, helping: bool) -> None:
+    def _stream(self, claim: Claim, helping: bool) -> None:
         """One request: as much of the claim as it brings."""
         if self._stopped.is_set():
             raise UpstreamUnavailable(self._upstream, "shutting down")
@@ -321,7 +287,7 @@ class Download:
                 self._streams.discard(stream)
             stream.close()
 
-    def _learn(self, stream: BlobStream, claim: _Claim) -> None:
+    def _learn(self, stream: BlobStream, claim: Claim) -> None:
         """What the response's head says about the blob."""
         with self._lock:
             if stream.size is not None:
@@ -329,10 +295,9 @@ class Download:
                     raise SizeMismatch(f"blob {self.digest}", self.size, stream.size)
                 self.size = stream.size
             if self.size is not None:
-                assert self._arrival is not None
-                self._arrival.set_size(self.size)
+                self._staged().set_size(self.size)
                 self.started = True
-            end = _UNKNOWN if self.size is None else self.size
+            end = UNKNOWN if self.size is None else self.size
             body_end = end if stream.stop is None else stream.stop
             if body_end > claim.stop or stream.start != claim.start:
                 # The upstream ignored the range: this body is the whole blob, take all of it.
@@ -341,15 +306,14 @@ class Download:
             claim.stop = min(claim.stop, end)
         self._notify()
 
-    def _receive(self, stream: BlobStream, claim: _Claim) -> None:
-        assert self._arrival is not None
-        arrival = self._arrival
+    def _receive(self, stream: BlobStream, claim: Claim) -> None:
+        arrival = self._staged()
         offset = stream.start
         began = time.monotonic()
         while claim.start < claim.stop:
             data = stream.read(_CHUNK)
             if not data:
-                if claim.stop < _UNKNOWN:
+                if claim.stop < UNKNOWN:
                     raise UpstreamUnavailable(self._upstream, f"body ended at byte {offset}")
                 self._ended(offset, claim)
                 return
@@ -370,97 +334,65 @@ class Download:
         ):
             raise SizeMismatch(f"blob {self.digest}", self.size, f"more than {self.size}")
 
-    def _put(self, arrival: Arrival, claim: _Claim, data: bytes) -> None:
+    def _put(self, arrival: Arrival, claim: Claim, data: bytes) -> None:
         start = claim.start
         arrival.write(start, data)
         with self._lock:
             claim.start = start + len(data)
             arrival.arrived(start, claim.start, flush=claim.start == claim.stop)
         self._notify()
-        with self._hash_lock:
-            if self._hashed == start:
-                self._hasher.update(data)
-                self._hashed += len(data)
+        self._hasher.put(start, data)
 
-    def _ended(self, size: int, claim: _Claim) -> None:
+    def _ended(self, size: int, claim: Claim) -> None:
         """A body without a stated length has ended: now the size is known."""
         with self._lock:
-            assert self._arrival is not None
             self.size = claim.stop = size
-            self._arrival.set_size(size)
+            self._staged().set_size(size)
             self.started = True
 
     def _verify(self, arrival: Arrival) -> None:
         self._hash_arrived(arrival)
-        if self._hashed != self.size:
-            raise SizeMismatch(f"blob {self.digest}", self.size, self._hashed)
-        actual = Digest.finish(self._hasher, self.digest.algorithm)
+        if self._hasher.position != self.size:
+            raise SizeMismatch(f"blob {self.digest}", self.size, self._hasher.position)
+        actual = self._hasher.digest()
         if actual != self.digest:
             raise DigestMismatch("blob", self.digest, actual)
 
     def _hash_arrived(self, arrival: Arrival) -> None:
-        """Hash what arrived out of order, or before a restart, as far as it is contiguous."""
-        with self._hash_lock:
+        def arrived_until(offset: int) -> int:
             with self._lock:
-                stop = arrival.spans.stop_after(self._hashed)
-            while self._hashed < stop:
-                data = os.pread(arrival.file, min(READ_SIZE, stop - self._hashed), self._hashed)
-                if not data:
-                    return
-                self._hasher.update(data)
-                self._hashed += len(data)
+                return arrival.spans.stop_after(offset)
 
-    # Who fetches what; all with the lock held.
+        with store_errors(arrival.path):
+            self._hasher.catch_up(arrival.file, arrived_until)
 
-    def _take_claim(self) -> _Claim | None:
+    def _take_claim(self) -> Claim | None:
         with self._lock:
-            gap = self._free_gap()
-            if gap is None:
-                return None
-            claim = _Claim(gap[0], min(gap[1], gap[0] + self._limits.segment))
-            self._claims.append(claim)
-            return claim
+            return self._plan.take(self._staged().spans, self.size)
 
-    def _free_gap(self) -> tuple[int, int] | None:
-        """The next range that is neither here nor being fetched; what a reader waits for comes first."""
-        assert self._arrival is not None
-        if self.size is None:
-            return None if self._claims else (0, _UNKNOWN)
-        taken = Spans()
-        for start, stop in self._arrival.spans:
-            taken.add(start, stop)
-        for claim in self._claims:
-            taken.add(claim.start, claim.stop)
-        for offset in sorted(self._wanted):
-            if taken.stop_after(offset) == offset < self.size:
-                return taken.gap(offset, self.size)
-        return taken.gap(0, self.size)
+    def _is_all_taken(self) -> bool:
+        return self._plan.free_gap(self._staged().spans, self.size) is None
 
-    def _is_near(self, offset: int) -> bool:
-        """Whether the byte at offset is here, or the next that some connection brings."""
-        assert self._arrival is not None
-        if self._arrival.spans.stop_after(offset) > offset:
-            return True
-        return any(claim.start <= offset < claim.stop for claim in self._claims)
+    def _staged(self) -> Arrival:
+        if self._arrival is None:
+            raise UpstreamUnavailable(self._upstream, "the download has ended")
+        return self._arrival
 
     def _take_helper(self) -> bool:
-        if not self._ranges or not self._arrival or not self._arrival.leading:
+        """With the lock held: whether another connection may, and could, help."""
+        if not self._ranges or self._arrival is None or not self._arrival.leading:
             return False
-        if self._helpers + 1 >= self._connections or self._stopped.is_set():
+        if self._stopped.is_set() or self._is_all_taken():
             return False
-        if self._free_gap() is None:
-            return False
-        self._helpers += 1
-        return True
+        return self._helpers.take()
 
     def _call_for_help(self, began: float) -> None:
         elapsed = time.monotonic() - began
-        if elapsed < _PATIENCE or self.size is None or self._helpers + 1 >= self._connections:
+        if elapsed < _PATIENCE or self.size is None or self._helpers.is_full:
             return
         with self._lock:
-            assert self._arrival is not None
-            left = self.size - self._arrival.spans.total
+            left = self.size - self._staged().spans.total
             rate = self.bytes_fetched / (time.monotonic() - self._began)
             helping = left > rate * _WORTH_HELP and self._take_helper()
         if helping:
-            self._call_helper()
+            self._helpers.call(self._help)

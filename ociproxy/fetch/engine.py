@@ -53,7 +53,8 @@ class Engine:
         await self.upstreams.close()
 
     async def retire(self) -> None:
-        """Another engine has taken over: finish the downloads that clients may be reading, then close."""
+        """Another engine has taken over: finish the downloads that clients may be reading, then
+        close."""
         await self._fills.drain()
         await self.close()
 

@@ -1,7 +1,9 @@
 """Fills: at most one download per digest, whoever asks, under whatever repository.
 
-A `Fill` is the event loop's side of a `Download`: readers wait on it for bytes, each at its own pace, and none
-of them owns it. `Fills` keeps those that are running, and a bounded queue of what to fetch in the background.
+A `Fill` is the event loop's side of a `Download`: readers wait on it for bytes, each at its own
+pace, and none
+of them owns it. `Fills` keeps those that are running, and a bounded queue of what to fetch in
+the background.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 _NOTIFY_INTERVAL: Final = 0.004
-"""Seconds between wake-ups of the readers of one fill: enough to batch what a fast upstream sends."""
+"""Seconds between wake-ups of the readers of one fill: enough to batch what a fast upstream
+sends."""
 _BACKGROUND_QUEUE: Final = 10_000
 """Blobs that may wait for a background fill; more are left to the clients' own requests."""
 
@@ -54,7 +57,8 @@ class Fill:
         return self.download.size or 0
 
     async def started(self) -> None:
-        """Until the upstream has answered and the size is known. Raises what ended the fill instead."""
+        """Until the upstream has answered and the size is known. Raises what ended the fill
+        instead."""
         while not (self.download.started or self.done):
             await self._change()
 
@@ -147,14 +151,16 @@ class Fills:
         size: int | None,
         failed: Callable[[OciProxyError], None],
     ) -> Fill:
-        """The fill of this digest: the one that is running, else a new one; `failed` hears how that ended."""
+        """The fill of this digest: the one that is running, else a new one; `failed` hears how
+        that ended."""
         fill = self._running.get(digest)
         if fill is None:
             fill = self._launch(repository, digest, backend, connections, size, failed, again=True)
         return fill
 
     def queue(self, descriptor: Descriptor, start: Callable[[], Fill | None]) -> None:
-        """Fetch this blob in the background, when it is its turn; `start` says how, or that it need not be."""
+        """Fetch this blob in the background, when it is its turn; `start` says how, or that it
+        need not be."""
         digest = descriptor.digest
         if (
             self._closed
@@ -233,7 +239,8 @@ class Fills:
                 del self._running[digest]
                 fill.end(error)
             if isinstance(error, IntegrityError) and again:
-                # What came may have been damaged on its way, or joined to a stale beginning: once more, from zero.
+                # What came may have been damaged on its way, or joined to a stale beginning:
+                # once more, from zero.
                 self._launch(repository, digest, backend, connections, size, failed, again=False)
 
         self._running[digest] = fill

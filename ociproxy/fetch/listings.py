@@ -1,6 +1,7 @@
 """Lists, passed on: the tags of a repository and the referrers of a manifest.
 
-They are the upstream's answers as they come; where it does not answer, what is cached. Referrers follow the
+They are the upstream's answers as they come; where it does not answer, what is cached. Referrers
+follow the
 distribution-spec (listing referrers): an upstream without that API is read by its fallback tag, and
 the answer is never a 404.
 """
@@ -73,7 +74,8 @@ class ListingPuller:
     async def referrers(
         self, repository: Repository, subject: Digest, artifact_type: str
     ) -> tuple[Listing, Outcome]:
-        """An index of what refers to the subject; an empty one where nothing does, or nothing is known."""
+        """An index of what refers to the subject; an empty one where nothing does, or nothing is
+        known."""
         cached = self._store.refs.referrers(repository, subject)
         if self._config.serve.offline:
             return _index(cached, artifact_type), HIT

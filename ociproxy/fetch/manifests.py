@@ -1,7 +1,8 @@
-"""Manifests, pulled through: what is stored and fresh, else what the upstream says, else what is stored.
+"""Manifests, pulled through: what is stored and fresh, else what the upstream says, else what is
+stored.
 
-A tag has a time to live. After it one HEAD asks whether it moved, and only if it did is the manifest
-fetched; an upstream that fails, refuses or dawdles leaves the client with what is stored.
+A tag has a time to live. After it one HEAD asks whether it moved, and only if it did is the
+manifest fetched; an upstream that fails, refuses or dawdles leaves the client with what is stored.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class ManifestPuller:
     async def pull(self, reference: Reference, *, body: bool) -> ManifestAnswer:
         """The manifest of a tag or digest; with `body` False its descriptor is enough.
 
-        Raises ManifestUnknown, NameUnknown, UpstreamError kinds, IntegrityError kinds or StoreError.
+        Raises ManifestUnknown, NameUnknown, UpstreamError kinds, IntegrityError kinds or
+        StoreError.
         """
         if reference.digest is not None:
             return await self._by_digest(reference, reference.digest, body=body)

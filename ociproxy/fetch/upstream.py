@@ -1,7 +1,9 @@
 """What a backend must do, and the one retry policy for everything that asks an upstream.
 
-Backends are synchronous: they run in threads of their own pool (`ociproxy.fetch.pull`), never in the event
-loop. All of them raise the domain errors of `ociproxy.errors` and nothing else, translated in one place each.
+Backends are synchronous: they run in threads of their own pool (`ociproxy.fetch.pull`), never in
+the event
+loop. All of them raise the domain errors of `ociproxy.errors` and nothing else, translated in
+one place each.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
 
 class BlobStream(Protocol):
-    """The body of one blob request, undecoded bytes, read by one thread; `abort` may come from another."""
+    """The body of one blob request, undecoded bytes, read by one thread; `abort` may come from
+    another."""
 
     @property
     def size(self) -> int | None:
@@ -38,8 +41,8 @@ class BlobStream(Protocol):
         """Offset just past the last byte of the body, or None where the upstream does not say."""
 
     def read(self, limit: int) -> bytes:
-        """At most `limit` bytes, as soon as some are there; b"" at the end. Raises UpstreamUnavailable
-        when the connection breaks, stalls, or ends before the stated length."""
+        """At most `limit` bytes, as soon as some are there; b"" at the end. Raises
+        UpstreamUnavailable when the connection breaks, stalls, or ends before the stated length."""
 
     def abort(self) -> None:
         """Make a blocked read return soon; safe from any thread, at any time, more than once."""
@@ -48,9 +51,16 @@ class BlobStream(Protocol):
         """Give the connection back if the body was read to its end, else drop it."""
 
 
+class OpenBlob(Protocol):
+    """`Backend.open_blob` for one repository and digest."""
+
+    def __call__(self, *, start: int, stop: int | None) -> BlobStream: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A tags or referrers answer: JSON bytes as they came, and the `rel="next"` query if there is one."""
+    """A tags or referrers answer: JSON bytes as they came, and the `rel="next"` query if there
+    is one."""
 
     raw: bytes
     media_type: str
@@ -59,15 +69,17 @@ class Listing:
 
 
 class Backend(Protocol):
-    """One upstream registry. All methods block; all raise UpstreamError kinds, ManifestUnknown, BlobUnknown
-    or NameUnknown."""
+    """One upstream registry. All methods block; all raise UpstreamError kinds, ManifestUnknown,
+    BlobUnknown or NameUnknown."""
 
     def resolve(self, reference: Reference) -> Descriptor:
-        """HEAD of a manifest: costs no pull quota. The size is 0 where the upstream does not say."""
+        """HEAD of a manifest: costs no pull quota. The size is 0 where the upstream does not
+        say."""
 
     def fetch_manifest(self, reference: Reference) -> ManifestHolder:
-        """GET of a manifest: exact bytes, at most MANIFEST_MAX_SIZE, verified against the reference's digest
-        if it has one, else against the Docker-Content-Digest the upstream sends (DigestMismatch)."""
+        """GET of a manifest: exact bytes, at most MANIFEST_MAX_SIZE, verified against the
+        reference's digest if it has one, else against the Docker-Content-Digest that the upstream
+        sends (DigestMismatch)."""
 
     def stat_blob(self, repository: Repository, digest: Digest) -> int:
         """HEAD of a blob: its size in bytes."""
@@ -88,7 +100,8 @@ class Backend(Protocol):
 def retrying(
     *, tries: int, wait_max: float, sleep: Callable[[float], None] = time.sleep
 ) -> tenacity.Retrying:
-    """Try again what UpstreamUnavailable ended: at most `tries` times in all, jittered waits of at most
+    """Try again what UpstreamUnavailable ended: at most `tries` times in all, jittered waits of
+    at most
     `wait_max` seconds between them, the last error re-raised as it is. Never around a commit."""
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(UpstreamUnavailable),

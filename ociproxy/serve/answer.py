@@ -1,4 +1,5 @@
-"""What a handler hands back: a response, and what the log and the `Cache-Status` header say of it."""
+"""What a handler hands back: a response, and what the log and the `Cache-Status` header say of
+it."""
 
 from __future__ import annotations
 

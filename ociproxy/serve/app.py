@@ -1,6 +1,7 @@
 """The main port: routes, error bodies, headers that every answer has, and the request log.
 
-The distribution API's paths are matched from their end, so they are split in `ociproxy.serve.target` and not by
+The distribution API's paths are matched from their end, so they are split in
+`ociproxy.serve.target` and not by
 a router's patterns; this module is what remains of an application after that.
 """
 
@@ -51,7 +52,8 @@ class App:
         self._answer_limit = config.fetch.timeouts.answer
 
     async def replace(self, engine: Engine, config: Config) -> None:
-        """Answer from another engine from now on; returns when the old one has finished its work."""
+        """Answer from another engine from now on; returns when the old one has finished its
+        work."""
         old = self._engine
         self._use(engine, config)
         await old.retire()

@@ -1,7 +1,9 @@
 """A response that sends a blob by sendfile, from the store or from a file that is still growing.
 
-aiohttp's FileResponse waits for whole files, names them by mtime and uses the event loop's own threads;
-what is shared with it is the way the bytes go: headers by the framework, the body from page cache to socket.
+aiohttp's FileResponse waits for whole files, names them by mtime and uses the event loop's own
+threads;
+what is shared with it is the way the bytes go: headers by the framework, the body from page
+cache to socket.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ if TYPE_CHECKING:
 
 
 def requested_range(request: web.BaseRequest, size: int) -> tuple[int, int, bool] | None:
-    """The bytes to send as [start, stop), and whether a range was asked for; None cannot be satisfied.
+    """The bytes to send as [start, stop), and whether a range was asked for; None cannot be
+    satisfied.
 
-    One range is honoured. Several, other units, and If-Range with anything but our ETag get the whole, as
-    RFC 9110 section 14.2 allows.
+    One range is honoured. Several, other units, and If-Range with anything but our ETag get the
+    whole, as RFC 9110 section 14.2 allows.
     """
     header = request.headers.get("Range")
     if header is None or not _may_range(request):
@@ -75,7 +78,8 @@ class BlobResponse(web.StreamResponse):
         self._file.close()
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Raises ConnectionError where the client left, or the fill failed and the response is cut short."""
+        """Raises ConnectionError where the client left, or the fill failed and the response is
+        cut short."""
         if self.prepared:
             return await super().prepare(request)
         try:

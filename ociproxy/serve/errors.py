@@ -1,8 +1,9 @@
-"""Domain errors on the wire: the one mapping to status and code, and the one writer of error bodies.
+"""Domain errors on the wire: the one mapping to status and code, and the one writer of error
+bodies.
 
 Codes are those of the distribution-spec ("Error codes") where it has one; UNAVAILABLE, UNKNOWN and
-RANGE_INVALID are Docker's registry's. A client is never answered 401: it has no credentials to offer, ours were
-refused.
+RANGE_INVALID are Docker's registry's. A client is never answered 401: it has no credentials to
+offer, ours were refused.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from ociproxy.errors import (
 
 
 class Unsupported(OciProxyError):
-    """A write, or a part of the API that a pull-only mirror does not have; `status` is 404 or 405."""
+    """A write, or a part of the API that a pull-only mirror does not have; `status` is 404 or
+    405."""
 
     def __init__(self, reason: str, *, status: int) -> None:
         self.status = status

@@ -46,7 +46,8 @@ def listen(config: Config) -> socket.socket:
         if getattr(exc, "errno", None) == errno.EADDRINUSE:
             reason = "the port is in use"
         raise AddressInUse(host, port, reason) from exc
-    # A client that takes no data for this long is gone, however alive its kernel looks; accepted sockets inherit it.
+    # A client that takes no data for this long is gone, however alive its kernel looks; accepted
+    # sockets inherit it.
     listener.setsockopt(
         socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(config.serve.client_stall * 1000)
     )

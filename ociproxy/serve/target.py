@@ -1,4 +1,5 @@
-"""What a request asks for: the path and query of the distribution-spec's pull and discovery endpoints."""
+"""What a request asks for: the path and query of the distribution-spec's pull and discovery
+endpoints."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Several processes behind one port: forked from one that keeps their number and passes signals on.
 
-They share the listening socket and the store; a download in one is followed by the others through `pulls/`.
+They share the listening socket and the store; a download in one is followed by the others
+through `pulls/`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """File primitives of the store: names, atomic publication, seals, translation of OSError.
 
-Publication is stage -> fsync -> seal -> rename -> fsync directory, so a reader sees a whole file or none and
-a power cut costs at most what was in flight.
+Publication is stage -> fsync -> seal -> rename -> fsync directory, so a reader sees a whole file
+or none and a power cut costs at most what was in flight.
 
-A *seal* says "these bytes were verified": the microseconds of the file's mtime are a function of its
-name, its size and the mtime's seconds. Any later write moves the mtime and so breaks the seal; `cp -a` and
-`rsync -a` keep it. It needs no second file that could disagree, and no memory.
+A *seal* says "these bytes were verified": the microseconds of the file's mtime are a function of
+its name, its size and the mtime's seconds. Any later write moves the mtime and so breaks the seal;
+`cp -a` and `rsync -a` keep it. It needs no second file that could disagree, and no memory.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def write_atomically(target: Path, data: bytes, *, staging: Path, sealed: bool =
         descriptor, name = tempfile.mkstemp(prefix=".write-", dir=staging)
         staged = Path(name)
         try:
-            with open(descriptor, "wb") as file:
+            with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fchmod(descriptor, 0o644)

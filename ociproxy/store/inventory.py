@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PlatformEntry:
-    """One image manifest under a tag; `platform` is `os/architecture[/variant]`, or "" where nothing says."""
+    """One image manifest under a tag; `platform` is `os/architecture[/variant]`, or "" where
+    nothing says."""
 
     platform: str
     digest: Digest
@@ -35,7 +36,8 @@ class PlatformEntry:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A cached tag. `size` counts the stored bytes it reaches, each blob once; times are epoch seconds."""
+    """A cached tag. `size` counts the stored bytes it reaches, each blob once; times are epoch
+    seconds."""
 
     reference: Reference
     digest: Digest
@@ -109,7 +111,8 @@ def _image(
 
 
 def _platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
-    """What the image's config says (image-spec config.md); None where it is not stored or says nothing."""
+    """What the image's config says (image-spec config.md); None where it is not stored or says
+    nothing."""
     if manifest.config.size > MANIFEST_MAX_SIZE:
         return None
     try:

@@ -1,7 +1,7 @@
 """`fat/` and `img/`: the exact bytes of indexes, and of image manifests and all others, by digest.
 
-Manifests are hashed whenever they are read from disk; a bounded cache keeps hot ones, each checked by one
-stat so that a change made by another process is seen at once.
+Manifests are hashed whenever they are read from disk; a bounded cache keeps hot ones, each
+checked by one stat so that a change made by another process is seen at once.
 """
 
 from __future__ import annotations
@@ -50,10 +50,11 @@ class Manifests:
         self._hot: BoundedCache[Digest, _Hot] = BoundedCache(hot_bytes)
 
     def find(self, digest: Digest, *, use: bool = True) -> ManifestHolder | None:
-        """A stored manifest, its use recorded unless told not to; None also where the bytes do not match.
+        """A stored manifest, its use recorded unless told not to; None also where the bytes do
+        not match.
 
-        The media type is the document's own or its shape's; the `refs/` record knows better where the
-        upstream said something else.
+        The media type is the document's own or its shape's; the `refs/` record knows better
+        where the upstream said something else.
         """
         hot = self._hot.get(digest)
         if hot is not None:
@@ -133,7 +134,8 @@ def described_as(holder: ManifestHolder, descriptor: Descriptor | None) -> Manif
 
 
 def check_manifest(holder: ManifestHolder, upstream: str) -> None:
-    """Raises ManifestInvalid, blaming the upstream, unless the bytes parse as what they are called."""
+    """Raises ManifestInvalid, blaming the upstream, unless the bytes parse as what they are
+    called."""
     try:
         _ = holder.manifest
     except MalformedManifest as exc:

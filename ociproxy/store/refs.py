@@ -1,8 +1,8 @@
 """`refs/` and `referrers/`: which tags and manifests a repository has, and what refers to what.
 
 One small JSON file a record, so that `jq`, `cp -a` and other processes can take part. Records are
-written last, after what they point at; they are last-writer-wins, since they only keep what an upstream said
-and when.
+written last, after what they point at; they are last-writer-wins, since they only keep what an
+upstream said and when.
 """
 
 from __future__ import annotations
@@ -109,13 +109,13 @@ class Refs:
                     yield Reference(repository, tag), record
 
     def _path(self, repository: Repository, kind: str, name: str) -> str:
-        # Repository, tag and digest are parsed types: none of them can hold '..' or start with '/', and no
-        # component of a repository starts with '_'.
+        # Repository, tag and digest are parsed types: none of them can hold '..' or start with
+        # '/', and no component of a repository starts with '_'.
         return f"{self._root}/{repository.registry}/{repository.name}/{kind}/{name}"
 
     def _find(self, path: str, parse: Callable[[dict[str, object]], T | None]) -> T | None:
-        """The record at a path, parsed once for as long as the file stays the same; a path is always parsed
-        by the same function. None where there is none, or somebody damaged it."""
+        """The record at a path, parsed once for as long as the file stays the same; a path is
+        always parsed by the same function. None where there is none, or somebody damaged it."""
         try:
             state = os.stat(path)  # noqa: PTH116 hot path
         except (FileNotFoundError, NotADirectoryError):

@@ -29,7 +29,8 @@ class Spans:
         self._stops[first:last] = [stop]
 
     def stop_after(self, offset: int) -> int:
-        """The end of the run of bytes that starts at offset; offset itself where that byte is missing."""
+        """The end of the run of bytes that starts at offset; offset itself where that byte is
+        missing."""
         index = bisect_right(self._starts, offset) - 1
         if index < 0 or self._stops[index] <= offset:
             return offset

@@ -1,9 +1,13 @@
 """`pulls/`: blobs that are arriving.
 
-`pulls/<name>` holds the bytes, each at its final offset, and `pulls/<name>.spans` is an append-only journal of
-which ranges are there: first `size <bytes>`, then `<start> <stop>` a line, written after the bytes. One
-process leads, holding `flock` on the bytes; others tail the journal and read the bytes as they come. After
-a crash the next leader goes on from the journal; it is a hint, for everything is hashed before commit.
+`pulls/<name>` holds the bytes, each at its final offset, and `pulls/<name>.spans` is an
+append-only journal of
+which ranges are there: first `size <bytes>`, then `<start> <stop>` a line, written after the
+bytes. One
+process leads, holding `flock` on the bytes; others tail the journal and read the bytes as they
+come. After
+a crash the next leader goes on from the journal; it is a hint, for everything is hashed before
+commit.
 """
 
 from __future__ import annotations
@@ -73,7 +77,8 @@ class Arrival:
                 view = view[count:]
 
     def arrived(self, start: int, stop: int, *, flush: bool = False) -> None:
-        """Leader: these bytes are in place. The journal follows when it is time, or at once on `flush`."""
+        """Leader: these bytes are in place. The journal follows when it is time, or at once on
+        `flush`."""
         self.spans.add(start, stop)
         self._pending.add(start, stop)
         now = time.monotonic()
@@ -146,7 +151,8 @@ class Staging:
         self.root = root
 
     def lead(self, digest: Digest) -> Arrival | None:
-        """Become the one who fetches this blob; None where another process is. Blocks for no lock."""
+        """Become the one who fetches this blob; None where another process is. Blocks for no
+        lock."""
         path = self.root / file_name(digest)
         with store_errors(path):
             while True:
@@ -183,8 +189,8 @@ class Staging:
             return Arrival(path, digest, os.open(path, os.O_RDONLY | os.O_CLOEXEC), leading=False)
 
     def sweep(self, older_than: float) -> int:
-        """Remove what nobody leads and nothing was written to since `older_than` (seconds since the epoch);
-        returns how many files went."""
+        """Remove what nobody leads and nothing was written to since `older_than` (seconds since
+        the epoch); returns how many files went."""
         removed = 0
         with store_errors(self.root):
             for path in sorted(self.root.iterdir()):

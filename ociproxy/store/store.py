@@ -1,7 +1,9 @@
-"""The store under `--image-path`: the files are the truth, and every process on the host may use them.
+"""The store under `--image-path`: the files are the truth, and every process on the host may use
+them.
 
     blobs/<hex>        configs and layers             refs/<registry>/<repository>/_tags/<tag>
-    fat/<hex>          indexes                        refs/<registry>/<repository>/_manifests/<digest>
+    fat/<hex>          indexes
+    refs/<registry>/<repository>/_manifests/<digest>
     img/<hex>          all other manifests            referrers/<subject>/<digest>
     pulls/             what is arriving               quarantine/   what was taken out of service
     store.json         the format version
@@ -64,7 +66,8 @@ class Store:
             probe.unlink(missing_ok=True)
 
     def commit_manifest(self, repository: Repository, holder: ManifestHolder) -> None:
-        """Publish a verified manifest: its bytes first, then that the repository has it and whom it refers to.
+        """Publish a verified manifest: its bytes first, then that the repository has it and whom
+        it refers to.
 
         The one way a manifest enters the store. Raises ManifestInvalid for what is not a manifest.
         """

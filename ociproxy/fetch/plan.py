@@ -1,0 +1,73 @@
+"""Which connection of a fill fetches which bytes, and which readers wait for what.
+
+Not thread-safe: a `Download` calls it with its lock held.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from ociproxy.store.spans import Spans
+
+UNKNOWN: Final = 1 << 62
+"""Where a claim ends while nobody knows the size of the blob."""
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """[start, stop) that one connection is fetching; start moves as bytes arrive."""
+
+    start: int
+    stop: int
+
+
+class Plan:
+    """`segment` is the most that one claim covers, in bytes."""
+
+    def __init__(self, segment: int) -> None:
+        self._segment = segment
+        self._claims: list[Claim] = []
+        self._wanted: dict[int, int] = {}
+
+    def want(self, offset: int) -> None:
+        """One more reader waits for the byte at offset."""
+        self._wanted[offset] = self._wanted.get(offset, 0) + 1
+
+    def unwant(self, offset: int) -> None:
+        left = self._wanted.pop(offset, 0) - 1
+        if left > 0:
+            self._wanted[offset] = left
+
+    def take(self, arrived: Spans, size: int | None) -> Claim | None:
+        """The next thing to fetch, or None where everything is here or being fetched."""
+        gap = self.free_gap(arrived, size)
+        if gap is None:
+            return None
+        claim = Claim(gap[0], min(gap[1], gap[0] + self._segment))
+        self._claims.append(claim)
+        return claim
+
+    def release(self, claim: Claim) -> None:
+        """What the claim still covers is anybody's again."""
+        self._claims.remove(claim)
+
+    def free_gap(self, arrived: Spans, size: int | None) -> tuple[int, int] | None:
+        """The next range that is neither here nor claimed; what a reader waits for comes first."""
+        if size is None:
+            return None if self._claims else (0, UNKNOWN)
+        taken = Spans()
+        for start, stop in arrived:
+            taken.add(start, stop)
+        for claim in self._claims:
+            taken.add(claim.start, claim.stop)
+        for offset in sorted(self._wanted):
+            if offset < size and taken.stop_after(offset) == offset:
+                return taken.gap(offset, size)
+        return taken.gap(0, size)
+
+    def is_coming(self, arrived: Spans, offset: int) -> bool:
+        """Whether the byte at offset is here, or some connection is on its way to it."""
+        if arrived.stop_after(offset) > offset:
+            return True
+        return any(claim.start <= offset < claim.stop for claim in self._claims)
