@@ -22,7 +22,7 @@ from bench.servers import rivals, start_upstream
 FULL = Plan(
     rounds=5,
     warm_rounds=3,
-    warm_seconds=0.6,
+    warm_seconds=1.5,
     wrk_seconds=3,
     slow_seconds=8.0,
     stampede_of_drayage=True,
@@ -31,7 +31,7 @@ FULL = Plan(
 QUICK = Plan(
     rounds=1,
     warm_rounds=1,
-    warm_seconds=0.3,
+    warm_seconds=0.6,
     wrk_seconds=1,
     slow_seconds=4.0,
     stampede_of_drayage=False,

@@ -100,7 +100,7 @@ def test_no_document_names_a_command_that_does_not_exist() -> None:
     groups = {path for path, command in all_commands() if isinstance(command, click.Group)}
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
-        for first, second in re.findall(r"`ociproxy ([a-z-]+)(?: ([a-z-]+))?", text):
+        for first, second in re.findall(r"`ociproxy ([a-z-]+)(?: ([a-z0-9-]+))?", text):
             path = f"ociproxy {first}"
             assert path in known, document.name
             if path in groups and second:

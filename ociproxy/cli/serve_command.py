@@ -28,10 +28,11 @@ from ociproxy.store.store import Store
     help="0 lets the kernel choose.  [default: 8080]",
 )
 @click.option(
-    "--offline/--online",
+    "--offline",
     envvar="OCIPROXY_OFFLINE",
+    is_flag=True,
     default=None,
-    help="Never contact an upstream.  [default: online]",
+    help="Never contact an upstream.",
 )
 @click.option(
     "--workers",

@@ -1,0 +1,235 @@
+"""Tags and manifests: freshness, revalidation, staleness, negative answers, restarts."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.images import image, multi_platform
+from tests.server import Mirror, upstream_entry
+from tests.upstream import FakeUpstream
+from tests.upstream_faults import HTML, Fault, too_many_requests
+
+MakeMirror = Callable[..., Mirror]
+
+
+def mirror_of(
+    mirror: MakeMirror, upstream: FakeUpstream, *, ttl: str = "15m", **fetch: object
+) -> Mirror:
+    return mirror(
+        {
+            "upstreams": [upstream_entry(upstream.url)],
+            "fetch": fetch,
+            "tags": [{"match": "*", "ttl": ttl}],
+        }
+    )
+
+
+def test_exact_bytes_headers_and_a_conditional_request(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    app = image("app")
+    upstream.add("team/app", app, tag="v1")
+    server = mirror_of(mirror, upstream)
+    answer = server.manifest(upstream.registry, "team/app", "v1")
+    assert answer.body == app.top.data
+    assert answer.headers["content-type"] == app.top.media_type
+    assert answer.headers["docker-content-digest"] == app.digest
+    assert answer.headers["oci-namespace"] == upstream.registry
+    assert answer.headers["etag"] == f'"{app.digest}"'
+    path = f"/v2/team/app/manifests/v1?ns={upstream.registry}"
+    assert server.get(path, {"If-None-Match": f'"{app.digest}"'}).status == 304
+    assert server.get(path).cache_status == "ociproxy; hit"
+
+
+def test_an_image_manifest_completes_the_image_in_the_background(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    app = image("app", layers=3)
+    upstream.add("app", app, tag="v1")
+    server = mirror_of(mirror, upstream)
+    server.manifest(upstream.registry, "app", "v1")
+    for blob in app.blobs:
+        server.wait_for_file(f"blobs/{blob.encoded}")
+
+
+def test_without_background_fills_a_manifest_brings_no_blob(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    upstream.add("app", image("app"), tag="v1")
+    server = mirror_of(mirror, upstream, background_fills=0)
+    server.manifest(upstream.registry, "app", "v1")
+    time.sleep(0.5)
+    assert upstream.count("/blobs/") == 0
+
+
+def test_a_head_fetches_nothing_and_the_tag_survives_offline(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    app = image("app")
+    upstream.add("app", app, tag="v1")
+    server = mirror_of(mirror, upstream)
+    head = server.head(f"/v2/app/manifests/v1?ns={upstream.registry}")
+    assert head.headers["docker-content-digest"] == app.digest
+    assert head.headers["content-length"] == str(app.top.size)
+    assert upstream.count("/manifests/", "GET") == 0
+    server.manifest(upstream.registry, "app", app.digest)
+    server.restart(args=["--offline"])
+    assert server.manifest(upstream.registry, "app", "v1").body == app.top.data
+
+
+def test_an_expired_tag_costs_one_head_and_no_get(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    upstream.add("app", image("app"), tag="v1")
+    server = mirror_of(mirror, upstream, ttl="0")
+    server.manifest(upstream.registry, "app", "v1")
+    answer = server.manifest(upstream.registry, "app", "v1")
+    assert "revalidated" in answer.cache_status
+    assert upstream.count("/manifests/", "GET") == 1
+    assert upstream.count("/manifests/", "HEAD") == 1
+
+
+def test_a_moved_tag_is_fetched(mirror: MakeMirror, upstream: FakeUpstream) -> None:
+    upstream.add("app", image("one"), tag="v1")
+    server = mirror_of(mirror, upstream, ttl="0")
+    server.manifest(upstream.registry, "app", "v1")
+    two = image("two")
+    upstream.add("app", two, tag="v1")
+    assert server.manifest(upstream.registry, "app", "v1").body == two.top.data
+
+
+@pytest.mark.parametrize(
+    ("fault", "word"),
+    [
+        (Fault(status=500), "fwd=stale"),
+        (Fault(status=403), "fwd-status=403"),
+        (Fault(status=404), "fwd-status=404"),
+        (too_many_requests(), "fwd-status=429"),
+        (Fault(drop=True), "fwd=stale"),
+        (Fault(delay=30), "upstream-slow"),
+    ],
+)
+def test_what_is_stored_outlives_a_failing_upstream(
+    mirror: MakeMirror, upstream: FakeUpstream, fault: Fault, word: str
+) -> None:
+    app = image("app")
+    upstream.add("app", app, tag="v1")
+    server = mirror_of(mirror, upstream, ttl="0", timeouts={"revalidate": "500ms"})
+    server.manifest(upstream.registry, "app", "v1")
+    upstream.fault("/manifests/", fault)
+    answer = server.manifest(upstream.registry, "app", "v1")
+    assert (answer.status, answer.body) == (200, app.top.data)
+    assert word in answer.cache_status
+    asked = upstream.count("/manifests/")
+    # A pause follows: the next request does not ask.
+    assert server.manifest(upstream.registry, "app", "v1").status == 200
+    assert upstream.count("/manifests/") == asked
+    upstream.release()
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        (Fault(status=401), 403, "DENIED"),
+        (Fault(status=403), 403, "DENIED"),
+        (Fault(status=404), 404, "MANIFEST_UNKNOWN"),
+        (Fault(status=500), 502, "UNAVAILABLE"),
+        (too_many_requests(), 429, "TOOMANYREQUESTS"),
+        (HTML, 502, "MANIFEST_INVALID"),
+        (Fault(digest_header="sha256:" + "0" * 64), 502, "UNKNOWN"),
+        (Fault(delay=30), 504, "UNAVAILABLE"),
+        (Fault(drop=True), 502, "UNAVAILABLE"),
+    ],
+)
+def test_a_miss_says_what_the_upstream_did(
+    mirror: MakeMirror, upstream: FakeUpstream, fault: Fault, status: int, code: str
+) -> None:
+    upstream.add("app", image("app"), tag="v1")
+    upstream.fault("/manifests/", fault)
+    server = mirror_of(mirror, upstream, retries=2, timeouts={"headers": "1s", "answer": "4s"})
+    began = time.monotonic()
+    answer = server.manifest(upstream.registry, "app", "v1")
+    assert time.monotonic() - began < 20
+    assert answer.status == status
+    [error] = json.loads(answer.body)["errors"]
+    assert error["code"] == code
+    if status == 429:
+        assert answer.headers["retry-after"] == "7"
+    upstream.release()
+
+
+def test_a_refusal_is_kept_for_a_while(mirror: MakeMirror, upstream: FakeUpstream) -> None:
+    server = mirror_of(mirror, upstream)
+    assert server.manifest(upstream.registry, "app", "v1").status == 404
+    asked = len(upstream.requests)
+    assert server.manifest(upstream.registry, "app", "v1").status == 404
+    assert len(upstream.requests) == asked
+
+
+def test_an_unreachable_upstream_is_left_alone(mirror: MakeMirror, upstream: FakeUpstream) -> None:
+    server = mirror_of(mirror, upstream)
+    upstream.stop_listening()
+    assert server.manifest(upstream.registry, "app", "v1").status == 502
+    began = time.monotonic()
+    answer = server.manifest(upstream.registry, "app", "v2")
+    assert answer.status == 502
+    assert b"left alone" in answer.body
+    assert time.monotonic() - began < 1
+    upstream.listen_again()
+
+
+def test_names_survive_a_restart(mirror: MakeMirror, upstream: FakeUpstream) -> None:
+    app, many = image("app"), multi_platform("many")
+    big = image("big", pad_to=3_900_000)
+    places = [
+        ("team/app", "MixedCase-Tag_1.0", app),
+        ("team/app", "other", app),
+        ("a.b/c-d/e_f/g__h/i/j", "v1", many),
+        ("big", "v1", big),
+    ]
+    for repository, tag, what in places:
+        upstream.add(repository, what, tag=tag)
+    server = mirror_of(mirror, upstream)
+    for repository, tag, what in places:
+        assert server.manifest(upstream.registry, repository, tag).body == what.top.data
+    server.restart(args=["--offline"])
+    for repository, tag, what in places:
+        answer = server.manifest(upstream.registry, repository, tag)
+        assert answer.body == what.top.data
+        assert answer.headers["docker-content-digest"] == what.digest
+
+
+def test_one_name_on_two_upstreams_is_two_images(
+    mirror: MakeMirror, make_upstream: Callable[..., FakeUpstream]
+) -> None:
+    one, two = make_upstream(), make_upstream()
+    here, there = image("here"), image("there")
+    one.add("app", here, tag="v1")
+    two.add("app", there, tag="v1")
+    server = mirror({"upstreams": [upstream_entry(one.url), upstream_entry(two.url)]})
+    for _ in range(2):
+        assert server.manifest(one.registry, "app", "v1").body == here.top.data
+        assert server.manifest(two.registry, "app", "v1").body == there.top.data
+        server.restart()
+
+
+def test_docker_hub_has_one_cache_under_all_its_names(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    app = image("nginx")
+    upstream.add("library/nginx", app, tag="v1")
+    server = mirror({"upstreams": [{"name": "docker.io", "endpoint": upstream.url}]})
+    paths = [
+        "/v2/nginx/manifests/v1",
+        "/v2/library/nginx/manifests/v1",
+        "/v2/nginx/manifests/v1?ns=index.docker.io",
+        "/v2/library/nginx/manifests/v1?ns=registry-1.docker.io",
+        "/v2/docker.io/nginx/manifests/v1",
+        "/v2/docker.io/library/nginx/manifests/v1",
+    ]
+    assert all(server.get(path).body == app.top.data for path in paths)
+    assert upstream.count("/manifests/", "GET") == 1
