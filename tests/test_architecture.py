@@ -38,6 +38,8 @@ LEAVES = frozenset({"bounded", "clock", "log"})
 # Library -> modules that may import it. A library that is not here has no place in the product.
 FENCE: dict[str, tuple[str, ...]] = {
     "aiohttp": ("serve", "serve.*"),
+    "multidict": ("serve", "serve.*"),
+    "yarl": ("serve", "serve.*"),
     "click": ("cli", "cli.*"),
     "oras": ("fetch.oras", "fetch.oras.*"),
     "requests": ("fetch.oras", "fetch.oras.*"),
