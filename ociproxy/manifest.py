@@ -25,6 +25,17 @@ DOCKER_SCHEMA1: Final = "application/vnd.docker.distribution.manifest.v1+json"
 DOCKER_SCHEMA1_SIGNED: Final = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 UNKNOWN_MEDIA_TYPE: Final = "application/json"
 
+GENERIC_MEDIA_TYPES: Final = frozenset(
+    {
+        "",
+        UNKNOWN_MEDIA_TYPE,
+        "application/octet-stream",
+        "binary/octet-stream",
+        "text/plain",
+    }
+)
+"""What servers send that do not know what they have: the document itself knows better."""
+
 INDEX_MEDIA_TYPES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 IMAGE_MEDIA_TYPES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 

@@ -16,7 +16,7 @@ from ociproxy.errors import (
     UpstreamError,
 )
 from ociproxy.fetch.outcome import FILL, FOLLOW, HIT, PASSED_ON, Outcome
-from ociproxy.manifest import ImageManifest
+from ociproxy.manifest import ImageManifest, MalformedManifest, parse_manifest
 from ociproxy.store.blobs import BlobFile
 
 if TYPE_CHECKING:
@@ -94,7 +94,11 @@ class BlobPuller:
         digest = image.descriptor.digest
         if self._complete.get(digest) or self._config.serve.offline:
             return
-        manifest = image.manifest
+        try:
+            # Not `image.manifest`: the hot copy would keep the parsed document beyond its weight.
+            manifest = parse_manifest(image.raw, image.descriptor.media_type)
+        except MalformedManifest:
+            return  # the tag's record calls it what it is not; its bytes are served anyway
         if not isinstance(manifest, ImageManifest):
             return
         missing = [b for b in manifest.blobs if self._store.blobs.find_size(b.digest) is None]

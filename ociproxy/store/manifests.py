@@ -14,6 +14,7 @@ from ociproxy.bounded import BoundedCache
 from ociproxy.digest import Digest
 from ociproxy.errors import ManifestInvalid
 from ociproxy.manifest import (
+    GENERIC_MEDIA_TYPES,
     MANIFEST_MAX_SIZE,
     Descriptor,
     MalformedManifest,
@@ -127,8 +128,11 @@ class Manifests:
 
 
 def described_as(holder: ManifestHolder, descriptor: Descriptor | None) -> ManifestHolder:
-    """The same bytes under the media type that the upstream gave them, where a record has it."""
+    """The same bytes under the media type that the upstream gave them, where a record has one that
+    says more than that it is a document."""
     if descriptor is None or descriptor.media_type == holder.descriptor.media_type:
+        return holder
+    if descriptor.media_type in GENERIC_MEDIA_TYPES:
         return holder
     return ManifestHolder(replace(holder.descriptor, media_type=descriptor.media_type), holder.raw)
 

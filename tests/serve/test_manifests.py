@@ -81,6 +81,33 @@ def test_a_head_fetches_nothing_and_the_tag_survives_offline(
     assert server.manifest(upstream.registry, "app", "v1").body == app.top.data
 
 
+def test_a_head_that_names_no_media_type_does_not_rename_the_manifest(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    app = image("app")
+    upstream.add("app", app, tag="v1")
+    upstream.fault("/manifests/", Fault(content_type="application/json"), method="HEAD")
+    server = mirror_of(mirror, upstream)
+    server.head(f"/v2/app/manifests/v1?ns={upstream.registry}")
+    server.manifest(upstream.registry, "app", app.digest)
+    answer = server.manifest(upstream.registry, "app", "v1")
+    assert answer.headers["content-type"] == app.top.media_type
+
+
+def test_a_head_that_calls_an_index_an_image_is_survived(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    many = multi_platform("many")
+    upstream.add("app", many, tag="v1")
+    wrong = Fault(content_type="application/vnd.oci.image.manifest.v1+json")
+    upstream.fault("/manifests/", wrong, method="HEAD")
+    server = mirror_of(mirror, upstream)
+    server.head(f"/v2/app/manifests/v1?ns={upstream.registry}")
+    server.manifest(upstream.registry, "app", many.digest)
+    answer = server.manifest(upstream.registry, "app", "v1")
+    assert (answer.status, answer.body) == (200, many.top.data)
+
+
 def test_an_expired_tag_costs_one_head_and_no_get(
     mirror: MakeMirror, upstream: FakeUpstream
 ) -> None:

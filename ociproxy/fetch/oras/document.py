@@ -9,6 +9,7 @@ from ociproxy.errors import ManifestInvalid
 from ociproxy.manifest import (
     DOCKER_SCHEMA1,
     DOCKER_SCHEMA1_SIGNED,
+    GENERIC_MEDIA_TYPES,
     IMAGE_MEDIA_TYPES,
     INDEX_MEDIA_TYPES,
     OCI_ARTIFACT,
@@ -24,11 +25,6 @@ _KNOWN: Final = (
     INDEX_MEDIA_TYPES | IMAGE_MEDIA_TYPES | {OCI_ARTIFACT, DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED}
 )
 
-# What servers send that do not know what they have.
-_GENERIC: Final = frozenset(
-    {"", "application/json", "application/octet-stream", "binary/octet-stream", "text/plain"}
-)
-
 
 def media_type_of(response: requests.Response) -> str:
     """The Content-Type without its parameters; empty where there is none."""
@@ -39,7 +35,7 @@ def holder_of(raw: bytes, media_type: str, *, upstream: str, algorithm: str) -> 
     """Raises ManifestInvalid for what is no manifest, or not the one that it says."""
     try:
         own = own_media_type(raw)
-        if media_type in _GENERIC:
+        if media_type in GENERIC_MEDIA_TYPES:
             media_type = own or guess_media_type(raw)
         elif own and own != media_type and not _KNOWN.isdisjoint({own, media_type}):
             reason = f"sends a document of type {own[:100]} as {media_type[:100]}"
