@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 from typing import Final
@@ -51,6 +52,9 @@ def set_up(level: str, style: str) -> None:
     again."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if style == "json" else _Text())
+    # What no formatter here prints must not be collected for each line (logging, "Optimization").
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # documented, though named as if it were not
     root = logging.getLogger()
     root.handlers[:] = [handler]
     # Libraries speak up when something is wrong; their chatter is not the operator's.
@@ -76,13 +80,15 @@ def _whole_second(seconds: int) -> str:
     return last[1]
 
 
+# Printable ASCII but for space, quotes, `=` and backslash: what needs no quotes.
+_PLAIN: Final = re.compile(r"[!#-&(-<>-\[\]-~]+")
+
+
 def _text_value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
-    text = str(value)
-    if text and text.isprintable() and not any(c in text for c in ' "=\\'):
-        return text
-    return json.dumps(text)
+    text = value if isinstance(value, str) else str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)
 
 
 class _Text(logging.Formatter):

@@ -149,10 +149,6 @@ def _log(
     error: OciProxyError | None,
     seconds: float,
 ) -> None:
-    reference = None
-    if target is not None:
-        separator = "@" if ":" in target.last else ":"
-        reference = f"{target.repository}{separator}{target.last}"
     if isinstance(response, BlobResponse):
         size: int | None = response.sent
     else:
@@ -162,7 +158,7 @@ def _log(
         "request",
         method=request.method,
         status=response.status,
-        reference=reference,
+        reference=target.name if target else None,
         digest=answer.digest if answer else None,
         upstream=target.repository.registry if target else None,
         outcome=answer.outcome.word if answer else "error",

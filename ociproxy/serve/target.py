@@ -31,13 +31,15 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`last` is the tag or digest as it was sent; `namespace` the `ns` parameter, or None."""
+    """`last` is the tag or digest as it was sent; `namespace` the `ns` parameter, or None; `name`
+    what the log calls it."""
 
     kind: Kind
     repository: Repository
     last: str
     namespace: str | None
     query: MultiMapping[str]
+    name: str
 
 
 def parse_target(raw: str, default_upstream: str) -> Target:
@@ -55,7 +57,9 @@ def _parse(raw: str, default_upstream: str) -> Target:
         raise NameInvalid(raw, "not a request target") from exc
     kind, name, last = _split(path)
     namespace = query.get("ns")
-    return Target(kind, _repository(name, namespace, default_upstream), last, namespace, query)
+    repository = _repository(name, namespace, default_upstream)
+    called = f"{repository}{'@' if ':' in last else ':'}{last}"
+    return Target(kind, repository, last, namespace, query, called)
 
 
 _parse_cached = lru_cache(maxsize=4096)(_parse)
