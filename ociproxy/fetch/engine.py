@@ -42,13 +42,13 @@ class Engine:
         self.blobs = BlobPuller(store, self.upstreams, self._fills, config)
         self.manifests = ManifestPuller(store, self.upstreams, self.blobs, config, clock=clock)
         self.listings = ListingPuller(store, self.upstreams, self.manifests, config)
-        self._sweeping = asyncio.create_task(self._sweep())
+        self._preparing = asyncio.create_task(self._prepare())
 
     async def close(self) -> None:
         """End what is running: downloads soon, keeping what arrived; questions without waiting."""
-        self._sweeping.cancel()
+        self._preparing.cancel()
         await asyncio.gather(
-            self._sweeping, self.manifests.close(), self._fills.close(), return_exceptions=True
+            self._preparing, self.manifests.close(), self._fills.close(), return_exceptions=True
         )
         await self.upstreams.close()
 
@@ -58,7 +58,8 @@ class Engine:
         await self._fills.drain()
         await self.close()
 
-    async def _sweep(self) -> None:
+    async def _prepare(self) -> None:
+        await self.upstreams.call(self.upstreams.prepare)
         before = self._clock.now() - _ABANDONED_AFTER
         removed = await self.upstreams.call(lambda: self.store.staging.sweep(before))
         if removed:

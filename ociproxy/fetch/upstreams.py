@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ociproxy import log
@@ -101,6 +102,7 @@ class Upstreams:
         self._negative: BoundedCache[Hashable, tuple[float, OciProxyError]] = BoundedCache(
             _NEGATIVE_ANSWERS
         )
+        self._making = Lock()
         self._asking: dict[Hashable, asyncio.Task[object]] = {}
         self._threads = ThreadPoolExecutor(config.fetch.requests, thread_name_prefix="request")
 
@@ -114,7 +116,21 @@ class Upstreams:
         return self._config.unlisted_upstream(registry)
 
     def backend(self, registry: str) -> Backend:
+        """From any thread."""
         upstream = self.upstream(registry)
+        with self._making:
+            return self._backend_of(upstream)
+
+    def prepare(self) -> None:
+        """Make the listed backends before anybody asks; blocks, for it reads certificates."""
+        for registry in self._config.upstreams:
+            try:
+                self.backend(registry)
+            except OciProxyError as exc:
+                log.event(logging.ERROR, "upstream unusable", upstream=registry, reason=exc)
+
+    def _backend_of(self, upstream: Upstream) -> Backend:
+        registry = upstream.name
         known = (self._listed if upstream.listed else self._unlisted).get(registry)
         if known is None:
             known = self._make_backend(upstream)

@@ -280,6 +280,18 @@ def test_realm_keeps_its_own_query(
     assert asked.query.startswith("account=x&a=b&service=fake.example&scope=")
 
 
+def test_scope_where_the_challenge_names_none(
+    upstream: FakeUpstream, open_backend: OpenBackend
+) -> None:
+    challenge = f'Bearer realm="{upstream.url}/token",service="s"'
+    upstream.fault("/manifests/", Fault(status=401, headers={"WWW-Authenticate": challenge}))
+    for changes in ({}, {"endpoint": f"{upstream.url}/hub"}):
+        with pytest.raises(OciProxyError):
+            open_backend(upstream, **changes).fetch_manifest(reference(upstream))
+    scopes = [request.query.partition("scope=")[2] for request in upstream.seen("/token")]
+    assert scopes == ["repository:team/app:pull", "repository:hub/team/app:pull"]
+
+
 # Passwords
 
 

@@ -76,6 +76,23 @@ def test_one_way_tls(
     assert read_all(backend.open_blob(repository(upstream), digest(blob), start=7)) == blob.data[7:]
 
 
+def test_abort_under_tls(
+    make_upstream: Callable[..., FakeUpstream], open_backend: OpenBackend, authority: Authority
+) -> None:
+    upstream = make_upstream(tls=authority.server())
+    blob = upstream.add_content("team/app", random_blob(300_000))
+    upstream.fault("/blobs/", Fault(stall_after=100_000))
+    backend = open_backend(upstream, tls=Tls(ca=authority.ca), timeouts=replace(TIMEOUTS, stall=30))
+    stream = backend.open_blob(repository(upstream), digest(blob))
+    timer = threading.Timer(0.2, stream.abort)
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(UpstreamUnavailable, match="aborted"):
+        read_all(stream)
+    timer.join()
+    assert time.monotonic() - started < 2
+
+
 def test_mutual_tls(
     make_upstream: Callable[..., FakeUpstream],
     open_backend: OpenBackend,
@@ -105,8 +122,14 @@ def test_missing_client_certificate_is_said(
     context.minimum_version = context.maximum_version = version
 
     def handshake(client: socket.socket) -> None:
-        with context.wrap_socket(client, server_side=True) as secure:
-            secure.recv(1)
+        secure = context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
+        with contextlib.suppress(ssl.SSLError):
+            secure.do_handshake()
+        # Closing with unread bytes resets the connection, and a reset can overtake the alert.
+        with socket.socket(fileno=secure.detach()) as bare:
+            bare.shutdown(socket.SHUT_WR)
+            while bare.recv(4096):
+                pass
 
     with raw_server(handshake) as name:
         backend = open_backend(name, tls=Tls(ca=authority.ca))
@@ -203,6 +226,18 @@ def test_auto_does_not_fall_back_from_a_bad_certificate(
     upstream = make_upstream(tls=authority.server())
     with pytest.raises(UpstreamUntrusted):
         open_backend(upstream, scheme="auto").fetch_manifest(reference(upstream))
+
+
+def test_auto_does_not_fall_back_from_a_late_answer(
+    make_upstream: Callable[..., FakeUpstream], open_backend: OpenBackend, authority: Authority
+) -> None:
+    upstream = make_upstream(tls=authority.server())
+    upstream.fault("", Fault(delay=20))
+    timeouts = replace(TIMEOUTS, headers=0.3)
+    backend = open_backend(upstream, scheme="auto", tls=Tls(ca=authority.ca), timeouts=timeouts)
+    with pytest.raises(UpstreamUnavailable, match="waiting for headers"):
+        backend.fetch_manifest(reference(upstream))
+    assert upstream.count() == 1
 
 
 def test_auto_finds_plain_http_once(upstream: FakeUpstream, open_backend: OpenBackend) -> None:

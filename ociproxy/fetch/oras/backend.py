@@ -41,6 +41,7 @@ from ociproxy.manifest import (
     UNKNOWN_MEDIA_TYPE,
     Descriptor,
 )
+from ociproxy.reference import Repository
 
 if TYPE_CHECKING:
     import requests
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from ociproxy.config import Fetch, Upstream
     from ociproxy.fetch.credentials import Credentials
     from ociproxy.manifest import ManifestHolder
-    from ociproxy.reference import Reference, Repository
+    from ociproxy.reference import Reference
 
 _MANIFESTS: Final = {"Accept": ", ".join(ACCEPTED_MEDIA_TYPES)}
 _LISTINGS: Final = {"Accept": f"{OCI_INDEX}, application/json"}
@@ -78,7 +79,9 @@ class OrasBackend:
         if response.status_code in _HEAD_REFUSED:
             discard(response)
             return self.fetch_manifest(reference).descriptor
-        self._expect(response, 200, ManifestUnknown(reference, "unknown to the upstream"))
+        self._expect_ok(
+            response, reference.repository, ManifestUnknown(reference, "unknown to the upstream")
+        )
         discard(response)
         digest = _digest_header(response)
         if digest is None:
@@ -91,7 +94,9 @@ class OrasBackend:
 
     def fetch_manifest(self, reference: Reference) -> ManifestHolder:
         response = self._request("GET", reference.repository, _manifest_path(reference), _MANIFESTS)
-        self._expect(response, 200, ManifestUnknown(reference, "unknown to the upstream"))
+        self._expect_ok(
+            response, reference.repository, ManifestUnknown(reference, "unknown to the upstream")
+        )
         raw = self._read_document(response)
         expected = reference.digest or _digest_header(response)
         holder = holder_of(
@@ -122,7 +127,7 @@ class OrasBackend:
             # Storage that the upstream redirects to may have signed the URL for GET only.
             return None
         if response.status_code not in _HEAD_REFUSED:
-            self._expect(response, 200, BlobUnknown(digest, "unknown to the upstream"))
+            self._expect_ok(response, repository, BlobUnknown(digest, "unknown to the upstream"))
         discard(response)
         return content_length(response) if response.ok else None
 
@@ -137,14 +142,14 @@ class OrasBackend:
             discard(response)
             response = self._request("GET", repository, f"blobs/{digest}", {})
         if response.status_code != 206 or not ranged:
-            self._expect(response, 200, BlobUnknown(digest, "unknown to the upstream"))
+            self._expect_ok(response, repository, BlobUnknown(digest, "unknown to the upstream"))
         return OrasBlobStream(response, self._name, self._upstream.timeouts, start=start)
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         target = f"{path}?{query}" if query else path
         response = self._request("GET", repository, target, _LISTINGS)
         unknown = NameUnknown(str(repository), f"the upstream has no {path}")
-        self._expect(response, 200, unknown)
+        self._expect_ok(response, repository, unknown)
         raw = self._read_document(response)
         if not is_json_object(raw):
             raise ManifestInvalid(self._name, f"its {path} is not a JSON object")
@@ -179,8 +184,10 @@ class OrasBackend:
         connections."""
         registry = Registry()
         registry.session = self._session
+        # What the upstream calls it: an endpoint may keep it below another repository.
+        prefix = urlsplit(self._endpoint.base()).path.removeprefix("/v2/")
         registry.auth = RepositoryAuth(
-            repository,
+            Repository(self._name, f"{prefix}{repository.name}"),
             session=self._session,
             timeouts=self._upstream.timeouts,
             credentials=self._credentials,
@@ -199,10 +206,11 @@ class OrasBackend:
             return None
         return credentials_for(auth, self._name)
 
-    def _expect(self, response: requests.Response, status: int, unknown: OciProxyError) -> None:
-        if response.status_code != status:
-            with translated(self._name, self._upstream.timeouts):
-                raise refuse(response, self._name, unknown=unknown)
+    def _expect_ok(
+        self, response: requests.Response, repository: Repository, unknown: OciProxyError
+    ) -> None:
+        if response.status_code != 200:
+            raise refuse(response, self._name, unknown=unknown, repository=repository)
 
     def _read_document(self, response: requests.Response) -> bytes:
         encoding = response.headers.get("Content-Encoding", "identity").lower()

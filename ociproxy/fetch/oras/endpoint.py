@@ -6,7 +6,9 @@ import threading
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from ociproxy.errors import OciProxyError, UpstreamUnavailable
+from requests.exceptions import ConnectionError
+
+from ociproxy.errors import OciProxyError, UpstreamUnavailable, UpstreamUntrusted
 from ociproxy.fetch.oras.translate import FOREIGN, translate
 from ociproxy.fetch.oras.transport import discard
 
@@ -48,8 +50,9 @@ class Endpoint:
                 discard(self._session.get(base, stream=True))
             except FOREIGN as exc:
                 failed = translate(exc, self._name, self._timeouts)
-                if not isinstance(failed, UpstreamUnavailable):
-                    # A certificate that is not accepted is no reason to do without one.
+                if not isinstance(exc, ConnectionError) or isinstance(failed, UpstreamUntrusted):
+                    # It speaks TLS: a certificate that is not accepted, or a late answer, is no
+                    # reason to do without.
                     raise failed from exc
                 error = error or failed
             else:

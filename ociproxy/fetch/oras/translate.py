@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ociproxy.config import Timeouts
+    from ociproxy.reference import Repository
 
 FOREIGN: Final = (RequestException, HTTPError, http.client.HTTPException, OSError, UnicodeError)
 """All that requests, urllib3, http.client, ssl and sockets raise for what an upstream does."""
@@ -95,10 +96,14 @@ def translate(
 
 
 def refuse(
-    response: requests.Response, upstream: str, *, unknown: OciProxyError | None = None
+    response: requests.Response,
+    upstream: str,
+    *,
+    unknown: OciProxyError | None = None,
+    repository: Repository | None = None,
 ) -> OciProxyError:
     """A domain error for an answer that is not a success; `unknown` is the one for 404, where one
-    can be.
+    can be, unless the upstream says that it is the repository that it does not know.
 
     Reads the error body, and with it gives the connection back.
     """
@@ -111,8 +116,8 @@ def refuse(
         return UpstreamDenied(upstream, reason, status=status)
     if status == 429 or code == "TOOMANYREQUESTS":
         return UpstreamRateLimited(upstream, reason, retry_after=_retry_after(response))
-    if status == 404 and code == "NAME_UNKNOWN":
-        return NameUnknown(plain_url(response.url), "the upstream knows no such repository")
+    if status == 404 and code == "NAME_UNKNOWN" and repository is not None:
+        return NameUnknown(str(repository), "the upstream knows no such repository")
     if status in (404, 410) and unknown is not None:
         return unknown
     return UpstreamUnavailable(upstream, reason)
