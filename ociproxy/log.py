@@ -88,7 +88,12 @@ def _text_value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     text = value if isinstance(value, str) else str(value)
-    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+    return text if _PLAIN.fullmatch(text) else _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    # JSON escapes every control character but this one.
+    return json.dumps(text).replace("\x7f", "\\u007f")
 
 
 class _Text(logging.Formatter):
@@ -120,4 +125,4 @@ class _Json(logging.Formatter):
 
 
 def _one_line(text: str) -> str:
-    return text if text.isprintable() else json.dumps(text)
+    return text if text.isprintable() else _quoted(text)

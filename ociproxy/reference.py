@@ -120,8 +120,6 @@ def check_tag(text: str) -> None:
 @lru_cache(maxsize=4096)
 def _parse_repository(registry: str, name: str) -> Repository:
     registry = parse_registry(registry)
-    if len(name) > _NAME_LIMIT:
-        raise NameInvalid(name, f"a repository name has at most {_NAME_LIMIT} characters")
     if not _NAME_PATTERN.fullmatch(name):
         raise NameInvalid(
             name,
@@ -130,4 +128,6 @@ def _parse_repository(registry: str, name: str) -> Repository:
         )
     if registry == DOCKER_HUB and "/" not in name:
         name = f"library/{name}"
+    if len(name) > _NAME_LIMIT:
+        raise NameInvalid(name, f"a repository name has at most {_NAME_LIMIT} characters")
     return Repository(registry, name)

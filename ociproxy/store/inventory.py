@@ -117,6 +117,8 @@ def _platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
         return None
     try:
         document = json.loads(store.blobs.path(manifest.config.digest).read_bytes())
-        return Platform(document["os"], document["architecture"], document.get("variant", ""))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        parts = document["os"], document["architecture"], document.get("variant", "")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+    # A config may hold anything: it is whatever somebody pushed.
+    return Platform(*parts) if all(isinstance(part, str) for part in parts) else None

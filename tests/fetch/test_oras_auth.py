@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ociproxy.config import Auth, Fetch, Secret, Timeouts, Tls, Upstream
+from ociproxy.config import Auth, Secret, Tls
 from ociproxy.errors import (
     OciProxyError,
     UpstreamDenied,
@@ -18,8 +17,7 @@ from ociproxy.errors import (
     UpstreamRateLimited,
     UpstreamUnavailable,
 )
-from ociproxy.fetch.oras.auth import Challenge, find_challenge, parse_challenges
-from ociproxy.fetch.oras.backend import OrasBackend
+from tests.fetch.conftest import OpenBackend
 from tests.fetch.contract import digest, read_all, reference, repository
 from tests.fetch.tls import Authority
 from tests.images import image, random_blob
@@ -27,78 +25,12 @@ from tests.upstream import FakeUpstream
 from tests.upstream_auth import BasicAuth, TokenAuth
 from tests.upstream_faults import HTML, Fault, too_many_requests
 
-TIMEOUTS = Timeouts(connect=2.0, headers=2.0, stall=2.0)
 ALICE = BasicAuth("alice", "wonder:land")
 ALICE_AUTH = Auth(user="alice", password=Secret("wonder:land"))
-
-OpenBackend = Callable[..., OrasBackend]
-
-
-@pytest.fixture
-def open_backend() -> Iterator[OpenBackend]:
-    opened: list[OrasBackend] = []
-
-    def make(upstream: FakeUpstream, **changes: object) -> OrasBackend:
-        entry = Upstream(name=upstream.registry, scheme="http", timeouts=TIMEOUTS)
-        opened.append(OrasBackend(replace(entry, **changes), Fetch()))  # type: ignore[arg-type]
-        return opened[-1]
-
-    yield make
-    for each in opened:
-        each.close()
 
 
 def authorizations(upstream: FakeUpstream, path: str = "/v2/") -> list[str]:
     return [request.headers.get("Authorization", "") for request in upstream.seen(path)]
-
-
-# Challenges
-
-
-@pytest.mark.parametrize(
-    ("header", "expected"),
-    [
-        ("", []),
-        (",", []),
-        ("Negotiate", [("negotiate", {})]),
-        ('Basic realm="a b"', [("basic", {"realm": "a b"})]),
-        ("basic realm=plain", [("basic", {"realm": "plain"})]),
-        ("Basic   realm=a", [("basic", {"realm": "a"})]),
-        (
-            'Bearer realm="https://r/token?a=b,c", service="s", scope="repository:a/b:pull,push"',
-            [
-                (
-                    "bearer",
-                    {
-                        "realm": "https://r/token?a=b,c",
-                        "service": "s",
-                        "scope": "repository:a/b:pull,push",
-                    },
-                )
-            ],
-        ),
-        (
-            'Bearer realm="r",service="s",Basic realm="b", Negotiate, Digest qop=auth, nonce="=="',
-            [
-                ("bearer", {"realm": "r", "service": "s"}),
-                ("basic", {"realm": "b"}),
-                ("negotiate", {}),
-                ("digest", {"qop": "auth", "nonce": "=="}),
-            ],
-        ),
-        (r'Bearer realm="a\"b" , SERVICE = s', [("bearer", {"realm": 'a"b', "service": "s"})]),
-        ('realm="without a scheme"', []),
-    ],
-)
-def test_parse_challenges(header: str, expected: list[tuple[str, dict[str, str]]]) -> None:
-    assert parse_challenges(header) == [Challenge(*each) for each in expected]
-
-
-def test_a_token_is_preferred_to_the_password() -> None:
-    assert find_challenge("Negotiate") is None
-    for header in ('Basic realm="b", Bearer realm="t"', 'Bearer realm="t", Basic realm="b"'):
-        assert find_challenge(header) == Challenge("bearer", {"realm": "t"})
-    assert find_challenge('Digest nonce="1", Basic realm="b"') == Challenge("basic", {"realm": "b"})
 
 
 # Tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from email.utils import formatdate
 
@@ -12,7 +12,7 @@ import pytest
 from oras.provider import Registry
 from requests.adapters import HTTPAdapter
 
-from ociproxy.config import Fetch, Timeouts, Upstream
+from ociproxy.config import Fetch, Upstream
 from ociproxy.digest import Digest
 from ociproxy.errors import (
     DigestMismatch,
@@ -26,17 +26,11 @@ from ociproxy.errors import (
 from ociproxy.fetch.oras.backend import OrasBackend
 from ociproxy.fetch.oras.endpoint import api_base
 from ociproxy.reference import Reference, Repository
+from tests.fetch.conftest import TIMEOUTS, OpenBackend, entry
 from tests.fetch.contract import BackendContract, digest, read_all, reference, repository
 from tests.images import OCI_INDEX, OCI_MANIFEST, content, image, multi_platform, random_blob
 from tests.upstream import FakeUpstream
 from tests.upstream_faults import Fault, too_many_requests
-
-TIMEOUTS = Timeouts(connect=2.0, headers=2.0, stall=2.0)
-
-
-def entry(upstream: FakeUpstream, **changes: object) -> Upstream:
-    made = Upstream(name=upstream.registry, scheme="http", timeouts=TIMEOUTS)
-    return replace(made, **changes)  # type: ignore[arg-type]
 
 
 class TestOrasBackend(BackendContract):
@@ -45,20 +39,7 @@ class TestOrasBackend(BackendContract):
 
 
 @pytest.fixture
-def open_backend() -> Iterator[Callable[..., OrasBackend]]:
-    opened: list[OrasBackend] = []
-
-    def make(upstream: FakeUpstream, **changes: object) -> OrasBackend:
-        opened.append(OrasBackend(entry(upstream, **changes), Fetch()))
-        return opened[-1]
-
-    yield make
-    for each in opened:
-        each.close()
-
-
-@pytest.fixture
-def backend(upstream: FakeUpstream, open_backend: Callable[..., OrasBackend]) -> OrasBackend:
+def backend(upstream: FakeUpstream, open_backend: OpenBackend) -> OrasBackend:
     return open_backend(upstream)
 
 
@@ -226,7 +207,7 @@ def test_stat_without_a_useful_head(
 
 
 def test_stat_where_storage_signed_for_get_only(
-    make_upstream: Callable[..., FakeUpstream], open_backend: Callable[..., OrasBackend]
+    make_upstream: Callable[..., FakeUpstream], open_backend: OpenBackend
 ) -> None:
     upstream, storage = make_upstream(), make_upstream()
     blob = storage.add_content("team/app", random_blob(1000))
@@ -252,7 +233,7 @@ def test_reset_connection(upstream: FakeUpstream, backend: OrasBackend) -> None:
 # Time
 
 
-def test_stall(upstream: FakeUpstream, open_backend: Callable[..., OrasBackend]) -> None:
+def test_stall(upstream: FakeUpstream, open_backend: OpenBackend) -> None:
     blob = upstream.add_content("team/app", random_blob(300_000))
     upstream.fault("/blobs/", Fault(stall_after=100_000))
     backend = open_backend(upstream, timeouts=replace(TIMEOUTS, stall=0.3))
@@ -265,7 +246,7 @@ def test_stall(upstream: FakeUpstream, open_backend: Callable[..., OrasBackend])
 
 
 def test_body_may_pause_longer_than_headers_may_take(
-    upstream: FakeUpstream, open_backend: Callable[..., OrasBackend]
+    upstream: FakeUpstream, open_backend: OpenBackend
 ) -> None:
     blob = upstream.add_content("team/app", random_blob(1000))
     upstream.fault("/blobs/", Fault(rate=1000))
@@ -273,7 +254,7 @@ def test_body_may_pause_longer_than_headers_may_take(
     assert read_all(backend.open_blob(repository(upstream), digest(blob))) == blob.data
 
 
-def test_late_headers(upstream: FakeUpstream, open_backend: Callable[..., OrasBackend]) -> None:
+def test_late_headers(upstream: FakeUpstream, open_backend: OpenBackend) -> None:
     upstream.fault("", Fault(delay=20))
     backend = open_backend(upstream, timeouts=replace(TIMEOUTS, headers=0.3))
     with pytest.raises(UpstreamUnavailable, match=r"0\.3 s waiting for headers") as caught:
@@ -392,7 +373,7 @@ def test_state_per_repository_is_bounded(upstream: FakeUpstream, backend: OrasBa
 
 
 def test_redirects_are_followed_and_counted(
-    make_upstream: Callable[..., FakeUpstream], open_backend: Callable[..., OrasBackend]
+    make_upstream: Callable[..., FakeUpstream], open_backend: OpenBackend
 ) -> None:
     upstream, storage = make_upstream(), make_upstream()
     blob = storage.add_content("team/app", random_blob(1000))
