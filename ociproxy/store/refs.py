@@ -96,7 +96,7 @@ class Refs:
         for directory, folders, files in os.walk(self._root):
             folders.sort()
             path = Path(directory)
-            if path.name != _TAGS:
+            if path.name != _TAGS or path.parent == self._root:
                 continue
             registry, *name = path.parent.relative_to(self._root).parts
             try:

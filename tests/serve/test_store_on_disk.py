@@ -1,0 +1,89 @@
+"""The files are the truth: damage and other hands on the store, seen through the server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from tests.images import image, random_blob
+from tests.server import Mirror, upstream_entry
+from tests.upstream import FakeUpstream
+from tests.upstream_auth import BasicAuth, TokenAuth
+
+MakeMirror = Callable[..., Mirror]
+
+
+def test_a_damaged_blob_is_quarantined_and_fetched_again(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    blob = random_blob(100_000, seed=21)
+    upstream.add_content("app", blob)
+    server = mirror({"upstreams": [upstream_entry(upstream.url)]})
+    server.blob(upstream.registry, "app", blob.digest)
+    path = server.wait_for_file(f"blobs/{blob.encoded}")
+    data = bytearray(path.read_bytes())
+    data[500] ^= 0xFF
+    path.write_bytes(data)
+    assert server.blob(upstream.registry, "app", blob.digest).body == blob.data
+    assert (server.store / "quarantine" / blob.encoded).read_bytes() == data
+    assert upstream.count("/blobs/", "GET") == 2
+
+
+def test_a_damaged_manifest_is_fetched_again(mirror: MakeMirror, upstream: FakeUpstream) -> None:
+    app = image("app")
+    upstream.add("app", app, tag="v1")
+    server = mirror({"upstreams": [upstream_entry(upstream.url)]})
+    server.manifest(upstream.registry, "app", "v1")
+    path = server.wait_for_file(f"img/{app.top.encoded}")
+    path.write_bytes(path.read_bytes().replace(b"{", b"[", 1))
+    assert server.manifest(upstream.registry, "app", "v1").body == app.top.data
+    assert path.read_bytes() == app.top.data
+
+
+def test_a_tag_that_another_process_removes_is_gone_at_once(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    app = image("app")
+    upstream.add("app", app, tag="v1")
+    server = mirror({"upstreams": [upstream_entry(upstream.url)]})
+    server.manifest(upstream.registry, "app", "v1")
+    server.restart(args=["--offline"])
+    assert server.manifest(upstream.registry, "app", "v1").status == 200
+    (server.store / "refs" / upstream.registry / "app" / "_tags" / "v1").unlink()
+    answer = server.manifest(upstream.registry, "app", "v1")
+    assert answer.status == 404
+    [error] = json.loads(answer.body)["errors"]
+    assert error["code"] == "MANIFEST_UNKNOWN"
+
+
+def test_private_repositories_never_see_each_others_tokens(
+    mirror: MakeMirror, make_upstream: Callable[..., FakeUpstream]
+) -> None:
+    def private(user: str, password: str) -> FakeUpstream:
+        return make_upstream(auth=TokenAuth(credentials=BasicAuth(user, password)))
+
+    one, two = private("ann", "secret-one"), private("bob", "secret-two")
+    names = {one.url: ("ann/app", "ann/other"), two.url: ("bob/app", "bob/other")}
+    for upstream in (one, two):
+        for repository in names[upstream.url]:
+            upstream.add(repository, image(repository), tag="v1")
+    server = mirror(
+        {
+            "upstreams": [
+                upstream_entry(one.url, auth={"user": "ann", "password": "secret-one"}),
+                upstream_entry(two.url, auth={"user": "bob", "password": "secret-two"}),
+            ]
+        }
+    )
+    for upstream in (one, two, one, two):
+        for repository in names[upstream.url]:
+            assert server.manifest(upstream.registry, repository, "v1").status == 200
+    tokens = [
+        {r.headers["Authorization"] for r in upstream.requests if "Authorization" in r.headers}
+        for upstream in (one, two)
+    ]
+    assert tokens[0]
+    assert tokens[1]
+    assert not tokens[0] & tokens[1]
+    assert "secret-one" not in server.log()
+    assert "secret-two" not in server.log()

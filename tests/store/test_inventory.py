@@ -1,0 +1,132 @@
+"""What is cached, as the files say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ociproxy.digest import Digest
+from ociproxy.manifest import Descriptor, ManifestHolder
+from ociproxy.reference import Repository
+from ociproxy.store.inventory import Entry, inventory
+from ociproxy.store.refs import TagRecord
+from ociproxy.store.store import Store
+from tests.images import OCI_CONFIG, OCI_MANIFEST, Content, Image, content, image, multi_platform
+
+REPOSITORY = Repository("quay.io", "a/b")
+RESOLVED = 1_800_000_000.0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def put_blob(store: Store, blob: Content) -> None:
+    staged = store.staging.root / "staged"
+    staged.write_bytes(blob.data)
+    store.blobs.commit(staged, Digest.parse(blob.digest))
+
+
+def put_tag(store: Store, tag: str, top: Content) -> None:
+    descriptor = Descriptor(top.media_type, Digest.parse(top.digest), top.size)
+    store.refs.put_tag(REPOSITORY, tag, TagRecord(descriptor, RESOLVED, "quay.io"))
+
+
+def put(store: Store, made: Image, tag: str = "latest") -> None:
+    for blob in made.blobs:
+        put_blob(store, blob)
+    for each in made.all_manifests():
+        store.commit_manifest(REPOSITORY, ManifestHolder.of(each.data, each.media_type))
+    put_tag(store, tag, made.top)
+
+
+def only(store: Store) -> Entry:
+    [entry] = inventory(store)
+    return entry
+
+
+def test_an_empty_store_has_no_entries(store: Store) -> None:
+    assert list(inventory(store)) == []
+
+
+@pytest.mark.parametrize("docker", [False, True])
+def test_a_whole_index_is_complete_and_counts_each_byte_once(store: Store, docker: bool) -> None:
+    made = multi_platform(docker=docker)
+    put(store, made)
+    entry = only(store)
+    assert str(entry.reference) == "quay.io/a/b:latest"
+    assert (str(entry.digest), entry.resolved) == (made.digest, RESOLVED)
+    platforms = [(each.platform, each.complete) for each in entry.platforms]
+    assert platforms == [("linux/amd64", True), ("linux/arm64", True), ("linux/arm/v7", True)]
+    assert entry.complete
+    assert entry.size == sum(each.size for each in made.all_content())
+    assert entry.last_used is not None
+
+
+def test_a_missing_layer_makes_its_platform_incomplete(store: Store) -> None:
+    made = multi_platform()
+    put(store, made)
+    gone = made.layers[0]
+    (store.root / "blobs" / gone.encoded).unlink()
+    entry = only(store)
+    assert [each.complete for each in entry.platforms] == [False, True, True]
+    assert not entry.complete
+    assert entry.size == sum(each.size for each in made.all_content()) - gone.size
+
+
+def test_a_platform_nobody_pulled_is_not_listed(store: Store) -> None:
+    made = multi_platform()
+    put(store, made)
+    (store.root / "img" / made.manifests[1].encoded).unlink()
+    entry = only(store)
+    assert [each.platform for each in entry.platforms] == ["linux/amd64", "linux/arm/v7"]
+    assert entry.complete
+
+
+def test_a_tag_whose_manifest_is_gone_is_incomplete_and_unused(store: Store) -> None:
+    put_tag(store, "latest", image().top)
+    entry = only(store)
+    assert (entry.platforms, entry.size, entry.last_used) == ((), 0, None)
+    assert not entry.complete
+
+
+def test_a_single_image_says_its_platform_in_its_config(store: Store) -> None:
+    put(store, image(platform="linux/arm/v7"))
+    assert [each.platform for each in only(store).platforms] == ["linux/arm/v7"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b"[" * 100_000,
+        b'{"os": 1, "architecture": "amd64"}',
+        b'{"os": "linux", "architecture": "arm", "variant": ["v7"]}',
+        b'{"os": "linux", "architecture": null}',
+    ],
+)
+def test_a_config_that_says_nothing_gives_no_platform(store: Store, data: bytes) -> None:
+    config = content(data, OCI_CONFIG)
+    document = {"schemaVersion": 2, "config": config.descriptor(), "layers": []}
+    top = content(json.dumps(document).encode(), OCI_MANIFEST)
+    put(store, Image(top, blobs=(config,)))
+    entry = only(store)
+    assert [(each.platform, each.complete) for each in entry.platforms] == [("", True)]
+
+
+def test_any_other_manifest_is_complete_by_itself(store: Store) -> None:
+    put(store, Image(content(b'{"any": 1}', "application/vnd.example+json")))
+    entry = only(store)
+    assert [(each.platform, each.complete) for each in entry.platforms] == [("", True)]
+
+
+def test_tags_are_listed_in_order(store: Store) -> None:
+    for tag in ("b", "B", "a"):
+        put(store, image(), tag)
+    assert [entry.reference.tag for entry in inventory(store)] == ["B", "a", "b"]

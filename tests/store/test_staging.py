@@ -1,0 +1,181 @@
+"""Arriving blobs: one leader, any followers, and what a crash leaves behind."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ociproxy.digest import Digest
+from ociproxy.errors import StoreFull
+from ociproxy.store.staging import Arrival
+from ociproxy.store.store import Store
+from tests.images import random_bytes
+
+DATA = random_bytes(1000, seed="staging")
+DIGEST = Digest.of(DATA)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def leader(store: Store) -> Iterator[Arrival]:
+    arrival = lead(store)
+    yield arrival
+    arrival.close()
+
+
+def lead(store: Store) -> Arrival:
+    arrival = store.staging.lead(DIGEST)
+    assert arrival is not None
+    return arrival
+
+
+def follow(store: Store) -> Arrival:
+    arrival = store.staging.follow(DIGEST)
+    assert arrival is not None
+    return arrival
+
+
+def receive(arrival: Arrival, start: int, stop: int) -> None:
+    arrival.write(start, DATA[start:stop])
+    arrival.arrived(start, stop, flush=True)
+
+
+def staged(store: Store) -> list[str]:
+    return sorted(path.name for path in store.staging.root.iterdir())
+
+
+def test_only_one_leads_at_a_time(store: Store) -> None:
+    first = lead(store)
+    assert store.staging.lead(DIGEST) is None
+    assert Store(store.root).staging.lead(DIGEST) is None
+    first.close()
+    lead(store).close()
+
+
+def test_nobody_follows_what_nobody_fetches(store: Store) -> None:
+    assert store.staging.follow(DIGEST) is None
+
+
+def test_a_follower_sees_what_arrived_and_whether_it_is_led(store: Store) -> None:
+    leader, follower = lead(store), follow(store)
+    follower.refresh()
+    assert (follower.size, follower.spans.total) == (None, 0)
+    leader.set_size(len(DATA))
+    receive(leader, 500, 700)
+    receive(leader, 0, 100)
+    follower.refresh()
+    assert follower.size == len(DATA)
+    assert list(follower.spans) == [(0, 100), (500, 700)]
+    assert os.pread(follower.file, 200, 500) == DATA[500:700]
+    assert follower.is_same_file(leader)
+    assert follower.is_led()
+    leader.close()
+    assert not follower.is_led()
+    follower.close()
+
+
+def test_a_follower_takes_no_half_line_and_no_nonsense(store: Store, leader: Arrival) -> None:
+    follower = follow(store)
+    journal = store.staging.root / f"{DIGEST.encoded}.spans"
+    journal.write_bytes(b"size 1000\nsize\n1 2 3\n-1 5\n\xff\xfe 9\nsize x\n0 10\n20 3")
+    follower.refresh()
+    assert (follower.size, list(follower.spans)) == (1000, [(0, 10)])
+    with journal.open("ab") as file:
+        file.write(b"0\n")
+    follower.refresh()
+    assert list(follower.spans) == [(0, 10), (20, 30)]
+    follower.close()
+
+
+def test_the_next_leader_goes_on_where_the_last_one_stopped(store: Store) -> None:
+    first = lead(store)
+    first.set_size(len(DATA))
+    receive(first, 0, 400)
+    first.close()
+    second = lead(Store(store.root))
+    assert (second.size, list(second.spans)) == (len(DATA), [(0, 400)])
+    receive(second, 400, 1000)
+    second.commit(store.blobs)
+    second.close()
+    assert store.blobs.path(DIGEST).read_bytes() == DATA
+    assert staged(store) == []
+
+
+def test_a_journal_that_claims_more_than_the_file_holds_is_cut(store: Store) -> None:
+    first = lead(store)
+    receive(first, 0, 300)
+    first.arrived(300, 900, flush=True)
+    first.close()
+    second = lead(store)
+    assert list(second.spans) == [(0, 300)]
+    second.close()
+
+
+def test_resetting_forgets_what_arrived(store: Store) -> None:
+    first = lead(store)
+    first.set_size(7)
+    receive(first, 0, 300)
+    first.close()
+    second = lead(store)
+    second.reset()
+    assert (second.size, second.spans.total) == (None, 0)
+    second.set_size(len(DATA))
+    receive(second, 0, 10)
+    second.close()
+    third = lead(store)
+    assert (third.size, list(third.spans)) == (len(DATA), [(0, 10)])
+    third.close()
+
+
+def test_discarding_leaves_nothing(store: Store, leader: Arrival) -> None:
+    receive(leader, 0, 300)
+    leader.discard()
+    assert staged(store) == []
+    # The name is free for the next leader, though the first still holds the old file.
+    second = lead(store)
+    assert not second.is_same_file(leader)
+    second.close()
+
+
+def test_a_committed_blob_looks_like_one_that_arrived(store: Store) -> None:
+    first = lead(store)
+    receive(first, 0, 1000)
+    first.commit(store.blobs)
+    first.close()
+    arrival = store.staging.open_committed(store.blobs.path(DIGEST), DIGEST)
+    assert os.pread(arrival.file, 1000, 0) == DATA
+    arrival.close()
+    assert store.blobs.find_size(DIGEST) == len(DATA)
+
+
+def test_a_sweep_takes_what_is_old_and_led_by_nobody(store: Store) -> None:
+    first = lead(store)
+    receive(first, 0, 10)
+    led = store.staging.lead(Digest.of(b"led", "sha512"))
+    assert led is not None
+    led.set_size(3)
+    (store.staging.root / "lone.spans").write_text("size 1\n")
+    first.close()
+    assert store.staging.sweep(time.time() - 3600) == 0
+    assert store.staging.sweep(time.time() + 1) == 2
+    assert staged(store) == [led.path.name, f"{led.path.name}.spans"]
+    led.close()
+
+
+def test_a_full_disk_is_store_full(tmp_path: Path) -> None:
+    full = os.open("/dev/full", os.O_RDWR)
+    arrival = Arrival(tmp_path / "arriving", DIGEST, full, leading=True)
+    with pytest.raises(StoreFull):
+        arrival.write(0, b"x")
+    (tmp_path / "arriving.spans").symlink_to("/dev/full")
+    with pytest.raises(StoreFull):
+        arrival.set_size(1)
+    arrival.close()

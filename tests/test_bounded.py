@@ -1,0 +1,62 @@
+"""The bounded cache: what it keeps, and that it stays within its bound."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ociproxy.bounded import BoundedCache
+
+
+def test_the_least_recently_used_entry_goes_first() -> None:
+    cache: BoundedCache[str, int] = BoundedCache(2)
+    cache.put("a", 1)
+    cache.put("b", 2)
+    assert cache.get("a") == 1
+    cache.put("c", 3)
+    assert [cache.get(key) for key in "abc"] == [1, None, 3]
+    assert len(cache) == 2
+
+
+def test_a_heavy_entry_drives_out_many_light_ones() -> None:
+    cache: BoundedCache[str, int] = BoundedCache(10)
+    for key in "abcd":
+        cache.put(key, 0, 2)
+    cache.put("heavy", 1, 7)
+    assert [cache.get(key) for key in "abcd"] == [None, None, None, 0]
+    assert cache.get("heavy") == 1
+
+
+def test_an_entry_heavier_than_the_whole_cache_takes_only_its_own_place() -> None:
+    cache: BoundedCache[str, int] = BoundedCache(10)
+    cache.put("a", 1, 5)
+    cache.put("b", 2, 5)
+    cache.put("b", 3, 11)
+    assert (cache.get("a"), cache.get("b")) == (1, None)
+
+
+def test_an_entry_put_again_weighs_once() -> None:
+    cache: BoundedCache[str, int] = BoundedCache(2)
+    for value in range(5):
+        cache.put("a", value)
+    cache.put("b", 9)
+    assert sorted(cache.values()) == [4, 9]
+
+
+def test_dropping_makes_room_and_dropping_nothing_is_fine() -> None:
+    cache: BoundedCache[str, int] = BoundedCache(1)
+    cache.put("a", 1)
+    cache.drop("a")
+    cache.drop("a")
+    assert (cache.get("a"), len(cache)) == (None, 0)
+    cache.put("b", 2)
+    assert cache.get("b") == 2
+
+
+@given(st.integers(0, 20), st.lists(st.tuples(st.integers(0, 5), st.integers(0, 25))))
+def test_the_weight_never_exceeds_the_limit(limit: int, puts: list[tuple[int, int]]) -> None:
+    cache: BoundedCache[int, int] = BoundedCache(limit)
+    for key, weight in puts:
+        cache.put(key, weight, weight)
+        assert sum(cache.values()) <= limit
+        assert (cache.get(key) == weight) is (weight <= limit)

@@ -1,0 +1,140 @@
+"""Log lines: one event, one line, whatever the facts are; and no secret in any."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from ociproxy import log
+from ociproxy.config import Auth, Secret
+
+HOSTILE = [
+    "two\nlines",
+    "carriage\rreturn",
+    "\r\n2026-01-01T00:00:00.000Z ERROR forged=line",
+    "\x1b[31mred\x1b[0m",
+    "nul\x00 bell\x07 del\x7f",
+    "next\x85line\u2028separator\u2029",
+    "bidi\u202eoverride",
+    "surrogate\ud800",
+    'quote" back\\slash',
+    "a=b",
+    "",
+]
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    """`set_up` is for the whole process: put back what it changes."""
+    root, logger = logging.getLogger(), logging.getLogger("ociproxy")
+    handlers, levels = root.handlers[:], (root.level, logger.level)
+    switches = logging.logThreads, logging.logProcesses, logging.logMultiprocessing
+    source = logging._srcfile
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    logger.setLevel(levels[1])
+    logging.logThreads, logging.logProcesses, logging.logMultiprocessing = switches
+    logging._srcfile = source
+
+
+def test_a_line_has_time_level_event_and_facts(capsys: pytest.CaptureFixture[str]) -> None:
+    log.set_up("info", "text")
+    log.event(logging.INFO, "filled", digest="sha256:ab", bytes=7, seconds=0.12345, none=None)
+    moment, rest = capsys.readouterr().err.rstrip("\n").split(" ", 1)
+    assert TIME.fullmatch(moment)
+    assert rest == "INFO  filled digest=sha256:ab bytes=7 seconds=0.123"
+
+
+def test_a_json_line_keeps_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    log.set_up("info", "json")
+    log.event(logging.WARNING, "filled", bytes=7, whole=True, path=Secret("x"), none=None)
+    document = json.loads(capsys.readouterr().err)
+    assert TIME.fullmatch(document.pop("time"))
+    assert document == {
+        "level": "warn",
+        "event": "filled",
+        "bytes": 7,
+        "whole": True,
+        "path": "********",
+    }
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_stays_in_its_line_and_can_be_read_back(
+    capsys: pytest.CaptureFixture[str], style: str, text: str
+) -> None:
+    log.set_up("info", style)
+    log.event(logging.INFO, "request", path=text)
+    output = capsys.readouterr().err
+    line = output.removesuffix("\n")
+    assert line.isascii()
+    assert line.isprintable()
+    if style == "json":
+        assert json.loads(line)["path"] == text
+    else:
+        assert json.loads(line.partition("path=")[2]) == text
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_library_that_logs_hostile_text_gets_one_line(
+    capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    log.set_up("info", "text")
+    logging.getLogger("library").warning("said %s", text)
+    output = capsys.readouterr().err
+    assert output.endswith("\n")
+    assert output.removesuffix("\n").isprintable()
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_a_secret_is_masked_wherever_it_turns_up(
+    capsys: pytest.CaptureFixture[str], style: str
+) -> None:
+    log.set_up("trace", style)
+    secret = Secret("wonderland")
+    log.event(logging.INFO, "login", password=secret, auth=Auth(user="alice", password=secret))
+    try:
+        raise ValueError(secret)
+    except ValueError as exc:
+        log.failure("broken", exc, password=secret)
+    output = capsys.readouterr().err
+    assert "wonderland" not in output
+    assert output.count("********") >= 3
+
+
+def test_a_bug_comes_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    for style in ("text", "json"):
+        log.set_up("error", style)
+        try:
+            raise ZeroDivisionError("found it")
+        except ZeroDivisionError as exc:
+            log.failure("broken", exc)
+        assert "ZeroDivisionError: found it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("level", log.LEVELS)
+def test_only_what_is_at_the_level_or_above_is_logged(
+    capsys: pytest.CaptureFixture[str], level: str
+) -> None:
+    log.set_up(level, "text")
+    for name, number in log.LEVELS.items():
+        log.event(number, name)
+    names = [line.split()[-1] for line in capsys.readouterr().err.splitlines()]
+    wanted = [name for name, number in log.LEVELS.items() if number >= log.LEVELS[level]]
+    assert names == wanted
+    assert log.enabled(log.LEVELS[level])
+    assert not log.enabled(log.LEVELS[level] - 1)
+
+
+def test_setting_up_again_replaces_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    log.set_up("info", "json")
+    log.set_up("info", "text")
+    log.event(logging.INFO, "once")
+    assert len(capsys.readouterr().err.splitlines()) == 1
