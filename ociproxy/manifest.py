@@ -9,6 +9,7 @@ Docker's image manifest v2 schema 2. Whatever else is JSON is passed on untouche
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -53,6 +54,11 @@ mirrored."""
 
 MANIFEST_MAX_SIZE: Final = 4 * 1024 * 1024
 """Bytes. The distribution-spec (pushing manifests) asks registries to accept at least this much."""
+
+_MEDIA_TYPE: Final = re.compile(
+    r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-]{0,126}", re.A
+)
+"""RFC 6838 section 4.2: it becomes a header, so nothing else may stand in it."""
 
 _MAX_DESCRIPTORS: Final = 20_000
 """A 4 MiB document has room for more, and none in use comes near: a guard against hostile
@@ -265,7 +271,7 @@ def guess_media_type(raw: bytes) -> str:
     """
     document = _json_object(raw)
     media_type = document.get("mediaType")
-    if isinstance(media_type, str) and media_type:
+    if isinstance(media_type, str) and _MEDIA_TYPE.fullmatch(media_type):
         return media_type
     if document.get("schemaVersion") == 1:
         return DOCKER_SCHEMA1_SIGNED if "signatures" in document else DOCKER_SCHEMA1

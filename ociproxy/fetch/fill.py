@@ -41,7 +41,7 @@ class Fill:
     def __init__(self, download: Download, repository: Repository) -> None:
         self.repository = repository
         self.download = download
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
         self.done = False
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -93,10 +93,16 @@ class Fill:
             except RuntimeError:
                 return  # the loop has closed: nobody is left to tell
 
-    def end(self, error: BaseException | None) -> None:
+    def end(self, error: Exception | None) -> None:
+        """The thread has ended, well or with this error."""
         self.error = error
         self.done = error is None
         self.download.close()
+        self._wake()
+
+    def abandon(self, error: Exception) -> None:
+        """Nobody will tell how the thread ends: its readers are told this instead."""
+        self.error = error
         self._wake()
 
     def _wake(self) -> None:
@@ -224,7 +230,7 @@ class Fills:
             return fill
 
         async def run() -> None:
-            error: BaseException | None = None
+            error: Exception | None = None
             try:
                 await asyncio.get_running_loop().run_in_executor(self._threads, download.run)
             except OciProxyError as exc:
@@ -235,9 +241,13 @@ class Fills:
             except Exception as exc:  # noqa: BLE001 a task's end: reported, and passed to every reader
                 error = exc
                 log.failure("fill failed", exc, digest=digest)
+            except asyncio.CancelledError:
+                # The process ends. The thread may go on for a moment, so its file stays open.
+                fill.abandon(UpstreamUnavailable(repository.registry, "shutting down"))
+                raise
             finally:
                 del self._running[digest]
-                fill.end(error)
+            fill.end(error)
             if isinstance(error, IntegrityError) and again:
                 # What came may have been damaged on its way, or joined to a stale beginning:
                 # once more, from zero.

@@ -95,12 +95,15 @@ class Blobs:
         path = self.path(digest)
         hasher = digest.hasher()
         with store_errors(path), path.open("rb", buffering=0) as file:
+            before = os.fstat(file.fileno())
             buffer = memoryview(bytearray(READ_SIZE))
             while count := file.readinto(buffer):
                 hasher.update(buffer[:count])
             actual = Digest.finish(hasher, digest.algorithm)
             if actual == digest:
-                seal(file.fileno(), path.name)
+                # What was written to while it was read is not sealed: the next reader looks again.
+                if os.fstat(file.fileno()).st_mtime_ns == before.st_mtime_ns:
+                    seal(file.fileno(), path.name)
                 return
         self.quarantine(digest)
         raise DigestMismatch(f"stored blob {path.name}", digest, actual)

@@ -108,6 +108,19 @@ def test_a_head_that_calls_an_index_an_image_is_survived(
     assert (answer.status, answer.body) == (200, many.top.data)
 
 
+def test_a_media_type_that_is_no_header_does_not_reach_one(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    hostile = b'{"schemaVersion": 2, "mediaType": "a/b\\r\\nX-Evil: 1", "manifests": []}'
+    upstream.add("app", image("app"), tag="v1")
+    upstream.fault("/manifests/", Fault(body=hostile, content_type="text/plain", digest_header=""))
+    server = mirror_of(mirror, upstream)
+    answer = server.manifest(upstream.registry, "app", "v1")
+    assert answer.status in (200, 502)
+    assert "x-evil" not in answer.headers
+    assert "Traceback" not in server.log()
+
+
 def test_an_expired_tag_costs_one_head_and_no_get(
     mirror: MakeMirror, upstream: FakeUpstream
 ) -> None:
