@@ -36,7 +36,7 @@ def holder_of(raw: bytes, media_type: str, *, upstream: str, algorithm: str) -> 
     try:
         own = own_media_type(raw)
         if media_type in GENERIC_MEDIA_TYPES:
-            media_type = own or guess_media_type(raw)
+            media_type = guess_media_type(raw)
         elif own and own != media_type and not _KNOWN.isdisjoint({own, media_type}):
             reason = f"sends a document of type {own[:100]} as {media_type[:100]}"
             raise ManifestInvalid(upstream, reason)
