@@ -1,9 +1,8 @@
 """Manifests: descriptors, indexes and image manifests, parsed to look and never re-serialised.
 
 The raw bytes are the manifest. Documents: OCI image-spec (descriptor.md, manifest.md,
-image-index.md) and
-Docker's image manifest v2 schema 2. Whatever else is JSON is passed on untouched as
-`OtherManifest`.
+image-index.md) and Docker's image manifest v2 schema 2. Whatever else is JSON is passed on
+untouched as `OtherManifest`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """The thread side of a fill: one blob from an upstream into `pulls/`, verified, then committed.
 
 A blob of up to one segment is one request. A larger one is fetched segment by segment over one
-connection,
-and over several as soon as one proves slow, or a reader waits for bytes that nobody is fetching.
-What broke is
-asked for again from where it stopped. Everything is hashed in order, and only then published.
+connection, and over several as soon as one proves slow, or a reader waits for bytes that nobody is
+fetching. What broke is asked for again from where it stopped. Everything is hashed in order, and
+only then published.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Fills: at most one download per digest, whoever asks, under whatever repository.
 
 A `Fill` is the event loop's side of a `Download`: readers wait on it for bytes, each at its own
-pace, and none
-of them owns it. `Fills` keeps those that are running, and a bounded queue of what to fetch in
-the background.
+pace, and none of them owns it. `Fills` keeps those that are running, and a bounded queue of what to
+fetch in the background.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """What a backend must do, and the one retry policy for everything that asks an upstream.
 
-Backends are synchronous: they run in threads of their own pool (`ociproxy.fetch.pull`), never in
-the event
-loop. All of them raise the domain errors of `ociproxy.errors` and nothing else, translated in
-one place each.
+Backends are synchronous: they run in threads of their own pools (`ociproxy.fetch.upstreams`,
+`ociproxy.fetch.fill`), never in the event loop. All of them raise the domain errors of
+`ociproxy.errors` and nothing else, translated in one place each.
 """
 
 from __future__ import annotations
@@ -101,8 +100,8 @@ def retrying(
     *, tries: int, wait_max: float, sleep: Callable[[float], None] = time.sleep
 ) -> tenacity.Retrying:
     """Try again what UpstreamUnavailable ended: at most `tries` times in all, jittered waits of
-    at most
-    `wait_max` seconds between them, the last error re-raised as it is. Never around a commit."""
+    at most `wait_max` seconds between them, the last error re-raised as it is. Never around a
+    commit."""
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(UpstreamUnavailable),
         stop=tenacity.stop_after_attempt(tries),

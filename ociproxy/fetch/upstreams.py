@@ -1,9 +1,8 @@
 """Which upstream answers for a registry, whether it may be asked just now, and the asking itself.
 
-Everything short that is asked of an upstream goes through `Upstreams.ask`: one question at a
-time for one key,
-however many want the answer; in threads of a pool of its own; with the retry policy; a refusal
-is kept for a while, and an upstream that cannot be reached is left alone.
+Everything short that is asked of an upstream goes through `Upstreams.ask`: one question at a time
+for one key, however many want the answer; in threads of a pool of its own; with the retry policy; a
+refusal is kept for a while, and an upstream that cannot be reached is left alone.
 """
 
 from __future__ import annotations
@@ -177,10 +176,9 @@ class Upstreams:
     ) -> T:
         """The answer to one question, asked once for all who want it now.
 
-        `question` runs in a thread and blocks; the key names question and answer. A caller that
-        is cancelled
-        leaves the question running for the others. Raises what the question raised, or `check`
-        would.
+        `question` runs in a thread and blocks; the key names question and answer. A caller that is
+        cancelled leaves the question running for the others. Raises what the question raised, or
+        `check` would.
         """
         task = self._asking.get(key)
         if task is None:

@@ -1,9 +1,8 @@
 """A response that sends a blob by sendfile, from the store or from a file that is still growing.
 
 aiohttp's FileResponse waits for whole files, names them by mtime and uses the event loop's own
-threads;
-what is shared with it is the way the bytes go: headers by the framework, the body from page
-cache to socket.
+threads; what is shared with it is the way the bytes go: headers by the framework, the body from
+page cache to socket.
 """
 
 from __future__ import annotations

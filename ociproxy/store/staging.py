@@ -1,13 +1,10 @@
 """`pulls/`: blobs that are arriving.
 
-`pulls/<name>` holds the bytes, each at its final offset, and `pulls/<name>.spans` is an
-append-only journal of
-which ranges are there: first `size <bytes>`, then `<start> <stop>` a line, written after the
-bytes. One
-process leads, holding `flock` on the bytes; others tail the journal and read the bytes as they
-come. After
-a crash the next leader goes on from the journal; it is a hint, for everything is hashed before
-commit.
+`pulls/<name>` holds the bytes, each at its final offset, and `pulls/<name>.spans` is an append-only
+journal of which ranges are there: first `size <bytes>`, then `<start> <stop>` a line, written after
+the bytes. One process leads, holding `flock` on the bytes; others tail the journal and read the
+bytes as they come. After a crash the next leader goes on from the journal; it is a hint, for
+everything is hashed before commit.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
 """The store under `--image-path`: the files are the truth, and every process on the host may use
 them.
 
-    blobs/<hex>        configs and layers             refs/<registry>/<repository>/_tags/<tag>
-    fat/<hex>          indexes
-    refs/<registry>/<repository>/_manifests/<digest>
-    img/<hex>          all other manifests            referrers/<subject>/<digest>
-    pulls/             what is arriving               quarantine/   what was taken out of service
-    store.json         the format version
+    blobs/<hex>                                       configs and layers
+    fat/<hex>                                         indexes
+    img/<hex>                                         all other manifests
+    refs/<registry>/<repository>/_tags/<tag>          what a tag resolved to
+    refs/<registry>/<repository>/_manifests/<digest>  that a repository has a manifest
+    referrers/<subject>/<digest>                      what refers to a subject
+    pulls/                                            what is arriving
+    quarantine/                                       what was taken out of service
+    store.json                                        the format version
 
 Opening it creates what is missing and scans nothing.
 """
