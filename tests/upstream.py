@@ -11,6 +11,7 @@ import contextlib
 import json
 import ssl
 import threading
+import weakref
 from collections.abc import Coroutine
 from typing import Self, TypeVar
 
@@ -50,6 +51,7 @@ class FakeUpstream:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fake upstream")
         self._released = asyncio.Event()
+        self._transports: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
         self._port = 0
         self._runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=0.1)
 
@@ -61,10 +63,12 @@ class FakeUpstream:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._run(self._stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
+        try:
+            self._run(self._stop())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(10)
+            self._loop.close()
 
     def stop_listening(self) -> None:
         """From here on connections are refused, and open ones are closed."""
@@ -160,6 +164,8 @@ class FakeUpstream:
     async def _middleware(self, request: web.Request, handler: object) -> web.StreamResponse:
         entry = Request(request.method, request.path, request.query_string, dict(request.headers))
         self.requests.append(entry)
+        if request.transport is not None:
+            self._transports.add(request.transport)
         request[ENTRY], request[FAULT] = entry, self._fault_for(entry)
         response: web.StreamResponse
         try:
@@ -297,7 +303,17 @@ class FakeUpstream:
 
     async def _stop(self) -> None:
         self._release()
+        server = self._runner.server
         await self._runner.cleanup()
+        if server is None:
+            return  # it was stopped before
+        # A connection accepted during the cleanup is made after it, and one whose client takes no
+        # data is not closed by it.
+        await asyncio.sleep(0.01)
+        for transport in [*self._transports, *(each.transport for each in server.connections)]:
+            if transport is not None:
+                transport.abort()
+        await asyncio.sleep(0)
 
     def _run(self, work: Coroutine[object, object, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
