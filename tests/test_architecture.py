@@ -29,7 +29,7 @@ TIERS: tuple[frozenset[str], ...] = (
     frozenset({"digest"}),
     frozenset({"errors"}),
 )
-# Typed configuration stands beside the tiers: `config` is every module ociproxy/config*.py.
+# Typed configuration stands beside the tiers.
 CONFIG_IMPORTS = frozenset({"errors", "reference"})
 CONFIG_USERS = frozenset({"cli", "serve", "fetch", "store"})
 # Leaves import nothing of ours and may be imported by everybody but errors.
@@ -46,14 +46,13 @@ FENCE: dict[str, tuple[str, ...]] = {
     "rich": ("cli", "cli.*"),
     "tenacity": ("fetch.*",),
     "urllib3": ("fetch.oras", "fetch.oras.*"),
-    "yaml": ("config*",),
+    "yaml": ("config.*",),
 }
 
 
 def part_of(module: str) -> str:
     """The part a module below ociproxy belongs to: `store.blobs` -> `store`."""
-    part = module.partition(".")[0]
-    return "config" if part.startswith("config") else part
+    return module.partition(".")[0]
 
 
 def allowed_parts(part: str) -> frozenset[str] | None:
@@ -157,8 +156,8 @@ def test_product_keeps_the_rules() -> None:
         ("store/blobs.py", "from ociproxy.serve.app import make_app", "against the direction"),
         ("store/blobs.py", "from ociproxy import fetch", "against the direction"),
         ("store/blobs.py", "def f():\n    import ociproxy.cli.main", "against the direction"),
-        ("manifest.py", "from ociproxy.config import Config", "against the direction"),
-        ("config_file.py", "from ociproxy.store.blobs import Blobs", "against the direction"),
+        ("manifest.py", "from ociproxy.config.settings import Config", "against the direction"),
+        ("config/file.py", "from ociproxy.store.blobs import Blobs", "against the direction"),
         ("log.py", "from ociproxy.errors import OciProxyError", "against the direction"),
         ("errors.py", "from ociproxy.digest import Digest", "against the direction"),
         ("store/blobs.py", "from . import manifests", "relative import"),
@@ -189,8 +188,8 @@ def test_broken_rule_is_found(tmp_path: Path, file: str, source: str, expected: 
         ("cli/main.py", "import click\nimport rich.table\nfrom ociproxy import __version__"),
         ("serve/app.py", "from aiohttp import web\nfrom ociproxy.fetch.pull import Puller"),
         ("fetch/oras/backend.py", "import oras.provider\nimport urllib3, requests"),
-        ("fetch/upstream.py", "import tenacity\nfrom ociproxy.config import Config"),
-        ("config_file.py", "import yaml\nfrom ociproxy.config import Config"),
+        ("fetch/upstream.py", "import tenacity\nfrom ociproxy.config.settings import Config"),
+        ("config/file.py", "import yaml\nfrom ociproxy.config.settings import Config"),
         ("store/blobs.py", "from ociproxy.log import logger\nfrom ociproxy.store.stage import S"),
     ],
 )

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from ociproxy.cli.client_config import client_config
 from ociproxy.cli.config_command import config
-from ociproxy.config_file import schema
+from ociproxy.config.file import schema
 
 URL = "http://mirror.example:8080"
 

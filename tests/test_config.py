@@ -13,7 +13,10 @@ import pytest
 import trustme
 import yaml
 
-from ociproxy.config import (
+from ociproxy.config.file import ConfigFileInvalid, parse_config, read_config, schema
+from ociproxy.config.kinds import Kind
+from ociproxy.config.sections import Either, Items, Key, Section
+from ociproxy.config.settings import (
     Auth,
     Config,
     Fetch,
@@ -27,12 +30,9 @@ from ociproxy.config import (
     Unlisted,
     Upstream,
 )
-from ociproxy.config_file import ConfigFileInvalid, parse_config, read_config, schema
-from ociproxy.config_kinds import Kind
-from ociproxy.config_sections import Either, Items, Key, Section
-from ociproxy.config_table import ROOT
-from ociproxy.config_units import show_duration, show_size
-from ociproxy.config_yaml import SIZE_LIMIT
+from ociproxy.config.table import ROOT
+from ociproxy.config.units import show_duration, show_size
+from ociproxy.config.yaml import SIZE_LIMIT
 from ociproxy.errors import ConfigError
 from ociproxy.reference import Reference
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ociproxy.config import Auth, Secret
+from ociproxy.config.settings import Auth, Secret
 from ociproxy.errors import UpstreamDenied
 from ociproxy.fetch import credentials
 from ociproxy.fetch.credentials import Credentials, credentials_for

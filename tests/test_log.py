@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from ociproxy import log
-from ociproxy.config import Auth, Secret
+from ociproxy.config.settings import Auth, Secret
 
 HOSTILE = [
     "two\nlines",

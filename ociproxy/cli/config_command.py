@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ociproxy.config_file import read_config, schema
+from ociproxy.config.file import read_config, schema
 from ociproxy.errors import ConfigError
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ociproxy.config import Config
-from ociproxy.config_file import read_config
+from ociproxy.config.file import read_config
+from ociproxy.config.settings import Config
 from ociproxy.log import LEVELS
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import click
 
 from ociproxy import log
 from ociproxy.cli.options import common, configuration
-from ociproxy.config import Config
+from ociproxy.config.settings import Config
 from ociproxy.errors import ConfigError
 from ociproxy.fetch.oras.backend import OrasBackend
 from ociproxy.fetch.upstreams import MakeBackend

@@ -20,7 +20,7 @@ from ociproxy.manifest import ImageManifest, MalformedManifest, parse_manifest
 from ociproxy.store.blobs import BlobFile
 
 if TYPE_CHECKING:
-    from ociproxy.config import Config
+    from ociproxy.config.settings import Config
     from ociproxy.digest import Digest
     from ociproxy.fetch.fill import Fill, Fills
     from ociproxy.fetch.upstreams import Upstreams

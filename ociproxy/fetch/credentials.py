@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ociproxy.config import Secret
+from ociproxy.config.settings import Secret
 from ociproxy.errors import NameInvalid, UpstreamDenied, shorten
 from ociproxy.reference import DOCKER_HUB, parse_registry
 
 if TYPE_CHECKING:
-    from ociproxy.config import Auth
+    from ociproxy.config.settings import Auth
 
 HELPER_TIMEOUT: Final = 10.0
 

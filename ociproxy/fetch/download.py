@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
-    from ociproxy.config import Fetch
+    from ociproxy.config.settings import Fetch
     from ociproxy.digest import Digest
     from ociproxy.fetch.upstream import BlobStream, OpenBlob
     from ociproxy.store.staging import Arrival

@@ -16,7 +16,7 @@ from ociproxy.fetch.upstreams import Upstreams
 
 if TYPE_CHECKING:
     from ociproxy.clock import Clock
-    from ociproxy.config import Config
+    from ociproxy.config.settings import Config
     from ociproxy.fetch.upstreams import MakeBackend
     from ociproxy.store.store import Store
 

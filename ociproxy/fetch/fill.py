@@ -20,7 +20,7 @@ from ociproxy.fetch.download import Download
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ociproxy.config import Fetch
+    from ociproxy.config.settings import Fetch
     from ociproxy.digest import Digest
     from ociproxy.fetch.upstream import Backend
     from ociproxy.manifest import Descriptor

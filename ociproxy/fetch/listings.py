@@ -22,7 +22,7 @@ from ociproxy.manifest import OCI_INDEX, Descriptor, Index, MalformedManifest, p
 from ociproxy.reference import Reference
 
 if TYPE_CHECKING:
-    from ociproxy.config import Config
+    from ociproxy.config.settings import Config
     from ociproxy.digest import Digest
     from ociproxy.fetch.manifests import ManifestPuller
     from ociproxy.fetch.upstreams import Upstreams

@@ -34,7 +34,7 @@ from ociproxy.store.refs import TagRecord
 
 if TYPE_CHECKING:
     from ociproxy.clock import Clock
-    from ociproxy.config import Config
+    from ociproxy.config.settings import Config
     from ociproxy.digest import Digest
     from ociproxy.fetch.blobs import BlobPuller
     from ociproxy.fetch.upstream import Backend

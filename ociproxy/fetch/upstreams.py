@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 from ociproxy import log
 from ociproxy.bounded import BoundedCache
 from ociproxy.clock import SystemClock
-from ociproxy.config import Upstream
+from ociproxy.config.settings import Upstream
 from ociproxy.errors import (
     BlobUnknown,
     IntegrityError,
@@ -36,7 +36,7 @@ from ociproxy.fetch.upstream import Backend, retrying
 
 if TYPE_CHECKING:
     from ociproxy.clock import Clock
-    from ociproxy.config import Config
+    from ociproxy.config.settings import Config
 
 T = TypeVar("T")
 MakeBackend = Callable[[Upstream], Backend]

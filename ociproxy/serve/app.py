@@ -27,7 +27,7 @@ from ociproxy.serve.target import API_VERSION_PATH, Kind, Target, parse_target
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from ociproxy.config import Config
+    from ociproxy.config.settings import Config
     from ociproxy.fetch.engine import Engine
 
     Handler = Callable[[Engine, web.BaseRequest, Target], Awaitable[Answer]]

@@ -20,7 +20,7 @@ from ociproxy.serve.app import App
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ociproxy.config import Config
+    from ociproxy.config.settings import Config
     from ociproxy.fetch.upstreams import MakeBackend
     from ociproxy.store.store import Store
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ociproxy.config import Fetch, Timeouts, Upstream
+from ociproxy.config.settings import Fetch, Timeouts, Upstream
 from ociproxy.fetch.oras.backend import OrasBackend
 from tests.fetch.tls import Authority
 from tests.upstream import FakeUpstream

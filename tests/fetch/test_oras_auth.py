@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ociproxy.config import Auth, Secret, Tls
+from ociproxy.config.settings import Auth, Secret, Tls
 from ociproxy.errors import (
     OciProxyError,
     UpstreamDenied,

@@ -12,7 +12,7 @@ import pytest
 from oras.provider import Registry
 from requests.adapters import HTTPAdapter
 
-from ociproxy.config import Fetch, Upstream
+from ociproxy.config.settings import Fetch, Upstream
 from ociproxy.digest import Digest
 from ociproxy.errors import (
     DigestMismatch,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ociproxy.config import Tls, Upstream
+from ociproxy.config.settings import Tls, Upstream
 from ociproxy.errors import UpstreamUnavailable, UpstreamUntrusted
 from ociproxy.fetch.oras.transport import open_session, tls_context
 from ociproxy.reference import Reference

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from ociproxy.config import Auth, Secret, Tls
+from ociproxy.config.settings import Auth, Secret, Tls
 from ociproxy.errors import UpstreamForbidden, UpstreamUnavailable, UpstreamUntrusted
 from ociproxy.fetch.oras.connect import Policy
 from ociproxy.reference import Reference

@@ -28,7 +28,7 @@ from ociproxy.fetch.oras.transport import Session, origin, read_bounded
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ociproxy.config import Timeouts
+    from ociproxy.config.settings import Timeouts
     from ociproxy.fetch.credentials import Credentials
     from ociproxy.reference import Repository
 

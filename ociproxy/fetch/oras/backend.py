@@ -46,7 +46,7 @@ from ociproxy.reference import Repository
 if TYPE_CHECKING:
     import requests
 
-    from ociproxy.config import Fetch, Upstream
+    from ociproxy.config.settings import Fetch, Upstream
     from ociproxy.fetch.credentials import Credentials
     from ociproxy.manifest import ManifestHolder
     from ociproxy.reference import Reference

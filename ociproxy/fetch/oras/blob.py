@@ -12,7 +12,7 @@ from ociproxy.fetch.oras.translate import FOREIGN, translate
 if TYPE_CHECKING:
     import requests
 
-    from ociproxy.config import Timeouts
+    from ociproxy.config.settings import Timeouts
 
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 

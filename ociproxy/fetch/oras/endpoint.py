@@ -13,7 +13,7 @@ from ociproxy.fetch.oras.translate import FOREIGN, translate
 from ociproxy.fetch.oras.transport import discard
 
 if TYPE_CHECKING:
-    from ociproxy.config import Timeouts, Upstream
+    from ociproxy.config.settings import Timeouts, Upstream
     from ociproxy.fetch.oras.transport import Session
 
 

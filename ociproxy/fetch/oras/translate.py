@@ -39,7 +39,7 @@ from ociproxy.fetch.oras.transport import read_bounded
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ociproxy.config import Timeouts
+    from ociproxy.config.settings import Timeouts
     from ociproxy.reference import Repository
 
 FOREIGN: Final = (RequestException, HTTPError, http.client.HTTPException, OSError, UnicodeError)

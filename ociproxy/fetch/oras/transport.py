@@ -24,7 +24,7 @@ from requests.auth import AuthBase
 from urllib3.exceptions import InsecureRequestWarning
 
 from ociproxy import __version__
-from ociproxy.config import Tls
+from ociproxy.config.settings import Tls
 from ociproxy.errors import UpstreamForbidden, UpstreamUntrusted
 from ociproxy.fetch.oras.connect import Policy, pool_classes
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from urllib3.poolmanager import PoolManager
 
-    from ociproxy.config import Upstream
+    from ociproxy.config.settings import Upstream
 
 _MAX_REDIRECTS: Final = 5
 # Different hosts that stay connected: the registry, its token realm, and the hosts its blobs

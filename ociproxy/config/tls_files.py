@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator
 
-from ociproxy.config import Tls
+from ociproxy.config.settings import Tls
 
 
 def find_problems(tls: Tls) -> Iterator[tuple[str, str]]:

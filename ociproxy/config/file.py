@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from operator import attrgetter
 from pathlib import Path
 
-from ociproxy.config import Config
-from ociproxy.config_kinds import JsonObject, Place, Problem, Refused
-from ociproxy.config_table import ROOT, UPSTREAMS, build_config
-from ociproxy.config_yaml import SIZE_LIMIT, ListNode, MappingNode, Node, ScalarNode, parse_yaml
+from ociproxy.config.kinds import JsonObject, Place, Problem, Refused
+from ociproxy.config.settings import Config
+from ociproxy.config.table import ROOT, UPSTREAMS, build_config
+from ociproxy.config.yaml import SIZE_LIMIT, ListNode, MappingNode, Node, ScalarNode, parse_yaml
 from ociproxy.errors import ConfigError
 
 

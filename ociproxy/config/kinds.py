@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ociproxy.config_units import (
+from ociproxy.config.units import (
     DURATION,
     SIZE,
     parse_duration,
@@ -21,7 +21,7 @@ from ociproxy.config_units import (
     show_duration,
     show_size,
 )
-from ociproxy.config_yaml import ListNode, MappingNode, Node
+from ociproxy.config.yaml import ListNode, MappingNode, Node
 from ociproxy.errors import shorten
 
 JsonObject = dict[str, Any]

@@ -1,7 +1,7 @@
 """The one table of the configuration file's keys: kind, meaning and the rules between them.
 
-Defaults are those of the dataclasses in `ociproxy.config`. The reader, the JSON Schema and the test
-of the documentation all go by this table.
+Defaults are those of the dataclasses in `ociproxy.config.settings`. The reader, the JSON Schema and
+the test of the documentation all go by this table.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import re
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from ociproxy import config_tls
-from ociproxy.config import (
+from ociproxy.config import tls_files
+from ociproxy.config.kinds import Choice, Duration, FilePath, Flag, Number, Place, Size, Text
+from ociproxy.config.sections import Either, Items, Key, Section, is_flag, is_mapping
+from ociproxy.config.settings import (
     MIB,
     Auth,
     Config,
@@ -27,9 +29,7 @@ from ociproxy.config import (
     Unlisted,
     Upstream,
 )
-from ociproxy.config_kinds import Choice, Duration, FilePath, Flag, Number, Place, Size, Text
-from ociproxy.config_sections import Either, Items, Key, Section, is_flag, is_mapping
-from ociproxy.config_yaml import MappingNode
+from ociproxy.config.yaml import MappingNode
 from ociproxy.errors import NameInvalid
 from ociproxy.reference import parse_registry
 
@@ -99,7 +99,7 @@ def _certificates(values: Any, node: MappingNode, place: Place) -> None:
         if name in values and other not in values:
             place.child(name).refuse(_line(node, name), f"needs {other}")
             return
-    for name, reason in config_tls.find_problems(Tls(**values)):
+    for name, reason in tls_files.find_problems(Tls(**values)):
         place.child(name).refuse(_line(node, name), reason)
 
 

@@ -1,6 +1,6 @@
 """What the operator decides, as frozen values with their defaults.
 
-`ociproxy.config_file` makes a `Config` out of YAML, the command line replaces what its options say,
+`ociproxy.config.file` makes a `Config` out of YAML, the command line replaces what its options say,
 and everything below is given the part it needs. Durations are seconds, sizes are bytes, registry
 names are normalised: nobody below parses again. A secret cannot be printed by accident.
 """

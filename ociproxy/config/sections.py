@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ociproxy.config_kinds import JsonObject, Kind, Place, Refused
-from ociproxy.config_yaml import ListNode, MappingNode, Node, ScalarNode
+from ociproxy.config.kinds import JsonObject, Kind, Place, Refused
+from ociproxy.config.yaml import ListNode, MappingNode, Node, ScalarNode
 
 
 @dataclass(frozen=True, slots=True)
