@@ -11,7 +11,12 @@ import logging
 import re
 import sys
 import time
-from typing import Final
+import traceback
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 TRACE: Final = 5
 LEVELS: Final = {
@@ -29,37 +34,58 @@ _NAMES: Final = {
     logging.ERROR: "ERROR",
     logging.CRITICAL: "ERROR",
 }
-_LOGGER: Final = logging.getLogger("ociproxy")
+_threshold: int = logging.WARNING
+_style: str = "text"
 
 
 def event(level: int, name: str, **fields: object) -> None:
     """Log one event with its facts; a fact that is None is left out."""
-    if _LOGGER.isEnabledFor(level):
-        _LOGGER.log(level, name, extra={"fields": fields})
+    if level >= _threshold:
+        _write(time.time(), level, name, fields, "")
 
 
 def failure(name: str, exc: BaseException, **fields: object) -> None:
     """Log a bug, with its traceback: what no domain error describes."""
-    _LOGGER.error(name, exc_info=exc, extra={"fields": fields})
+    trace = "".join(traceback.format_exception(exc)).rstrip("\n")
+    _write(time.time(), logging.ERROR, name, fields, trace)
 
 
 def enabled(level: int) -> bool:
-    return _LOGGER.isEnabledFor(level)
+    return level >= _threshold
 
 
 def set_up(level: str, style: str) -> None:
     """Send everything of this level and above to stderr, in `text` or `json`; may be called
     again."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if style == "json" else _Text())
-    # What no formatter here prints must not be collected for each line (logging, "Optimization").
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # documented, though named as if it were not
+    global _threshold, _style
+    _threshold, _style = LEVELS[level], style
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [_Foreign()]
     # Libraries speak up when something is wrong; their chatter is not the operator's.
     root.setLevel(max(LEVELS[level], logging.WARNING))
-    _LOGGER.setLevel(LEVELS[level])
+
+
+class _Foreign(logging.Handler):
+    """What libraries log, in our lines. Our own lines do without records, handlers and filters:
+    a warm manifest costs little more than its log line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        trace = ""
+        if record.exc_info:
+            trace = logging.Formatter().formatException(record.exc_info)
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError):
+            message = str(record.msg)
+        _write(record.created, record.levelno, message, {}, trace)
+
+
+def _write(created: float, level: int, name: str, fields: Mapping[str, object], trace: str) -> None:
+    line = _json if _style == "json" else _text
+    # Nobody may be reading the log any more: no reason to stop serving.
+    with suppress(OSError, ValueError):
+        # One write a line: lines of several threads and processes do not mix.
+        sys.stderr.write(line(created, _NAMES.get(level, "INFO"), name, fields, trace) + "\n")
 
 
 def _time(created: float) -> str:
@@ -96,32 +122,21 @@ def _quoted(text: str) -> str:
     return json.dumps(text).replace("\x7f", "\\u007f")
 
 
-class _Text(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, object] = getattr(record, "fields", {})
-        parts = [_time(record.created), f"{_NAMES.get(record.levelno, 'INFO'):<5}"]
-        parts.append(_one_line(record.getMessage()))
-        parts += [f"{k}={_text_value(v)}" for k, v in fields.items() if v is not None]
-        line = " ".join(parts)
-        if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return line
+def _text(created: float, level: str, name: str, fields: Mapping[str, object], trace: str) -> str:
+    parts = [f"{_time(created)} {level:<5} {_one_line(name)}"]
+    parts += [f"{k}={_text_value(v)}" for k, v in fields.items() if v is not None]
+    line = " ".join(parts)
+    return f"{line}\n{trace}" if trace else line
 
 
-class _Json(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, object] = getattr(record, "fields", {})
-        document: dict[str, object] = {
-            "time": _time(record.created),
-            "level": _NAMES.get(record.levelno, "INFO").lower(),
-            "event": record.getMessage(),
-        }
-        for key, value in fields.items():
-            if value is not None:
-                document[key] = value if isinstance(value, bool | int | float) else str(value)
-        if record.exc_info:
-            document["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(document)
+def _json(created: float, level: str, name: str, fields: Mapping[str, object], trace: str) -> str:
+    document: dict[str, object] = {"time": _time(created), "level": level.lower(), "event": name}
+    for key, value in fields.items():
+        if value is not None:
+            document[key] = value if isinstance(value, bool | int | float) else str(value)
+    if trace:
+        document["traceback"] = trace
+    return json.dumps(document)
 
 
 def _one_line(text: str) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import re
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -29,18 +32,15 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
 @pytest.fixture(autouse=True)
-def restored_logging() -> Iterator[None]:
+def restored_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`set_up` is for the whole process: put back what it changes."""
-    root, logger = logging.getLogger(), logging.getLogger("ociproxy")
-    handlers, levels = root.handlers[:], (root.level, logger.level)
-    switches = logging.logThreads, logging.logProcesses, logging.logMultiprocessing
-    source = logging._srcfile
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    monkeypatch.setattr(log, "_threshold", logging.WARNING)
+    monkeypatch.setattr(log, "_style", "text")
     yield
     root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    logger.setLevel(levels[1])
-    logging.logThreads, logging.logProcesses, logging.logMultiprocessing = switches
-    logging._srcfile = source
+    root.setLevel(level)
 
 
 def test_a_line_has_time_level_event_and_facts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,3 +138,14 @@ def test_setting_up_again_replaces_the_first(capsys: pytest.CaptureFixture[str])
     log.set_up("info", "text")
     log.event(logging.INFO, "once")
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_closed_stderr_ends_the_log_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as broken:
+        monkeypatch.setattr(sys, "stderr", broken)
+        log.event(logging.ERROR, "unheard")
+        monkeypatch.undo()
+        with contextlib.suppress(BrokenPipeError):
+            broken.close()

@@ -35,7 +35,6 @@ from ociproxy.store.refs import TagRecord
 if TYPE_CHECKING:
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Config
-    from ociproxy.digest import Digest
     from ociproxy.fetch.blobs import BlobPuller
     from ociproxy.fetch.upstream import Backend
     from ociproxy.fetch.upstreams import Upstreams
@@ -76,37 +75,54 @@ class ManifestPuller:
         self._ttls: BoundedCache[Reference, float] = BoundedCache(_PAUSES)
         self._tasks: set[asyncio.Task[tuple[ManifestHolder, Outcome]]] = set()
 
+    def find(self, reference: Reference, *, body: bool) -> ManifestAnswer | None:
+        """What `pull` answers where it need not wait: stored and fresh. Else None.
+
+        Raises StoreError.
+        """
+        record, stored = self._look_up(reference)
+        if stored is None or self._has_expired(reference, record):
+            return None
+        return self._answer(reference.repository, stored, HIT, body=body)
+
     async def pull(self, reference: Reference, *, body: bool) -> ManifestAnswer:
         """The manifest of a tag or digest; with `body` False its descriptor is enough.
 
         Raises ManifestUnknown, NameUnknown, UpstreamError kinds, IntegrityError kinds or
         StoreError.
         """
-        if reference.digest is not None:
-            return await self._by_digest(reference, reference.digest, body=body)
-        record = self._store.refs.find_tag(reference.repository, reference.tag or "")
-        if record is None:
-            return await self._from_upstream(reference, body=body)
-        stored = self._find(record.descriptor)
-        if not self._has_expired(reference, record):
-            if stored is None:
-                return await self._unstored(reference, record, body=body)
+        record, stored = self._look_up(reference)
+        expired = self._has_expired(reference, record)
+        if stored is not None:
+            if expired:
+                return await self._revalidate(reference, stored, body=body)
             return self._answer(reference.repository, stored, HIT, body=body)
-        if stored is None:
-            return await self._from_upstream(reference, body=body)
-        return await self._revalidate(reference, stored, body=body)
+        if record is not None and not expired:
+            return await self._unstored(reference, record, body=body)
+        return await self._from_upstream(reference, body=body)
 
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _find(self, descriptor: Descriptor) -> ManifestHolder | None:
-        found = self._store.manifests.find(descriptor.digest)
-        return None if found is None else described_as(found, descriptor)
+    def _look_up(self, reference: Reference) -> tuple[TagRecord | None, ManifestHolder | None]:
+        """The tag's record, and the stored manifest under the media type it is recorded with."""
+        repository, digest = reference.repository, reference.digest
+        if digest is None:
+            record = self._store.refs.find_tag(repository, reference.tag or "")
+            if record is None:
+                return None, None
+            found = self._store.manifests.find(record.descriptor.digest)
+            return record, None if found is None else described_as(found, record.descriptor)
+        found = self._store.manifests.find(digest)
+        if found is None:
+            return None, None
+        return None, described_as(found, self._store.refs.find_manifest(repository, digest))
 
-    def _has_expired(self, reference: Reference, record: TagRecord) -> bool:
-        if self._config.serve.offline:
+    def _has_expired(self, reference: Reference, record: TagRecord | None) -> bool:
+        """Only what a tag stands for can; a digest is for ever."""
+        if record is None or self._config.serve.offline:
             return False
         ttl = self._ttls.get(reference)
         if ttl is None:
@@ -115,17 +131,6 @@ class ManifestPuller:
             self._ttls.put(reference, ttl)
         # A record from a clock ahead of ours is not fresh for longer than the time to live.
         return abs(self._clock.now() - record.resolved) >= ttl
-
-    async def _by_digest(
-        self, reference: Reference, digest: Digest, *, body: bool
-    ) -> ManifestAnswer:
-        repository = reference.repository
-        found = self._store.manifests.find(digest)
-        if found is not None:
-            record = self._store.refs.find_manifest(repository, digest)
-            holder = described_as(found, record)
-            return self._answer(repository, holder, HIT, body=body)
-        return await self._from_upstream(reference, body=body)
 
     async def _from_upstream(self, reference: Reference, *, body: bool) -> ManifestAnswer:
         if not body:
@@ -141,7 +146,7 @@ class ManifestPuller:
         if not body:
             return ManifestAnswer(record.descriptor, None, HIT)
         by_digest = Reference(reference.repository, digest=record.descriptor.digest)
-        return await self._by_digest(by_digest, record.descriptor.digest, body=True)
+        return await self.pull(by_digest, body=True)
 
     async def _revalidate(
         self, reference: Reference, stored: ManifestHolder, *, body: bool

@@ -21,7 +21,7 @@ from ociproxy.serve.blob_response import BlobResponse
 from ociproxy.serve.blobs import blob
 from ociproxy.serve.errors import Unsupported, error_response, internal_error
 from ociproxy.serve.lists import referrers, tags
-from ociproxy.serve.manifests import manifest
+from ociproxy.serve.manifests import manifest, stored_manifest
 from ociproxy.serve.target import API_VERSION_PATH, Kind, Target, parse_target
 
 if TYPE_CHECKING:
@@ -92,7 +92,10 @@ class App:
                     headers={"Content-Type": "application/json", API_VERSION[0]: API_VERSION[1]},
                 )
             target = parse_target(request.raw_path, self._default_upstream)
-            answer = await self._ask(request, target)
+            if target.reference is not None:
+                answer = stored_manifest(self._engine, request, target.reference)
+            if answer is None:
+                answer = await self._ask(request, target)
             response = answer.response
         except OciProxyError as exc:
             error = exc

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from yarl import URL
 
 from ociproxy.errors import NameInvalid, NameUnknown
-from ociproxy.reference import Repository, is_registry
+from ociproxy.reference import Reference, Repository, is_registry
 from ociproxy.serve.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -31,19 +31,21 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`last` is the tag or digest as it was sent; `namespace` the `ns` parameter, or None; `name`
-    what the log calls it."""
+    """`last` is the tag or digest as it was sent, `reference` what it says where a manifest is
+    asked for; `namespace` the `ns` parameter, or None; `name` what the log calls it."""
 
     kind: Kind
     repository: Repository
     last: str
+    reference: Reference | None
     namespace: str | None
     query: MultiMapping[str]
     name: str
 
 
 def parse_target(raw: str, default_upstream: str) -> Target:
-    """Parse a request target below `/v2/`. Raises NameInvalid, NameUnknown or Unsupported."""
+    """Parse a request target below `/v2/`. Raises NameInvalid, DigestInvalid,
+    NameUnknown or Unsupported."""
     if len(raw) > _CACHED_LENGTH:
         return _parse(raw, default_upstream)
     return _parse_cached(raw, default_upstream)
@@ -59,7 +61,8 @@ def _parse(raw: str, default_upstream: str) -> Target:
     namespace = query.get("ns")
     repository = _repository(name, namespace, default_upstream)
     called = f"{repository}{'@' if ':' in last else ':'}{last}"
-    return Target(kind, repository, last, namespace, query, called)
+    reference = Reference.of(repository, last) if kind is Kind.MANIFEST else None
+    return Target(kind, repository, last, reference, namespace, query, called)
 
 
 _parse_cached = lru_cache(maxsize=4096)(_parse)
