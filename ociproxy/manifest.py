@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
@@ -146,6 +146,8 @@ class Descriptor:
             if self.platform.variant:
                 platform["variant"] = self.platform.variant
             value["platform"] = platform
+        if self.urls:
+            value["urls"] = list(self.urls)
         if self.artifact_type:
             value["artifactType"] = self.artifact_type
         if self.annotations:
@@ -198,6 +200,8 @@ class ManifestHolder:
 
     descriptor: Descriptor
     raw: bytes
+    parsed: Manifest | None = field(default=None, compare=False, repr=False)
+    """What the bytes say, where whoever made this had parsed them anyway."""
 
     @staticmethod
     def of(
@@ -222,12 +226,18 @@ class ManifestHolder:
     @cached_property
     def manifest(self) -> Manifest:
         """What the bytes say. Raises MalformedManifest."""
+        if self.parsed is not None:
+            return self.parsed
         return parse_manifest(self.raw, self.descriptor.media_type)
 
 
 def parse_manifest(raw: bytes, media_type: str) -> Manifest:
     """Raises MalformedManifest for what is not a JSON object, or not what its media type says."""
-    document = _json_object(raw)
+    return parse_document(json_object(raw), media_type)
+
+
+def parse_document(document: dict[str, object], media_type: str) -> Manifest:
+    """The same of bytes that are parsed already."""
     subject = document.get("subject")
     extra = {
         "subject": None if subject is None else Descriptor.from_json(subject),
@@ -268,7 +278,11 @@ def guess_media_type(raw: bytes) -> str:
     OCI documents may lack `mediaType`; the fields that tell them apart are those that the
     image-spec (manifest.md, "mediaType") says must not be mixed. Raises MalformedManifest.
     """
-    document = _json_object(raw)
+    return media_type_of(json_object(raw))
+
+
+def media_type_of(document: dict[str, object]) -> str:
+    """The same of bytes that are parsed already."""
     media_type = document.get("mediaType")
     if isinstance(media_type, str) and _MEDIA_TYPE.fullmatch(media_type):
         return media_type
@@ -281,7 +295,8 @@ def guess_media_type(raw: bytes) -> str:
     return UNKNOWN_MEDIA_TYPE
 
 
-def _json_object(raw: bytes) -> dict[str, object]:
+def json_object(raw: bytes) -> dict[str, object]:
+    """Raises MalformedManifest."""
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError) as exc:

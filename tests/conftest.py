@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
+from hypothesis import HealthCheck, settings
 
 from tests.server import Mirror
 from tests.upstream import FakeUpstream
@@ -25,6 +26,13 @@ SETTINGS = (
     "XDG_CONFIG_HOME",
     "XDG_RUNTIME_DIR",
 )
+
+
+# Slow is a busy machine, and `timeout` in pyproject.toml is the bound.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

@@ -191,6 +191,7 @@ def test_a_full_descriptor_survives_its_own_json() -> None:
         Digest.parse(DIGEST),
         7,
         platform=Platform("linux", "arm", "v7"),
+        urls=("https://example.com/layer",),
         artifact_type="text/x",
         annotations=(("k", "v"),),
     )

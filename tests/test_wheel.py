@@ -65,7 +65,7 @@ def test_wheel_holds_the_product_only(wheel: Path) -> None:
     tops = {name.partition("/")[0] for name in names}
     assert tops == {"ociproxy", f"ociproxy-{__version__}.dist-info"}
     modules = {str(path.relative_to(CHECKOUT)) for path in CHECKOUT.glob("ociproxy/**/*.py")}
-    assert modules <= set(names)
+    assert modules | {"ociproxy/py.typed"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "License-Expression: Apache-2.0" in metadata
 

@@ -73,7 +73,9 @@ def serve(
     config = read()
     log.set_up(config.log.level, config.log.format)
     store = Store(config.store.path, hot_manifests=config.store.hot_manifests)
-    store.check_writable()
+    if not config.serve.offline:
+        # What is never fetched needs no room: a read-only store can be served offline.
+        store.check_writable()
 
     def make_backend(current: Config) -> MakeBackend:
         return lambda upstream: OrasBackend(upstream, current.fetch)

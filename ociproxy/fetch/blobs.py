@@ -96,7 +96,7 @@ class BlobPuller:
             return
         try:
             # Not `image.manifest`: the hot copy would keep the parsed document beyond its weight.
-            manifest = parse_manifest(image.raw, image.descriptor.media_type)
+            manifest = image.parsed or parse_manifest(image.raw, image.descriptor.media_type)
         except MalformedManifest:
             return  # the tag's record calls it what it is not; its bytes are served anyway
         if not isinstance(manifest, ImageManifest):

@@ -133,10 +133,7 @@ class Download:
         """Raises what ended the download. Returns when the blob is in the store."""
         while True:
             arrival = self._store.staging.lead(self.digest)
-            if arrival is not None:
-                self._lead(arrival)
-                return
-            if self._follow():
+            if self._follow() if arrival is None else self._lead(arrival):
                 return
 
     def close(self) -> None:
@@ -167,7 +164,8 @@ class Download:
                 return False
         raise UpstreamUnavailable(self._upstream, "shutting down")
 
-    def _lead(self, arrival: Arrival) -> None:
+    def _lead(self, arrival: Arrival) -> bool:
+        """Fetch it, True; or find that what arrived before belongs to something else, False."""
         committed = self._store.blobs.find_size(self.digest)
         if committed is not None:
             # Another process was done between our look and our lock.
@@ -176,9 +174,12 @@ class Download:
             blob = self._store.blobs.path(self.digest)
             self._adopt(self._store.staging.open_committed(blob, self.digest))
             self.size, self.started, self.verified = committed, True, True
-            return
+            return True
         if self.size is not None and arrival.size not in (None, self.size):
-            arrival.reset()
+            # Not emptied: whoever follows this file was promised its bytes.
+            arrival.discard()
+            arrival.close()
+            return False
         self._adopt(arrival)
         self.size = self.size if arrival.size is None else arrival.size
         resumed = arrival.spans.total
@@ -205,6 +206,7 @@ class Download:
             resumed=resumed or None,
             seconds=seconds,
         )
+        return True
 
     def _adopt(self, arrival: Arrival) -> None:
         """Readers see this arrival from now on; those of another file were promised other bytes."""

@@ -50,6 +50,7 @@ class App:
         self._engine = engine
         self._default_upstream = config.serve.default_upstream
         self._answer_limit = config.fetch.timeouts.answer
+        self._offline = config.serve.offline
 
     async def replace(self, engine: Engine, config: Config) -> None:
         """Answer from another engine from now on; returns when the old one has finished its
@@ -73,7 +74,8 @@ class App:
 
     async def _ready(self) -> web.Response:
         try:
-            await self._engine.upstreams.call(self._engine.store.check_writable)
+            if not self._offline:
+                await self._engine.upstreams.call(self._engine.store.check_writable)
         except StoreError as exc:
             return web.Response(status=503, text=f"{exc}\n")
         return web.Response(text="ok\n")

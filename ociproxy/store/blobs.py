@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from ociproxy.bounded import BoundedCache
 from ociproxy.digest import Digest
 from ociproxy.errors import DigestMismatch
 from ociproxy.store.files import (
     READ_SIZE,
+    UNTOUCHABLE,
     file_name,
     is_sealed,
     publish,
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ociproxy.clock import Clock
+
+
+_UNSEALABLE: Final = 8192
+"""Verified blobs remembered where the store is read-only and cannot say so itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,7 @@ class Blobs:
         self._prefix = f"{root}{os.sep}"
         self._quarantine = quarantine
         self._clock = clock
+        self._verified: BoundedCache[Digest, tuple[int, int, int]] = BoundedCache(_UNSEALABLE)
 
     def path(self, digest: Digest) -> Path:
         return self._root / file_name(digest)
@@ -62,7 +69,8 @@ class Blobs:
             except BaseException:
                 file.close()
                 raise
-        return BlobFile(file, state.st_size, is_sealed(state, name))
+        sealed = is_sealed(state, name) or self._verified.get(digest) == _identity(state)
+        return BlobFile(file, state.st_size, sealed)
 
     def find_size(self, digest: Digest) -> int | None:
         """Bytes of a stored blob; not a use of it."""
@@ -90,7 +98,8 @@ class Blobs:
     def verify(self, digest: Digest) -> None:
         """Hash a stored blob anew (blocks for its whole length) and seal it.
 
-        Raises DigestMismatch after moving what is wrong to `quarantine/`.
+        In a read-only store this process remembers it instead. Raises DigestMismatch after moving
+        what is wrong to `quarantine/`.
         """
         path = self.path(digest)
         hasher = digest.hasher()
@@ -103,10 +112,18 @@ class Blobs:
             if actual == digest:
                 # What was written to while it was read is not sealed: the next reader looks again.
                 if os.fstat(file.fileno()).st_mtime_ns == before.st_mtime_ns:
-                    seal(file.fileno(), path.name)
+                    self._mark_verified(digest, file.fileno(), path.name)
                 return
         self.quarantine(digest)
         raise DigestMismatch(f"stored blob {path.name}", digest, actual)
+
+    def _mark_verified(self, digest: Digest, file: int, name: str) -> None:
+        try:
+            seal(file, name)
+        except OSError as exc:
+            if exc.errno not in UNTOUCHABLE:
+                raise
+            self._verified.put(digest, _identity(os.fstat(file)))
 
     def quarantine(self, digest: Digest) -> None:
         """Take a damaged blob out of service, keeping the evidence."""
@@ -114,3 +131,7 @@ class Blobs:
         with store_errors(path):
             self._quarantine.mkdir(exist_ok=True)
             path.replace(self._quarantine / path.name)
+
+
+def _identity(state: os.stat_result) -> tuple[int, int, int]:
+    return state.st_ino, state.st_size, state.st_mtime_ns

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 READ_SIZE: Final = 1024 * 1024
 TOUCH_AFTER: Final = 60.0
 """Seconds: last use (atime) is written at most this often."""
+UNTOUCHABLE: Final = frozenset({errno.EROFS, errno.EPERM, errno.EACCES})
+"""What setting a file's times fails with where the store is somebody else's, or read-only."""
 
 
 def file_name(digest: Digest) -> str:
@@ -104,7 +106,7 @@ def touch(file: int, state: os.stat_result, now: float) -> None:
     try:
         os.utime(file, ns=(int(now * 10**9), state.st_mtime_ns))
     except OSError as exc:
-        if exc.errno not in (errno.EROFS, errno.EPERM, errno.EACCES):
+        if exc.errno not in UNTOUCHABLE:
             raise
 
 

@@ -108,12 +108,14 @@ class Manifests:
         return None
 
     def last_used(self, digest: Digest) -> float | None:
-        """Seconds since the epoch; None where it is not stored."""
+        """Seconds since the epoch; None where it is not stored. Raises StoreError."""
         for root in (self._image_root, self._index_root):
-            try:
-                return (root / file_name(digest)).stat().st_atime
-            except FileNotFoundError:
-                continue
+            path = root / file_name(digest)
+            with store_errors(path):
+                try:
+                    return path.stat().st_atime
+                except FileNotFoundError:
+                    continue
         return None
 
     def _record_use(self, path: str, now: float) -> None:

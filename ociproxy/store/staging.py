@@ -94,14 +94,6 @@ class Arrival:
     def is_same_file(self, other: Arrival) -> bool:
         return os.path.samestat(os.fstat(self.file), os.fstat(other.file))
 
-    def reset(self) -> None:
-        """Leader: forget what arrived before; it belongs to something else."""
-        with store_errors(self.path):
-            self._unlink_journal()
-            os.ftruncate(self.file, 0)
-        self.size = None
-        self.spans = Spans()
-
     def commit(self, blobs: Blobs) -> None:
         """Leader: publish the verified bytes and end the staging."""
         blobs.commit(self.path, self.digest)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from email.utils import formatdate
+from pathlib import Path
 
 import pytest
 from oras.provider import Registry
@@ -19,16 +22,25 @@ from ociproxy.errors import (
     ManifestInvalid,
     ManifestUnknown,
     UpstreamDenied,
-    UpstreamForbidden,
     UpstreamRateLimited,
     UpstreamUnavailable,
 )
 from ociproxy.fetch.oras.backend import OrasBackend
 from ociproxy.fetch.oras.endpoint import api_base
+from ociproxy.manifest import DOCKER_SCHEMA1_SIGNED
 from ociproxy.reference import Reference, Repository
+from ociproxy.store.store import Store
 from tests.fetch.conftest import TIMEOUTS, OpenBackend, entry
 from tests.fetch.contract import BackendContract, digest, read_all, reference, repository
-from tests.images import OCI_INDEX, OCI_MANIFEST, content, image, multi_platform, random_blob
+from tests.images import (
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Content,
+    content,
+    image,
+    multi_platform,
+    random_blob,
+)
 from tests.upstream import FakeUpstream
 from tests.upstream_faults import Fault, too_many_requests
 
@@ -118,6 +130,49 @@ def test_content_type_parameters_are_no_part_of_it(
     upstream.fault("/manifests/", Fault(content_type=f"{OCI_MANIFEST}; charset=utf-8"))
     assert backend.fetch_manifest(reference(upstream)).descriptor.media_type == OCI_MANIFEST
     assert backend.resolve(reference(upstream)).media_type == OCI_MANIFEST
+
+
+def test_a_manifest_is_parsed_once_on_its_way_into_the_store(
+    upstream: FakeUpstream, backend: OrasBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = upstream.add("team/app", image(pad_to=3_000_000), tag="v1").top
+    store = Store(tmp_path / "store")
+    parsed: list[object] = []
+    loads = json.loads
+
+    def counting(text: object, **options: object) -> object:
+        parsed.append(text)
+        return loads(text, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(json, "loads", counting)
+    store.commit_manifest(repository(upstream), backend.fetch_manifest(reference(upstream)))
+    assert parsed.count(top.data) == 1
+
+
+def signed_schema1() -> tuple[bytes, str]:
+    """The bytes, and the digest that registries give them: of the payload that was signed."""
+    payload = json.dumps({"schemaVersion": 1, "name": "team/app", "tag": "v1"}, indent=3).encode()
+    tail = base64.urlsafe_b64encode(payload[-2:]).decode().rstrip("=")
+    length = {"formatLength": len(payload) - 2, "formatTail": tail}
+    protected = base64.urlsafe_b64encode(json.dumps(length).encode()).decode().rstrip("=")
+    signatures = json.dumps([{"header": {}, "signature": "x", "protected": protected}]).encode()
+    raw = payload[:-2] + b',\n   "signatures": ' + signatures + payload[-2:]
+    return raw, "sha256:" + hashlib.sha256(payload).hexdigest()
+
+
+@pytest.mark.parametrize("by_tag", [True, False])
+def test_signed_schema_1_is_refused_in_its_own_words(
+    upstream: FakeUpstream, backend: OrasBackend, by_tag: bool
+) -> None:
+    raw, named = signed_schema1()
+    upstream.add("team/app", image(), tag="v1")
+    upstream.fault(
+        "/manifests/", Fault(body=raw, content_type=DOCKER_SCHEMA1_SIGNED, digest_header=named)
+    )
+    upstream.add_content("team/app", Content(DOCKER_SCHEMA1_SIGNED, raw, named))
+    wanted = "team/app:v1" if by_tag else f"team/app@{named}"
+    with pytest.raises(ManifestInvalid, match="signed Docker schema 1"):
+        backend.fetch_manifest(reference(upstream, wanted))
 
 
 def test_nothing_is_asked_for_compressed_or_decoded(
@@ -382,6 +437,6 @@ def test_redirects_are_followed_and_counted(
     stream = backend.open_blob(repository(upstream), digest(blob), start=10)
     assert read_all(stream) == blob.data[10:]
     storage.fault("/blobs/", Fault(redirect=upstream.url))
-    with pytest.raises(UpstreamForbidden, match="circles"):
+    with pytest.raises(UpstreamUnavailable, match="circles"):
         backend.open_blob(repository(upstream), digest(blob))
     assert len(upstream.requests) + len(storage.requests) == 2 + 6

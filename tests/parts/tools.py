@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,18 @@ def require_tool(name: str) -> str:
 def require_root() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """The folder as it is on a read-only medium, for every process on this machine."""
+    require_root()
+    run("mount", "--bind", folder, folder)
+    try:
+        run("mount", "-o", "remount,ro,bind", folder)
+        yield
+    finally:
+        run("umount", folder)
 
 
 def run(

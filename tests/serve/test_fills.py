@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.images import random_blob
+from tests.images import image, random_blob
 from tests.server import Mirror, upstream_entry
 from tests.upstream import FakeUpstream
 from tests.upstream_faults import Fault
@@ -217,6 +217,22 @@ def test_a_killed_server_resumes_where_it_stopped(
     assert server.blob(upstream.registry, "app", blob.digest).body == blob.data
     resumed = [r for r in upstream.requests if "range" in {k.lower() for k in r.headers}]
     assert resumed, "the second request asks for what is missing only"
+
+
+def test_the_beginning_of_something_else_is_thrown_away(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    app = image("app", layer_size=MIB)
+    upstream.add("app", app, tag="v1")
+    server = mirror_of(mirror, upstream, background_fills=0)
+    server.manifest(upstream.registry, "app", "v1")
+    layer = app.layers[0]
+    staged = server.store / "pulls" / layer.encoded
+    staged.write_bytes(b"x" * 1000)
+    staged.with_name(f"{layer.encoded}.spans").write_text("size 1000\n0 1000\n")
+    # The manifest says how large it is, so this cannot be it: no failed try comes first.
+    assert server.blob(upstream.registry, "app", layer.digest).body == layer.data
+    assert upstream.bytes_sent("/blobs/") == layer.size
 
 
 def test_workers_share_one_download(mirror: MakeMirror, upstream: FakeUpstream) -> None:

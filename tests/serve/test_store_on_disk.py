@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 
 from tests.images import image, random_blob
+from tests.parts.tools import read_only
 from tests.server import Mirror, upstream_entry
 from tests.upstream import FakeUpstream
 from tests.upstream_auth import BasicAuth, TokenAuth
@@ -27,6 +28,26 @@ def test_a_damaged_blob_is_quarantined_and_fetched_again(
     assert server.blob(upstream.registry, "app", blob.digest).body == blob.data
     assert (server.store / "quarantine" / blob.encoded).read_bytes() == data
     assert upstream.count("/blobs/", "GET") == 2
+
+
+def test_a_read_only_store_is_served_offline(mirror: MakeMirror, upstream: FakeUpstream) -> None:
+    app, blob = image("app"), random_blob(100_000, seed=22)
+    upstream.add("app", app, tag="v1")
+    upstream.add_content("app", blob)
+    server = mirror({"upstreams": [upstream_entry(upstream.url)]})
+    server.manifest(upstream.registry, "app", "v1")
+    server.blob(upstream.registry, "app", blob.digest)
+    path = server.wait_for_file(f"blobs/{blob.encoded}")
+    path.write_bytes(blob.data)  # as a copy that keeps no times leaves it: not sealed
+    server.stop()
+    server.args = ("--offline",)
+    with read_only(server.store):
+        server.start()
+        assert server.get("/readyz").status == 200
+        assert server.manifest(upstream.registry, "app", "v1").body == app.top.data
+        for _ in range(2):
+            assert server.blob(upstream.registry, "app", blob.digest).body == blob.data
+        server.stop()
 
 
 def test_a_damaged_manifest_is_fetched_again(mirror: MakeMirror, upstream: FakeUpstream) -> None:

@@ -11,6 +11,7 @@ from ociproxy.digest import Digest
 from ociproxy.errors import DigestMismatch, StoreError
 from ociproxy.store.store import Store
 from tests.images import random_bytes
+from tests.parts.tools import read_only
 
 DATA = random_bytes(3_000_000, seed="blobs")
 
@@ -157,3 +158,16 @@ def test_asking_for_the_size_is_no_use(tmp_path: Path) -> None:
 def test_verifying_a_blob_that_is_gone_is_a_store_error(store: Store) -> None:
     with pytest.raises(StoreError):
         store.blobs.verify(Digest.of(b"another"))
+
+
+def test_a_read_only_store_is_verified_once_and_served(store: Store) -> None:
+    digest = Digest.of(DATA)
+    path = store.blobs.path(digest)
+    path.write_bytes(DATA)
+    with read_only(store.root):
+        assert not is_sealed(store, digest)
+        store.blobs.verify(digest)
+        assert is_sealed(store, digest)
+        assert not is_sealed(Store(store.root), digest)
+    flip_byte(path)
+    assert not is_sealed(store, digest)

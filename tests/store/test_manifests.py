@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ociproxy.digest import Digest
-from ociproxy.errors import ManifestInvalid
+from ociproxy.errors import ManifestInvalid, StoreError
 from ociproxy.manifest import (
     DOCKER_MANIFEST,
     OCI_INDEX,
@@ -137,6 +137,14 @@ def test_last_use_is_recorded_unless_told_not_to(store: Store) -> None:
     assert Store(store.root).manifests.find(digest) is not None
     assert store.manifests.last_used(digest) == pytest.approx(time.time(), abs=60)
     assert store.manifests.last_used(Digest.of(b"another")) is None
+
+
+def test_a_last_use_that_cannot_be_read_is_a_store_error(store: Store) -> None:
+    digest = Digest.of(b"a link to itself")
+    path = store.root / "img" / digest.encoded
+    path.symlink_to(path)
+    with pytest.raises(StoreError, match=digest.encoded):
+        store.manifests.last_used(digest)
 
 
 def test_the_media_type_is_the_records_where_it_says_more(store: Store) -> None:

@@ -119,22 +119,6 @@ def test_a_journal_that_claims_more_than_the_file_holds_is_cut(store: Store) -> 
     second.close()
 
 
-def test_resetting_forgets_what_arrived(store: Store) -> None:
-    first = lead(store)
-    first.set_size(7)
-    receive(first, 0, 300)
-    first.close()
-    second = lead(store)
-    second.reset()
-    assert (second.size, second.spans.total) == (None, 0)
-    second.set_size(len(DATA))
-    receive(second, 0, 10)
-    second.close()
-    third = lead(store)
-    assert (third.size, list(third.spans)) == (len(DATA), [(0, 10)])
-    third.close()
-
-
 def test_discarding_leaves_nothing(store: Store, leader: Arrival) -> None:
     receive(leader, 0, 300)
     leader.discard()

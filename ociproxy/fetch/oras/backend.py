@@ -29,7 +29,7 @@ from ociproxy.errors import (
 from ociproxy.fetch.credentials import credentials_for
 from ociproxy.fetch.oras.auth import RepositoryAuth
 from ociproxy.fetch.oras.blob import OrasBlobStream, content_length
-from ociproxy.fetch.oras.document import holder_of, is_json_object, media_type_of
+from ociproxy.fetch.oras.document import content_type_of, holder_of
 from ociproxy.fetch.oras.endpoint import Endpoint
 from ociproxy.fetch.oras.translate import refuse, translated
 from ociproxy.fetch.oras.transport import discard, open_session, read_bounded
@@ -40,6 +40,8 @@ from ociproxy.manifest import (
     OCI_INDEX,
     UNKNOWN_MEDIA_TYPE,
     Descriptor,
+    MalformedManifest,
+    json_object,
 )
 from ociproxy.reference import Repository
 
@@ -89,7 +91,7 @@ class OrasBackend:
         expected = reference.digest
         if expected is not None and expected.algorithm == digest.algorithm and expected != digest:
             raise DigestMismatch(f"manifest {reference}", expected, digest)
-        media_type = media_type_of(response) or UNKNOWN_MEDIA_TYPE
+        media_type = content_type_of(response) or UNKNOWN_MEDIA_TYPE
         return Descriptor(media_type, expected or digest, content_length(response) or 0)
 
     def fetch_manifest(self, reference: Reference) -> ManifestHolder:
@@ -99,15 +101,13 @@ class OrasBackend:
         )
         raw = self._read_document(response)
         expected = reference.digest or _digest_header(response)
-        holder = holder_of(
+        return holder_of(
             raw,
-            media_type_of(response),
+            content_type_of(response),
             upstream=self._name,
-            algorithm="sha256" if expected is None else expected.algorithm,
+            expected=expected,
+            subject=reference,
         )
-        if expected is not None and holder.descriptor.digest != expected:
-            raise DigestMismatch(f"manifest {reference}", expected, holder.descriptor.digest)
-        return holder
 
     def stat_blob(self, repository: Repository, digest: Digest) -> int:
         size = self._size_by_head(repository, digest)
@@ -151,12 +151,14 @@ class OrasBackend:
         unknown = NameUnknown(str(repository), f"the upstream has no {path}")
         self._expect_ok(response, repository, unknown)
         raw = self._read_document(response)
-        if not is_json_object(raw):
-            raise ManifestInvalid(self._name, f"its {path} is not a JSON object")
+        try:
+            json_object(raw)
+        except MalformedManifest as exc:
+            raise ManifestInvalid(self._name, f"its {path} is {exc}") from exc
         next_url = urljoin(response.url, response.links.get("next", {}).get("url", ""))
         return Listing(
             raw=raw,
-            media_type=media_type_of(response) or UNKNOWN_MEDIA_TYPE,
+            media_type=content_type_of(response) or UNKNOWN_MEDIA_TYPE,
             next_query=urlsplit(next_url).query if "next" in response.links else "",
             filters_applied=response.headers.get("OCI-Filters-Applied", ""),
         )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.errors import ManifestInvalid
+from ociproxy.digest import Digest
+from ociproxy.errors import DigestMismatch, ManifestInvalid
 from ociproxy.manifest import (
     DOCKER_SCHEMA1,
     DOCKER_SCHEMA1_SIGNED,
@@ -13,9 +13,12 @@ from ociproxy.manifest import (
     IMAGE_MEDIA_TYPES,
     INDEX_MEDIA_TYPES,
     OCI_ARTIFACT,
+    Descriptor,
     MalformedManifest,
     ManifestHolder,
-    guess_media_type,
+    json_object,
+    media_type_of,
+    parse_document,
 )
 
 if TYPE_CHECKING:
@@ -26,38 +29,46 @@ _KNOWN: Final = (
 )
 
 
-def media_type_of(response: requests.Response) -> str:
+def content_type_of(response: requests.Response) -> str:
     """The Content-Type without its parameters; empty where there is none."""
     return response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
-def holder_of(raw: bytes, media_type: str, *, upstream: str, algorithm: str) -> ManifestHolder:
-    """Raises ManifestInvalid for what is no manifest, or not the one that it says."""
+def holder_of(
+    raw: bytes, content_type: str, *, upstream: str, expected: Digest | None, subject: object
+) -> ManifestHolder:
+    """The manifest in these bytes, which are parsed here and not again.
+
+    `subject` is what a mismatch is reported about. Raises ManifestInvalid for what is no manifest,
+    or not the one that it says, and DigestMismatch for what is not the expected one.
+    """
     try:
-        own = own_media_type(raw)
-        if media_type in GENERIC_MEDIA_TYPES:
-            media_type = guess_media_type(raw)
-        elif own and own != media_type and not _KNOWN.isdisjoint({own, media_type}):
-            reason = f"sends a document of type {own[:100]} as {media_type[:100]}"
-            raise ManifestInvalid(upstream, reason)
-        holder = ManifestHolder.of(raw, media_type, algorithm=algorithm)
-        _ = holder.manifest  # parsed now, so that no malformed one is stored
+        document = json_object(raw)
+        media_type = _agreed_media_type(document, content_type, upstream)
+        parsed = parse_document(document, media_type)
     except MalformedManifest as exc:
-        reason = f"what it sends as {media_type[:100] or 'a manifest'} is none: {exc}"
+        reason = f"what it sends as {content_type[:100] or 'a manifest'} is none: {exc}"
         raise ManifestInvalid(upstream, reason) from exc
-    return holder
+    digest = Digest.of(raw, "sha256" if expected is None else expected.algorithm)
+    if expected is not None and digest != expected:
+        if media_type == DOCKER_SCHEMA1_SIGNED:
+            raise ManifestInvalid(
+                upstream,
+                f"{subject} is a signed Docker schema 1 manifest, whose digest is not that of its "
+                "bytes: it cannot be mirrored; push the image anew with a current client",
+            )
+        raise DigestMismatch(f"manifest {subject}", expected, digest)
+    return ManifestHolder(Descriptor(media_type, digest, len(raw)), raw, parsed)
 
 
-def own_media_type(raw: bytes) -> str:
-    """The document's `mediaType`; empty where it has none. Raises MalformedManifest."""
-    if not is_json_object(raw):
-        raise MalformedManifest("not a JSON object")
-    value = json.loads(raw).get("mediaType")
-    return value if isinstance(value, str) else ""
-
-
-def is_json_object(raw: bytes) -> bool:
-    try:
-        return isinstance(json.loads(raw), dict)
-    except (ValueError, RecursionError):
-        return False
+def _agreed_media_type(document: dict[str, object], content_type: str, upstream: str) -> str:
+    """That of header and document, where each says one. Raises ManifestInvalid if they differ."""
+    if content_type in GENERIC_MEDIA_TYPES:
+        return media_type_of(document)
+    own = document.get("mediaType")
+    if not isinstance(own, str) or own in ("", content_type):
+        return content_type
+    if not _KNOWN.isdisjoint({own, content_type}):
+        reason = f"sends a document of type {own[:100]} as {content_type[:100]}"
+        raise ManifestInvalid(upstream, reason)
+    return content_type

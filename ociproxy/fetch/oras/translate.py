@@ -29,7 +29,6 @@ from ociproxy.errors import (
     NameUnknown,
     OciProxyError,
     UpstreamDenied,
-    UpstreamForbidden,
     UpstreamRateLimited,
     UpstreamUnavailable,
     UpstreamUntrusted,
@@ -76,7 +75,7 @@ def translate(
             reason = f"refuses our client certificate or the lack of one: {_tls_words(cause)}"
             return UpstreamUntrusted(upstream, reason)
     if isinstance(exc, TooManyRedirects):
-        return UpstreamForbidden(upstream, "redirects in circles")
+        return UpstreamUnavailable(upstream, "redirects in circles")
     # A handshake that fails for another reason met something that speaks no TLS.
     unreachable = isinstance(exc, requests.exceptions.SSLError)
     for cause in causes:
