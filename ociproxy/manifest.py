@@ -14,7 +14,8 @@ from functools import cached_property
 from typing import Final
 
 from ociproxy.digest import Digest
-from ociproxy.errors import DigestInvalid, DigestMismatch, NameInvalid, SizeMismatch
+from ociproxy.errors import DigestInvalid, DigestMismatch, SizeMismatch
+from ociproxy.platform import Platform
 
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -66,26 +67,6 @@ documents."""
 
 class MalformedManifest(ValueError):
     """The bytes are not a manifest; whoever fetched or read them says so in its own words."""
-
-
-@dataclass(frozen=True, slots=True)
-class Platform:
-    """Where an image runs; printed `os/architecture[/variant]`."""
-
-    os: str
-    architecture: str
-    variant: str = ""
-
-    @staticmethod
-    def parse(text: str) -> Platform:
-        """Raises NameInvalid."""
-        parts = text.split("/")
-        if len(parts) not in (2, 3) or not all(parts):
-            raise NameInvalid(text, "a platform is os/architecture[/variant]")
-        return Platform(*parts)
-
-    def __str__(self) -> str:
-        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
 
 @dataclass(frozen=True, slots=True)

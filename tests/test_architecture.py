@@ -25,6 +25,7 @@ TIERS: tuple[frozenset[str], ...] = (
     frozenset({"extract"}),
     frozenset({"store", "layout"}),
     frozenset({"manifest"}),
+    frozenset({"platform"}),
     frozenset({"reference"}),
     frozenset({"digest"}),
     frozenset({"errors"}),

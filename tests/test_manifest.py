@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ociproxy.digest import Digest
-from ociproxy.errors import DigestMismatch, NameInvalid, SizeMismatch
+from ociproxy.errors import DigestMismatch, SizeMismatch
 from ociproxy.manifest import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -25,11 +25,11 @@ from ociproxy.manifest import (
     MalformedManifest,
     ManifestHolder,
     OtherManifest,
-    Platform,
     guess_media_type,
     parse_manifest,
     referrer_descriptor,
 )
+from ociproxy.platform import Platform
 from tests.images import Content, artifact, image, multi_platform
 
 DIGEST = "sha256:" + "a" * 64
@@ -247,14 +247,3 @@ def test_any_other_document_may_have_a_subject() -> None:
     manifest = parse_manifest(raw, "application/vnd.example+json")
     assert isinstance(manifest, OtherManifest)
     assert manifest.subject is not None
-
-
-@pytest.mark.parametrize("text", ["linux/amd64", "linux/arm/v7", "windows/amd64"])
-def test_a_platform_prints_as_it_was_written(text: str) -> None:
-    assert str(Platform.parse(text)) == text
-
-
-@pytest.mark.parametrize("text", ["", "linux", "linux/", "/amd64", "a/b/c/d", "a/b/"])
-def test_what_is_no_platform_is_refused(text: str) -> None:
-    with pytest.raises(NameInvalid):
-        Platform.parse(text)

@@ -11,8 +11,8 @@ from ociproxy.manifest import (
     ImageManifest,
     Index,
     MalformedManifest,
-    Platform,
 )
+from ociproxy.platform import Platform
 from ociproxy.store.manifests import described_as
 
 if TYPE_CHECKING:

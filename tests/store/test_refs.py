@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ociproxy.digest import Digest
-from ociproxy.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, ManifestHolder, Platform
+from ociproxy.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, ManifestHolder
+from ociproxy.platform import Platform
 from ociproxy.reference import Repository
 from ociproxy.store.refs import TagRecord
 from ociproxy.store.store import Store
