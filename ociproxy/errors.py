@@ -20,6 +20,7 @@ OciProxyError
   + StoreError             the store cannot be read or written
     + StoreFull            no space left
   + AddressInUse           the server cannot listen where it was told to
+  + LockInvalid            a file is not a lock, or not one this program reads
 
 Classes marked x are never raised themselves. Each class carries its facts as attributes and the
 exit code the command line ends with; HTTP statuses are the business of `ociproxy.serve.errors`. A
@@ -224,6 +225,17 @@ class AddressInUse(OciProxyError):
         self.host = host
         self.port = port
         super().__init__(f"cannot listen on {host}:{port}: {reason}")
+
+
+class LockInvalid(OciProxyError):
+    """A file is not a lock; `source` names it."""
+
+    exit_code = 2
+
+    def __init__(self, source: str, reason: str) -> None:
+        self.source = source
+        self.reason = reason
+        super().__init__(f"lock {source}: {reason}")
 
 
 def shorten(text: str, limit: int = 120) -> str:
