@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
 from tests.server import Mirror
 from tests.upstream import FakeUpstream
+from tests.watched import watcher
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 SETTINGS = (
@@ -49,11 +50,21 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
         yield home
 
 
-@pytest.fixture
-def no_blocking() -> Iterator[None]:
-    """A blocking call inside an event loop fails the test."""
-    with blockbuster_ctx():
+@pytest.fixture(autouse=True)
+def no_blocking(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A call of the pull engine or the server that blocks the event loop of an async test fails it.
+
+    Servers that run as processes are watched by `tests.watched`.
+    """
+    if not inspect.iscoroutinefunction(getattr(request, "function", None)):
         yield
+        return
+    blockbuster = watcher("ociproxy.fetch", "ociproxy.serve", "tests.upstream")
+    blockbuster.activate()
+    try:
+        yield
+    finally:
+        blockbuster.deactivate()
 
 
 @pytest.fixture

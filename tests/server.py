@@ -91,8 +91,8 @@ class Mirror:
         self.port = int(found[1])
 
     def command(self) -> list[str]:
-        """Without --port and further arguments."""
-        program = [sys.executable, "-m", "ociproxy", "serve", "--host", self.host]
+        """Without --port and further arguments. A handler that blocks the event loop is caught."""
+        program = [sys.executable, "-m", "tests.watched", "serve", "--host", self.host]
         return [*program, "--image-path", str(self.store), "--config-path", str(self.config_path)]
 
     def stop(self) -> None:

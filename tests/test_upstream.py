@@ -214,7 +214,6 @@ def test_over_tls_and_mtls(
             get(url, verify=trusted)
 
 
-@pytest.mark.usefixtures("no_blocking")
 async def test_blocks_no_event_loop_itself(upstream: FakeUpstream) -> None:
     pushed = upstream.add("r", image(layer_size=300_000), tag="v1")
     upstream.fault("/blobs/", Fault(rate=10_000_000))

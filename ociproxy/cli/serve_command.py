@@ -87,5 +87,6 @@ def serve(
             run_workers(
                 config.serve.workers,
                 lambda: run(config, store, make_backend, listener, reread),
+                listener=listener,
                 grace=config.serve.shutdown_grace,
             )

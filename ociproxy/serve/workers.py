@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from ociproxy import log
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
@@ -24,8 +25,14 @@ _END_MARGIN: Final = 30.0
 """Seconds beyond the grace period after which a worker that has not ended is killed."""
 
 
-def run_workers(count: int, work: Callable[[], None], *, grace: float) -> None:
-    """Run `work` in `count` processes until SIGTERM or SIGINT; returns when all have ended."""
+def run_workers(
+    count: int, work: Callable[[], None], *, listener: socket.socket, grace: float
+) -> None:
+    """Run `work` in `count` processes until SIGTERM or SIGINT; returns when all have ended.
+
+    The listener is closed as soon as they are told to: connections that nobody will accept are
+    refused then, so that their clients go elsewhere.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     children = {_fork(work) for _ in range(count)}
     stopping = False
@@ -34,6 +41,7 @@ def run_workers(count: int, work: Callable[[], None], *, grace: float) -> None:
         info = signal.sigtimedwait(_SIGNALS, 1.0)
         if info is not None and info.si_signo in (signal.SIGTERM, signal.SIGINT):
             stopping, deadline = True, min(deadline, time.monotonic() + grace + _END_MARGIN)
+            listener.close()
             _tell(children, signal.SIGTERM)
         elif info is not None and info.si_signo == signal.SIGHUP:
             _tell(children, signal.SIGHUP)

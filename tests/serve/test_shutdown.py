@@ -1,0 +1,87 @@
+"""Stopping: what is under way finishes, within a bound that an operator sets."""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.serve.scene import MIB, Scene
+from tests.server import Mirror
+from tests.upstream_faults import Fault
+
+HALF = Fault(stall_after=MIB)
+CUT = (http.client.IncompleteRead, ConnectionError)
+
+
+def terminate(server: Mirror) -> subprocess.Popen[bytes]:
+    assert server.process is not None
+    server.process.send_signal(signal.SIGTERM)
+    return server.process
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_response_under_way_finishes(scene: Scene, workers: int) -> None:
+    blob = scene.blob(4 * MIB, HALF)
+    server = scene.start(serve={"workers": workers})
+    with scene.open(blob) as response:
+        head = response.read(1)
+        process = terminate(server)
+        server.wait_for_log("stopping")
+        with pytest.raises(ConnectionError):
+            server.get("/healthz")
+        scene.upstream.heal()
+        assert head + response.read() == blob.data
+    assert process.wait(10) == 0
+    assert scene.is_stored(blob)
+
+
+def test_a_stored_blob_under_way_finishes(scene: Scene) -> None:
+    blob = scene.blob(32 * MIB)
+    server = scene.start()
+    scene.get(blob)
+    server.wait_for_file(f"blobs/{blob.encoded}")
+    with scene.open(blob) as response:
+        head = response.read(1)
+        process = terminate(server)
+        server.wait_for_log("stopping")
+        assert head + response.read() == blob.data
+    assert process.wait(10) == 0
+
+
+def test_a_second_signal_ends_the_wait(scene: Scene) -> None:
+    blob = scene.blob(4 * MIB, HALF)
+    server = scene.start(serve={"shutdown_grace": "1m"})
+    with scene.open(blob) as response:
+        response.read(1)
+        process = terminate(server)
+        server.wait_for_log("stopping")
+        began = time.monotonic()
+        terminate(server)
+        assert process.wait(15) == 0
+        assert time.monotonic() - began < 10
+        with pytest.raises(CUT):
+            response.read()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_beyond_the_grace_a_response_is_cut(scene: Scene, workers: int) -> None:
+    blob = scene.blob(4 * MIB, HALF)
+    server = scene.start(serve={"shutdown_grace": "1s", "workers": workers})
+    with scene.open(blob) as response:
+        response.read(1)
+        began = time.monotonic()
+        process = terminate(server)
+        assert process.wait(20) == 0
+        assert 0.9 < time.monotonic() - began < 12
+        with pytest.raises(CUT):
+            response.read()
+    # What had come is there for the next start, and only the rest is asked for.
+    scene.upstream.heal()
+    sent = scene.upstream.bytes_sent("/blobs/")
+    server.start()
+    assert scene.get(blob).body == blob.data
+    assert scene.upstream.bytes_sent("/blobs/") - sent < blob.size
