@@ -206,6 +206,12 @@ class Config:
                 return rule.ttl
         return self.default_ttl
 
+    def circle(self, registry: str) -> str:
+        """Among whom bytes of a blob are shared before they are verified, and what is said of it
+        believed: all listed upstreams, for the operator chose them; an unlisted one, whose name
+        came from a client, and itself."""
+        return "" if registry in self.upstreams else registry
+
     def unlisted_upstream(self, registry: str) -> Upstream:
         """An anonymous upstream for a registry without an entry; callers obey `unlisted.policy`."""
         return Upstream(

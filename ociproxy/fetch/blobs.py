@@ -12,7 +12,6 @@ from ociproxy.errors import (
     BlobUnknown,
     IntegrityError,
     OciProxyError,
-    UpstreamDenied,
     UpstreamError,
 )
 from ociproxy.fetch.outcome import FILL, FOLLOW, HIT, PASSED_ON, Outcome
@@ -42,7 +41,7 @@ class BlobPuller:
         self._upstreams = upstreams
         self._fills = fills
         self._config = config
-        self._sizes: BoundedCache[Digest, int] = BoundedCache(_KNOWN_SIZES)
+        self._sizes: BoundedCache[tuple[str, Digest], int] = BoundedCache(_KNOWN_SIZES)
         self._complete: BoundedCache[Digest, bool] = BoundedCache(_COMPLETE_IMAGES)
 
     async def pull(self, repository: Repository, digest: Digest) -> tuple[BlobFile | Fill, Outcome]:
@@ -53,12 +52,12 @@ class BlobPuller:
         found = await self._find(digest)
         if found is not None:
             return found, HIT
-        fill = self._fills.running(digest)
+        fill = self._fills.running(digest, self._config.circle(repository.registry))
         outcome = FILL if fill is None else FOLLOW
         fill = fill or self._start(repository, digest)
         try:
             await fill.started()
-        except (BlobUnknown, UpstreamDenied):
+        except (BlobUnknown, UpstreamError):
             if fill.repository == repository:
                 raise
             # That was the answer to somebody else's question, under another name.
@@ -76,7 +75,8 @@ class BlobPuller:
         size = self._store.blobs.find_size(digest)
         if size is not None:
             return size, HIT
-        fill = self._fills.running(digest)
+        circle = self._config.circle(repository.registry)
+        fill = self._fills.running(digest, circle)
         if fill is not None:
             await fill.started()
             return fill.size or self._store.blobs.find_size(digest) or 0, FOLLOW
@@ -86,7 +86,7 @@ class BlobPuller:
             ("blob", repository, digest),
             lambda backend: backend.stat_blob(repository, digest),
         )
-        self._sizes.put(digest, size)
+        self._sizes.put((circle, digest), size)
         return size, PASSED_ON
 
     def complete(self, repository: Repository, image: ManifestHolder) -> None:
@@ -104,9 +104,10 @@ class BlobPuller:
         missing = [b for b in manifest.blobs if self._store.blobs.find_size(b.digest) is None]
         if not missing:
             self._complete.put(digest, True)
+        circle = self._config.circle(repository.registry)
         for blob in missing[:_BLOBS_AHEAD]:
-            self._sizes.put(blob.digest, blob.size)
-            self._fills.queue(blob, partial(self._start_missing, repository, blob))
+            self._sizes.put((circle, blob.digest), blob.size)
+            self._fills.queue(blob, circle, partial(self._start_missing, repository, blob))
 
     async def _find(self, digest: Digest) -> BlobFile | None:
         found = self._store.blobs.find(digest)
@@ -131,12 +132,14 @@ class BlobPuller:
             raise refusal.with_traceback(None)
         self._upstreams.check(repository.registry)
         upstream = self._upstreams.upstream(repository.registry)
+        circle = self._config.circle(repository.registry)
         return self._fills.start(
             repository,
             digest,
+            circle=circle,
             backend=self._upstreams.backend(repository.registry),
             connections=upstream.connections,
-            size=self._sizes.get(digest),
+            size=self._sizes.get((circle, digest)),
             failed=lambda error: self._learn(repository.registry, key, error),
         )
 

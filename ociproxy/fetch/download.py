@@ -60,6 +60,7 @@ class Download:
         digest: Digest,
         *,
         upstream: str,
+        circle: str,
         open_blob: OpenBlob,
         store: Store,
         limits: Fetch,
@@ -73,7 +74,7 @@ class Download:
         self.started = False
         self.verified = False
         self.bytes_fetched = 0
-        self._upstream = upstream
+        self._upstream, self._circle = upstream, circle
         self._open_blob = open_blob
         self._store = store
         self._limits = limits
@@ -132,7 +133,7 @@ class Download:
     def run(self) -> None:
         """Raises what ended the download. Returns when the blob is in the store."""
         while True:
-            arrival = self._store.staging.lead(self.digest)
+            arrival = self._store.staging.lead(self.digest, self._circle)
             if self._follow() if arrival is None else self._lead(arrival):
                 return
 
@@ -145,7 +146,7 @@ class Download:
 
     def _follow(self) -> bool:
         """Another process leads: read along until it is done (True) or gone (False)."""
-        arrival = self._store.staging.follow(self.digest)
+        arrival = self._store.staging.follow(self.digest, self._circle)
         if arrival is None:
             return self._store.blobs.find_size(self.digest) is not None
         self._adopt(arrival)

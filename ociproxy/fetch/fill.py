@@ -1,4 +1,4 @@
-"""Fills: at most one download per digest, whoever asks, under whatever repository.
+"""Fills: at most one download per digest and circle, whoever asks, under whatever repository.
 
 A `Fill` is the event loop's side of a `Download`: readers wait on it for bytes, each at its own
 pace, and none of them owns it. `Fills` keeps those that are running, and a bounded queue of what to
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ociproxy.manifest import Descriptor
     from ociproxy.reference import Repository
     from ociproxy.store.store import Store
+
+_Key = tuple[str, "Digest"]
 
 _NOTIFY_INTERVAL: Final = 0.004
 """Seconds between wake-ups of the readers of one fill: enough to batch what a fast upstream
@@ -134,49 +136,52 @@ class Fills:
     def __init__(self, store: Store, limits: Fetch) -> None:
         self._store = store
         self._limits = limits
-        self._running: dict[Digest, Fill] = {}
+        self._running: dict[_Key, Fill] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(limits.fills, thread_name_prefix="fill")
         self._helpers = ThreadPoolExecutor(limits.fills, thread_name_prefix="connection")
-        self._queue: deque[tuple[Callable[[], Fill | None], Digest]] = deque()
-        self._queued: set[Digest] = set()
+        self._queue: deque[tuple[Callable[[], Fill | None], _Key]] = deque()
+        self._queued: set[_Key] = set()
         self._workers = 0
         self._closed = False
 
-    def running(self, digest: Digest) -> Fill | None:
-        return self._running.get(digest)
+    def running(self, digest: Digest, circle: str) -> Fill | None:
+        return self._running.get((circle, digest))
 
     def start(
         self,
         repository: Repository,
         digest: Digest,
         *,
+        circle: str,
         backend: Backend,
         connections: int,
         size: int | None,
         failed: Callable[[OciProxyError], None],
     ) -> Fill:
-        """The fill of this digest: the one that is running, else a new one; `failed` hears how
-        that ended."""
-        fill = self._running.get(digest)
+        """The fill of this digest in this circle (`Config.circle`): the one that is running, else a
+        new one; `failed` hears how that ended."""
+        fill = self.running(digest, circle)
         if fill is None:
-            fill = self._launch(repository, digest, backend, connections, size, failed, again=True)
+            fill = self._launch(
+                repository, digest, circle, backend, connections, size, failed, again=True
+            )
         return fill
 
-    def queue(self, descriptor: Descriptor, start: Callable[[], Fill | None]) -> None:
+    def queue(self, descriptor: Descriptor, circle: str, start: Callable[[], Fill | None]) -> None:
         """Fetch this blob in the background, when it is its turn; `start` says how, or that it
         need not be."""
-        digest = descriptor.digest
+        key = (circle, descriptor.digest)
         if (
             self._closed
             or self._limits.background_fills == 0
-            or digest in self._queued
-            or digest in self._running
+            or key in self._queued
+            or key in self._running
             or len(self._queue) >= _BACKGROUND_QUEUE
         ):
             return
-        self._queue.append((start, digest))
-        self._queued.add(digest)
+        self._queue.append((start, key))
+        self._queued.add(key)
         if self._workers < self._limits.background_fills:
             self._workers += 1
             self._own(asyncio.create_task(self._work_queue()))
@@ -202,6 +207,7 @@ class Fills:
         self,
         repository: Repository,
         digest: Digest,
+        circle: str,
         backend: Backend,
         connections: int,
         size: int | None,
@@ -213,6 +219,7 @@ class Fills:
         download = Download(
             digest,
             upstream=repository.registry,
+            circle=circle,
             open_blob=lambda *, start, stop: backend.open_blob(
                 repository, digest, start=start, stop=stop
             ),
@@ -245,22 +252,24 @@ class Fills:
                 fill.abandon(UpstreamUnavailable(repository.registry, "shutting down"))
                 raise
             finally:
-                del self._running[digest]
+                del self._running[circle, digest]
             fill.end(error)
             if isinstance(error, IntegrityError) and again:
                 # What came may have been damaged on its way, or joined to a stale beginning:
                 # once more, from zero.
-                self._launch(repository, digest, backend, connections, size, failed, again=False)
+                self._launch(
+                    repository, digest, circle, backend, connections, size, failed, again=False
+                )
 
-        self._running[digest] = fill
+        self._running[circle, digest] = fill
         self._own(asyncio.create_task(run()))
         return fill
 
     async def _work_queue(self) -> None:
         try:
             while self._queue and not self._closed:
-                start, digest = self._queue.popleft()
-                self._queued.discard(digest)
+                start, key = self._queue.popleft()
+                self._queued.discard(key)
                 try:
                     fill = start()
                     if fill is not None:

@@ -1,6 +1,7 @@
 """`pulls/`: blobs that are arriving.
 
-`pulls/<name>` holds the bytes, each at its final offset, and `pulls/<name>.spans` is an append-only
+`pulls/<name>` holds the bytes, each at its final offset (`pulls/<name>-<circle>` where they come
+from a circle that not everybody trusts), and `pulls/<name>.spans` is an append-only
 journal of which ranges are there: first `size <bytes>`, then `<start> <stop>` a line, written after
 the bytes. One process leads, holding `flock` on the bytes; others tail the journal and read the
 bytes as they come. After a crash the next leader goes on from the journal; it is a hint, for
@@ -14,13 +15,13 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.digest import Digest
 from ociproxy.store.files import file_name, store_errors
 from ociproxy.store.spans import Spans
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ociproxy.digest import Digest
     from ociproxy.store.blobs import Blobs
 
 _JOURNAL_SUFFIX: Final = ".spans"
@@ -139,10 +140,10 @@ class Staging:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def lead(self, digest: Digest) -> Arrival | None:
-        """Become the one who fetches this blob; None where another process is. Blocks for no
-        lock."""
-        path = self.root / file_name(digest)
+    def lead(self, digest: Digest, circle: str = "") -> Arrival | None:
+        """Become the one who fetches this blob in this circle; None where another process is.
+        Blocks for no lock."""
+        path = self._path(digest, circle)
         with store_errors(path):
             while True:
                 file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -162,9 +163,9 @@ class Staging:
         _distrust(arrival)
         return arrival
 
-    def follow(self, digest: Digest) -> Arrival | None:
+    def follow(self, digest: Digest, circle: str = "") -> Arrival | None:
         """Watch another process fetch this blob; None where nobody is any more."""
-        path = self.root / file_name(digest)
+        path = self._path(digest, circle)
         with store_errors(path):
             try:
                 file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -197,6 +198,11 @@ class Staging:
                 finally:
                     os.close(file)
         return removed
+
+    def _path(self, digest: Digest, circle: str) -> Path:
+        # A circle has the name of a registry, which is too long for a file name beside the digest.
+        suffix = f"-{Digest.of(circle.encode()).encoded[:16]}" if circle else ""
+        return self.root / f"{file_name(digest)}{suffix}"
 
 
 def _distrust(arrival: Arrival) -> None:

@@ -163,3 +163,17 @@ def test_a_full_disk_is_store_full(tmp_path: Path) -> None:
     with pytest.raises(StoreFull):
         arrival.set_size(1)
     arrival.close()
+
+
+def test_circles_do_not_see_each_other_s_bytes(store: Store) -> None:
+    one = store.staging.lead(DIGEST)
+    other = store.staging.lead(DIGEST, "evil.example")
+    assert one is not None
+    assert other is not None
+    assert not one.is_same_file(other)
+    assert store.staging.lead(DIGEST, "evil.example") is None
+    followed = store.staging.follow(DIGEST, "evil.example")
+    assert followed is not None
+    assert followed.is_same_file(other)
+    for each in (one, other, followed):
+        each.close()
