@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ociproxy.cli.options import config_path, configuration, image_path
 from ociproxy.errors import StoreError
+from ociproxy.store.closure import ReachedImage
 from ociproxy.store.inventory import Entry, inventory
 from ociproxy.store.store import Store
 
@@ -58,11 +59,14 @@ def _document(entry: Entry) -> dict[str, object]:
         "reference": str(entry.reference),
         "digest": str(entry.digest),
         "platforms": [
-            {"platform": p.platform, "digest": str(p.digest), "complete": p.complete}
-            for p in entry.platforms
+            {"platform": _platform(i), "digest": str(i.digest), "complete": i.complete}
+            for i in entry.images
         ],
         "size": entry.size,
         "complete": entry.complete,
+        "missing": [
+            {"digest": str(each.descriptor.digest), "reason": each.reason} for each in entry.missing
+        ],
         "resolved": _time(entry.resolved),
         "lastUsed": _time(entry.last_used),
     }
@@ -76,10 +80,10 @@ def _print_table(entries: list[Entry]) -> None:
         table.add_row(
             str(entry.reference),
             f"{entry.digest.algorithm}:{entry.digest.encoded[:12]}",
-            ",".join(p.platform or "-" for p in entry.platforms) or "-",
+            ",".join(_platform(image) or "-" for image in entry.images) or "-",
             decimal(entry.size),
-            "yes" if entry.complete else "no",
-            _time(entry.resolved),
+            _completeness(entry),
+            _time(entry.resolved) or "-",
             _time(entry.last_used) or "-",
         )
     console = Console(highlight=False, markup=False)
@@ -87,6 +91,17 @@ def _print_table(entries: list[Entry]) -> None:
         # A pipe has no width: never cut a reference short.
         console.width = _PIPE_WIDTH
     console.print(table)
+
+
+def _completeness(entry: Entry) -> str:
+    if entry.complete:
+        return "yes"
+    broken = [_platform(image) for image in entry.images if not image.complete]
+    return ",".join(f"not {platform}" for platform in broken if platform) or "no"
+
+
+def _platform(image: ReachedImage) -> str:
+    return str(image.platform or "")
 
 
 def _time(seconds: float | None) -> str | None:

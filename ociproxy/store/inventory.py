@@ -1,124 +1,64 @@
-"""What is cached, tag by tag: for `list`, and for whatever must know whether an image is whole."""
+"""What is cached, reference by reference: for `list`, and for whoever chooses among images."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ociproxy.manifest import (
-    MANIFEST_MAX_SIZE,
-    ImageManifest,
-    Index,
-    MalformedManifest,
-)
-from ociproxy.platform import Platform
-from ociproxy.store.manifests import described_as
+from ociproxy.reference import Reference
+from ociproxy.store.closure import closure, roots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ociproxy.digest import Digest
-    from ociproxy.manifest import Descriptor, ManifestHolder
-    from ociproxy.reference import Reference
+    from ociproxy.manifest import Descriptor
+    from ociproxy.store.closure import Missing, ReachedImage
     from ociproxy.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)
-class PlatformEntry:
-    """One image manifest under a tag; `platform` is `os/architecture[/variant]`, or "" where
-    nothing says."""
-
-    platform: str
-    digest: Digest
-    complete: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Entry:
-    """A cached tag. `size` counts the stored bytes it reaches, each blob once; times are epoch
-    seconds."""
+    """A cached tag, or an image that is there by digest only and so has no `resolved`. `size`
+    counts the stored bytes it reaches, each blob once; times are epoch seconds."""
 
     reference: Reference
     digest: Digest
-    platforms: tuple[PlatformEntry, ...]
+    images: tuple[ReachedImage, ...]
+    missing: tuple[Missing, ...]
     size: int
-    resolved: float
+    resolved: float | None
     last_used: float | None
 
     @property
     def complete(self) -> bool:
         """Whether at least one platform is there, and each that is there is whole."""
-        return bool(self.platforms) and all(platform.complete for platform in self.platforms)
+        return not self.missing
 
 
 def inventory(store: Store) -> Iterator[Entry]:
-    """Every cached tag in order; reads the store as it goes and records no use."""
-    for reference, record in store.refs.walk():
-        reached: dict[Digest, int] = {}
-        digest = record.descriptor.digest
-        platforms = tuple(_platforms(store, record.descriptor, reached))
+    """Everything cached, in order; reads the store as it goes and records no use."""
+    for reference, descriptor, resolved in references(store):
+        found = closure(store, reference.repository, descriptor)
+        digest = descriptor.digest
         yield Entry(
             reference,
             digest,
-            platforms,
-            sum(reached.values()),
-            record.resolved,
+            tuple(found.images),
+            tuple(found.missing.values()),
+            found.size,
+            resolved,
             store.manifests.last_used(digest),
         )
 
 
-def _platforms(
-    store: Store, descriptor: Descriptor, reached: dict[Digest, int]
-) -> Iterator[PlatformEntry]:
-    """The image manifests that are stored below a descriptor; an index may hold indexes."""
-    if descriptor.digest in reached:
-        return
-    found = store.manifests.find(descriptor.digest, use=False)
-    if found is None:
-        return
-    holder = described_as(found, descriptor)
-    reached[descriptor.digest] = len(holder.raw)
-    try:
-        manifest = holder.manifest
-    except MalformedManifest:
-        return
-    if isinstance(manifest, Index):
-        for child in manifest.manifests:
-            yield from _platforms(store, child, reached)
-    elif isinstance(manifest, ImageManifest):
-        yield _image(store, descriptor, holder, manifest, reached)
-    else:
-        yield PlatformEntry("", descriptor.digest, complete=True)
-
-
-def _image(
-    store: Store,
-    descriptor: Descriptor,
-    holder: ManifestHolder,
-    manifest: ImageManifest,
-    reached: dict[Digest, int],
-) -> PlatformEntry:
-    complete = True
-    for blob in manifest.blobs:
-        size = store.blobs.find_size(blob.digest)
-        if size is None:
-            complete = False
-        else:
-            reached[blob.digest] = size
-    platform = descriptor.platform or _platform_of(store, manifest)
-    return PlatformEntry(str(platform or ""), holder.descriptor.digest, complete)
-
-
-def _platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
-    """What the image's config says (image-spec config.md); None where it is not stored or says
-    nothing."""
-    if manifest.config.size > MANIFEST_MAX_SIZE:
-        return None
-    try:
-        document = json.loads(store.blobs.path(manifest.config.digest).read_bytes())
-        parts = document["os"], document["architecture"], document.get("variant", "")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    # A config may hold anything: it is whatever somebody pushed.
-    return Platform(*parts) if all(isinstance(part, str) for part in parts) else None
+def references(store: Store) -> Iterator[tuple[Reference, Descriptor, float | None]]:
+    """What there is to name, with when a tag was resolved: of each repository its tags, then the
+    images that no tag leads to, by digest."""
+    for repository in store.refs.repositories():
+        for tag in store.refs.tags(repository):
+            record = store.refs.find_tag(repository, tag)
+            if record is not None:
+                yield Reference(repository, tag), record.descriptor, record.resolved
+        for descriptor in roots(store, repository):
+            yield Reference(repository, digest=descriptor.digest), descriptor, None

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.errors import NameInvalid
+from ociproxy.digest import Digest
+from ociproxy.errors import DigestInvalid, NameInvalid
 from ociproxy.manifest import Descriptor, MalformedManifest
-from ociproxy.reference import Reference, Repository
+from ociproxy.reference import Repository
 from ociproxy.store.files import store_errors, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from ociproxy.digest import Digest
 
 T = TypeVar("T")
 
@@ -91,22 +90,28 @@ class Refs:
     def has_repository(self, repository: Repository) -> bool:
         return (self._root / repository.registry / repository.name).is_dir()
 
-    def walk(self) -> Iterator[tuple[Reference, TagRecord]]:
-        """Every tag of every repository, in order; reads the store as it goes."""
-        for directory, folders, files in os.walk(self._root):
-            folders.sort()
-            path = Path(directory)
-            if path.name != _TAGS or path.parent == self._root:
-                continue
-            registry, *name = path.parent.relative_to(self._root).parts
+    def manifests(self, repository: Repository) -> list[Digest]:
+        """The manifests this repository is known to have, in order."""
+        found = []
+        for name in self._names(Path(self._path(repository, _MANIFESTS, "."))):
             try:
-                repository = Repository.parse(registry, "/".join(name))
+                found.append(Digest.parse(name))
+            except DigestInvalid:
+                continue
+        return found
+
+    def repositories(self) -> Iterator[Repository]:
+        """Every repository of every registry, in order; reads the store as it goes."""
+        for directory, folders, _ in os.walk(self._root):
+            folders.sort()
+            if _TAGS not in folders and _MANIFESTS not in folders:
+                continue
+            folders[:] = [name for name in folders if name not in (_TAGS, _MANIFESTS)]
+            registry, *name = Path(directory).relative_to(self._root).parts or ("",)
+            try:
+                yield Repository.parse(registry, "/".join(name))
             except NameInvalid:
                 continue
-            for tag in sorted(files):
-                record = self.find_tag(repository, tag)
-                if record is not None:
-                    yield Reference(repository, tag), record
 
     def _path(self, repository: Repository, kind: str, name: str) -> str:
         # Repository, tag and digest are parsed types: none of them can hold '..' or start with

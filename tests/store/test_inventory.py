@@ -13,7 +13,16 @@ from ociproxy.reference import Repository
 from ociproxy.store.inventory import Entry, inventory
 from ociproxy.store.refs import TagRecord
 from ociproxy.store.store import Store
-from tests.images import OCI_CONFIG, OCI_MANIFEST, Content, Image, content, image, multi_platform
+from tests.images import (
+    OCI_CONFIG,
+    OCI_MANIFEST,
+    Content,
+    Image,
+    artifact,
+    content,
+    image,
+    multi_platform,
+)
 
 REPOSITORY = Repository("quay.io", "a/b")
 RESOLVED = 1_800_000_000.0
@@ -59,7 +68,7 @@ def test_a_whole_index_is_complete_and_counts_each_byte_once(store: Store, docke
     entry = only(store)
     assert str(entry.reference) == "quay.io/a/b:latest"
     assert (str(entry.digest), entry.resolved) == (made.digest, RESOLVED)
-    platforms = [(each.platform, each.complete) for each in entry.platforms]
+    platforms = [(str(each.platform or ""), each.complete) for each in entry.images]
     assert platforms == [("linux/amd64", True), ("linux/arm64", True), ("linux/arm/v7", True)]
     assert entry.complete
     assert entry.size == sum(each.size for each in made.all_content())
@@ -72,7 +81,7 @@ def test_a_missing_layer_makes_its_platform_incomplete(store: Store) -> None:
     gone = made.layers[0]
     (store.root / "blobs" / gone.encoded).unlink()
     entry = only(store)
-    assert [each.complete for each in entry.platforms] == [False, True, True]
+    assert [each.complete for each in entry.images] == [False, True, True]
     assert not entry.complete
     assert entry.size == sum(each.size for each in made.all_content()) - gone.size
 
@@ -82,20 +91,20 @@ def test_a_platform_nobody_pulled_is_not_listed(store: Store) -> None:
     put(store, made)
     (store.root / "img" / made.manifests[1].encoded).unlink()
     entry = only(store)
-    assert [each.platform for each in entry.platforms] == ["linux/amd64", "linux/arm/v7"]
+    assert [str(each.platform) for each in entry.images] == ["linux/amd64", "linux/arm/v7"]
     assert entry.complete
 
 
 def test_a_tag_whose_manifest_is_gone_is_incomplete_and_unused(store: Store) -> None:
     put_tag(store, "latest", image().top)
     entry = only(store)
-    assert (entry.platforms, entry.size, entry.last_used) == ((), 0, None)
+    assert (entry.images, entry.size, entry.last_used) == ((), 0, None)
     assert not entry.complete
 
 
 def test_a_single_image_says_its_platform_in_its_config(store: Store) -> None:
     put(store, image(platform="linux/arm/v7"))
-    assert [each.platform for each in only(store).platforms] == ["linux/arm/v7"]
+    assert [str(each.platform) for each in only(store).images] == ["linux/arm/v7"]
 
 
 @pytest.mark.parametrize(
@@ -117,16 +126,45 @@ def test_a_config_that_says_nothing_gives_no_platform(store: Store, data: bytes)
     top = content(json.dumps(document).encode(), OCI_MANIFEST)
     put(store, Image(top, blobs=(config,)))
     entry = only(store)
-    assert [(each.platform, each.complete) for each in entry.platforms] == [("", True)]
+    assert [(str(each.platform or ""), each.complete) for each in entry.images] == [("", True)]
 
 
 def test_any_other_manifest_is_complete_by_itself(store: Store) -> None:
     put(store, Image(content(b'{"any": 1}', "application/vnd.example+json")))
     entry = only(store)
-    assert [(each.platform, each.complete) for each in entry.platforms] == [("", True)]
+    assert [(str(each.platform or ""), each.complete) for each in entry.images] == [("", True)]
 
 
 def test_tags_are_listed_in_order(store: Store) -> None:
     for tag in ("b", "B", "a"):
         put(store, image(), tag)
     assert [entry.reference.tag for entry in inventory(store)] == ["B", "a", "b"]
+
+
+def test_an_image_without_a_tag_is_listed_by_digest(store: Store) -> None:
+    made = multi_platform()
+    put(store, made)
+    (store.root / "refs/quay.io/a/b/_tags/latest").unlink()
+    entry = only(store)
+    assert str(entry.reference) == f"quay.io/a/b@{made.digest}"
+    assert entry.complete
+    assert entry.resolved is None
+    assert len(entry.images) == 3
+
+
+def test_what_a_tag_or_another_manifest_leads_to_is_not_listed_again(store: Store) -> None:
+    made = multi_platform()
+    put(store, made)
+    put(store, artifact(made.top), "unused")
+    (store.root / "refs/quay.io/a/b/_tags/unused").unlink()
+    assert only(store).reference.tag == "latest"
+
+
+def test_what_a_moved_tag_left_is_listed_by_digest(store: Store) -> None:
+    old, new = image("old"), image("new")
+    put(store, old)
+    put(store, new)
+    assert [str(entry.reference) for entry in inventory(store)] == [
+        "quay.io/a/b:latest",
+        f"quay.io/a/b@{old.digest}",
+    ]

@@ -10,6 +10,7 @@ from ociproxy.digest import Digest
 from ociproxy.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, ManifestHolder
 from ociproxy.platform import Platform
 from ociproxy.reference import Repository
+from ociproxy.store.inventory import references
 from ociproxy.store.refs import TagRecord
 from ociproxy.store.store import Store
 from tests.images import Content, artifact, image
@@ -93,10 +94,13 @@ def test_a_walk_goes_through_all_tags_in_order(store: Store) -> None:
     for registry, name, tag in reversed(wanted):
         store.refs.put_tag(Repository(registry, name), tag, record(name))
     walked = [
-        (ref.repository.registry, ref.repository.name, ref.tag) for ref, _ in store.refs.walk()
+        (repository.registry, repository.name, tag)
+        for repository in store.refs.repositories()
+        for tag in store.refs.tags(repository)
     ]
     assert walked == wanted
-    assert all(found == record(ref.repository.name) for ref, found in store.refs.walk())
+    for registry, name, tag in walked:
+        assert store.refs.find_tag(Repository(registry, name), tag) == record(name)
 
 
 def test_a_walk_passes_by_what_is_no_record(store: Store) -> None:
@@ -109,7 +113,8 @@ def test_a_walk_passes_by_what_is_no_record(store: Store) -> None:
     for stray in ("refs/_tags", "refs/quay.io/_tags", "refs/not a registry/a/_tags"):
         (store.root / stray).mkdir(parents=True)
         (store.root / stray / "x").write_text((tags / "good").read_text())
-    assert [ref.tag for ref, _ in store.refs.walk()] == ["good"]
+    assert list(store.refs.repositories()) == [repository]
+    assert [ref.tag for ref, _, _ in references(store)] == ["good"]
     assert store.refs.find_tag(repository, "html") is None
 
 
