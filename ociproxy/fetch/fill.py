@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from ociproxy import log
 from ociproxy.errors import IntegrityError, OciProxyError, UpstreamUnavailable
 from ociproxy.fetch.download import Download
+from ociproxy.fetch.transfer import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,7 +140,8 @@ class Fills:
         self._running: dict[_Key, Fill] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(limits.fills, thread_name_prefix="fill")
-        self._helpers = ThreadPoolExecutor(limits.fills, thread_name_prefix="connection")
+        # For each fill, one to hash and one to help on the average.
+        self._helpers = ThreadPoolExecutor(2 * limits.fills, thread_name_prefix="helper")
         self._queue: deque[tuple[Callable[[], Fill | None], _Key]] = deque()
         self._queued: set[_Key] = set()
         self._workers = 0
@@ -216,16 +218,17 @@ class Fills:
         again: bool,
     ) -> Fill:
         fill: Fill
+        source = Source(
+            repository.registry,
+            circle,
+            lambda *, start, stop: backend.open_blob(repository, digest, start=start, stop=stop),
+            connections,
+        )
         download = Download(
             digest,
-            upstream=repository.registry,
-            circle=circle,
-            open_blob=lambda *, start, stop: backend.open_blob(
-                repository, digest, start=start, stop=stop
-            ),
-            store=self._store,
-            limits=self._limits,
-            connections=connections,
+            source,
+            self._store,
+            self._limits,
             expected_size=size,
             notify=lambda: fill.notify(),
             spawn=self._helpers.submit,

@@ -23,7 +23,7 @@ class Claim:
 
 
 class Plan:
-    """`segment` is the most that one claim covers, in bytes."""
+    """`segment` is what one claim covers at most, in bytes, unless `take` is told more."""
 
     def __init__(self, segment: int) -> None:
         self._segment = segment
@@ -39,12 +39,12 @@ class Plan:
         if left > 0:
             self._wanted[offset] = left
 
-    def take(self, arrived: Spans, size: int | None) -> Claim | None:
+    def take(self, arrived: Spans, size: int | None, most: int = 0) -> Claim | None:
         """The next thing to fetch, or None where everything is here or being fetched."""
         gap = self.free_gap(arrived, size)
         if gap is None:
             return None
-        claim = Claim(gap[0], min(gap[1], gap[0] + self._segment))
+        claim = Claim(gap[0], min(gap[1], gap[0] + max(self._segment, most)))
         self._claims.append(claim)
         return claim
 
