@@ -19,6 +19,7 @@ OciProxyError
     + DigestMismatch
   + StoreError             the store cannot be read or written
     + StoreFull            no space left
+  + LayoutInvalid          what is to be imported is no image layout, or not one to be trusted
   + AddressInUse           the server cannot listen where it was told to
   + LockInvalid            a file is not a lock, or not one this program reads
 
@@ -214,6 +215,18 @@ class StoreError(OciProxyError):
 
 class StoreFull(StoreError):
     """No space left where the store lives."""
+
+
+class LayoutInvalid(OciProxyError):
+    """What is to be imported is not an archive or a layout, or none to be trusted; `source` names
+    it."""
+
+    exit_code = 5
+
+    def __init__(self, source: str, reason: str) -> None:
+        self.source = source
+        self.reason = reason
+        super().__init__(f"{source}: {reason}")
 
 
 class AddressInUse(OciProxyError):

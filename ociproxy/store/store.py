@@ -24,6 +24,7 @@ from ociproxy.errors import StoreError
 from ociproxy.manifest import referrer_descriptor
 from ociproxy.store.blobs import Blobs
 from ociproxy.store.files import store_errors, write_atomically
+from ociproxy.store.intake import Intake
 from ociproxy.store.manifests import Manifests, check_manifest
 from ociproxy.store.refs import Refs
 from ociproxy.store.staging import Staging
@@ -67,6 +68,10 @@ class Store:
         write_atomically(probe, b"", staging=self.staging.root)
         with store_errors(probe):
             probe.unlink(missing_ok=True)
+
+    def intake(self) -> Intake:
+        """For blobs that come from front to end, as out of an archive."""
+        return Intake(self.staging.root, self.blobs)
 
     def commit_manifest(self, repository: Repository, holder: ManifestHolder) -> None:
         """Publish a verified manifest: its bytes first, then that the repository has it and whom

@@ -1,0 +1,178 @@
+"""Blobs that come from front to end, as out of an archive: staged, hashed on the way, committed.
+
+One caller reads; hashing runs in a thread beside it, and so do the commits, which mostly wait for
+the disk. What is staged bears a lock, so that what a killed process left behind can be told apart
+and goes when the next one begins.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from ociproxy.digest import Digest
+from ociproxy.errors import DigestMismatch, SizeMismatch
+from ociproxy.store.files import READ_SIZE, store_errors
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from ociproxy.digest import Hasher
+    from ociproxy.store.blobs import Blobs
+
+_PREFIX: Final = ".intake-"
+_COMMITTERS: Final = 4
+_MAX_COMMITS: Final = 8
+"""Staged blobs that may wait for their commit; each costs an open file."""
+_INLINE: Final = 128 * 1024
+"""Bytes that are hashed sooner than another thread has woken up."""
+
+
+class Source(Protocol):
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        """How many bytes there were; 0 at the end."""
+
+
+class Intake:
+    """Use as a context manager: leaving it ends the threads. Not to be shared between threads."""
+
+    def __init__(self, staging: Path, blobs: Blobs) -> None:
+        self._staging = staging
+        self._blobs = blobs
+        self._buffers = tuple(memoryview(bytearray(READ_SIZE)) for _ in range(2))
+        self._hashing = ThreadPoolExecutor(1, "hash")
+        self._committing = ThreadPoolExecutor(_COMMITTERS, "commit")
+        self._commits: set[Future[None]] = set()
+        with store_errors(staging):
+            _remove_abandoned(staging)
+
+    def __enter__(self) -> Intake:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._hashing.shutdown()
+        self._committing.shutdown()
+        if error is None:
+            self.drain()
+
+    def take(self, source: Source, size: int, digest: Digest | None = None) -> Digest:
+        """Read `size` bytes and commit them under their digest, which is returned.
+
+        They are served once `drain` has returned. Raises SizeMismatch where the source ends early,
+        DigestMismatch where another digest was expected; then nothing is kept.
+        """
+        self._collect(_MAX_COMMITS - 1)
+        file, staged = self._stage()
+        try:
+            actual = self._copy(source, size, file, digest)
+            self._commits.add(self._committing.submit(self._commit, file, staged, actual))
+        except BaseException:
+            os.close(file)
+            staged.unlink(missing_ok=True)
+            raise
+        return actual
+
+    def drain(self) -> None:
+        """Wait until everything that was taken is in the store. Raises StoreError."""
+        self._collect(0)
+
+    def _collect(self, limit: int) -> None:
+        """Wait until at most so many commits are under way; re-raises what one of them raised."""
+        while len(self._commits) > limit:
+            done, self._commits = wait(self._commits, return_when=FIRST_COMPLETED)
+            for commit in done:
+                commit.result()
+
+    def _stage(self) -> tuple[int, Path]:
+        with store_errors(self._staging):
+            while True:
+                file, name = tempfile.mkstemp(prefix=_PREFIX, dir=self._staging)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    # Another process may have taken it for abandoned before it was locked.
+                    if os.fstat(file).st_nlink:
+                        return file, Path(name)
+                except BaseException:
+                    os.close(file)
+                    raise
+                os.close(file)
+
+    def _copy(self, source: Source, size: int, file: int, expected: Digest | None) -> Digest:
+        algorithm = expected.algorithm if expected else "sha256"
+        hasher = (expected or Digest.of(b"")).hasher()
+        remaining, turn = size, 0
+        hashed: Future[None] | None = None
+        try:
+            while remaining:
+                view = self._buffers[turn][: min(remaining, READ_SIZE)]
+                count = _fill(source, view)
+                if not count:
+                    raise SizeMismatch(f"blob {expected or ''}".strip(), size, size - remaining)
+                if hashed is not None:
+                    hashed.result()
+                hashed = self._hash(hasher, view[:count])
+                self._write(file, view[:count])
+                remaining -= count
+                turn = 1 - turn
+        finally:
+            if hashed is not None:
+                hashed.result()
+        actual = Digest.finish(hasher, algorithm)
+        if expected is not None and actual != expected:
+            raise DigestMismatch("blob", expected, actual)
+        return actual
+
+    def _hash(self, hasher: Hasher, view: memoryview) -> Future[None] | None:
+        if len(view) > _INLINE:
+            return self._hashing.submit(hasher.update, view)
+        hasher.update(view)
+        return None
+
+    def _write(self, file: int, view: memoryview) -> None:
+        with store_errors(self._staging):
+            while view:
+                view = view[os.write(file, view) :]
+
+    def _commit(self, file: int, staged: Path, digest: Digest) -> None:
+        try:
+            self._blobs.commit(staged, digest)
+        except BaseException:
+            staged.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(file)
+
+
+def _fill(source: Source, view: memoryview) -> int:
+    """As many bytes as there are, up to the whole of the view."""
+    filled = 0
+    while filled < len(view):
+        count = source.readinto(view[filled:])
+        if not count:
+            break
+        filled += count
+    return filled
+
+
+def _remove_abandoned(staging: Path) -> None:
+    for path in staging.glob(f"{_PREFIX}*"):
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(file)
