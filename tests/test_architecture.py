@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -199,3 +200,19 @@ def test_rightful_import_is_left_alone(tmp_path: Path, file: str, source: str) -
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(source, encoding="utf-8")
     assert violations(tmp_path) == []
+
+
+def test_a_server_does_not_load_what_only_other_commands_use() -> None:
+    loaded = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, ociproxy.cli.main, ociproxy.cli.serve_command; print(*sys.modules)",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout.split()
+    assert "aiohttp" in loaded
+    assert not {"rich", "ociproxy.cli.list_command"} & set(loaded)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import Any, Final
 
 import click
 
 from ociproxy import __version__
-from ociproxy.cli.client_config import client_config
-from ociproxy.cli.config_command import config
-from ociproxy.cli.list_command import list_command
-from ociproxy.cli.serve_command import serve
 from ociproxy.errors import OciProxyError
 
-_INTERRUPTED = 130
+_INTERRUPTED: Final = 130
+
+# Each is imported when it is asked for: a server has no use for progress bars, nor `list` for
+# HTTP, and both would pay for them in memory and in the time they take to start.
+_COMMANDS: Final = {
+    "serve": "ociproxy.cli.serve_command:serve",
+    "list": "ociproxy.cli.list_command:list_command",
+    "client-config": "ociproxy.cli.client_config:client_config",
+    "config": "ociproxy.cli.config_command:config",
+}
 
 
 class _Failure(click.ClickException):
@@ -23,6 +29,16 @@ class _Failure(click.ClickException):
 
 
 class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*_COMMANDS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -41,9 +57,3 @@ def main() -> None:
 def version() -> None:
     """Print the version."""
     click.echo(__version__)
-
-
-main.add_command(serve)
-main.add_command(list_command)
-main.add_command(client_config)
-main.add_command(config)
