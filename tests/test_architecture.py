@@ -23,8 +23,8 @@ TIERS: tuple[frozenset[str], ...] = (
     frozenset({"serve"}),
     frozenset({"fetch"}),
     frozenset({"archive"}),
-    frozenset({"extract"}),
-    frozenset({"store", "layout"}),
+    frozenset({"extract", "kubernetes"}),
+    frozenset({"store", "layout", "imagelist"}),
     frozenset({"manifest"}),
     frozenset({"platform"}),
     frozenset({"reference"}),
@@ -48,7 +48,7 @@ FENCE: dict[str, tuple[str, ...]] = {
     "rich": ("cli", "cli.*"),
     "tenacity": ("fetch.*",),
     "urllib3": ("fetch.oras", "fetch.oras.*"),
-    "yaml": ("config.*",),
+    "yaml": ("config.*", "kubernetes"),
 }
 
 
