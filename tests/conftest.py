@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.load.loading import Load
 from tests.server import Mirror
 from tests.upstream import FakeUpstream
 from tests.watched import watcher
@@ -81,6 +82,12 @@ def make_upstream() -> Iterator[Callable[..., FakeUpstream]]:
 @pytest.fixture
 def upstream(make_upstream: Callable[..., FakeUpstream]) -> FakeUpstream:
     return make_upstream()
+
+
+@pytest.fixture
+def load(tmp_path: Path, upstream: FakeUpstream) -> Load:
+    """`ociproxy load` from the fake upstream."""
+    return Load(tmp_path / "load", upstream.url)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ _INTERRUPTED: Final = 130
 # HTTP, and both would pay for them in memory and in the time they take to start.
 _COMMANDS: Final = {
     "serve": "ociproxy.cli.serve_command:serve",
+    "load": "ociproxy.cli.load_command:load",
     "list": "ociproxy.cli.list_command:list_command",
     "client-config": "ociproxy.cli.client_config:client_config",
     "config": "ociproxy.cli.config_command:config",

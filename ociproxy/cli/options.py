@@ -34,11 +34,28 @@ log_level = click.option(
     type=click.Choice(list(LEVELS)),
     help="What to log.  [default: log.level, else info]",
 )
+quiet_log_level = click.option(
+    "--log-level",
+    envvar="OCIPROXY_LOG_LEVEL",
+    type=click.Choice(list(LEVELS)),
+    default="error",
+    show_default=True,
+    help="What to log beside what the command says anyway.",
+)
 log_format = click.option(
     "--log-format",
     envvar="OCIPROXY_LOG_FORMAT",
     type=click.Choice(["text", "json"]),
     help="How to log it.  [default: log.format, else text]",
+)
+pull_timeout = click.option(
+    "--pull-timeout",
+    metavar="MS",
+    envvar="OCIPROXY_PULL_TIMEOUT",
+    type=click.IntRange(50, 86_400_000),
+    callback=lambda _ctx, _param, value: None if value is None else value / 1000,
+    help="How long an image that is loaded may go without progress.  "
+    "[default: load.pull_timeout, else 60000]",
 )
 
 
@@ -55,6 +72,7 @@ def configuration(
     log_level: str | None = None,
     log_format: str | None = None,
     serve: dict[str, object] | None = None,
+    load: dict[str, object] | None = None,
 ) -> Config:
     """What the file says, with what was given on the command line or in the environment instead.
 
@@ -66,6 +84,7 @@ def configuration(
         store=_with(config.store, path=image_path),
         log=_with(config.log, level=log_level, format=log_format),
         serve=_with(config.serve, **(serve or {})),
+        load=_with(config.load, **(load or {})),
     )
 
 

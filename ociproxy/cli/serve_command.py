@@ -8,11 +8,10 @@ from pathlib import Path
 import click
 
 from ociproxy import log
+from ociproxy.cli.backends import backends
 from ociproxy.cli.options import common, configuration
 from ociproxy.config.settings import Config
 from ociproxy.errors import ConfigError
-from ociproxy.fetch.oras.backend import OrasBackend
-from ociproxy.fetch.upstreams import MakeBackend
 from ociproxy.serve.server import listen, run
 from ociproxy.serve.workers import run_workers
 from ociproxy.store.store import Store
@@ -77,16 +76,13 @@ def serve(
         # What is never fetched needs no room: a read-only store can be served offline.
         store.check_writable()
 
-    def make_backend(current: Config) -> MakeBackend:
-        return lambda upstream: OrasBackend(upstream, current.fetch)
-
     with listen(config) as listener:
         if config.serve.workers == 1:
-            run(config, store, make_backend, listener, reread)
+            run(config, store, backends, listener, reread)
         else:
             run_workers(
                 config.serve.workers,
-                lambda: run(config, store, make_backend, listener, reread),
+                lambda: run(config, store, backends, listener, reread),
                 listener=listener,
                 grace=config.serve.shutdown_grace,
             )

@@ -178,6 +178,14 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """`jobs` images at once; `pull_timeout` is how long an image may go without progress."""
+
+    jobs: int = 8
+    pull_timeout: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
     level: LogLevel = "info"
     format: LogFormat = "text"
@@ -190,6 +198,7 @@ class Config:
     store: Store = Store()
     serve: Serve = Serve()
     fetch: Fetch = Fetch()
+    load: Load = Load()
     tags: tuple[TagRule, ...] = ()
     upstreams: Mapping[str, Upstream] = field(default_factory=dict)
     log: Log = Log()

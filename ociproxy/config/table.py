@@ -19,6 +19,7 @@ from ociproxy.config.settings import (
     Auth,
     Config,
     Fetch,
+    Load,
     Log,
     Secret,
     Serve,
@@ -300,12 +301,25 @@ def _unlisted(value: Any) -> Unlisted:
     return Unlisted(policy=value)
 
 
+_LOAD: Final = Section(
+    Load,
+    {
+        "jobs": Key(Number(1, 256), "Images that may be loading at once."),
+        "pull_timeout": Key(
+            Duration(at_least=0.05, at_most=86400.0),
+            "How long an image may go without progress; until then failures that may pass are "
+            "tried again.",
+        ),
+    },
+)
+
 ROOT: Final = Section(
     Config,
     {
         "store": Key(_STORE, "The store."),
         "serve": Key(_SERVE, "The server."),
         "fetch": Key(_FETCH, "The pull engine."),
+        "load": Key(_LOAD, "Loading whole images."),
         "tags": Key(Items(_TAG_RULE), "How long tags are fresh."),
         "upstreams": Key(UPSTREAMS, "Registries with settings of their own."),
         "log": Key(

@@ -12,6 +12,7 @@ from ociproxy.errors import (
     BlobUnknown,
     IntegrityError,
     OciProxyError,
+    SizeMismatch,
     UpstreamError,
 )
 from ociproxy.fetch.outcome import FILL, FOLLOW, HIT, PASSED_ON, Outcome
@@ -19,6 +20,8 @@ from ociproxy.manifest import ImageManifest, MalformedManifest, parse_manifest
 from ociproxy.store.blobs import BlobFile
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ociproxy.config.settings import Config
     from ociproxy.digest import Digest
     from ociproxy.fetch.fill import Fill, Fills
@@ -69,6 +72,41 @@ class BlobPuller:
             if found is not None:
                 return found, outcome
         return fill, outcome
+
+    async def ensure(
+        self, repository: Repository, blob: Descriptor, received: Callable[[int, bool], None]
+    ) -> None:
+        """Until the blob is stored and verified; one that came damaged is awaited once more.
+
+        `received` hears how many bytes a fill that ended has brought, and whether it was begun
+        here. Raises what `pull` does, and SizeMismatch where the descriptor does not tell the size.
+        """
+        circle = self._config.circle(repository.registry)
+        self._sizes.put((circle, blob.digest), blob.size)
+        try:
+            found, outcome = await self.pull(repository, blob.digest)
+            if not isinstance(found, BlobFile):
+                await _finished(found, outcome, received)
+                return
+        except IntegrityError:
+            again = self._fills.running(blob.digest, circle)
+            if again is None:
+                raise
+            await _finished(again, FILL, received)
+            return
+        found.file.close()
+        if found.size != blob.size:
+            raise SizeMismatch(f"blob {blob.digest}", blob.size, found.size)
+
+    def arrived(self, repository: Repository, digest: Digest) -> int:
+        """Bytes that are here of a blob that this process is fetching; 0 of any other."""
+        fill = self._fills.running(digest, self._config.circle(repository.registry))
+        return 0 if fill is None else fill.download.bytes_resumed + fill.download.bytes_fetched
+
+    @property
+    def bytes_fetched(self) -> int:
+        """Bytes that upstreams have sent for all fills."""
+        return self._fills.bytes_fetched
 
     async def size(self, repository: Repository, digest: Digest) -> tuple[int, Outcome]:
         """Bytes of a blob; where it is not stored the upstream is asked, and nothing is fetched."""
@@ -156,3 +194,10 @@ class BlobPuller:
     def _refuse_offline(self, digest: Digest) -> None:
         if self._config.serve.offline:
             raise BlobUnknown(digest, "not stored, and this mirror is offline")
+
+
+async def _finished(fill: Fill, outcome: Outcome, received: Callable[[int, bool], None]) -> None:
+    try:
+        await fill.finished()
+    finally:
+        received(fill.download.bytes_fetched, outcome is FILL)

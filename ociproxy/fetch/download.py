@@ -59,6 +59,7 @@ class Download:
         self.size = expected_size
         self.started = False
         self.verified = False
+        self.bytes_resumed = 0
         self._source = source
         self._store = store
         self._limits = limits
@@ -70,6 +71,11 @@ class Download:
         self._arrival: Arrival | None = None
         self._hasher: InOrderHasher | None = None
         self._transfer: Transfer | None = None
+
+    @property
+    def bytes_fetched(self) -> int:
+        """Bytes that the upstream has sent for it."""
+        return 0 if self._transfer is None else self._transfer.bytes_fetched
 
     def available(self, offset: int) -> int:
         """The end of the bytes that can be read from offset. The last byte waits for
@@ -159,7 +165,7 @@ class Download:
             return False
         self._adopt(arrival)
         self.size = self.size if arrival.size is None else arrival.size
-        resumed = arrival.spans.total
+        self.bytes_resumed = arrival.spans.total
         began = time.monotonic()
         hasher = self._hasher = InOrderHasher(self.digest, arrival, self._arrived_until)
         try:
@@ -184,7 +190,7 @@ class Download:
             digest=self.digest,
             upstream=self._source.upstream,
             bytes=self.size,
-            resumed=resumed or None,
+            resumed=self.bytes_resumed or None,
             seconds=seconds,
         )
         return True

@@ -146,6 +146,13 @@ class Fills:
         self._queued: set[_Key] = set()
         self._workers = 0
         self._closed = False
+        self._ended_bytes = 0
+
+    @property
+    def bytes_fetched(self) -> int:
+        """Bytes that upstreams have sent for all fills, running and ended."""
+        running = sum(fill.download.bytes_fetched for fill in self._running.values())
+        return self._ended_bytes + running
 
     def running(self, digest: Digest, circle: str) -> Fill | None:
         return self._running.get((circle, digest))
@@ -256,6 +263,7 @@ class Fills:
                 raise
             finally:
                 del self._running[circle, digest]
+                self._ended_bytes += download.bytes_fetched
             fill.end(error)
             if isinstance(error, IntegrityError) and again:
                 # What came may have been damaged on its way, or joined to a stale beginning:

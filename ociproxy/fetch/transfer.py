@@ -81,7 +81,7 @@ class Transfer:
         self._helpers = Helpers(lock, source.connections - 1, spawn)
         self._streams: set[BlobStream] = set()
         self._ranges = True
-        self._fetched = 0
+        self.bytes_fetched = 0
         self._began = time.monotonic()
 
     def run(self) -> None:
@@ -201,7 +201,7 @@ class Transfer:
                 self._ended(offset, claim)
                 return
             stop = offset + len(data)
-            self._fetched += len(data)
+            self.bytes_fetched += len(data)
             if stop > claim.start:
                 fresh = data[claim.start - offset :] if offset < claim.start else data
                 self._put(claim, fresh[: claim.stop - claim.start])
@@ -259,7 +259,7 @@ class Transfer:
 
     def _rate(self) -> float:
         """Bytes a second so far, over all connections."""
-        return self._fetched / max(time.monotonic() - self._began, 0.001)
+        return self.bytes_fetched / max(time.monotonic() - self._began, 0.001)
 
     def _check_stopped(self) -> None:
         if self._stopped.is_set():

@@ -1,0 +1,149 @@
+"""What `load` says: a line an image, or JSON events, and at the end how it went."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Final
+
+import click
+from rich.filesize import decimal
+
+from ociproxy.cli.progress import Step
+from ociproxy.errors import UpstreamRateLimited
+from ociproxy.fetch.load import TRANSIENT, Watcher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ociproxy.cli.progress import Screen
+    from ociproxy.errors import OciProxyError, UpstreamError
+    from ociproxy.fetch.load import Loader, Result, Summary
+    from ociproxy.imagelist import Wanted
+    from ociproxy.reference import Reference
+
+_FAILURES_HEAD: Final = "# images that were not loaded; `ociproxy load` accepts this list\n"
+
+
+class Report(Watcher):
+    """Keeps what is needed for the end: the failures, and how often whatever else happened."""
+
+    def __init__(self, screen: Screen, *, as_json: bool) -> None:
+        self._screen = screen
+        self._json = as_json
+        self._began = time.monotonic()
+        self._waited: dict[str, float] = {}
+        self.failures: list[tuple[Wanted, OciProxyError]] = []
+        self._loaded: set[Reference] = set()
+
+    def loaded(self, result: Result) -> None:
+        image = result.image
+        self._loaded.add(image.reference)
+        reference, digest = image.reference, image.top.descriptor.digest
+        if self._json:
+            self._event(
+                "loaded",
+                reference=str(reference),
+                digest=str(digest),
+                platforms=[str(platform) for platform in image.platforms],
+                lacking=[str(platform) for platform in image.lacking],
+                size=image.size,
+                fetched=result.fetched,
+                seconds=round(result.seconds, 3),
+            )
+            return
+        lacking = ""
+        if image.lacking:
+            lacking = f", lacks {', '.join(map(str, image.lacking))}"
+        shown = f"{reference}" if reference.digest else f"{reference}@{digest}"
+        self._screen.line(
+            f"loaded {shown} {decimal(image.size)}, {decimal(result.fetched)} fetched, "
+            f"{result.seconds:.1f} s{lacking}"
+        )
+
+    def failed(self, wanted: Wanted, error: OciProxyError) -> None:
+        self.failures.append((wanted, error))
+        if self._json:
+            self._event("failed", **_failure(wanted, error))
+        else:
+            self._screen.line(f"failed {wanted.reference} ({wanted.place}): {error}")
+
+    def waiting(self, error: UpstreamError, seconds: float) -> None:
+        if not isinstance(error, UpstreamRateLimited):
+            return  # a moment, mostly
+        now = time.monotonic()
+        if self._waited.get(error.upstream, 0.0) > now:
+            return
+        self._waited[error.upstream] = now + seconds
+        if self._json:
+            self._event("waiting", upstream=error.upstream, seconds=seconds, reason=error.reason)
+        else:
+            self._screen.line(f"waiting {seconds:g} s: {error}")
+
+    def note(self, text: str) -> None:
+        """Something that is no failure and should be known."""
+        if self._json:
+            self._event("note", text=text)
+        else:
+            self._screen.line(text)
+
+    def end(self, summary: Summary, *, interrupted: bool) -> None:
+        seconds = time.monotonic() - self._began
+        if self._json:
+            self._event(
+                "done",
+                loaded=summary.loaded,
+                failed=summary.failed,
+                untried=summary.untried,
+                fetched=summary.fetched,
+                seconds=round(seconds, 3),
+                interrupted=interrupted,
+                failures=[_failure(wanted, error) for wanted, error in self.failures],
+            )
+            return
+        parts = [f"{summary.loaded} loaded"]
+        if summary.failed:
+            parts.append(f"{summary.failed} failed")
+        if summary.untried:
+            parts.append(f"{summary.untried} not tried")
+        text = f"{', '.join(parts)}; {decimal(summary.fetched)} fetched in {seconds:.1f} s"
+        if interrupted:
+            text += "; interrupted: run it again to go on"
+        elif summary.exit_code == TRANSIENT:
+            text += "; what failed may pass: run it again"
+        self._screen.line(text)
+
+    def failure_list(self, wanted: list[Wanted]) -> str:
+        """A list of all that is not loaded, with the reasons."""
+        lines = [f"{image}  # {_one_line(error)}\n" for image, error in self.failures]
+        ended = self._loaded | {image.reference for image, _ in self.failures}
+        lines += [f"{each}  # not tried\n" for each in wanted if each.reference not in ended]
+        return _FAILURES_HEAD + "".join(lines)
+
+    def _event(self, name: str, **fields: object) -> None:
+        click.echo(json.dumps({"event": name, **fields}))
+
+
+def overall(loader: Loader, total: int) -> Step:
+    done = loader.summary.loaded + loader.summary.failed
+    return Step("all", f"{done}/{total} images", loader.arrived, loader.expected)
+
+
+def steps(loader: Loader) -> Iterator[Step]:
+    for active in loader.active:
+        size = None if active.image is None else active.size
+        yield Step(active, str(active.wanted.reference), loader.arrived_of(active), size)
+
+
+def _failure(wanted: Wanted, error: OciProxyError) -> dict[str, object]:
+    return {
+        "reference": str(wanted.reference),
+        "place": wanted.place,
+        "error": type(error).__name__,
+        "reason": str(error),
+        "transient": error.exit_code == TRANSIENT,
+    }
+
+
+def _one_line(error: OciProxyError) -> str:
+    return " ".join(str(error).split())

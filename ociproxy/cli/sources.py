@@ -1,0 +1,99 @@
+"""What the command line wants loaded: image lists, Kubernetes manifests, for which platforms."""
+
+from __future__ import annotations
+
+import platform as machine
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import click
+
+from ociproxy import imagelist, kubernetes
+from ociproxy.errors import ConfigError, NameInvalid
+from ociproxy.imagelist import ALL_PLATFORMS, ImageListInvalid, Wanted, merged, parse_list
+from ociproxy.platform import Platform
+
+STDIN: Final = "-"
+
+
+def chosen_platforms(
+    os: str | None, archs: Sequence[str], platforms: Sequence[str], *, everything: bool
+) -> tuple[Platform, ...]:
+    """The platforms that the options say; without any, Linux on this machine's processor."""
+    if sum((everything, bool(platforms), bool(os or archs))) > 1:
+        raise click.UsageError(
+            "--all-platforms, --platform and --arch/--os exclude each other: give one of them"
+        )
+    if everything:
+        return ALL_PLATFORMS
+    names = list(platforms)
+    if not names:
+        names = [f"{os or 'linux'}/{arch}" for arch in archs or (machine.machine(),)]
+    try:
+        return tuple(dict.fromkeys(Platform.parse(name) for name in names))
+    except NameInvalid as error:
+        raise click.UsageError(str(error)) from error
+
+
+def read_wanted(
+    lists: Sequence[str],
+    manifests: Sequence[str],
+    platforms: tuple[Platform, ...],
+    *,
+    note: Callable[[str], None],
+) -> list[Wanted]:
+    """Everything that image lists and Kubernetes manifests name, each image once.
+
+    All of them are read before anything else happens. Raises ImageListInvalid with all that is
+    wrong.
+    """
+    if [*lists, *manifests].count(STDIN) > 1:
+        raise click.UsageError(f"{STDIN} can be read only once")
+    wanted: list[Wanted] = []
+    problems: list[ConfigError] = []
+    for name in lists:
+        text = _read(name, imagelist.SIZE_LIMIT, problems)
+        found, wrong = parse_list(text, _shown(name), platforms=platforms)
+        wanted += found
+        problems += wrong
+    for name in manifests:
+        text = _read(name, kubernetes.SIZE_LIMIT, problems)
+        findings = kubernetes.find_images(text, _shown(name))
+        for each in findings.images:
+            place = f"{_shown(name)}:{each.line} ({each.owner})"
+            wanted.append(Wanted(each.reference, platforms, place))
+        problems += findings.problems
+        for passed_over in findings.passed_over:
+            note(passed_over)
+    if problems:
+        raise ImageListInvalid(problems)
+    return merged(wanted)
+
+
+def _shown(name: str) -> str:
+    return "standard input" if name == STDIN else name
+
+
+def _read(name: str, limit: int, problems: list[ConfigError]) -> str:
+    """The text of a file or of standard input; what is wrong with it becomes a problem."""
+    try:
+        if name == STDIN:
+            data = sys.stdin.buffer.read(limit + 1)
+        else:
+            with Path(name).open("rb") as file:
+                data = file.read(limit + 1)
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror or error}"
+        problems.append(ConfigError(reason, file=_shown(name)))
+        return ""
+    if len(data) > limit:
+        problems.append(ConfigError(f"larger than {limit} bytes", file=_shown(name)))
+        return ""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        problems.append(ConfigError("not UTF-8", file=_shown(name), line=line))
+        return ""

@@ -1,0 +1,340 @@
+"""`load` against an upstream that does what it is told, wrong things included."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.images import OCI_INDEX, content, image, index, multi_platform
+from tests.load.loading import Load, lines_of
+from tests.upstream import FakeUpstream
+from tests.upstream_faults import CHUNK, Fault, too_many_requests
+
+QUICK = ("--pull-timeout", "300")
+
+
+def test_images_are_whole_for_the_chosen_platform_only(upstream: FakeUpstream, load: Load) -> None:
+    many = upstream.add("team/many", multi_platform("many", layers=2), tag="v1")
+    one = upstream.add("team/one", image("one"), tag="v1")
+    names = [f"{upstream.registry}/team/many:v1", f"{upstream.registry}/team/one:v1"]
+    done = load.run(load.write(*names), "--platform", "linux/arm64")
+    assert (done.code, done.stdout) == (0, "")
+    assert load.complete() == set(names)
+    assert load.tag(names[0]) == many.digest
+    assert load.has(one)
+    arm64 = many.manifests[1]
+    assert upstream.count(f"/manifests/{arm64.digest}") == 1
+    for other in (many.manifests[0], many.manifests[2]):
+        assert upstream.count(other.digest) == 0
+    assert f"loaded {names[0]}@{many.digest}" in done.stderr
+    assert "2 loaded; " in done.stderr
+
+
+def test_without_a_platform_it_is_that_of_this_machine(upstream: FakeUpstream, load: Load) -> None:
+    upstream.add("team/many", multi_platform("many"), tag="v1")
+    done = load.run(load.write(f"{upstream.registry}/team/many:v1"), "--json")
+    (event,) = done.events("loaded")
+    assert event["platforms"] in (["linux/amd64"], ["linux/arm64"], ["linux/arm/v7"])
+
+
+def test_all_platforms_and_a_line_of_its_own(upstream: FakeUpstream, load: Load) -> None:
+    a = upstream.add("team/a", multi_platform("a"), tag="v1")
+    b = upstream.add("team/b", multi_platform("b"), tag="v1")
+    registry = upstream.registry
+    listed = load.write(f"{registry}/team/a:v1", f"{registry}/team/b:v1 platform=linux/arm/v7")
+    done = load.run(listed, "--all-platforms", "--json")
+    assert done.code == 0
+    assert load.has(a)
+    assert not load.has(b)
+    platforms = {event["reference"]: event["platforms"] for event in done.events("loaded")}
+    assert platforms[f"{registry}/team/b:v1"] == ["linux/arm/v7"]
+    assert len(platforms[f"{registry}/team/a:v1"]) == 3
+
+
+def test_shared_blobs_and_images_are_fetched_once(upstream: FakeUpstream, load: Load) -> None:
+    shared = image("same", layers=3, layer_size=300_000)
+    for number in range(10):
+        upstream.add(f"team/app{number}", shared, tag="v1")
+    names = [f"{upstream.registry}/team/app{number}:v1" for number in range(10)]
+    done = load.run(load.write(*names, *names), "--jobs", "10", "--json")
+    assert done.code == 0
+    (end,) = done.events("done")
+    assert (end["loaded"], end["fetched"]) == (10, sum(blob.size for blob in shared.blobs))
+    assert upstream.count("/blobs/", "GET") == len(shared.blobs)
+
+
+def test_second_run_asks_for_tags_only(upstream: FakeUpstream, load: Load) -> None:
+    upstream.add("team/app", multi_platform("app"), tag="v1")
+    listed = load.write(f"{upstream.registry}/team/app:v1")
+    assert load.run(listed, "--arch", "amd64").code == 0
+    upstream.requests.clear()
+    done = load.run(listed, "--arch", "amd64", "--json")
+    assert [(r.method, r.path) for r in upstream.requests] == [
+        ("HEAD", "/v2/team/app/manifests/v1")
+    ]
+    assert done.events("done")[0]["fetched"] == 0
+
+
+def test_moved_tag_is_followed(upstream: FakeUpstream, load: Load) -> None:
+    name = f"{upstream.registry}/team/app:v1"
+    upstream.add("team/app", image("old"), tag="v1")
+    assert load.run(load.write(name)).code == 0
+    new = upstream.add("team/app", image("new"), tag="v1")
+    assert load.run(load.write(name)).code == 0
+    assert load.tag(name) == new.digest
+    assert load.has(new)
+
+
+def test_damaged_blob_is_mended_by_the_next_run(upstream: FakeUpstream, load: Load) -> None:
+    app = upstream.add("team/app", image("app", layers=2), tag="v1")
+    listed = load.write(f"{upstream.registry}/team/app:v1")
+    assert load.run(listed).code == 0
+    damaged = load.store / "blobs" / app.layers[0].encoded
+    data = bytearray(damaged.read_bytes())
+    data[10] ^= 0xFF
+    damaged.write_bytes(data)
+    assert not load.has(app)
+    assert load.run(listed).code == 0
+    assert load.has(app)
+
+
+def test_every_bad_line_is_named_and_nothing_is_asked(upstream: FakeUpstream, load: Load) -> None:
+    first = load.write("nginx:ok", "ngi nx", "UPPER//x", name="first.txt")
+    second = load.write("x@sha256:12", "nginx platform=linux", "# fine", name="second.txt")
+    done = load.run(first, second, str(load.folder / "none.txt"))
+    assert done.code == 2
+    for place in ("first.txt:2: ", "first.txt:3: ", "second.txt:1: ", "second.txt:2: "):
+        assert place in done.stderr
+    assert "none.txt: cannot be read: No such file" in done.stderr
+    assert "first.txt:1: " not in done.stderr
+    assert upstream.requests == []
+    assert not load.store.exists()
+
+
+def test_standard_input_is_a_list(upstream: FakeUpstream, load: Load) -> None:
+    upstream.add("team/app", image("app"), tag="latest")
+    assert load.run("-", stdin=f"{upstream.registry}/team/app\n").code == 0
+    assert load.complete() == {f"{upstream.registry}/team/app:latest"}
+    bad = load.run("-", stdin="a b\n")
+    assert bad.code == 2
+    assert "standard input:1: " in bad.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ([], "give an IMAGELIST"),
+        (["-", "--kubernetes", "-"], "- can be read only once"),
+        (["-", "--platform", "linux/amd64", "--arch", "arm64"], "exclude each other"),
+        (["-", "--platform", "linux"], "a platform is os/architecture"),
+    ],
+)
+def test_usage_errors_say_what_to_do(load: Load, args: list[str], expected: str) -> None:
+    done = load.run(*args)
+    assert done.code == 2
+    assert expected in done.stderr
+
+
+def test_tag_and_digest_are_a_pair(upstream: FakeUpstream, load: Load) -> None:
+    app = upstream.add("team/app", image("app"), tag="v1")
+    other = upstream.add("team/app", image("other"), tag="v2")
+    good = f"{upstream.registry}/team/app:v1@{app.digest}"
+    assert load.run(load.write(good)).code == 0
+    assert load.tag(f"{upstream.registry}/team/app:v1") == app.digest
+    bad = load.run(load.write(f"{upstream.registry}/team/app:v2@{app.digest}"))
+    assert bad.code == 5
+    assert app.digest in bad.stderr
+    assert other.digest in bad.stderr
+    assert load.tag(f"{upstream.registry}/team/app:v2") is None
+
+
+def test_by_digest_alone(upstream: FakeUpstream, load: Load) -> None:
+    app = upstream.add("team/app", image("app"), tag="v1")
+    name = f"{upstream.registry}/team/app@{app.digest}"
+    assert load.run(load.write(name)).code == 0
+    assert load.has(app)
+    assert load.complete() == {name}
+
+
+def test_failures_are_a_list_that_load_accepts(upstream: FakeUpstream, load: Load) -> None:
+    good = upstream.add("team/good", image("good"), tag="v1")
+    registry = upstream.registry
+    listed = load.write(
+        f"{registry}/team/late:v1 platform=linux/arm64",
+        f"{registry}/team/good:v1",
+        f"{registry}/team/gone:v1",
+    )
+    failures = load.folder / "failed.txt"
+    done = load.run(listed, "--failures", str(failures), "--all-platforms")
+    assert done.code == 3
+    assert load.has(good)
+    assert "images.txt:1" in done.stderr
+    assert "1 loaded, 2 failed" in done.stderr
+    kept = sorted(line.split("#")[0].strip() for line in lines_of(failures))
+    assert kept == [
+        f"{registry}/team/gone:v1 platform=all",
+        f"{registry}/team/late:v1 platform=linux/arm64",
+    ]
+    assert all("unknown to the upstream" in line for line in lines_of(failures))
+    late = upstream.add("team/late", multi_platform("late"), tag="v1")
+    upstream.add("team/gone", image("gone"), tag="v1")
+    again = load.run(str(failures), "--failures", str(failures))
+    assert again.code == 0
+    assert list(lines_of(failures)) == []
+    assert load.tag(f"{registry}/team/late:v1") == late.digest
+
+
+def test_fail_fast_leaves_the_rest_untried(upstream: FakeUpstream, load: Load) -> None:
+    upstream.add("team/app", image("app"), tag="v1")
+    registry = upstream.registry
+    listed = load.write(f"{registry}/none:v1", *(f"{registry}/team/app:v{n}" for n in range(1, 5)))
+    failures = load.folder / "failed.txt"
+    done = load.run(listed, "--fail-fast", "--jobs", "1", "--failures", str(failures))
+    assert done.code == 3
+    assert "1 failed, 4 not tried" in done.stderr
+    assert len([line for line in lines_of(failures) if line.endswith("# not tried")]) == 4
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (Fault(status=503), 75),
+        (Fault(drop=True), 75),
+        (too_many_requests("3600"), 75),
+        (Fault(status=403), 3),
+        (Fault(status=404), 3),
+    ],
+)
+def test_exit_code_says_whether_to_run_again(
+    upstream: FakeUpstream, load: Load, fault: Fault, expected: int
+) -> None:
+    upstream.add("team/app", image("app"), tag="v1")
+    upstream.fault("/manifests/", fault)
+    listed = load.write(f"{upstream.registry}/team/app:v1")
+    done = load.run(listed, *QUICK, "--json")
+    assert done.code == expected
+    (event,) = done.events("failed")
+    assert event["transient"] is (expected == 75)
+
+
+def test_permanent_failure_outweighs_a_transient_one(upstream: FakeUpstream, load: Load) -> None:
+    upstream.add("team/app", image("app"), tag="v1")
+    upstream.fault("/team/app/", Fault(status=503))
+    listed = load.write(f"{upstream.registry}/team/app:v1", f"{upstream.registry}/team/none:v1")
+    assert load.run(listed, *QUICK).code == 3
+
+
+def test_wrong_bytes_are_integrity_and_never_stored(upstream: FakeUpstream, load: Load) -> None:
+    app = upstream.add("team/app", image("app", layers=2), tag="v1")
+    upstream.fault(f"/blobs/{app.layers[1].digest}", Fault(flip_at=5))
+    done = load.run(load.write(f"{upstream.registry}/team/app:v1"))
+    assert done.code == 5
+    assert app.layers[1].digest in done.stderr
+    assert load.cached() == set()
+    assert not (load.store / "blobs" / app.layers[1].encoded).exists()
+
+
+def test_bytes_damaged_once_on_their_way_are_fetched_again(
+    upstream: FakeUpstream, load: Load
+) -> None:
+    app = upstream.add("team/app", image("app"), tag="v1")
+    upstream.fault(f"/blobs/{app.layers[0].digest}", Fault(flip_at=5), times=1)
+    assert load.run(load.write(f"{upstream.registry}/team/app:v1")).code == 0
+    assert load.has(app)
+
+
+def test_throttling_is_waited_out(upstream: FakeUpstream, load: Load) -> None:
+    app = upstream.add("team/app", image("app"), tag="v1")
+    upstream.fault("/blobs/", too_many_requests("1"), times=1)
+    done = load.run(load.write(f"{upstream.registry}/team/app:v1"))
+    assert done.code == 0
+    assert "waiting 1 s" in done.stderr
+    assert load.has(app)
+
+
+def test_broken_connections_are_resumed_past_any_number_of_tries(
+    upstream: FakeUpstream, load: Load
+) -> None:
+    app = upstream.add("team/app", image("app", layer_size=3_000_000), tag="v1")
+    upstream.fault(f"/blobs/{app.layers[0].digest}", Fault(cut_after=100_000))
+    assert load.run(load.write(f"{upstream.registry}/team/app:v1")).code == 0
+    assert load.has(app)
+    blob = app.layers[0]
+    in_flight = upstream.count(blob.digest) * CHUNK
+    assert upstream.bytes_sent(blob.digest) < 1.1 * blob.size + in_flight
+
+
+def test_index_without_the_platform_names_those_it_has(upstream: FakeUpstream, load: Load) -> None:
+    upstream.add("team/app", multi_platform("app"), tag="v1")
+    done = load.run(load.write(f"{upstream.registry}/team/app:v1"), "--platform", "linux/s390x")
+    assert done.code == 3
+    assert "lacks linux/s390x; it has linux/amd64, linux/arm64, linux/arm/v7" in done.stderr
+
+
+def test_lacking_platform_fails_only_where_the_line_asks_for_it(
+    upstream: FakeUpstream, load: Load
+) -> None:
+    upstream.add("team/app", index({"linux/amd64": image("app")}), tag="v1")
+    name = f"{upstream.registry}/team/app:v1"
+    both = "--platform=linux/amd64", "--platform=linux/arm64"
+    done = load.run(load.write(name), *both)
+    assert done.code == 0
+    assert "lacks linux/arm64" in done.stderr
+    assert load.run(load.write(f"{name} platform=linux/amd64,linux/arm64")).code == 3
+
+
+def test_index_in_an_index(upstream: FakeUpstream, load: Load) -> None:
+    inner = multi_platform("inner", platforms=["linux/amd64", "linux/arm64"])
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [inner.top.descriptor()]}
+    outer = content(json.dumps(document).encode(), OCI_INDEX)
+    upstream.add("team/app", inner)
+    upstream.add_content("team/app", outer)
+    done = load.run(
+        load.write(f"{upstream.registry}/team/app@{outer.digest}"), "--arch", "arm64", "--json"
+    )
+    assert done.code == 0
+    arm64 = inner.manifests[1].json()
+    assert all(load.blob_is_right(layer["digest"]) for layer in arm64["layers"])
+    assert upstream.count(inner.manifests[0].digest) == 0
+
+
+def test_plan_stores_nothing(upstream: FakeUpstream, load: Load) -> None:
+    a = upstream.add("team/a", image("same", layers=2, layer_size=50_000), tag="v1")
+    upstream.add("team/b", a, tag="v1")
+    names = [f"{upstream.registry}/team/{name}:v1" for name in "ab"]
+    done = load.run(load.write(*names), "--plan", "--json")
+    assert done.code == 0
+    (plan,) = done.events("plan")
+    blobs = sum(blob.size for blob in a.blobs)
+    assert [each["new"] for each in plan["images"]] == [blobs, blobs]
+    assert (plan["size"], plan["new"]) == (blobs, blobs)
+    assert plan["free"] > 0
+    assert upstream.count("/blobs/") == 0
+    assert [path for path in load.store.rglob("*") if path.is_file()] == [load.store / "store.json"]
+    assert load.run(load.write(*names)).code == 0
+    shown = load.run(load.write(*names), "--plan")
+    assert "0 bytes to fetch" in shown.stdout
+    assert names[0] in shown.stdout
+
+
+def test_full_or_unusable_store_ends_everything(
+    upstream: FakeUpstream, load: Load, tmp_path: Path
+) -> None:
+    upstream.add("team/app", image("app"), tag="v1")
+    load.store.write_text("a file")
+    done = load.run(load.write(f"{upstream.registry}/team/app:v1"))
+    assert done.code == 4
+    assert upstream.requests == []
+
+
+def test_docker_schema_1_is_refused(upstream: FakeUpstream, load: Load) -> None:
+    old = content(
+        json.dumps({"schemaVersion": 1, "name": "x", "tag": "y", "signatures": []}).encode(),
+        "application/vnd.docker.distribution.manifest.v1+prettyjws",
+    )
+    upstream.add_content("team/old", old)
+    done = load.run(load.write(f"{upstream.registry}/team/old@{old.digest}"))
+    assert done.code == 3
+    assert "schema 1" in done.stderr
