@@ -20,6 +20,7 @@ OciProxyError
   + StoreError             the store cannot be read or written
     + StoreFull            no space left
   + LayoutInvalid          what is to be imported is no image layout, or not one to be trusted
+    + LayoutDamaged        it is broken from some point on; what came before may be good
   + AddressInUse           the server cannot listen where it was told to
   + LockInvalid            a file is not a lock, or not one this program reads
 
@@ -227,6 +228,10 @@ class LayoutInvalid(OciProxyError):
         self.source = source
         self.reason = reason
         super().__init__(f"{source}: {reason}")
+
+
+class LayoutDamaged(LayoutInvalid):
+    """An archive that is cut off, or broken from some point on; what came before may be good."""
 
 
 class AddressInUse(OciProxyError):

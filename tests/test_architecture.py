@@ -49,6 +49,7 @@ FENCE: dict[str, tuple[str, ...]] = {
     "tenacity": ("fetch.*",),
     "urllib3": ("fetch.oras", "fetch.oras.*"),
     "yaml": ("config.*", "kubernetes"),
+    "zstandard": ("archive.*",),
 }
 
 
