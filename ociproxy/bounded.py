@@ -53,6 +53,10 @@ class BoundedCache(Generic[K, V]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def items(self) -> list[tuple[K, V]]:
+        with self._lock:
+            return [(key, value) for key, (value, _) in self._entries.items()]
+
     def values(self) -> list[V]:
         with self._lock:
             return [value for value, _ in self._entries.values()]

@@ -11,7 +11,8 @@ OciProxyError
     + UpstreamUnavailable  no answer, a 5xx, a broken connection: the only one worth another try
     + UpstreamRateLimited  429, with the time the upstream asked for
     + UpstreamDenied       401 or 403 to the credentials we have for it
-    + UpstreamForbidden    we may not connect to the address it resolves or redirects to
+    + UpstreamForbidden    the configuration, or the address it leads to, forbids asking it
+    + UpstreamInvalid      an answer that makes no sense, and would make none the next time
     + UpstreamUntrusted    its certificate, or ours, is not accepted
     + ManifestInvalid      too large, not JSON, or not what its media type says
   x IntegrityError         bytes are not what their descriptor says; the base of:
@@ -24,9 +25,9 @@ OciProxyError
   + AddressInUse           the server cannot listen where it was told to
   + LockInvalid            a file is not a lock, or not one this program reads
 
-Classes marked x are never raised themselves. Each class carries its facts as attributes and the
-exit code the command line ends with; HTTP statuses are the business of `ociproxy.serve.errors`. A
-programming error is not in this tree.
+Classes marked x are never raised themselves. Each class carries its facts as attributes, the exit
+code the command line ends with, and whether it is `lasting`; HTTP statuses are the business of
+`ociproxy.serve.errors`. A programming error is not in this tree.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class OciProxyError(Exception):
     """Base of everything this program reports in one line instead of a traceback."""
 
     exit_code = 1
+    lasting = False
+    """Whether asking again in a moment would end the same: such an answer may be kept a while."""
 
 
 class ConfigError(OciProxyError):
@@ -89,6 +92,7 @@ class NameUnknown(OciProxyError):
     """No upstream may be asked for this registry, or the upstream knows no such repository."""
 
     exit_code = 3
+    lasting = True
 
     def __init__(self, name: str, reason: str) -> None:
         self.name = name
@@ -100,6 +104,7 @@ class ManifestUnknown(OciProxyError):
     """The manifest is neither stored nor known to the upstream."""
 
     exit_code = 3
+    lasting = True
 
     def __init__(self, reference: object, reason: str) -> None:
         self.reference = reference
@@ -111,6 +116,7 @@ class BlobUnknown(OciProxyError):
     """The blob is neither stored nor known to the upstream."""
 
     exit_code = 3
+    lasting = True
 
     def __init__(self, digest: object, reason: str) -> None:
         self.digest = digest
@@ -122,6 +128,7 @@ class UpstreamError(OciProxyError):
     """Something the upstream did; `upstream` is its registry name."""
 
     exit_code = 3
+    lasting = True
 
     def __init__(self, upstream: str, reason: str) -> None:
         self.upstream = upstream
@@ -137,6 +144,7 @@ class UpstreamUnavailable(UpstreamError):
     """
 
     exit_code = 75
+    lasting = False
 
     def __init__(
         self, upstream: str, reason: str, *, timed_out: bool = False, unreachable: bool = False
@@ -150,6 +158,7 @@ class UpstreamRateLimited(UpstreamError):
     """429 Too Many Requests; `retry_after` is in seconds."""
 
     exit_code = 75
+    lasting = False
 
     def __init__(self, upstream: str, reason: str, *, retry_after: float) -> None:
         self.retry_after = retry_after
@@ -165,8 +174,13 @@ class UpstreamDenied(UpstreamError):
 
 
 class UpstreamForbidden(UpstreamError):
-    """The upstream, a redirect or a token realm leads to an address or a scheme we refuse to
-    use."""
+    """The configuration forbids the question; or the upstream, a redirect or a token realm leads
+    to an address or a scheme that we refuse to use."""
+
+
+class UpstreamInvalid(UpstreamError):
+    """What it answers is of no use: a status, an encoding or a redirect that another try would
+    meet again."""
 
 
 class UpstreamUntrusted(UpstreamError):
@@ -181,6 +195,7 @@ class IntegrityError(OciProxyError):
     """Bytes are not what their descriptor says; `subject` names what was verified."""
 
     exit_code = 5
+    lasting = True
 
     def __init__(self, subject: object, expected: object, actual: object) -> None:
         self.subject = subject

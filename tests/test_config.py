@@ -21,6 +21,7 @@ from ociproxy.config.settings import (
     Config,
     Fetch,
     Log,
+    Rules,
     Secret,
     Serve,
     Store,
@@ -61,7 +62,7 @@ fetch:
   tag_ttl: 1h
   negative_ttl: 0
   pause: 5s
-  unlisted: {scheme: auto, policy: allow}
+  unlisted: {scheme: auto, policy: allow, deny_private: true, repositories: {deny: [x.example/*]}}
 tags:
   - {match: "*:latest", ttl: 0}
   - {match: "quay.io/*", ttl: never}
@@ -70,6 +71,7 @@ upstreams:
     description: the hub
     auth: {user: me, password: "12345"}
     timeouts: {stall: 1m}
+    repositories: {allow: ["library/*", "a/b"], deny: ["library/x*"]}
   - name: Localhost:5000
     scheme: http
     connections: 1
@@ -118,7 +120,9 @@ def test_every_key_of_the_mapping_is_read() -> None:
             tag_ttl=3600.0,
             negative_ttl=0.0,
             pause=5.0,
-            unlisted=Unlisted(scheme="auto"),
+            unlisted=Unlisted(
+                scheme="auto", deny_private=True, repositories=Rules(deny=("x.example/*",))
+            ),
         ),
         tags=(TagRule(match="*:latest", ttl=0.0), TagRule(match="quay.io/*", ttl=None)),
         upstreams={
@@ -128,6 +132,7 @@ def test_every_key_of_the_mapping_is_read() -> None:
                 auth=Auth(user="me", password=Secret("12345")),
                 timeouts=dataclasses.replace(timeouts, stall=60.0),
                 connections=2,
+                repositories=Rules(allow=("library/*", "a/b"), deny=("library/x*",)),
             ),
             "localhost:5000": Upstream(
                 name="localhost:5000", scheme="http", timeouts=timeouts, connections=1
@@ -424,8 +429,8 @@ def sections(kind: Kind) -> Iterator[Section]:
 
 
 def test_table_and_dataclasses_have_the_same_keys() -> None:
-    # An upstream's `listed` is not for the operator to say.
-    internal = {Upstream: {"listed"}}
+    # Whether an upstream is listed, and what follows from that, is not for its entry to say.
+    internal = {Upstream: {"listed", "deny_private"}}
     for section in sections(ROOT):
         fields = {field.name for field in dataclasses.fields(section.shape)}
         assert set(section.keys) == fields - internal.get(section.shape, set())
@@ -461,7 +466,7 @@ def test_every_key_is_documented_with_its_default(path: str, key: Key, default: 
 
 def test_examples_of_the_documentation_are_valid(tmp_path: Path) -> None:
     examples = re.findall(r"^```yaml\n(.+?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(examples) == 5
+    assert len(examples) == 6
     for example in examples:
         # The files it names are not on this machine.
         text = re.sub(r"tls: \{ca.+\}", "tls: {}", example)

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, Literal
 
-from ociproxy.reference import DOCKER_HUB, Reference
+from ociproxy.reference import DOCKER_HUB, Reference, Repository
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -91,6 +91,24 @@ class Auth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """Globs on names: what `allow` lists, or everything where it is empty, less what `deny`
+    lists."""
+
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+    def refusal(self, name: str) -> str | None:
+        """Which rule refuses the name, in words, or None."""
+        for pattern in self.deny:
+            if fnmatchcase(name, pattern):
+                return f"repositories.deny has {pattern!r}"
+        if self.allow and not any(fnmatchcase(name, pattern) for pattern in self.allow):
+            return "no pattern of repositories.allow matches it"
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Upstream:
     """A registry that may be asked; `name` is its normalised name, `host[:port]`."""
 
@@ -103,7 +121,9 @@ class Upstream:
     timeouts: Timeouts = Timeouts()
     connections: int = 4
     backend: BackendName = "oras"
+    repositories: Rules = Rules()
     listed: bool = True
+    deny_private: bool = False
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -148,10 +168,13 @@ class Serve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unlisted:
-    """What becomes of a registry that has no entry in `upstreams`."""
+    """What becomes of a registry that has no entry in `upstreams`; its `repositories` are matched
+    with the registry's name before them."""
 
     policy: Literal["allow", "deny"] = "allow"
     scheme: Literal["https", "auto"] = "https"
+    deny_private: bool = False
+    repositories: Rules = Rules()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +238,14 @@ class Config:
                 return rule.ttl
         return self.default_ttl
 
+    def repository_refusal(self, repository: Repository) -> str | None:
+        """Which rule forbids to serve this repository, stored or not; None where none does."""
+        upstream = self.upstreams.get(repository.registry)
+        if upstream is not None:
+            return upstream.repositories.refusal(repository.name)
+        rule = self.fetch.unlisted.repositories.refusal(str(repository))
+        return None if rule is None else f"fetch.unlisted.{rule}"
+
     def circle(self, registry: str) -> str:
         """Among whom bytes of a blob are shared before they are verified, and what is said of it
         believed: all listed upstreams, for the operator chose them; an unlisted one, whose name
@@ -229,4 +260,5 @@ class Config:
             timeouts=self.fetch.timeouts,
             connections=self.fetch.connections,
             listed=False,
+            deny_private=self.fetch.unlisted.deny_private,
         )

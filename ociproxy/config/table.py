@@ -21,6 +21,7 @@ from ociproxy.config.settings import (
     Fetch,
     Load,
     Log,
+    Rules,
     Secret,
     Serve,
     Store,
@@ -178,6 +179,16 @@ _TLS: Final = Section(
     schema_rules={"dependentRequired": {"cert": ["key"], "key": ["cert"]}},
 )
 
+_RULES: Final = Section(
+    Rules,
+    {
+        "allow": Key(
+            Items(Text(label="pattern")), "Only what one of these matches; all where it is empty."
+        ),
+        "deny": Key(Items(Text(label="pattern")), "Nothing that one of these matches."),
+    },
+)
+
 _UPSTREAM: Final = Section(
     Upstream,
     {
@@ -199,6 +210,7 @@ _UPSTREAM: Final = Section(
         ),
         "connections": dataclasses.replace(_CONNECTIONS, inherited=True),
         "backend": Key(Choice(("oras",)), "What fetches from this upstream."),
+        "repositories": Key(_RULES, "Globs on its repositories: which are served at all."),
     },
     build=dict,
     rules=(_how_to_reach,),
@@ -260,6 +272,11 @@ _UNLISTED: Final = Section(
             Choice(("allow", "deny")), "Whether a registry without an entry may be asked."
         ),
         "scheme": Key(Choice(("https", "auto")), "How; auto is HTTPS, then plain HTTP."),
+        "deny_private": Key(
+            Flag(),
+            "Whether such a registry may not be at a private address (RFC 1918, ULA, CGNAT).",
+        ),
+        "repositories": Key(_RULES, "Globs on registry/repository: which are served at all."),
     },
 )
 

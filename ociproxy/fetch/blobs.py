@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -16,6 +17,7 @@ from ociproxy.errors import (
     UpstreamError,
 )
 from ociproxy.fetch.outcome import FILL, FOLLOW, HIT, PASSED_ON, Outcome
+from ociproxy.fetch.upstreams import still_away
 from ociproxy.manifest import ImageManifest, MalformedManifest, parse_manifest
 from ociproxy.store.blobs import BlobFile
 
@@ -59,13 +61,13 @@ class BlobPuller:
         outcome = FILL if fill is None else FOLLOW
         fill = fill or self._start(repository, digest)
         try:
-            await fill.started()
+            await self._started(fill, repository.registry)
         except (BlobUnknown, UpstreamError):
             if fill.repository == repository:
                 raise
             # That was the answer to somebody else's question, under another name.
             fill, outcome = self._start(repository, digest), FILL
-            await fill.started()
+            await self._started(fill, repository.registry)
         if fill.done:
             # It ended before this reader got its turn: the store has the blob now.
             found = await self._find(digest)
@@ -116,11 +118,11 @@ class BlobPuller:
         circle = self._config.circle(repository.registry)
         fill = self._fills.running(digest, circle)
         if fill is not None:
-            await fill.started()
+            await self._started(fill, repository.registry)
             return fill.size or self._store.blobs.find_size(digest) or 0, FOLLOW
         self._refuse_offline(digest)
         size = await self._upstreams.ask(
-            repository.registry,
+            repository,
             ("blob", repository, digest),
             lambda backend: backend.stat_blob(repository, digest),
         )
@@ -168,7 +170,7 @@ class BlobPuller:
         refusal = self._upstreams.refusal(key)
         if refusal is not None:
             raise refusal.with_traceback(None)
-        self._upstreams.check(repository.registry)
+        self._upstreams.check(repository)
         upstream = self._upstreams.upstream(repository.registry)
         circle = self._config.circle(repository.registry)
         return self._fills.start(
@@ -178,7 +180,7 @@ class BlobPuller:
             backend=self._upstreams.backend(repository.registry),
             connections=upstream.connections,
             size=self._sizes.get((circle, digest)),
-            failed=lambda error: self._learn(repository.registry, key, error),
+            ended=lambda error: self._learn(repository.registry, key, error),
         )
 
     def _start_missing(self, repository: Repository, blob: Descriptor) -> Fill | None:
@@ -186,10 +188,19 @@ class BlobPuller:
             return None
         return self._start(repository, blob.digest)
 
-    def _learn(self, registry: str, key: object, error: OciProxyError) -> None:
-        self._upstreams.keep_refusal(key, error)
-        if isinstance(error, UpstreamError):
-            self._upstreams.note(registry, error)
+    def _learn(self, registry: str, key: object, error: OciProxyError | None) -> None:
+        if error is not None:
+            self._upstreams.keep_refusal(key, error)
+        self._upstreams.note(registry, error)
+
+    async def _started(self, fill: Fill, registry: str) -> None:
+        """`fill.started`, not waited for where the upstream has been away and probably still is."""
+        try:
+            async with asyncio.timeout(self._upstreams.patience(registry)):
+                await fill.started()
+        except TimeoutError as exc:
+            raise still_away(registry) from exc
+        self._upstreams.note(registry, None)
 
     def _refuse_offline(self, digest: Digest) -> None:
         if self._config.serve.offline:

@@ -166,14 +166,14 @@ class Fills:
         backend: Backend,
         connections: int,
         size: int | None,
-        failed: Callable[[OciProxyError], None],
+        ended: Callable[[OciProxyError | None], None],
     ) -> Fill:
         """The fill of this digest in this circle (`Config.circle`): the one that is running, else a
-        new one; `failed` hears how that ended."""
+        new one; `ended` hears how that went."""
         fill = self.running(digest, circle)
         if fill is None:
             fill = self._launch(
-                repository, digest, circle, backend, connections, size, failed, again=True
+                repository, digest, circle, backend, connections, size, ended, again=True
             )
         return fill
 
@@ -220,7 +220,7 @@ class Fills:
         backend: Backend,
         connections: int,
         size: int | None,
-        failed: Callable[[OciProxyError], None],
+        ended: Callable[[OciProxyError | None], None],
         *,
         again: bool,
     ) -> Fill:
@@ -249,10 +249,11 @@ class Fills:
             error: Exception | None = None
             try:
                 await asyncio.get_running_loop().run_in_executor(self._threads, download.run)
+                ended(None)
             except OciProxyError as exc:
                 error = exc
                 if not (again and isinstance(exc, IntegrityError)):
-                    failed(exc)
+                    ended(exc)
                 log.event(logging.WARNING, "fill failed", digest=digest, reason=exc)
             except Exception as exc:  # noqa: BLE001 a task's end: reported, and passed to every reader
                 error = exc
@@ -269,7 +270,7 @@ class Fills:
                 # What came may have been damaged on its way, or joined to a stale beginning:
                 # once more, from zero.
                 self._launch(
-                    repository, digest, circle, backend, connections, size, failed, again=False
+                    repository, digest, circle, backend, connections, size, ended, again=False
                 )
 
         self._running[circle, digest] = fill

@@ -95,7 +95,7 @@ class ListingPuller:
 
     async def _ask(self, repository: Repository, path: str, query: str) -> Listing:
         return await self._upstreams.ask(
-            repository.registry,
+            repository,
             ("listing", repository, path, query),
             lambda backend: backend.fetch_listing(repository, path, query),
         )

@@ -204,9 +204,7 @@ class ManifestPuller:
             return descriptor
 
         self._refuse_offline(reference)
-        return await self._upstreams.ask(
-            reference.repository.registry, ("resolve", reference), question
-        )
+        return await self._upstreams.ask(reference.repository, ("resolve", reference), question)
 
     async def _fetch(self, reference: Reference) -> ManifestHolder:
         """GET at the upstream, into the store; by tag, the tag's record last."""
@@ -218,9 +216,7 @@ class ManifestPuller:
             return holder
 
         self._refuse_offline(reference)
-        return await self._upstreams.ask(
-            reference.repository.registry, _fetching(reference), question
-        )
+        return await self._upstreams.ask(reference.repository, _fetching(reference), question)
 
     def _refuse_offline(self, reference: Reference) -> None:
         if self._config.serve.offline:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ociproxy.digest import Digest
+    from ociproxy.fetch.health import Quota
     from ociproxy.manifest import Descriptor, ManifestHolder
     from ociproxy.reference import Reference, Repository
 
@@ -71,6 +72,11 @@ class Backend(Protocol):
     """One upstream registry. All methods block; all raise UpstreamError kinds, ManifestUnknown,
     BlobUnknown or NameUnknown."""
 
+    @property
+    def quota(self) -> Quota | None:
+        """What the upstream last said of its rate limit; None where it says nothing. From any
+        thread, at once."""
+
     def resolve(self, reference: Reference) -> Descriptor:
         """HEAD of a manifest: costs no pull quota. The size is 0 where the upstream does not
         say."""
@@ -100,11 +106,17 @@ def retrying(
     *, tries: int, wait_max: float, sleep: Callable[[float], None] = time.sleep
 ) -> tenacity.Retrying:
     """Try again what UpstreamUnavailable ended: at most `tries` times in all, jittered waits of
-    at most `wait_max` seconds between them, the last error re-raised as it is. Never around a
-    commit."""
+    at most `wait_max` seconds between them, the last error re-raised as it is. An address that
+    swallows packets is tried twice. Never around a commit."""
+
+    def stop(state: tenacity.RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome is not None else None
+        swallowed = isinstance(error, UpstreamUnavailable) and error.unreachable and error.timed_out
+        return state.attempt_number >= (min(tries, 2) if swallowed else tries)
+
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(UpstreamUnavailable),
-        stop=tenacity.stop_after_attempt(tries),
+        stop=stop,
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=wait_max),
         reraise=True,
         sleep=sleep,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
@@ -20,23 +20,17 @@ from ociproxy.bounded import BoundedCache
 from ociproxy.clock import SystemClock
 from ociproxy.config.settings import Upstream
 from ociproxy.errors import (
-    BlobUnknown,
-    IntegrityError,
-    ManifestInvalid,
-    ManifestUnknown,
-    NameUnknown,
     OciProxyError,
-    UpstreamDenied,
     UpstreamForbidden,
-    UpstreamRateLimited,
     UpstreamUnavailable,
-    UpstreamUntrusted,
 )
+from ociproxy.fetch.health import PROBE_PATIENCE, Condition, Health, Quota
 from ociproxy.fetch.upstream import Backend, retrying
 
 if TYPE_CHECKING:
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Config
+    from ociproxy.reference import Repository
 
 T = TypeVar("T")
 MakeBackend = Callable[[Upstream], Backend]
@@ -44,46 +38,19 @@ MakeBackend = Callable[[Upstream], Backend]
 _UNLISTED_BACKENDS: Final = 256
 """Unlisted upstreams whose connections are kept; their names come from outside."""
 _NEGATIVE_ANSWERS: Final = 10_000
-_REFUSALS: Final = (
-    ManifestUnknown,
-    BlobUnknown,
-    NameUnknown,
-    UpstreamDenied,
-    UpstreamForbidden,
-    UpstreamUntrusted,
-    ManifestInvalid,
-    IntegrityError,
-)
+_QUOTA_INTERVAL: Final = 60.0
+"""Seconds between two log lines about what is left of an upstream's rate limit."""
 
 
-class _Health:
-    """Until when (monotonic seconds) one upstream is not asked, and the error to give instead."""
+@dataclass(frozen=True, slots=True)
+class UpstreamState:
+    """One upstream as of now, for whoever watches: its condition, the seconds until it is asked
+    again, and what it last said of its rate limit."""
 
-    def __init__(self) -> None:
-        self._until = -math.inf
-        self._reason = ""
-        self._limited = False
-
-    def check(self, upstream: str, now: float) -> None:
-        left = self._until - now
-        if left <= 0:
-            return
-        if self._limited:
-            raise UpstreamRateLimited(upstream, self._reason, retry_after=math.ceil(left))
-        raise UpstreamUnavailable(
-            upstream, f"left alone for {math.ceil(left)} s more: {self._reason}"
-        )
-
-    def note(self, error: OciProxyError, now: float, pause: float) -> bool:
-        """Take in how a question ended; True when a pause begins."""
-        if isinstance(error, UpstreamRateLimited):
-            self._until, self._limited = now + error.retry_after, True
-        elif isinstance(error, UpstreamUnavailable) and error.unreachable:
-            self._until, self._limited = now + pause, False
-        else:
-            return False
-        self._reason = error.reason
-        return True
+    registry: str
+    condition: Condition
+    seconds: float
+    quota: Quota | None
 
 
 class Upstreams:
@@ -97,7 +64,8 @@ class Upstreams:
         self._clock = clock or SystemClock()
         self._listed: dict[str, Backend] = {}
         self._unlisted: BoundedCache[str, Backend] = BoundedCache(_UNLISTED_BACKENDS)
-        self._health: BoundedCache[str, _Health] = BoundedCache(_NEGATIVE_ANSWERS)
+        self._health: BoundedCache[str, Health] = BoundedCache(_NEGATIVE_ANSWERS)
+        self._quotas: BoundedCache[str, tuple[float, Quota]] = BoundedCache(_UNLISTED_BACKENDS)
         self._negative: BoundedCache[Hashable, tuple[float, OciProxyError]] = BoundedCache(
             _NEGATIVE_ANSWERS
         )
@@ -139,21 +107,56 @@ class Upstreams:
                 self._unlisted.put(registry, known)
         return known
 
-    def check(self, registry: str) -> None:
-        """Raises at once what asking this upstream now would end in: offline, in its back-off,
-        throttled."""
+    def permit(self, repository: Repository) -> None:
+        """Raises UpstreamForbidden where a rule forbids to serve this repository, stored or not."""
+        rule = self._config.repository_refusal(repository)
+        if rule is not None:
+            raise UpstreamForbidden(repository.registry, f"repository {repository.name}: {rule}")
+
+    def check(self, repository: Repository) -> None:
+        """Raises at once what asking for something of this repository now would end in: forbidden,
+        offline, left alone, throttled."""
+        self.permit(repository)
+        registry = repository.registry
         if self._config.serve.offline:
             raise UpstreamUnavailable(registry, "this mirror is offline")
         health = self._health.get(registry)
         if health is not None:
-            health.check(registry, self._clock.monotonic())
+            health.admit(self._clock.monotonic())
 
-    def note(self, registry: str, error: OciProxyError) -> None:
-        """Learn from how a question, or a fill, ended."""
-        health = self._health.get(registry) or _Health()
-        if health.note(error, self._clock.monotonic(), self._config.fetch.pause):
+    def patience(self, registry: str) -> float | None:
+        """Seconds that a client may wait for this upstream beyond all other bounds: little while
+        one question finds out whether it is back."""
+        health = self._health.get(registry)
+        if health is None or health.condition(self._clock.monotonic())[0] != "probing":
+            return None
+        return PROBE_PATIENCE
+
+    def note(self, registry: str, error: OciProxyError | None) -> None:
+        """Learn from how a question, or a fill, ended; None is well."""
+        health = self._health.get(registry)
+        if error is None:
+            if health is not None and health.answered():
+                log.event(logging.INFO, "upstream is back", upstream=registry)
+            return
+        health = health or Health(registry, self._config.fetch.pause)
+        if health.failed(error, self._clock.monotonic()):
             self._health.put(registry, health)
             log.event(logging.WARNING, "upstream paused", upstream=registry, reason=error)
+        elif isinstance(error, UpstreamUnavailable):
+            self._health.put(registry, health)  # it counts
+
+    def states(self) -> list[UpstreamState]:
+        """Of every upstream that has been asked and is remembered."""
+        now = self._clock.monotonic()
+        with self._making:
+            backends = [*self._listed.items(), *self._unlisted.items()]
+        states = []
+        for registry, backend in backends:
+            health = self._health.get(registry)
+            condition, seconds = (health or Health(registry, 0.0)).condition(now)
+            states.append(UpstreamState(registry, condition, seconds, backend.quota))
+        return states
 
     def refusal(self, key: Hashable) -> OciProxyError | None:
         """What this question was refused with a moment ago."""
@@ -163,7 +166,7 @@ class Upstreams:
         return kept[1]
 
     def keep_refusal(self, key: Hashable, error: OciProxyError) -> None:
-        if isinstance(error, _REFUSALS):
+        if error.lasting:
             self._negative.put(
                 key, (self._clock.monotonic() + self._config.fetch.negative_ttl, error)
             )
@@ -172,7 +175,12 @@ class Upstreams:
         return key in self._asking
 
     async def ask(
-        self, registry: str, key: Hashable, question: Callable[[Backend], T], *, tries: int = 2
+        self,
+        repository: Repository,
+        key: Hashable,
+        question: Callable[[Backend], T],
+        *,
+        tries: int = 2,
     ) -> T:
         """The answer to one question, asked once for all who want it now.
 
@@ -180,16 +188,21 @@ class Upstreams:
         cancelled leaves the question running for the others. Raises what the question raised, or
         `check` would.
         """
+        registry = repository.registry
         task = self._asking.get(key)
         if task is None:
             refusal = self.refusal(key)
             if refusal is not None:
                 raise refusal.with_traceback(None)
-            self.check(registry)
+            self.check(repository)
             backend = self.backend(registry)
             task = asyncio.create_task(self._run(registry, key, backend, question, tries))
             self._asking[key] = task
-        return cast("T", await asyncio.shield(task))
+        try:
+            async with asyncio.timeout(self.patience(registry)):
+                return cast("T", await asyncio.shield(task))
+        except TimeoutError as exc:
+            raise still_away(registry) from exc
 
     async def call(self, work: Callable[[], T]) -> T:
         """Run something that blocks, but asks nobody, in the same threads."""
@@ -214,10 +227,39 @@ class Upstreams:
     ) -> object:
         attempts = retrying(tries=tries, wait_max=self._config.fetch.retry_wait_max)
         try:
-            return await self.call(lambda: attempts(question, backend))
+            answer = await self.call(lambda: attempts(question, backend))
         except OciProxyError as exc:
             self.note(registry, exc)
             self.keep_refusal(key, exc)
             raise
+        else:
+            self.note(registry, None)
+            return answer
         finally:
+            self._watch_quota(registry, backend)
             del self._asking[key]
+
+    def _watch_quota(self, registry: str, backend: Backend) -> None:
+        """Log what is left of it: at most once in a while, and when little is left."""
+        quota, now = backend.quota, self._clock.monotonic()
+        if quota is None:
+            return
+        told = self._quotas.get(registry)
+        if told is not None:
+            sinks = quota.is_low and not told[1].is_low
+            if told[1] == quota or (now - told[0] < _QUOTA_INTERVAL and not sinks):
+                return
+        self._quotas.put(registry, (now, quota))
+        log.event(
+            logging.WARNING if quota.is_low else logging.INFO,
+            "upstream quota",
+            upstream=registry,
+            limit=quota.limit,
+            remaining=quota.remaining,
+            window=quota.window,
+        )
+
+
+def still_away(registry: str) -> UpstreamUnavailable:
+    """What a client is told whose patience ended before the question that finds out."""
+    return UpstreamUnavailable(registry, "still does not answer", timed_out=True)

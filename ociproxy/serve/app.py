@@ -94,6 +94,7 @@ class App:
                     headers={"Content-Type": "application/json", API_VERSION[0]: API_VERSION[1]},
                 )
             target = parse_target(request.raw_path, self._default_upstream)
+            self._engine.upstreams.permit(target.repository)
             if target.reference is not None:
                 answer = stored_manifest(self._engine, request, target.reference)
             if answer is None:

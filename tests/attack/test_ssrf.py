@@ -42,6 +42,9 @@ LITERALS = [
     "[fe80::1]",
     "224.0.0.1",
     "[ff02::1]",
+    "[64:ff9b::7f00:1]",
+    "[2002:7f00:1::1]",
+    "[::127.0.0.1]",
 ]
 # Some resolvers take these, others do not.
 UNRESOLVED = ["127.0.0.1.", "localhost."]
@@ -186,3 +189,22 @@ def test_a_token_realm_at_a_refused_address_is_not_asked(
     assert refusal(answer) == DENIED
     assert inside.requests == []
     assert outside.count("/v2/app/") == 1
+
+
+@pytest.mark.parametrize("way", ["name", "redirect", "realm"])
+def test_private_addresses_are_refused_where_the_operator_says_so(
+    mirror: MakeMirror, make_upstream: Callable[..., FakeUpstream], draw: Draw, way: str
+) -> None:
+    private = "http://10.255.255.1:5000"
+    outside = make_upstream(auth=TokenAuth(realm=f"{private}/token") if way == "realm" else None)
+    if way == "redirect":
+        outside.fault("/v2/app/", Fault(redirect=private))
+    address = "10.255.255.1" if way == "name" else PUBLIC
+    network = draw({"outside.example": [[address]]})
+    unlisted = {"scheme": "auto", "deny_private": True}
+    server = mirror({"fetch": {"unlisted": unlisted}}, env=network.environment)
+    name = f"outside.example:{outside.registry.partition(':')[2]}"
+    answer = server.manifest(name, "app", "v1")
+    assert refusal(answer) == DENIED
+    assert "a private address" in answer.json()["errors"][0]["message"]
+    assert network.connected() == ({PUBLIC} if way != "name" else set())

@@ -22,11 +22,15 @@ from ociproxy.errors import (
     ManifestInvalid,
     ManifestUnknown,
     UpstreamDenied,
+    UpstreamError,
+    UpstreamInvalid,
     UpstreamRateLimited,
     UpstreamUnavailable,
 )
+from ociproxy.fetch.health import Quota
 from ociproxy.fetch.oras.backend import OrasBackend
 from ociproxy.fetch.oras.endpoint import api_base
+from ociproxy.fetch.upstream import retrying
 from ociproxy.manifest import DOCKER_SCHEMA1_SIGNED
 from ociproxy.reference import Reference, Repository
 from ociproxy.store.store import Store
@@ -186,7 +190,7 @@ def test_nothing_is_asked_for_compressed_or_decoded(
     upstream.fault("", Fault(compress="always"))
     with pytest.raises(ManifestInvalid, match="gzip"):
         backend.fetch_manifest(reference(upstream))
-    with pytest.raises(UpstreamUnavailable, match="gzip"):
+    with pytest.raises(UpstreamInvalid, match="gzip"):
         backend.open_blob(repository(upstream), digest(blob))
 
 
@@ -236,7 +240,7 @@ def test_another_range_than_asked(upstream: FakeUpstream, backend: OrasBackend, 
 
 def test_range_behind_the_end(upstream: FakeUpstream, backend: OrasBackend) -> None:
     blob = upstream.add_content("team/app", random_blob(1000))
-    with pytest.raises(UpstreamUnavailable, match="416"):
+    with pytest.raises(UpstreamInvalid, match="416"):
         backend.open_blob(repository(upstream), digest(blob), start=1000)
 
 
@@ -328,6 +332,47 @@ def test_no_retry_inside(upstream: FakeUpstream, backend: OrasBackend, fault: Fa
     with pytest.raises((UpstreamUnavailable, UpstreamRateLimited)):
         backend.fetch_manifest(reference(upstream))
     assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, UpstreamInvalid),
+        (405, UpstreamInvalid),
+        (451, UpstreamInvalid),
+        (501, UpstreamInvalid),
+        (408, UpstreamUnavailable),
+        (500, UpstreamUnavailable),
+        (503, UpstreamUnavailable),
+    ],
+)
+def test_only_what_may_be_better_the_next_time_is_worth_another_try(
+    upstream: FakeUpstream, backend: OrasBackend, status: int, kind: type[UpstreamError]
+) -> None:
+    upstream.fault("/manifests/", Fault(status=status), method="GET")
+    with pytest.raises(kind, match=str(status)) as caught:
+        retrying(tries=3, wait_max=0.0)(backend.fetch_manifest, reference(upstream))
+    assert len(upstream.requests) == (3 if kind is UpstreamUnavailable else 1)
+    assert caught.value.lasting is (kind is UpstreamInvalid)
+
+
+def test_what_the_upstream_says_of_its_rate_limit_is_kept(
+    upstream: FakeUpstream, backend: OrasBackend
+) -> None:
+    upstream.add("team/app", image(), tag="v1")
+    assert backend.quota is None
+    said = {"RateLimit-Limit": "100;w=21600", "RateLimit-Remaining": "76;w=21600"}
+    upstream.fault("/manifests/", Fault(headers=said), times=1)
+    backend.resolve(reference(upstream))
+    assert backend.quota == Quota(limit=100, remaining=76, window=21600)
+    backend.resolve(reference(upstream))
+    assert backend.quota == Quota(limit=100, remaining=76, window=21600)
+    said = {"RateLimit-Limit": "100;w=21600", "RateLimit-Remaining": "0;w=21600"}
+    upstream.fault("/manifests/", Fault(status=429, headers=said), times=1)
+    with pytest.raises(UpstreamRateLimited):
+        backend.resolve(reference(upstream))
+    assert backend.quota is not None
+    assert backend.quota.is_low
 
 
 def test_reason_quotes_the_upstream_and_no_secret(
@@ -437,6 +482,6 @@ def test_redirects_are_followed_and_counted(
     stream = backend.open_blob(repository(upstream), digest(blob), start=10)
     assert read_all(stream) == blob.data[10:]
     storage.fault("/blobs/", Fault(redirect=upstream.url))
-    with pytest.raises(UpstreamUnavailable, match="circles"):
+    with pytest.raises(UpstreamInvalid, match="circles"):
         backend.open_blob(repository(upstream), digest(blob))
     assert len(upstream.requests) + len(storage.requests) == 2 + 6

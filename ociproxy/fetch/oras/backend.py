@@ -27,6 +27,7 @@ from ociproxy.errors import (
     UpstreamUnavailable,
 )
 from ociproxy.fetch.credentials import credentials_for
+from ociproxy.fetch.health import Quota
 from ociproxy.fetch.oras.auth import RepositoryAuth
 from ociproxy.fetch.oras.blob import OrasBlobStream, content_length
 from ociproxy.fetch.oras.document import content_type_of, holder_of
@@ -73,6 +74,7 @@ class OrasBackend:
         self._endpoint = Endpoint(upstream, self._session)
         self._lock = threading.Lock()
         self._registry_of = lru_cache(_REPOSITORIES)(self._make_registry)
+        self.quota: Quota | None = None
 
     def resolve(self, reference: Reference) -> Descriptor:
         response = self._request(
@@ -179,6 +181,7 @@ class OrasBackend:
             response: requests.Response = Registry.do_request.__wrapped__(
                 registry, url, method, headers=headers, stream=True
             )
+        self.quota = Quota.parse(response.headers) or self.quota
         return response
 
     def _make_registry(self, repository: Repository) -> Registry:

@@ -6,7 +6,7 @@ import contextlib
 import re
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.errors import UpstreamUnavailable
+from ociproxy.errors import UpstreamError, UpstreamInvalid, UpstreamUnavailable
 from ociproxy.fetch.oras.translate import FOREIGN, translate
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ class OrasBlobStream:
     def __init__(
         self, response: requests.Response, upstream: str, timeouts: Timeouts, *, start: int
     ) -> None:
-        """Raises UpstreamUnavailable, and closes the response, unless the body starts at `start` or
-        0."""
+        """Raises UpstreamUnavailable or UpstreamInvalid, and closes the response, unless the body
+        starts at `start` or 0 and is the blob as it is stored."""
         self._response = response
         self._upstream = upstream
         self._timeouts = timeouts
@@ -36,7 +36,7 @@ class OrasBlobStream:
         self._aborted = False
         try:
             self._start, self._stop, self._size = self._extent(start)
-        except UpstreamUnavailable:
+        except UpstreamError:
             response.close()
             raise
 
@@ -85,7 +85,7 @@ class OrasBlobStream:
         headers = self._response.headers
         encoding = headers.get("Content-Encoding", "identity").lower()
         if encoding != "identity":
-            raise UpstreamUnavailable(self._upstream, f"sends the blob encoded as {encoding!r}")
+            raise UpstreamInvalid(self._upstream, f"sends the blob encoded as {encoding!r}")
         length = content_length(self._response)
         if self._response.status_code != 206:
             return 0, length, length

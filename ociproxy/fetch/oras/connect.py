@@ -2,14 +2,13 @@
 
 The address really connected to is known only here, below redirects, token realms and name
 resolution. Behind a proxy that is the proxy's own address, which is the operator's choice and not
-judged.
+judged: there only hosts that are written as an address are.
 """
 
 from __future__ import annotations
 
 import http.client
 import io
-import ipaddress
 import socket
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 from urllib3.util.connection import allowed_gai_family, create_connection
 
 from ociproxy.errors import UpstreamForbidden
+from ociproxy.fetch.addresses import literal_addresses, refused_kind
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -35,26 +35,19 @@ class Policy:
     upstream: str
     listed: bool
     stall: float
+    deny_private: bool = False
 
     def refusal(self, address: str) -> str | None:
-        """The kind of address that this upstream must not lead to, or None where it may.
+        """The kind of address that this upstream must not lead to, or None where it may."""
+        return refused_kind(address, listed=self.listed, deny_private=self.deny_private)
 
-        A link-local address is a cloud's metadata service more often than a registry; the others
-        would let a client of ours reach what only this host may, by naming it.
-        """
-        ip = ipaddress.ip_address(address)
-        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-            ip = ip.ipv4_mapped
-        if ip.is_link_local:
-            return "a link-local address"
-        if self.listed:
-            return None
-        kinds = {
-            "a loopback address": ip.is_loopback,
-            "a multicast address": ip.is_multicast,
-            "an unspecified address": ip.is_unspecified,
-        }
-        return next((kind for kind, refused in kinds.items() if refused), None)
+    def check_literal(self, host: str) -> None:
+        """Raises UpstreamForbidden for a host that is written as a refused address: behind a proxy
+        nobody here sees what a name resolves to."""
+        for address in literal_addresses(host):
+            refusal = self.refusal(address)
+            if refusal is not None:
+                raise UpstreamForbidden(self.upstream, f"{host} is {refusal}")
 
     def connect(self, connection: HTTPConnection) -> socket.socket:
         """The first address that answers, of those permitted; together within the connect timeout.

@@ -29,6 +29,7 @@ from ociproxy.errors import (
     NameUnknown,
     OciProxyError,
     UpstreamDenied,
+    UpstreamInvalid,
     UpstreamRateLimited,
     UpstreamUnavailable,
     UpstreamUntrusted,
@@ -48,6 +49,10 @@ _ERROR_BODY_LIMIT: Final = 16 * 1024
 _MESSAGE_LIMIT: Final = 200
 _RETRY_AFTER: Final = (1.0, 30.0, 3600.0)
 """Seconds: least, without a usable header, most."""
+
+# RFC 9110 and 8470: a time-out of the server's, too early; and what no server will ever do better.
+_TRANSIENT_4XX: Final = (408, 425)
+_FINAL_5XX: Final = (501, 505)
 
 # OpenSSL's names of the alerts with which a server refuses our certificate, or the lack of one.
 _CERTIFICATE_ALERTS: Final = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
@@ -75,7 +80,7 @@ def translate(
             reason = f"refuses our client certificate or the lack of one: {_tls_words(cause)}"
             return UpstreamUntrusted(upstream, reason)
     if isinstance(exc, TooManyRedirects):
-        return UpstreamUnavailable(upstream, "redirects in circles")
+        return UpstreamInvalid(upstream, "redirects in circles")
     # A handshake that fails for another reason met something that speaks no TLS.
     unreachable = isinstance(exc, requests.exceptions.SSLError)
     for cause in causes:
@@ -119,7 +124,9 @@ def refuse(
         return NameUnknown(str(repository), "the upstream knows no such repository")
     if status in (404, 410) and unknown is not None:
         return unknown
-    return UpstreamUnavailable(upstream, reason)
+    if (status >= 500 and status not in _FINAL_5XX) or status in _TRANSIENT_4XX:
+        return UpstreamUnavailable(upstream, reason)
+    return UpstreamInvalid(upstream, reason)
 
 
 def plain_url(url: str | None) -> str:

@@ -21,6 +21,7 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
+from requests.utils import select_proxy
 from urllib3.exceptions import InsecureRequestWarning
 
 from ociproxy import __version__
@@ -127,6 +128,8 @@ class Adapter(HTTPAdapter):
         cert: object = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
+        if select_proxy(request.url or "", proxies):
+            self._policy.check_literal(urlsplit(request.url or "").hostname or "")
         response = super().send(
             request, stream=stream, timeout=self._timeout, verify=True, proxies=proxies
         )
@@ -145,7 +148,7 @@ class _NoAuth(AuthBase):
 def open_session(upstream: Upstream, *, connections: int) -> Session:
     """`connections` is how many idle ones to a host are kept. Raises UpstreamUntrusted."""
     timeouts = upstream.timeouts
-    policy = Policy(upstream.name, upstream.listed, timeouts.stall)
+    policy = Policy(upstream.name, upstream.listed, timeouts.stall, upstream.deny_private)
     context = tls_context(upstream.tls, upstream.name)
     session = Session(upstream.name)
     adapter = Adapter(policy, context, (timeouts.connect, timeouts.headers), connections)
