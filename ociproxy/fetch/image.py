@@ -280,9 +280,10 @@ class _Walk:
         )
 
     async def _ask(self, key: object, question: Callable[[Backend], T]) -> T:
-        registry = self._repository.registry
         return await self._patience.persist(
-            registry, self._progress, lambda: self._upstreams.ask(registry, key, question)
+            self._repository.registry,
+            self._progress,
+            lambda: self._upstreams.ask(self._repository, key, question),
         )
 
 
