@@ -23,6 +23,9 @@ OciProxyError
   + LayoutInvalid          what is to be imported is no image layout, or not one to be trusted
     + LayoutDamaged        it is broken from some point on; what came before may be good
   + AddressInUse           the server cannot listen where it was told to
+  + Incomplete             the store lacks part of what is to be exported
+  + VolumeTooSmall         something that is never split does not fit a volume of an archive
+  + OutputError            a file that was asked for cannot be written
   + LockInvalid            a file is not a lock, or not one this program reads
 
 Classes marked x are never raised themselves. Each class carries its facts as attributes, the exit
@@ -32,7 +35,13 @@ code the command line ends with, and whether it is `lasting`; HTTP statuses are 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Final
+
+_NAMED_AT_ONCE: Final = 20
+"""Images that one message names: a person reads it."""
 
 
 class OciProxyError(Exception):
@@ -258,6 +267,49 @@ class AddressInUse(OciProxyError):
         self.host = host
         self.port = port
         super().__init__(f"cannot listen on {host}:{port}: {reason}")
+
+
+class Incomplete(OciProxyError):
+    """The store lacks part of images; `gaps` says by reference what, `remedy` what to do."""
+
+    exit_code = 3
+
+    def __init__(self, gaps: Mapping[str, Sequence[str]], remedy: str) -> None:
+        self.gaps = gaps
+        self.remedy = remedy
+        count = len(gaps)
+        lines = [f"{count} {'image is' if count == 1 else 'images are'} incomplete; {remedy}"]
+        for reference, lacks in islice(gaps.items(), _NAMED_AT_ONCE):
+            more = f" and {len(lacks) - 1} more" if len(lacks) > 1 else ""
+            lines.append(f"  {reference} lacks {lacks[0]}{more}")
+        if count > _NAMED_AT_ONCE:
+            lines.append(f"  and {count - _NAMED_AT_ONCE} more")
+        super().__init__("\n".join(lines))
+
+
+class OutputError(OciProxyError):
+    """A file that the user asked for cannot be written."""
+
+    exit_code = 4
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"cannot write {path}: {reason}")
+
+
+class VolumeTooSmall(OciProxyError):
+    """Something that is never split needs a larger volume; sizes are in bytes."""
+
+    exit_code = 2
+
+    def __init__(self, subject: str, limit: int, needed: int) -> None:
+        self.subject = subject
+        self.limit = limit
+        self.needed = needed
+        super().__init__(
+            f"{subject} does not fit a volume of {limit} bytes: --volume-size {needed} is the least"
+        )
 
 
 class LockInvalid(OciProxyError):

@@ -18,6 +18,7 @@ _COMMANDS: Final = {
     "serve": "ociproxy.cli.serve_command:serve",
     "load": "ociproxy.cli.load_command:load",
     "list": "ociproxy.cli.list_command:list_command",
+    "export": "ociproxy.cli.export_command:export_command",
     "client-config": "ociproxy.cli.client_config:client_config",
     "config": "ociproxy.cli.config_command:config",
 }

@@ -48,6 +48,14 @@ class Missing:
         return f"{self.descriptor.digest} ({self.reason})"
 
 
+@dataclass(frozen=True, slots=True)
+class Referrer:
+    """A manifest as a referrers list shows it, and what it refers to."""
+
+    descriptor: Descriptor
+    subject: Digest
+
+
 @dataclass(slots=True)
 class Closure:
     """What is stored of an image: manifests, parents first, and the bytes of each blob."""
@@ -55,8 +63,10 @@ class Closure:
     top: Descriptor
     manifests: dict[Digest, Descriptor] = field(default_factory=dict)
     blobs: dict[Digest, int] = field(default_factory=dict)
+    configs: set[Digest] = field(default_factory=set)
+    """Those of `blobs` that are configs."""
     images: list[ReachedImage] = field(default_factory=list)
-    referrers: dict[Digest, Descriptor] = field(default_factory=dict)
+    referrers: dict[Digest, Referrer] = field(default_factory=dict)
     """Those of `manifests` that are there because they refer to another one."""
     missing: dict[Digest, Missing] = field(default_factory=dict)
 
@@ -123,14 +133,13 @@ class _Walk:
         """Also what refers to a referrer, as a signature does to a bill of materials."""
         subjects = deque(self.closure.manifests)
         while subjects:
-            for referrer in self._store.refs.referrers(self._repository, subjects.popleft()):
+            subject = subjects.popleft()
+            for referrer in self._store.refs.referrers(self._repository, subject):
                 digest = referrer.digest
-                if digest in self.closure.manifests:
-                    continue
                 # Records outlive what they speak of.
-                if self._store.manifests.find(digest, use=False) is not None:
+                if digest not in self.closure.manifests and self._is_stored(referrer):
                     self.run(referrer)
-                    self.closure.referrers[digest] = referrer
+                    self.closure.referrers[digest] = Referrer(referrer, subject)
                     subjects.append(digest)
 
     def _visit(self, descriptor: Descriptor) -> Iterable[Descriptor]:
@@ -178,6 +187,7 @@ class _Walk:
         self, descriptor: Descriptor, holder: ManifestHolder, manifest: ImageManifest
     ) -> None:
         complete = True
+        self.closure.configs.add(manifest.config.digest)
         for blob in manifest.blobs:
             size = self._store.blobs.find_size(blob.digest)
             if size == blob.size:

@@ -1,0 +1,184 @@
+"""The file an archive is written to: hashed on the way, and under its name only when whole."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+import zstandard
+
+from ociproxy.digest import Digest
+from ociproxy.errors import OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STDOUT: Final = Path("-")
+
+_ZSTD_LEVEL: Final = 3
+_ZSTD_WINDOW_LOG: Final = 25
+"""32 MiB: the most that k3s and rke2 read."""
+_ZSTD_THREADS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """`digest` is the file's; that of the plain tar inside it is `tar_digest`."""
+
+    path: Path
+    size: int
+    digest: Digest
+    tar_digest: Digest
+
+
+class Sink(Protocol):
+    """Where the bytes of a tar go; `write` may still read the view until its future is done."""
+
+    def write(self, data: bytes | memoryview) -> Future[None]: ...
+
+
+class Output:
+    """A file under `<name>.tmp` until `commit`; `-` is standard output, which has no name.
+
+    The hash of what is written is computed beside the writing, by a thread of its own.
+    """
+
+    def __init__(self, path: Path, file: int, *, zstd: bool) -> None:
+        self.path = path
+        self.size = 0
+        self._file = file
+        self._tar_hash = hashlib.sha256()
+        self._file_hash = hashlib.sha256() if zstd else self._tar_hash
+        self._hashing = ThreadPoolExecutor(1, "export-hash")
+        self._compressor = _compressor() if zstd else None
+
+    def write(self, data: bytes | memoryview) -> Future[None]:
+        """Raises OutputError. The caller leaves the data alone until the future is done."""
+        hashed = self._hashing.submit(self._tar_hash.update, data)
+        if self._compressor is None:
+            self._put(data)
+        else:
+            self._put_packed(self._compressor.compress(data))
+        return hashed
+
+    def finish(self) -> Written:
+        """Everything is in the file, though not yet under its name."""
+        if self._compressor is not None:
+            self._put_packed(self._compressor.flush())
+        self._hashing.shutdown(wait=True)
+        return Written(
+            self.path,
+            self.size,
+            Digest.finish(self._file_hash, "sha256"),
+            Digest.finish(self._tar_hash, "sha256"),
+        )
+
+    def peek(self) -> Digest:
+        """The digest of the tar up to here."""
+        self._hashing.submit(lambda: None).result()
+        return Digest.finish(self._tar_hash.copy(), "sha256")
+
+    def commit(self) -> None:
+        """Give the finished file its name; a power cut leaves it whole or under its old name."""
+        if self.path == STDOUT:
+            return
+        with output_errors(self.path):
+            os.fsync(self._file)
+            staged(self.path).replace(self.path)
+            sync_directory(self.path.parent)
+
+    def close(self) -> None:
+        self._hashing.shutdown(wait=True, cancel_futures=True)
+        if self.path != STDOUT:
+            os.close(self._file)
+
+    def _put_packed(self, data: bytes) -> None:
+        self._file_hash.update(data)
+        self._put(data)
+
+    def _put(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        self.size += len(view)
+        with output_errors(self.path):
+            while view:
+                view = view[os.write(self._file, view) :]
+
+
+@contextmanager
+def open_output(path: Path, *, zstd: bool = False) -> Iterator[Output]:
+    """Raises OutputError. What is not committed in the end is removed."""
+    if path == STDOUT:
+        output = Output(path, sys.stdout.fileno(), zstd=zstd)
+        try:
+            yield output
+        finally:
+            output.close()
+        return
+    with output_errors(path):
+        if path.is_dir():
+            raise OutputError(path, "is a folder; give the name of a file")
+        file = os.open(staged(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    output = Output(path, file, zstd=zstd)
+    try:
+        _own(file, path)
+        try:
+            yield output
+        finally:
+            # After a commit the file is there under its name only.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(staged(path).stat(), os.fstat(file)):
+                    staged(path).unlink()
+    finally:
+        output.close()
+
+
+def write_small(path: Path, data: bytes) -> None:
+    """A sidecar, whole or not at all. Raises OutputError."""
+    with output_errors(path):
+        staged(path).write_bytes(data)
+        staged(path).replace(path)
+
+
+def staged(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
+
+
+def sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """The one translation of OSError where an archive is written."""
+    try:
+        yield
+    except OSError as exc:
+        raise OutputError(path, (exc.strerror or str(exc)).lower()) from exc
+
+
+def _own(file: int, path: Path) -> None:
+    """What a killed export left is in nobody's way; what another one writes is."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        raise OutputError(path, "another export writes it now") from exc
+    with output_errors(path):
+        os.ftruncate(file, 0)
+
+
+def _compressor() -> zstandard.ZstdCompressionObj:
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        _ZSTD_LEVEL, window_log=_ZSTD_WINDOW_LOG, threads=_ZSTD_THREADS, write_checksum=True
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters).compressobj()

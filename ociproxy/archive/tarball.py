@@ -1,0 +1,107 @@
+"""Writing a tar: GNU format, one regular file after the other, nothing in it but names and bytes.
+
+GNU rather than PAX: some readers never see a PAX record and take a blob over 8 GiB for an empty
+one. Times, owners and modes are the same for everybody.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+
+from ociproxy.digest import Digest
+from ociproxy.errors import DigestMismatch, SizeMismatch
+
+if TYPE_CHECKING:
+    from io import RawIOBase
+    from types import TracebackType
+
+    from ociproxy.archive.output import Sink
+
+BLOCK: Final = tarfile.BLOCKSIZE
+_END_BLOCKS: Final = 2
+_MODE: Final = 0o644
+
+_BUFFERS: Final = 6
+_BUFFER_SIZE: Final = 1024 * 1024
+"""Bytes; with the count of buffers, what copying takes of memory however large the blobs are."""
+
+
+def member_size(name: str, size: int) -> int:
+    """Bytes that a member takes in the tar."""
+    return len(_header(name, size)) + size + _padding(size)
+
+
+END_SIZE: Final = _END_BLOCKS * BLOCK
+
+
+class Tarball:
+    """Writes members to a sink; reading, hashing and writing overlap."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._hashing = ThreadPoolExecutor(1, "export-verify")
+        self._buffers = [memoryview(bytearray(_BUFFER_SIZE)) for _ in range(_BUFFERS)]
+        self._busy: list[list[Future[None]]] = [[] for _ in self._buffers]
+        self._next = 0
+
+    def __enter__(self) -> Tarball:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._hashing.shutdown(wait=True)
+
+    def add(self, name: str, data: bytes) -> None:
+        self._sink.write(_header(name, len(data)))
+        self._sink.write(data + b"\0" * _padding(len(data)))
+
+    def add_file(self, name: str, source: RawIOBase, digest: Digest, size: int) -> None:
+        """Copy what must be these bytes. Raises SizeMismatch or DigestMismatch where they are not,
+        which leaves the tar unusable."""
+        self._sink.write(_header(name, size))
+        hasher = digest.hasher()
+        left = size
+        verified: Future[None] | None = None
+        while left:
+            position, buffer = self._buffer()
+            count = source.readinto(buffer[: min(left, _BUFFER_SIZE)])
+            if not count:
+                raise SizeMismatch(f"stored blob {digest}", size, size - left)
+            chunk = buffer[:count]
+            verified = self._hashing.submit(hasher.update, chunk)
+            self._busy[position] = [verified, self._sink.write(chunk)]
+            left -= count
+        if verified is not None:
+            verified.result()
+        actual = Digest.finish(hasher, digest.algorithm)
+        if actual != digest:
+            raise DigestMismatch(f"stored blob {digest}", digest, actual)
+        self._sink.write(b"\0" * _padding(size))
+
+    def finish(self) -> None:
+        """The end marker."""
+        self._sink.write(b"\0" * END_SIZE)
+
+    def _buffer(self) -> tuple[int, memoryview]:
+        """A buffer that nobody reads any more."""
+        position = self._next
+        self._next = (position + 1) % _BUFFERS
+        for reader in self._busy[position]:
+            reader.result()
+        return position, self._buffers[position]
+
+
+def _header(name: str, size: int) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode, member.mtime = size, _MODE, 0
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def _padding(size: int) -> int:
+    return -size % BLOCK

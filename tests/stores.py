@@ -1,0 +1,46 @@
+"""Filling a store in a test through the product's own write path, without an upstream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ociproxy.digest import Digest
+from ociproxy.manifest import Descriptor, ManifestHolder
+from ociproxy.reference import Reference
+from ociproxy.store.refs import TagRecord
+from ociproxy.store.store import Store
+from tests.images import Content, Image
+
+
+def put(store: Store, reference: str, made: Image, *, resolved: float = 1_800_000_000.0) -> None:
+    """An image with everything it refers to, and its tag if the reference has one."""
+    parsed = Reference.parse(reference)
+    for blob in made.blobs:
+        staged = store.staging.root / "staged"
+        staged.write_bytes(blob.data)
+        store.blobs.commit(staged, Digest.parse(blob.digest))
+    for each in made.all_manifests():
+        holder = ManifestHolder.of(
+            each.data, each.media_type, algorithm=each.digest.partition(":")[0]
+        )
+        store.commit_manifest(parsed.repository, holder)
+    if parsed.tag is not None:
+        top = Descriptor(made.top.media_type, Digest.parse(made.digest), made.top.size)
+        record = TagRecord(top, resolved, parsed.repository.registry)
+        store.refs.put_tag(parsed.repository, parsed.tag, record)
+
+
+def stored(store: Store, content: Content) -> Path:
+    """Where the store has it."""
+    for folder in ("blobs", "img", "fat"):
+        path = store.root / folder / content.encoded
+        if path.exists():
+            return path
+    raise AssertionError(f"{content.digest} is not stored")
+
+
+def damage(path: Path, position: int = 0) -> None:
+    """Flip one byte."""
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0xFF
+    path.write_bytes(data)
