@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,18 +139,19 @@ class Mirror:
             return ""
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
-    def wait_for_log(self, text: str, limit: float = 10.0) -> None:
+    def wait_for(self, what: Callable[[], bool], named: str = "", limit: float = 10.0) -> None:
+        """Until it is so."""
         end = time.monotonic() + limit
-        while text not in self.log():
-            assert time.monotonic() < end, f"no {text!r} within {limit} s in:\n{self.log()}"
+        while not what():
+            assert time.monotonic() < end, f"not {named} within {limit} s; log:\n{self.log()}"
             time.sleep(0.02)
+
+    def wait_for_log(self, text: str, limit: float = 10.0) -> None:
+        self.wait_for(lambda: text in self.log(), f"{text!r} logged", limit)
 
     def wait_for_file(self, path: str, limit: float = 10.0) -> Path:
         """A path in the store, which background work will make."""
-        end = time.monotonic() + limit
-        while not (self.store / path).exists():
-            assert time.monotonic() < end, f"no {path} within {limit} s; log:\n{self.log()}"
-            time.sleep(0.02)
+        self.wait_for(lambda: (self.store / path).exists(), f"{path} stored", limit)
         return self.store / path
 
     # Requests to it

@@ -189,10 +189,10 @@ class FakeUpstream:
         if fault.drop:
             close(request)
             return web.Response()
-        if fault.redirect is not None:
-            return web.Response(status=307, headers={"Location": fault.redirect + request.path_qs})
         if request.path != "/token" and (denied := self._challenge(request)) is not None:
             return denied
+        if fault.redirect is not None:
+            return web.Response(status=307, headers={"Location": fault.redirect + request.path_qs})
         if fault.status is not None and fault.body is None:
             return error(fault.status, "UNKNOWN", fault)
         response: web.StreamResponse = await handler(request)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from ociproxy import log
 from ociproxy.bounded import BoundedCache
 from ociproxy.clock import SystemClock
-from ociproxy.errors import ManifestUnknown, OciProxyError
+from ociproxy.errors import DigestMismatch, ManifestUnknown, OciProxyError
 from ociproxy.fetch.outcome import (
     HIT,
     MISS,
@@ -146,7 +146,11 @@ class ManifestPuller:
         if not body:
             return ManifestAnswer(record.descriptor, None, HIT)
         by_digest = Reference(reference.repository, digest=record.descriptor.digest)
-        return await self.pull(by_digest, body=True)
+        try:
+            return await self.pull(by_digest, body=True)
+        except (ManifestUnknown, DigestMismatch):
+            # The tag has moved since, or the head named a digest that was never right.
+            return await self._from_upstream(reference, body=True)
 
     async def _revalidate(
         self, reference: Reference, stored: ManifestHolder, *, body: bool

@@ -123,16 +123,19 @@ class Transfer:
                     return
 
     def _work(self, *, helping: bool) -> None:
+        limits = self._limits
+        attempts = retrying(tries=limits.retries, wait_max=limits.retry_wait_max, sleep=self._sleep)
         while (claim := self._take_claim()) is not None:
             try:
                 while claim.start < claim.stop:
-                    retrying(tries=self._limits.retries, wait_max=self._limits.retry_wait_max)(
-                        self._stream, claim, helping
-                    )
+                    attempts(self._stream, claim, helping)
             finally:
                 with self._helpers.idle:
                     self._plan.release(claim)
                     self._helpers.idle.notify_all()
+
+    def _sleep(self, seconds: float) -> None:
+        self._stopped.wait(seconds)
 
     def _help(self) -> None:
         """Another connection. Its failure is not the fill's: the leading one takes over what is

@@ -108,6 +108,33 @@ def test_a_head_that_calls_an_index_an_image_is_survived(
     assert (answer.status, answer.body) == (200, many.top.data)
 
 
+@pytest.mark.parametrize("wrong", ["sha256:" + "0" * 64, "nonsense", ""])
+def test_a_head_that_names_a_wrong_digest_does_not_spoil_the_tag(
+    mirror: MakeMirror, upstream: FakeUpstream, wrong: str
+) -> None:
+    app = image("app")
+    upstream.add("app", app, tag="v1")
+    upstream.fault("/manifests/", Fault(digest_header=wrong), method="HEAD")
+    server = mirror_of(mirror, upstream)
+    head = server.head(f"/v2/app/manifests/v1?ns={upstream.registry}")
+    assert head.status == 200
+    for _ in range(2):
+        answer = server.manifest(upstream.registry, "app", "v1")
+        assert (answer.status, answer.body, answer.digest) == (200, app.top.data, app.digest)
+
+
+def test_a_tag_that_moved_after_its_head_is_fetched(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    one, two = image("one"), image("two")
+    upstream.add("app", one, tag="v1")
+    server = mirror_of(mirror, upstream)
+    server.head(f"/v2/app/manifests/v1?ns={upstream.registry}")
+    upstream.add("app", two, tag="v1")
+    upstream.remove("app", one.digest)
+    assert server.manifest(upstream.registry, "app", "v1").body == two.top.data
+
+
 def test_a_media_type_that_is_no_header_does_not_reach_one(
     mirror: MakeMirror, upstream: FakeUpstream
 ) -> None:
@@ -273,3 +300,5 @@ def test_docker_hub_has_one_cache_under_all_its_names(
     ]
     assert all(server.get(path).body == app.top.data for path in paths)
     assert upstream.count("/manifests/", "GET") == 1
+    server.restart(args=["--offline"])
+    assert all(server.get(path).body == app.top.data for path in paths)

@@ -1,0 +1,187 @@
+"""Blobs beyond the plain GET: heads, conditions, ranges, redirects, refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tests.images import image
+from tests.serve.scene import MIB, Scene
+from tests.upstream import FakeUpstream
+from tests.upstream_auth import BasicAuth, TokenAuth
+from tests.upstream_faults import HTML, Fault, too_many_requests
+
+ZEROS = "sha256:" + "0" * 64
+
+
+def test_a_head_of_a_cold_blob_asks_and_fetches_nothing(scene: Scene) -> None:
+    blob = scene.blob(MIB)
+    scene.start()
+    answer = scene.server.head(scene.path("blobs", blob.digest))
+    assert answer.status == 200
+    assert answer.headers["content-length"] == str(blob.size)
+    assert answer.headers["docker-content-digest"] == blob.digest
+    assert answer.headers["accept-ranges"] == "bytes"
+    assert scene.upstream.count("/blobs/", "GET") == 0
+    unknown = scene.server.head(scene.path("blobs", ZEROS))
+    assert (unknown.status, unknown.body) == (404, b"")
+
+
+def test_a_head_of_an_arriving_and_of_a_stored_blob_asks_nobody(scene: Scene) -> None:
+    blob = scene.blob(4 * MIB, Fault(stall_after=MIB))
+    scene.start()
+    path = scene.path("blobs", blob.digest)
+    with scene.open(blob) as response:
+        response.read(1)
+        arriving = scene.server.head(path)
+        scene.upstream.heal()
+        response.read()
+    scene.server.wait_for_file(f"blobs/{blob.encoded}")
+    stored = scene.server.head(path)
+    for answer in (arriving, stored):
+        assert answer.headers["content-length"] == str(blob.size)
+    assert "collapsed" in arriving.cache_status
+    assert "hit" in stored.cache_status
+    assert scene.upstream.count("/blobs/", "HEAD") == 0
+
+
+def test_a_client_that_has_the_blob_gets_304(scene: Scene) -> None:
+    blob = scene.blob(1000)
+    scene.start()
+    scene.get(blob)
+    for tag in (f'"{blob.digest}"', f'W/"{blob.digest}", "x"', "*"):
+        answer = scene.get(blob, {"If-None-Match": tag})
+        assert (answer.status, answer.body) == (304, b"")
+        assert answer.headers["etag"] == f'"{blob.digest}"'
+    assert scene.get(blob, {"If-None-Match": '"another"'}).status == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Range": "bytes=10-19", "If-Range": '"{digest}"'}, 206),
+        ({"Range": "bytes=10-19", "If-Range": '"another"'}, 200),
+        ({"Range": "bytes=0-1,5-6"}, 200),
+        ({"Range": "lines=1-2"}, 200),
+        ({"Range": "bytes=19-10"}, 416),
+        ({"Range": "bytes=ten-"}, 416),
+        ({"Range": "bytes=-"}, 416),
+        ({"Range": "bytes=1000-"}, 416),
+    ],
+)
+def test_ranges_that_are_conditional_several_or_malformed(
+    scene: Scene, headers: dict[str, str], status: int
+) -> None:
+    blob = scene.blob(1000)
+    scene.start()
+    headers = {name: value.format(digest=blob.digest) for name, value in headers.items()}
+    answer = scene.get(blob, headers)
+    assert answer.status == status
+    if status == 416:
+        [error] = json.loads(answer.body)["errors"]
+        assert error["code"] == "RANGE_INVALID"
+        assert answer.headers["content-range"] == "bytes */1000"
+    else:
+        assert answer.body == (blob.data[10:20] if status == 206 else blob.data)
+
+
+@pytest.mark.parametrize("auth", [BasicAuth("ann", "secret"), TokenAuth()])
+def test_no_credentials_follow_a_redirect_to_another_host(
+    scene: Scene, make_upstream: Callable[..., FakeUpstream], auth: BasicAuth | TokenAuth
+) -> None:
+    storage = make_upstream(host="127.0.0.2")
+    blob = scene.blob(3 * MIB, Fault(redirect=storage.url))
+    storage.add_content(scene.repository, blob)
+    scene.upstream.protect(scene.repository, auth)
+    scene.start(entry={"auth": {"user": "ann", "password": "secret"}}, segment="1MiB")
+    assert scene.get(blob).body == blob.data
+    asked = scene.upstream.seen("/blobs/", "GET")
+    assert asked
+    assert "Authorization" in asked[-1].headers
+    assert storage.bytes_sent("/blobs/") == blob.size
+    assert all("Authorization" not in request.headers for request in storage.requests)
+
+
+@pytest.mark.parametrize("where", ["http://169.254.169.254", "file:///etc", "gopher://127.0.0.1"])
+def test_a_redirect_to_where_nobody_may_go_is_refused(scene: Scene, where: str) -> None:
+    blob = scene.blob(1000, Fault(redirect=where))
+    scene.start()
+    answer = scene.get(blob)
+    assert answer.status in (403, 502)
+    assert not scene.is_stored(blob)
+    assert "Traceback" not in scene.server.log()
+
+
+def test_a_redirect_in_circles_is_the_upstreams_fault(scene: Scene) -> None:
+    blob = scene.blob(1000, Fault(redirect=scene.upstream.url))
+    scene.start(retries=1)
+    answer = scene.get(blob)
+    assert answer.status == 502
+    assert b"circles" in answer.body
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        (Fault(status=401), 403, "DENIED"),
+        (Fault(status=403), 403, "DENIED"),
+        (Fault(status=404), 404, "BLOB_UNKNOWN"),
+        (Fault(status=500), 502, "UNAVAILABLE"),
+        (Fault(drop=True), 502, "UNAVAILABLE"),
+        (Fault(compress="always"), 502, "UNAVAILABLE"),
+        (too_many_requests(), 429, "TOOMANYREQUESTS"),
+    ],
+)
+def test_a_miss_says_what_the_upstream_did(
+    scene: Scene, fault: Fault, status: int, code: str
+) -> None:
+    blob = scene.blob(1000, fault)
+    scene.start(retries=1)
+    answer = scene.get(blob)
+    [error] = json.loads(answer.body)["errors"]
+    assert (answer.status, error["code"]) == (status, code)
+    assert not scene.is_stored(blob)
+    assert list((scene.server.store / "pulls").iterdir()) == []
+
+
+def test_a_page_in_place_of_a_blob_is_not_kept(scene: Scene) -> None:
+    app = scene.upstream.add(scene.repository, image("app"), tag="v1")
+    scene.upstream.fault("/blobs/", HTML)
+    scene.start(background_fills=0)
+    assert scene.manifest("v1").status == 200
+    # The manifest says how large it is, so this is known before anything is sent.
+    answer = scene.get(app.layers[0])
+    assert answer.status == 502
+    assert not scene.is_stored(app.layers[0])
+
+
+def test_what_another_repository_may_not_have_is_fetched_from_one_that_may(scene: Scene) -> None:
+    blob = scene.blob(1000)
+    scene.upstream.protect("secret", BasicAuth("ann", "secret"))
+    server = scene.start()
+    path = f"/v2/secret/blobs/{blob.digest}?ns={scene.upstream.registry}"
+    assert server.get(path).status == 403
+    assert scene.get(blob).body == blob.data
+
+
+def test_a_rate_limited_upstream_is_left_alone_and_what_is_cached_served(scene: Scene) -> None:
+    app = scene.upstream.add(scene.repository, image("app"), tag="v1")
+    cold = scene.blob(1000)
+    scene.start(ttl="0")
+    scene.manifest("v1")
+    for blob in app.blobs:
+        scene.server.wait_for_file(f"blobs/{blob.encoded}")
+    scene.upstream.fault("/v2/", too_many_requests("2"))
+    refused = scene.get(cold)
+    assert (refused.status, refused.headers["retry-after"]) == (429, "2")
+    asked = len(scene.upstream.requests)
+    again = scene.server.get(scene.path("manifests", "v2"))
+    assert again.status == 429
+    assert int(again.headers["retry-after"]) in (1, 2)
+    assert scene.manifest("v1").body == app.top.data
+    assert all(scene.get(blob).body == blob.data for blob in app.blobs)
+    assert len(scene.upstream.requests) == asked
+    scene.upstream.heal()
+    scene.server.wait_for(lambda: scene.get(cold).status == 200)

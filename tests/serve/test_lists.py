@@ -1,0 +1,131 @@
+"""Tags and referrers where the upstream does not answer, or not as the specification wants it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.images import OCI_INDEX, artifact, content, image
+from tests.serve.scene import Scene
+from tests.upstream_faults import HTML, Fault, too_many_requests
+
+SBOM, SIGNATURE = "application/vnd.example.sbom.v1", "application/vnd.example.signature.v1"
+TAGS = ("a", "b", "c", "d")
+
+
+@pytest.fixture
+def tagged(scene: Scene) -> Scene:
+    """A mirror that has four tags of one image."""
+    for tag in TAGS:
+        scene.upstream.add(scene.repository, image("app"), tag=tag)
+    scene.start()
+    for tag in TAGS:
+        scene.manifest(tag)
+    return scene
+
+
+@pytest.mark.parametrize(
+    ("fault", "word"),
+    [
+        (Fault(status=500), "upstream-unavailable"),
+        (Fault(status=403), "upstream-denied"),
+        (Fault(status=404), "upstream-unknown"),
+        (HTML, "upstream-invalid"),
+        (too_many_requests(), "upstream-rate-limited"),
+    ],
+)
+def test_cached_tags_stand_in_for_a_failing_upstream(
+    tagged: Scene, fault: Fault, word: str
+) -> None:
+    if fault is HTML:
+        # The fake upstream's lists are not content: another server answers for it.
+        page = tagged.upstream.add_content("page", content(b"<html>"))
+        assert page.size
+        fault = Fault(redirect=f"{tagged.upstream.url}/v2/page/blobs/{page.digest}?")
+    tagged.upstream.fault("/tags/list", fault)
+    answer = tagged.server.get(tagged.path("tags", "list"))
+    assert (answer.status, answer.json()["tags"]) == (200, list(TAGS))
+    assert word in answer.cache_status
+
+
+def test_cached_tags_are_paged(tagged: Scene) -> None:
+    tagged.server.restart(args=["--offline"])
+    path = tagged.path("tags", "list")
+    first = tagged.server.get(f"{path}&n=3")
+    assert first.json()["tags"] == ["a", "b", "c"]
+    following = first.headers["link"].partition(">")[0].removeprefix("<")
+    last = tagged.server.get(following)
+    assert last.json()["tags"] == ["d"]
+    assert "link" not in last.headers
+    assert tagged.server.get(f"{path}&n=0").json()["tags"] == []
+    assert tagged.server.get(f"{path}&last=b").json()["tags"] == ["c", "d"]
+
+
+def test_tags_of_what_nobody_knows(scene: Scene) -> None:
+    scene.start()
+    for _ in ("online", "offline"):
+        answer = scene.server.get(scene.path("tags", "list"))
+        [error] = answer.json()["errors"]
+        assert (answer.status, error["code"]) == (404, "NAME_UNKNOWN")
+        scene.server.restart(args=["--offline"])
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_referrers_by_artifact_type(scene: Scene, offline: bool) -> None:
+    app = scene.upstream.add(scene.repository, image("app"), tag="v1")
+    made = {kind: artifact(app.top, artifact_type=kind) for kind in (SBOM, SIGNATURE)}
+    for each in made.values():
+        scene.upstream.add(scene.repository, each)
+    scene.start()
+    if offline:
+        scene.manifest("v1")
+        for each in made.values():
+            scene.manifest(each.digest)
+        scene.server.restart(args=["--offline"])
+    path = scene.path("referrers", app.digest)
+    everything = scene.server.get(path)
+    assert {m["digest"] for m in everything.json()["manifests"]} == {
+        each.digest for each in made.values()
+    }
+    assert "oci-filters-applied" not in everything.headers
+    some = scene.server.get(f"{path}&artifactType={SIGNATURE}")
+    [found] = some.json()["manifests"]
+    assert (found["digest"], found["artifactType"]) == (made[SIGNATURE].digest, SIGNATURE)
+    assert found["annotations"] == {"org.example.kind": "test"}
+    assert some.headers["oci-filters-applied"] == "artifactType"
+
+
+@pytest.mark.parametrize("is_index", [True, False])
+def test_the_fallback_tag_is_read_where_there_is_no_api(scene: Scene, is_index: bool) -> None:
+    app = scene.upstream.add(scene.repository, image("app"), tag="v1")
+    listed = [
+        {**artifact(app.top, artifact_type=kind).top.descriptor(), "artifactType": kind}
+        for kind in (SBOM, SIGNATURE)
+    ]
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed}
+    raw = json.dumps(document).encode()
+    index = content(raw, OCI_INDEX) if is_index else image("no index").top
+    tag = app.digest.replace(":", "-")
+    scene.upstream.add_content(scene.repository, index)
+    scene.upstream._tags.setdefault(scene.repository, {})[tag] = index.digest
+    scene.upstream.fault("/referrers/", Fault(status=404))
+    scene.start()
+    path = scene.path("referrers", app.digest)
+    answer = scene.server.get(f"{path}&artifactType={SBOM}")
+    assert answer.status == 200
+    assert answer.headers["content-type"] == OCI_INDEX
+    assert answer.json()["manifests"] == (listed[:1] if is_index else [])
+
+
+@pytest.mark.parametrize("fault", [Fault(status=500), Fault(status=403), Fault(drop=True)])
+def test_known_referrers_stand_in_for_a_failing_upstream(scene: Scene, fault: Fault) -> None:
+    app = scene.upstream.add(scene.repository, image("app"), tag="v1")
+    signature = scene.upstream.add(scene.repository, artifact(app.top))
+    scene.start()
+    scene.manifest(signature.digest)
+    scene.upstream.fault("/referrers/", fault)
+    answer = scene.server.get(scene.path("referrers", app.digest))
+    assert answer.status == 200
+    assert [m["digest"] for m in answer.json()["manifests"]] == [signature.digest]
+    assert "fwd=stale" in answer.cache_status
