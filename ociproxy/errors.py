@@ -26,6 +26,7 @@ OciProxyError
   + Incomplete             the store lacks part of what is to be exported
   + VolumeTooSmall         something that is never split does not fit a volume of an archive
   + OutputError            a file that was asked for cannot be written
+  + Busy                   this server does as much at once as it was told to
   + LockInvalid            a file is not a lock, or not one this program reads
 
 Classes marked x are never raised themselves. Each class carries its facts as attributes, the exit
@@ -321,6 +322,16 @@ class LockInvalid(OciProxyError):
         self.source = source
         self.reason = reason
         super().__init__(f"lock {source}: {reason}")
+
+
+class Busy(OciProxyError):
+    """A limit of this server is reached; `retry_after` is in seconds."""
+
+    exit_code = 75
+
+    def __init__(self, reason: str, *, retry_after: float = 5.0) -> None:
+        self.retry_after = retry_after
+        super().__init__(reason)
 
 
 def shorten(text: str, limit: int = 120) -> str:

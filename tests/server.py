@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -43,7 +44,10 @@ class Answer:
 
 
 class Mirror:
-    """`config` is the config file's content: a mapping, or a list for the classic shape."""
+    """`config` is the config file's content: a mapping, or a list for the classic shape.
+
+    `tls` is the client's side of a server that speaks HTTPS; `before` a command that runs it.
+    """
 
     def __init__(
         self,
@@ -53,12 +57,15 @@ class Mirror:
         args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         store: Path | None = None,
+        tls: ssl.SSLContext | None = None,
+        before: Sequence[str] = (),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.store = store or folder / "store"
         self.config_path = folder / "config.yaml"
         self.log_path = folder / "log"
         self.args, self.env = tuple(args), dict(env or {})
+        self.tls, self.before = tls, tuple(before)
         self.host, self.port = "127.0.0.1", 0
         self.process: subprocess.Popen[bytes] | None = None
         self.write_config({} if config is None else config)
@@ -70,7 +77,7 @@ class Mirror:
         seen = len(self.log())
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.command(), "--port", str(self.port), *self.args],
+                [*self.before, *self.command(), "--port", str(self.port), *self.args],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -162,7 +169,12 @@ class Mirror:
 
     @property
     def url(self) -> str:
-        return f"http://{self.registry}"
+        return f"{'https' if self.tls else 'http'}://{self.registry}"
+
+    def connect(self, timeout: float = 30.0) -> http.client.HTTPConnection:
+        if self.tls is None:
+            return http.client.HTTPConnection(self.host, self.port, timeout=timeout)
+        return http.client.HTTPSConnection(self.host, self.port, timeout=timeout, context=self.tls)
 
     def request(
         self,
@@ -172,7 +184,7 @@ class Mirror:
         *,
         timeout: float = 30.0,
     ) -> Answer:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
+        connection = self.connect(timeout)
         try:
             connection.request(method, path, headers=dict(headers or {}))
             response = connection.getresponse()

@@ -40,6 +40,7 @@ LEAVES = frozenset({"bounded", "clock", "log"})
 # Library -> modules that may import it. A library that is not here has no place in the product.
 FENCE: dict[str, tuple[str, ...]] = {
     "aiohttp": ("serve", "serve.*"),
+    "bcrypt": ("serve.*",),
     "multidict": ("serve", "serve.*"),
     "yarl": ("serve", "serve.*"),
     "click": ("cli", "cli.*"),

@@ -13,6 +13,7 @@ from ociproxy.cli.options import common, configuration
 from ociproxy.config.settings import Config
 from ociproxy.errors import ConfigError
 from ociproxy.serve.server import listen, run
+from ociproxy.serve.tls import server_context
 from ociproxy.serve.workers import run_workers
 from ociproxy.store.store import Store
 
@@ -62,12 +63,10 @@ def serve(
 
     def reread() -> Config | None:
         try:
-            fresh = read()
+            return read()
         except ConfigError as exc:
             log.event(logging.ERROR, "configuration not reloaded", reason=exc)
             return None
-        log.event(logging.INFO, "configuration reloaded")
-        return fresh
 
     config = read()
     log.set_up(config.log.level, config.log.format)
@@ -76,13 +75,15 @@ def serve(
         # What is never fetched needs no room: a read-only store can be served offline.
         store.check_writable()
 
+    # Made before the workers are: they share it, and the keys of its session tickets.
+    context = server_context(config.serve)
     with listen(config) as listener:
         if config.serve.workers == 1:
-            run(config, store, backends, listener, reread)
+            run(config, store, backends, listener, context, reread)
         else:
             run_workers(
                 config.serve.workers,
-                lambda: run(config, store, backends, listener, reread),
+                lambda: run(config, store, backends, listener, context, reread),
                 listener=listener,
                 grace=config.serve.shutdown_grace,
             )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final, Literal
 
@@ -25,6 +26,7 @@ Scheme = Literal["https", "http", "auto"]
 BackendName = Literal["oras", "skopeo"]
 LogLevel = Literal["trace", "debug", "info", "warn", "error"]
 LogFormat = Literal["text", "json"]
+Network = IPv4Network | IPv6Network
 
 
 class Secret:
@@ -151,8 +153,28 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerTls:
+    """HTTPS on the main port; with `client_ca` only for clients that show a certificate."""
+
+    cert: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerAuth:
+    """Who may pull: the users of an htpasswd file."""
+
+    htpasswd: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Serve:
-    """`default_upstream` is empty when a path without a registry is refused."""
+    """`default_upstream` is empty when a path without a registry is refused.
+
+    `connections`, and all limits below it, are those of one process. `head_limit` is the size of
+    a request line and its headers together, `head_timeout` how long they may take.
+    """
 
     host: str = "0.0.0.0"  # noqa: S104 - a mirror is there for other machines
     port: int = 8080
@@ -162,8 +184,16 @@ class Serve:
     shutdown_grace: float = 30.0
     keepalive: float = 300.0
     client_stall: float = 300.0
+    tls: ServerTls | None = None
+    auth: ServerAuth | None = None
+    networks: tuple[Network, ...] = ()
+    connections: int = 4096
     header_limit: int = 16 * KIB
     line_limit: int = 16 * KIB
+    headers: int = 64
+    head_limit: int = 64 * KIB
+    head_timeout: float = 20.0
+    handshake_timeout: float = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +212,7 @@ class Fetch:
     """Bounds of the pull engine.
 
     `segment` is the size above which a blob is large: only large ones use several `connections`.
+    `queue` is how many fills, and how many requests, may wait for their turn.
     `background_fills` 0 fetches a blob only when a client asks for it. `retries` counts tries in a
     row that brought nothing. `pause` is how long an upstream is left alone after it failed.
     """
@@ -190,6 +221,7 @@ class Fetch:
     fills: int = 32
     background_fills: int = 4
     requests: int = 16
+    queue: int = 256
     segment: int = 32 * MIB
     connections: int = 4
     retries: int = 4

@@ -12,6 +12,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from ociproxy.config import tls_files
+from ociproxy.config.door import NETWORKS, SERVER_AUTH, SERVER_TLS
 from ociproxy.config.kinds import Choice, Duration, FilePath, Flag, Number, Place, Size, Text
 from ociproxy.config.sections import Either, Items, Key, Section, is_flag, is_mapping
 from ociproxy.config.settings import (
@@ -260,8 +261,25 @@ _SERVE: Final = Section(
             Duration(at_least=1.0, at_most=86400.0),
             "How long a client may take no data before its connection is dropped.",
         ),
+        "tls": Key(SERVER_TLS, "HTTPS on the port; without it plain HTTP."),
+        "auth": Key(SERVER_AUTH, "Who may pull; without it everybody."),
+        "networks": Key(NETWORKS, "Networks that clients may connect from; empty is all."),
+        "connections": Key(
+            Number(1, 1_000_000), "Client connections of one process; more are answered 503."
+        ),
         "header_limit": Key(Size(1024, MIB), "Largest header line of a request."),
         "line_limit": Key(Size(1024, MIB), "Largest request line."),
+        "headers": Key(Number(8, 1000), "Most header lines of a request."),
+        "head_limit": Key(
+            Size(4096, 16 * MIB), "Largest size of a request's line and headers together."
+        ),
+        "head_timeout": Key(
+            Duration(at_least=1.0, at_most=600.0),
+            "How long a client may take to send a request's line and headers.",
+        ),
+        "handshake_timeout": Key(
+            Duration(at_least=0.5, at_most=600.0), "How long a TLS handshake may take."
+        ),
     },
 )
 
@@ -290,6 +308,10 @@ _FETCH: Final = Section(
             "Blobs of a manifest that may be fetched at once before a client asks; 0 fetches none.",
         ),
         "requests": Key(Number(1, 256), "Short requests to upstreams that may be running at once."),
+        "queue": Key(
+            Number(0, 100_000),
+            "Fills, and short requests, that may wait for their turn; more are answered 503.",
+        ),
         "segment": Key(
             Size(MIB, 1024**4), "A blob above this size is fetched over several connections."
         ),

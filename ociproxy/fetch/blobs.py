@@ -52,7 +52,7 @@ class BlobPuller:
     async def pull(self, repository: Repository, digest: Digest) -> tuple[BlobFile | Fill, Outcome]:
         """The stored blob, open, or a fill that has started to bring it.
 
-        Raises BlobUnknown, UpstreamError kinds, IntegrityError kinds or StoreError.
+        Raises BlobUnknown, UpstreamError kinds, IntegrityError kinds, Busy or StoreError.
         """
         found = await self._find(digest)
         if found is not None:
@@ -164,7 +164,7 @@ class BlobPuller:
             raise
         return found
 
-    def _start(self, repository: Repository, digest: Digest) -> Fill:
+    def _start(self, repository: Repository, digest: Digest, *, background: bool = False) -> Fill:
         self._refuse_offline(digest)
         key = ("blob", repository, digest)
         refusal = self._upstreams.refusal(key)
@@ -181,12 +181,13 @@ class BlobPuller:
             connections=upstream.connections,
             size=self._sizes.get((circle, digest)),
             ended=lambda error: self._learn(repository.registry, key, error),
+            background=background,
         )
 
     def _start_missing(self, repository: Repository, blob: Descriptor) -> Fill | None:
         if self._store.blobs.find_size(blob.digest) is not None:
             return None
-        return self._start(repository, blob.digest)
+        return self._start(repository, blob.digest, background=True)
 
     def _learn(self, registry: str, key: object, error: OciProxyError | None) -> None:
         if error is not None:

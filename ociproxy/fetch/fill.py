@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
-from ociproxy.errors import IntegrityError, OciProxyError, UpstreamUnavailable
+from ociproxy.errors import Busy, IntegrityError, OciProxyError, UpstreamUnavailable
 from ociproxy.fetch.download import Download
 from ociproxy.fetch.transfer import Source
 
@@ -167,11 +167,18 @@ class Fills:
         connections: int,
         size: int | None,
         ended: Callable[[OciProxyError | None], None],
+        background: bool = False,
     ) -> Fill:
         """The fill of this digest in this circle (`Config.circle`): the one that is running, else a
-        new one; `ended` hears how that went."""
+        new one; `ended` hears how that went.
+
+        Raises Busy where as many fills are running and waiting as may. One in the `background` is
+        never refused: those are few by themselves.
+        """
         fill = self.running(digest, circle)
         if fill is None:
+            if not background and len(self._running) >= self._limits.fills + self._limits.queue:
+                raise Busy(f"{len(self._running)} blobs are being fetched, and more may not wait")
             fill = self._launch(
                 repository, digest, circle, backend, connections, size, ended, again=True
             )

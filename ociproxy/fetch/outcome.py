@@ -7,6 +7,7 @@ from typing import Final
 
 from ociproxy.errors import (
     BlobUnknown,
+    Busy,
     ManifestUnknown,
     NameUnknown,
     OciProxyError,
@@ -49,6 +50,8 @@ def stale_because(error: OciProxyError) -> Outcome:
             detail = "detail=upstream-timeout"
         case UpstreamUnavailable():
             detail = "detail=upstream-unavailable"
+        case Busy():
+            detail = "detail=busy"
         case _:
             detail = "detail=upstream-invalid"
     return Outcome("stale", f"ociproxy; fwd=stale; {detail}")

@@ -20,6 +20,7 @@ from ociproxy.bounded import BoundedCache
 from ociproxy.clock import SystemClock
 from ociproxy.config.settings import Upstream
 from ociproxy.errors import (
+    Busy,
     OciProxyError,
     UpstreamForbidden,
     UpstreamUnavailable,
@@ -185,8 +186,8 @@ class Upstreams:
         """The answer to one question, asked once for all who want it now.
 
         `question` runs in a thread and blocks; the key names question and answer. A caller that is
-        cancelled leaves the question running for the others. Raises what the question raised, or
-        `check` would.
+        cancelled leaves the question running for the others. Raises what the question raised, what
+        `check` would, or Busy where as many questions are waiting as may.
         """
         registry = repository.registry
         task = self._asking.get(key)
@@ -195,6 +196,9 @@ class Upstreams:
             if refusal is not None:
                 raise refusal.with_traceback(None)
             self.check(repository)
+            limits = self._config.fetch
+            if len(self._asking) >= limits.requests + limits.queue:
+                raise Busy(f"{len(self._asking)} questions to upstreams, and more may not wait")
             backend = self.backend(registry)
             task = asyncio.create_task(self._run(registry, key, backend, question, tries))
             self._asking[key] = task

@@ -17,9 +17,10 @@ from aiohttp import web
 from ociproxy import log
 from ociproxy.errors import OciProxyError, StoreError, UpstreamUnavailable
 from ociproxy.serve.answer import API_VERSION, Answer
+from ociproxy.serve.basic_auth import BasicAuth
 from ociproxy.serve.blob_response import BlobResponse
 from ociproxy.serve.blobs import blob
-from ociproxy.serve.errors import Unsupported, error_response, internal_error
+from ociproxy.serve.errors import SERVER, Unsupported, error_response, internal_error
 from ociproxy.serve.lists import referrers, tags
 from ociproxy.serve.manifests import manifest, stored_manifest
 from ociproxy.serve.target import API_VERSION_PATH, Kind, Target, parse_target
@@ -41,25 +42,30 @@ _HANDLERS: Final[dict[Kind, Handler]] = {
 
 
 class App:
-    """Called by `web.Server` with each request."""
+    """Called by `web.Server` with each request. `auth` is None where everybody may pull."""
 
-    def __init__(self, engine: Engine, config: Config) -> None:
-        self._use(engine, config)
+    def __init__(self, engine: Engine, config: Config, auth: BasicAuth | None) -> None:
+        self._use(engine, config, auth)
 
-    def _use(self, engine: Engine, config: Config) -> None:
+    def _use(self, engine: Engine, config: Config, auth: BasicAuth | None) -> None:
         self._engine = engine
+        self._auth = auth
         self._default_upstream = config.serve.default_upstream
         self._answer_limit = config.fetch.timeouts.answer
         self._offline = config.serve.offline
 
-    async def replace(self, engine: Engine, config: Config) -> None:
+    async def replace(self, engine: Engine, config: Config, auth: BasicAuth | None) -> None:
         """Answer from another engine from now on; returns when the old one has finished its
         work."""
-        old = self._engine
-        self._use(engine, config)
+        old, old_auth = self._engine, self._auth
+        self._use(engine, config, auth)
+        if old_auth is not None:
+            old_auth.close()
         await old.retire()
 
     async def close(self) -> None:
+        if self._auth is not None:
+            self._auth.close()
         await self._engine.close()
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -67,7 +73,7 @@ class App:
         if path.startswith(API_VERSION_PATH) or path == "/v2":
             return await self._distribution(request)
         if path == "/healthz":
-            return web.Response(text="ok\n")
+            return _text(200, "ok\n")
         if path == "/readyz":
             return await self._ready()
         return error_response(Unsupported("nothing here: the API is below /v2/", status=404))
@@ -77,8 +83,8 @@ class App:
             if not self._offline:
                 await self._engine.upstreams.call(self._engine.store.check_writable)
         except StoreError as exc:
-            return web.Response(status=503, text=f"{exc}\n")
-        return web.Response(text="ok\n")
+            return _text(503, f"{exc}\n")
+        return _text(200, "ok\n")
 
     async def _distribution(self, request: web.BaseRequest) -> web.StreamResponse:
         began = time.perf_counter()
@@ -86,12 +92,18 @@ class App:
         answer: Answer | None = None
         error: OciProxyError | None = None
         try:
+            if self._auth is not None:
+                await self._auth.check(request.headers.get("Authorization"))
             if request.method not in ("GET", "HEAD"):
                 raise Unsupported("this mirror only pulls", status=405)
             if request.path in (API_VERSION_PATH, "/v2"):
                 return web.Response(
                     body=b"{}",
-                    headers={"Content-Type": "application/json", API_VERSION[0]: API_VERSION[1]},
+                    headers={
+                        "Content-Type": "application/json",
+                        "Server": SERVER,
+                        API_VERSION[0]: API_VERSION[1],
+                    },
                 )
             target = parse_target(request.raw_path, self._default_upstream)
             self._engine.upstreams.permit(target.repository)
@@ -107,6 +119,7 @@ class App:
             log.failure("request failed", exc, path=request.path)
             response = internal_error()
         headers = response.headers
+        headers["Server"] = SERVER
         headers[API_VERSION[0]] = API_VERSION[1]
         headers["Cache-Status"] = (
             answer.outcome.cache_status if answer else "ociproxy; detail=error"
@@ -129,6 +142,10 @@ class App:
                 f"no answer within {self._answer_limit:g} s",
                 timed_out=True,
             ) from exc
+
+
+def _text(status: int, text: str) -> web.Response:
+    return web.Response(status=status, text=text, headers={"Server": SERVER})
 
 
 async def _send(request: web.BaseRequest, response: BlobResponse) -> OciProxyError | None:

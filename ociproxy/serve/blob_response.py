@@ -1,4 +1,6 @@
-"""A response that sends a blob by sendfile, from the store or from a file that is still growing.
+"""A response that sends a blob, from the store or from a file that is still growing.
+
+By sendfile, or in chunks where TLS has to see the bytes.
 
 aiohttp's FileResponse waits for whole files, names them by mtime and uses the event loop's own
 threads; what is shared with it is the way the bytes go: headers by the framework, the body from
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
 
     from ociproxy.fetch.fill import Fill
+
+
+_CHUNK: Final = 128 * 1024
+"""Bytes read at once for TLS, which is also what a slow client keeps in memory."""
 
 
 def requested_range(request: web.BaseRequest, size: int) -> tuple[int, int, bool] | None:
@@ -90,16 +96,34 @@ class BlobResponse(web.StreamResponse):
             self.close()
 
     async def _send(self, request: web.BaseRequest) -> None:
-        loop = asyncio.get_running_loop()
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("client left")
+        in_clear = transport.get_extra_info("sslcontext") is None
         position = self._first
         while position < self._end:
-            available = self._end
+            stop = self._end
             if not isinstance(self._source, BlobFile):
-                available = min(await self._source.available(position), self._end)
-            transport = request.transport
-            if transport is None or transport.is_closing():
+                stop = min(await self._source.available(position), self._end)
+            if transport.is_closing():
                 raise ConnectionResetError("client left")
-            # Falls back to reading and writing where the socket speaks TLS.
-            await loop.sendfile(transport, self._file, position, available - position)
-            self.sent += available - position
-            position = available
+            if in_clear:
+                await asyncio.get_running_loop().sendfile(
+                    transport, self._file, position, stop - position
+                )
+            else:
+                await self._send_chunks(position, stop)
+            self.sent += stop - position
+            position = stop
+
+    async def _send_chunks(self, position: int, stop: int) -> None:
+        # Reads say where: the file's own position may be shared with others who read it.
+        loop = asyncio.get_running_loop()
+        file = self._file.fileno()
+        while position < stop:
+            size = min(stop - position, _CHUNK)
+            chunk = await loop.run_in_executor(None, os.pread, file, size, position)
+            if not chunk:
+                raise ConnectionResetError("the file has become shorter")
+            await self.write(chunk)
+            position += len(chunk)

@@ -2,20 +2,22 @@
 bodies.
 
 Codes are those of the distribution-spec ("Error codes") where it has one; UNAVAILABLE, UNKNOWN and
-RANGE_INVALID are Docker's registry's. A client is never answered 401: it has no credentials to
-offer, ours were refused.
+RANGE_INVALID are Docker's registry's. What an upstream says of our credentials never becomes a 401:
+that is about the client's own, at this server's door.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from http import HTTPStatus
 from typing import Final
 
 from aiohttp import web
 
 from ociproxy.errors import (
     BlobUnknown,
+    Busy,
     DigestInvalid,
     IntegrityError,
     ManifestInvalid,
@@ -47,6 +49,18 @@ class QueryInvalid(OciProxyError):
     """A query parameter is not what the API defines."""
 
 
+class Unauthorized(OciProxyError):
+    """The client showed no credentials, or wrong ones, to a server that wants some."""
+
+
+class RequestInvalid(OciProxyError):
+    """What came is not an HTTP request, or is larger or slower than one may be; `status` says."""
+
+    def __init__(self, reason: str, *, status: int) -> None:
+        self.status = status
+        super().__init__(reason)
+
+
 STATUS: Final[dict[type[OciProxyError], tuple[int, str]]] = {
     NameInvalid: (400, "NAME_INVALID"),
     DigestInvalid: (400, "DIGEST_INVALID"),
@@ -55,6 +69,8 @@ STATUS: Final[dict[type[OciProxyError], tuple[int, str]]] = {
     ManifestUnknown: (404, "MANIFEST_UNKNOWN"),
     BlobUnknown: (404, "BLOB_UNKNOWN"),
     Unsupported: (405, "UNSUPPORTED"),
+    RequestInvalid: (400, "REQUEST_INVALID"),
+    Unauthorized: (401, "UNAUTHORIZED"),
     UpstreamDenied: (403, "DENIED"),
     UpstreamForbidden: (403, "DENIED"),
     UpstreamRateLimited: (429, "TOOMANYREQUESTS"),
@@ -65,10 +81,14 @@ STATUS: Final[dict[type[OciProxyError], tuple[int, str]]] = {
     UpstreamError: (502, "UNKNOWN"),
     IntegrityError: (502, "UNKNOWN"),
     StoreError: (503, "UNAVAILABLE"),
+    Busy: (503, "UNAVAILABLE"),
 }
 """The most specific class decides; a time-out of an upstream is 504 instead of 502."""
 
 RANGE_INVALID: Final = "RANGE_INVALID"
+SERVER: Final = "ociproxy"
+"""The Server header: neither the library nor a version is a client's business."""
+_CHALLENGE: Final = 'Basic realm="ociproxy", charset="UTF-8"'
 
 
 def status_and_code(error: OciProxyError) -> tuple[int, str]:
@@ -79,7 +99,7 @@ def status_and_code(error: OciProxyError) -> tuple[int, str]:
         status, code = found
         if isinstance(error, UpstreamUnavailable) and error.timed_out:
             status = 504
-        if isinstance(error, Unsupported):
+        if isinstance(error, Unsupported | RequestInvalid):
             status = error.status
         return status, code
     return 500, "UNKNOWN"
@@ -88,10 +108,12 @@ def status_and_code(error: OciProxyError) -> tuple[int, str]:
 def error_response(error: OciProxyError) -> web.Response:
     status, code = status_and_code(error)
     headers = {}
-    if isinstance(error, UpstreamRateLimited):
+    if isinstance(error, UpstreamRateLimited | Busy):
         headers["Retry-After"] = str(math.ceil(error.retry_after))
     if status == 405:
         headers["Allow"] = "GET, HEAD"
+    if status == 401:
+        headers["WWW-Authenticate"] = _CHALLENGE
     return _response(status, code, str(error), headers)
 
 
@@ -107,9 +129,25 @@ def range_response(size: int) -> web.Response:
 
 
 def _response(status: int, code: str, message: str, headers: dict[str, str]) -> web.Response:
-    body = json.dumps({"errors": [{"code": code, "message": message, "detail": None}]})
     return web.Response(
         status=status,
-        body=body.encode() + b"\n",
-        headers={**headers, "Content-Type": "application/json"},
+        body=_body(code, message),
+        headers={**headers, "Content-Type": "application/json", "Server": SERVER},
     )
+
+
+def last_words(error: OciProxyError) -> bytes:
+    """A whole response for a connection that has no request to answer, and ends with this."""
+    status, code = status_and_code(error)
+    body = _body(code, str(error))
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        f"Server: {SERVER}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def _body(code: str, message: str) -> bytes:
+    body = json.dumps({"errors": [{"code": code, "message": message, "detail": None}]})
+    return body.encode() + b"\n"

@@ -10,14 +10,16 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import web
-
 from ociproxy import log
-from ociproxy.errors import AddressInUse
+from ociproxy.errors import AddressInUse, ConfigError
 from ociproxy.fetch.engine import Engine
 from ociproxy.serve.app import App
+from ociproxy.serve.basic_auth import BasicAuth
+from ociproxy.serve.door import Door
+from ociproxy.serve.tls import server_context
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
     from ociproxy.config.settings import Config
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 _BACKLOG: Final = 1024
-_MAX_HEADERS: Final = 100
 
 
 def listen(config: Config) -> socket.socket:
@@ -59,13 +60,15 @@ def run(
     store: Store,
     make_backend: Callable[[Config], MakeBackend],
     listener: socket.socket,
+    context: ssl.SSLContext | None,
     reload: Callable[[], Config | None],
 ) -> None:
     """Serve until SIGTERM or SIGINT; running responses then have `shutdown_grace` to finish.
 
-    On SIGHUP `reload` reads the configuration anew; None keeps the running one.
+    `context` is the listener's TLS, None for plain HTTP. On SIGHUP `reload` reads the configuration
+    anew; None keeps the running one.
     """
-    asyncio.run(_serve(config, store, make_backend, listener, reload))
+    asyncio.run(_serve(config, store, make_backend, listener, context, reload))
 
 
 async def _serve(
@@ -73,18 +76,31 @@ async def _serve(
     store: Store,
     make_backend: Callable[[Config], MakeBackend],
     listener: socket.socket,
+    context: ssl.SSLContext | None,
     reload: Callable[[], Config | None],
 ) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
-    app = App(Engine(store, config, make_backend(config)), config)
+    auth = await loop.run_in_executor(None, _auth, config)
+    app = App(Engine(store, config, make_backend(config)), config, auth)
+    door = Door(listener, app, config.serve, context)
     reloads: set[asyncio.Task[None]] = set()
 
     async def replace_engine() -> None:
         # A large file takes long to parse.
         fresh = await loop.run_in_executor(None, reload)
-        if fresh is not None:
-            await app.replace(Engine(store, fresh, make_backend(fresh)), fresh)
+        if fresh is None:
+            return
+        try:
+            context, auth = await loop.run_in_executor(
+                None, lambda: (server_context(fresh.serve), _auth(fresh))
+            )
+        except ConfigError as exc:
+            log.event(logging.ERROR, "configuration not reloaded", reason=exc)
+            return
+        door.use(fresh.serve, context)
+        log.event(logging.INFO, "configuration reloaded")
+        await app.replace(Engine(store, fresh, make_backend(fresh)), fresh, auth)
 
     def hang_up() -> None:
         task = asyncio.create_task(replace_engine())
@@ -95,26 +111,26 @@ async def _serve(
         loop.add_signal_handler(number, stopping.set)
     loop.add_signal_handler(signal.SIGHUP, hang_up)
 
-    server = web.Server(
-        app,
-        access_log=None,
-        max_line_size=config.serve.line_limit,
-        max_field_size=config.serve.header_limit,
-        max_headers=_MAX_HEADERS,
-        keepalive_timeout=config.serve.keepalive,
-    )
-    runner = web.ServerRunner(server, shutdown_timeout=config.serve.shutdown_grace)
-    await runner.setup()
-    await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+    door.open()
     host, port = listener.getsockname()[:2]
-    log.event(logging.INFO, "listening", host=host, port=port, store=store.root)
+    scheme = "http" if config.serve.tls is None else "https"
+    log.event(logging.INFO, "listening", scheme=scheme, host=host, port=port, store=store.root)
     await stopping.wait()
     log.event(logging.INFO, "stopping", grace=config.serve.shutdown_grace)
     # A second signal ends the wait for running responses.
-    cleanup = asyncio.create_task(runner.cleanup())
+    cleanup = asyncio.create_task(door.close(config.serve.shutdown_grace))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, cleanup.cancel)
     with suppress(asyncio.CancelledError):
         await cleanup
     await app.close()
     log.event(logging.INFO, "stopped")
+
+
+def _auth(config: Config) -> BasicAuth | None:
+    """Blocks, for it reads a file. Raises ConfigError."""
+    if config.serve.auth is None:
+        return None
+    if config.serve.tls is None:
+        log.event(logging.WARNING, "passwords of clients travel unencrypted without serve.tls")
+    return BasicAuth(config.serve.auth)

@@ -24,6 +24,13 @@ class Authority:
         client.private_key_pem.write_to_path(self.client_key)
         self.client_key.chmod(0o600)
 
+    def client_context(self, *, certificate: bool = False) -> ssl.SSLContext:
+        """For a client that trusts this authority, and shows the client's certificate if told."""
+        context = ssl.create_default_context(cafile=str(self.ca))
+        if certificate:
+            context.load_cert_chain(self.client_cert, self.client_key)
+        return context
+
     def server_context(self, *, ask_client: bool = False) -> ssl.SSLContext:
         """For a FakeUpstream over TLS; with `ask_client` a client certificate is required."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -1,0 +1,49 @@
+"""The htpasswd file: who may pull, and what their passwords hash to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from ociproxy.errors import ConfigError
+
+_SIZE_LIMIT: Final = 1 << 20
+_BCRYPT: Final = re.compile(rb"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}")
+_COSTS: Final = range(4, 16)
+"""bcrypt's cost doubles the work with each step: 12 is a quarter of a second, 16 would be four."""
+
+
+def read_htpasswd(path: Path) -> Mapping[bytes, bytes]:
+    """The bcrypt hash of each user. Raises ConfigError naming the file and the line."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_SIZE_LIMIT + 1)
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror or error}"
+        raise ConfigError(reason, file=str(path)) from error
+    if len(data) > _SIZE_LIMIT:
+        raise ConfigError(f"larger than {_SIZE_LIMIT} bytes", file=str(path))
+    users: dict[bytes, bytes] = {}
+    for number, raw in enumerate(data.splitlines(), start=1):
+        line = raw.strip()
+        if not line or line.startswith(b"#"):
+            continue
+        user, colon, hashed = line.partition(b":")
+        found = _BCRYPT.fullmatch(hashed)
+        # No message repeats the line: it may hold a password by mistake.
+        if not user or not colon:
+            raise ConfigError("not USER:HASH", file=str(path), line=number)
+        if found is None:
+            reason = "not a bcrypt hash: make it with htpasswd -B"
+            raise ConfigError(reason, file=str(path), line=number)
+        if int(found[1]) not in _COSTS:
+            reason = f"a bcrypt cost of {int(found[1])}: it must be 4 to {_COSTS[-1]}"
+            raise ConfigError(reason, file=str(path), line=number)
+        if user in users:
+            raise ConfigError("a user that an earlier line has", file=str(path), line=number)
+        users[user] = hashed
+    if not users:
+        raise ConfigError("no user in it", file=str(path))
+    return users

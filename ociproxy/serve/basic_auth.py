@@ -1,0 +1,163 @@
+"""Basic authentication of clients against an htpasswd file.
+
+bcrypt is slow on purpose: a password is checked in a thread of a small pool, once however many
+requests carry it, and the outcome is remembered under a keyed hash until the file changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import logging
+import secrets
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import bcrypt
+
+from ociproxy import log
+from ociproxy.bounded import BoundedCache
+from ociproxy.config.htpasswd import read_htpasswd
+from ociproxy.errors import Busy, ConfigError
+from ociproxy.serve.errors import Unauthorized
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ociproxy.config.settings import ServerAuth
+
+_THREADS: Final = 2
+"""Passwords checked at once: a flood of wrong ones must leave processors for the rest."""
+_WAITING: Final = 64
+"""Different passwords that may wait for those threads."""
+_WAIT_LIMIT: Final = 10.0
+"""Seconds that a request waits for its password to be checked."""
+_REMEMBERED: Final = 4096
+_LOOK_INTERVAL: Final = 1.0
+"""Seconds between two looks at whether the file has changed."""
+_BCRYPT_LIMIT: Final = 72
+"""Bytes of a password that bcrypt, and so htpasswd, takes into account."""
+
+
+class BasicAuth:
+    """Belongs to one event loop; `close` when it ends.
+
+    To make one reads the file, which blocks. Raises ConfigError where that is bad.
+    """
+
+    def __init__(self, auth: ServerAuth) -> None:
+        self._path = auth.htpasswd
+        self._secret = secrets.token_bytes(32)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="password")
+        self._looked = time.monotonic()
+        self._stamp = self._file_stamp()
+        self._use(read_htpasswd(self._path))
+
+    def _use(self, users: Mapping[bytes, bytes]) -> None:
+        # Nothing that was found out about the old file holds for the new one.
+        self._users = users
+        self._right: BoundedCache[bytes, bool] = BoundedCache(_REMEMBERED)
+        self._wrong: BoundedCache[bytes, bool] = BoundedCache(_REMEMBERED)
+        self._checking: dict[bytes, asyncio.Future[bool]] = {}
+
+    async def check(self, authorization: str | None) -> None:
+        """Of the Authorization header. Raises Unauthorized, or Busy where too many ask at once."""
+        if time.monotonic() - self._looked >= _LOOK_INTERVAL:
+            await self._look()
+        if authorization is None:
+            raise Unauthorized("credentials are required")
+        user, password = _parse(authorization)
+        key = self._key(user, password)
+        if self._right.get(key):
+            return
+        if self._wrong.get(key) or not await self._verify(key, user, password):
+            raise Unauthorized("wrong user name or password")
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _key(self, user: bytes, password: bytes) -> bytes:
+        # The name has no colon, so no two pairs are the same text. The password is not kept.
+        return hashlib.blake2b(user + b":" + password, key=self._secret).digest()
+
+    async def _verify(self, key: bytes, user: bytes, password: bytes) -> bool:
+        checking = self._checking.get(key)
+        if checking is None:
+            if len(self._checking) >= _WAITING:
+                raise Busy("too many passwords to check")
+            # A user who does not exist costs the same time as one who does.
+            hashed = self._users.get(user) or next(iter(self._users.values()))
+            work = partial(_matches, password, hashed, known=user in self._users)
+            checking = asyncio.get_running_loop().run_in_executor(self._threads, work)
+            self._checking[key] = checking
+            checking.add_done_callback(partial(self._learn, key, self._checking))
+        try:
+            async with asyncio.timeout(_WAIT_LIMIT):
+                # Others may be waiting for the same answer.
+                return await asyncio.shield(checking)
+        except TimeoutError as exc:
+            raise Busy("too many passwords to check") from exc
+
+    def _learn(
+        self,
+        key: bytes,
+        checking: dict[bytes, asyncio.Future[bool]],
+        answer: asyncio.Future[bool],
+    ) -> None:
+        del checking[key]
+        if answer.cancelled() or answer.exception() is not None:
+            return
+        if checking is self._checking:
+            (self._right if answer.result() else self._wrong).put(key, True)
+
+    async def _look(self) -> None:
+        """Read the file again if it has changed; one that is bad leaves the users as they are."""
+        self._looked = time.monotonic()
+        try:
+            users = await asyncio.get_running_loop().run_in_executor(None, self._changed)
+        except ConfigError as exc:
+            log.event(logging.ERROR, "users not reloaded", reason=exc)
+            return
+        if users is not None:
+            self._use(users)
+            log.event(logging.INFO, "users reloaded", users=len(users))
+
+    def _changed(self) -> Mapping[bytes, bytes] | None:
+        """The users in the file, None where it is the one that was read last."""
+        stamp = self._file_stamp()
+        if stamp == self._stamp:
+            return None
+        self._stamp = stamp
+        return read_htpasswd(self._path)
+
+    def _file_stamp(self) -> tuple[int, int, int] | None:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _parse(authorization: str) -> tuple[bytes, bytes]:
+    """User name and password, as bytes: the challenge asks for UTF-8, as htpasswd has it."""
+    scheme, _, encoded = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        raise Unauthorized("only basic authentication is accepted")
+    try:
+        text = base64.b64decode(encoded.strip(), validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise Unauthorized("not the credentials of basic authentication") from exc
+    user, colon, password = text.partition(b":")
+    if not colon:
+        raise Unauthorized("not the credentials of basic authentication")
+    return user, password
+
+
+def _matches(password: bytes, hashed: bytes, *, known: bool) -> bool:
+    if b"\0" in password:
+        return False
+    return bcrypt.checkpw(password[:_BCRYPT_LIMIT], hashed) and known
