@@ -13,9 +13,11 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.digest import Digest
+from ociproxy.errors import StoreError
 from ociproxy.store.files import file_name, store_errors
 from ociproxy.store.spans import Spans
 
@@ -82,8 +84,7 @@ class Arrival:
         now = time.monotonic()
         if flush or now - self._journalled >= _JOURNAL_INTERVAL:
             self._journalled = now
-            self._append("".join(f"{first} {last}\n" for first, last in self._pending))
-            self._pending = Spans()
+            self._flush()
 
     def is_led(self) -> bool:
         """Follower: whether some process still leads."""
@@ -108,6 +109,9 @@ class Arrival:
 
     def close(self) -> None:
         """Give up the lead, or stop following; what arrived stays for the next leader."""
+        # A journal is a hint: one that cannot be written costs the next leader some bytes.
+        with suppress(StoreError):
+            self._flush()
         if self._journal is not None:
             os.close(self._journal)
             self._journal = None
@@ -115,6 +119,11 @@ class Arrival:
             # Readers may hold duplicates of this descriptor, and those would keep the lock.
             fcntl.flock(self.file, fcntl.LOCK_UN)
         os.close(self.file)
+
+    def _flush(self) -> None:
+        if self._pending.total:
+            self._append("".join(f"{first} {last}\n" for first, last in self._pending))
+            self._pending = Spans()
 
     def _append(self, text: str) -> None:
         with store_errors(self._journal_path):
@@ -132,6 +141,7 @@ class Arrival:
             self.spans.add(int(words[0]), int(words[1]))
 
     def _unlink_journal(self) -> None:
+        self._pending = Spans()
         with store_errors(self._journal_path):
             self._journal_path.unlink(missing_ok=True)
 

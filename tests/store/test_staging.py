@@ -109,6 +109,19 @@ def test_the_next_leader_goes_on_where_the_last_one_stopped(store: Store) -> Non
     assert staged(store) == []
 
 
+def test_what_the_journal_did_not_have_yet_is_written_at_the_end(store: Store) -> None:
+    first = lead(store)
+    for start in range(0, 900, 100):
+        first.write(start, DATA[start : start + 100])
+        first.arrived(start, start + 100)
+    first.close()
+    second = lead(store)
+    assert list(second.spans) == [(0, 900)]
+    second.discard()
+    second.close()
+    assert staged(store) == []
+
+
 def test_a_journal_that_claims_more_than_the_file_holds_is_cut(store: Store) -> None:
     first = lead(store)
     receive(first, 0, 300)
