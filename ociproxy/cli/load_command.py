@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +10,10 @@ import click
 
 from ociproxy import log
 from ociproxy.cli.backends import BACKENDS, backends
-from ociproxy.cli.load_report import Report, overall, steps
+from ociproxy.cli.files import write_file
+from ociproxy.cli.load_lock import LockWriter, obey
+from ociproxy.cli.load_report import Report
+from ociproxy.cli.load_run import LoadRun
 from ociproxy.cli.options import (
     config_path,
     configuration,
@@ -23,14 +24,11 @@ from ociproxy.cli.options import (
 )
 from ociproxy.cli.plan_report import Plan
 from ociproxy.cli.progress import Screen
-from ociproxy.cli.sources import chosen_platforms, read_wanted
-from ociproxy.fetch.engine import Engine
-from ociproxy.fetch.load import Loader
+from ociproxy.cli.sources import chosen_platforms, machine_platform, read_wanted
 from ociproxy.store.store import Store
 
 if TYPE_CHECKING:
-    from ociproxy.config.settings import BackendName, Config
-    from ociproxy.imagelist import Wanted
+    from ociproxy.config.settings import BackendName
 
 _INTERRUPTED: Final = 130
 
@@ -95,6 +93,19 @@ _INTERRUPTED: Final = 130
     help="Only say what would be loaded: sizes, new bytes, free disk. Stores nothing.",
 )
 @click.option(
+    "--lock",
+    "lock",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="OCIPROXY_LOCK",
+    help="Write here which digests the tags stood for, once all images are known.",
+)
+@click.option(
+    "--locked",
+    is_flag=True,
+    envvar="OCIPROXY_LOCKED",
+    help="Obey the lock instead: ask for no tag. Without a list, load all that it has.",
+)
+@click.option(
     "--fail-fast", is_flag=True, envvar="OCIPROXY_FAIL_FAST", help="Stop at the first failure."
 )
 @click.option(
@@ -128,6 +139,8 @@ def load(
     pull_timeout: float | None,
     backend: BackendName | None,
     plan: bool,
+    lock: Path | None,
+    locked: bool,
     fail_fast: bool,
     failures: Path | None,
     as_json: bool,
@@ -138,12 +151,18 @@ def load(
     reference. What is stored already is not fetched again, so an interrupted load goes on where it
     stopped.
     """
-    if not lists and not manifests:
+    if locked and lock is None:
+        raise click.UsageError("--locked obeys a lock: give --lock FILE")
+    if not (lists or manifests or locked):
         raise click.UsageError("give an IMAGELIST, - for standard input, or --kubernetes FILE")
     screen = Screen()
     report = Report(screen, as_json=as_json)
     chosen = chosen_platforms(os, archs, platforms, everything=all_platforms)
-    wanted = read_wanted(lists, manifests, chosen, note=report.note)
+    default = machine_platform() if chosen is None else chosen
+    wanted = read_wanted(lists, manifests, default, note=report.note)
+    if locked and lock is not None:
+        wanted = obey(lock, wanted, chosen, everything=not (lists or manifests))
+        lock = None
     config = configuration(
         config_path,
         image_path=image_path,
@@ -154,92 +173,25 @@ def load(
     log.set_up(config.log.level, config.log.format)
     store = Store(config.store.path, hot_manifests=config.store.hot_manifests)
     store.check_writable()
-    run = _Run(config, store, screen, report, backend=backend, referrers=referrers, as_json=as_json)
-    work = run.plan(wanted) if plan else run.load(wanted, failures, fail_fast=fail_fast)
-    ctx.exit(asyncio.run(work))
-
-
-class _Run:
-    """One load, from the engine's start to its end."""
-
-    def __init__(
-        self,
-        config: Config,
-        store: Store,
-        screen: Screen,
-        report: Report,
-        *,
-        backend: BackendName | None,
-        referrers: bool,
-        as_json: bool,
-    ) -> None:
-        # The loader itself waits out what may pass: an upstream is never left alone for long.
-        pause = min(config.fetch.pause, config.fetch.retry_wait_max)
-        self._config = replace(config, fetch=replace(config.fetch, pause=pause))
-        self._store = store
-        self._screen = screen
-        self._report = report
-        self._backend = backend
-        self._referrers = referrers
-        self._as_json = as_json
-
-    async def load(self, wanted: list[Wanted], failures: Path | None, *, fail_fast: bool) -> int:
-        engine = self._engine()
-        loader = Loader(
-            engine, self._config, self._report, referrers=self._referrers, fail_fast=fail_fast
-        )
-        interrupted = False
-        working = asyncio.create_task(loader.run(wanted))
-        _interruptible(working)
-        try:
-            async with self._screen.watching(
-                lambda: overall(loader, len(wanted)), lambda: steps(loader)
-            ):
-                await asyncio.wait([working])
-                if working.cancelled():
-                    interrupted = True
-                else:
-                    working.result()
-        finally:
-            await engine.close()
-            if failures is not None:
-                _write(failures, self._report.failure_list(wanted))
-            self._report.end(loader.summary, interrupted=interrupted)
-        return _INTERRUPTED if interrupted else loader.summary.exit_code
-
-    async def plan(self, wanted: list[Wanted]) -> int:
-        engine = self._engine()
-        plan = Plan(self._report)
-        loader = Loader(engine, self._config, plan, referrers=self._referrers)
-        working = asyncio.create_task(loader.find(wanted))
-        _interruptible(working)
-        try:
-            await asyncio.wait([working])
-        finally:
-            await engine.close()
-        if working.cancelled():
-            return _INTERRUPTED
-        plan.show(working.result(), self._store.root, as_json=self._as_json)
-        return loader.summary.exit_code
-
-    def _engine(self) -> Engine:
-        return Engine(self._store, self._config, backends(self._config, everywhere=self._backend))
-
-
-def _interruptible(work: asyncio.Task[object]) -> None:
-    """SIGINT and SIGTERM end the work in order; a second one ends everything."""
-    loop = asyncio.get_running_loop()
-
-    def interrupt(number: signal.Signals) -> None:
-        loop.remove_signal_handler(number)
-        work.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, interrupt, number)
-
-
-def _write(path: Path, text: str) -> None:
+    writer = LockWriter() if lock is not None else None
+    outcome = Plan(report, store.root, as_json=as_json) if plan else report
+    run = LoadRun(
+        config,
+        backends(config, everywhere=backend),
+        screen,
+        [outcome] if writer is None else [outcome, writer],
+        referrers=referrers,
+        fail_fast=fail_fast,
+    )
     try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise click.ClickException(f"cannot write {path}: {error.strerror}") from error
+        asyncio.run(run.run(store, wanted, only_find=plan))
+    finally:
+        if failures is not None:
+            write_file(failures, report.failure_list(wanted).encode())
+        outcome.end(run.summary, interrupted=run.interrupted)
+    if lock is not None and writer is not None:
+        if run.summary.loaded == len(wanted):
+            write_file(lock, writer.encode())
+        else:
+            report.note(f"{lock} is not written: it would lack what failed")
+    ctx.exit(_INTERRUPTED if run.interrupted else run.summary.exit_code)

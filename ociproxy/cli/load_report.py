@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Final
 import click
 from rich.filesize import decimal
 
-from ociproxy.cli.progress import Step
 from ociproxy.errors import UpstreamRateLimited
 from ociproxy.fetch.load import TRANSIENT, Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ociproxy.cli.progress import Screen
     from ociproxy.errors import OciProxyError, UpstreamError
-    from ociproxy.fetch.load import Loader, Result, Summary
+    from ociproxy.fetch.load import Result, Summary
     from ociproxy.imagelist import Wanted
     from ociproxy.reference import Reference
 
@@ -122,17 +119,6 @@ class Report(Watcher):
 
     def _event(self, name: str, **fields: object) -> None:
         click.echo(json.dumps({"event": name, **fields}))
-
-
-def overall(loader: Loader, total: int) -> Step:
-    done = loader.summary.loaded + loader.summary.failed
-    return Step("all", f"{done}/{total} images", loader.arrived, loader.expected)
-
-
-def steps(loader: Loader) -> Iterator[Step]:
-    for active in loader.active:
-        size = None if active.image is None else active.size
-        yield Step(active, str(active.wanted.reference), loader.arrived_of(active), size)
 
 
 def _failure(wanted: Wanted, error: OciProxyError) -> dict[str, object]:

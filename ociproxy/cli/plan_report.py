@@ -30,8 +30,10 @@ _PIPE_WIDTH: Final = 10_000
 class Plan(Watcher):
     """`report` says what fails, as in a load."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, root: Path, *, as_json: bool) -> None:
         self._report = report
+        self._root = root
+        self._json = as_json
         self._found: list[tuple[UpstreamImage, int]] = []
         self._sizes: dict[Digest, int] = {}
         self._missing: dict[Digest, int] = {}
@@ -48,12 +50,14 @@ class Plan(Watcher):
     def waiting(self, error: UpstreamError, seconds: float) -> None:
         self._report.waiting(error, seconds)
 
-    def show(self, summary: Summary, root: Path, *, as_json: bool) -> None:
+    def end(self, summary: Summary, *, interrupted: bool) -> None:
         """Each image by itself, then all together with shared blobs counted once."""
+        if interrupted:
+            return
         self._found.sort(key=lambda each: str(each[0].reference))
         unique, new = sum(self._sizes.values()), sum(self._missing.values())
-        free = _free(root)
-        if as_json:
+        free = _free(self._root)
+        if self._json:
             document = {
                 "event": "plan",
                 "images": [_document(image, missing) for image, missing in self._found],
@@ -86,7 +90,7 @@ class Plan(Watcher):
         failed = f", {summary.failed} failed" if summary.failed else ""
         click.echo(
             f"{summary.loaded} images{failed}: {decimal(unique)} in different blobs, "
-            f"{decimal(new)} to fetch, {decimal(free)} free in {root}{enough}"
+            f"{decimal(new)} to fetch, {decimal(free)} free in {self._root}{enough}"
         )
 
 

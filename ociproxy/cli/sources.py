@@ -18,19 +18,26 @@ from ociproxy.platform import Platform
 STDIN: Final = "-"
 
 
+def machine_platform() -> tuple[Platform, ...]:
+    """Linux on this machine's processor: what is wanted where nothing says more."""
+    return (Platform.parse(f"linux/{machine.machine()}"),)
+
+
 def chosen_platforms(
     os: str | None, archs: Sequence[str], platforms: Sequence[str], *, everything: bool
-) -> tuple[Platform, ...]:
-    """The platforms that the options say; without any, Linux on this machine's processor."""
+) -> tuple[Platform, ...] | None:
+    """The platforms that the options say; None where they say nothing."""
     if sum((everything, bool(platforms), bool(os or archs))) > 1:
         raise click.UsageError(
             "--all-platforms, --platform and --arch/--os exclude each other: give one of them"
         )
     if everything:
         return ALL_PLATFORMS
-    names = list(platforms)
+    names = [*platforms]
+    if os or archs:
+        names += [f"{os or 'linux'}/{arch}" for arch in archs or (machine.machine(),)]
     if not names:
-        names = [f"{os or 'linux'}/{arch}" for arch in archs or (machine.machine(),)]
+        return None
     try:
         return tuple(dict.fromkeys(Platform.parse(name) for name in names))
     except NameInvalid as error:

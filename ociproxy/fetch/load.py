@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import SystemClock
-from ociproxy.errors import IntegrityError, OciProxyError, StoreError
+from ociproxy.errors import IntegrityError, ManifestUnknown, OciProxyError, StoreError
 from ociproxy.fetch.image import UpstreamImage, UpstreamImages
 from ociproxy.fetch.patience import Patience, Progress
 from ociproxy.fetch.tasks import all_of
+from ociproxy.manifest import ImageManifest, Index
+from ociproxy.platform import choose
+from ociproxy.store.closure import platform_of
 from ociproxy.store.refs import TagRecord
 
 if TYPE_CHECKING:
@@ -227,7 +230,7 @@ class Loader:
     async def _load(self, active: Active) -> UpstreamImage:
         image = await self._find(active)
         await all_of(self._fill(active, blob) for blob in image.blobs.values())
-        await self._engine.upstreams.call(lambda: self._publish(image))
+        await self._engine.upstreams.call(lambda: self._publish(active.wanted, image))
         return image
 
     async def _fill(self, active: Active, blob: Descriptor) -> None:
@@ -255,8 +258,9 @@ class Loader:
                 self._pending[digest] = active.wanted.reference.repository, size
                 self._expected += size
 
-    def _publish(self, image: UpstreamImage) -> None:
+    def _publish(self, wanted: Wanted, image: UpstreamImage) -> None:
         """In a thread: what was waited for is there now, so the image may be seen."""
+        self._check_platform(wanted, image)
         repository = image.reference.repository
         for holder in image.manifests.values():
             self._store.commit_manifest(repository, holder)
@@ -264,3 +268,17 @@ class Loader:
         for tag, descriptor in image.tags.items():
             record = TagRecord(descriptor, now, repository.registry)
             self._store.refs.put_tag(repository, tag, record)
+
+    def _check_platform(self, wanted: Wanted, image: UpstreamImage) -> None:
+        """An image that is in no index says in its config what it is for."""
+        manifest = image.top.manifest
+        if not isinstance(manifest, ImageManifest):
+            return
+        platform = platform_of(self._store, manifest)
+        if platform is None:
+            return
+        image.platforms = (platform.normalised(),)
+        itself = Index((replace(image.top.descriptor, platform=platform),))
+        if wanted.strict and not choose(itself, wanted.platforms):
+            lacking = ", ".join(map(str, wanted.platforms))
+            raise ManifestUnknown(image.reference, f"lacks {lacking}; it is for {platform}")

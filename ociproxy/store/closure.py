@@ -197,7 +197,7 @@ class _Walk:
             reason = "not stored" if size is None else f"{size} bytes stored of {blob.size}"
             role = "config" if blob.digest == manifest.config.digest else "layer"
             self._miss(blob, f"{role} {reason}")
-        platform = descriptor.platform or _platform_of(self._store, manifest)
+        platform = descriptor.platform or platform_of(self._store, manifest)
         self.closure.images.append(ReachedImage(platform, holder.descriptor.digest, complete))
 
     def _is_stored(self, descriptor: Descriptor) -> bool:
@@ -261,7 +261,7 @@ def _is_referrer(store: Store, holder: ManifestHolder) -> bool:
     return subject is not None and store.manifests.find(subject.digest, use=False) is not None
 
 
-def _platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
+def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
     """What the image's config says (image-spec config.md); None where it is not stored or says
     nothing."""
     if manifest.config.size > MANIFEST_MAX_SIZE:

@@ -1,0 +1,78 @@
+"""`load --lock FILE`: tags pinned to digests, written by one load and obeyed by the next."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ociproxy.archive.lock import LOCK_MAX_SIZE, Lock, LockedImage
+from ociproxy.errors import ConfigError
+from ociproxy.fetch.load import Watcher
+from ociproxy.imagelist import ImageListInvalid, Wanted, pinned
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ociproxy.digest import Digest
+    from ociproxy.fetch.load import Result
+    from ociproxy.platform import Platform
+    from ociproxy.reference import Reference
+
+
+class LockWriter(Watcher):
+    """Gathers what the images consist of that were loaded, or found."""
+
+    def __init__(self) -> None:
+        self._images: list[LockedImage] = []
+        self._contents: dict[Digest, int] = {}
+
+    def loaded(self, result: Result) -> None:
+        image, complete = result.image, not result.missing
+        self._images.append(
+            LockedImage(_by_tag(image.reference), image.top.descriptor, image.platforms, complete)
+        )
+        for digest, holder in image.manifests.items():
+            self._contents[digest] = len(holder.raw)
+        for digest, blob in image.blobs.items():
+            self._contents[digest] = blob.size
+
+    def encode(self) -> bytes:
+        return Lock(tuple(self._images), self._contents).encode()
+
+
+def obey(
+    path: Path,
+    wanted: list[Wanted],
+    platforms: tuple[Platform, ...] | None,
+    *,
+    everything: bool,
+) -> list[Wanted]:
+    """What is wanted, with the digests of the lock; `everything` is what the lock has, for the
+    platforms given, else for the lock's own.
+
+    Raises ConfigError or LockInvalid; ImageListInvalid names all that the lock lacks.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(LOCK_MAX_SIZE + 1)
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror or error}"
+        raise ConfigError(reason, file=str(path)) from error
+    lock = Lock.parse(raw, str(path))
+    if everything:
+        wanted = [
+            Wanted(each.reference, each.platforms if platforms is None else platforms, str(path))
+            for each in lock.images
+        ]
+    locked = {
+        _by_tag(each.reference): replace(each.reference, digest=each.descriptor.digest)
+        for each in lock.images
+    }
+    found, problems = pinned(wanted, locked)
+    if problems:
+        raise ImageListInvalid(problems)
+    return found
+
+
+def _by_tag(reference: Reference) -> Reference:
+    return replace(reference, digest=None) if reference.tag else reference
