@@ -9,14 +9,13 @@ Then its manifests are committed, children first, and the tag last: nobody sees 
 from __future__ import annotations
 
 import io
-import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy.clock import SystemClock
 from ociproxy.digest import Digest
-from ociproxy.errors import DigestMismatch, IntegrityError, SizeMismatch
+from ociproxy.errors import DigestMismatch, IntegrityError, LayoutInvalid, SizeMismatch
 from ociproxy.manifest import (
     MANIFEST_MAX_SIZE,
     Descriptor,
@@ -27,15 +26,13 @@ from ociproxy.manifest import (
     guess_media_type,
 )
 from ociproxy.platform import is_attestation
-from ociproxy.store.files import store_errors
 from ociproxy.store.refs import TagRecord
 
 if TYPE_CHECKING:
+    from io import FileIO
     from types import TracebackType
-    from typing import BinaryIO
 
     from ociproxy.clock import Clock
-    from ociproxy.layout import LayoutDirectory
     from ociproxy.reference import Repository
     from ociproxy.store.intake import Source
     from ociproxy.store.store import Store
@@ -49,6 +46,10 @@ _MAX_MANIFESTS: Final = 20_000
 _ABSENT: Final = "neither here nor in the store"
 _Key = tuple[Digest, str, int]
 """A descriptor's digest, media type and size."""
+
+
+_HEAD: Final = 8
+"""Bytes that tell one compression from another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,12 @@ class Examined:
         return not self.problems
 
 
+class BlobFolder(Protocol):
+    """Where blobs can be had one by one."""
+
+    def open_blob(self, digest: Digest) -> FileIO | None: ...
+
+
 class Extractor:
     """One import into one store. Use as a context manager; not to be shared between threads."""
 
@@ -90,13 +97,9 @@ class Extractor:
         self._store = store
         self._clock = clock or SystemClock()
         self._stack = ExitStack()
-        self._documents: dict[Digest, tuple[int, int]] = {}
 
     def __enter__(self) -> Extractor:
-        with store_errors(self._store.staging.root):
-            self._scratch: BinaryIO = self._stack.enter_context(
-                tempfile.TemporaryFile(dir=self._store.staging.root)
-            )
+        self._scratch = self._stack.enter_context(self._store.scratch())
         self._intake = self._stack.enter_context(self._store.intake())
         return self
 
@@ -115,7 +118,7 @@ class Extractor:
 
         Wrong content is noted in `damaged` and not kept. Raises StoreError.
         """
-        if digest in self._documents or self._is_stored(digest):
+        if self.holds(digest):
             return False
         try:
             if size > MANIFEST_MAX_SIZE:
@@ -137,12 +140,9 @@ class Extractor:
         actual = Digest.of(raw, digest.algorithm)
         if actual != digest:
             raise DigestMismatch("document", digest, actual)
-        if digest not in self._documents:
-            with store_errors(self._store.staging.root):
-                self._documents[digest] = self._scratch.seek(0, io.SEEK_END), len(raw)
-                self._scratch.write(raw)
+        self._scratch.put(digest, raw)
 
-    def take_layout(self, layout: LayoutDirectory, top: Descriptor) -> None:
+    def take_layout(self, folder: BlobFolder, top: Descriptor) -> None:
         """Take in what an image in a folder reaches, and nothing else that is there."""
         seen: set[Digest] = set()
         waiting = [(top, 0)]
@@ -151,7 +151,7 @@ class Extractor:
             if descriptor.digest in seen or depth > _MAX_DEPTH:
                 continue
             seen.add(descriptor.digest)
-            self._take_from(layout, descriptor)
+            self._take_from(folder, descriptor)
             try:
                 manifest = self._holder(descriptor).manifest
             except (_Unusable, MalformedManifest):
@@ -160,20 +160,34 @@ class Extractor:
                 waiting.extend((child, depth + 1) for child in manifest.manifests)
             elif isinstance(manifest, ImageManifest):
                 for blob in manifest.blobs:
-                    self._take_from(layout, blob)
+                    self._take_from(folder, blob)
 
     def find_document(self, digest: Digest) -> bytes | None:
         """A manifest or config that was taken in, or that the store has."""
-        found = self._documents.get(digest)
-        if found is not None:
-            offset, size = found
-            with store_errors(self._store.staging.root):
-                self._scratch.seek(offset)
-                return self._scratch.read(size)
+        raw = self._scratch.find(digest)
+        if raw is not None:
+            return raw
         stored = self._store.manifests.find(digest, use=False)
         if stored is not None:
             return stored.raw
         return self._stored_document(digest)
+
+    def find_blob(self, digest: Digest) -> tuple[bytes, int] | None:
+        """The first bytes and the size of what was taken in or is stored; call `drain` first."""
+        raw = self._scratch.find(digest)
+        if raw is not None:
+            return raw[:_HEAD], len(raw)
+        if not self._is_stored_blob(digest):
+            return None
+        found = self._store.blobs.find(digest)
+        if found is None:
+            return None
+        with found.file:
+            return found.file.read(_HEAD) or b"", found.size
+
+    def holds(self, digest: Digest) -> bool:
+        """Whether this was taken in, or is in the store and right."""
+        return digest in self._scratch or self._is_stored(digest)
 
     def drain(self) -> None:
         """Wait until every blob that was taken in is in the store. Raises StoreError."""
@@ -256,13 +270,21 @@ class Extractor:
         else:
             self._intake.take(io.BytesIO(raw), len(raw), digest)
 
-    def _take_from(self, layout: LayoutDirectory, descriptor: Descriptor) -> None:
-        file = layout.open_blob(descriptor.digest)
-        if file is not None:
-            with file:
+    def _take_from(self, folder: BlobFolder, descriptor: Descriptor) -> None:
+        try:
+            file = folder.open_blob(descriptor.digest)
+        except LayoutInvalid as exc:
+            self.damaged[descriptor.digest] = exc.reason
+            return
+        if file is None:
+            return
+        with file:
+            try:
                 size = file.seek(0, io.SEEK_END)
                 file.seek(0)
                 self.take(descriptor.digest, size, file)
+            except OSError as exc:  # the store's are StoreError by now
+                self.damaged[descriptor.digest] = f"cannot be read: {exc.strerror or exc}".lower()
 
     def _holder(self, descriptor: Descriptor) -> ManifestHolder:
         digest = descriptor.digest

@@ -153,22 +153,26 @@ class LayoutDirectory:
         return raw
 
     def _open(self, path: str) -> FileIO | None:
-        try:
-            # Not to block on a pipe that somebody put there.
-            file = open(  # noqa: SIM115 the caller closes
-                self.root / path, "rb", buffering=0, opener=_open_regular
-            )
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as exc:
-            raise LayoutInvalid(
-                self.source, f"{path}: {(exc.strerror or str(exc)).lower()}"
-            ) from exc
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.close()
-            raise LayoutInvalid(self.source, f"{path} is not a regular file")
-        return file
+        return open_regular(self.root, path)
 
 
-def _open_regular(path: str, flags: int) -> int:
+def open_regular(root: Path, path: str) -> FileIO | None:
+    """A file below a folder that may come from anywhere; None where there is none.
+
+    Raises LayoutInvalid for links, pipes and what cannot be read.
+    """
+    try:
+        file = open(root / path, "rb", buffering=0, opener=_opener)  # noqa: SIM115 the caller closes
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        raise LayoutInvalid(str(root), f"{path}: {(exc.strerror or str(exc)).lower()}") from exc
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise LayoutInvalid(str(root), f"{path} is not a regular file")
+    return file
+
+
+def _opener(path: str, flags: int) -> int:
+    # Without O_NONBLOCK a pipe that somebody put there would be waited for.
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -17,6 +17,7 @@ _INTERRUPTED: Final = 130
 _COMMANDS: Final = {
     "serve": "ociproxy.cli.serve_command:serve",
     "load": "ociproxy.cli.load_command:load",
+    "import": "ociproxy.cli.import_command:import_command",
     "list": "ociproxy.cli.list_command:list_command",
     "export": "ociproxy.cli.export_command:export_command",
     "client-config": "ociproxy.cli.client_config:client_config",

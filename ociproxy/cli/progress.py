@@ -6,8 +6,9 @@ Always on standard error, so that standard output is a program's to read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,6 +72,23 @@ class Screen:
                 await asyncio.gather(moving, return_exceptions=True)
                 bars.clear()
 
+    @contextmanager
+    def watching_work(self, overall: Callable[[], Step]) -> Iterator[None]:
+        """The same for work that blocks: one bar, moved by a thread of its own."""
+        if not self.has_bars:
+            yield
+            return
+        bars, ended = _Bars(self._console), threading.Event()
+        with bars.progress:
+            moving = threading.Thread(target=bars.move_until, args=(ended, overall), daemon=True)
+            moving.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                moving.join()
+                bars.clear()
+
 
 class _Bars:
     def __init__(self, console: Console) -> None:
@@ -92,6 +110,10 @@ class _Bars:
         while True:
             self._show(overall(), list(steps())[: self._most])
             await asyncio.sleep(_INTERVAL)
+
+    def move_until(self, ended: threading.Event, overall: Callable[[], Step]) -> None:
+        while not ended.wait(_INTERVAL):
+            self._show(overall(), [])
 
     def clear(self) -> None:
         for task in self.progress.task_ids:

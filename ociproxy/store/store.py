@@ -27,6 +27,7 @@ from ociproxy.store.files import store_errors, write_atomically
 from ociproxy.store.intake import Intake
 from ociproxy.store.manifests import Manifests, check_manifest
 from ociproxy.store.refs import Refs
+from ociproxy.store.scratch import Scratch
 from ociproxy.store.staging import Staging
 
 if TYPE_CHECKING:
@@ -72,6 +73,10 @@ class Store:
     def intake(self) -> Intake:
         """For blobs that come from front to end, as out of an archive."""
         return Intake(self.staging.root, self.blobs)
+
+    def scratch(self) -> Scratch:
+        """For documents of which it is not known yet whether they belong here."""
+        return Scratch(self.staging.root)
 
     def commit_manifest(self, repository: Repository, holder: ManifestHolder) -> None:
         """Publish a verified manifest: its bytes first, then that the repository has it and whom

@@ -1,0 +1,122 @@
+"""`ociproxy import`."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from ociproxy import log
+from ociproxy.archive.importing import Importer, Rules
+from ociproxy.archive.packed import MAX_SIZE
+from ociproxy.archive.publishing import GivenName, OnExisting
+from ociproxy.cli.import_report import Report
+from ociproxy.cli.options import (
+    config_path,
+    configuration,
+    image_path,
+    log_format,
+    quiet_log_level,
+)
+from ociproxy.cli.progress import Screen, Step
+from ociproxy.config.units import parse_size, show_size
+from ociproxy.store.store import Store
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+_INTERRUPTED: Final = 130
+
+
+def _size(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
+    size = parse_size(value)
+    if not size:
+        raise click.BadParameter("a size is a number with KiB, MiB, GiB or TiB after it")
+    return size
+
+
+@click.command("import")
+@click.argument(
+    "sources", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path)
+)
+@image_path
+@config_path
+@quiet_log_level
+@log_format
+@click.option(
+    "--name",
+    metavar="REGISTRY/REPOSITORY[:TAG]",
+    envvar="OCIPROXY_NAME",
+    help="What to call images that have no full name in there; without a tag they keep theirs.",
+)
+@click.option(
+    "--on-existing",
+    type=click.Choice([each.value for each in OnExisting]),
+    default=OnExisting.REPLACE.value,
+    show_default=True,
+    envvar="OCIPROXY_ON_EXISTING",
+    help="What to do where a tag is there and stands for something else; error imports nothing.",
+)
+@click.option(
+    "--max-size",
+    metavar="SIZE",
+    default=show_size(MAX_SIZE),
+    show_default=True,
+    callback=_size,
+    envvar="OCIPROXY_MAX_SIZE",
+    help="Refuse an archive that expands to more.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="OCIPROXY_JSON",
+    help="Print an event a line, as JSON, and the outcome as the last.",
+)
+@click.pass_context
+def import_command(
+    ctx: click.Context,
+    sources: tuple[Path, ...],
+    image_path: Path | None,
+    config_path: Path | None,
+    log_level: str | None,
+    log_format: str | None,
+    name: str | None,
+    on_existing: str,
+    max_size: int,
+    as_json: bool,
+) -> None:
+    """Take images into the store from archives and folders, without a network.
+
+    FILE is an archive of `export` (all its volumes, for one that has volumes), an OCI image layout
+    as a folder or a tar, a tar of `docker save`, or the cache folder of an ociregistry; `-` is
+    standard input. Tars may be packed with gzip or zstd. An image is seen only when all of it is
+    there; an interrupted import is simply run again.
+    """
+    config = configuration(
+        config_path, image_path=image_path, log_level=log_level, log_format=log_format
+    )
+    log.set_up(config.log.level, config.log.format)
+    given = None if name is None else GivenName.parse(name)
+    rules = Rules(on_existing=OnExisting(on_existing), name=given, max_size=max_size)
+    store = Store(config.store.path, hot_manifests=config.store.hot_manifests)
+    store.check_writable()
+    screen = Screen()
+    report = Report(screen, as_json=as_json)
+    importer = Importer(store, rules, report)
+    signal.signal(signal.SIGTERM, _interrupt)
+    interrupted = False
+    try:
+        with screen.watching_work(lambda: Step("all", "import", importer.consumed, importer.size)):
+            importer.run(sources)
+    except KeyboardInterrupt:
+        interrupted = True
+    report.end(interrupted=interrupted)
+    ctx.exit(_INTERRUPTED if interrupted else report.exit_code)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """SIGTERM ends it in order, as SIGINT does."""
+    raise KeyboardInterrupt

@@ -1,0 +1,108 @@
+"""What `import` says: a line an image, or JSON events, and at the end how it went."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from ociproxy.archive.importing import Watcher
+from ociproxy.archive.publishing import EXIT_CODES, Outcome, Status
+
+if TYPE_CHECKING:
+    from ociproxy.cli.progress import Screen
+    from ociproxy.errors import OciProxyError
+
+_SHOWN: Final = 10
+"""Problems of one image that a line is spent on; JSON has more."""
+_PUBLISHED: Final = (Status.IMPORTED, Status.REPLACED, Status.UNCHANGED)
+
+
+class Report(Watcher):
+    def __init__(self, screen: Screen, *, as_json: bool) -> None:
+        self._screen = screen
+        self._json = as_json
+        self._began = time.monotonic()
+        self._counts: Counter[Status] = Counter()
+        self._failures: list[OciProxyError] = []
+
+    @property
+    def exit_code(self) -> int:
+        if self._failures:
+            return max(failure.exit_code for failure in self._failures)
+        codes = (code for status, code in EXIT_CODES.items() if self._counts[status])
+        return next(codes, 0)
+
+    def image(self, outcome: Outcome) -> None:
+        self._counts[outcome.status] += 1
+        if self._json:
+            self._event(
+                "image",
+                source=outcome.source,
+                reference=outcome.name,
+                digest=str(outcome.digest),
+                status=outcome.status.value,
+                previous=str(outcome.previous) if outcome.previous else None,
+                problems=list(outcome.problems),
+                leftOut=list(outcome.left_out),
+            )
+            return
+        for line in _lines(outcome):
+            self._screen.line(line)
+
+    def note(self, source: str, text: str) -> None:
+        if self._json:
+            self._event("note", source=source, text=text)
+        else:
+            self._screen.line(f"{source}: {text}")
+
+    def failed(self, source: str, error: OciProxyError) -> None:
+        self._failures.append(error)
+        if self._json:
+            self._event("failed", source=source, error=type(error).__name__, reason=str(error))
+        else:
+            self._screen.line(f"failed {error}")
+
+    def end(self, *, interrupted: bool) -> None:
+        seconds = time.monotonic() - self._began
+        counts = {status: self._counts[status] for status in Status if self._counts[status]}
+        if self._json:
+            self._event(
+                "done",
+                images={status.value: count for status, count in counts.items()},
+                failed=len(self._failures),
+                seconds=round(seconds, 3),
+                interrupted=interrupted,
+            )
+            return
+        parts = [f"{count} {status.value}" for status, count in counts.items()]
+        if self._failures:
+            parts.append(f"{len(self._failures)} of the sources failed")
+        text = f"{', '.join(parts) or 'nothing imported'} in {seconds:.1f} s"
+        if interrupted:
+            text += "; interrupted: run it again to go on"
+        self._screen.line(text)
+
+    def _event(self, name: str, **fields: object) -> None:
+        click.echo(json.dumps({"event": name, **fields}))
+
+
+def _lines(outcome: Outcome) -> list[str]:
+    name = outcome.name
+    shown = name if str(outcome.digest) in name else f"{name}@{outcome.digest}"
+    head = f"{outcome.status.value} {shown}"
+    if outcome.previous is not None and outcome.previous != outcome.digest:
+        verb = "was" if outcome.status is Status.REPLACED else "is"
+        head += f", {verb} {outcome.previous}"
+    if outcome.left_out and outcome.status in _PUBLISHED:
+        head += f", without {', '.join(outcome.left_out[:_SHOWN])}"
+    if not outcome.problems:
+        return [head]
+    lines = [f"{head} ({outcome.source}):"]
+    lines += [f"  {problem}" for problem in outcome.problems[:_SHOWN]]
+    if len(outcome.problems) > _SHOWN:
+        lines.append(f"  and {len(outcome.problems) - _SHOWN} more: see --json")
+    return lines

@@ -1,0 +1,110 @@
+"""`ociproxy import` as people run it: a process, a store, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ociproxy.digest import Digest
+from ociproxy.reference import Reference
+from ociproxy.store.inventory import inventory
+from ociproxy.store.store import Store
+from tests.images import Image
+from tests.server import ROOT
+
+LIMIT = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a run ended."""
+
+    code: int
+    events: list[dict[str, Any]]
+    stderr: str
+
+    @property
+    def statuses(self) -> dict[str, str]:
+        """By reference."""
+        return {e["reference"]: e["status"] for e in self.events if e["event"] == "image"}
+
+    @property
+    def problems(self) -> list[str]:
+        """Of all images, and of all sources."""
+        images = [p for e in self.events if e["event"] == "image" for p in e["problems"]]
+        return images + [e["reason"] for e in self.events if e["event"] == "failed"]
+
+
+class Import:
+    """Runs share a store in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.store = folder, folder / "store"
+
+    def command(self, *args: str | Path) -> list[str]:
+        program = [sys.executable, "-m", "ociproxy", "import", "--image-path", str(self.store)]
+        return [*program, *map(str, args)]
+
+    def run(self, *args: str | Path, stdin: Path | None = None) -> Done:
+        """With --json; nothing may be printed beside it but a reason not to begin."""
+        with (stdin or Path(os.devnull)).open("rb") as source:
+            done = subprocess.run(
+                self.command("--json", *args),
+                stdin=source,
+                capture_output=True,
+                cwd=ROOT,
+                timeout=LIMIT,
+                check=False,
+            )
+        assert b"Traceback" not in done.stderr, done.stderr.decode()
+        events = [json.loads(line) for line in done.stdout.splitlines()]
+        return Done(done.returncode, events, done.stderr.decode())
+
+    def words(self, *args: str | Path) -> tuple[int, str]:
+        """The exit code and what a person reads in a pipe."""
+        done = subprocess.run(
+            self.command(*args),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            cwd=ROOT,
+            timeout=LIMIT,
+            check=False,
+        )
+        assert done.stdout == b""
+        return done.returncode, done.stderr.decode()
+
+    def listed(self) -> dict[str, bool]:
+        """Every visible image, and whether it is complete."""
+        if not self.store.exists():
+            return {}
+        return {str(entry.reference): entry.complete for entry in inventory(Store(self.store))}
+
+    def blobs(self) -> set[str]:
+        return {path.name for path in (self.store / "blobs").iterdir()}
+
+    def check(self, name: str, image: Image, *, without: Iterable[str] = ()) -> None:
+        """The image is there byte for byte, under its name; `without` are absent digests."""
+        store, reference = Store(self.store), Reference.parse(name)
+        if reference.tag is not None:
+            record = store.refs.find_tag(reference.repository, reference.tag)
+            assert record is not None, name
+            assert str(record.descriptor.digest) == image.digest
+            assert record.descriptor.media_type == image.top.media_type
+        for each in image.all_manifests():
+            if each.digest in without:
+                continue
+            digest = Digest.parse(each.digest)
+            assert store.refs.find_manifest(reference.repository, digest) is not None
+            found = store.manifests.find(digest)
+            assert found is not None
+            assert found.raw == each.data
+        for each in image.blobs:
+            if each.digest not in without:
+                assert store.blobs.path(Digest.parse(each.digest)).read_bytes() == each.data
+        assert list(store.staging.root.iterdir()) == []
