@@ -312,7 +312,9 @@ class FakeUpstream:
         await asyncio.sleep(0.01)
         for transport in [*self._transports, *(each.transport for each in server.connections)]:
             if transport is not None:
-                transport.abort()
+                # asyncio's own complaint about one whose connection is lost already.
+                with contextlib.suppress(AttributeError):
+                    transport.abort()
         await asyncio.sleep(0)
 
     def _run(self, work: Coroutine[object, object, T]) -> T:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.config.skopeo import MISSING, PROGRAM
+from ociproxy.errors import ConfigError
 from ociproxy.fetch.oras.backend import OrasBackend
+from ociproxy.fetch.skopeo.backend import SkopeoBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -12,10 +16,20 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import BackendName, Config, Fetch, Upstream
     from ociproxy.fetch.upstream import Backend
     from ociproxy.fetch.upstreams import MakeBackend
+    from ociproxy.store.store import Store
 
-BACKENDS: Final[Mapping[str, Callable[[Upstream, Fetch], Backend]]] = {"oras": OrasBackend}
+BACKENDS: Final[Mapping[str, Callable[[Upstream, Fetch, Store], Backend]]] = {
+    "oras": lambda upstream, fetch, _: OrasBackend(upstream, fetch),
+    "skopeo": lambda upstream, _, store: SkopeoBackend(upstream, store),
+}
 
 
-def backends(config: Config, *, everywhere: BackendName | None = None) -> MakeBackend:
-    """What makes an upstream's backend: the one it is configured for, or one for all."""
-    return lambda upstream: BACKENDS[everywhere or upstream.backend](upstream, config.fetch)
+def backends(store: Store, config: Config, *, everywhere: BackendName | None = None) -> MakeBackend:
+    """What makes an upstream's backend: the one it is configured for, or one for all, those
+    without an entry included.
+
+    Raises ConfigError where the one for all needs a program that is not there.
+    """
+    if everywhere == "skopeo" and shutil.which(PROGRAM) is None:
+        raise ConfigError(MISSING)
+    return lambda upstream: BACKENDS[everywhere or upstream.backend](upstream, config.fetch, store)

@@ -177,7 +177,7 @@ def load(
     outcome = Plan(report, store.root, as_json=as_json) if plan else report
     run = LoadRun(
         config,
-        backends(config, everywhere=backend),
+        backends(store, config, everywhere=backend),
         screen,
         [outcome] if writer is None else [outcome, writer],
         referrers=referrers,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import click
@@ -79,11 +80,11 @@ def serve(
     context = server_context(config.serve)
     with listen(config) as listener:
         if config.serve.workers == 1:
-            run(config, store, backends, listener, context, reread)
+            run(config, store, partial(backends, store), listener, context, reread)
         else:
             run_workers(
                 config.serve.workers,
-                lambda: run(config, store, backends, listener, context, reread),
+                lambda: run(config, store, partial(backends, store), listener, context, reread),
                 listener=listener,
                 grace=config.serve.shutdown_grace,
             )

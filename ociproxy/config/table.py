@@ -11,7 +11,7 @@ import re
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from ociproxy.config import tls_files
+from ociproxy.config import skopeo, tls_files
 from ociproxy.config.door import NETWORKS, SERVER_AUTH, SERVER_TLS
 from ociproxy.config.kinds import Choice, Duration, FilePath, Flag, Number, Place, Size, Text
 from ociproxy.config.sections import Either, Items, Key, Section, is_flag, is_mapping
@@ -114,6 +114,11 @@ def _how_to_reach(values: Any, node: MappingNode, place: Place) -> None:
         place.child("tls").refuse(_line(node, "tls"), "has no use with plain http")
 
 
+def _backend(values: Any, node: MappingNode, place: Place) -> None:
+    for name, reason in skopeo.find_problems(values):
+        place.child(name).refuse(_line(node, name), reason)
+
+
 def _line(node: MappingNode, key: str) -> int:
     return next((pair.line for pair in node.pairs if pair.key == key), node.line)
 
@@ -210,11 +215,11 @@ _UPSTREAM: Final = Section(
             inherited=True,
         ),
         "connections": dataclasses.replace(_CONNECTIONS, inherited=True),
-        "backend": Key(Choice(("oras",)), "What fetches from this upstream."),
+        "backend": Key(Choice(("oras", "skopeo")), "What fetches from this upstream."),
         "repositories": Key(_RULES, "Globs on its repositories: which are served at all."),
     },
     build=dict,
-    rules=(_how_to_reach,),
+    rules=(_how_to_reach, _backend),
 )
 
 UPSTREAMS: Final = Items(_UPSTREAM, identity=lambda entry: str(entry["name"]))

@@ -23,7 +23,8 @@ from ociproxy.errors import (
 )
 from ociproxy.fetch.inorder import InOrderHasher
 from ociproxy.fetch.plan import Plan
-from ociproxy.fetch.transfer import Source, Transfer
+from ociproxy.fetch.transfer import Delivered, Source, Transfer
+from ociproxy.store.files import store_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,9 +103,13 @@ class Download:
             self._plan.unwant(offset)
 
     def duplicate_file(self) -> int:
-        """A file descriptor of the arriving bytes; the caller closes it."""
+        """A file descriptor of the bytes that are `available`; the caller closes it."""
         with self._lock:
-            return os.dup(self._staged().file)
+            if self._arrival is not None:
+                return os.dup(self._arrival.file)
+        path = self._store.blobs.path(self.digest)
+        with store_errors(path):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def abort(self) -> None:
         """Stop soon; what has arrived stays in `pulls/`."""
@@ -139,25 +144,20 @@ class Download:
                 arrival.refresh()
                 self.size = arrival.size if committed is None else committed
                 self.started = self.size is not None
-                self.verified = committed is not None
-            self._notify()
             if committed is not None:
-                return True
+                return self._take_committed()
+            self._notify()
             if not led:
                 return False
         raise self._unavailable("shutting down")
 
     def _lead(self, arrival: Arrival) -> bool:
         """Fetch it, True; or find that what arrived before belongs to something else, False."""
-        committed = self._store.blobs.find_size(self.digest)
-        if committed is not None:
+        if self._store.blobs.find_size(self.digest) is not None:
             # Another process was done between our look and our lock.
             arrival.discard()
             arrival.close()
-            blob = self._store.blobs.path(self.digest)
-            self._adopt(self._store.staging.open_committed(blob, self.digest))
-            self.size, self.started, self.verified = committed, True, True
-            return True
+            return self._take_committed()
         if self.size is not None and arrival.size not in (None, self.size):
             # Not emptied: whoever follows this file was promised its bytes.
             arrival.discard()
@@ -167,10 +167,13 @@ class Download:
         self.size = self.size if arrival.size is None else arrival.size
         self.bytes_resumed = arrival.spans.total
         began = time.monotonic()
+        delivered = False
         hasher = self._hasher = InOrderHasher(self.digest, arrival, self._arrived_until)
         try:
             self._fetch(arrival)
             self._verify(hasher)
+        except Delivered:
+            delivered = True
         except (IntegrityError, StoreError):
             arrival.discard()
             raise
@@ -180,6 +183,9 @@ class Download:
             raise
         finally:
             hasher.stop()
+        if delivered:
+            arrival.discard()
+            return self._take_committed()
         self.started = self.verified = True
         self._notify()
         arrival.commit(self._store.blobs)
@@ -195,11 +201,23 @@ class Download:
         )
         return True
 
+    def _take_committed(self) -> bool:
+        """The blob is in the store: readers go on there. False where it has gone again."""
+        path = self._store.blobs.path(self.digest)
+        size = self._store.blobs.find_size(self.digest)
+        if size is None:
+            return False
+        self._adopt(self._store.staging.open_committed(path, self.digest))
+        self.size, self.started, self.verified = size, True, True
+        self._notify()
+        return True
+
     def _adopt(self, arrival: Arrival) -> None:
-        """Readers see this arrival from now on; those of another file were promised other bytes."""
+        """Readers see this arrival from now on; those that have read from another file were
+        promised its bytes."""
         with self._lock:
             old = self._arrival
-            if old is not None and self.started and not old.is_same_file(arrival):
+            if old is not None and old.spans.total and not old.is_same_file(arrival):
                 arrival.close()
                 raise UpstreamUnavailable(
                     self._source.upstream, "the process that fetched it gave up"

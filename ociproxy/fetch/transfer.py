@@ -7,6 +7,7 @@ fetching. What broke is asked for again from where it stopped.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -51,6 +52,10 @@ class Source:
     connections: int
 
 
+class Delivered(Exception):
+    """The backend has put the whole blob into the store, and nothing into the arrival."""
+
+
 class Transfer:
     """Fetches what an arrival lacks. `lock` guards the arrival, the plan and the claims, and is
     held when `learned` is told the size; `progressed` is called without it."""
@@ -86,7 +91,7 @@ class Transfer:
 
     def run(self) -> None:
         """Returns when all of the blob is in the file. Raises what ended it; nobody writes to the
-        file then."""
+        file then. Raises Delivered where there is no more to do."""
         try:
             self._fetch_all()
         except BaseException:
@@ -141,7 +146,8 @@ class Transfer:
         """Another connection. Its failure is not the fill's: the leading one takes over what is
         left."""
         try:
-            self._work(helping=True)
+            with contextlib.suppress(Delivered):
+                self._work(helping=True)
         except OciProxyError as exc:
             log.event(logging.DEBUG, "connection lost", digest=self._arrival.digest, reason=exc)
 
@@ -155,6 +161,8 @@ class Transfer:
         first = claim.start
         try:
             self._learn(stream, claim)
+            if stream.deliver():
+                raise Delivered
             if helping and stream.start != claim.start:
                 raise self._unavailable("no ranges")
             self._receive(stream, claim)

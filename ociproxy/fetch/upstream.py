@@ -40,6 +40,11 @@ class BlobStream(Protocol):
     def stop(self) -> int | None:
         """Offset just past the last byte of the body, or None where the upstream does not say."""
 
+    def deliver(self) -> bool:
+        """False at once where the bytes are to be read. True where the backend brings whole blobs
+        into the store by itself: returns when this one is there. Raises what `read` does,
+        BlobUnknown or IntegrityError kinds."""
+
     def read(self, limit: int) -> bytes:
         """At most `limit` bytes, as soon as some are there; b"" at the end. Raises
         UpstreamUnavailable when the connection breaks, stalls, or ends before the stated length."""

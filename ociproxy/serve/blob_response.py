@@ -66,11 +66,8 @@ class BlobResponse(web.StreamResponse):
         self.sent = 0
         self._source = source
         self._first, self._end = 0, source.size
-        self._file: BinaryIO = (
-            source.file
-            if isinstance(source, BlobFile)
-            else os.fdopen(source.duplicate_file(), "rb", 0)
-        )
+        # That of a fill is opened with its first bytes: until then it may become another one.
+        self._file: BinaryIO | None = source.file if isinstance(source, BlobFile) else None
 
     def limit_to(self, start: int, stop: int, partial: bool) -> None:
         self._first, self._end = start, stop
@@ -80,7 +77,8 @@ class BlobResponse(web.StreamResponse):
             self.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{self._source.size}"
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Raises ConnectionError where the client left, or the fill failed and the response is
@@ -100,26 +98,28 @@ class BlobResponse(web.StreamResponse):
         if transport is None:
             raise ConnectionResetError("client left")
         in_clear = transport.get_extra_info("sslcontext") is None
-        position = self._first
+        source, position = self._source, self._first
+        file: BinaryIO
         while position < self._end:
-            stop = self._end
-            if not isinstance(self._source, BlobFile):
-                stop = min(await self._source.available(position), self._end)
+            if isinstance(source, BlobFile):
+                stop, file = self._end, source.file
+            else:
+                stop = min(await source.available(position), self._end)
+                file = self._file = self._file or os.fdopen(source.duplicate_file(), "rb", 0)
             if transport.is_closing():
                 raise ConnectionResetError("client left")
             if in_clear:
                 await asyncio.get_running_loop().sendfile(
-                    transport, self._file, position, stop - position
+                    transport, file, position, stop - position
                 )
             else:
-                await self._send_chunks(position, stop)
+                await self._send_chunks(file.fileno(), position, stop)
             self.sent += stop - position
             position = stop
 
-    async def _send_chunks(self, position: int, stop: int) -> None:
+    async def _send_chunks(self, file: int, position: int, stop: int) -> None:
         # Reads say where: the file's own position may be shared with others who read it.
         loop = asyncio.get_running_loop()
-        file = self._file.fileno()
         while position < stop:
             size = min(stop - position, _CHUNK)
             chunk = await loop.run_in_executor(None, os.pread, file, size, position)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
+import stat
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -20,6 +22,7 @@ from ociproxy.digest import Digest
 from ociproxy.errors import StoreError
 from ociproxy.store.files import file_name, store_errors
 from ociproxy.store.spans import Spans
+from ociproxy.store.workspace import Workspace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -201,13 +204,21 @@ class Staging:
                 except OSError:
                     continue
                 try:
-                    if os.fstat(file).st_mtime <= older_than and _try_lock(file):
-                        path.with_name(path.name + _JOURNAL_SUFFIX).unlink(missing_ok=True)
-                        path.unlink(missing_ok=True)
+                    state = os.fstat(file)
+                    if state.st_mtime <= older_than and _try_lock(file):
+                        if stat.S_ISDIR(state.st_mode):  # a workspace
+                            shutil.rmtree(path, ignore_errors=True)
+                        else:
+                            path.with_name(path.name + _JOURNAL_SUFFIX).unlink(missing_ok=True)
+                            path.unlink(missing_ok=True)
                         removed += 1
                 finally:
                     os.close(file)
         return removed
+
+    def workspace(self, name: str) -> Workspace | None:
+        """Own the directory of this name; None while somebody else does."""
+        return Workspace.lead(self.root / name)
 
     def _path(self, digest: Digest, circle: str) -> Path:
         # A circle has the name of a registry, which is too long for a file name beside the digest.

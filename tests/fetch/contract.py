@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import pytest
 
@@ -23,12 +25,15 @@ from ociproxy.manifest import MANIFEST_MAX_SIZE
 from ociproxy.reference import Reference, Repository
 from tests.images import (
     DOCKER_MANIFEST,
+    OCI_LAYER,
     OCI_MANIFEST,
     Content,
     Image,
+    Layer,
     artifact,
     content,
     image,
+    image_of,
     multi_platform,
     random_blob,
 )
@@ -69,7 +74,24 @@ def read_all(stream: BlobStream, limit: int = 64 * 1024) -> bytes:
     return bytes(data)
 
 
+def hold(
+    upstream: FakeUpstream, backend: Backend, blob: Content, name: str = "team/app"
+) -> Content:
+    """A blob as registries have them: of an image, whose manifest was asked for before."""
+    upstream.add(name, image_of([Layer(blob, blob.digest)]), tag="blob")
+    backend.fetch_manifest(reference(upstream, f"{name}:blob"))
+    return blob
+
+
 class BackendContract(ABC):
+    names: ClassVar[tuple[str, ...]] = (
+        "a",
+        "Team/App.js",
+        "a/b/c/d.e/f__g/h-i",
+        "v2/manifests/blobs",
+    )
+    """Repositories that the backend can ask for."""
+
     @abstractmethod
     def open_backend(self, upstream: FakeUpstream) -> Backend:
         """A backend for this upstream, with short time-outs; the fixture closes it."""
@@ -103,7 +125,7 @@ class BackendContract(ABC):
     def test_names_keep_their_case_dots_and_depth(
         self, upstream: FakeUpstream, backend: Backend
     ) -> None:
-        for name in ("a", "Team/App.js", "a/b/c/d.e/f__g/h-i", "v2/manifests/blobs"):
+        for name in self.names:
             top = upstream.add(name, image(name.replace("/", "-")), tag="V1.0-RC_1").top
             holder = backend.fetch_manifest(reference(upstream, f"{name}:V1.0-RC_1"))
             assert holder.descriptor.digest == digest(top)
@@ -162,7 +184,7 @@ class BackendContract(ABC):
     # Blobs
 
     def test_blob_whole_and_in_part(self, upstream: FakeUpstream, backend: Backend) -> None:
-        blob = upstream.add_content("team/app", random_blob(300_000))
+        blob = hold(upstream, backend, random_blob(300_000))
         where = (repository(upstream), digest(blob))
         assert backend.stat_blob(*where) == blob.size
         for start, stop in ((0, None), (0, 1), (1, None), (100_000, 200_000), (299_999, 300_000)):
@@ -174,7 +196,7 @@ class BackendContract(ABC):
             assert stream.stop == (blob.size if stop is None else stop)
 
     def test_empty_blob(self, upstream: FakeUpstream, backend: Backend) -> None:
-        blob = upstream.add_content("team/app", content(b""))
+        blob = hold(upstream, backend, content(b"", OCI_LAYER))
         where = (repository(upstream), digest(blob))
         assert backend.stat_blob(*where) == 0
         assert read_all(backend.open_blob(*where)) == b""
@@ -190,14 +212,14 @@ class BackendContract(ABC):
 
     @pytest.mark.parametrize("cut", [0, 1, 100_000, 299_999])
     def test_cut_blob(self, upstream: FakeUpstream, backend: Backend, cut: int) -> None:
-        blob = upstream.add_content("team/app", random_blob(300_000))
+        blob = hold(upstream, backend, random_blob(300_000))
         upstream.fault("/blobs/", Fault(cut_after=cut))
         stream = backend.open_blob(repository(upstream), digest(blob))
         with pytest.raises(UpstreamUnavailable):
             read_all(stream)
 
     def test_abort_ends_a_read(self, upstream: FakeUpstream, backend: Backend) -> None:
-        blob = upstream.add_content("team/app", random_blob(300_000))
+        blob = hold(upstream, backend, random_blob(300_000))
         upstream.fault("/blobs/", Fault(stall_after=100_000))
         stream = backend.open_blob(repository(upstream), digest(blob))
         timer = threading.Timer(0.2, stream.abort)
@@ -262,25 +284,28 @@ class BackendContract(ABC):
 
     # Authentication and threads
 
-    def test_second_repository_behind_a_token(
-        self, upstream: FakeUpstream, backend: Backend
-    ) -> None:
+    @pytest.fixture
+    def protected(self, make_upstream: Callable[..., FakeUpstream]) -> FakeUpstream:
+        """Every repository wants a token of its own."""
+        return make_upstream(auth=TokenAuth())
+
+    def test_second_repository_behind_a_token(self, protected: FakeUpstream) -> None:
+        upstream, backend = protected, self.open_backend(protected)
         for name in ("team/one", "team/two"):
             upstream.add(name, image(), tag="v1")
-            upstream.protect(name, TokenAuth())
         for _ in range(2):
             for name in ("team/one", "team/two"):
                 holder = backend.fetch_manifest(reference(upstream, f"{name}:v1"))
                 assert holder.descriptor.digest == digest(image().top)
+        backend.close()
 
-    def test_many_threads(self, upstream: FakeUpstream, backend: Backend) -> None:
+    def test_many_threads(self, protected: FakeUpstream) -> None:
+        upstream, backend = protected, self.open_backend(protected)
         names = [f"team/app-{n}" for n in range(4)]
-        auth = TokenAuth()
         blob = random_blob(200_000)
         for name in names:
             upstream.add(name, image(name.replace("/", "-")), tag="v1")
-            upstream.add_content(name, blob)
-            upstream.protect(name, auth)
+            hold(upstream, backend, blob, name)
 
         def pull(name: str) -> bool:
             holder = backend.fetch_manifest(reference(upstream, f"{name}:v1"))
@@ -290,3 +315,4 @@ class BackendContract(ABC):
 
         with ThreadPoolExecutor(16) as pool:
             assert all(pool.map(pull, names * 8))
+        backend.close()

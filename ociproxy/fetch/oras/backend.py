@@ -27,10 +27,10 @@ from ociproxy.errors import (
     UpstreamUnavailable,
 )
 from ociproxy.fetch.credentials import credentials_for
+from ociproxy.fetch.document import holder_of, media_type_in
 from ociproxy.fetch.health import Quota
 from ociproxy.fetch.oras.auth import RepositoryAuth
 from ociproxy.fetch.oras.blob import OrasBlobStream, content_length
-from ociproxy.fetch.oras.document import content_type_of, holder_of
 from ociproxy.fetch.oras.endpoint import Endpoint
 from ociproxy.fetch.oras.translate import refuse, translated
 from ociproxy.fetch.oras.transport import discard, open_session, read_bounded
@@ -93,7 +93,7 @@ class OrasBackend:
         expected = reference.digest
         if expected is not None and expected.algorithm == digest.algorithm and expected != digest:
             raise DigestMismatch(f"manifest {reference}", expected, digest)
-        media_type = content_type_of(response) or UNKNOWN_MEDIA_TYPE
+        media_type = _content_type(response) or UNKNOWN_MEDIA_TYPE
         return Descriptor(media_type, expected or digest, content_length(response) or 0)
 
     def fetch_manifest(self, reference: Reference) -> ManifestHolder:
@@ -105,7 +105,7 @@ class OrasBackend:
         expected = reference.digest or _digest_header(response)
         return holder_of(
             raw,
-            content_type_of(response),
+            _content_type(response),
             upstream=self._name,
             expected=expected,
             subject=reference,
@@ -160,7 +160,7 @@ class OrasBackend:
         next_url = urljoin(response.url, response.links.get("next", {}).get("url", ""))
         return Listing(
             raw=raw,
-            media_type=content_type_of(response) or UNKNOWN_MEDIA_TYPE,
+            media_type=_content_type(response) or UNKNOWN_MEDIA_TYPE,
             next_query=urlsplit(next_url).query if "next" in response.links else "",
             filters_applied=response.headers.get("OCI-Filters-Applied", ""),
         )
@@ -232,6 +232,10 @@ class OrasBackend:
             reason = f"a document of more than {MANIFEST_MAX_SIZE} bytes is too large"
             raise ManifestInvalid(self._name, reason)
         return raw
+
+
+def _content_type(response: requests.Response) -> str:
+    return media_type_in(response.headers.get("Content-Type", ""))
 
 
 def _manifest_path(reference: Reference) -> str:

@@ -1,8 +1,8 @@
-"""What a manifest answer is: its media type from header and document, which must agree."""
+"""What a fetched manifest is: its media type from header and document, which must agree."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ociproxy.digest import Digest
 from ociproxy.errors import DigestMismatch, ManifestInvalid
@@ -21,17 +21,14 @@ from ociproxy.manifest import (
     parse_document,
 )
 
-if TYPE_CHECKING:
-    import requests
-
 _KNOWN: Final = (
     INDEX_MEDIA_TYPES | IMAGE_MEDIA_TYPES | {OCI_ARTIFACT, DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED}
 )
 
 
-def content_type_of(response: requests.Response) -> str:
-    """The Content-Type without its parameters; empty where there is none."""
-    return response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+def media_type_in(content_type: str) -> str:
+    """A Content-Type without its parameters; empty where there is none."""
+    return content_type.partition(";")[0].strip().lower()
 
 
 def holder_of(

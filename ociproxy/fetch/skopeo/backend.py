@@ -1,0 +1,166 @@
+"""The skopeo backend: an upstream registry asked by a subprocess, image by image.
+
+Manifests come from `skopeo inspect --raw`, which gives the exact bytes, and blobs by copying the
+image that names them. `skopeo copy --all` is never used: into a layout it converts Docker's types,
+and with `--preserve-digests` it refuses Docker's lists (tests/fetch/test_skopeo_backend.py).
+
+What skopeo cannot do: HEAD (a tag is looked up by a GET, which costs a pull), ranges, the referrers
+API (its absence sends the caller to the fallback tag), repository names with capitals.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from threading import Event
+from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qs, urlencode
+
+from ociproxy.bounded import BoundedCache
+from ociproxy.errors import BlobUnknown, ManifestUnknown, NameUnknown, StoreError, UpstreamError
+from ociproxy.fetch.document import holder_of, media_type_in
+from ociproxy.fetch.skopeo.copies import Copies
+from ociproxy.fetch.skopeo.images import Image, Images
+from ociproxy.fetch.skopeo.program import Program
+from ociproxy.fetch.skopeo.stream import StoredBlobStream
+from ociproxy.fetch.upstream import Listing
+from ociproxy.manifest import MANIFEST_MAX_SIZE
+
+if TYPE_CHECKING:
+    from ociproxy.config.settings import Upstream
+    from ociproxy.digest import Digest
+    from ociproxy.fetch.health import Quota
+    from ociproxy.manifest import Descriptor, ManifestHolder
+    from ociproxy.reference import Reference, Repository
+    from ociproxy.store.store import Store
+
+_RECENT: Final = 4 * MANIFEST_MAX_SIZE
+"""Bytes of manifests kept for whoever asks by digest after asking what a tag is."""
+
+
+class SkopeoBackend:
+    """A `Backend` for one upstream, which fetches into this store."""
+
+    def __init__(self, upstream: Upstream, store: Store) -> None:
+        """Raises UpstreamUntrusted if the upstream's certificate files cannot be used, or
+        StoreError."""
+        self._name = upstream.name
+        self._store = store
+        workspace = store.staging.workspace(f"skopeo-{uuid.uuid4()}")
+        if workspace is None:
+            raise StoreError(store.staging.root, "no place for skopeo's settings")
+        self._workspace = workspace
+        self._stopped = Event()
+        try:
+            self._program = Program(upstream, workspace.path, self._stopped)
+        except UpstreamError:
+            workspace.remove()
+            raise
+        self._images = Images(store)
+        self._copies = Copies(upstream, self._program, store, self._stopped)
+        self._recent: BoundedCache[tuple[Repository, Digest], ManifestHolder] = BoundedCache(
+            _RECENT
+        )
+
+    @property
+    def quota(self) -> Quota | None:
+        """skopeo does not pass on what the upstream says."""
+        return None
+
+    def resolve(self, reference: Reference) -> Descriptor:
+        """A GET: skopeo asks for no heads. The bytes are kept for a moment."""
+        holder = self._fetch(reference)
+        key = (reference.repository, holder.descriptor.digest)
+        self._recent.put(key, holder, len(holder.raw))
+        return holder.descriptor
+
+    def fetch_manifest(self, reference: Reference) -> ManifestHolder:
+        if reference.digest is not None and reference.tag is None:
+            recent = self._recent.get((reference.repository, reference.digest))
+            if recent is not None:
+                return recent
+        return self._fetch(reference)
+
+    def stat_blob(self, repository: Repository, digest: Digest) -> int:
+        """What the manifest says; the upstream is not asked."""
+        return self._find(repository, digest)[1]
+
+    def open_blob(
+        self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
+    ) -> StoredBlobStream:
+        image, size = self._find(repository, digest)
+        return StoredBlobStream(
+            image,
+            digest,
+            size,
+            copies=self._copies,
+            store=self._store,
+            upstream=self._name,
+            start=start,
+            stop=stop,
+        )
+
+    def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
+        """All tags, of which `n` and `last` choose a page."""
+        unknown = NameUnknown(str(repository), f"the upstream has no {path}")
+        if path != "tags/list":
+            raise NameUnknown(str(repository), f"skopeo does not ask for {path}")
+        self._check_name(repository)
+        run = self._program.ask(
+            "list-tags",
+            f"docker://{self._program.name_of(repository)}",
+            output_limit=MANIFEST_MAX_SIZE,
+            unknown=unknown,
+        )
+        return _page(repository, sorted(set(json.loads(run.stdout)["Tags"] or ())), query)
+
+    def close(self) -> None:
+        """Ends what is running, without waiting for it."""
+        self._stopped.set()
+        self._copies.close(self._workspace.remove)
+
+    def _fetch(self, reference: Reference) -> ManifestHolder:
+        repository = reference.repository
+        self._check_name(repository)
+        # By tag where there is one: with a digest beside it, the two have to agree.
+        which = f":{reference.tag}" if reference.tag else f"@{reference.digest}"
+        run = self._program.ask(
+            "inspect",
+            "--raw",
+            f"docker://{self._program.name_of(repository)}{which}",
+            output_limit=MANIFEST_MAX_SIZE,
+            unknown=ManifestUnknown(reference, "unknown to the upstream"),
+        )
+        holder = holder_of(
+            bytes(run.stdout),
+            media_type_in(run.said.content_type),
+            upstream=self._name,
+            expected=reference.digest,
+            subject=reference,
+        )
+        self._images.learn(repository, holder)
+        return holder
+
+    def _find(self, repository: Repository, digest: Digest) -> tuple[Image, int]:
+        """The image a blob comes with, and the blob's size in bytes."""
+        image = self._images.find(repository, digest)
+        blob = None if image is None else image.find(digest)
+        if image is None or blob is None:
+            reason = f"skopeo copies images, and no manifest pulled from {repository} names it"
+            raise BlobUnknown(digest, reason)
+        return image, blob.size
+
+    def _check_name(self, repository: Repository) -> None:
+        if repository.name != repository.name.lower():
+            raise NameUnknown(str(repository), "skopeo accepts no capitals in repository names")
+
+
+def _page(repository: Repository, tags: list[str], query: str) -> Listing:
+    """Distribution-spec, listing tags: at most `n` tags that come after `last`."""
+    asked = parse_qs(query)
+    last, n = asked.get("last", [""])[0], asked.get("n", [""])[0]
+    tags = [tag for tag in tags if tag > last]
+    page = tags[: int(n)] if n.isascii() and n.isdigit() else tags
+    following = urlencode({"n": n, "last": page[-1]}) if page and len(page) < len(tags) else ""
+    raw = json.dumps({"name": repository.name, "tags": page}).encode()
+    return Listing(raw, "application/json", next_query=following)
