@@ -91,9 +91,10 @@ def load(tmp_path: Path, upstream: FakeUpstream) -> Load:
 
 
 @pytest.fixture
-def mirror(tmp_path: Path) -> Iterator[Callable[..., Mirror]]:
+def mirror(tmp_path: Path, make_upstream: object) -> Iterator[Callable[..., Mirror]]:
     """Starts servers, with the arguments of `Mirror`; their stores and logs lie in `tmp_path`.
 
+    They stop before any fake upstream does, or they would wait for one that has gone.
     After the test each is stopped as an operator stops it, and has to exit with 0.
     """
     started: list[Mirror] = []

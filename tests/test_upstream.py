@@ -129,12 +129,15 @@ def test_compression_only_for_those_who_accept_it(upstream: FakeUpstream) -> Non
 
 
 def test_redirect_to_another_host(make_upstream: Callable[..., FakeUpstream]) -> None:
-    upstream, storage = make_upstream(auth=TokenAuth()), make_upstream(host="127.0.0.2")
+    ann = BasicAuth("ann", "pw")
+    upstream, storage = make_upstream(auth=ann), make_upstream(host="127.0.0.2")
     blob = random_blob(10)
     upstream.add_content("r", blob)
     storage.add_content("r", blob)
     upstream.fault("/blobs/", Fault(redirect=storage.url))
-    assert get(f"{upstream.url}/v2/r/blobs/{blob.digest}").content == blob.data
+    url = f"{upstream.url}/v2/r/blobs/{blob.digest}"
+    assert get(url).status_code == 401
+    assert get(url, auth=("ann", "pw")).content == blob.data
     assert storage.count("/blobs/") == 1
     assert upstream.bytes_sent() == 0
 

@@ -11,7 +11,6 @@ import contextlib
 import json
 import ssl
 import threading
-import weakref
 from collections.abc import Coroutine
 from typing import Self, TypeVar
 
@@ -51,7 +50,8 @@ class FakeUpstream:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fake upstream")
         self._released = asyncio.Event()
-        self._transports: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
+        self._protocols: list[web.RequestHandler] = []
+        self._listener: asyncio.Server | None = None
         self._port = 0
         self._runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=0.1)
 
@@ -164,8 +164,6 @@ class FakeUpstream:
     async def _middleware(self, request: web.Request, handler: object) -> web.StreamResponse:
         entry = Request(request.method, request.path, request.query_string, dict(request.headers))
         self.requests.append(entry)
-        if request.transport is not None:
-            self._transports.add(request.transport)
         request[ENTRY], request[FAULT] = entry, self._fault_for(entry)
         response: web.StreamResponse
         try:
@@ -297,24 +295,32 @@ class FakeUpstream:
 
     async def _listen(self, port: int) -> None:
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, port, ssl_context=self._tls)
-        await site.start()
-        self._port = self._runner.addresses[0][1]
+        self._listener = await self._loop.create_server(
+            self._protocol, self._host, port, ssl=self._tls
+        )
+        self._port = self._listener.sockets[0].getsockname()[1]
+
+    def _protocol(self) -> web.RequestHandler:
+        # aiohttp forgets a connection that is made while it shuts down: here each is known.
+        assert self._runner.server is not None
+        protocol = self._runner.server()
+        self._protocols.append(protocol)
+        return protocol
 
     async def _stop(self) -> None:
         self._release()
-        server = self._runner.server
-        await self._runner.cleanup()
-        if server is None:
+        if self._listener is None:
             return  # it was stopped before
-        # A connection accepted during the cleanup is made after it, and one whose client takes no
-        # data is not closed by it.
+        self._listener.close()
+        self._listener = None
+        await self._runner.cleanup()
+        # One that was accepted just before is made in the loop's next rounds.
         await asyncio.sleep(0.01)
-        for transport in [*self._transports, *(each.transport for each in server.connections)]:
-            if transport is not None:
+        for protocol in self._protocols:
+            if protocol.transport is not None:
                 # asyncio's own complaint about one whose connection is lost already.
                 with contextlib.suppress(AttributeError):
-                    transport.abort()
+                    protocol.transport.abort()
         await asyncio.sleep(0)
 
     def _run(self, work: Coroutine[object, object, T]) -> T:
