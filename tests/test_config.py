@@ -19,6 +19,7 @@ from ociproxy.config.sections import Either, Items, Key, Section
 from ociproxy.config.settings import (
     Auth,
     Config,
+    Endpoint,
     Fetch,
     Log,
     Rules,
@@ -79,6 +80,12 @@ upstreams:
   - name: quay.io
     endpoint: https://CACHE.example/quay/
     tls: {insecure_skip_verify: true}
+  - name: hub.example
+    auth: {user: me, password: own}
+    endpoints:
+      - http://MIRROR.example:8080/
+      - {url: "https://harbor.example/hub", auth: {user: robot, password: its}, ns: true}
+      - https://hub.example:443
 log: {level: trace, format: json}
 """
 
@@ -144,6 +151,21 @@ def test_every_key_of_the_mapping_is_read() -> None:
                 timeouts=timeouts,
                 connections=2,
             ),
+            "hub.example": Upstream(
+                name="hub.example",
+                auth=Auth(user="me", password=Secret("own")),
+                endpoints=(
+                    Endpoint(url="http://mirror.example:8080"),
+                    Endpoint(
+                        url="https://harbor.example/hub",
+                        auth=Auth(user="robot", password=Secret("its")),
+                        ns=True,
+                    ),
+                    Endpoint(url="https://hub.example:443"),
+                ),
+                timeouts=timeouts,
+                connections=2,
+            ),
         },
         log=Log(level="trace", format="json"),
     )
@@ -167,6 +189,55 @@ def test_urls_of_an_upstream() -> None:
     assert Upstream(name="docker.io").urls == ("https://registry-1.docker.io",)
     assert Upstream(name="a:1", scheme="auto").urls == ("https://a:1", "http://a:1")
     assert Upstream(name="a", endpoint="http://b").urls == ("http://b",)
+
+
+def test_credentials_go_to_the_endpoint_that_they_are_written_for() -> None:
+    own, its = Auth(user="own", password=Secret("x")), Auth(user="its", password=Secret("y"))
+    tls = Tls(insecure_skip_verify=True)
+    upstream = Upstream(
+        name="docker.io",
+        auth=own,
+        tls=tls,
+        endpoints=(
+            Endpoint(url="https://mirror.example"),
+            Endpoint(url="https://harbor.example", auth=its),
+            Endpoint(url="http://registry-1.docker.io"),
+            Endpoint(url="https://REGISTRY-1.docker.io:443".lower()),
+            Endpoint(url="https://registry-1.docker.io:5000"),
+            Endpoint(url="https://registry-1.docker.io.evil.example"),
+        ),
+    )
+    each = upstream.each_endpoint
+    assert [e.auth for e in each] == [None, its, None, own, None, None]
+    assert [e.tls for e in each] == [Tls(), Tls(), tls, tls, Tls(), Tls()]
+    assert [e.server for e in each] == [
+        "mirror.example",
+        "harbor.example",
+        "docker.io",
+        "docker.io",
+        "registry-1.docker.io:5000",
+        "registry-1.docker.io.evil.example",
+    ]
+    plain = Upstream(name="a:1", auth=own, endpoints=(Endpoint(url="http://a:1"),))
+    assert [e.auth for e in plain.each_endpoint] == [own]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "ns", "expected"),
+    [
+        (None, None, None),
+        ("https://registry-1.docker.io", None, None),
+        ("https://mirror.example", None, "docker.io"),
+        ("https://mirror.example/v2", None, "docker.io"),
+        ("https://harbor.example/hub", None, None),
+        ("https://harbor.example/hub", True, "docker.io"),
+        ("https://mirror.example", False, None),
+    ],
+)
+def test_a_mirror_of_many_registries_is_told_which(
+    endpoint: str | None, ns: bool | None, expected: str | None
+) -> None:
+    assert Upstream(name="docker.io", endpoint=endpoint, ns=ns).namespace == expected
 
 
 def test_unlisted_upstream_has_the_bounds_of_fetch() -> None:
@@ -224,6 +295,13 @@ def test_first_tag_rule_that_matches_wins() -> None:
         ("- {name: a, endpoint: 'https://u:p@b'}", "1: [0].endpoint: must be http://HOST"),
         ("- {name: a, endpoint: 'ftp://b'}", "1: [0].endpoint: must "),
         ("- {name: a, endpoint: 'https://b', scheme: https}", "1: [0].scheme: the endpoint has"),
+        ("- {name: a, endpoints: ['https://b'], scheme: https}", "1: [0].scheme: endpoints has it"),
+        ("- {name: a, endpoints: ['ftp://b']}", "1: [0].endpoints[0]: must"),
+        ("- {name: a, endpoints: [{url: 'http://b', tls: {}}]}", "1: [0].endpoints[0].tls: has no"),
+        (
+            "- {name: a, endpoints: ['https://b'], auth: {user: u, password: p}}",
+            "1: [0].auth: is a's own, which no endpoint is",
+        ),
         ("- {name: a, scheme: http, tls: {}}", "1: [0].tls: has no use with plain http"),
         ("- {name: a, auth: {user: u}}", "1: [0].auth: needs exactly one of password, "),
         ("- {name: a, auth: {password: p}}", "1: [0].auth: password needs a user"),
@@ -430,7 +508,7 @@ def sections(kind: Kind) -> Iterator[Section]:
 
 def test_table_and_dataclasses_have_the_same_keys() -> None:
     # Whether an upstream is listed, and what follows from that, is not for its entry to say.
-    internal = {Upstream: {"listed", "deny_private"}}
+    internal = {Upstream: {"listed", "deny_private", "ns"}}
     for section in sections(ROOT):
         fields = {field.name for field in dataclasses.fields(section.shape)}
         assert set(section.keys) == fields - internal.get(section.shape, set())
@@ -471,7 +549,7 @@ def test_examples_of_the_documentation_are_valid(tmp_path: Path) -> None:
         # The files it names are not on this machine.
         text = re.sub(r"tls: \{ca.+\}", "tls: {}", example)
         text = re.sub(r"  (tls: \{cert|auth: \{htpasswd).+\n", "", text)
-        text = text.replace("/run/secrets/ghcr", str(DOCUMENT))
+        text = re.sub(r"/run/secrets/\w+", str(DOCUMENT), text)
         parse_config(text, str(tmp_path / "x"))
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ociproxy.config.kinds import JsonObject, Place, Problem, Refused
 from ociproxy.config.settings import Config
-from ociproxy.config.table import ROOT, UPSTREAMS, build_config
+from ociproxy.config.table import ROOT, build_config
+from ociproxy.config.upstream_table import UPSTREAMS
 from ociproxy.config.yaml import SIZE_LIMIT, ListNode, MappingNode, Node, ScalarNode, parse_yaml
 from ociproxy.errors import ConfigError
 

@@ -8,19 +8,21 @@ names are normalised: nobody below parses again. A secret cannot be printed by a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final, Literal
+from urllib.parse import urlsplit
 
-from ociproxy.reference import DOCKER_HUB, Reference, Repository
+from ociproxy.reference import DOCKER_HUB, Reference, Repository, parse_registry
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
 # Docker Hub's API does not live under its name; an `endpoint` in the config still wins.
 _DOCKER_HUB_ENDPOINT: Final = "registry-1.docker.io"
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 Scheme = Literal["https", "http", "auto"]
 BackendName = Literal["oras", "skopeo"]
@@ -111,6 +113,17 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One of several places that an upstream is asked at. Without `auth` and `tls` it has those of
+    its upstream only if it is at the upstream's own host. `ns` is whether `?ns=` goes along."""
+
+    url: str
+    auth: Auth | None = None
+    tls: Tls | None = None
+    ns: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Upstream:
     """A registry that may be asked; `name` is its normalised name, `host[:port]`."""
 
@@ -118,6 +131,7 @@ class Upstream:
     description: str = ""
     scheme: Scheme = "https"
     endpoint: str | None = None
+    endpoints: tuple[Endpoint, ...] = ()
     auth: Auth | None = None
     tls: Tls = Tls()
     timeouts: Timeouts = Timeouts()
@@ -126,16 +140,68 @@ class Upstream:
     repositories: Rules = Rules()
     listed: bool = True
     deny_private: bool = False
+    ns: bool | None = None
 
     @property
     def urls(self) -> tuple[str, ...]:
         """The base URLs to try in this order, without a slash at the end."""
         if self.endpoint is not None:
             return (self.endpoint,)
-        host = _DOCKER_HUB_ENDPOINT if self.name == DOCKER_HUB else self.name
         if self.scheme == "auto":
-            return (f"https://{host}", f"http://{host}")
-        return (f"{self.scheme}://{host}",)
+            return (f"https://{self._host}", f"http://{self._host}")
+        return (f"{self.scheme}://{self._host}",)
+
+    @property
+    def each_endpoint(self) -> tuple[Upstream, ...]:
+        """This upstream as it is at each of its `endpoints`, or just itself.
+
+        Credentials go where they were written: those of the entry to the upstream's own host, and
+        there not over plain HTTP if it is an endpoint over HTTPS too.
+        """
+        if not self.endpoints:
+            return (self,)
+        secure = any(self.is_own(e.url) and e.url.startswith("https:") for e in self.endpoints)
+        found = []
+        for each in self.endpoints:
+            own = self.is_own(each.url)
+            auth, tls = each.auth, each.tls
+            if own and auth is None and (each.url.startswith("https:") or not secure):
+                auth = self.auth
+            if tls is None:
+                tls = self.tls if own else Tls()
+            found.append(
+                replace(self, endpoint=each.url, endpoints=(), auth=auth, tls=tls, ns=each.ns)
+            )
+        return tuple(found)
+
+    def is_own(self, url: str) -> bool:
+        """Whether this URL is at the host that the upstream's name is of."""
+        own, other = urlsplit(f"//{self._host}"), urlsplit(url)
+        ports = {
+            own.port or _DEFAULT_PORTS[other.scheme],
+            other.port or _DEFAULT_PORTS[other.scheme],
+        }
+        return own.hostname == other.hostname and len(ports) == 1
+
+    @property
+    def server(self) -> str:
+        """The registry that credentials are looked up for: where they are sent."""
+        if self.endpoint is None or self.is_own(self.endpoint):
+            return self.name
+        return parse_registry(urlsplit(self.endpoint).netloc)
+
+    @property
+    def namespace(self) -> str | None:
+        """The `ns` that goes along: a mirror of many registries has to be told which. Not to the
+        registry itself, and not where a path says it, unless `ns` does."""
+        if self.endpoint is None:
+            return None
+        asked = not self.is_own(self.endpoint) and urlsplit(self.endpoint).path in ("", "/v2")
+        return self.name if (asked if self.ns is None else self.ns) else None
+
+    @property
+    def _host(self) -> str:
+        return _DOCKER_HUB_ENDPOINT if self.name == DOCKER_HUB else self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,10 +91,10 @@ class Health:
                 return False
             if left > 0:
                 reason = f"left alone for {math.ceil(left)} s more: {self._reason}"
-                raise UpstreamUnavailable(self._upstream, reason)
+                raise UpstreamUnavailable(self._upstream, reason, unreachable=True)
             if now < self._probing_until:
                 reason = f"left alone while one request finds out: {self._reason}"
-                raise UpstreamUnavailable(self._upstream, reason)
+                raise UpstreamUnavailable(self._upstream, reason, unreachable=True)
             self._probing_until = now + _PROBE_LIMIT
             return True
 

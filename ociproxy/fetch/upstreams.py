@@ -25,6 +25,7 @@ from ociproxy.errors import (
     UpstreamForbidden,
     UpstreamUnavailable,
 )
+from ociproxy.fetch.endpoints import Endpoints
 from ociproxy.fetch.health import PROBE_PATIENCE, Condition, Health, Quota
 from ociproxy.fetch.upstream import Backend, retrying
 
@@ -101,7 +102,13 @@ class Upstreams:
         registry = upstream.name
         known = (self._listed if upstream.listed else self._unlisted).get(registry)
         if known is None:
-            known = self._make_backend(upstream)
+            known = (
+                Endpoints(
+                    upstream, self._make_backend, pause=self._config.fetch.pause, clock=self._clock
+                )
+                if upstream.endpoints
+                else self._make_backend(upstream)
+            )
             if upstream.listed:
                 self._listed[registry] = known
             else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
 from oras.provider import Registry
 
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
 _MANIFESTS: Final = {"Accept": ", ".join(ACCEPTED_MEDIA_TYPES)}
 _LISTINGS: Final = {"Accept": f"{OCI_INDEX}, application/json"}
+_NAMESPACE: Final = "ns"
 _HEAD_REFUSED: Final = (405, 501)
 
 # Repository names come from clients, so what is kept for each must be bounded.
@@ -161,7 +162,7 @@ class OrasBackend:
         return Listing(
             raw=raw,
             media_type=_content_type(response) or UNKNOWN_MEDIA_TYPE,
-            next_query=urlsplit(next_url).query if "next" in response.links else "",
+            next_query=_own_query(next_url) if "next" in response.links else "",
             filters_applied=response.headers.get("OCI-Filters-Applied", ""),
         )
 
@@ -173,6 +174,10 @@ class OrasBackend:
     ) -> requests.Response:
         """An answer of any status, its body not read. The one place that calls oras."""
         url = f"{self._endpoint.base()}{repository.name}/{path}"
+        if self._upstream.namespace is not None:
+            url += (
+                f"{'&' if '?' in path else '?'}{urlencode({_NAMESPACE: self._upstream.namespace})}"
+            )
         with self._lock:
             registry = self._registry_of(repository)
         with translated(self._name, self._upstream.timeouts):
@@ -209,7 +214,7 @@ class OrasBackend:
         # That `auto` ended with plain HTTP was not the operator's decision but whoever answers'.
         if auth is None or (self._upstream.scheme == "auto" and not self._is_secure):
             return None
-        return credentials_for(auth, self._name)
+        return credentials_for(auth, self._upstream.server)
 
     def _expect_ok(
         self, response: requests.Response, repository: Repository, unknown: OciProxyError
@@ -241,6 +246,12 @@ def _content_type(response: requests.Response) -> str:
 def _manifest_path(reference: Reference) -> str:
     """By tag where there is one: with a digest beside it, the two have to agree."""
     return f"manifests/{reference.tag or reference.digest}"
+
+
+def _own_query(url: str) -> str:
+    """The query without the `ns` that a mirror repeats: whoever asks us has another, or none."""
+    pairs = parse_qsl(urlsplit(url).query, keep_blank_values=True)
+    return urlencode([(name, value) for name, value in pairs if name != _NAMESPACE])
 
 
 def _digest_header(response: requests.Response) -> Digest | None:

@@ -199,7 +199,7 @@ class Program:
     @contextmanager
     def _authentication(self, prefix: str) -> Iterator[tuple[list[str], int | None]]:
         auth = self._upstream.auth
-        credentials = None if auth is None else credentials_for(auth, self._upstream.name)
+        credentials = None if auth is None else credentials_for(auth, self._upstream.server)
         if credentials is None:
             yield [f"{prefix}no-creds"], None
             return
