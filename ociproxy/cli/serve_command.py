@@ -10,9 +10,11 @@ import click
 
 from ociproxy import log
 from ociproxy.cli.backends import backends
-from ociproxy.cli.options import common, configuration
+from ociproxy.cli.options import common, configuration, pull_timeout
+from ociproxy.cli.sources import machine_platform, read_wanted
 from ociproxy.config.settings import Config
 from ociproxy.errors import ConfigError
+from ociproxy.imagelist import Wanted
 from ociproxy.serve.server import listen, run
 from ociproxy.serve.tls import server_context
 from ociproxy.serve.workers import run_workers
@@ -41,6 +43,13 @@ from ociproxy.store.store import Store
     type=click.IntRange(1, 64),
     help="Processes that share the port and the store.  [default: 1]",
 )
+@click.option(
+    "--preload-images",
+    envvar="OCIPROXY_PRELOAD_IMAGES",
+    type=click.Path(path_type=Path),
+    help="An image list, as for load: load them while serving.",
+)
+@pull_timeout
 def serve(
     image_path: Path | None,
     config_path: Path | None,
@@ -50,6 +59,8 @@ def serve(
     port: int | None,
     offline: bool | None,
     workers: int | None,
+    preload_images: Path | None,
+    pull_timeout: float | None,
 ) -> None:
     """Serve the mirror until SIGTERM."""
 
@@ -59,7 +70,14 @@ def serve(
             image_path=image_path,
             log_level=log_level,
             log_format=log_format,
-            serve={"host": host, "port": port, "offline": offline, "workers": workers},
+            serve={
+                "host": host,
+                "port": port,
+                "offline": offline,
+                "workers": workers,
+                "preload_images": preload_images,
+            },
+            load={"pull_timeout": pull_timeout},
         )
 
     def reread() -> Config | None:
@@ -71,6 +89,9 @@ def serve(
 
     config = read()
     log.set_up(config.log.level, config.log.format)
+    wanted: list[Wanted] = []
+    if config.serve.preload_images is not None:
+        wanted = read_wanted([str(config.serve.preload_images)], [], machine_platform())
     store = Store(config.store.path, hot_manifests=config.store.hot_manifests)
     if not config.serve.offline:
         # What is never fetched needs no room: a read-only store can be served offline.
@@ -79,12 +100,13 @@ def serve(
     # Made before the workers are: they share it, and the keys of its session tickets.
     context = server_context(config.serve)
     with listen(config) as listener:
+
+        def work() -> None:
+            run(config, store, partial(backends, store), listener, context, reread, wanted)
+
         if config.serve.workers == 1:
-            run(config, store, partial(backends, store), listener, context, reread)
+            work()
         else:
             run_workers(
-                config.serve.workers,
-                lambda: run(config, store, partial(backends, store), listener, context, reread),
-                listener=listener,
-                grace=config.serve.shutdown_grace,
+                config.serve.workers, work, listener=listener, grace=config.serve.shutdown_grace
             )

@@ -49,7 +49,7 @@ def read_wanted(
     manifests: Sequence[str],
     platforms: tuple[Platform, ...],
     *,
-    note: Callable[[str], None],
+    note: Callable[[str], None] = lambda _: None,
 ) -> list[Wanted]:
     """Everything that image lists and Kubernetes manifests name, each image once.
 

@@ -247,6 +247,7 @@ class Serve:
     default_upstream: str = DOCKER_HUB
     offline: bool = False
     workers: int = 1
+    preload_images: Path | None = None
     shutdown_grace: float = 30.0
     keepalive: float = 300.0
     client_stall: float = 300.0

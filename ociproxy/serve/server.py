@@ -16,14 +16,16 @@ from ociproxy.fetch.engine import Engine
 from ociproxy.serve.app import App
 from ociproxy.serve.basic_auth import BasicAuth
 from ociproxy.serve.door import Door
+from ociproxy.serve.preload import preload
 from ociproxy.serve.tls import server_context
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ociproxy.config.settings import Config
     from ociproxy.fetch.upstreams import MakeBackend
+    from ociproxy.imagelist import Wanted
     from ociproxy.store.store import Store
 
 _BACKLOG: Final = 1024
@@ -62,13 +64,15 @@ def run(
     listener: socket.socket,
     context: ssl.SSLContext | None,
     reload: Callable[[], Config | None],
+    wanted: Sequence[Wanted] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT; running responses then have `shutdown_grace` to finish.
+    What is `wanted` is loaded meanwhile.
 
     `context` is the listener's TLS, None for plain HTTP. On SIGHUP `reload` reads the configuration
     anew; None keeps the running one.
     """
-    asyncio.run(_serve(config, store, make_backend, listener, context, reload))
+    asyncio.run(_serve(config, store, make_backend, listener, context, reload, wanted))
 
 
 async def _serve(
@@ -78,6 +82,7 @@ async def _serve(
     listener: socket.socket,
     context: ssl.SSLContext | None,
     reload: Callable[[], Config | None],
+    wanted: Sequence[Wanted],
 ) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -115,6 +120,7 @@ async def _serve(
     host, port = listener.getsockname()[:2]
     scheme = "http" if config.serve.tls is None else "https"
     log.event(logging.INFO, "listening", scheme=scheme, host=host, port=port, store=store.root)
+    preloading = asyncio.create_task(preload(store, config, make_backend(config), wanted))
     await stopping.wait()
     log.event(logging.INFO, "stopping", grace=config.serve.shutdown_grace)
     # A second signal ends the wait for running responses.
@@ -123,7 +129,8 @@ async def _serve(
         loop.add_signal_handler(number, cleanup.cancel)
     with suppress(asyncio.CancelledError):
         await cleanup
-    await app.close()
+    preloading.cancel()
+    await asyncio.gather(preloading, app.close(), return_exceptions=True)
     log.event(logging.INFO, "stopped")
 
 

@@ -191,6 +191,17 @@ class Staging:
         with store_errors(path):
             return Arrival(path, digest, os.open(path, os.O_RDONLY | os.O_CLOEXEC), leading=False)
 
+    def claim(self, name: str) -> int | None:
+        """Become the one process that does a thing; None where another one is. Whoever closes the
+        file descriptor gives it up."""
+        path = self.root / f".{name}"
+        with store_errors(path):
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if _try_lock(file):
+            return file
+        os.close(file)
+        return None
+
     def sweep(self, older_than: float) -> int:
         """Remove what nobody leads and nothing was written to since `older_than` (seconds since
         the epoch); returns how many files went."""

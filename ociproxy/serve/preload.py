@@ -1,0 +1,131 @@
+"""`serve --preload-images`: the images of a list are loaded while the server serves.
+
+By one of the processes that share the store, with an engine of its own: what it fetches, clients
+read along. What may pass is tried again for as long as the server runs, and an image that is whole
+in the store needs no upstream, so a start without a network is a start like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+from ociproxy import log
+from ociproxy.errors import OciProxyError
+from ociproxy.fetch.engine import Engine
+from ociproxy.fetch.load import TRANSIENT, Loader, Watcher
+from ociproxy.store.closure import closure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ociproxy.config.settings import Config
+    from ociproxy.fetch.load import Result
+    from ociproxy.fetch.upstreams import MakeBackend
+    from ociproxy.imagelist import Wanted
+    from ociproxy.store.store import Store
+
+_AGAIN: Final = 60.0
+"""Seconds until what may have passed is tried again, or until another process is asked after."""
+
+
+async def preload(
+    store: Store, config: Config, make_backend: MakeBackend, wanted: Sequence[Wanted]
+) -> None:
+    """Cancel it at the end of the server."""
+    if not wanted:
+        return
+    try:
+        await _preload(store, config, make_backend, wanted)
+    except Exception as exc:  # noqa: BLE001 a task's end: reported; the server goes on
+        log.failure("preload failed", exc)
+
+
+async def _preload(
+    store: Store, config: Config, make_backend: MakeBackend, wanted: Sequence[Wanted]
+) -> None:
+    if config.serve.offline:
+        for each in wanted:
+            _report(store, each, "this mirror is offline")
+        return
+    # One process for each list; it lets go when it ends, and another one takes over.
+    name = sha256("\n".join(map(str, wanted)).encode()).hexdigest()[:16]
+    while (claim := store.staging.claim(f"preload-{name}")) is None:  # noqa: ASYNC110 held elsewhere
+        await asyncio.sleep(_AGAIN)
+    try:
+        await _load(store, config, make_backend, wanted)
+        await asyncio.Event().wait()
+    finally:
+        os.close(claim)
+
+
+async def _load(
+    store: Store, config: Config, make_backend: MakeBackend, wanted: Sequence[Wanted]
+) -> None:
+    while wanted:
+        engine = Engine(store, config, make_backend)
+        watcher = _Log(store)
+        try:
+            summary = await Loader(engine, config, watcher).run(wanted)
+        except OciProxyError as exc:
+            # The store is full, or worse: `/readyz` says so too.
+            log.event(logging.ERROR, "preload failed", reason=exc)
+        else:
+            log.event(
+                logging.INFO,
+                "preloaded",
+                images=summary.loaded,
+                failed=summary.failed,
+                bytes=summary.fetched,
+            )
+            wanted = watcher.again
+        finally:
+            await engine.close()
+        if wanted:
+            await asyncio.sleep(_AGAIN)
+
+
+class _Log(Watcher):
+    """`again` are the images for which another try may help."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.again: list[Wanted] = []
+
+    def loaded(self, result: Result) -> None:
+        log.event(
+            logging.INFO,
+            "image loaded",
+            reference=result.image.reference,
+            digest=result.image.top.descriptor.digest,
+            bytes=result.fetched,
+            seconds=result.seconds,
+        )
+
+    def failed(self, wanted: Wanted, error: OciProxyError) -> None:
+        _report(self._store, wanted, error)
+        if error.exit_code == TRANSIENT:
+            self.again.append(wanted)
+
+
+def _report(store: Store, wanted: Wanted, reason: object) -> None:
+    """No upstream was of use: say whether the store has the image anyway."""
+    if _is_stored(store, wanted):
+        log.event(logging.INFO, "image kept", reference=wanted.reference, reason=reason)
+    else:
+        log.event(logging.WARNING, "image not loaded", reference=wanted.reference, reason=reason)
+
+
+def _is_stored(store: Store, wanted: Wanted) -> bool:
+    reference = wanted.reference
+    if reference.digest is not None:
+        top = store.refs.find_manifest(reference.repository, reference.digest)
+    else:
+        record = store.refs.find_tag(reference.repository, reference.tag or "")
+        top = None if record is None else record.descriptor
+    if top is None:
+        return False
+    return closure(store, reference.repository, top, wanted.platforms).complete

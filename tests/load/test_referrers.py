@@ -1,0 +1,127 @@
+"""`--referrers`: signatures, SBOMs and attestations come along, in every way they are attached."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.images import OCI_INDEX, Content, Image, artifact, content, image, multi_platform
+from tests.load.loading import Load
+from tests.server import Mirror, upstream_entry
+from tests.upstream import FakeUpstream
+
+
+def serve_offline(mirror: Callable[..., Mirror], load: Load, upstream: FakeUpstream) -> Mirror:
+    upstream.stop_listening()
+    return mirror([upstream_entry(upstream.url)], args=["--offline"], store=load.store)
+
+
+def test_referrers_of_index_and_image_and_of_each_other(
+    upstream: FakeUpstream, load: Load, mirror: Callable[..., Mirror]
+) -> None:
+    app = upstream.add("team/app", multi_platform("app"), tag="v1")
+    amd64, arm64, _ = app.manifests
+    signature = upstream.add("team/app", artifact(app.top, artifact_type="application/sig"))
+    sbom = upstream.add("team/app", artifact(amd64, artifact_type="application/sbom"))
+    signed_sbom = upstream.add("team/app", artifact(sbom.top, artifact_type="application/sig"))
+    other = upstream.add("team/app", artifact(arm64, artifact_type="application/sbom"))
+    listed = load.write(f"{upstream.registry}/team/app:v1")
+    assert load.run(listed, "--arch", "amd64").code == 0
+    assert not load.has(signature)
+    assert load.run(listed, "--arch", "amd64", "--referrers").code == 0
+    assert all(load.has(each) for each in (signature, sbom, signed_sbom))
+    assert not load.has(other)
+    server = serve_offline(mirror, load, upstream)
+    for subject, referrer in ((app.top, signature), (amd64, sbom), (sbom.top, signed_sbom)):
+        path = f"/v2/team/app/referrers/{subject.digest}?ns={upstream.registry}"
+        (entry,) = server.get(path).json()["manifests"]
+        assert entry["digest"] == referrer.digest
+
+
+def fallback(referrers: list[Image]) -> Content:
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_INDEX,
+        "manifests": [each.top.descriptor() for each in referrers],
+    }
+    return content(json.dumps(document).encode(), OCI_INDEX)
+
+
+def test_fallback_tag_where_the_api_is_missing(
+    make_upstream: Callable[..., FakeUpstream], tmp_path: Path, mirror: Callable[..., Mirror]
+) -> None:
+    upstream = make_upstream(referrers=False)
+    load = Load(tmp_path / "load", upstream.url)
+    app = upstream.add("team/app", image("app"), tag="v1")
+    sbom = upstream.add("team/app", artifact(app.top))
+    gone = artifact(app.top, data=b"gone")
+    listing = fallback([sbom, gone])
+    upstream.add("team/app", Image(listing), tag=f"sha256-{app.top.encoded}")
+    done = load.run(load.write(f"{upstream.registry}/team/app:v1"), "--referrers")
+    assert done.code == 0
+    assert load.has(sbom)
+    assert load.tag(f"{upstream.registry}/team/app:sha256-{app.top.encoded}") == listing.digest
+    server = serve_offline(mirror, load, upstream)
+    path = f"/v2/team/app/referrers/{app.digest}?ns={upstream.registry}"
+    assert [each["digest"] for each in server.get(path).json()["manifests"]] == [sbom.digest]
+    tag = server.manifest(upstream.registry, "team/app", f"sha256-{app.top.encoded}")
+    assert tag.body == listing.data
+
+
+@pytest.mark.parametrize("suffix", ["sig", "att", "sbom"])
+def test_cosign_tags(upstream: FakeUpstream, load: Load, suffix: str) -> None:
+    app = upstream.add("team/app", image("app"), tag="v1")
+    tag = f"sha256-{app.top.encoded}.{suffix}"
+    attached = upstream.add("team/app", image("attached"), tag=tag)
+    assert load.run(load.write(f"{upstream.registry}/team/app:v1"), "--referrers").code == 0
+    assert load.has(attached)
+    assert load.tag(f"{upstream.registry}/team/app:{tag}") == attached.digest
+
+
+def test_buildkit_attestations_in_the_index(upstream: FakeUpstream, load: Load) -> None:
+    amd64, arm64 = image("app"), image("app", platform="linux/arm64")
+    about = {
+        image.digest: artifact(image.top, data=image.digest.encode()) for image in (amd64, arm64)
+    }
+    unknown = {"architecture": "unknown", "os": "unknown"}
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_INDEX,
+        "manifests": [
+            amd64.top.descriptor(platform={"architecture": "amd64", "os": "linux"}),
+            arm64.top.descriptor(platform={"architecture": "arm64", "os": "linux"}),
+            *(
+                attestation.top.descriptor(
+                    platform=unknown,
+                    annotations={
+                        "vnd.docker.reference.type": "attestation-manifest",
+                        "vnd.docker.reference.digest": digest,
+                    },
+                )
+                for digest, attestation in about.items()
+            ),
+        ],
+    }
+    top = content(json.dumps(document).encode(), OCI_INDEX)
+    for each in (amd64, arm64, *about.values()):
+        upstream.add("team/app", each)
+    upstream.add("team/app", Image(top), tag="v1")
+    listed = load.write(f"{upstream.registry}/team/app:v1")
+    assert load.run(listed, "--arch", "amd64").code == 0
+    assert not load.has(about[amd64.digest])
+    assert load.run(listed, "--arch", "amd64", "--referrers").code == 0
+    assert load.has(about[amd64.digest])
+    assert not load.has(about[arm64.digest])
+
+
+def test_image_waits_for_its_referrers(upstream: FakeUpstream, load: Load) -> None:
+    app = upstream.add("team/app", image("app"), tag="v1")
+    upstream.fail_next(1, 403, path="/referrers/")
+    name = f"{upstream.registry}/team/app:v1"
+    assert load.run(load.write(name), "--referrers").code == 3
+    assert load.tag(name) is None
+    assert load.run(load.write(name), "--referrers").code == 0
+    assert load.has(app)
