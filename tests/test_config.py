@@ -437,6 +437,48 @@ def test_files_of_a_tls_section_are_looked_at(certificates: Path, tls: str, expe
     assert problem.startswith(f"3: {expected}")
 
 
+@pytest.mark.parametrize(
+    ("tls", "expected"),
+    [
+        ("{cert: one.pem}", "serve.tls.key: is required"),
+        ("{cert: one.pem, key: two.key}", "serve.tls.key: not the key of the certificate"),
+        ("{cert: empty, key: one.key}", "serve.tls.cert: with its key not usable"),
+        (
+            "{cert: one.pem, key: one.key, client_ca: one.key}",
+            "serve.tls.client_ca: no PEM certificate in it",
+        ),
+        ("{}", "serve.tls.cert: is required"),
+    ],
+)
+def test_files_of_the_servers_own_tls_are_looked_at(
+    certificates: Path, tls: str, expected: str
+) -> None:
+    problem, *_ = problems(f"serve:\n  port: 1\n  tls: {tls}\n", certificates)
+    assert problem.startswith(f"3: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("192.0.2.7", "192.0.2.7/32"),
+        ("fd00::/8", "fd00::/8"),
+        ("::1", "::1/128"),
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+    ],
+)
+def test_networks_are_read(written: str, read: str) -> None:
+    config = parse_config(f'serve: {{networks: ["{written}"]}}', "x")
+    assert [str(network) for network in config.serve.networks] == [read]
+
+
+@pytest.mark.parametrize("written", ["10.0.0.1/8", "10.0.0.0/33", "localhost", "10.0.0", "::g"])
+def test_what_is_no_network_is_refused(written: str) -> None:
+    (problem,) = problems(f'serve: {{networks: ["{written}"]}}')
+    assert problem.startswith("1: serve.networks[0]: not a network such as 10.0.0.0/8 or fd00::/8")
+
+
 def test_missing_password_file_is_refused() -> None:
     (problem,) = problems("- {name: a, auth: {user: u, password_file: /nope}}")
     assert problem == "1: [0].auth.password_file: no such file: /nope"

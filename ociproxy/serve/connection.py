@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _BODY_TIME: Final = 1.0
 """Seconds for which the body of an answered request is dropped, so that the client reads that
 answer before the connection ends."""
-_WRITE_BUFFER: Final = 128 * 1024
+_WRITE_BUFFER: Final = 64 * 1024
 """Bytes that wait for one client in memory: asyncio's TLS alone would hold half a megabyte."""
 _SLICE: Final = 16 * 1024
 

@@ -22,9 +22,13 @@ class Skopeo:
         settings = ["--policy", str(self._policy), "--registries-conf", str(self._registries)]
         return run(self._program, *settings, *words).stdout
 
-    def raw_manifest(self, reference: str) -> bytes:
-        """The exact bytes that a registry answers for `host:port/name:tag`."""
-        return self._run("inspect", "--raw", "--tls-verify=false", f"docker://{reference}")
+    def raw_manifest(self, reference: str, *options: str) -> bytes:
+        """The exact bytes that a registry answers for `host:port/name:tag`.
+
+        `options` say how it is reached, where that is not plain HTTP.
+        """
+        how = options or ("--tls-verify=false",)
+        return self._run("inspect", "--raw", *how, f"docker://{reference}")
 
     def copy(self, reference: str, target: Path, *, everything: bool = False) -> None:
         """Into a folder of plain files, every digest kept; `everything` is all platforms."""

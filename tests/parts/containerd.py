@@ -48,11 +48,15 @@ class Containerd:
             run("umount", "-l", at, check=False)
         shutil.rmtree(self.folder)
 
-    def use_mirror(self, url: str) -> None:
-        """The one file a node needs: this mirror for everything, asked with `?ns=`."""
+    def use_mirror(self, url: str, *more: str) -> None:
+        """The one file a node needs: this mirror for everything, asked with `?ns=`.
+
+        `more` are further lines about this host.
+        """
         folder = self.hosts / "_default"
         folder.mkdir(parents=True, exist_ok=True)
-        text = f'[host."{url}"]\n  capabilities = ["pull", "resolve"]\n'
+        lines = [f'[host."{url}"]', '  capabilities = ["pull", "resolve"]', *more]
+        text = "".join(f"{line}\n" for line in lines)
         (folder / "hosts.toml").write_text(text, encoding="utf-8")
 
     def ctr(self, *words: str) -> bytes:
