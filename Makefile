@@ -10,10 +10,10 @@ ARGS =
 BIN = $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help serve test check format bench clean
+.PHONY: help serve test coverage check format bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  variables: PYTHON=$(PYTHON) PORT=$(PORT) STORE=$(STORE) CONFIG=FILE ARGS="more arguments"'
 
 serve: $(VENV)/serve.stamp ## run the server: PORT=, STORE=, CONFIG=, ARGS=
@@ -23,6 +23,13 @@ serve: $(VENV)/serve.stamp ## run the server: PORT=, STORE=, CONFIG=, ARGS=
 test: $(VENV)/dev.stamp ## install what the tests need, then run them: ARGS= goes to pytest
 	@tools/debian-packages.sh -f tools/test-packages.txt
 	$(BIN)/python -m pytest $(ARGS)
+
+coverage: $(VENV)/dev.stamp ## the tests, and which lines of the product they reach, in all its processes
+	@tools/debian-packages.sh -f tools/test-packages.txt
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 check: $(VENV)/dev.stamp ## format, lint and types
 	$(BIN)/ruff format --check
