@@ -13,6 +13,7 @@ from ociproxy.store.files import (
     READ_SIZE,
     UNTOUCHABLE,
     file_name,
+    fsync_directory,
     is_sealed,
     publish,
     seal,
@@ -82,8 +83,11 @@ class Blobs:
             with store_errors(self.path(digest)):
                 raise
 
-    def commit(self, staged: Path, digest: Digest) -> None:
-        """Publish a staged file whose bytes were verified; the caller keeps what it has open."""
+    def commit(self, staged: Path, digest: Digest, *, flush: bool = True) -> None:
+        """Publish a staged file whose bytes were verified; the caller keeps what it has open.
+
+        Without a flush its name outlives a power cut only once `flush` was called.
+        """
         target = self.path(digest)
         with store_errors(target):
             file = os.open(staged, os.O_RDONLY)
@@ -93,7 +97,12 @@ class Blobs:
                 seal(file, target.name)
             finally:
                 os.close(file)
-            publish(staged, target)
+            publish(staged, target, flush=flush)
+
+    def flush(self) -> None:
+        """Make the names of all blobs committed so far outlive a power cut."""
+        with store_errors(self._root):
+            fsync_directory(self._root)
 
     def verify(self, digest: Digest) -> None:
         """Hash a stored blob anew (blocks for its whole length) and seal it.

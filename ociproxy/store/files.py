@@ -51,11 +51,15 @@ def store_errors(path: Path) -> Iterator[None]:
         raise StoreError(path, reason) from exc
 
 
-def publish(staged: Path, target: Path) -> None:
-    """Move a complete, verified, fsynced and sealed file to the name readers look for."""
+def publish(staged: Path, target: Path, *, flush: bool = True) -> None:
+    """Move a complete, verified, fsynced and sealed file to the name readers look for.
+
+    Without `flush` it is the caller's to fsync the directory, once for many.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     staged.replace(target)
-    fsync_directory(target.parent)
+    if flush:
+        fsync_directory(target.parent)
 
 
 def write_atomically(target: Path, data: bytes, *, staging: Path, sealed: bool = False) -> None:

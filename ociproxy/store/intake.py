@@ -47,6 +47,7 @@ class Intake:
         self._hashing = ThreadPoolExecutor(1, "hash")
         self._committing = ThreadPoolExecutor(_COMMITTERS, "commit")
         self._commits: set[Future[None]] = set()
+        self._unflushed = False
         with store_errors(staging):
             _remove_abandoned(staging)
 
@@ -74,6 +75,7 @@ class Intake:
         file, staged = self._stage()
         try:
             actual = self._copy(source, size, file, digest)
+            self._unflushed = True
             self._commits.add(self._committing.submit(self._commit, file, staged, actual))
         except BaseException:
             os.close(file)
@@ -82,8 +84,11 @@ class Intake:
         return actual
 
     def drain(self) -> None:
-        """Wait until everything that was taken is in the store. Raises StoreError."""
+        """Wait until everything that was taken is in the store for good. Raises StoreError."""
         self._collect(0)
+        if self._unflushed:
+            self._blobs.flush()
+            self._unflushed = False
 
     def _collect(self, limit: int) -> None:
         """Wait until at most so many commits are under way; re-raises what one of them raised."""
@@ -144,7 +149,7 @@ class Intake:
 
     def _commit(self, file: int, staged: Path, digest: Digest) -> None:
         try:
-            self._blobs.commit(staged, digest)
+            self._blobs.commit(staged, digest, flush=False)
         except BaseException:
             staged.unlink(missing_ok=True)
             raise

@@ -79,6 +79,13 @@ class Import:
         assert done.stdout == b""
         return done.returncode, done.stderr.decode()
 
+    def export(self, path: Path) -> subprocess.CompletedProcess[bytes]:
+        """Everything that is in the store by now."""
+        program = [sys.executable, "-m", "ociproxy", "export", "--image-path", str(self.store)]
+        return subprocess.run(
+            [*program, str(path)], capture_output=True, cwd=ROOT, timeout=LIMIT, check=False
+        )
+
     def listed(self) -> dict[str, bool]:
         """Every visible image, and whether it is complete."""
         if not self.store.exists():

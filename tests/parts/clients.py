@@ -38,6 +38,12 @@ class Skopeo:
         before, after = ([], which) if everything else (which, [])
         self._run(*before, *options, *after, f"docker://{reference}", f"dir:{target}")
 
+    def copy_to(self, source: str, target: str, *, everything: bool = False) -> None:
+        """From any transport into any other, digests kept where the target can."""
+        which = ["--all"] if everything else []
+        platform = [] if everything else ["--override-os=linux", "--override-arch=amd64"]
+        self._run(*platform, "copy", *which, "--src-tls-verify=false", source, target)
+
     def list_tags(self, repository: str) -> list[str]:
         answer = self._run("list-tags", "--tls-verify=false", f"docker://{repository}")
         tags: list[str] = json.loads(answer)["Tags"]
@@ -75,6 +81,9 @@ class Podman:
         trust = ["--tls-verify=false", f"--signature-policy={self._policy}"]
         self._run("pull", "--quiet", "--platform=linux/amd64", *trust, reference)
         return self._run("image", "inspect", "--format={{.Digest}}", reference).strip()
+
+    def save(self, reference: str, path: Path, form: str) -> None:
+        self._run("save", "--quiet", f"--format={form}", f"--output={path}", reference)
 
     def files(self, reference: str) -> list[str]:
         """The paths in the image's file system."""
