@@ -5,6 +5,7 @@ One big blob lives in four repositories; one small image carries the manifest th
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.client
 import json
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
+COMPRESSED_LAYER_TYPE = f"{LAYER_TYPE}+gzip"
 REPOSITORIES = ("bench/one", "bench/two", "team/three", "team/sub/four")
 TAG = "v1"
 SMALL_LAYERS = 6
@@ -63,6 +65,51 @@ def push_images(upstream: Target, static: Path, size: int) -> Images:
     names = {f"manifests/{TAG}": raw, f"manifests/{manifest}": raw}
     _lay_out(static / "v2" / first, names)
     return Images(blob, size, manifest, raw, static)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Images that share layers; `size` is that of all different blobs, in bytes."""
+
+    repositories: list[str]
+    size: int
+
+
+def push_family(upstream: Target, count: int) -> Family:
+    """Each has one of five large bases, one of twenty middle layers, and a layer of its own."""
+    push = _Push(upstream)
+    layers: dict[str, tuple[str, str, int]] = {}
+    sizes: dict[str, int] = {}
+
+    def layer(repository: str, name: str, size: int) -> tuple[str, int]:
+        """Pushed once, mounted where it is wanted again."""
+        known = layers.get(name)
+        if known is None:
+            # Compressed, or skopeo would do it, and then share nothing.
+            data = gzip.compress(os.urandom(size), 1)
+            known = layers[name] = repository, push.blob(repository, data), len(data)
+            sizes[known[1]] = known[2]
+        else:
+            push.mount(repository, known[1], source=known[0])
+        return known[1:]
+
+    repositories = [f"family/member{number}" for number in range(count)]
+    for number, repository in enumerate(repositories):
+        raw = _manifest(
+            [
+                layer(repository, f"base{number % 5}", 8_000_000),
+                layer(repository, f"middle{number % 20}", 1_000_000),
+                layer(repository, f"own{number}", 200_000),
+            ],
+            push,
+            repository,
+            layer_type=COMPRESSED_LAYER_TYPE,
+        )
+        config = json.loads(raw)["config"]
+        sizes[config["digest"]] = config["size"]
+        push.manifest(repository, TAG, raw)
+    push.close()
+    return Family(repositories, sum(sizes.values()))
 
 
 def verify(target: Target, images: Images) -> None:
@@ -136,7 +183,9 @@ class _Push:
         return dict(response.headers.items())
 
 
-def _manifest(layers: list[tuple[str, int]], push: _Push, repository: str) -> bytes:
+def _manifest(
+    layers: list[tuple[str, int]], push: _Push, repository: str, *, layer_type: str = LAYER_TYPE
+) -> bytes:
     diff_ids = [digest for digest, _ in layers]
     config = json.dumps(
         {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}}
@@ -145,7 +194,7 @@ def _manifest(layers: list[tuple[str, int]], push: _Push, repository: str) -> by
         "schemaVersion": 2,
         "mediaType": MANIFEST_TYPE,
         "config": _descriptor(CONFIG_TYPE, push.blob(repository, config), len(config)),
-        "layers": [_descriptor(LAYER_TYPE, digest, size) for digest, size in layers],
+        "layers": [_descriptor(layer_type, digest, size) for digest, size in layers],
     }
     return json.dumps(document, indent=2).encode()
 

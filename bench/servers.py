@@ -64,12 +64,13 @@ class Upstream:
     def mark(self) -> int:
         return self.process.log.stat().st_size
 
-    def blob_bytes(self, mark: int, digest: str) -> int:
-        """Bytes of this blob that were sent since `mark`, over all requests."""
+    def blob_bytes(self, mark: int, digest: str = "") -> int:
+        """Bytes of this blob, or of all, that were sent since `mark`, over all requests."""
         with self.process.log.open("rb") as log:
             log.seek(mark)
             found = ACCESS.finditer(log.read())
-        return sum(int(m["bytes"]) for m in found if m["path"].endswith(digest.encode()))
+        wanted = (m for m in found if b"/blobs/" in m["path"])
+        return sum(int(m["bytes"]) for m in wanted if m["path"].endswith(digest.encode()))
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Rival:
 
 
 def start_upstream(directory: Path) -> Upstream:
-    argv = [_find("docker-registry"), "serve", str(directory / "config.yml")]
+    argv = [find("docker-registry"), "serve", str(directory / "config.yml")]
     port = free_port()
     (directory / "config.yml").write_text(_registry_config(directory / "store", port, "error"))
     process = spawn("upstream", argv, port, directory / "log")
@@ -137,7 +138,7 @@ def rivals(static: Path) -> list[Rival]:
     def nginx(directory: Path, port: int, _upstream: Upstream) -> list[str]:
         (directory / "nginx.conf").write_text(_nginx_config(directory, static, port))
         config = str(directory / "nginx.conf")
-        return [_find("nginx"), "-c", config, "-p", str(directory), "-e", str(directory / "error")]
+        return [find("nginx"), "-c", config, "-p", str(directory), "-e", str(directory / "error")]
 
     return [
         Rival(OCIPROXY, _ociproxy, by_namespace=True),
@@ -163,7 +164,7 @@ def _registry_proxy(directory: Path, port: int, upstream: Upstream) -> list[str]
     config = directory / "config.yml"
     proxy = f"proxy: {{remoteurl: 'http://{upstream.host}'}}\n"
     config.write_text(_registry_config(directory / "store", port, "info") + proxy)
-    return [_find("docker-registry"), "serve", str(config)]
+    return [find("docker-registry"), "serve", str(config)]
 
 
 def _registry_config(store: Path, port: int, level: str) -> str:
@@ -187,7 +188,7 @@ def _drayage(directory: Path, port: int, upstream: Upstream) -> list[str]:
         "[upstreams.docker_io]\n"
         f'registry = "http://{upstream.host}"\n'
     )
-    return [_find("drayage"), "serve", "--config", str(config)]
+    return [find("drayage"), "serve", "--config", str(config)]
 
 
 def _nginx_config(directory: Path, static: Path, port: int) -> str:
@@ -215,7 +216,7 @@ def _nginx_config(directory: Path, static: Path, port: int) -> str:
     )
 
 
-def _find(program: str) -> str:
+def find(program: str) -> str:
     """The virtual environment first, then PATH, then where Debian puts daemons."""
     path = os.pathsep.join(
         [str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]
@@ -227,4 +228,4 @@ def _find(program: str) -> str:
 
 
 def find_wrk() -> str:
-    return _find("wrk")
+    return find("wrk")

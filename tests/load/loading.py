@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Load:
 
     def start(self, *args: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            self._command(args),
+            self.command(*args),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -71,7 +71,7 @@ class Load:
         assert "Traceback" not in err, err
         return Done(process.returncode, out, err)
 
-    def _command(self, args: Iterable[str]) -> list[str]:
+    def command(self, *args: str) -> list[str]:
         where = ["--image-path", str(self.store), "--config-path", str(self.config)]
         return [sys.executable, "-m", "ociproxy", "load", *where, *args]
 

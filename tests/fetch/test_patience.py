@@ -1,0 +1,141 @@
+"""What may pass is waited out: for as long as something comes, and no longer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from ociproxy.errors import (
+    ManifestUnknown,
+    OciProxyError,
+    UpstreamError,
+    UpstreamRateLimited,
+    UpstreamUnavailable,
+)
+from ociproxy.fetch.patience import Patience, Progress
+
+REGISTRY = "registry.example"
+
+
+class HandClock:
+    def __init__(self) -> None:
+        self.time = 1000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def monotonic(self) -> float:
+        return self.time
+
+
+class Upstream:
+    """Gives these answers, one after the other; an error is raised, a number passes as seconds
+    before the next answer, anything else is the answer."""
+
+    def __init__(self, clock: HandClock, *answers: object, seconds: float = 10.0) -> None:
+        self.clock, self.answers, self.seconds = clock, list(answers), seconds
+        self.asked = 0
+
+    async def __call__(self) -> object:
+        self.asked += 1
+        self.clock.time += self.seconds
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
+
+
+@pytest.fixture
+def waits() -> list[tuple[UpstreamError, float]]:
+    return []
+
+
+@pytest.fixture
+def patience(clock: HandClock, waits: list[tuple[UpstreamError, float]]) -> Patience:
+    return Patience(60.0, wait_max=0.0, clock=clock, waiting=lambda *wait: waits.append(wait))
+
+
+def down() -> UpstreamUnavailable:
+    return UpstreamUnavailable(REGISTRY, "down")
+
+
+async def outcome(work: Callable[[], Awaitable[object]]) -> object:
+    try:
+        return await work()
+    except OciProxyError as error:
+        return type(error)
+
+
+async def test_what_passes_is_tried_again(clock: HandClock, patience: Patience) -> None:
+    upstream = Upstream(clock, down(), down(), "answer")
+    assert await patience.persist(REGISTRY, Progress(clock.time), upstream) == "answer"
+    assert upstream.asked == 3
+
+
+async def test_what_lasts_is_given_up_after_the_limit(clock: HandClock, patience: Patience) -> None:
+    upstream = Upstream(clock, down())
+    with pytest.raises(UpstreamUnavailable):
+        await patience.persist(REGISTRY, Progress(clock.time), upstream)
+    assert upstream.asked == 7
+
+
+async def test_what_cannot_pass_is_not_tried_again(clock: HandClock, patience: Patience) -> None:
+    upstream = Upstream(clock, ManifestUnknown("x", "gone"))
+    with pytest.raises(ManifestUnknown):
+        await patience.persist(REGISTRY, Progress(clock.time), upstream)
+    assert upstream.asked == 1
+
+
+async def test_bytes_that_came_start_the_limit_anew(clock: HandClock, patience: Patience) -> None:
+    progress, upstream = Progress(clock.time), Upstream(clock, down(), seconds=40.0)
+
+    async def work() -> object:
+        if upstream.asked < 9:
+            progress.when = clock.time + 39.0
+        return await upstream()
+
+    assert await outcome(lambda: patience.persist(REGISTRY, progress, work)) is UpstreamUnavailable
+    assert upstream.asked == 11
+
+
+async def test_rest_of_a_dead_upstream_fails_at_the_first_try(
+    clock: HandClock, patience: Patience
+) -> None:
+    first, second, other = (Upstream(clock, down()) for _ in range(3))
+    await outcome(lambda: patience.persist(REGISTRY, Progress(clock.time), first))
+    await outcome(lambda: patience.persist(REGISTRY, Progress(clock.time), second))
+    await outcome(lambda: patience.persist("other.example", Progress(clock.time), other))
+    assert (first.asked, second.asked, other.asked) == (7, 1, 7)
+    back = Upstream(clock, "answer")
+    assert await patience.persist(REGISTRY, Progress(clock.time), back) == "answer"
+    third = Upstream(clock, down())
+    await outcome(lambda: patience.persist(REGISTRY, Progress(clock.time), third))
+    assert third.asked == 7
+
+
+async def test_throttling_is_waited_out_where_it_fits(
+    clock: HandClock,
+    patience: Patience,
+    waits: list[tuple[UpstreamError, float]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def sleep(seconds: float) -> None:
+        clock.time += seconds
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    throttled = UpstreamRateLimited(REGISTRY, "slow down", retry_after=30.0)
+    upstream = Upstream(clock, throttled, "answer", seconds=0.0)
+    assert await patience.persist(REGISTRY, Progress(clock.time), upstream) == "answer"
+    assert waits == [(throttled, 30.0)]
+    forever = UpstreamRateLimited(REGISTRY, "go away", retry_after=3600.0)
+    upstream = Upstream(clock, forever)
+    with pytest.raises(UpstreamRateLimited):
+        await patience.persist(REGISTRY, Progress(clock.time), upstream)
+    assert upstream.asked == 1

@@ -1,0 +1,100 @@
+"""What a load shows: bars on a terminal, lines in a pipe, events for a program."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import subprocess
+import time
+
+from tests.images import image
+from tests.load.loading import LIMIT, Load
+from tests.server import ROOT
+from tests.upstream import FakeUpstream
+from tests.upstream_faults import Fault
+
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def on_terminal(load: Load, *args: str) -> tuple[int, str, str]:
+    """Exit code, what the terminal was sent, and standard output."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "140", "LINES": "24"}
+    with subprocess.Popen(
+        load.command(*args),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        cwd=ROOT,
+        env=environment,
+    ) as process:
+        os.close(theirs)
+        seen = b""
+        limit = time.monotonic() + LIMIT
+        while time.monotonic() < limit:
+            if not select.select([ours], [], [], 0.1)[0]:
+                continue
+            try:
+                seen += os.read(ours, 65536)
+            except OSError:  # the other end is closed
+                break
+        os.close(ours)
+        out, _ = process.communicate(timeout=LIMIT)
+    return process.returncode, seen.decode("utf-8", "replace"), out.decode()
+
+
+def test_terminal_has_a_bar_for_all_and_one_for_each(upstream: FakeUpstream, load: Load) -> None:
+    names = []
+    for number in range(3):
+        upstream.add(f"team/app{number}", image(f"app{number}", layer_size=500_000), tag="v1")
+        names.append(f"{upstream.registry}/team/app{number}:v1")
+    upstream.fault("/blobs/", Fault(rate=500_000))
+    code, seen, out = on_terminal(load, load.write(*names))
+    assert (code, out) == (0, "")
+    shown = ESCAPES.sub("", seen)
+    assert "0/3 images" in shown
+    assert re.search(r"\d\.\d/1\.5 MB", shown), "bytes of all images"
+    assert re.search(r"[\d.]+ [kM]B/s", shown), "the rate"
+    assert re.search(r"00:0\d", shown), "the time left"
+    for name in names:
+        assert re.search(rf"{re.escape(name)} +\S+ +[\d.]+/5\d\d\.\d kB", shown), name
+        assert f"loaded {name}@sha256:" in shown
+    assert "3 loaded; 1.5 MB fetched in" in shown
+
+
+def test_terminal_and_json_are_kept_apart(upstream: FakeUpstream, load: Load) -> None:
+    upstream.add("team/app", image("app"), tag="v1")
+    code, _, out = on_terminal(load, load.write(f"{upstream.registry}/team/app:v1"), "--json")
+    assert code == 0
+    assert [line.partition(",")[0] for line in out.splitlines()] == [
+        '{"event": "loaded"',
+        '{"event": "done"',
+    ]
+
+
+def test_pipe_has_a_line_an_image_and_no_escapes(upstream: FakeUpstream, load: Load) -> None:
+    long = "team/" + "long-name-" * 20 + "x"
+    upstream.add(long, image("app"), tag="v1")
+    done = load.run(load.write(f"{upstream.registry}/{long}:v1", f"{upstream.registry}/gone:v1"))
+    assert done.code == 3
+    assert "\x1b" not in done.stderr
+    lines = sorted(line.partition(" ")[0] for line in done.stderr.splitlines())
+    assert lines == ["1", "failed", "loaded"]
+    assert f"{upstream.registry}/{long}:v1@sha256:" in done.stderr
+
+
+def test_reader_that_goes_away_is_no_traceback(upstream: FakeUpstream, load: Load) -> None:
+    upstream.add("team/app", image("app"), tag="v1")
+    command = load.command(load.write(f"{upstream.registry}/team/app:v1"), "--json")
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        err = process.stderr.read()
+        process.wait(LIMIT)
+    assert "Traceback" not in err, err
+    assert load.complete() == {f"{upstream.registry}/team/app:v1"}
