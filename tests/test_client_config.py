@@ -70,6 +70,72 @@ def test_docker_mirrors_docker_hub() -> None:
     assert "only docker.io" in run(client_config, "docker").stdout
 
 
+HTTPS = "https://mirror.example:8443"
+DOOR = (
+    "--ca",
+    "/pki/ca.pem",
+    "--cert",
+    "/pki/node.pem",
+    "--key",
+    "/pki/node.key",
+    "--user",
+    "node",
+)
+
+
+def test_containerd_at_a_closed_door() -> None:
+    (_, text), *_ = printed("containerd", "--mirror", HTTPS, *DOOR)
+    assert tomllib.loads(text)["host"][HTTPS] == {
+        "capabilities": ["pull", "resolve"],
+        "ca": "/pki/ca.pem",
+        "client": [["/pki/node.pem", "/pki/node.key"]],
+        "header": {"authorization": "Basic CREDENTIALS"},
+    }
+    said = run(client_config, "containerd", "--mirror", HTTPS, *DOOR).stdout
+    assert "# CREDENTIALS is what this prints: printf 'node:PASSWORD' | base64\n" in said
+
+
+def test_k3s_at_a_closed_door() -> None:
+    ((_, text),) = printed("k3s", "--mirror", HTTPS, *DOOR)
+    assert yaml.safe_load(text)["configs"] == {
+        "mirror.example:8443": {
+            "auth": {"username": "node", "password": "PASSWORD"},
+            "tls": {
+                "ca_file": "/pki/ca.pem",
+                "cert_file": "/pki/node.pem",
+                "key_file": "/pki/node.key",
+            },
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("client", "folder"), [("docker", "/etc/docker"), ("podman", "/etc/containers")]
+)
+def test_files_that_a_client_takes_from_a_folder(client: str, folder: str) -> None:
+    said = run(client_config, client, "--mirror", HTTPS, *DOOR).stdout
+    for file, name in (
+        ("ca.pem", "ca.crt"),
+        ("node.pem", "client.cert"),
+        ("node.key", "client.key"),
+    ):
+        assert f"# Copy /pki/{file} to {folder}/certs.d/mirror.example:8443/{name}\n" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--mirror", HTTPS, "--cert", "/pki/node.pem"), "--cert and --key go together"),
+        (("--ca", "/pki/ca.pem"), "--ca and --cert need a --mirror that is https://"),
+        (("--user", 'a"b'), "must not have quotes"),
+    ],
+)
+def test_a_door_that_cannot_be(arguments: tuple[str, ...], expected: str) -> None:
+    result = run(client_config, "containerd", *arguments)
+    assert result.exit_code == 2
+    assert expected in result.output
+
+
 def test_k3s_mirrors_every_registry() -> None:
     ((path, text),) = printed("k3s", "--mirror", URL)
     assert path == "/etc/rancher/k3s/registries.yaml"

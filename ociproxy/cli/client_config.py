@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -30,14 +32,26 @@ class ClientFile:
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """Where this server is, as its clients reach it."""
+    """Where this server is, as its clients reach it, and what they show at its door.
+
+    The files are on the clients' machines, and are not looked at here.
+    """
 
     scheme: str
     host: str
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    user: str = ""
 
     @property
     def url(self) -> str:
         return f"{self.scheme}://{self.host}"
+
+    def copies(self, folder: str) -> tuple[str, ...]:
+        """What Docker and the containers tools take from a folder of this host, under its names."""
+        names = ((self.ca, "ca.crt"), (self.cert, "client.cert"), (self.key, "client.key"))
+        return tuple(f"Copy {file} to {folder}/{self.host}/{name}" for file, name in names if file)
 
 
 def _mirror(ctx: click.Context, param: click.Parameter, value: str) -> Mirror:
@@ -77,7 +91,27 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
         type=click.Path(file_okay=False, path_type=Path),
         help="Write the files below this directory instead of printing them.",
     )
-    return mirror(write(command))
+    door = [
+        click.option("--ca", metavar="FILE", default="", help="CA of its certificate."),
+        click.option("--cert", metavar="FILE", default="", help="Client certificate it wants."),
+        click.option("--key", metavar="FILE", default="", help="Key of the client certificate."),
+        click.option("--user", metavar="NAME", default="", help="User name it wants."),
+    ]
+
+    @functools.wraps(command)
+    def with_door(mirror: Mirror, ca: str, cert: str, key: str, user: str, **more: object) -> None:
+        if bool(cert) != bool(key):
+            raise click.UsageError("--cert and --key go together")
+        if mirror.scheme == "http" and (ca or cert):
+            raise click.UsageError("--ca and --cert need a --mirror that is https://")
+        if any(character in text for text in (ca, cert, key, user) for character in '"\\\n'):
+            raise click.UsageError("a file or user name must not have quotes or backslashes")
+        command(dataclasses.replace(mirror, ca=ca, cert=cert, key=key, user=user), **more)
+
+    complete: Callable[..., None] = with_door
+    for option in (*reversed(door), write, mirror):
+        complete = option(complete)
+    return complete
 
 
 def _registries(command: Callable[..., None]) -> Callable[..., None]:
@@ -138,14 +172,23 @@ def k3s(mirror: Mirror, folder: Path | None) -> None:
 def containerd_files(mirror: Mirror) -> tuple[ClientFile, ...]:
     # Without a `server` line containerd asks the image's own registry when the mirror fails.
     hosts = f'[host."{mirror.url}"]\n  capabilities = ["pull", "resolve"]\n'
+    if mirror.ca:
+        hosts += f'  ca = "{mirror.ca}"\n'
+    if mirror.cert:
+        hosts += f'  client = [["{mirror.cert}", "{mirror.key}"]]\n'
+    notes = [
+        "For every registry without a directory of its own beside _default.",
+        "Read at each pull: nothing to restart.",
+    ]
+    if mirror.user:
+        hosts += f'  [host."{mirror.url}".header]\n    authorization = "Basic CREDENTIALS"\n'
+        notes.append(f"CREDENTIALS is what this prints: printf '{mirror.user}:PASSWORD' | base64")
+        notes.append("It is a password: the file is for root alone to read.")
     return (
         ClientFile(
             "/etc/containerd/certs.d/_default/hosts.toml",
             hosts,
-            (
-                "For every registry without a directory of its own beside _default.",
-                "Read at each pull: nothing to restart.",
-            ),
+            tuple(notes),
         ),
         _config_path(2, "containerd 1.x", "io.containerd.grpc.v1.cri"),
         _config_path(3, "containerd 2.x", "io.containerd.cri.v1.images"),
@@ -165,6 +208,12 @@ def _config_path(version: int, part: str, plugin: str) -> ClientFile:
 def docker_files(mirror: Mirror) -> tuple[ClientFile, ...]:
     text = json.dumps({"registry-mirrors": [mirror.url]}, indent=2) + "\n"
     notes = (
+        *mirror.copies("/etc/docker/certs.d"),
+        *(
+            ["Docker shows no password to a mirror: let it in by certificate."]
+            if mirror.user
+            else ()
+        ),
         "Docker mirrors only docker.io: other registries are pulled directly.",
         "The mirror's serve.default_upstream has to be docker.io, as it is unless set.",
         "Merge into what is there, then: systemctl reload docker",
@@ -183,11 +232,22 @@ def containers_files(
         for registry in registries
     )
     path = "/etc/containers/registries.conf.d/50-ociproxy.conf"
-    return (ClientFile(path, text, ("Only the registries named here are mirrored.", note)),)
+    notes = [*mirror.copies("/etc/containers/certs.d")]
+    if mirror.user:
+        notes.append(f"Log in: podman login --username {mirror.user} {mirror.host}")
+        notes.append("CRI-O takes what that wrote from its global_auth_file.")
+    notes += ["Only the registries named here are mirrored.", note]
+    return (ClientFile(path, text, tuple(notes)),)
 
 
 def k3s_files(mirror: Mirror) -> tuple[ClientFile, ...]:
     text = f'mirrors:\n  "*":\n    endpoint:\n      - "{mirror.url}"\n'
+    auth = f'    auth: {{username: "{mirror.user}", password: "PASSWORD"}}\n' if mirror.user else ""
+    files = {"ca_file": mirror.ca, "cert_file": mirror.cert, "key_file": mirror.key}
+    tls = ", ".join(f'{key}: "{file}"' for key, file in files.items() if file)
+    if auth or tls:
+        text += f'configs:\n  "{mirror.host}":\n{auth}'
+        text += f"    tls: {{{tls}}}\n" if tls else ""
     notes = ("On each node, then: systemctl restart k3s (k3s-agent)",)
     return (ClientFile("/etc/rancher/k3s/registries.yaml", text, notes),)
 

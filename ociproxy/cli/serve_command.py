@@ -15,7 +15,7 @@ from ociproxy.cli.sources import machine_platform, read_wanted
 from ociproxy.config.settings import Config
 from ociproxy.errors import ConfigError
 from ociproxy.imagelist import Wanted
-from ociproxy.serve.server import listen, run
+from ociproxy.serve.server import Setup, listen, run
 from ociproxy.serve.tls import server_context
 from ociproxy.serve.workers import run_workers
 from ociproxy.store.store import Store
@@ -80,9 +80,10 @@ def serve(
             load={"pull_timeout": pull_timeout},
         )
 
-    def reread() -> Config | None:
+    def reread() -> Setup | None:
         try:
-            return read()
+            fresh = read()
+            return fresh, server_context(fresh.serve)
         except ConfigError as exc:
             log.event(logging.ERROR, "configuration not reloaded", reason=exc)
             return None
@@ -101,8 +102,10 @@ def serve(
     context = server_context(config.serve)
     with listen(config) as listener:
 
-        def work() -> None:
-            run(config, store, partial(backends, store), listener, context, reread, wanted)
+        def work(*, again: bool = False) -> None:
+            # A process that replaces another goes by what is valid now.
+            setup = (again and reread()) or (config, context)
+            run(setup, store, partial(backends, store), listener, reread, wanted)
 
         if config.serve.workers == 1:
             work()

@@ -170,6 +170,9 @@ class BlobPuller:
         refusal = self._upstreams.refusal(key)
         if refusal is not None:
             raise refusal.with_traceback(None)
+        if not background:
+            self._fills.check_room()
+        # The last question before it starts: it may count on this fill to find out.
         self._upstreams.check(repository)
         upstream = self._upstreams.upstream(repository.registry)
         circle = self._config.circle(repository.registry)
@@ -181,7 +184,6 @@ class BlobPuller:
             connections=upstream.connections,
             size=self._sizes.get((circle, digest)),
             ended=lambda error: self._learn(repository.registry, key, error),
-            background=background,
         )
 
     def _start_missing(self, repository: Repository, blob: Descriptor) -> Fill | None:

@@ -157,6 +157,12 @@ class Fills:
     def running(self, digest: Digest, circle: str) -> Fill | None:
         return self._running.get((circle, digest))
 
+    def check_room(self) -> None:
+        """Raises Busy where as many fills are running and waiting as may. Not asked for those in
+        the background, which are few by themselves."""
+        if len(self._running) >= self._limits.fills + self._limits.queue:
+            raise Busy(f"{len(self._running)} blobs are being fetched, and more may not wait")
+
     def start(
         self,
         repository: Repository,
@@ -167,18 +173,11 @@ class Fills:
         connections: int,
         size: int | None,
         ended: Callable[[OciProxyError | None], None],
-        background: bool = False,
     ) -> Fill:
         """The fill of this digest in this circle (`Config.circle`): the one that is running, else a
-        new one; `ended` hears how that went.
-
-        Raises Busy where as many fills are running and waiting as may. One in the `background` is
-        never refused: those are few by themselves.
-        """
+        new one; `ended` hears how that went."""
         fill = self.running(digest, circle)
         if fill is None:
-            if not background and len(self._running) >= self._limits.fills + self._limits.queue:
-                raise Busy(f"{len(self._running)} blobs are being fetched, and more may not wait")
             fill = self._launch(
                 repository, digest, circle, backend, connections, size, ended, again=True
             )

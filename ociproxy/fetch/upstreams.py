@@ -202,10 +202,10 @@ class Upstreams:
             refusal = self.refusal(key)
             if refusal is not None:
                 raise refusal.with_traceback(None)
-            self.check(repository)
             limits = self._config.fetch
             if len(self._asking) >= limits.requests + limits.queue:
                 raise Busy(f"{len(self._asking)} questions to upstreams, and more may not wait")
+            self.check(repository)
             backend = self.backend(registry)
             task = asyncio.create_task(self._run(registry, key, backend, question, tries))
             self._asking[key] = task

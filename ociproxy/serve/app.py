@@ -60,7 +60,7 @@ class App:
         old, old_auth = self._engine, self._auth
         self._use(engine, config, auth)
         if old_auth is not None:
-            old_auth.close()
+            old_auth.retire()
         await old.retire()
 
     async def close(self) -> None:

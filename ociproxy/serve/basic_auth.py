@@ -77,6 +77,10 @@ class BasicAuth:
         if self._wrong.get(key) or not await self._verify(key, user, password):
             raise Unauthorized("wrong user name or password")
 
+    def retire(self) -> None:
+        """Another has taken over; what is being checked is checked to its end."""
+        self._threads.shutdown(wait=False)
+
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 

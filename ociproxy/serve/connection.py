@@ -53,11 +53,11 @@ class HeadClock:
     def _tick(self) -> None:
         self._timer = None
         loop = asyncio.get_running_loop()
-        now = loop.time()
-        for connection, deadline in list(self._waiting.items()):
-            if deadline > now:
+        while self._waiting:
+            connection, deadline = next(iter(self._waiting.items()))
+            if deadline > loop.time():
                 self._timer = loop.call_at(deadline, self._tick)
-                break
+                return
             del self._waiting[connection]
             connection.head_overdue()
 

@@ -7,26 +7,28 @@ import errno
 import logging
 import signal
 import socket
+import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
+from ociproxy.config.settings import Config
 from ociproxy.errors import AddressInUse, ConfigError
 from ociproxy.fetch.engine import Engine
 from ociproxy.serve.app import App
 from ociproxy.serve.basic_auth import BasicAuth
 from ociproxy.serve.door import Door
 from ociproxy.serve.preload import preload
-from ociproxy.serve.tls import server_context
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable, Sequence
 
-    from ociproxy.config.settings import Config
     from ociproxy.fetch.upstreams import MakeBackend
     from ociproxy.imagelist import Wanted
     from ociproxy.store.store import Store
+
+Setup = tuple[Config, ssl.SSLContext | None]
+"""A configuration, and the TLS that its files make; None is plain HTTP."""
 
 _BACKLOG: Final = 1024
 
@@ -58,33 +60,31 @@ def listen(config: Config) -> socket.socket:
 
 
 def run(
-    config: Config,
+    setup: Setup,
     store: Store,
     make_backend: Callable[[Config], MakeBackend],
     listener: socket.socket,
-    context: ssl.SSLContext | None,
-    reload: Callable[[], Config | None],
+    reload: Callable[[], Setup | None],
     wanted: Sequence[Wanted] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT; running responses then have `shutdown_grace` to finish.
     What is `wanted` is loaded meanwhile.
 
-    `context` is the listener's TLS, None for plain HTTP. On SIGHUP `reload` reads the configuration
-    anew; None keeps the running one.
+    On SIGHUP `reload` reads the configuration and its files anew; None keeps the running one.
     """
-    asyncio.run(_serve(config, store, make_backend, listener, context, reload, wanted))
+    asyncio.run(_serve(setup, store, make_backend, listener, reload, wanted))
 
 
 async def _serve(
-    config: Config,
+    setup: Setup,
     store: Store,
     make_backend: Callable[[Config], MakeBackend],
     listener: socket.socket,
-    context: ssl.SSLContext | None,
-    reload: Callable[[], Config | None],
+    reload: Callable[[], Setup | None],
     wanted: Sequence[Wanted],
 ) -> None:
     loop = asyncio.get_running_loop()
+    config, context = setup
     stopping = asyncio.Event()
     auth = await loop.run_in_executor(None, _auth, config)
     app = App(Engine(store, config, make_backend(config)), config, auth)
@@ -93,19 +93,18 @@ async def _serve(
 
     async def replace_engine() -> None:
         # A large file takes long to parse.
-        fresh = await loop.run_in_executor(None, reload)
-        if fresh is None:
+        reloaded = await loop.run_in_executor(None, reload)
+        if reloaded is None:
             return
+        fresh, fresh_context = reloaded
         try:
-            context, auth = await loop.run_in_executor(
-                None, lambda: (server_context(fresh.serve), _auth(fresh))
-            )
+            fresh_auth = await loop.run_in_executor(None, _auth, fresh)
         except ConfigError as exc:
             log.event(logging.ERROR, "configuration not reloaded", reason=exc)
             return
-        door.use(fresh.serve, context)
+        door.use(fresh.serve, fresh_context)
         log.event(logging.INFO, "configuration reloaded")
-        await app.replace(Engine(store, fresh, make_backend(fresh)), fresh, auth)
+        await app.replace(Engine(store, fresh, make_backend(fresh)), fresh, fresh_auth)
 
     def hang_up() -> None:
         task = asyncio.create_task(replace_engine())

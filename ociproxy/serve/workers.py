@@ -10,13 +10,12 @@ import logging
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy import log
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _RESTART_PAUSE: Final = 1.0
@@ -25,16 +24,20 @@ _END_MARGIN: Final = 30.0
 """Seconds beyond the grace period after which a worker that has not ended is killed."""
 
 
-def run_workers(
-    count: int, work: Callable[[], None], *, listener: socket.socket, grace: float
-) -> None:
+class Work(Protocol):
+    """What one process does; `again` in one that replaces a process that died."""
+
+    def __call__(self, *, again: bool) -> None: ...
+
+
+def run_workers(count: int, work: Work, *, listener: socket.socket, grace: float) -> None:
     """Run `work` in `count` processes until SIGTERM or SIGINT; returns when all have ended.
 
     The listener is closed as soon as they are told to: connections that nobody will accept are
     refused then, so that their clients go elsewhere.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    children = {_fork(work) for _ in range(count)}
+    children = {_fork(work, again=False) for _ in range(count)}
     stopping = False
     deadline = float("inf")
     while children:
@@ -52,17 +55,17 @@ def run_workers(
             if not stopping:
                 log.event(logging.ERROR, "worker died", pid=pid, status=status)
                 time.sleep(_RESTART_PAUSE)
-                children.add(_fork(work))
+                children.add(_fork(work, again=True))
 
 
-def _fork(work: Callable[[], None]) -> int:
+def _fork(work: Work, *, again: bool) -> int:
     pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        work()
+        work(again=again)
         status = 0
     except BaseException as exc:  # noqa: BLE001 a process's end: reported in its status
         log.failure("worker failed", exc)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -247,6 +249,14 @@ def test_workers_share_the_port_and_are_all_renewed(
     new = {serial(server) for _ in range(10)}
     assert len(old) == len(new) == 1
     assert old != new
+
+    # One that dies is replaced by one that knows of the renewal.
+    assert server.process is not None
+    pid = server.process.pid
+    for worker in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        os.kill(int(worker), signal.SIGKILL)
+    server.wait_for_log("worker died")
+    assert {serial(server) for _ in range(5)} == new
 
 
 def test_a_handshake_has_its_time(mirror: MakeMirror, authority: Authority) -> None:
