@@ -10,7 +10,7 @@ ARGS =
 BIN = $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help serve test coverage check format bench clean
+.PHONY: help serve test coverage fuzz check format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ coverage: $(VENV)/dev.stamp ## the tests, and which lines of the product they re
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+fuzz: $(VENV)/dev.stamp ## try more than 100,000 hostile inputs on every parser and on a server
+	$(BIN)/python -m pytest -q -p no:cacheprovider --hypothesis-profile=fuzz tests/fuzz $(ARGS)
 
 check: $(VENV)/dev.stamp ## format, lint and types
 	$(BIN)/ruff format --check

@@ -60,9 +60,17 @@ _MEDIA_TYPE: Final = re.compile(
 )
 """RFC 6838 section 4.2: it becomes a header, so nothing else may stand in it."""
 
+_HEADER_TEXT: Final = re.compile(r"[ -~]{0,255}")
+"""What a descriptor may call a media type: parameters are wrong there, but in use."""
+
 _MAX_DESCRIPTORS: Final = 20_000
 """A 4 MiB document has room for more, and none in use comes near: a guard against hostile
 documents."""
+
+
+_SMALL: Final = 256 * 1024
+_MAX_CONTAINERS: Final = 200_000
+"""Two bytes that open and close one become a hundred in memory; counted only in what is large."""
 
 
 class MalformedManifest(ValueError):
@@ -97,6 +105,8 @@ class Descriptor:
         media_type, digest, size = value.get("mediaType"), value.get("digest"), value.get("size")
         if not isinstance(media_type, str) or not isinstance(digest, str):
             raise MalformedManifest("a descriptor lacks mediaType or digest")
+        if not _HEADER_TEXT.fullmatch(media_type):
+            raise MalformedManifest(f"descriptor {digest[:100]}: mediaType is no media type")
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
             raise MalformedManifest(f"descriptor {digest[:100]}: size is not a count of bytes")
         try:
@@ -265,7 +275,7 @@ def guess_media_type(raw: bytes) -> str:
 def media_type_of(document: dict[str, object]) -> str:
     """The same of bytes that are parsed already."""
     media_type = document.get("mediaType")
-    if isinstance(media_type, str) and _MEDIA_TYPE.fullmatch(media_type):
+    if isinstance(media_type, str) and is_media_type(media_type):
         return media_type
     if document.get("schemaVersion") == 1:
         return DOCKER_SCHEMA1_SIGNED if "signatures" in document else DOCKER_SCHEMA1
@@ -276,8 +286,15 @@ def media_type_of(document: dict[str, object]) -> str:
     return UNKNOWN_MEDIA_TYPE
 
 
+def is_media_type(text: str) -> bool:
+    """Whether this can stand in a header as a media type without parameters."""
+    return _MEDIA_TYPE.fullmatch(text) is not None
+
+
 def json_object(raw: bytes) -> dict[str, object]:
     """Raises MalformedManifest."""
+    if len(raw) > _SMALL and raw.count(b"{") + raw.count(b"[") > _MAX_CONTAINERS:
+        raise MalformedManifest(f"more than {_MAX_CONTAINERS} objects and lists")
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError) as exc:

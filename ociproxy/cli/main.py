@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import resource
 from typing import Any, Final
 
 import click
@@ -54,6 +55,8 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """A pull-only, pull-through, caching OCI Distribution server."""
+    # A core file would have the upstreams' passwords in it.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 @main.command()

@@ -16,6 +16,7 @@ from ociproxy.manifest import (
     Descriptor,
     MalformedManifest,
     ManifestHolder,
+    is_media_type,
     json_object,
     media_type_of,
     parse_document,
@@ -27,8 +28,10 @@ _KNOWN: Final = (
 
 
 def media_type_in(content_type: str) -> str:
-    """A Content-Type without its parameters; empty where there is none."""
-    return content_type.partition(";")[0].strip().lower()
+    """A Content-Type without its parameters; empty where there is none, or nothing that could be
+    one: it becomes a header of ours, and a record in the store."""
+    text = content_type.partition(";")[0].strip().lower()
+    return text if is_media_type(text) else ""
 
 
 def holder_of(

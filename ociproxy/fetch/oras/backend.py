@@ -7,6 +7,7 @@ from it: its retry decorator, its Docker credentials file, its container names, 
 
 from __future__ import annotations
 
+import re
 import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 _MANIFESTS: Final = {"Accept": ", ".join(ACCEPTED_MEDIA_TYPES)}
 _LISTINGS: Final = {"Accept": f"{OCI_INDEX}, application/json"}
 _NAMESPACE: Final = "ns"
+_FILTERS: Final = re.compile(r"[A-Za-z]{1,32}(?:, ?[A-Za-z]{1,32}){0,7}")
 _HEAD_REFUSED: Final = (405, 501)
 
 # Repository names come from clients, so what is kept for each must be bounded.
@@ -163,7 +165,7 @@ class OrasBackend:
             raw=raw,
             media_type=_content_type(response) or UNKNOWN_MEDIA_TYPE,
             next_query=_own_query(next_url) if "next" in response.links else "",
-            filters_applied=response.headers.get("OCI-Filters-Applied", ""),
+            filters_applied=_filters_applied(response),
         )
 
     def close(self) -> None:
@@ -259,3 +261,9 @@ def _digest_header(response: requests.Response) -> Digest | None:
         return Digest.parse(response.headers.get("Docker-Content-Digest", ""))
     except DigestInvalid:
         return None
+
+
+def _filters_applied(response: requests.Response) -> str:
+    """What it says is passed on, so it must be the list of words that the specification has."""
+    text: str = response.headers.get("OCI-Filters-Applied", "")
+    return text if _FILTERS.fullmatch(text) else ""

@@ -9,6 +9,7 @@ are stored. Proxies from the environment are honoured.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import ssl
 import time
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from urllib3.poolmanager import PoolManager
 
     from ociproxy.config.settings import Upstream
+
+# Its warnings quote whole URLs, which may be signed, and what an upstream sent, with a traceback.
+# What matters of them is raised as well.
+logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
 _MAX_REDIRECTS: Final = 5
 # Different hosts that stay connected: the registry, its token realm, and the hosts its blobs

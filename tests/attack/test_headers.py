@@ -1,0 +1,152 @@
+"""An upstream says something in its headers, or a client in its request, that is meant to become
+something else on its way."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.attack.conftest import assert_quiet
+from tests.fetch.peers import raw_server
+from tests.images import image
+from tests.server import Mirror, upstream_entry
+from tests.upstream import FakeUpstream
+
+MakeMirror = Callable[..., Mirror]
+
+MANIFEST = image("app").top
+LISTING = json.dumps({"name": "app", "tags": ["v1"]}).encode()
+HOSTILE_VALUES = [
+    b"application/json\r\n Set-Cookie: a=b",  # obsolete line folding: one header of two lines
+    b"application/json\r\n\tX: y",
+    b"application/json\rX: y",
+    b"application/json\x00",
+    b"application/json\x0bX",
+    b"text/html; charset=\xff\xfe",
+    b"\xe2\x80\xa8/json",
+    b"a" * 60_000,
+    b"application/vnd." + b"x" * 5000 + b"+json",
+    b"/",
+    b"application/json, text/html",
+    b"%0d%0aX: y",
+]
+
+
+HEADERS = {
+    b"Content-Type": b"200 OK",
+    b"OCI-Filters-Applied": b"200 OK",
+    b"Link": b"200 OK",
+    b"Docker-Content-Digest": b"200 OK",
+    b"Content-Encoding": b"200 OK",
+    b"Content-Range": b"206 Partial Content",
+    b"Location": b"307 Temporary Redirect",
+    b"Www-Authenticate": b"401 Unauthorized",
+    b"Retry-After": b"429 Too Many Requests",
+}
+
+
+@contextmanager
+def hostile_upstream() -> Iterator[str]:
+    """Says in `/v2/<header>/<value>/...` what the numbers of a header and of a value stand for."""
+
+    def answer(client: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += client.recv(65536)
+        method, path = head.split(b" ", 2)[:2]
+        if not path.startswith(b"/v2/"):
+            return  # where a redirect of ours led
+        _, _, name, value, rest = path.split(b"/", 4)
+        header, status = list(HEADERS.items())[int(name)]
+        body = LISTING if rest.startswith(b"tags") else MANIFEST.data
+        lines = [
+            b"HTTP/1.1 " + status,
+            b"Content-Length: %d" % len(body),
+            b"Connection: close",
+            header + b": " + HOSTILE_VALUES[int(value)],
+        ]
+        client.sendall(b"\r\n".join(lines) + b"\r\n\r\n" + (body if method == b"GET" else b""))
+
+    with raw_server(answer) as name:
+        yield name
+
+
+def test_an_upstream_s_headers_stay_one_line_and_no_bug(mirror: MakeMirror) -> None:
+    with hostile_upstream() as name:
+        server = mirror(
+            {
+                "fetch": {"retry_wait_max": 0, "pause": 0, "retries": 0},
+                "upstreams": [upstream_entry(f"http://{name}")],
+            }
+        )
+        for repository in itertools.product(range(len(HEADERS)), range(len(HOSTILE_VALUES))):
+            base = "/v2/{}/{}".format(*repository)
+            for method, path in (
+                ("HEAD", "manifests/v1"),
+                ("GET", "manifests/v2"),
+                ("GET", f"manifests/{MANIFEST.digest}"),
+                ("GET", f"blobs/{MANIFEST.digest}"),
+                ("GET", "tags/list"),
+                ("GET", f"referrers/{MANIFEST.digest}?artifactType=x&"),
+            ):
+                path = f"{base}/{path}{'&' if '?' in path else '?'}ns={name}"
+                answer = server.request(method, path)
+                assert answer.status in (200, 403, 404, 429, 502, 503, 504), (path, server.log())
+                assert "set-cookie" not in answer.headers
+                assert "x" not in answer.headers
+        assert_quiet(server)
+
+
+# What a client sends
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v2/app/manifests/v1?ns=127.0.0.1%0d%0aX:%20y",
+        "/v2/app/manifests/v1%0d%0aX:%20y?ns={name}",
+        "/v2/app%0d%0aX:%20y/manifests/v1?ns={name}",
+        "/v2/app/tags/list?ns={name}&last=a%0d%0aX:%20y",
+        "/v2/app/tags/list?ns={name}&n=1%0d%0aX:%20y",
+        "/v2/app/tags/list?ns={name}&last=%00%ff",
+        "/v2/app/referrers/{digest}?artifactType=a%0d%0aX:%20y&ns={name}",
+    ],
+)
+def test_a_client_s_line_breaks_go_no_further(
+    mirror: MakeMirror, upstream: FakeUpstream, target: str
+) -> None:
+    app = upstream.add("app", image("app"), tag="v1")
+    server = mirror({"upstreams": [upstream_entry(upstream.url)]})
+    answer = server.get(target.format(name=upstream.registry, digest=app.digest))
+    assert answer.status in (200, 400, 404)
+    assert "x" not in answer.headers
+    for seen in upstream.requests:
+        assert "X" not in seen.headers
+    assert "\nX: y" not in server.log()
+    assert_quiet(server)
+
+
+def test_a_client_s_headers_do_not_reach_the_upstream(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    upstream.add("app", image("app"), tag="v1")
+    server = mirror({"upstreams": [upstream_entry(upstream.url)]})
+    sent = {
+        "Authorization": "Basic Y2xpZW50OnNlY3JldA==",
+        "Cookie": "client=secret",
+        "X-Forwarded-For": "10.0.0.1",
+        "Host": "169.254.169.254",
+        "Accept-Encoding": "gzip",
+    }
+    path = f"/v2/app/manifests/v1?ns={upstream.registry}"
+    assert server.get(path, sent).status == 200
+    for seen in upstream.requests:
+        assert seen.headers["Host"] == upstream.registry
+        assert {"Authorization", "Cookie", "X-Forwarded-For"}.isdisjoint(seen.headers)
+    assert "secret" not in server.log()
+    assert "Y2xpZW50" not in server.log()
