@@ -309,7 +309,7 @@ def test_first_tag_rule_that_matches_wins() -> None:
         ("- {name: a, auth: {helper: h, docker_config: true}}", "1: [0].auth: needs exactly one"),
         ("- {name: a, auth: {user: u, helper: h}}", "1: [0].auth.user: comes from helper"),
         ("- {name: a, auth: {helper: ../h}}", "1: [0].auth.helper: must match"),
-        ("- {name: a, isolation: repository}", "1: [0].isolation: unknown key"),
+        ("- {name: a, isolated: true}", "1: [0].isolated: unknown key"),
         ("- {name: a, <<: {}}", "1: [0].'<<': unknown key"),
         ("hello", "1: must be a mapping, or a list of upstreams"),
     ],
@@ -586,7 +586,7 @@ def test_every_key_is_documented_with_its_default(path: str, key: Key, default: 
 
 def test_examples_of_the_documentation_are_valid(tmp_path: Path) -> None:
     examples = re.findall(r"^```yaml\n(.+?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(examples) >= 8
+    assert len(examples) >= 9
     for example in examples:
         # The files it names are not on this machine.
         text = re.sub(r"tls: \{ca.+\}", "tls: {}", example)

@@ -19,7 +19,7 @@ from ociproxy.cli.main import main
 SMALL_READS: Final = [
     ("ociproxy/store/blobs.py", {"find", "find_size"}),
     ("ociproxy/store/manifests.py", {"find"}),
-    ("ociproxy/store/refs.py", {"_find", "_names", "has_repository"}),
+    ("ociproxy/store/refs.py", {"_find", "_names", "has_repository", "manifests_state"}),
 ]
 # Held for a few instructions by whoever has it.
 SHORT_LOCKS: Final = [

@@ -25,6 +25,7 @@ _DOCKER_HUB_ENDPOINT: Final = "registry-1.docker.io"
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 Scheme = Literal["https", "http", "auto"]
+Isolation = Literal["none", "repository"]
 BackendName = Literal["oras", "skopeo"]
 LogLevel = Literal["trace", "debug", "info", "warn", "error"]
 LogFormat = Literal["text", "json"]
@@ -138,6 +139,7 @@ class Upstream:
     connections: int = 4
     backend: BackendName = "oras"
     repositories: Rules = Rules()
+    isolation: Isolation = "none"
     listed: bool = True
     deny_private: bool = False
     ns: bool | None = None
@@ -336,6 +338,11 @@ class Config:
             if fnmatchcase(name, rule.match):
                 return rule.ttl
         return self.default_ttl
+
+    @property
+    def isolated(self) -> bool:
+        """Whether what is stored has to be looked at for whose it is, at every upstream."""
+        return any(each.isolation == "repository" for each in self.upstreams.values())
 
     def repository_refusal(self, repository: Repository) -> str | None:
         """Which rule forbids to serve this repository, stored or not; None where none does."""

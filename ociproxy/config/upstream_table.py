@@ -216,6 +216,10 @@ _UPSTREAM: Final = Section(
         "connections": dataclasses.replace(CONNECTIONS, inherited=True),
         "backend": Key(Choice(("oras", "skopeo")), "What fetches from this upstream."),
         "repositories": Key(RULES, "Globs on its repositories: which are served at all."),
+        "isolation": Key(
+            Choice(("none", "repository")),
+            "Whether what is stored is served under a repository only if that repository has it.",
+        ),
     },
     build=dict,
     rules=(_how_to_reach, _backend),

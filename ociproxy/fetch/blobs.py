@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Config
     from ociproxy.digest import Digest
     from ociproxy.fetch.fill import Fill, Fills
+    from ociproxy.fetch.isolation import Isolation
     from ociproxy.fetch.upstreams import Upstreams
     from ociproxy.manifest import Descriptor, ManifestHolder
     from ociproxy.reference import Repository
@@ -41,10 +42,18 @@ _BLOBS_AHEAD: Final = 1024
 class BlobPuller:
     """Belongs to one event loop."""
 
-    def __init__(self, store: Store, upstreams: Upstreams, fills: Fills, config: Config) -> None:
+    def __init__(
+        self,
+        store: Store,
+        upstreams: Upstreams,
+        fills: Fills,
+        isolation: Isolation,
+        config: Config,
+    ) -> None:
         self._store = store
         self._upstreams = upstreams
         self._fills = fills
+        self._isolation = isolation
         self._config = config
         self._sizes: BoundedCache[tuple[str, Digest], int] = BoundedCache(_KNOWN_SIZES)
         self._complete: BoundedCache[Digest, bool] = BoundedCache(_COMPLETE_IMAGES)
@@ -54,6 +63,12 @@ class BlobPuller:
 
         Raises BlobUnknown, UpstreamError kinds, IntegrityError kinds, Busy or StoreError.
         """
+        await self._isolation.permit(repository, digest)
+        return await self._pull(repository, digest)
+
+    async def _pull(
+        self, repository: Repository, digest: Digest
+    ) -> tuple[BlobFile | Fill, Outcome]:
         found = await self._find(digest)
         if found is not None:
             return found, HIT
@@ -86,7 +101,7 @@ class BlobPuller:
         circle = self._config.circle(repository.registry)
         self._sizes.put((circle, blob.digest), blob.size)
         try:
-            found, outcome = await self.pull(repository, blob.digest)
+            found, outcome = await self._pull(repository, blob.digest)
             if not isinstance(found, BlobFile):
                 await _finished(found, outcome, received)
                 return
@@ -112,6 +127,7 @@ class BlobPuller:
 
     async def size(self, repository: Repository, digest: Digest) -> tuple[int, Outcome]:
         """Bytes of a blob; where it is not stored the upstream is asked, and nothing is fetched."""
+        await self._isolation.permit(repository, digest)
         size = self._store.blobs.find_size(digest)
         if size is not None:
             return size, HIT

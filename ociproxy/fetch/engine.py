@@ -10,6 +10,7 @@ from ociproxy import log
 from ociproxy.clock import SystemClock
 from ociproxy.fetch.blobs import BlobPuller
 from ociproxy.fetch.fill import Fills
+from ociproxy.fetch.isolation import Isolation
 from ociproxy.fetch.listings import ListingPuller
 from ociproxy.fetch.manifests import ManifestPuller
 from ociproxy.fetch.upstreams import Upstreams
@@ -39,8 +40,11 @@ class Engine:
         self._clock = clock or SystemClock()
         self._fills = Fills(store, config.fetch)
         self.upstreams = Upstreams(config, make_backend, clock=clock)
-        self.blobs = BlobPuller(store, self.upstreams, self._fills, config)
-        self.manifests = ManifestPuller(store, self.upstreams, self.blobs, config, clock=clock)
+        isolation = Isolation(store, self.upstreams, config)
+        self.blobs = BlobPuller(store, self.upstreams, self._fills, isolation, config)
+        self.manifests = ManifestPuller(
+            store, self.upstreams, self.blobs, isolation, config, clock=clock
+        )
         self.listings = ListingPuller(store, self.upstreams, self.manifests, config)
         self._preparing = asyncio.create_task(self._prepare())
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Config
     from ociproxy.fetch.blobs import BlobPuller
+    from ociproxy.fetch.isolation import Isolation
     from ociproxy.fetch.upstream import Backend
     from ociproxy.fetch.upstreams import Upstreams
     from ociproxy.manifest import Descriptor, ManifestHolder
@@ -62,6 +63,7 @@ class ManifestPuller:
         store: Store,
         upstreams: Upstreams,
         blobs: BlobPuller,
+        isolation: Isolation,
         config: Config,
         *,
         clock: Clock | None = None,
@@ -69,6 +71,7 @@ class ManifestPuller:
         self._store = store
         self._upstreams = upstreams
         self._blobs = blobs
+        self._isolation = isolation
         self._config = config
         self._clock = clock or SystemClock()
         self._paused: BoundedCache[Reference, float] = BoundedCache(_PAUSES)
@@ -107,16 +110,20 @@ class ManifestPuller:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _look_up(self, reference: Reference) -> tuple[TagRecord | None, ManifestHolder | None]:
-        """The tag's record, and the stored manifest under the media type it is recorded with."""
+        """The tag's record, and the stored manifest under the media type it is recorded with, if
+        this repository may be served it."""
         repository, digest = reference.repository, reference.digest
         if digest is None:
             record = self._store.refs.find_tag(repository, reference.tag or "")
             if record is None:
                 return None, None
-            found = self._store.manifests.find(record.descriptor.digest)
-            return record, None if found is None else described_as(found, record.descriptor)
+            digest = record.descriptor.digest
+            found = self._store.manifests.find(digest)
+            if found is None or not self._isolation.has_manifest(repository, digest):
+                return record, None
+            return record, described_as(found, record.descriptor)
         found = self._store.manifests.find(digest)
-        if found is None:
+        if found is None or not self._isolation.has_manifest(repository, digest):
             return None, None
         return None, described_as(found, self._store.refs.find_manifest(repository, digest))
 

@@ -70,7 +70,18 @@ class Manifests:
                         hot.used = now
                         self._record_use(hot.path, now)
                     return hot.holder
-        return self._read(digest, use=use)
+        found = self._read(digest)
+        if found is None:
+            return None
+        self._hot.put(digest, found, len(found.holder.raw) + _ENTRY_OVERHEAD)
+        if use:
+            self._record_use(found.path, found.used)
+        return found.holder
+
+    def peek(self, digest: Digest) -> ManifestHolder | None:
+        """The same for whoever reads many: neither kept in memory nor recorded as a use."""
+        found = self._read(digest)
+        return None if found is None else found.holder
 
     def commit(self, holder: ManifestHolder) -> None:
         """Publish verified bytes under their digest; what is there already, and right, stays."""
@@ -81,7 +92,7 @@ class Manifests:
             root / file_name(holder.descriptor.digest), holder.raw, staging=self._staging
         )
 
-    def _read(self, digest: Digest, *, use: bool) -> ManifestHolder | None:
+    def _read(self, digest: Digest) -> _Hot | None:
         name = file_name(digest)
         for root in (self._image_root, self._index_root):
             path = root / name
@@ -98,13 +109,8 @@ class Manifests:
                 media_type = guess_media_type(raw)
             except MalformedManifest:
                 continue
-            now = self._clock.now()
             holder = ManifestHolder(Descriptor(media_type, digest, len(raw)), raw)
-            hot = _Hot(holder, str(path), _identity(state), now)
-            self._hot.put(digest, hot, len(raw) + _ENTRY_OVERHEAD)
-            if use:
-                self._record_use(hot.path, now)
-            return holder
+            return _Hot(holder, str(path), _identity(state), self._clock.now())
         return None
 
     def last_used(self, digest: Digest) -> float | None:

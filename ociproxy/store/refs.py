@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
@@ -99,6 +101,25 @@ class Refs:
             except DigestInvalid:
                 continue
         return found
+
+    def newest_manifests(self, repository: Repository) -> list[Digest]:
+        """The same, what came last first."""
+        folder = Path(self._path(repository, _MANIFESTS, "."))
+        found: list[tuple[int, Digest]] = []
+        with store_errors(folder), suppress(FileNotFoundError):
+            for entry in os.scandir(folder):
+                with suppress(DigestInvalid, FileNotFoundError):
+                    found.append((entry.stat().st_mtime_ns, Digest.parse(entry.name)))
+        return [digest for _, digest in sorted(found, key=itemgetter(0), reverse=True)]
+
+    def manifests_state(self, repository: Repository) -> tuple[int, int] | None:
+        """What is another whenever a manifest of the repository comes or goes: inode and time of
+        modification (ns); None where it has none."""
+        try:
+            state = os.stat(self._path(repository, _MANIFESTS, "."))  # noqa: PTH116 hot path
+        except OSError:
+            return None
+        return state.st_ino, state.st_mtime_ns
 
     def repositories(self) -> Iterator[Repository]:
         """Every repository of every registry, in order; reads the store as it goes."""

@@ -1,0 +1,65 @@
+"""Isolation: what is stored is served under a repository only if that repository has it.
+
+One upstream with `isolation: repository` is enough for every request to be judged: what is private
+there could otherwise be had by its digest under another name. A manifest has to have come, once,
+from the upstream for this repository; a blob has to be one that such a manifest refers to, or one
+that the upstream says this repository has. Registries that nobody listed are not served at all
+then: whoever runs one could claim to have anything.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from ociproxy.bounded import BoundedCache
+from ociproxy.errors import BlobUnknown
+from ociproxy.store.membership import Membership
+
+if TYPE_CHECKING:
+    from ociproxy.config.settings import Config
+    from ociproxy.digest import Digest
+    from ociproxy.fetch.upstreams import Upstreams
+    from ociproxy.reference import Repository
+    from ociproxy.store.store import Store
+
+_CONSENTS: Final = 16_384
+"""Blobs that upstreams said a repository has, and that no manifest here refers to."""
+
+
+class Isolation:
+    """Belongs to one event loop."""
+
+    def __init__(self, store: Store, upstreams: Upstreams, config: Config) -> None:
+        self._active = config.isolated
+        self._offline = config.serve.offline
+        self._store = store
+        self._upstreams = upstreams
+        self._membership = Membership(store.refs, store.manifests)
+        self._consents: BoundedCache[tuple[Repository, Digest], bool] = BoundedCache(_CONSENTS)
+
+    def has_manifest(self, repository: Repository, digest: Digest) -> bool:
+        """Whether a stored manifest may be served under this repository without asking."""
+        return not self._active or self._store.refs.find_manifest(repository, digest) is not None
+
+    async def permit(self, repository: Repository, blob: Digest) -> None:
+        """Returns where a blob may be served under this repository, stored or not.
+
+        Raises BlobUnknown, or what the upstream's refusal to say so is, or StoreError.
+        """
+        if not self._active:
+            return
+        found = self._membership.refers(repository, blob)
+        if found is None:
+            found = await self._upstreams.call(lambda: self._membership.read(repository, blob))
+        if found or self._consents.get((repository, blob)):
+            return
+        if self._offline:
+            raise BlobUnknown(
+                blob, f"no manifest of {repository} refers to it, and this mirror is offline"
+            )
+        await self._upstreams.ask(
+            repository,
+            ("blob", repository, blob),
+            lambda backend: backend.stat_blob(repository, blob),
+        )
+        self._consents.put((repository, blob), True)

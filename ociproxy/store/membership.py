@@ -1,0 +1,113 @@
+"""Which blobs the manifests of a repository refer to.
+
+Derived from the repository's manifests, which are the truth; memory holds a bounded part of it,
+good for as long as the folder of the repository's records stays as it is.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import TYPE_CHECKING, Final
+
+from ociproxy.bounded import BoundedCache
+from ociproxy.manifest import MalformedManifest, json_object
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ociproxy.digest import Digest
+    from ociproxy.reference import Repository
+    from ociproxy.store.manifests import Manifests
+    from ociproxy.store.refs import Refs
+
+_MOST_DIGESTS: Final = 262_144
+"""Of all repositories together; each costs about a hundred bytes."""
+_MOST_OF_ONE: Final = 65_536
+"""Of one repository, the newest manifests first."""
+_SETTLED: Final = 0.1
+"""Seconds after which another change of a folder shows in its time of modification."""
+
+
+@dataclass(slots=True)
+class _Known:
+    state: tuple[int, int] | None = None
+    manifests: set[Digest] = field(default_factory=set)
+    blobs: set[bytes] = field(default_factory=set)
+
+
+class Membership:
+    """Thread-safe."""
+
+    def __init__(self, refs: Refs, manifests: Manifests) -> None:
+        self._refs = refs
+        self._manifests = manifests
+        self._known: BoundedCache[Repository, _Known] = BoundedCache(_MOST_DIGESTS)
+        self._reading = Lock()
+
+    def refers(self, repository: Repository, blob: Digest) -> bool | None:
+        """Whether a manifest of the repository refers to the blob; None where that has to be
+        `read` first. Costs one stat."""
+        known = self._known.get(repository)
+        if known is None or known.state is None:
+            return None
+        if known.state != self._refs.manifests_state(repository):
+            return None
+        return _key(blob) in known.blobs
+
+    def read(self, repository: Repository, blob: Digest) -> bool:
+        """The same from the store: blocks. Raises StoreError."""
+        with self._reading:
+            found = self.refers(repository, blob)
+            if found is None:
+                known = self._read(repository)
+                self._known.put(repository, known, len(known.manifests) + len(known.blobs) + 1)
+                found = _key(blob) in known.blobs
+            return found
+
+    def _read(self, repository: Repository) -> _Known:
+        # Before the names: what comes later makes it another state.
+        state = self._refs.manifests_state(repository)
+        names = self._refs.newest_manifests(repository)
+        old = self._known.get(repository)
+        known = _Known()
+        if old is not None and old.manifests <= set(names):
+            known = _Known(None, set(old.manifests), set(old.blobs))
+        for digest in names:
+            if len(known.blobs) >= _MOST_OF_ONE or len(known.manifests) >= _MOST_OF_ONE:
+                break
+            if digest not in known.manifests:
+                known.manifests.add(digest)
+                holder = self._manifests.peek(digest)
+                if holder is not None:
+                    known.blobs.update(_blobs(holder.raw))
+        if state is not None and time.time() - state[1] / 1e9 > _SETTLED:
+            known.state = state
+        return known
+
+
+def _blobs(raw: bytes) -> Iterator[bytes]:
+    """What an image manifest, an artifact or a schema 1 manifest needs from this registry: blobs
+    with `urls` are kept elsewhere, and anybody may name them."""
+    try:
+        document = json_object(raw)
+    except MalformedManifest:
+        return
+    each: list[object] = [document.get("config")]
+    for name in ("layers", "blobs", "fsLayers"):
+        values = document.get(name)
+        each += values if isinstance(values, list) else []
+    for value in each:
+        if isinstance(value, dict) and not value.get("urls"):
+            digest = value.get("digest", value.get("blobSum"))
+            encoded = digest.partition(":")[2] if isinstance(digest, str) else ""
+            try:
+                yield bytes.fromhex(encoded[:32])
+            except ValueError:
+                continue
+
+
+def _key(digest: Digest) -> bytes:
+    """Half of the digest tells any two apart, in a quarter of the memory."""
+    return bytes.fromhex(digest.encoded[:32])

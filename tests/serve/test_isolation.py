@@ -1,0 +1,150 @@
+"""Private content stays private: what one repository has is not had by naming another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.images import Image, artifact, image, multi_platform, random_blob
+from tests.server import Answer, Mirror, upstream_entry
+from tests.upstream import FakeUpstream
+
+MakeMirror = Callable[..., Mirror]
+MakeUpstream = Callable[..., FakeUpstream]
+
+
+def isolated(upstream: FakeUpstream) -> dict[str, object]:
+    return upstream_entry(upstream.url, isolation="repository")
+
+
+def pull(server: Mirror, upstream: FakeUpstream, name: str, held: Image) -> None:
+    """All of it, as a client does."""
+    for each in held.all_content():
+        kind = "blobs" if each in held.blobs else "manifests"
+        answer = server.get(f"/v2/{name}/{kind}/{each.digest}?ns={upstream.registry}")
+        assert (answer.status, answer.body) == (200, each.data)
+    for blob in held.blobs:
+        server.wait_for_file(f"blobs/{blob.encoded}")
+
+
+def everything(server: Mirror, registry: str, name: str, held: Image) -> list[Answer]:
+    """Every way to ask for a part of it by digest."""
+    answers = []
+    for each in held.all_content():
+        kind = "blobs" if each in held.blobs else "manifests"
+        path = f"/v2/{name}/{kind}/{each.digest}?ns={registry}"
+        answers += [server.get(path), server.head(path), server.get(path, {"Range": "bytes=0-9"})]
+    return answers
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_another_repository_does_not_have_it(
+    mirror: MakeMirror, upstream: FakeUpstream, offline: bool
+) -> None:
+    secret = upstream.add("team/secret", image("secret"), tag="v1")
+    upstream.add("team/open", image("open"), tag="v1")
+    server = mirror({"upstreams": [isolated(upstream)]})
+    pull(server, upstream, "team/secret", secret)
+    assert server.manifest(upstream.registry, "team/open", "v1").status == 200
+    if offline:
+        upstream.stop_listening()
+        server.restart(args=["--offline"])
+    for name in ("team/open", "team/nothing"):
+        answers = everything(server, upstream.registry, name, secret)
+        assert {answer.status for answer in answers} == {404}
+    pull(server, upstream, "team/secret", secret)
+
+
+def test_without_isolation_bytes_are_bytes(mirror: MakeMirror, upstream: FakeUpstream) -> None:
+    shared = upstream.add("team/secret", image("secret"), tag="v1")
+    server = mirror({"upstreams": [upstream_entry(upstream.url)]})
+    pull(server, upstream, "team/secret", shared)
+    answers = everything(server, upstream.registry, "team/open", shared)
+    assert {answer.status for answer in answers} == {200, 206}
+
+
+def test_what_both_have_is_downloaded_once(mirror: MakeMirror, upstream: FakeUpstream) -> None:
+    shared = image("shared")
+    for name in ("team/one", "team/two"):
+        upstream.add(name, shared, tag="v1")
+    server = mirror({"upstreams": [isolated(upstream)]})
+    for name in ("team/one", "team/two"):
+        assert server.manifest(upstream.registry, name, "v1").status == 200
+        pull(server, upstream, name, shared)
+    assert upstream.count("/blobs/", "GET") == len(shared.blobs)
+    assert upstream.count("/blobs/", "HEAD") == 0
+    assert upstream.count("/manifests/", "GET") == 2  # each repository's own consent
+
+
+def test_a_blob_whose_manifest_is_not_here_needs_the_upstreams_word(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    blob = upstream.add_content("team/one", random_blob(1000))
+    upstream.add_content("team/two", blob)
+    server = mirror({"upstreams": [isolated(upstream)]})
+    for name in ("team/one", "team/two", "team/two"):
+        assert server.blob(upstream.registry, name, blob.digest).body == blob.data
+    assert server.blob(upstream.registry, "team/three", blob.digest).status == 404
+    assert upstream.count("/blobs/", "GET") == 1
+    assert upstream.count("team/two/blobs/", "HEAD") == 1
+
+
+def test_children_of_an_index_and_referrers_are_served_offline_where_they_were_pulled(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    app = upstream.add("team/app", multi_platform(), tag="v1")
+    sbom = upstream.add("team/app", artifact(app.top))
+    server = mirror({"upstreams": [isolated(upstream)]})
+    pull(server, upstream, "team/app", app)
+    pull(server, upstream, "team/app", sbom)
+    upstream.stop_listening()
+    server.restart(args=["--offline"])
+    pull(server, upstream, "team/app", app)
+    pull(server, upstream, "team/app", sbom)
+    path = f"/v2/{{}}/referrers/{app.digest}?ns={upstream.registry}"
+    assert len(server.get(path.format("team/app")).json()["manifests"]) == 1
+    assert server.get(path.format("team/other")).json()["manifests"] == []
+    for held in (app, sbom):
+        answers = everything(server, upstream.registry, "team/other", held)
+        assert {answer.status for answer in answers} == {404}
+
+
+def test_a_tag_that_a_head_resolved_does_not_open_another_repositorys_manifest(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    app = image("app")
+    upstream.add("team/secret", app, tag="v1")
+    upstream.add("team/open", app, tag="v1")
+    server = mirror({"upstreams": [isolated(upstream)]})
+    pull(server, upstream, "team/secret", app)
+    head = server.head(f"/v2/team/open/manifests/v1?ns={upstream.registry}")
+    assert head.status == 200
+    asked = upstream.count("team/open/manifests/", "GET")
+    assert server.manifest(upstream.registry, "team/open", "v1").body == app.top.data
+    assert upstream.count("team/open/manifests/", "GET") == asked + 1
+
+
+def test_no_other_registry_opens_it_either(mirror: MakeMirror, make_upstream: MakeUpstream) -> None:
+    private, public = make_upstream(), make_upstream()
+    secret = private.add("team/secret", image("secret"), tag="v1")
+    server = mirror({"upstreams": [isolated(private), upstream_entry(public.url)]})
+    pull(server, private, "team/secret", secret)
+    answers = everything(server, public.registry, "team/secret", secret)
+    assert {answer.status for answer in answers} == {404}
+    # Who owns a registry can claim to have anything, so nobody's is served.
+    answers = everything(server, "evil.example", "team/secret", secret)
+    assert {answer.status for answer in answers} == {403}
+    assert b"isolates repositories" in answers[0].body
+
+
+def test_a_subject_is_no_claim(mirror: MakeMirror, upstream: FakeUpstream) -> None:
+    """Registries take a manifest whose subject they do not have."""
+    secret = upstream.add("team/secret", image("secret"), tag="v1")
+    claims = artifact(secret.top)
+    upstream.add("team/open", claims, tag="v1")
+    server = mirror({"upstreams": [isolated(upstream)]})
+    pull(server, upstream, "team/secret", secret)
+    pull(server, upstream, "team/open", claims)
+    answers = everything(server, upstream.registry, "team/open", secret)
+    assert {answer.status for answer in answers} == {404}
