@@ -63,7 +63,10 @@ class Report(Watcher):
         if self._json:
             self._event("failed", **_failure(wanted, error))
         else:
-            self._screen.line(f"failed {wanted.reference} ({wanted.place}): {error}")
+            hint = ""
+            if isinstance(error, UpstreamRateLimited):
+                hint = f"; wait {error.retry_after:g} s, or raise --pull-timeout"
+            self._screen.line(f"failed {wanted.reference} ({wanted.place}): {error}{hint}")
 
     def waiting(self, error: UpstreamError, seconds: float) -> None:
         if not isinstance(error, UpstreamRateLimited):

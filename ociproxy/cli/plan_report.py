@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -20,11 +21,32 @@ if TYPE_CHECKING:
     from ociproxy.cli.load_report import Report
     from ociproxy.digest import Digest
     from ociproxy.errors import OciProxyError, UpstreamError
-    from ociproxy.fetch.image import UpstreamImage
     from ociproxy.fetch.load import Result, Summary
     from ociproxy.imagelist import Wanted
 
 _PIPE_WIDTH: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What is kept of an image; sizes are bytes, `new` those of blobs that are not stored."""
+
+    reference: str
+    digest: Digest
+    platforms: tuple[str, ...]
+    lacking: tuple[str, ...]
+    size: int
+    new: int
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "reference": self.reference,
+            "digest": str(self.digest),
+            "platforms": self.platforms,
+            "lacking": self.lacking,
+            "size": self.size,
+            "new": self.new,
+        }
 
 
 class Plan(Watcher):
@@ -34,13 +56,22 @@ class Plan(Watcher):
         self._report = report
         self._root = root
         self._json = as_json
-        self._found: list[tuple[UpstreamImage, int]] = []
+        self._rows: list[_Row] = []
         self._sizes: dict[Digest, int] = {}
         self._missing: dict[Digest, int] = {}
 
     def loaded(self, result: Result) -> None:
         image = result.image
-        self._found.append((image, sum(result.missing.values())))
+        self._rows.append(
+            _Row(
+                str(image.reference),
+                image.top.descriptor.digest,
+                tuple(map(str, image.platforms)),
+                tuple(map(str, image.lacking)),
+                image.size,
+                sum(result.missing.values()),
+            )
+        )
         self._sizes.update((blob.digest, blob.size) for blob in image.blobs.values())
         self._missing.update(result.missing)
 
@@ -54,13 +85,13 @@ class Plan(Watcher):
         """Each image by itself, then all together with shared blobs counted once."""
         if interrupted:
             return
-        self._found.sort(key=lambda each: str(each[0].reference))
+        self._rows.sort(key=lambda row: row.reference)
         unique, new = sum(self._sizes.values()), sum(self._missing.values())
         free = _free(self._root)
         if self._json:
             document = {
                 "event": "plan",
-                "images": [_document(image, missing) for image, missing in self._found],
+                "images": [row.to_json() for row in self._rows],
                 "failed": summary.failed,
                 "size": unique,
                 "new": new,
@@ -68,24 +99,7 @@ class Plan(Watcher):
             }
             click.echo(json.dumps(document))
             return
-        table = Table(box=None, pad_edge=False)
-        for name in ("REFERENCE", "DIGEST", "PLATFORMS"):
-            table.add_column(name, no_wrap=True, overflow="ignore")
-        for name in ("SIZE", "NEW"):
-            table.add_column(name, no_wrap=True, justify="right")
-        for image, missing in self._found:
-            digest = image.top.descriptor.digest
-            table.add_row(
-                str(image.reference),
-                f"{digest.algorithm}:{digest.encoded[:12]}",
-                ",".join(map(str, image.platforms)) or "-",
-                decimal(image.size),
-                decimal(missing),
-            )
-        console = Console(highlight=False, markup=False)
-        if not console.is_terminal:
-            console.width = _PIPE_WIDTH
-        console.print(table)
+        self._print_table()
         enough = "" if new < free else ": NOT ENOUGH"
         failed = f", {summary.failed} failed" if summary.failed else ""
         click.echo(
@@ -93,16 +107,24 @@ class Plan(Watcher):
             f"{decimal(new)} to fetch, {decimal(free)} free in {self._root}{enough}"
         )
 
-
-def _document(image: UpstreamImage, missing: int) -> dict[str, object]:
-    return {
-        "reference": str(image.reference),
-        "digest": str(image.top.descriptor.digest),
-        "platforms": [str(platform) for platform in image.platforms],
-        "lacking": [str(platform) for platform in image.lacking],
-        "size": image.size,
-        "new": missing,
-    }
+    def _print_table(self) -> None:
+        table = Table(box=None, pad_edge=False)
+        for name in ("REFERENCE", "DIGEST", "PLATFORMS"):
+            table.add_column(name, no_wrap=True, overflow="ignore")
+        for name in ("SIZE", "NEW"):
+            table.add_column(name, no_wrap=True, justify="right")
+        for row in self._rows:
+            table.add_row(
+                row.reference,
+                f"{row.digest.algorithm}:{row.digest.encoded[:12]}",
+                ",".join(row.platforms) or "-",
+                decimal(row.size),
+                decimal(row.new),
+            )
+        console = Console(highlight=False, markup=False)
+        if not console.is_terminal:
+            console.width = _PIPE_WIDTH
+        console.print(table)
 
 
 def _free(root: Path) -> int:

@@ -134,6 +134,9 @@ class _Walk:
         if reference.digest is not None:
             if reference.tag is not None and not self._wanted.pinned:
                 await self._check_pair(replace(reference, digest=None), reference.digest)
+            if self._store.refs.find_manifest(self._repository, reference.digest) is None:
+                # Known from another repository, maybe: this one has to say that it has it too.
+                return await self._fetch(replace(reference, tag=None))
             return await self._by_digest(reference.digest)
         record = self._store.refs.find_tag(self._repository, reference.tag or DEFAULT_TAG)
         if record is None or self._store.manifests.find(record.descriptor.digest) is None:

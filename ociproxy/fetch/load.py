@@ -242,8 +242,14 @@ class Loader:
             if size:
                 active.progress.when = self._clock.monotonic()
 
+        waited = False
+
         async def work() -> None:
+            nonlocal waited
             async with self._slots:
+                if not waited:
+                    # Other images' blobs came first: that was no fault of this one's upstream.
+                    waited, active.progress.when = True, self._clock.monotonic()
                 await self._engine.blobs.ensure(repository, blob, received)
 
         await self._patience.persist(repository.registry, active.progress, work)

@@ -30,11 +30,10 @@ class Progress:
 
 
 class Patience:
-    """Tries again what may pass, for `limit` seconds from the last progress of the image, and of
-    its upstream.
+    """Tries again what may pass, until an image has made no progress for `limit` seconds.
 
-    So a slow image is never given up while bytes arrive, and once an upstream has given nothing to
-    anybody for that long, the rest of its images fail at the first try.
+    An upstream from which nobody has got anything for as long is taken for dead: until something
+    comes from it again, the rest of its images fail at the first try.
     """
 
     def __init__(
@@ -51,30 +50,26 @@ class Patience:
         self._clock = clock
         self._waiting = waiting
         self._answered: BoundedCache[str, float] = BoundedCache(_REGISTRIES)
+        self._dead: BoundedCache[str, bool] = BoundedCache(_REGISTRIES)
 
     async def persist(
         self, registry: str, progress: Progress, work: Callable[[], Awaitable[T]]
     ) -> T:
         """What `work` returns in the end. Raises its last error."""
-        began = self._clock.monotonic()
         tries = 0
         while True:
             try:
                 result = await work()
             except (UpstreamRateLimited, UpstreamUnavailable) as error:
-                answered = self._answered.get(registry)
-                if answered is None or began < progress.when > answered:
-                    # The first question, or it broke off after something had come.
-                    answered = progress.when
-                    self._answered.put(registry, answered)
                 wait = self._wait(error, tries)
-                if not self._may_wait(progress, answered, wait):
+                if self._dead.get(registry) or not self._may_wait(registry, progress, wait):
                     raise
                 tries += 1
                 self._waiting(error, wait)
             else:
                 progress.when = self._clock.monotonic()
                 self._answered.put(registry, progress.when)
+                self._dead.drop(registry)
                 return result
             await asyncio.sleep(wait)
 
@@ -84,6 +79,9 @@ class Patience:
         longest = min(self._wait_max, _FIRST_WAIT * math.pow(2, min(tries, 30)))
         return random.uniform(longest / 2, longest)  # noqa: S311 - jitter
 
-    def _may_wait(self, progress: Progress, answered: float, wait: float) -> bool:
-        until = self._clock.monotonic() + wait
-        return until - progress.when <= self._limit and until - answered <= self._limit
+    def _may_wait(self, registry: str, progress: Progress, wait: float) -> bool:
+        if self._clock.monotonic() + wait - progress.when <= self._limit:
+            return True
+        if (self._answered.get(registry) or -math.inf) < progress.when:
+            self._dead.put(registry, True)
+        return False

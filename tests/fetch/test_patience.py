@@ -120,6 +120,20 @@ async def test_rest_of_a_dead_upstream_fails_at_the_first_try(
     assert third.asked == 7
 
 
+async def test_one_bad_image_does_not_make_its_upstream_dead(
+    clock: HandClock, patience: Patience
+) -> None:
+    bad = Upstream(clock, down())
+
+    async def work() -> object:
+        await patience.persist(REGISTRY, Progress(clock.time), Upstream(clock, "fine"))
+        return await bad()
+
+    await outcome(lambda: patience.persist(REGISTRY, Progress(clock.time), work))
+    late = Upstream(clock, down(), "answer")
+    assert await patience.persist(REGISTRY, Progress(clock.time), late) == "answer"
+
+
 async def test_throttling_is_waited_out_where_it_fits(
     clock: HandClock,
     patience: Patience,

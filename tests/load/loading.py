@@ -43,8 +43,11 @@ class Load:
         self.folder, self.store = folder, folder / "store"
         folder.mkdir(parents=True, exist_ok=True)
         self.config = folder / "config.yaml"
+        self.write_config(*upstreams, **(config or {}))
+
+    def write_config(self, *upstreams: str, **more: object) -> None:
         entries = [upstream_entry(url) for url in upstreams]
-        self.config.write_text(yaml.safe_dump({"upstreams": entries, **(config or {})}))
+        self.config.write_text(yaml.safe_dump({"upstreams": entries, **more}))
 
     def write(self, *lines: str, name: str = "images.txt") -> str:
         path = self.folder / name

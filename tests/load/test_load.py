@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.images import OCI_INDEX, content, image, index, multi_platform
 from tests.load.loading import Load, lines_of
+from tests.server import ROOT
 from tests.upstream import FakeUpstream
 from tests.upstream_faults import CHUNK, Fault, too_many_requests
 
@@ -217,6 +222,56 @@ def test_exit_code_says_whether_to_run_again(
     assert done.code == expected
     (event,) = done.events("failed")
     assert event["transient"] is (expected == 75)
+
+
+def test_dead_upstream_costs_its_time_once(
+    upstream: FakeUpstream, load: Load, make_upstream: Callable[..., FakeUpstream]
+) -> None:
+    upstream.add("team/app", image("app"), tag="v1")
+    dead = make_upstream()
+    dead.stop_listening()
+    load.write_config(upstream.url, dead.url)
+    names = [f"{dead.registry}/team/app{number}:v1" for number in range(30)]
+    began = time.monotonic()
+    listed = load.write(*names, f"{upstream.registry}/team/app:v1")
+    done = load.run(listed, "--jobs", "4", "--pull-timeout", "1000")
+    assert done.code == 75
+    assert "1 loaded, 30 failed" in done.stderr
+    assert "what failed may pass: run it again" in done.stderr
+    assert time.monotonic() - began < 15.0
+
+
+def test_digest_known_from_another_repository_is_asked_for(
+    upstream: FakeUpstream, load: Load
+) -> None:
+    app = upstream.add("team/app", image("app"), tag="v1")
+    registry = upstream.registry
+    assert load.run(load.write(f"{registry}/team/app:v1")).code == 0
+    done = load.run(load.write(f"{registry}/team/other@{app.digest}"))
+    assert done.code == 3
+    assert load.complete() == {f"{registry}/team/app:v1"}
+
+
+def test_list_of_the_store_is_a_list_to_load(
+    upstream: FakeUpstream, load: Load, tmp_path: Path
+) -> None:
+    app = upstream.add("team/app", multi_platform("app"), tag="v1")
+    one = upstream.add("team/one", image("one"))
+    registry = upstream.registry
+    names = [f"{registry}/team/app:v1", f"{registry}/team/one@{one.digest}"]
+    assert load.run(load.write(*names)).code == 0
+    refs = subprocess.run(
+        [sys.executable, "-m", "ociproxy", "list", "--format", "refs", "--image-path", load.store],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+        timeout=60,
+    ).stdout
+    other = Load(tmp_path / "other", upstream.url)
+    assert other.run("-", stdin=refs).code == 0
+    assert other.complete() == set(names)
+    assert other.tag(names[0]) == app.digest
 
 
 def test_permanent_failure_outweighs_a_transient_one(upstream: FakeUpstream, load: Load) -> None:
