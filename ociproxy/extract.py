@@ -247,13 +247,21 @@ class Extractor:
     # Publishing
 
     def publish(self, repository: Repository, examined: Examined, tag: str | None = None) -> None:
-        """Make a complete image visible. Raises StoreError, ManifestInvalid."""
-        assert examined.complete, "an incomplete image is not published"  # noqa: S101 a bug in us
+        """Make a complete image visible. Raises StoreError."""
+        self.prepare(examined)
+        self.drain()
+        self.reveal(repository, examined, tag)
+
+    def prepare(self, examined: Examined) -> None:
+        """The first step of `publish`: commit blobs that might have been manifests."""
         for digest in examined.blobs:
             if self._store.blobs.find_size(digest) is None:
                 raw = self.find_document(digest) or b""
                 self._intake.take(io.BytesIO(raw), len(raw), digest)
-        self._intake.drain()
+
+    def reveal(self, repository: Repository, examined: Examined, tag: str | None = None) -> None:
+        """The last step, after `drain`: commit the manifests, then the tag. Any thread."""
+        assert examined.complete, "an incomplete image is not published"  # noqa: S101 a bug in us
         for descriptor in examined.manifests.values():
             self._store.commit_manifest(repository, self._holder(descriptor))
         if tag is not None:

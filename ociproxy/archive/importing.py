@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from ociproxy.archive.naming import GivenName
 from ociproxy.archive.ociregistry import CacheFolder
 from ociproxy.archive.packed import MAX_SIZE, PackedStream
-from ociproxy.archive.publishing import GivenName, OnExisting, Outcome, Publisher
+from ociproxy.archive.publishing import OnExisting, Outcome, Publisher
 from ociproxy.archive.receive import Received, Receiver
 from ociproxy.archive.volumeset import VolumeLabel, grouped, read_label
 from ociproxy.errors import ConfigError, LayoutInvalid, LockInvalid

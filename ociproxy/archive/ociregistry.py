@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -29,7 +30,6 @@ from ociproxy.manifest import (
 from ociproxy.reference import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from io import FileIO
     from pathlib import Path
 
@@ -51,20 +51,35 @@ class CacheFolder:
     def is_one(root: Path) -> bool:
         return (root / _BLOBS).is_dir() and any((root / name).is_dir() for name in _MANIFESTS)
 
-    def images(self, extractor: Extractor) -> Iterator[NamedImage]:
-        """Give the extractor all manifests, and return what they were asked for as."""
+    def images(self, extractor: Extractor) -> list[NamedImage]:
+        """Give the extractor all manifests, and return what they were asked for as.
+
+        A tag that has moved has an old holder too: the newest has the tag, the others go by digest.
+        """
+        found: list[NamedImage] = []
+        taken: dict[Reference, Digest] = {}
+        for where in self._holders():
+            try:
+                image = self._image(where, extractor)
+            except (MalformedManifest, NameInvalid, DigestInvalid, DigestMismatch) as exc:
+                nothing = Descriptor(OCI_MANIFEST, Digest.of(b""), 0)
+                found.append(NamedImage(nothing, None, problem=f"{where}: {exc}"))
+                continue
+            reference, digest = image.reference, image.descriptor.digest
+            if reference is not None and taken.setdefault(reference, digest) != digest:
+                reference = Reference(reference.repository, digest=digest)
+            found.append(NamedImage(image.descriptor, reference))
+        return found
+
+    def _holders(self) -> list[str]:
+        """Their paths, the newest first."""
+        times: dict[str, float] = {}
         for folder in _MANIFESTS:
             path = self.root / folder
-            if not path.is_dir():
-                continue
-            for name in sorted(each.name for each in path.iterdir()):
-                where = f"{folder}/{name}"
-                try:
-                    yield self._image(where, extractor)
-                except (MalformedManifest, NameInvalid, DigestInvalid, DigestMismatch) as exc:
-                    yield NamedImage(
-                        Descriptor(OCI_MANIFEST, Digest.of(b""), 0), None, problem=f"{where}: {exc}"
-                    )
+            if path.is_dir():
+                for entry in os.scandir(path):
+                    times[f"{folder}/{entry.name}"] = entry.stat(follow_symlinks=False).st_mtime
+        return sorted(times, key=lambda where: (-times[where], where))
 
     def open_blob(self, digest: Digest) -> FileIO | None:
         """None where it is not there."""

@@ -6,24 +6,28 @@ source that would move one.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.errors import NameInvalid
+from ociproxy.archive.naming import GivenName, name_all
+from ociproxy.archive.promises import Promises
 from ociproxy.manifest import MalformedManifest, parse_manifest
-from ociproxy.reference import DEFAULT_TAG, Reference, Repository, check_tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ociproxy.archive.lock import Lock
     from ociproxy.archive.receive import Received
     from ociproxy.digest import Digest
     from ociproxy.extract import Examined, Extractor
     from ociproxy.layout import NamedImage
+    from ociproxy.reference import Reference, Repository
     from ociproxy.store.store import Store
 
+_PUBLISHERS: Final = 8
+_BATCH: Final = 64
+"""Images that are looked at before their manifests are written, several at a time."""
 MOST_PROBLEMS: Final = 100
 """Of one image that are told one by one."""
 
@@ -70,31 +74,21 @@ class Outcome:
     left_out: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class GivenName:
-    """What to call images that have no full name; without a tag they keep the one they have."""
-
-    repository: Repository
-    tag: str | None = None
-
-    @staticmethod
-    def parse(text: str) -> GivenName:
-        """Raises NameInvalid, DigestInvalid."""
-        reference = Reference.parse(text)
-        if reference.digest is not None:
-            raise NameInvalid(text, "give REGISTRY/REPOSITORY or REGISTRY/REPOSITORY:TAG")
-        has_tag = ":" in text.rpartition("/")[2]
-        return GivenName(reference.repository, reference.tag if has_tag else None)
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Whole:
     """An image that can be published."""
 
-    image: NamedImage
     reference: Reference
     examined: Examined
     previous: Digest | None
+
+    @property
+    def status(self) -> Status:
+        """What it is once it is published."""
+        if self.previous is None:
+            return Status.IMPORTED
+        same = self.previous == self.examined.top.digest
+        return Status.UNCHANGED if same else Status.REPLACED
 
 
 class Publisher:
@@ -114,137 +108,116 @@ class Publisher:
 
     def publish(self, received: Received, extractor: Extractor) -> None:
         """Raises StoreError."""
-        _Publication(self, received, extractor).run()
+        with ThreadPoolExecutor(_PUBLISHERS, "publish") as pool:
+            publication = _Publication(
+                self._store, self._on_existing, self._tell, received, extractor, pool
+            )
+            publication.run(self._given)
 
 
 class _Publication:
-    def __init__(self, publisher: Publisher, received: Received, extractor: Extractor) -> None:
-        self._store = publisher._store
-        self._on_existing = publisher._on_existing
-        self._given = publisher._given
-        self._tell = publisher._tell
+    """Of what one source held."""
+
+    def __init__(
+        self,
+        store: Store,
+        on_existing: OnExisting,
+        tell: Callable[[Outcome], None],
+        received: Received,
+        extractor: Extractor,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self._store = store
+        self._on_existing = on_existing
+        self._tell = tell
         self._received = received
         self._extractor = extractor
-        self._repositories: dict[Digest, set[Repository]] = {}
-        """Which repositories a published manifest is in."""
-        self._named: set[Reference] = set()
+        self._pool = pool
+        self._promises = Promises(received.lock)
+        self._repositories: dict[Digest, set[Repository]] | None = None
+        """Which repositories a published manifest is in, where there are referrers to place."""
 
-    def run(self) -> None:
-        lock = self._received.lock
-        absent = _absent_base(lock, self._extractor)
+    def run(self, given: GivenName | None) -> None:
+        absent = self._promises.absent_base(self._extractor)
         if absent:
             for image in self._received.images:
-                self._incomplete(image, absent)
+                self._refuse(image, Status.INCOMPLETE, absent)
             return
-        whole: list[_Whole] = []
-        loose: list[tuple[NamedImage, Examined]] = []
+        images: list[NamedImage] = []
+        referrers: list[NamedImage] = []
         for image in self._received.images:
             if image.problem:
-                self._incomplete(image, [image.problem])
-                continue
-            examined = self._examine(image)
-            problems = self._problems(image, examined)
-            if problems:
-                self._incomplete(image, problems)
-            elif image.reference is None:
-                loose.append((image, examined))
+                self._refuse(image, Status.INCOMPLETE, [image.problem])
+            elif image.reference is None and not image.tag and self._subject(image):
+                referrers.append(image)
             else:
-                whole.append(self._found(image, image.reference, examined))
-        nameless = self._name(loose, whole)
-        self._publish_all(whole)
-        self._publish_referrers(nameless)
-
-    def _examine(self, image: NamedImage) -> Examined:
-        # A lock says what has to be here. Without one a cut may have taken children of an index.
-        sparse = self._received.lock is not None or not self._received.damage
-        return self._extractor.examine(image.descriptor, sparse=sparse)
-
-    def _problems(self, image: NamedImage, examined: Examined) -> list[str]:
-        problems = [str(problem) for problem in examined.problems]
-        lock = self._received.lock
-        if lock is None:
-            return problems
-        gaps = {digest for each in lock.images for digest in each.missing}
-        problems += [
-            f"manifest {child.digest}: listed, but not in the archive"
-            for child in examined.left_out
-            if child.digest in lock.contents and child.digest not in gaps
-        ]
-        locked = image.reference and lock.find(image.reference)
-        if locked and not locked.complete:
-            problems.append("was incomplete when it was exported, with --allow-partial")
-        return problems
-
-    def _name(
-        self, loose: list[tuple[NamedImage, Examined]], whole: list[_Whole]
-    ) -> list[Examined]:
-        """Give the images without a full name the one that was given; returns the rest."""
-        rest: list[Examined] = []
-        taken = {each.reference for each in whole}
-        for image, examined in loose:
-            if self._subject(examined) is not None:
-                rest.append(examined)
-                continue
-            try:
-                reference = self._given_name(image)
-            except NameInvalid as exc:
-                self._unnamed(image, str(exc))
-                continue
-            if reference in taken:
-                self._unnamed(image, f"another image here is {reference} already")
-                continue
-            taken.add(reference)
-            whole.append(self._found(image, reference, examined))
-        return rest
-
-    def _given_name(self, image: NamedImage) -> Reference:
-        """Raises NameInvalid, saying what to do."""
-        if self._given is None:
-            what = f"only the tag {image.tag!r}" if image.tag else "no name"
-            raise NameInvalid(
-                str(image), f"has {what} in the archive; say --name REGISTRY/REPOSITORY[:TAG]"
-            )
-        tag = image.tag or self._given.tag or DEFAULT_TAG
-        if self._given.tag is not None:
-            tag = self._given.tag
-        check_tag(tag)
-        return Reference(self._given.repository, tag)
-
-    def _found(self, image: NamedImage, reference: Reference, examined: Examined) -> _Whole:
-        record = reference.tag and self._store.refs.find_tag(reference.repository, reference.tag)
-        return _Whole(image, reference, examined, record.descriptor.digest if record else None)
-
-    def _publish_all(self, whole: list[_Whole]) -> None:
-        moved = [each for each in whole if each.previous not in (None, each.examined.top.digest)]
-        if moved and self._on_existing is OnExisting.ERROR:
-            for each in whole:
-                self._done(each, Status.EXISTS if each in moved else Status.HELD_BACK)
+                images.append(image)
+        named, nameless = name_all(images, given)
+        for each in nameless:
+            status = Status.INCOMPLETE if each.image.reference else Status.UNNAMED
+            self._refuse(each.image, status, [each.reason])
+        if self._on_existing is OnExisting.ERROR and self._tell_existing(named):
             return
-        for each in whole:
-            if each.previous is None:
-                status = Status.IMPORTED
-            elif each.previous == each.examined.top.digest:
-                status = Status.UNCHANGED
-            elif self._on_existing is OnExisting.KEEP:
-                self._done(each, Status.KEPT)
-                continue
-            else:
-                status = Status.REPLACED
-            self._extractor.publish(each.reference.repository, each.examined, each.reference.tag)
-            self._note(each.examined, [each.reference.repository])
-            self._done(each, status)
+        if referrers:
+            self._repositories = {}
+        for first in range(0, len(named), _BATCH):
+            self._publish_batch(named[first : first + _BATCH])
+        self._publish_referrers(referrers)
 
-    def _publish_referrers(self, nameless: list[Examined]) -> None:
+    def _tell_existing(self, named: list[tuple[NamedImage, Reference]]) -> bool:
+        """Whether a tag stands for something else already; then nothing is to be published."""
+        found = [(image, reference, self._previous(reference)) for image, reference in named]
+        if all(previous in (None, image.descriptor.digest) for image, _, previous in found):
+            return False
+        for image, reference, previous in found:
+            moves = previous not in (None, image.descriptor.digest)
+            status = Status.EXISTS if moves else Status.HELD_BACK
+            self._told(reference, image.descriptor.digest, status, previous)
+        return True
+
+    def _publish_batch(self, named: list[tuple[NamedImage, Reference]]) -> None:
+        whole: list[_Whole] = []
+        for image, reference in named:
+            examined = self._examine(image)
+            problems = [*map(str, examined.problems)]
+            problems += self._promises.broken(reference, examined)
+            if problems:
+                self._refuse(image, Status.INCOMPLETE, problems)
+                continue
+            each = _Whole(reference, examined, self._previous(reference))
+            if each.status is Status.REPLACED and self._on_existing is OnExisting.KEEP:
+                self._told(reference, image.descriptor.digest, Status.KEPT, each.previous)
+                continue
+            self._extractor.prepare(examined)
+            whole.append(each)
+        self._extractor.drain()
+        # Mostly waits for the disk, which has time for several at once.
+        for each in self._pool.map(self._publish, whole):
+            self._note(each.examined, [each.reference.repository])
+            left_out = tuple(
+                str(child.platform or child.digest) for child in each.examined.left_out
+            )
+            top = each.examined.top.digest
+            self._told(each.reference, top, each.status, each.previous, left_out)
+
+    def _publish(self, each: _Whole) -> _Whole:
+        reference = each.reference
+        self._extractor.reveal(reference.repository, each.examined, reference.tag)
+        return each
+
+    def _publish_referrers(self, waiting: list[NamedImage]) -> None:
         """What has no name but a subject goes where its subject is, be that a referrer itself."""
-        waiting = nameless
-        while waiting:
-            later: list[Examined] = []
-            for examined in waiting:
-                repositories = self._repositories.get(
-                    self._subject(examined) or examined.top.digest
-                )
-                if repositories is None:
-                    later.append(examined)
+        while waiting and self._repositories is not None:
+            later: list[NamedImage] = []
+            for image in waiting:
+                subject = self._subject(image)
+                repositories = self._repositories.get(subject) if subject else None
+                if not repositories:
+                    later.append(image)
+                    continue
+                examined = self._examine(image)
+                if examined.problems:
+                    self._refuse(image, Status.INCOMPLETE, [*map(str, examined.problems)])
                     continue
                 for repository in repositories:
                     self._extractor.publish(repository, examined)
@@ -253,63 +226,49 @@ class _Publication:
                 return  # their subjects are not published: nobody can ask for them
             waiting = later
 
-    def _subject(self, examined: Examined) -> Digest | None:
-        raw = self._extractor.find_document(examined.top.digest)
+    def _examine(self, image: NamedImage) -> Examined:
+        # A lock says what has to be here. Without one a cut may have taken children of an index.
+        sparse = self._received.lock is not None or not self._received.damage
+        return self._extractor.examine(image.descriptor, sparse=sparse)
+
+    def _previous(self, reference: Reference) -> Digest | None:
+        """What the tag stands for."""
+        if reference.tag is None:
+            return None
+        record = self._store.refs.find_tag(reference.repository, reference.tag)
+        return record.descriptor.digest if record else None
+
+    def _subject(self, image: NamedImage) -> Digest | None:
+        raw = self._extractor.find_document(image.descriptor.digest)
         try:
-            manifest = parse_manifest(raw or b"", examined.top.media_type)
+            manifest = parse_manifest(raw or b"", image.descriptor.media_type)
         except MalformedManifest:
             return None
         return manifest.subject.digest if manifest.subject else None
 
     def _note(self, examined: Examined, repositories: Iterable[Repository]) -> None:
-        for digest in examined.manifests:
-            self._repositories.setdefault(digest, set()).update(repositories)
+        if self._repositories is not None:
+            for digest in examined.manifests:
+                self._repositories.setdefault(digest, set()).update(repositories)
 
-    def _done(self, each: _Whole, status: Status) -> None:
-        left_out = (str(child.platform or child.digest) for child in each.examined.left_out)
+    def _told(
+        self,
+        reference: Reference,
+        digest: Digest,
+        status: Status,
+        previous: Digest | None,
+        left_out: tuple[str, ...] = (),
+    ) -> None:
+        source = self._received.source
         self._tell(
-            Outcome(
-                self._received.source,
-                str(each.reference),
-                each.examined.top.digest,
-                status,
-                previous=each.previous,
-                left_out=tuple(left_out),
-            )
+            Outcome(source, str(reference), digest, status, previous=previous, left_out=left_out)
         )
 
-    def _incomplete(self, image: NamedImage, problems: list[str]) -> None:
+    def _refuse(self, image: NamedImage, status: Status, problems: list[str]) -> None:
         shown = problems[:MOST_PROBLEMS]
         if len(problems) > MOST_PROBLEMS:
             shown.append(f"and {len(problems) - MOST_PROBLEMS} more")
+        digest = image.descriptor.digest
         self._tell(
-            Outcome(
-                self._received.source,
-                str(image),
-                image.descriptor.digest,
-                Status.INCOMPLETE,
-                problems=tuple(shown),
-            )
+            Outcome(self._received.source, str(image), digest, status, problems=tuple(shown))
         )
-
-    def _unnamed(self, image: NamedImage, reason: str) -> None:
-        self._tell(
-            Outcome(
-                self._received.source,
-                str(image),
-                image.descriptor.digest,
-                Status.UNNAMED,
-                problems=(reason,),
-            )
-        )
-
-
-def _absent_base(lock: Lock | None, extractor: Extractor) -> list[str]:
-    """What a delta builds on and the store does not have."""
-    if lock is None:
-        return []
-    return [
-        f"{digest}: of the base of this delta, and not in the store; import the base first"
-        for digest in sorted(lock.omitted, key=str)
-        if not extractor.holds(digest)
-    ]

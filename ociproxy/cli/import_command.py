@@ -10,8 +10,9 @@ import click
 
 from ociproxy import log
 from ociproxy.archive.importing import Importer, Rules
+from ociproxy.archive.naming import GivenName
 from ociproxy.archive.packed import MAX_SIZE
-from ociproxy.archive.publishing import GivenName, OnExisting
+from ociproxy.archive.publishing import OnExisting
 from ociproxy.cli.import_report import Report
 from ociproxy.cli.options import (
     config_path,

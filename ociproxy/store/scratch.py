@@ -5,7 +5,7 @@ It ends with the process, however that ends, and costs memory only for its table
 
 from __future__ import annotations
 
-import io
+import os
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,11 @@ class Scratch:
     def __init__(self, staging: Path) -> None:
         self._staging = staging
         self._places: dict[Digest, tuple[int, int]] = {}
+        self._end = 0
         with store_errors(staging):
-            self._file = tempfile.TemporaryFile(dir=staging)  # noqa: SIM115 closed on exit
+            self._file = tempfile.TemporaryFile(  # noqa: SIM115 closed on exit
+                dir=staging, buffering=0
+            )
 
     def __enter__(self) -> Scratch:
         return self
@@ -44,14 +47,17 @@ class Scratch:
     def put(self, digest: Digest, raw: bytes) -> None:
         if digest not in self._places:
             with store_errors(self._staging):
-                self._places[digest] = self._file.seek(0, io.SEEK_END), len(raw)
-                self._file.write(raw)
+                offset, view = self._end, memoryview(raw)
+                while view:
+                    count = os.pwrite(self._file.fileno(), view, self._end)
+                    self._end, view = self._end + count, view[count:]
+                self._places[digest] = offset, len(raw)
 
     def find(self, digest: Digest) -> bytes | None:
+        """Any thread."""
         place = self._places.get(digest)
         if place is None:
             return None
         offset, size = place
         with store_errors(self._staging):
-            self._file.seek(offset)
-            return self._file.read(size)
+            return os.pread(self._file.fileno(), size, offset)

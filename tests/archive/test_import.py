@@ -153,8 +153,17 @@ def test_a_given_name_goes_to_one_image_only(job: Import, tmp_path: Path) -> Non
     files = [(n, index if n == "index.json" else d) for n, d in layouts.members(BOTH)]
     done = job.run(layouts.write_tar(tmp_path / "x.tar", files), "--name", "a.io/b:1")
     assert done.code == 2
-    assert done.problems[0].startswith("another image here is a.io/b:1 already")
+    assert "is a.io/b:1 already" in done.problems[0]
     job.check("a.io/b:1", IMAGE)
+
+
+def test_two_images_of_one_name_are_no_image_and_a_problem(job: Import, tmp_path: Path) -> None:
+    index = layouts.index_json([(NAME, IMAGE.top), (NAME, IMAGE.top), (NAME, MULTI.top)])
+    files = [(n, index if n == "index.json" else d) for n, d in layouts.members(BOTH)]
+    done = job.run(layouts.write_tar(tmp_path / "x.tar", files))
+    assert done.code == 5
+    assert [e["status"] for e in done.events if e["event"] == "image"] == ["incomplete", "imported"]
+    job.check(NAME, IMAGE)
 
 
 def test_a_bad_name_is_refused_at_once(job: Import, archive: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,20 @@ def test_what_was_pulled_by_digest_only_is_there_by_digest(
     path.write_bytes(make(image.top, name))
     assert job.run(cache).statuses == {name: "imported"}
     job.check(name, image)
+
+
+@VERSIONS
+def test_of_a_tag_that_moved_the_newest_is_taken(job: Import, tmp_path: Path, version: str) -> None:
+    name = "quay.io/team/app:latest"
+    cache = write_cache(tmp_path / "cache", version, {name: images.image("new")})
+    old = write_cache(tmp_path / "old", version, {name: images.image("old")})
+    for path in old.rglob("*"):
+        if path.is_file():
+            os.utime(path, (1, 1))
+            path.rename(cache / path.relative_to(old))
+    assert job.run(cache).code == 0
+    job.check(name, images.image("new"))
+    job.check(f"quay.io/team/app@{images.image('old').digest}", images.image("old"))
 
 
 @VERSIONS
