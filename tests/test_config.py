@@ -610,3 +610,19 @@ def test_sizes_are_shown_as_written() -> None:
         "1KiB",
         "3GiB",
     ]
+
+
+# skopeo
+
+
+def test_skopeo_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    text = "- name: quay.io\n- name: ghcr.io\n  backend: skopeo\n"
+    with pytest.raises(ConfigError, match="apt-get install skopeo") as caught:
+        parse_config(text, "config.yaml")
+    assert (caught.value.line, caught.value.key) == (3, "[1].backend")
+    (tmp_path / "skopeo").touch(0o755)
+    assert parse_config(text, "config.yaml").upstreams["ghcr.io"].backend == "skopeo"
+    with pytest.raises(ConfigError, match="say https or http") as caught:
+        parse_config(text + "  scheme: auto\n", "config.yaml")
+    assert caught.value.line == 4
