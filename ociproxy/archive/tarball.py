@@ -23,8 +23,8 @@ BLOCK: Final = tarfile.BLOCKSIZE
 _END_BLOCKS: Final = 2
 _MODE: Final = 0o644
 
-_BUFFERS: Final = 6
-_BUFFER_SIZE: Final = 1024 * 1024
+_BUFFERS: Final = 8
+_BUFFER_SIZE: Final = 128 * 1024
 """Bytes; with the count of buffers, what copying takes of memory however large the blobs are."""
 
 
