@@ -26,7 +26,7 @@ SHORT_LOCKS: Final = [
     ("ociproxy/bounded.py", {"get", "put", "drop"}),
     ("ociproxy/fetch/download.py", {"available", "want", "unwant", "duplicate_file", "close"}),
 ]
-READS: Final = ("os.stat", "os.scandir", "io.BufferedReader.read")
+READS: Final = ("os.stat", "os.scandir", "os.pread", "io.BufferedReader.read")
 LOCKS: Final = ("threading.Lock.acquire", "threading.Lock.acquire_lock")
 MORE: Final = (
     (None, "os.fsync"),

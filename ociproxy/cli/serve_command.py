@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import click
 
 from ociproxy import log
+from ociproxy.archive.bundle import Bundle
 from ociproxy.cli.backends import backends
 from ociproxy.cli.options import common, configuration, pull_timeout
 from ociproxy.cli.sources import machine_platform, read_wanted
@@ -50,6 +52,15 @@ from ociproxy.store.store import Store
     help="An image list, as for load: load them while serving.",
 )
 @pull_timeout
+@click.option(
+    "--bundle",
+    "bundles",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    envvar="OCIPROXY_BUNDLE",
+    help="An archive to serve from as it is, under the store; repeat for more.",
+)
 def serve(
     image_path: Path | None,
     config_path: Path | None,
@@ -61,6 +72,7 @@ def serve(
     workers: int | None,
     preload_images: Path | None,
     pull_timeout: float | None,
+    bundles: tuple[Path, ...],
 ) -> None:
     """Serve the mirror until SIGTERM."""
 
@@ -76,6 +88,7 @@ def serve(
                 "offline": offline,
                 "workers": workers,
                 "preload_images": preload_images,
+                "bundles": bundles or None,
             },
             load={"pull_timeout": pull_timeout},
         )
@@ -93,14 +106,18 @@ def serve(
     wanted: list[Wanted] = []
     if config.serve.preload_images is not None:
         wanted = read_wanted([str(config.serve.preload_images)], [], machine_platform())
-    store = Store(config.store.path, hot_manifests=config.store.hot_manifests)
-    if not config.serve.offline:
-        # What is never fetched needs no room: a read-only store can be served offline.
-        store.check_writable()
+    with ExitStack() as stack:
+        layers = [stack.enter_context(Bundle(path)) for path in config.serve.bundles]
+        for bundle in layers:
+            log.event(logging.INFO, "bundle opened", path=bundle.path, images=bundle.images)
+        store = Store(config.store.path, hot_manifests=config.store.hot_manifests, layers=layers)
+        if not config.serve.offline:
+            # What is never fetched needs no room: a read-only store can be served offline.
+            store.check_writable()
 
-    # Made before the workers are: they share it, and the keys of its session tickets.
-    context = server_context(config.serve)
-    with listen(config) as listener:
+        # Made before the workers are: they share it, and the keys of its session tickets.
+        context = server_context(config.serve)
+        listener = stack.enter_context(listen(config))
 
         def work(*, again: bool = False) -> None:
             # A process that replaces another goes by what is valid now.

@@ -250,6 +250,7 @@ class Serve:
     offline: bool = False
     workers: int = 1
     preload_images: Path | None = None
+    bundles: tuple[Path, ...] = ()
     shutdown_grace: float = 30.0
     keepalive: float = 300.0
     client_stall: float = 300.0

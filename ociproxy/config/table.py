@@ -82,6 +82,7 @@ _SERVE: Final = Section(
         "offline": Key(Flag(), "Never contact an upstream."),
         "workers": Key(Number(1, 64), "Server processes."),
         "preload_images": Key(FilePath(), "Image list: these are loaded while the server serves."),
+        "bundles": Key(Items(FilePath()), "Archives to serve from as they are, under the store."),
         "shutdown_grace": Key(
             Duration(at_most=3600.0), "How long running responses may take to finish at shutdown."
         ),

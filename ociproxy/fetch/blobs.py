@@ -170,7 +170,7 @@ class BlobPuller:
         if found is None or found.sealed:
             return found
         try:
-            await self._upstreams.call(lambda: self._store.blobs.verify(digest))
+            await self._upstreams.call(lambda: self._store.blobs.verify(digest, found.layer))
         except IntegrityError as exc:
             found.file.close()
             log.event(logging.ERROR, "blob quarantined", digest=digest, reason=exc)

@@ -99,6 +99,7 @@ class BlobResponse(web.StreamResponse):
             raise ConnectionResetError("client left")
         in_clear = transport.get_extra_info("sslcontext") is None
         source, position = self._source, self._first
+        offset = source.offset if isinstance(source, BlobFile) else 0
         file: BinaryIO
         while position < self._end:
             if isinstance(source, BlobFile):
@@ -110,10 +111,10 @@ class BlobResponse(web.StreamResponse):
                 raise ConnectionResetError("client left")
             if in_clear:
                 await asyncio.get_running_loop().sendfile(
-                    transport, file, position, stop - position
+                    transport, file, offset + position, stop - position
                 )
             else:
-                await self._send_chunks(file.fileno(), position, stop)
+                await self._send_chunks(file.fileno(), offset + position, offset + stop)
             self.sent += stop - position
             position = stop
 

@@ -22,10 +22,12 @@ from ociproxy.store.files import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from io import FileIO
     from pathlib import Path
 
     from ociproxy.clock import Clock
+    from ociproxy.store.layers import Layer
 
 
 _UNSEALABLE: Final = 8192
@@ -34,20 +36,28 @@ _UNSEALABLE: Final = 8192
 
 @dataclass(frozen=True, slots=True)
 class BlobFile:
-    """An open stored blob; whoever got it closes it. Pruning does not harm an open one."""
+    """An open stored blob; whoever got it closes it. Pruning does not harm an open one.
+
+    Its bytes begin at `offset` of the file. In a `layer` it is not a file of the store's own.
+    """
 
     file: FileIO
     size: int
     sealed: bool
     """False where the file was written to since it was verified: verify it before serving."""
+    offset: int = 0
+    layer: Layer | None = None
 
 
 class Blobs:
-    def __init__(self, root: Path, quarantine: Path, clock: Clock) -> None:
+    def __init__(
+        self, root: Path, quarantine: Path, clock: Clock, layers: Sequence[Layer] = ()
+    ) -> None:
         self._root = root
         self._prefix = f"{root}{os.sep}"
         self._quarantine = quarantine
         self._clock = clock
+        self._layers = layers
         self._verified: BoundedCache[Digest, tuple[int, int, int]] = BoundedCache(_UNSEALABLE)
 
     def path(self, digest: Digest) -> Path:
@@ -59,7 +69,8 @@ class Blobs:
         try:
             file = open(self._prefix + name, "rb", buffering=0)  # noqa: PTH123, SIM115 hot path; the caller closes
         except FileNotFoundError:
-            return None
+            found = (layer.find_blob(digest) for layer in self._layers)
+            return next((blob for blob in found if blob is not None), None)
         except OSError:
             with store_errors(self.path(digest)):
                 raise
@@ -78,7 +89,8 @@ class Blobs:
         try:
             return os.stat(self._prefix + file_name(digest)).st_size  # noqa: PTH116 hot path
         except FileNotFoundError:
-            return None
+            found = (layer.find_blob_size(digest) for layer in self._layers)
+            return next((size for size in found if size is not None), None)
         except OSError:
             with store_errors(self.path(digest)):
                 raise
@@ -104,12 +116,16 @@ class Blobs:
         with store_errors(self._root):
             fsync_directory(self._root)
 
-    def verify(self, digest: Digest) -> None:
-        """Hash a stored blob anew (blocks for its whole length) and seal it.
+    def verify(self, digest: Digest, layer: Layer | None = None) -> None:
+        """Hash a stored blob anew (blocks for its whole length) and seal it; that of a layer,
+        where it was found there.
 
         In a read-only store this process remembers it instead. Raises DigestMismatch after moving
         what is wrong to `quarantine/`.
         """
+        if layer is not None:
+            layer.verify_blob(digest)
+            return
         path = self.path(digest)
         hasher = digest.hasher()
         with store_errors(path), path.open("rb", buffering=0) as file:

@@ -24,9 +24,11 @@ from ociproxy.manifest import (
 from ociproxy.store.files import TOUCH_AFTER, file_name, store_errors, touch, write_atomically
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from ociproxy.clock import Clock
+    from ociproxy.store.layers import Layer
 
 _ENTRY_OVERHEAD: Final = 1024
 """Bytes a cached manifest costs beside its own."""
@@ -42,12 +44,20 @@ class _Hot:
 
 class Manifests:
     def __init__(
-        self, index_root: Path, image_root: Path, *, staging: Path, hot_bytes: int, clock: Clock
+        self,
+        index_root: Path,
+        image_root: Path,
+        *,
+        staging: Path,
+        hot_bytes: int,
+        clock: Clock,
+        layers: Sequence[Layer] = (),
     ) -> None:
         self._index_root = index_root
         self._image_root = image_root
         self._staging = staging
         self._clock = clock
+        self._layers = layers
         self._hot: BoundedCache[Digest, _Hot] = BoundedCache(hot_bytes)
 
     def find(self, digest: Digest, *, use: bool = True) -> ManifestHolder | None:
@@ -57,6 +67,27 @@ class Manifests:
         The media type is the document's own or its shape's; the `refs/` record knows better
         where the upstream said something else.
         """
+        own = self._find_own(digest, use=use)
+        if own is not None or not self._layers:
+            return own
+        found = (layer.find_manifest(digest) for layer in self._layers)
+        return next((holder for holder in found if holder is not None), None)
+
+    def peek(self, digest: Digest) -> ManifestHolder | None:
+        """The same for whoever reads many: neither kept in memory nor recorded as a use."""
+        found = self._read(digest)
+        return None if found is None else found.holder
+
+    def commit(self, holder: ManifestHolder) -> None:
+        """Publish verified bytes under their digest; what is there already, and right, stays."""
+        if self._find_own(holder.descriptor.digest, use=False) is not None:
+            return
+        root = self._index_root if holder.descriptor.is_index else self._image_root
+        write_atomically(
+            root / file_name(holder.descriptor.digest), holder.raw, staging=self._staging
+        )
+
+    def _find_own(self, digest: Digest, *, use: bool) -> ManifestHolder | None:
         hot = self._hot.get(digest)
         if hot is not None:
             try:
@@ -77,20 +108,6 @@ class Manifests:
         if use:
             self._record_use(found.path, found.used)
         return found.holder
-
-    def peek(self, digest: Digest) -> ManifestHolder | None:
-        """The same for whoever reads many: neither kept in memory nor recorded as a use."""
-        found = self._read(digest)
-        return None if found is None else found.holder
-
-    def commit(self, holder: ManifestHolder) -> None:
-        """Publish verified bytes under their digest; what is there already, and right, stays."""
-        if self.find(holder.descriptor.digest, use=False) is not None:
-            return
-        root = self._index_root if holder.descriptor.is_index else self._image_root
-        write_atomically(
-            root / file_name(holder.descriptor.digest), holder.raw, staging=self._staging
-        )
 
     def _read(self, digest: Digest) -> _Hot | None:
         name = file_name(digest)

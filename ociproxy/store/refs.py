@@ -24,7 +24,9 @@ from ociproxy.reference import Repository
 from ociproxy.store.files import store_errors, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ociproxy.store.layers import Layer
 
 T = TypeVar("T")
 
@@ -43,16 +45,23 @@ class TagRecord:
 
 
 class Refs:
-    def __init__(self, root: Path, referrers_root: Path, *, staging: Path) -> None:
+    def __init__(
+        self, root: Path, referrers_root: Path, *, staging: Path, layers: Sequence[Layer] = ()
+    ) -> None:
         self._root = root
         self._referrers_root = referrers_root
         self._staging = staging
+        self._below = [layer.records for layer in layers]
         self._hot: BoundedCache[str, tuple[tuple[int, int, int], object]] = BoundedCache(
             _HOT_RECORDS
         )
 
     def find_tag(self, repository: Repository, tag: str) -> TagRecord | None:
-        return self._find(self._path(repository, _TAGS, tag), _tag_record)
+        own = self._find(self._path(repository, _TAGS, tag), _tag_record)
+        if own is not None or not self._below:
+            return own
+        found = (records.tags.get(repository, {}).get(tag) for records in self._below)
+        return next((record for record in found if record is not None), None)
 
     def put_tag(self, repository: Repository, tag: str, record: TagRecord) -> None:
         when = datetime.fromtimestamp(record.resolved, UTC)
@@ -67,7 +76,11 @@ class Refs:
 
     def find_manifest(self, repository: Repository, digest: Digest) -> Descriptor | None:
         """The descriptor under which this repository has this manifest."""
-        return self._find(self._path(repository, _MANIFESTS, str(digest)), _descriptor)
+        own = self._find(self._path(repository, _MANIFESTS, str(digest)), _descriptor)
+        if own is not None or not self._below:
+            return own
+        found = (records.manifests.get(repository, {}).get(digest) for records in self._below)
+        return next((descriptor for descriptor in found if descriptor is not None), None)
 
     def put_manifest(self, repository: Repository, descriptor: Descriptor) -> None:
         self._put_descriptor(self._path(repository, _MANIFESTS, str(descriptor.digest)), descriptor)
@@ -77,20 +90,30 @@ class Refs:
 
     def referrers(self, repository: Repository, subject: Digest) -> list[Descriptor]:
         """What this repository is known to have that refers to the subject, in digest order."""
-        found = []
+        found: dict[Digest, Descriptor] = {}
+        for records in self._below:
+            found.update(records.referrers.get(subject, {}))
         directory = self._referrers_root / str(subject)
         for name in self._names(directory):
             descriptor = self._find(f"{directory}/{name}", _descriptor)
-            if descriptor and self.find_manifest(repository, descriptor.digest):
-                found.append(descriptor)
-        return found
+            if descriptor:
+                found[descriptor.digest] = descriptor
+        return [
+            descriptor
+            for _, descriptor in sorted(found.items(), key=lambda pair: str(pair[0]))
+            if self.find_manifest(repository, descriptor.digest)
+        ]
 
     def tags(self, repository: Repository) -> list[str]:
         """The cached tags, in order."""
-        return self._names(Path(self._path(repository, _TAGS, ".")))
+        own = self._names(Path(self._path(repository, _TAGS, ".")))
+        below = (records.tags.get(repository, {}) for records in self._below)
+        return sorted({*own, *(tag for tags in below for tag in tags)}) if self._below else own
 
     def has_repository(self, repository: Repository) -> bool:
-        return (self._root / repository.registry / repository.name).is_dir()
+        return (self._root / repository.registry / repository.name).is_dir() or any(
+            repository in records.manifests for records in self._below
+        )
 
     def manifests(self, repository: Repository) -> list[Digest]:
         """The manifests this repository is known to have, in order."""

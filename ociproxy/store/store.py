@@ -31,11 +31,13 @@ from ociproxy.store.scratch import Scratch
 from ociproxy.store.staging import Staging
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from ociproxy.clock import Clock
     from ociproxy.manifest import ManifestHolder
     from ociproxy.reference import Repository
+    from ociproxy.store.layers import Layer
 
 FORMAT_VERSION: Final = 1
 _HOT_MANIFEST_BYTES: Final = 16 * 1024 * 1024
@@ -44,10 +46,18 @@ _IMAGES: Final = "img"
 
 
 class Store:
-    """Raises StoreError, naming the path, where the store cannot be used."""
+    """Raises StoreError, naming the path, where the store cannot be used.
+
+    What its own files lack is looked for in the layers, which are only read.
+    """
 
     def __init__(
-        self, root: Path, *, clock: Clock | None = None, hot_manifests: int = _HOT_MANIFEST_BYTES
+        self,
+        root: Path,
+        *,
+        clock: Clock | None = None,
+        hot_manifests: int = _HOT_MANIFEST_BYTES,
+        layers: Sequence[Layer] = (),
     ) -> None:
         self.root = root
         clock = clock or SystemClock()
@@ -57,11 +67,16 @@ class Store:
                 (root / name).mkdir(parents=True, exist_ok=True)
         _check_format(root)
         self.staging = Staging(staging)
-        self.blobs = Blobs(root / "blobs", root / "quarantine", clock)
+        self.blobs = Blobs(root / "blobs", root / "quarantine", clock, layers)
         self.manifests = Manifests(
-            root / _INDEXES, root / _IMAGES, staging=staging, hot_bytes=hot_manifests, clock=clock
+            root / _INDEXES,
+            root / _IMAGES,
+            staging=staging,
+            hot_bytes=hot_manifests,
+            clock=clock,
+            layers=layers,
         )
-        self.refs = Refs(root / "refs", root / "referrers", staging=staging)
+        self.refs = Refs(root / "refs", root / "referrers", staging=staging, layers=layers)
 
     def check_writable(self) -> None:
         """Raises StoreError where nothing can be staged."""
