@@ -126,6 +126,8 @@ class App:
         )
         if target is not None and target.namespace is not None:
             headers["OCI-Namespace"] = target.namespace
+        if request.body_exists:
+            response.force_close()  # nobody reads it, so nothing after it is looked at either
         if isinstance(response, BlobResponse):
             error = await _send(request, response)
         if log.enabled(logging.INFO):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import errno
 import logging
 import resource
 from contextlib import suppress
@@ -37,12 +36,11 @@ _TOLD_BUSY: Final = 64
 _BUSY_TIME: Final = 5.0
 """Seconds such a connection may last."""
 _PAUSE: Final = 0.5
-"""Seconds without accepting where the system has no file or memory left for a connection."""
+"""Seconds without accepting where the system has no file or memory left, or no network."""
 _SHUTDOWN_TIME: Final = 5.0
 """Seconds that a client may take to acknowledge the end of TLS."""
 _SPARE_FILES: Final = 256
 """Files that are neither a connection nor what it is served from: the store's, upstreams'."""
-_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Door:
@@ -97,8 +95,6 @@ class Door:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as exc:
-                if exc.errno not in _EXHAUSTED:
-                    raise
                 self._pause(exc)
                 return
             self._admit(client, str(address[0]))
@@ -147,7 +143,8 @@ class Door:
             server.forget(connection)
             # A port scan or a TCP probe says nothing at all; a bad certificate is worth a line.
             level = logging.DEBUG if isinstance(exc, ConnectionError) else logging.INFO
-            log.event(level, "client refused", client=host, reason=f"TLS handshake: {exc}")
+            reason = f"TLS handshake: {exc}" if secure else exc
+            log.event(level, "client refused", client=host, reason=reason)
         except BaseException:
             server.forget(connection)
             raise

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -204,6 +206,24 @@ def test_too_few_files_lower_the_cap(mirror: MakeMirror) -> None:
     # A hard limit cannot be raised: `prlimit` sets it on the way to the server.
     server = mirror({"serve": {"connections": 4096}}, before=["prlimit", "--nofile=512:512"])
     assert "fewer connections than configured connections=128 configured=4096" in server.log()
+
+
+def test_without_files_for_clients_they_wait_until_there_are_some(mirror: MakeMirror) -> None:
+    server = serving(mirror)
+    assert server.process is not None
+    pid = server.process.pid
+    was = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    highest = max(int(file.name) for file in Path(f"/proc/{pid}/fd").iterdir())
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1, was[1]))
+    # Free numbers below the highest are still given out.
+    with contextlib.ExitStack() as stack:
+        wires = [stack.enter_context(Wire(server)) for _ in range(highest + 2)]
+        for wire in wires:
+            wire.send(REQUEST + b"\r\n")
+        server.wait_for_log("cannot accept clients")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, was)
+        assert [statuses(wire.read_some()) for wire in wires] == [[200]] * len(wires)
+    assert "Traceback" not in server.log()
 
 
 def test_fills_above_the_queue_hear_503_and_what_is_stored_is_served(
