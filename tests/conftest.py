@@ -113,3 +113,18 @@ def mirror(tmp_path: Path, make_upstream: object) -> Iterator[Callable[..., Mirr
     finally:
         for each in started:
             each.kill()
+
+
+@pytest.fixture
+def make_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Puts a credential helper, a shell script, on the PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def make(name: str, script: str) -> None:
+        program = folder / f"docker-credential-{name}"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+
+    return make

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,21 +18,6 @@ from ociproxy.fetch.credentials import Credentials, credentials_for
 EXPECTED = Credentials("me", Secret("s3cret"))
 
 MakeHelper = Callable[[str, str], None]
-
-
-@pytest.fixture
-def make_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeHelper:
-    """Puts a credential helper, a shell script, on the PATH."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-
-    def make(name: str, script: str) -> None:
-        program = folder / f"docker-credential-{name}"
-        program.write_text(f"#!/bin/sh\n{script}\n")
-        program.chmod(0o755)
-
-    return make
 
 
 # Answers the one server it knows, as helpers do, and writes down how it was asked.

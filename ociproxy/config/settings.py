@@ -84,7 +84,8 @@ class Auth:
     """Where an upstream's credentials come from: exactly one source is set.
 
     `password`, `password_env` and `password_file` go with `user`. `docker_config` is True for
-    Docker's own place of the file. `ociproxy.fetch.credentials` reads them.
+    Docker's own place of the file. `ociproxy.fetch.credentials` reads them. `lifetime` is how
+    many seconds a helper's answer is used.
     """
 
     user: str | None = None
@@ -93,6 +94,7 @@ class Auth:
     password_file: Path | None = None
     helper: str | None = None
     docker_config: Path | bool = False
+    lifetime: float = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

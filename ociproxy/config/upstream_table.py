@@ -142,6 +142,9 @@ _AUTH: Final = Section(
             Either(is_flag, Flag(), FilePath()),
             "Docker's config.json: true for its usual place, or a path.",
         ),
+        "lifetime": Key(
+            Duration(at_most=7 * 86400.0), "How long what a credential helper answered is used."
+        ),
     },
     rules=(_one_source_of_credentials,),
 )

@@ -14,7 +14,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,16 +45,23 @@ class Credentials:
     password: Secret
 
 
-def credentials_for(auth: Auth, registry: str) -> Credentials | None:
+AskHelper = Callable[[str, str], Credentials | None]
+"""`ask_helper`, or something that remembers what it answered."""
+
+
+def credentials_for(
+    auth: Auth, registry: str, *, ask: AskHelper | None = None
+) -> Credentials | None:
     """Credentials for the registry, None if Docker's file has none. Raises UpstreamDenied."""
+    ask = ask or ask_helper
     if auth.helper is not None:
-        found = _ask_helper(auth.helper, registry)
+        found = ask(auth.helper, registry)
         if found is None:
             raise _denied(registry, f"docker-credential-{auth.helper} has no credentials for it")
         return found
     if auth.docker_config:
         path = _docker_config() if auth.docker_config is True else Path(auth.docker_config)
-        return _from_docker_config(path, registry)
+        return _from_docker_config(path, registry, ask)
     if auth.user is None:
         return None
     return Credentials(auth.user, _password(auth, registry))
@@ -81,7 +88,7 @@ def _docker_config() -> Path:
     return (Path(folder) if folder else Path.home() / ".docker") / "config.json"
 
 
-def _from_docker_config(path: Path, registry: str) -> Credentials | None:
+def _from_docker_config(path: Path, registry: str, ask: AskHelper) -> Credentials | None:
     """In Docker's order: the registry's own helper, the store of all credentials, the file."""
     text = _read(path, registry)
     try:
@@ -89,10 +96,10 @@ def _from_docker_config(path: Path, registry: str) -> Credentials | None:
     except (ValueError, RecursionError) as error:
         raise _denied(registry, f"{path} is not JSON") from error
     for _, helper in _entries(document, "credHelpers", registry):
-        return _ask_helper(_helper_name(helper, path, registry), registry)
+        return ask(_helper_name(helper, path, registry), registry)
     store = document.get("credsStore") if isinstance(document, dict) else None
     if store:
-        found = _ask_helper(_helper_name(store, path, registry), registry)
+        found = ask(_helper_name(store, path, registry), registry)
         if found is not None:
             return found
     for _, entry in _entries(document, "auths", registry):
@@ -139,8 +146,11 @@ def _helper_name(name: Any, path: Path, registry: str) -> str:
     return name
 
 
-def _ask_helper(name: str, registry: str) -> Credentials | None:
-    """None if the helper has none. The server's name goes in by stdin, never as an argument."""
+def ask_helper(name: str, registry: str) -> Credentials | None:
+    """Run a helper; None if it has none. The server's name goes in by stdin, never as an argument.
+
+    Raises UpstreamDenied.
+    """
     program = f"docker-credential-{name}"
     server = _DOCKER_HUB_SERVER if registry == DOCKER_HUB else registry
     try:

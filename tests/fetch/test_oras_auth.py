@@ -264,6 +264,57 @@ def test_rotated_password_is_found(
     backend.fetch_manifest(reference(upstream))
 
 
+@pytest.fixture
+def rotating(make_helper: Callable[[str, str], None], tmp_path: Path) -> Path:
+    """A helper `fake`, for alice; the file that holds the password it gives."""
+    password = tmp_path / "password"
+    answer = '"{\\"Username\\": \\"alice\\", \\"Secret\\": \\"$(cat ' + f"{password}" + ')\\"}"'
+    make_helper("fake", f"echo run >> {tmp_path}/runs; echo {answer}")
+    return password
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("scheme", ["basic", "bearer"])
+def test_what_a_helper_said_is_replaced_when_it_is_refused(
+    make_upstream: Callable[..., FakeUpstream],
+    open_backend: OpenBackend,
+    rotating: Path,
+    scheme: str,
+    status: int,
+) -> None:
+    """As with ECR, whose password is good for 12 hours; it answers 403 after that."""
+    old, new = BasicAuth("alice", "old"), BasicAuth("alice", "new")
+    tokens = TokenAuth(credentials=old)
+    rotating.write_text("old")
+    upstream = make_upstream(auth=old if scheme == "basic" else tokens)
+    upstream.add("team/app", image(), tag="v1")
+    backend = open_backend(upstream, auth=Auth(helper="fake", lifetime=3600.0))
+    backend.fetch_manifest(reference(upstream))
+    rotating.write_text("new")
+    if scheme == "basic":
+        upstream.protect("team/app", new)
+    tokens.credentials = new
+    tokens.expire_all()
+    if status == 403 and scheme == "basic":
+        upstream.fault("/manifests/", Fault(status=403), times=1)
+    for _ in range(3):
+        backend.fetch_manifest(reference(upstream))
+    assert (rotating.parent / "runs").read_text() == "run\nrun\n"
+
+
+def test_a_helper_whose_answers_are_refused_is_not_run_for_every_request(
+    make_upstream: Callable[..., FakeUpstream], open_backend: OpenBackend, rotating: Path
+) -> None:
+    rotating.write_text("wrong")
+    upstream = make_upstream(auth=BasicAuth("alice", "right"))
+    upstream.add("team/app", image(), tag="v1")
+    backend = open_backend(upstream, auth=Auth(helper="fake", lifetime=3600.0))
+    for _ in range(5):
+        with pytest.raises(UpstreamDenied):
+            backend.fetch_manifest(reference(upstream))
+    assert (rotating.parent / "runs").read_text() == "run\nrun\n"
+
+
 def test_netrc_is_never_read(
     make_upstream: Callable[..., FakeUpstream],
     open_backend: OpenBackend,

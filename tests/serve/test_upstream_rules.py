@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 
 import pytest
 
-from tests.images import image
+from tests.images import image, random_blob
 from tests.server import Answer, Mirror, upstream_entry
 from tests.upstream import FakeUpstream
+from tests.upstream_auth import TokenAuth
 from tests.upstream_faults import Fault, too_many_requests
 
 MakeMirror = Callable[..., Mirror]
@@ -156,3 +158,32 @@ def test_an_address_that_swallows_packets_costs_one_client_its_time(
             assert time.monotonic() - began < 1
         time.sleep(0.05)
     assert server.log().count("upstream paused") > 1
+
+
+def test_a_token_that_expires_in_the_middle_of_a_blob_is_renewed_inside_it(
+    mirror: MakeMirror, make_upstream: Callable[..., FakeUpstream]
+) -> None:
+    auth = TokenAuth()
+    upstream = make_upstream(auth=auth)
+    blob = upstream.add_content("app", random_blob(3_000_000))
+    server = mirror({"upstreams": [upstream_entry(upstream.url)]})
+    # The first of the two is used up by the request that is answered 401.
+    upstream.fault("/blobs/", Fault(stall_after=700_000, cut_after=700_000), times=2)
+    done: list[Answer] = []
+    client = threading.Thread(
+        target=lambda: done.append(server.blob(upstream.registry, "app", blob.digest))
+    )
+    client.start()
+    end = time.monotonic() + 20
+    while upstream.bytes_sent("/blobs/") < 700_000:
+        assert time.monotonic() < end, server.log()
+        time.sleep(0.01)
+    auth.expire_all()
+    upstream.release()
+    client.join(30)
+    (answer,) = done
+    assert (answer.status, answer.body) == (200, blob.data)
+    statuses = [request.status for request in upstream.seen("/blobs/")]
+    assert [status == 401 for status in statuses] == [True, False, True, False]
+    assert upstream.bytes_sent("/blobs/") == blob.size
+    assert len(auth.issued) == 2

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ociproxy.config.settings import Timeouts
+    from ociproxy.fetch.credential_source import CredentialSource
     from ociproxy.fetch.credentials import Credentials
     from ociproxy.reference import Repository
 
@@ -72,8 +73,8 @@ def find_challenge(header: str) -> Challenge | None:
 class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
     """What oras asks when an upstream answers 401 or 403; safe to use from many threads at once.
 
-    `credentials` gives None for an anonymous upstream, and is asked anew each time some are needed,
-    so that a rotated password is found. `secure` is whether the upstream itself is HTTPS.
+    `credentials` gives None for an anonymous upstream; the source is asked anew each time some are
+    needed, so that a rotated password is found. `secure` is whether the upstream itself is HTTPS.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         *,
         session: Session,
         timeouts: Timeouts,
-        credentials: Callable[[], Credentials | None],
+        credentials: Callable[[], CredentialSource | None],
         secure: bool,
     ) -> None:
         super().__init__()
@@ -129,20 +130,33 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
                 raise denied
             if self._authorization in (None, sent):
                 self._authorization = None
-                self._obtain(challenge)
+                self._obtain(challenge, refused=sent)
             # Otherwise another thread has been here since our request was sent.
             authorization = self._authorization
         if authorization is None or authorization == sent:
             raise denied
         return {**(headers or {}), "Authorization": authorization}, True
 
-    def _obtain(self, challenge: Challenge) -> None:
-        credentials = self._credentials()
+    def _obtain(self, challenge: Challenge, *, refused: str | None = None) -> None:
+        """Another try with what a helper says now, where its earlier answer is not accepted."""
         self._challenge = challenge
+        source = self._credentials()
+        credentials = None if source is None else source.get()
         if challenge.scheme == "basic":
+            if source is not None and credentials is not None and _basic(credentials) == refused:
+                credentials = source.replace(credentials) or credentials
             self._authorization = None if credentials is None else _basic(credentials)
             self._renew_at = float("inf")
             return
+        try:
+            self._take_token(challenge, credentials)
+        except UpstreamDenied:
+            fresh = None if source is None else source.replace(credentials)
+            if fresh is None:
+                raise
+            self._take_token(challenge, fresh)
+
+    def _take_token(self, challenge: Challenge, credentials: Credentials | None) -> None:
         started = time.monotonic()
         answer = self._ask_realm(challenge, credentials)
         token = answer.get("token") or answer.get("access_token")

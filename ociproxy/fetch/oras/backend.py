@@ -27,7 +27,7 @@ from ociproxy.errors import (
     UpstreamDenied,
     UpstreamUnavailable,
 )
-from ociproxy.fetch.credentials import credentials_for
+from ociproxy.fetch.credential_source import CredentialSource
 from ociproxy.fetch.document import holder_of, media_type_in
 from ociproxy.fetch.health import Quota
 from ociproxy.fetch.oras.auth import RepositoryAuth
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     import requests
 
     from ociproxy.config.settings import Fetch, Upstream
-    from ociproxy.fetch.credentials import Credentials
     from ociproxy.manifest import ManifestHolder
     from ociproxy.reference import Reference
 
@@ -75,6 +74,8 @@ class OrasBackend:
         connections = fetch.fills * upstream.connections + fetch.requests
         self._session = open_session(upstream, connections=connections)
         self._endpoint = Endpoint(upstream, self._session)
+        auth = upstream.auth
+        self._own_source = None if auth is None else CredentialSource(auth, upstream.server)
         self._lock = threading.Lock()
         self._registry_of = lru_cache(_REPOSITORIES)(self._make_registry)
         self.quota: Quota | None = None
@@ -202,7 +203,7 @@ class OrasBackend:
             Repository(self._name, f"{prefix}{repository.name}"),
             session=self._session,
             timeouts=self._upstream.timeouts,
-            credentials=self._credentials,
+            credentials=self._source,
             secure=self._is_secure,
         )
         return registry
@@ -211,12 +212,9 @@ class OrasBackend:
     def _is_secure(self) -> bool:
         return self._endpoint.base().startswith("https:")
 
-    def _credentials(self) -> Credentials | None:
-        auth = self._upstream.auth
+    def _source(self) -> CredentialSource | None:
         # That `auto` ended with plain HTTP was not the operator's decision but whoever answers'.
-        if auth is None or (self._upstream.scheme == "auto" and not self._is_secure):
-            return None
-        return credentials_for(auth, self._upstream.server)
+        return None if self._upstream.scheme == "auto" and not self._is_secure else self._own_source
 
     def _expect_ok(
         self, response: requests.Response, repository: Repository, unknown: OciProxyError
