@@ -1,0 +1,84 @@
+"""What moved between two locks, and what there is to carry from the first to the second.
+
+Only metadata is read: of an archive its lock, of a store its records and manifests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ociproxy.archive import members
+from ociproxy.archive.selection import Wish, reach
+from ociproxy.archive.source import read_lock
+from ociproxy.errors import StoreError
+from ociproxy.store.inventory import references
+from ociproxy.store.store import Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ociproxy.archive.lock import Lock, LockedImage
+    from ociproxy.digest import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """From a first lock to a second. `moved` are references with another digest, `changed` those
+    with the same digest but other platforms, or complete only in one. `carry` is the size in bytes
+    of what the second has and the first lacks, `dropped` the other way round."""
+
+    added: tuple[LockedImage, ...]
+    removed: tuple[LockedImage, ...]
+    moved: tuple[tuple[LockedImage, LockedImage], ...]
+    changed: tuple[tuple[LockedImage, LockedImage], ...]
+    carry: dict[Digest, int]
+    dropped: dict[Digest, int]
+
+    def __bool__(self) -> bool:
+        return any((self.added, self.removed, self.moved, self.changed, self.carry, self.dropped))
+
+    @property
+    def carry_size(self) -> int:
+        return sum(self.carry.values())
+
+
+def diff(first: Lock, second: Lock) -> Difference:
+    """In the order of references and digests."""
+    old = {str(each.reference): each for each in first.images}
+    new = {str(each.reference): each for each in second.images}
+    both = [(old[name], new[name]) for name in sorted(old.keys() & new.keys())]
+    same = [pair for pair in both if pair[0].descriptor.digest == pair[1].descriptor.digest]
+    return Difference(
+        added=tuple(new[name] for name in sorted(new.keys() - old.keys())),
+        removed=tuple(old[name] for name in sorted(old.keys() - new.keys())),
+        moved=tuple(pair for pair in both if pair not in same),
+        changed=tuple(
+            pair
+            for pair in same
+            if set(pair[0].platforms) != set(pair[1].platforms)
+            or pair[0].complete != pair[1].complete
+        ),
+        carry=_lacking(first, second),
+        dropped=_lacking(second, first),
+    )
+
+
+def open_lock(path: Path) -> Lock:
+    """The lock of a store where the path is a folder, else of a lock file or an archive.
+
+    Raises StoreError, LockInvalid or LayoutInvalid.
+    """
+    if not path.is_dir():
+        return read_lock(path)
+    if not (path / "store.json").exists():
+        raise StoreError(path, "has no store.json, so it is no store")
+    store = Store(path)
+    wishes = (Wish(reference, descriptor) for reference, descriptor, _ in references(store))
+    chosen = reach(store, wishes, referrers=True, allow_partial=True)
+    return members.lock_of(chosen, members.contents(chosen))
+
+
+def _lacking(first: Lock, second: Lock) -> dict[Digest, int]:
+    lacking = ((d, size) for d, size in second.contents.items() if d not in first.contents)
+    return dict(sorted(lacking, key=lambda pair: str(pair[0])))
