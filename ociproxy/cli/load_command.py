@@ -11,6 +11,7 @@ import click
 from ociproxy import log
 from ociproxy.cli.backends import BACKENDS, backends
 from ociproxy.cli.files import write_file
+from ociproxy.cli.leave import leave
 from ociproxy.cli.load_lock import LockWriter, obey
 from ociproxy.cli.load_report import Report
 from ociproxy.cli.load_run import LoadRun
@@ -25,6 +26,7 @@ from ociproxy.cli.options import (
 from ociproxy.cli.plan_report import Plan
 from ociproxy.cli.progress import Screen
 from ociproxy.cli.sources import chosen_platforms, machine_platform, read_wanted
+from ociproxy.errors import ConfigError
 from ociproxy.store.store import Store
 
 if TYPE_CHECKING:
@@ -106,7 +108,10 @@ _INTERRUPTED: Final = 130
     help="Obey the lock instead: ask for no tag. Without a list, load all that it has.",
 )
 @click.option(
-    "--fail-fast", is_flag=True, envvar="OCIPROXY_FAIL_FAST", help="Stop at the first failure."
+    "--fail-fast",
+    is_flag=True,
+    envvar="OCIPROXY_FAIL_FAST",
+    help="Begin no further image once one has failed.",
 )
 @click.option(
     "--failures",
@@ -170,6 +175,8 @@ def load(
         log_format=log_format,
         load={"jobs": jobs, "pull_timeout": pull_timeout},
     )
+    if config.serve.offline:
+        raise ConfigError("it says never to ask an upstream, and load does", key="serve.offline")
     log.set_up(config.log.level, config.log.format)
     store = Store(config.store.path, hot_manifests=config.store.hot_manifests)
     store.check_writable()
@@ -185,13 +192,15 @@ def load(
     )
     try:
         asyncio.run(run.run(store, wanted, only_find=plan))
+        if lock is not None and writer is not None:
+            if run.summary.loaded == len(wanted):
+                write_file(lock, writer.encode())
+            else:
+                report.note(f"{lock} is not written: it would lack what is not loaded")
     finally:
         if failures is not None:
             write_file(failures, report.failure_list(wanted).encode())
         outcome.end(run.summary, interrupted=run.interrupted)
-    if lock is not None and writer is not None:
-        if run.summary.loaded == len(wanted):
-            write_file(lock, writer.encode())
-        else:
-            report.note(f"{lock} is not written: it would lack what failed")
-    ctx.exit(_INTERRUPTED if run.interrupted else run.summary.exit_code)
+    if run.interrupted:
+        leave(_INTERRUPTED)
+    ctx.exit(run.summary.exit_code)

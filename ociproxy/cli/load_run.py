@@ -63,7 +63,8 @@ class LoadRun:
         _interruptible(working)
         try:
             async with self._screen.watching(
-                lambda: _overall(loader, len(wanted)), lambda: _steps(loader)
+                lambda: _overall(loader, len(wanted), only_find=only_find),
+                lambda: _steps(loader),
             ):
                 await asyncio.wait([working])
         finally:
@@ -102,9 +103,10 @@ def _interruptible(work: asyncio.Task[Summary]) -> None:
         loop.add_signal_handler(number, interrupt, number)
 
 
-def _overall(loader: Loader, total: int) -> Step:
+def _overall(loader: Loader, total: int, *, only_find: bool) -> Step:
     done = loader.summary.loaded + loader.summary.failed
-    return Step("all", f"{done}/{total} images", loader.arrived, loader.expected)
+    expected = None if only_find else loader.expected
+    return Step("all", f"{done}/{total} images", loader.arrived, expected)
 
 
 def _steps(loader: Loader) -> Iterator[Step]:

@@ -84,6 +84,7 @@ class Plan(Watcher):
     def end(self, summary: Summary, *, interrupted: bool) -> None:
         """Each image by itself, then all together with shared blobs counted once."""
         if interrupted:
+            self._report.end(summary, interrupted=True)
             return
         self._rows.sort(key=lambda row: row.reference)
         unique, new = sum(self._sizes.values()), sum(self._missing.values())

@@ -206,6 +206,7 @@ class Loader:
                 self._loaded(active, image)
             finally:
                 self.active.remove(active)
+                self._give_up(active)
 
     def _loaded(self, active: Active, image: UpstreamImage) -> None:
         self.summary.untried -= 1
@@ -264,6 +265,13 @@ class Loader:
                 self._pending[digest] = active.wanted.reference.repository, size
                 self._expected += size
 
+    def _give_up(self, active: Active) -> None:
+        """What is still missing of an image that has ended is expected for others only."""
+        for digest in active.missing:
+            if not any(digest in other.missing for other in self.active):
+                _, size = self._pending.pop(digest, (None, 0))
+                self._expected -= size
+
     def _publish(self, wanted: Wanted, image: UpstreamImage) -> None:
         """In a thread: what was waited for is there now, so the image may be seen."""
         self._check_platform(wanted, image)
@@ -285,6 +293,9 @@ class Loader:
             return
         image.platforms = (platform.normalised(),)
         itself = Index((replace(image.top.descriptor, platform=platform),))
-        if wanted.strict and not choose(itself, wanted.platforms):
+        if choose(itself, wanted.platforms):
+            return
+        image.lacking = wanted.platforms
+        if wanted.strict:
             lacking = ", ".join(map(str, wanted.platforms))
             raise ManifestUnknown(image.reference, f"lacks {lacking}; it is for {platform}")

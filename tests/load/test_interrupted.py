@@ -100,6 +100,23 @@ def test_interrupted_it_keeps_what_came_and_says_so(
     assert int(rest.headers["Range"].removeprefix("bytes=").split("-")[0]) >= 700_000
 
 
+def test_upstream_that_does_not_answer_does_not_delay_the_end(
+    upstream: FakeUpstream, load: Load
+) -> None:
+    upstream.add("team/app", image("app"), tag="v1")
+    upstream.fault("/manifests/", Fault(delay=60.0))
+    process = load.start(load.write(f"{upstream.registry}/team/app:v1"))
+    limit = time.monotonic() + LIMIT
+    while not upstream.requests:
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=LIMIT)
+    assert (process.returncode, "Traceback" in err) == (130, False)
+    assert time.monotonic() - began < 6.0
+
+
 def test_manifest_comes_after_its_blobs_and_the_tag_last(
     upstream: FakeUpstream, load: Load
 ) -> None:

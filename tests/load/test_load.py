@@ -384,6 +384,26 @@ def test_full_or_unusable_store_ends_everything(
     assert upstream.requests == []
 
 
+def test_offline_configuration_is_refused(upstream: FakeUpstream, load: Load) -> None:
+    load.write_config(upstream.url, serve={"offline": True})
+    done = load.run(load.write(f"{upstream.registry}/team/app:v1"))
+    assert done.code == 2
+    assert "serve.offline" in done.stderr
+
+
+def test_single_image_for_another_platform(upstream: FakeUpstream, load: Load) -> None:
+    upstream.add("team/app", image("app", platform="linux/arm64"), tag="v1")
+    name = f"{upstream.registry}/team/app:v1"
+    strict = load.run(load.write(f"{name} platform=linux/s390x"))
+    assert strict.code == 3
+    assert "lacks linux/s390x; it is for linux/arm64" in strict.stderr
+    assert load.cached() == set()
+    taken = load.run(load.write(name), "--arch", "s390x", "--json")
+    assert taken.code == 0
+    (event,) = taken.events("loaded")
+    assert (event["platforms"], event["lacking"]) == (["linux/arm64"], ["linux/s390x"])
+
+
 def test_docker_schema_1_is_refused(upstream: FakeUpstream, load: Load) -> None:
     old = content(
         json.dumps({"schemaVersion": 1, "name": "x", "tag": "y", "signatures": []}).encode(),
