@@ -93,6 +93,8 @@ class Upstreams:
 
     def prepare(self) -> None:
         """Make the listed backends before anybody asks; blocks, for it reads certificates."""
+        if self._config.serve.offline:
+            return
         for registry in self._config.upstreams:
             try:
                 self.backend(registry)

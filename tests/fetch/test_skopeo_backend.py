@@ -21,6 +21,7 @@ from ociproxy.errors import (
     DigestMismatch,
     NameUnknown,
     OciProxyError,
+    SizeMismatch,
     UpstreamDenied,
     UpstreamRateLimited,
     UpstreamUnavailable,
@@ -336,3 +337,41 @@ def test_program_that_cannot_be_run(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UpstreamUnavailable, match="skopeo cannot be run: no such file"):
         open_skopeo(upstream).fetch_manifest(reference(upstream))
+
+
+def test_layer_that_does_not_end(upstream: FakeUpstream, open_skopeo: OpenSkopeo) -> None:
+    blob = random_blob(1000)
+    backend = open_skopeo(upstream)
+    hold(upstream, backend, blob)
+    upstream.fault(blob.digest, Fault(body=random_bytes(20_000_000), rate=2_000_000))
+    with pytest.raises(SizeMismatch, match="expected size"):
+        read_all(backend.open_blob(repository(upstream), digest(blob)))
+    wait_until(lambda: skopeos() == {})
+
+
+def test_one_image_in_two_repositories(upstream: FakeUpstream, open_skopeo: OpenSkopeo) -> None:
+    """That one refuses is not the other's answer."""
+    names = ("team/closed", "team/open")
+    (blob,) = {upstream.add(name, image(), tag="v1").layers[0] for name in names}
+    upstream.fault("/v2/team/closed/blobs/", Fault(status=403, delay=0.5))
+    backend = open_skopeo(upstream)
+    streams = []
+    for name in names:
+        backend.fetch_manifest(reference(upstream, f"{name}:v1"))
+        streams.append(backend.open_blob(repository(upstream, name), digest(blob)))
+    with ThreadPoolExecutor(2) as pool:
+        closed, opened = (pool.submit(read_all, stream) for stream in streams)
+        assert opened.result() == blob.data
+        with contextlib.suppress(UpstreamDenied):
+            # The other one may have come first.
+            assert closed.result() == blob.data
+
+
+def test_name_that_skopeo_refuses(upstream: FakeUpstream, open_skopeo: OpenSkopeo) -> None:
+    upstream.add("Team/App", image(), tag="v1")
+    backend = open_skopeo(upstream)
+    for ask in (backend.resolve, backend.fetch_manifest):
+        with pytest.raises(NameUnknown, match="capitals"):
+            ask(reference(upstream, "Team/App:v1"))
+    with pytest.raises(NameUnknown, match="accepts no such name"):
+        backend.resolve(reference(upstream, f"{'a' * 250}:v1"))

@@ -200,9 +200,10 @@ def test_load_with_skopeo_for_every_upstream(
             assert blob_gets(registry, blob.digest) == 1
     assert list((tmp_path / "store" / "pulls").iterdir()) == []
     registry.stop()
-    server = mirror(args=["--offline"], store=tmp_path / "store")
+    server = mirror([by_skopeo(registry)], args=["--offline"], store=tmp_path / "store")
     for repository, each in held.items():
         assert server.manifest(registry.name, repository, TAG).body == each.top.data
+    assert list((tmp_path / "store" / "pulls").iterdir()) == []
     # Without the program the command says so, before anything is asked.
     done = run(*command, *options, cwd=ROOT, env={"PATH": str(tmp_path)}, check=False)
     assert done.returncode == 2

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs, urlencode
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.errors import BlobUnknown, ManifestUnknown, NameUnknown, StoreError, UpstreamError
+from ociproxy.errors import (
+    BlobUnknown,
+    ManifestInvalid,
+    ManifestUnknown,
+    NameUnknown,
+    StoreError,
+    UpstreamError,
+)
 from ociproxy.fetch.document import holder_of, media_type_in
 from ociproxy.fetch.skopeo.copies import Copies
 from ociproxy.fetch.skopeo.images import Image, Images
@@ -112,7 +119,11 @@ class SkopeoBackend:
             output_limit=MANIFEST_MAX_SIZE,
             unknown=unknown,
         )
-        return _page(repository, sorted(set(json.loads(run.stdout)["Tags"] or ())), query)
+        try:
+            tags = json.loads(run.stdout)["Tags"] or ()
+        except (ValueError, LookupError, TypeError) as exc:
+            raise ManifestInvalid(self._name, f"skopeo gives no list of {path}") from exc
+        return _page(repository, sorted(set(tags)), query)
 
     def close(self) -> None:
         """Ends what is running, without waiting for it."""

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ociproxy.fetch.skopeo.images import Image
     from ociproxy.fetch.skopeo.program import Program, Run
     from ociproxy.manifest import Descriptor
+    from ociproxy.reference import Repository
     from ociproxy.store.store import Store
 
 _AT_ONCE: Final = 4
@@ -69,7 +70,7 @@ class Copy:
         culprit = None
         if isinstance(error, BlobUnknown):
             culprit = error.digest
-        elif isinstance(error, IntegrityError):
+        elif isinstance(error, DigestMismatch):
             culprit = error.expected
         if culprit in (None, blob):
             return error.with_traceback(None)
@@ -86,7 +87,7 @@ class Copies:
         self._program = program
         self._store = store
         self._stopped = stopped
-        self._running: dict[Digest, Copy] = {}
+        self._running: dict[tuple[Repository, Digest], Copy] = {}
         self._coming: set[Digest] = set()
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="skopeo")
 
@@ -97,14 +98,14 @@ class Copies:
     def join(self, image: Image) -> Copy:
         """The copy of this image that is running, else a new one. Raises UpstreamUnavailable."""
         with self.changed:
-            copy = self._running.get(image.descriptor.digest)
+            copy = self._running.get(image.key)
             if copy is None:
                 copy = Copy(image)
                 try:
                     self._threads.submit(self._run, copy)
                 except RuntimeError as exc:
                     raise self._unavailable("shutting down") from exc
-                self._running[image.descriptor.digest] = copy
+                self._running[image.key] = copy
             return copy
 
     def close(self, last: Callable[[], None]) -> None:
@@ -130,7 +131,7 @@ class Copies:
         finally:
             with self.changed:
                 self._coming -= claimed
-                del self._running[copy.image.descriptor.digest]
+                del self._running[copy.image.key]
                 copy.done = True
                 self.changed.notify_all()
 
@@ -197,10 +198,13 @@ class Copies:
         limit = timeouts.connect + timeouts.headers
         state: object = None
         seen = time.monotonic()
-        sizes = {blob.size for blob in image.blobs}
+        sizes = {blob.size for blob in image.blobs if blob.size}
+        largest = max(sizes, default=0)
         while run.pump():
             self._collect(image, layout)
             arriving = _arriving(layout)
+            if (most := max(arriving.values(), default=0)) > largest:
+                raise SizeMismatch(f"a blob of {image.descriptor.digest}", largest, most)
             now = time.monotonic()
             fresh = (len(self._missing(image)), sorted(arriving.items()))
             if fresh != state:
@@ -237,6 +241,7 @@ class Copies:
         # The layout keeps it: skopeo looks there for a layer that occurs twice.
         verified = path.with_name("verified")
         with store_errors(verified):
+            verified.unlink(missing_ok=True)  # of a process that died just here
             verified.hardlink_to(path)
         self._store.blobs.commit(verified, blob.digest)
 

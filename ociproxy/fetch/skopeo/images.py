@@ -29,6 +29,10 @@ class Image:
     descriptor: Descriptor
     blobs: tuple[Descriptor, ...]
 
+    @property
+    def key(self) -> tuple[Repository, Digest]:
+        return self.repository, self.descriptor.digest
+
     def find(self, digest: Digest) -> Descriptor | None:
         return next((blob for blob in self.blobs if blob.digest == digest), None)
 

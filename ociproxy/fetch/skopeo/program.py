@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _TICK: Final = 0.05
 """Seconds between looks at a clock while nothing comes."""
+_END_LIMIT: Final = 10.0
+"""Seconds for a process to end that has said its last or was killed."""
 _READ: Final = 64 * 1024
 _PASSED_ON: Final = (
     "PATH",
@@ -89,7 +91,8 @@ class Run:
         if self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):  # stuck in the kernel: it ends when that lets it
+            self._process.wait(_END_LIMIT)
         self._selector.close()
         for pipe in (self._process.stdout, self._process.stderr):
             if pipe is not None:
@@ -123,7 +126,10 @@ class Run:
 
     def check(self, unknown: OciProxyError) -> None:
         """After its end: raises what it failed with."""
-        code = self._process.wait()
+        try:
+            code = self._process.wait(_END_LIMIT)
+        except subprocess.TimeoutExpired as exc:
+            raise UpstreamUnavailable(self._upstream, f"{PROGRAM} does not end") from exc
         if code < 0 and not self.said.fatal:
             name = signal.Signals(-code).name
             raise UpstreamUnavailable(self._upstream, f"{PROGRAM} was ended by {name}")

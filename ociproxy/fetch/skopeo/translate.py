@@ -63,6 +63,8 @@ def translate(said: Said, upstream: str, unknown: OciProxyError) -> OciProxyErro
         return UpstreamDenied(upstream, reason, status=403)
     if "404 (not found)" in words or "unknown:" in words or "not known to registry" in words:
         return _unknown(said.fatal, unknown)
+    if "invalid reference format" in words or "repository name must" in words:
+        return NameUnknown(upstream, f"skopeo accepts no such name: {reason}")
     if "exceeded maximum allowed size" in words:
         return ManifestInvalid(upstream, f"a document is too large: {reason}")
     if any(sign in words for sign in _NO_MANIFEST):
