@@ -1,8 +1,8 @@
 """An upstream with several endpoints: a backend that asks them in order, the first that works.
 
-An endpoint that cannot be reached, leaves questions without an answer or breaks off a blob is left
-alone for a back-off of its own, and so is one that throttles. What one endpoint does not have,
-refuses or gives damaged, the next one is asked for; the last one has the last word.
+An endpoint that fails, in whatever way, is left alone for a back-off of its own, and so is one that
+throttles. What one endpoint does not have, refuses or gives damaged, the next one is asked for; the
+last one has the last word.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from ociproxy import log
 from ociproxy.clock import SystemClock
-from ociproxy.errors import OciProxyError, UpstreamRateLimited, UpstreamUnavailable
+from ociproxy.errors import (
+    OciProxyError,
+    UpstreamForbidden,
+    UpstreamRateLimited,
+    UpstreamUnavailable,
+    UpstreamUntrusted,
+)
 from ociproxy.fetch.health import Health
 
 if TYPE_CHECKING:
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_BROKE: Final = "broke off in the middle of a blob"
+_FAILURES: Final = (UpstreamUnavailable, UpstreamUntrusted, UpstreamForbidden)
 
 
 @dataclass(slots=True)
@@ -127,6 +133,9 @@ class Endpoints:
         return answer
 
     def _note(self, endpoint: _Endpoint, error: OciProxyError) -> None:
+        if isinstance(error, _FAILURES):
+            # There are others: no reason to ask it again at once, whatever may be left of it.
+            error = UpstreamUnavailable(error.upstream, error.reason, unreachable=True)
         if endpoint.health.failed(error, self._clock.monotonic()):
             log.event(
                 logging.WARNING,
@@ -175,6 +184,5 @@ class _Watched:
             return work()
         except UpstreamUnavailable as exc:
             if not self._aborted:
-                reason = f"{_BROKE}: {exc.reason}"
-                self._broke(UpstreamUnavailable(exc.upstream, reason, unreachable=True))
+                self._broke(exc)
             raise

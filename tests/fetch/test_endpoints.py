@@ -148,6 +148,23 @@ def test_one_that_is_away_is_left_alone_and_then_asked_once(
     assert [each.count("/manifests/") for each in two] == [1, 2]
 
 
+@pytest.mark.parametrize("fault", [Fault(status=503), Fault(delay=30), Fault(drop=True)])
+def test_one_that_fails_is_left_alone_like_one_that_is_away(
+    two: tuple[FakeUpstream, FakeUpstream],
+    open_endpoints: OpenEndpoints,
+    clock: Clock,
+    fault: Fault,
+) -> None:
+    for each in two:
+        add(each, image())
+    backend = open_endpoints(*two)
+    two[0].fault("/manifests/", fault, times=1)
+    for clock.time in (0.0, 1.9, 2.1):
+        backend.fetch_manifest(V1)
+    assert [each.count("/manifests/") for each in two] == [2, 2]
+    two[0].release()
+
+
 def test_one_that_throttles_is_left_alone_for_as_long_as_it_says(
     two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints, clock: Clock
 ) -> None:
