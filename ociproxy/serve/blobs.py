@@ -13,6 +13,7 @@ from ociproxy.serve.errors import range_response
 
 if TYPE_CHECKING:
     from ociproxy.fetch.engine import Engine
+    from ociproxy.fetch.outcome import Outcome
     from ociproxy.serve.target import Target
 
 
@@ -27,17 +28,23 @@ async def blob(engine: Engine, request: web.BaseRequest, target: Target) -> Answ
     }
     if request.method == "HEAD":
         size, outcome = await engine.blobs.size(target.repository, digest)
+        if matches(request, digest):
+            return _not_modified(headers, outcome, digest)
         headers["Content-Length"] = str(size)
         return Answer(web.Response(headers=headers), outcome, digest)
     source, outcome = await engine.blobs.pull(target.repository, digest)
     response = BlobResponse(source, headers)
     if matches(request, digest):
         response.close()
-        del headers["Content-Type"]
-        return Answer(web.Response(status=304, headers=headers), outcome, digest)
+        return _not_modified(headers, outcome, digest)
     wanted = requested_range(request, source.size)
     if wanted is None:
         response.close()
         return Answer(range_response(source.size), outcome, digest)
     response.limit_to(*wanted)
     return Answer(response, outcome, digest)
+
+
+def _not_modified(headers: dict[str, str], outcome: Outcome, digest: Digest) -> Answer:
+    del headers["Content-Type"]
+    return Answer(web.Response(status=304, headers=headers), outcome, digest)
