@@ -80,6 +80,13 @@ class Podman:
         """The digest podman has noted for what the reference named."""
         trust = ["--tls-verify=false", f"--signature-policy={self._policy}"]
         self._run("pull", "--quiet", "--platform=linux/amd64", *trust, reference)
+        return self.digest(reference)
+
+    def load(self, archive: Path) -> None:
+        self._run("load", "--quiet", f"--signature-policy={self._policy}", "--input", str(archive))
+
+    def digest(self, reference: str) -> str:
+        """What podman has noted for an image that it has."""
         return self._run("image", "inspect", "--format={{.Digest}}", reference).strip()
 
     def save(self, reference: str, path: Path, form: str) -> None:
