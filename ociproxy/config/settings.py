@@ -352,8 +352,11 @@ class Config:
         upstream = self.upstreams.get(repository.registry)
         if upstream is not None:
             return upstream.repositories.refusal(repository.name)
-        rule = self.fetch.unlisted.repositories.refusal(str(repository))
-        return None if rule is None else f"fetch.unlisted.{rule}"
+        rules = self.fetch.unlisted.repositories
+        if not (rules.allow or rules.deny):
+            return None
+        rule = rules.refusal(str(repository))
+        return None if rule is None else f"fetch.unlisted: {rule}"
 
     def circle(self, registry: str) -> str:
         """Among whom bytes of a blob are shared before they are verified, and what is said of it
