@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import ssl
 from pathlib import Path
 
@@ -9,10 +10,15 @@ import trustme
 
 
 class Authority:
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, *names: str, valid_until: datetime.datetime | None = None
+    ) -> None:
+        """The server certificate is for loopback and for `names`."""
         folder.mkdir(parents=True, exist_ok=True)
         authority = trustme.CA(organization_name="ociproxy tests")
-        server = authority.issue_cert("127.0.0.1", "127.0.0.2", "localhost")
+        server = authority.issue_cert(
+            "127.0.0.1", "127.0.0.2", "localhost", *names, not_after=valid_until
+        )
         client = authority.issue_cert("client.test")
         self.ca = folder / "ca.pem"
         self.cert, self.key = folder / "server.pem", folder / "server-key.pem"
