@@ -19,7 +19,7 @@ from ociproxy.archive.packed import MAX_SIZE, PackedStream
 from ociproxy.archive.publishing import OnExisting, Outcome, Publisher
 from ociproxy.archive.receive import Received, Receiver
 from ociproxy.archive.volumeset import VolumeLabel, grouped, read_label
-from ociproxy.errors import ConfigError, LayoutInvalid, LockInvalid
+from ociproxy.errors import ConfigError, LayoutInvalid
 from ociproxy.extract import Extractor
 from ociproxy.layout import MARKER, LayoutDirectory
 
@@ -81,7 +81,7 @@ class Importer:
         for group in grouped(labels):
             try:
                 self._import(group)
-            except (LayoutInvalid, LockInvalid) as exc:
+            except LayoutInvalid as exc:
                 self._watcher.failed(str(group[0]), exc)
 
     def _look_at(self, source: Path) -> VolumeLabel | None:

@@ -14,8 +14,10 @@ from ociproxy.archive.dockersave import Saved, saved_images
 from ociproxy.archive.lock import LOCK_MAX_SIZE, Lock
 from ociproxy.archive.members import DOCKER_NAME, LOCK_NAME
 from ociproxy.archive.tarstream import members
+from ociproxy.archive.volumes import VOLUME_NAME
+from ociproxy.archive.volumeset import LABEL_MAX_SIZE, parse_label
 from ociproxy.digest import Digest
-from ociproxy.errors import LayoutDamaged, LayoutInvalid, SizeMismatch
+from ociproxy.errors import LayoutDamaged, LayoutInvalid, LockInvalid, SizeMismatch
 from ociproxy.layout import (
     INDEX,
     INDEX_MAX_SIZE,
@@ -67,6 +69,7 @@ class Receiver:
             MARKER: self._take_marker,
             INDEX: self._take_index,
             LOCK_NAME: self._take_lock,
+            VOLUME_NAME: self._take_label,
             DOCKER_NAME: self._take_docker,
         }
 
@@ -117,7 +120,14 @@ class Receiver:
 
     def _take_lock(self, member: Member) -> None:
         raw = self._read(member, LOCK_MAX_SIZE)
-        self._received.lock = Lock.parse(raw, f"{self._stream.source}: {LOCK_NAME}")
+        try:
+            self._received.lock = Lock.parse(raw, LOCK_NAME)
+        except LockInvalid as exc:
+            raise LayoutInvalid(self._stream.source, str(exc)) from exc
+
+    def _take_label(self, member: Member) -> None:
+        # Which volume it is was looked at before; here only whether it is one at all.
+        parse_label(self._read(member, LABEL_MAX_SIZE), self._stream.source)
 
     def _take_docker(self, member: Member) -> None:
         self._docker = self._read(member, INDEX_MAX_SIZE)

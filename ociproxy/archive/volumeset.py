@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
-_LABEL_MAX_SIZE: Final = 4096
+LABEL_MAX_SIZE: Final = 4096
 MAX_VOLUMES: Final = 10_000
 _MOST_NAMED: Final = 20
 
@@ -39,7 +39,7 @@ def read_label(file: BinaryIO, source: str) -> VolumeLabel | None:
     for member in members(PackedStream(file, source)):
         if member.name != VOLUME_NAME:
             return None
-        return parse_label(member.read(_LABEL_MAX_SIZE), source)
+        return parse_label(member.read(LABEL_MAX_SIZE), source)
     return None
 
 

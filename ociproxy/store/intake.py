@@ -10,24 +10,28 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy.digest import Digest
 from ociproxy.errors import DigestMismatch, SizeMismatch
-from ociproxy.store.files import READ_SIZE, store_errors
+from ociproxy.store.files import store_errors
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from ociproxy.digest import Hasher
     from ociproxy.store.blobs import Blobs
 
 _PREFIX: Final = ".intake-"
 _COMMITTERS: Final = 4
 _MAX_COMMITS: Final = 8
 """Staged blobs that may wait for their commit; each costs an open file."""
+_BUFFERS: Final = 8
+_BUFFER_SIZE: Final = 512 * 1024
+"""Bytes. Reading may be so far ahead of hashing that neither has to wait for the other's thread to
+be given a processor."""
 _INLINE: Final = 128 * 1024
 """Bytes that are hashed sooner than another thread has woken up."""
 
@@ -43,7 +47,7 @@ class Intake:
     def __init__(self, staging: Path, blobs: Blobs) -> None:
         self._staging = staging
         self._blobs = blobs
-        self._buffers = tuple(memoryview(bytearray(READ_SIZE)) for _ in range(2))
+        self._buffers = tuple(memoryview(bytearray(_BUFFER_SIZE)) for _ in range(_BUFFERS))
         self._hashing = ThreadPoolExecutor(1, "hash")
         self._committing = ThreadPoolExecutor(_COMMITTERS, "commit")
         self._commits: set[Future[None]] = set()
@@ -115,32 +119,30 @@ class Intake:
         algorithm = expected.algorithm if expected else "sha256"
         hasher = (expected or Digest.of(b"")).hasher()
         remaining, turn = size, 0
-        hashed: Future[None] | None = None
+        hashing: deque[Future[None]] = deque()
         try:
             while remaining:
-                view = self._buffers[turn][: min(remaining, READ_SIZE)]
+                # The buffer that comes next is free once the oldest hashing has ended.
+                if len(hashing) == _BUFFERS:
+                    hashing.popleft().result()
+                view = self._buffers[turn][:remaining]
                 count = _fill(source, view)
                 if not count:
                     raise SizeMismatch(f"blob {expected or ''}".strip(), size, size - remaining)
-                if hashed is not None:
-                    hashed.result()
-                hashed = self._hash(hasher, view[:count])
+                if size > _INLINE:
+                    hashing.append(self._hashing.submit(hasher.update, view[:count]))
+                else:
+                    hasher.update(view[:count])
                 self._write(file, view[:count])
                 remaining -= count
-                turn = 1 - turn
+                turn = (turn + 1) % _BUFFERS
         finally:
-            if hashed is not None:
-                hashed.result()
+            while hashing:
+                hashing.popleft().result()
         actual = Digest.finish(hasher, algorithm)
         if expected is not None and actual != expected:
             raise DigestMismatch("blob", expected, actual)
         return actual
-
-    def _hash(self, hasher: Hasher, view: memoryview) -> Future[None] | None:
-        if len(view) > _INLINE:
-            return self._hashing.submit(hasher.update, view)
-        hasher.update(view)
-        return None
 
     def _write(self, file: int, view: memoryview) -> None:
         with store_errors(self._staging):
