@@ -23,7 +23,7 @@ from ociproxy.manifest import (
     json_object,
     parse_manifest,
 )
-from ociproxy.reference import Reference
+from ociproxy.reference import Reference, is_tag
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -101,7 +101,7 @@ def named(descriptor: Descriptor) -> NamedImage:
     # A name with a registry or a repository in it; what has neither is a tag.
     full = name or (ref_name if any(mark in ref_name for mark in "/:@") else "")
     if not full:
-        return NamedImage(descriptor, None, ref_name)
+        return NamedImage(descriptor, None, ref_name if is_tag(ref_name) else "")
     try:
         reference = Reference.parse(full)
     except (NameInvalid, DigestInvalid) as exc:

@@ -67,6 +67,7 @@ def test_a_marker_that_is_none_is_refused(raw: bytes) -> None:
             "",
         ),
         ({layouts.REF_NAME: "latest"}, "None", "latest"),
+        ({layouts.REF_NAME: "no\x1b[31mtag"}, "None", ""),
         ({}, "None", ""),
     ],
 )

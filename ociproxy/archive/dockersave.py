@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.digest import Digest
-from ociproxy.errors import DigestInvalid, LayoutInvalid, NameInvalid
+from ociproxy.errors import DigestInvalid, LayoutInvalid, NameInvalid, shorten
 from ociproxy.layout import NamedImage, parse_blob_path
 from ociproxy.manifest import (
     OCI_MANIFEST,
@@ -99,8 +99,8 @@ def _images(entry: object, saved: Saved, extractor: Extractor) -> list[NamedImag
         raise _Malformed("Layers is not a list of files")
     config = extractor.find_document(config_digest)
     if config is None:
-        raise _Malformed(f"config {entry['Config']} is not in the archive, or damaged")
-    layers = [_layer(_find(saved, name, "layer"), name, extractor) for name in layer_names]
+        raise _Malformed(f"config {config_digest} is damaged")
+    layers = [_layer(_find(saved, name, "layer"), extractor) for name in layer_names]
     _check_layers(config, layers)
     document = {
         "schemaVersion": 2,
@@ -124,14 +124,15 @@ def _find(saved: Saved, name: object, what: str) -> Digest:
         raise _Malformed(f"has no {what}")
     digest = saved.find(posixpath.normpath(name))
     if digest is None:
-        raise _Malformed(f"{what} {name} is not in the archive, or cut off")
+        raise _Malformed(f"{what} {shorten(name)} is not in the archive, or cut off")
     return digest
 
 
-def _layer(digest: Digest, name: object, extractor: Extractor) -> Descriptor:
+def _layer(digest: Digest, extractor: Extractor) -> Descriptor:
     found = extractor.find_blob(digest)
     if found is None:
-        raise _Malformed(f"layer {name}: {extractor.damaged.get(digest, 'not in the archive')}")
+        reason = extractor.damaged.get(digest, "not in the archive")
+        raise _Malformed(f"layer {digest}: {reason}")
     head, size = found
     packed = next((suffix for magic, suffix in _PACKED.items() if head.startswith(magic)), "")
     return Descriptor(f"{_LAYER}{packed}", digest, size)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from ociproxy.archive.packed import PackedStream
 
-MAX_MEMBERS: Final = 1_000_000
+MAX_MEMBERS: Final = 300_000
+"""Of one archive: some hundred bytes are remembered of each that is a document, or damaged."""
 _MAX_EXTENSION: Final = 64 * 1024
 """Bytes of a long name or of a pax header."""
 _MAX_EXTENSIONS: Final = 8

@@ -51,20 +51,20 @@ class Report(Watcher):
             )
             return
         for line in _lines(outcome):
-            self._screen.line(line)
+            self._line(line)
 
     def note(self, source: str, text: str) -> None:
         if self._json:
             self._event("note", source=source, text=text)
         else:
-            self._screen.line(f"{source}: {text}")
+            self._line(f"{source}: {text}")
 
     def failed(self, source: str, error: OciProxyError) -> None:
         self._failures.append(error)
         if self._json:
             self._event("failed", source=source, error=type(error).__name__, reason=str(error))
         else:
-            self._screen.line(f"failed {error}")
+            self._line(f"failed {error}")
 
     def end(self, *, interrupted: bool) -> None:
         seconds = time.monotonic() - self._began
@@ -85,6 +85,10 @@ class Report(Watcher):
         if interrupted:
             text += "; interrupted: run it again to go on"
         self._screen.line(text)
+
+    def _line(self, text: str) -> None:
+        # An archive's words may hold what a terminal obeys.
+        self._screen.line("".join(each if each.isprintable() else "?" for each in text))
 
     def _event(self, name: str, **fields: object) -> None:
         click.echo(json.dumps({"event": name, **fields}))

@@ -79,6 +79,10 @@ class Intake:
         file, staged = self._stage()
         try:
             actual = self._copy(source, size, file, digest)
+            if digest is None and self._is_stored(actual):
+                os.close(file)
+                staged.unlink(missing_ok=True)
+                return actual
             self._unflushed = True
             self._commits.add(self._committing.submit(self._commit, file, staged, actual))
         except BaseException:
@@ -143,6 +147,14 @@ class Intake:
         if expected is not None and actual != expected:
             raise DigestMismatch("blob", expected, actual)
         return actual
+
+    def _is_stored(self, digest: Digest) -> bool:
+        """Whether what is stored is known to be right, so that it need not be written again."""
+        found = self._blobs.find(digest)
+        if found is None:
+            return False
+        found.file.close()
+        return found.sealed
 
     def _write(self, file: int, view: memoryview) -> None:
         with store_errors(self._staging):

@@ -15,7 +15,7 @@ import zstandard
 
 from tests import images, layouts
 from tests.archive.importing import Import
-from tests.parts.tools import read_only
+from tests.parts.tools import read_only, require_root, run
 from tests.server import ROOT, Mirror
 
 IMAGE = images.image("import", layers=2, layer_size=300_000)
@@ -326,6 +326,31 @@ def test_a_store_that_is_read_only_is_one_line(job: Import, archive: Path) -> No
     assert code == 4
     assert said.count("\n") == 1
     assert "read-only" in said
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_done(job: Import, archive: Path) -> None:
+    require_root()
+    job.store.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", job.store)
+    try:
+        code, said = job.words(archive)
+        assert code == 4
+        assert said.count("\n") == 1
+        assert "no space left" in said
+        assert list((job.store / "pulls").iterdir()) == []
+        run("mount", "-o", "remount,size=20m", job.store)
+        assert job.run(archive).code == 0
+        job.check(NAME, IMAGE)
+    finally:
+        run("umount", job.store)
+
+
+def test_words_of_an_archive_do_not_reach_the_terminal(job: Import, tmp_path: Path) -> None:
+    odd = images.index({"linux/amd64": IMAGE, "linux/\x1b[31mred": MULTI})
+    files = layouts.members({NAME: odd}, without=[MULTI.top])
+    code, said = job.words(layouts.write_tar(tmp_path / "x.tar", files))
+    assert code == 0
+    assert "without linux/?[31mred" in said
 
 
 def test_our_own_store_is_no_archive(job: Import, archive: Path) -> None:

@@ -114,6 +114,14 @@ def test_the_same_archive_makes_the_same_digest(job: Import, tmp_path: Path) -> 
     assert job.run(backwards).statuses == {NAME: "unchanged"}
 
 
+def test_a_second_time_writes_nothing_anew(job: Import, tmp_path: Path) -> None:
+    archive = write_tar(tmp_path / "x.tar", old_docker("app:1"))
+    job.run(archive)
+    before = {path: path.stat().st_ino for path in (job.store / "blobs").iterdir()}
+    job.run(archive)
+    assert {path: path.stat().st_ino for path in (job.store / "blobs").iterdir()} == before
+
+
 def test_layers_may_be_links_within_the_archive(job: Import, tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
@@ -140,7 +148,7 @@ def test_an_image_without_a_tag_needs_a_name(job: Import, tmp_path: Path) -> Non
     ("change", "said"),
     [
         (lambda f: f | {"bb/layer.tar": LAYERS[0]}, "which the config asks for"),
-        (lambda f: {k: v for k, v in f.items() if k != "bb/layer.tar"}, "bb/layer.tar is not in"),
+        (lambda f: {k: v for k, v in f.items() if k != "bb/layer.tar"}, "'bb/layer.tar' is not in"),
         (lambda f: {k: v for k, v in f.items() if k != f"{CONFIG.encoded}.json"}, "config"),
         (lambda f: f | {f"{CONFIG.encoded}.json": b'{"rootfs": 1}'}, "2 layers"),
         (lambda f: f | {"manifest.json": b"[1]"}, "not an object"),
@@ -148,14 +156,14 @@ def test_an_image_without_a_tag_needs_a_name(job: Import, tmp_path: Path) -> Non
         (lambda f: f | {"manifest.json": b"["}, "not JSON"),
         (
             lambda f: f | {"manifest.json": manifest_json("x", ["/etc/passwd"], "app:1")},
-            "config x is not in",
+            "config 'x' is not in",
         ),
         (
             lambda f: (
                 f
                 | {"manifest.json": manifest_json(f"{CONFIG.encoded}.json", ["../x"] * 2, "app:1")}
             ),
-            "layer ../x is not in",
+            "layer '../x' is not in",
         ),
         (lambda f: f | {"manifest.json": json.dumps([{"Config": 1}]).encode()}, "no config"),
         (
