@@ -165,23 +165,24 @@ def _write_volumes(
     parts = split(documents, held, shape.volume_size, set_id=set_id)
     names = [volume_path(path, number, len(parts)) for number in range(1, len(parts) + 1)]
     with ExitStack() as stack:
-        opened: list[tuple[Output, Tarball]] = []
+        opened: list[Output] = []
         bodies = []
         for name, part in zip(names, parts, strict=True):
             output = stack.enter_context(open_output(name, zstd=shape.zstd))
-            tar = stack.enter_context(Tarball(output))
-            opened.append((output, tar))
-            _write_part(store, part, tar, progress)
+            opened.append(output)
+            with Tarball(output) as tar:
+                _write_part(store, part, tar, progress)
             bodies.append(Body(part.size, output.peek()))
         last = parts_document(set_id, bodies)
         written = []
-        for output, tar in opened:
-            tar.add(last.name, last.data)
-            tar.finish()
+        for output in opened:
+            with Tarball(output) as tar:
+                tar.add(last.name, last.data)
+                tar.finish()
             written.append(output.finish())
         for stale in other_volumes(path, names):
             stale.unlink(missing_ok=True)
-        for output, _ in opened:
+        for output in opened:
             output.commit()
     return written
 

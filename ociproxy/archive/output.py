@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import os
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import zstandard
 
+from ociproxy.archive.hashing import Hashing
 from ociproxy.digest import Digest
 from ociproxy.errors import OutputError
 
@@ -39,9 +39,9 @@ class Written:
 
 
 class Sink(Protocol):
-    """Where the bytes of a tar go; `write` may still read the view until its future is done."""
+    """Where the bytes of a tar go; data may be read until BEHIND more pieces were written."""
 
-    def write(self, data: bytes | memoryview) -> Future[None]: ...
+    def write(self, data: bytes | memoryview) -> None: ...
 
 
 class Output:
@@ -56,23 +56,22 @@ class Output:
         self._file = file
         self._tar_hash = hashlib.sha256()
         self._file_hash = hashlib.sha256() if zstd else self._tar_hash
-        self._hashing = ThreadPoolExecutor(1, "export-hash")
+        self._hashing = Hashing("export-hash")
         self._compressor = _compressor() if zstd else None
 
-    def write(self, data: bytes | memoryview) -> Future[None]:
-        """Raises OutputError. The caller leaves the data alone until the future is done."""
-        hashed = self._hashing.submit(self._tar_hash.update, data)
+    def write(self, data: bytes | memoryview) -> None:
+        """Raises OutputError."""
+        self._hashing.update(self._tar_hash, data)
         if self._compressor is None:
             self._put(data)
         else:
             self._put_packed(self._compressor.compress(data))
-        return hashed
 
     def finish(self) -> Written:
         """Everything is in the file, though not yet under its name."""
         if self._compressor is not None:
             self._put_packed(self._compressor.flush())
-        self._hashing.shutdown(wait=True)
+        self._hashing.wait()
         return Written(
             self.path,
             self.size,
@@ -82,8 +81,8 @@ class Output:
 
     def peek(self) -> Digest:
         """The digest of the tar up to here."""
-        self._hashing.submit(lambda: None).result()
-        return Digest.finish(self._tar_hash.copy(), "sha256")
+        self._hashing.wait()
+        return Digest.finish(self._tar_hash, "sha256")
 
     def commit(self) -> None:
         """Give the finished file its name; a power cut leaves it whole or under its old name."""
@@ -95,7 +94,7 @@ class Output:
             sync_directory(self.path.parent)
 
     def close(self) -> None:
-        self._hashing.shutdown(wait=True, cancel_futures=True)
+        self._hashing.close()
         if self.path != STDOUT:
             os.close(self._file)
 

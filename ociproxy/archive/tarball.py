@@ -7,9 +7,9 @@ one. Times, owners and modes are the same for everybody.
 from __future__ import annotations
 
 import tarfile
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.archive.hashing import BEHIND, Hashing
 from ociproxy.digest import Digest
 from ociproxy.errors import DigestMismatch, SizeMismatch
 
@@ -23,7 +23,7 @@ BLOCK: Final = tarfile.BLOCKSIZE
 _END_BLOCKS: Final = 2
 _MODE: Final = 0o644
 
-_BUFFERS: Final = 8
+_BUFFERS: Final = BEHIND + 1
 _BUFFER_SIZE: Final = 128 * 1024
 """Bytes; with the count of buffers, what copying takes of memory however large the blobs are."""
 
@@ -41,9 +41,8 @@ class Tarball:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._hashing = ThreadPoolExecutor(1, "export-verify")
+        self._hashing = Hashing("export-verify")
         self._buffers = [memoryview(bytearray(_BUFFER_SIZE)) for _ in range(_BUFFERS)]
-        self._busy: list[list[Future[None]]] = [[] for _ in self._buffers]
         self._next = 0
 
     def __enter__(self) -> Tarball:
@@ -55,7 +54,7 @@ class Tarball:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._hashing.shutdown(wait=True)
+        self._hashing.close()
 
     def add(self, name: str, data: bytes) -> None:
         self._sink.write(_header(name, len(data)))
@@ -67,18 +66,17 @@ class Tarball:
         self._sink.write(_header(name, size))
         hasher = digest.hasher()
         left = size
-        verified: Future[None] | None = None
         while left:
-            position, buffer = self._buffer()
+            buffer = self._buffers[self._next]
+            self._next = (self._next + 1) % _BUFFERS
             count = source.readinto(buffer[: min(left, _BUFFER_SIZE)])
             if not count:
                 raise SizeMismatch(f"stored blob {digest}", size, size - left)
             chunk = buffer[:count]
-            verified = self._hashing.submit(hasher.update, chunk)
-            self._busy[position] = [verified, self._sink.write(chunk)]
+            self._hashing.update(hasher, chunk)
+            self._sink.write(chunk)
             left -= count
-        if verified is not None:
-            verified.result()
+        self._hashing.wait()
         actual = Digest.finish(hasher, digest.algorithm)
         if actual != digest:
             raise DigestMismatch(f"stored blob {digest}", digest, actual)
@@ -87,14 +85,6 @@ class Tarball:
     def finish(self) -> None:
         """The end marker."""
         self._sink.write(b"\0" * END_SIZE)
-
-    def _buffer(self) -> tuple[int, memoryview]:
-        """A buffer that nobody reads any more."""
-        position = self._next
-        self._next = (position + 1) % _BUFFERS
-        for reader in self._busy[position]:
-            reader.result()
-        return position, self._buffers[position]
 
 
 def _header(name: str, size: int) -> bytes:

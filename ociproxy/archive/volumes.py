@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.archive.members import Content, Document
 from ociproxy.archive.tarball import END_SIZE, member_size
 from ociproxy.digest import Digest
-from ociproxy.errors import VolumeTooSmall
+from ociproxy.errors import ConfigError, VolumeTooSmall
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,6 +26,8 @@ VOLUME_NAME: Final = "ociproxy-volume.json"
 PARTS_NAME: Final = "ociproxy-parts.json"
 FORMAT: Final = "ociproxy-volume/1"
 
+_MAX_VOLUMES: Final = 500
+"""All are open until the last one is written."""
 _NUMBERED: Final = re.compile(r"\.\d+of\d+$")
 
 
@@ -62,6 +64,11 @@ def split(
     count = 1
     while True:
         parts = list(_split(documents, contents, limit, set_id, count))
+        if len(parts) > _MAX_VOLUMES:
+            raise ConfigError(
+                f"makes {len(parts)} volumes, more than {_MAX_VOLUMES}: give a larger size",
+                key="--volume-size",
+            )
         # The members that describe the set grow with the number of volumes.
         if len(parts) <= count:
             return [

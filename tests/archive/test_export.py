@@ -14,7 +14,10 @@ import pytest
 import zstandard
 
 from ociproxy.archive.lock import Lock
+from ociproxy.archive.members import Content
+from ociproxy.archive.volumes import split
 from ociproxy.digest import Digest
+from ociproxy.errors import ConfigError
 from ociproxy.store.store import Store
 from tests.images import MIB, Image, artifact, content, image, index, multi_platform
 from tests.stores import damage, put, stored
@@ -520,6 +523,12 @@ def test_a_blob_that_no_volume_holds_says_what_size_it_needs(store: Store, tmp_p
     run(store, tmp_path / "a.tar", "--volume-size", needed)
     run(store, tmp_path / "a.tar", "--volume-size", int(needed) - 1, code=2)
     assert "the lock" in error(run(store, tmp_path / "a.tar", "--volume-size", "100", code=2))
+
+
+def test_more_volumes_than_can_be_handled_are_refused() -> None:
+    contents = [Content(Digest.of(b"%d" % n), 1_000_000, 4) for n in range(600)]
+    with pytest.raises(ConfigError, match="makes 600 volumes, more than 500"):
+        split([], contents, 1_200_000, set_id=Digest.of(b"set"))
 
 
 # Compression
