@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-TRIED: Counter[str] = Counter()
-"""Inputs by property; each property counts its own."""
+from tests.fuzz.counting import PROFILE, TRIED, is_fuzzing
 
 settings.register_profile(
-    "fuzz",
+    PROFILE,
     deadline=None,
-    max_examples=12_000,
+    max_examples=9_500,
     print_blob=True,
     suppress_health_check=list(HealthCheck),
 )
-
-
-def is_fuzzing() -> bool:
-    return settings.get_current_profile_name() == "fuzz"
-
-
-def inputs(fuzzing: int, testing: int = 50) -> settings:
-    """How many a property gets whose inputs are dear, in `make fuzz` and in `make test`."""
-    return settings(max_examples=fuzzing if is_fuzzing() else testing)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if TRIED and is_fuzzing():
+    if is_fuzzing():
         for name, count in sorted(TRIED.items()):
             terminalreporter.write_line(f"fuzz: {count:8d} {name}")
         terminalreporter.write_line(f"fuzz: {sum(TRIED.values()):8d} inputs altogether")

@@ -32,7 +32,7 @@ from ociproxy.reference import Reference, Repository
 from ociproxy.serve.blob_response import requested_range
 from ociproxy.serve.target import parse_target
 from ociproxy.store.staging import Arrival
-from tests.fuzz.conftest import TRIED, inputs
+from tests.fuzz.counting import TRIED, inputs
 
 HEX = "0123456789abcdef"
 ODD = st.sampled_from(list("/:@.%-_[]?#&=+~\\\0\r\n\t é￼‮\ud800"))

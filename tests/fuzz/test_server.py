@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fetch.peers import raw_server
-from tests.fuzz.conftest import TRIED, inputs
+from tests.fuzz.counting import TRIED, inputs
 from tests.fuzz.test_parsers import DIGESTS, JSON, NAMES, TEXT
 from tests.images import OCI_INDEX, OCI_MANIFEST, image
 from tests.server import Mirror, upstream_entry
