@@ -20,7 +20,13 @@ SIZE_LIMIT: Final = 64 * 1024 * 1024
 """Bytes of one file: a large chart with its resource definitions has ten million."""
 
 _IMAGE: Final = "image"
+_OWNER_LIMIT: Final = 200
+_DEPTH_LIMIT: Final = 256
 _CONTAINERS: Final = frozenset({"containers", "initContainers", "ephemeralContainers"})
+_LIKE_CONTAINERS: Final = frozenset({"container", "script", "sidecars", "steps"})
+"""Where workflow engines have theirs: with templates of their own, so not all are references."""
+_INJECTED: Final = "auto"
+"""What Istio has in a container whose image it fills in."""
 _NOTHING: Final = frozenset({"", "~", "null"})
 # Ten times as fast, where PyYAML was built with it.
 _LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -46,9 +52,12 @@ class Findings:
 
 @dataclass(slots=True)
 class _Candidate:
+    """`required` must be a reference; `likely` is one where it can be, be it a bare word."""
+
     text: str
     line: int
-    required: bool
+    required: bool = False
+    likely: bool = False
 
 
 @dataclass(slots=True)
@@ -70,7 +79,8 @@ def find_images(text: str, source: str) -> Findings:
     walk = _Walk(source, findings)
     try:
         for event in yaml.parse(text, Loader=_LOADER):
-            walk.take(event)
+            if not walk.take(event):
+                break
     except yaml.YAMLError as error:
         findings.problems.append(_translated(error, text, source))
     return findings
@@ -82,16 +92,24 @@ class _Walk:
         self._findings = findings
         self._stack: list[_Frame] = []
 
-    def take(self, event: yaml.Event) -> None:
+    def take(self, event: yaml.Event) -> bool:
+        """False where there is no use in going on."""
         if isinstance(event, yaml.ScalarEvent):
             self._scalar(event.value, _line(event.start_mark))
         elif isinstance(event, yaml.AliasEvent):
             self._scalar("", _line(event.start_mark))
         elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
             mapping = isinstance(event, yaml.MappingStartEvent)
-            self._stack.append(_Frame(self._next_key(), mapping, _line(event.start_mark)))
+            line = _line(event.start_mark)
+            if len(self._stack) == _DEPTH_LIMIT:
+                # The parser's own cost grows with the depth squared.
+                reason = f"nested deeper than {_DEPTH_LIMIT} levels"
+                self._findings.problems.append(ConfigError(reason, file=self._source, line=line))
+                return False
+            self._stack.append(_Frame(self._next_key(), mapping, line))
         elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
             self._end(self._stack.pop())
+        return True
 
     def _next_key(self) -> str:
         """Under which key the value that begins now stands; a list's items stand under its own."""
@@ -125,7 +143,7 @@ class _Walk:
                 parent.name = frame.values["name"][0]
         if parent is None or ("kind" in frame.values and "apiVersion" in frame.values):
             kind = frame.values.get("kind", ("", 0))[0]
-            owner = "/".join(part for part in (kind, frame.name) if part) or "document"
+            owner = _printable("/".join(part for part in (kind, frame.name) if part)) or "document"
             for candidate in frame.candidates:
                 self._settle(candidate, owner)
         else:
@@ -134,11 +152,13 @@ class _Walk:
     def _look(self, frame: _Frame) -> None:
         text, line = frame.values.get(_IMAGE, ("", 0))
         if text not in _NOTHING:
-            frame.candidates.append(_Candidate(text, line, frame.key in _CONTAINERS))
+            required = frame.key in _CONTAINERS and text != _INJECTED
+            likely = frame.key in _LIKE_CONTAINERS
+            frame.candidates.append(_Candidate(text, line, required, likely))
         if frame.key == _IMAGE:
             joined = _joined({key: value for key, (value, _) in frame.values.items()})
             if joined:
-                frame.candidates.append(_Candidate(joined, frame.line, required=False))
+                frame.candidates.append(_Candidate(joined, frame.line, likely=True))
 
     def _settle(self, candidate: _Candidate, owner: str) -> None:
         text, line = candidate.text, candidate.line
@@ -151,11 +171,16 @@ class _Walk:
                 return
         else:
             # `image: logo` of some custom resource is hardly Docker Hub's.
-            if candidate.required or any(mark in text for mark in ":/@"):
+            if candidate.required or candidate.likely or any(mark in text for mark in ":/@"):
                 self._findings.images.append(Named(reference, line, owner))
                 return
         note = f"{self._source}:{line}: {owner}: image {shorten(text)} is no reference: passed over"
         self._findings.passed_over.append(note)
+
+
+def _printable(text: str) -> str:
+    """It may end on a terminal, and nobody knows who wrote the chart."""
+    return "".join(c for c in text[:_OWNER_LIMIT] if c.isprintable())
 
 
 def _line(mark: Any) -> int:

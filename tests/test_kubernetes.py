@@ -108,6 +108,29 @@ def test_container_whose_image_is_none_is_a_problem() -> None:
     assert [str(each.reference) for each in findings.images] == ["docker.io/library/good:1"]
 
 
+def test_workflows_and_injected_containers() -> None:
+    findings = found(
+        """\
+        apiVersion: argoproj.io/v1alpha1
+        kind: Workflow
+        metadata: {name: "w\\e[31mx"}
+        spec:
+          templates:
+            - container: {image: alpine}
+            - script: {image: "{{inputs.parameters.image}}"}
+          containers: [{image: auto}]
+          image: {repository: nginx}
+        """
+    )
+    assert findings.problems == []
+    names = [(str(each.reference), each.owner) for each in findings.images]
+    assert names == [
+        ("docker.io/library/alpine:latest", "Workflow/w[31mx"),
+        ("docker.io/library/nginx:latest", "Workflow/w[31mx"),
+    ]
+    assert [note.split(": ")[0] for note in findings.passed_over] == ["m.yaml:7", "m.yaml:8"]
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
@@ -133,10 +156,10 @@ def test_what_holds_no_image_holds_none(text: str) -> None:
 def test_nesting_and_aliases_cost_nothing() -> None:
     bomb = "a: &a [x, x]\n" + "".join(f"a{n}: &a{n} [*a, *a, *a, *a]\n" for n in range(1000))
     assert found(bomb) == Findings()
-    deep = "[" * 900 + "]" * 900
-    assert found(deep).images == []
-    endless = found("[" * 200_000)
-    assert len(endless.problems) == 1
+    assert found("[" * 200 + "]" * 200) == Findings()
+    (problem,) = found("---\n" + "- " * 100_000 + "x\n").problems
+    assert str(problem) == "m.yaml:2: nested deeper than 256 levels"
+    assert len(found("[" * 200_000).problems) == 1
 
 
 def test_load_takes_the_images_of_manifests(
