@@ -77,18 +77,17 @@ class Intake:
         """
         self._collect(_MAX_COMMITS - 1)
         file, staged = self._stage()
+        kept = False
         try:
             actual = self._copy(source, size, file, digest)
-            if digest is None and self._is_stored(actual):
+            kept = digest is not None or not self._is_stored(actual)
+        finally:
+            if not kept:
                 os.close(file)
                 staged.unlink(missing_ok=True)
-                return actual
+        if kept:
             self._unflushed = True
             self._commits.add(self._committing.submit(self._commit, file, staged, actual))
-        except BaseException:
-            os.close(file)
-            staged.unlink(missing_ok=True)
-            raise
         return actual
 
     def drain(self) -> None:
