@@ -23,6 +23,7 @@ from ociproxy.cli.options import (
 )
 from ociproxy.cli.progress import Screen, Step
 from ociproxy.config.units import parse_size, show_size
+from ociproxy.errors import ConfigError
 from ociproxy.store.store import Store
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def import_command(
     log.set_up(config.log.level, config.log.format)
     given = None if name is None else GivenName.parse(name)
     rules = Rules(on_existing=OnExisting(on_existing), name=given, max_size=max_size)
+    _check_apart(sources, config.store.path)
     store = Store(config.store.path, hot_manifests=config.store.hot_manifests)
     store.check_writable()
     screen = Screen()
@@ -116,6 +118,15 @@ def import_command(
         interrupted = True
     report.end(interrupted=interrupted)
     ctx.exit(_INTERRUPTED if interrupted else report.exit_code)
+
+
+def _check_apart(sources: tuple[Path, ...], store: Path) -> None:
+    """Before there is a store in a folder that is to be read. Raises ConfigError."""
+    for source in sources:
+        if source.is_dir() and source.resolve() == store.resolve():
+            raise ConfigError(
+                "is the store itself: say another folder with --image-path", file=str(source)
+            )
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -6,6 +6,7 @@ import gzip
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -355,7 +356,7 @@ def test_words_of_an_archive_do_not_reach_the_terminal(job: Import, tmp_path: Pa
 
 def test_our_own_store_is_no_archive(job: Import, archive: Path) -> None:
     job.run(archive)
-    done = job.run(job.store)
+    done = Import(job.folder / "other").run(job.store)
     assert done.code == 5
     assert "export it" in done.problems[0]
 
@@ -366,6 +367,41 @@ def test_what_people_read(job: Import, archive: Path) -> None:
     lines = said.splitlines()
     assert lines[0] == f"imported {NAME}@{IMAGE.digest}"
     assert lines[-1].startswith("3 imported in ")
+
+
+# Memory
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from ociproxy.cli.main import main
+try:
+    main()
+finally:
+    print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+
+
+def peak(job: Import, archive: Path) -> int:
+    """Bytes that the import of an archive took at most."""
+    command = [sys.executable, "-c", PEAK, "import", str(archive)]
+    done = run(*command, "--image-path", job.folder / archive.stem, cwd=ROOT)
+    return int(done.stdout) * 1024
+
+
+def test_memory_grows_neither_with_the_size_nor_with_the_number_of_blobs(
+    job: Import, tmp_path: Path
+) -> None:
+    shapes = {"small": (10, 1000), "large": (1, 80 * images.MIB), "many": (3000, 1000)}
+    peaks = {}
+    for name, (count, size) in shapes.items():
+        layers = (images.random_blob(size, seed=n) for n in range(count))
+        image = images.image_of(images.Layer(each, each.digest) for each in layers)
+        archive = layouts.write_tar(tmp_path / f"{name}.tar", layouts.members({NAME: image}))
+        peaks[name] = peak(job, archive)
+    allowance = 16 * images.MIB
+    assert peaks["large"] < peaks["small"] + allowance
+    assert peaks["many"] < peaks["small"] + allowance
 
 
 # Interruption

@@ -159,6 +159,15 @@ def test_links_in_a_cache_are_not_followed(job: Import, tmp_path: Path) -> None:
     assert done.statuses["docker.io/library/plain:2"] == "incomplete"
 
 
+def test_a_cache_is_not_imported_into_itself(job: Import) -> None:
+    write_cache(job.store, "1.3", IMAGES)
+    before = sorted(path.name for path in job.store.iterdir())
+    done = job.run(job.store)
+    assert done.code == 2
+    assert "is the store itself" in done.stderr
+    assert sorted(path.name for path in job.store.iterdir()) == before
+
+
 def test_an_empty_folder_is_no_cache(job: Import, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     done = job.run(tmp_path / "cache")
