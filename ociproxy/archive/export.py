@@ -98,8 +98,9 @@ def export(
     else:
         files = _write_volumes(store, documents, held, lock, path, shape, progress)
     if path != STDOUT:
+        # Since the archive has its name there is none, rather than that of an older archive.
         lines = [f"{each.digest.encoded}  {each.path.name}\n" for each in files]
-        write_small(path.with_name(path.name + CHECKSUM_SUFFIX), "".join(lines).encode())
+        write_small(_checksum(path), "".join(lines).encode())
     return Exported(
         files=tuple(files),
         lock=lock,
@@ -147,6 +148,8 @@ def _write_one(
             _write_part(store, part, tar, progress)
             tar.finish()
         written = output.finish()
+        if path != STDOUT:
+            _checksum(path).unlink(missing_ok=True)
         output.commit()
     return written
 
@@ -182,9 +185,14 @@ def _write_volumes(
             written.append(output.finish())
         for stale in other_volumes(path, names):
             stale.unlink(missing_ok=True)
+        _checksum(path).unlink(missing_ok=True)
         for output in opened:
             output.commit()
     return written
+
+
+def _checksum(path: Path) -> Path:
+    return path.with_name(path.name + CHECKSUM_SUFFIX)
 
 
 def _write_part(store: Store, part: Part, tar: Tarball, progress: Callable[[int], None]) -> None:
@@ -216,8 +224,8 @@ def _warnings(chosen: Sequence[Chosen], documents: Sequence[Document], shape: Sh
     flattened = sum(each.flattened_from is not None for each in chosen)
     if flattened:
         found.append(
-            f"{flattened} images were taken out of their index: their tags stand for the manifest "
-            "of the platform, whose digest is not the one upstream has for the tag"
+            f"taken out of their index: {flattened} of {len(chosen)} images; their tags stand for "
+            "the manifest of the platform, whose digest is not the one upstream has for the tag"
         )
     if any(each.name == members.DOCKER_NAME for each in documents):
         found.append(

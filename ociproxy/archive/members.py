@@ -129,10 +129,12 @@ def index(chosen: Sequence[Chosen], *, digest_names: bool) -> Document:
 
 def docker_manifest(store: Store, chosen: Sequence[Chosen]) -> Document | None:
     """`manifest.json`, which some readers look for instead of index.json; None where an image is
-    not one that a container can be started from, for it has no place there."""
+    incomplete, or not one that a container can be started from: it has no place there."""
     entries: dict[Digest, dict[str, object]] = {}
     names: dict[Digest, list[str]] = {}
     for each in chosen:
+        if not each.closure.complete:
+            return None
         image = _manifest(store, each.closure.top).manifest
         if not isinstance(image, ImageManifest) or image.config.media_type not in _IMAGE_CONFIGS:
             return None

@@ -123,7 +123,11 @@ def open_output(path: Path, *, zstd: bool = False) -> Iterator[Output]:
     with output_errors(path):
         if path.is_dir():
             raise OutputError(path, "is a folder; give the name of a file")
-        file = os.open(staged(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        if path.exists() and not path.is_file():
+            # The finished file takes the place of what has the name: not of a device or a pipe.
+            raise OutputError(path, "is not a regular file; write to - and redirect it")
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        file = os.open(staged(path), flags, 0o666)
     output = Output(path, file, zstd=zstd)
     try:
         _own(file, path)

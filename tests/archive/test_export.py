@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -303,6 +304,8 @@ def test_an_incomplete_image_is_refused_by_name_and_digest(store: Store, tmp_pat
     assert "quay.io/a/b:2" not in error(done)
     assert list(tmp_path.glob("a.tar*")) == []
 
+    run(store, tmp_path / "b.tar", "--allow-partial", "--format", "oci")
+    assert "manifest.json" not in names(tmp_path / "b.tar")
     run(store, tmp_path / "a.tar", "--allow-partial")
     partial, complete = sorted(lock_in(tmp_path / "a.tar").images, key=lambda i: str(i.reference))
     assert (partial.complete, complete.complete) == (False, True)
@@ -371,6 +374,18 @@ def test_a_file_that_cannot_be_written_is_named(
     assert reason in error(done)
 
 
+def test_the_place_of_a_pipe_or_of_a_device_is_not_taken(store: Store, tmp_path: Path) -> None:
+    put(store, "quay.io/a/b:1", image())
+    os.mkfifo(tmp_path / "pipe")
+    done = run(store, tmp_path / "pipe", code=4)
+    assert "is not a regular file" in error(done)
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "a.tar.tmp").symlink_to(tmp_path / "mine")
+    run(store, tmp_path / "a.tar", code=4)
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
@@ -415,7 +430,7 @@ def test_flattening_names_the_platforms_manifest_and_says_so(store: Store, tmp_p
     put(store, "quay.io/a/b:1", made)
     put(store, "nginx:1", image("nginx"))
     done = run(store, tmp_path / "a.tar", "--format", "oci", "--platform", "linux/amd64")
-    assert "1 images were taken out of their index" in error(done)
+    assert "taken out of their index: 1 of 2 images" in error(done)
     nginx, flat = entries(tmp_path / "a.tar")
     assert flat["digest"] == made.manifests[0].digest
     assert flat["platform"] == {"os": "linux", "architecture": "amd64"}
