@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -16,6 +17,8 @@ _GRACE: Final = 2.0
 def leave(code: int) -> NoReturn:
     """End now. Threads that wait for an upstream which does not answer would hold the interpreter
     for as long as its time-outs; nothing that they could still bring is of use."""
+    # Whoever interrupts once more means at once.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     limit = time.monotonic() + _GRACE
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:

@@ -197,6 +197,8 @@ def load(
                 write_file(lock, writer.encode())
             else:
                 report.note(f"{lock} is not written: it would lack what is not loaded")
+    except KeyboardInterrupt:
+        run.interrupted = True  # for the second time: the first one ends the work in order
     finally:
         if failures is not None:
             write_file(failures, report.failure_list(wanted).encode())
