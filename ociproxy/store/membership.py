@@ -30,9 +30,16 @@ _SETTLED: Final = 0.1
 """Seconds after which another change of a folder shows in its time of modification."""
 
 
+_LOCKS: Final = 16
+"""Repositories that are read at the same time, at most."""
+
+
 @dataclass(slots=True)
 class _Known:
+    """`complete` where all manifests were read, and not only as many as answered a question."""
+
     state: tuple[int, int] | None = None
+    complete: bool = False
     manifests: set[Digest] = field(default_factory=set)
     blobs: set[bytes] = field(default_factory=set)
 
@@ -44,7 +51,7 @@ class Membership:
         self._refs = refs
         self._manifests = manifests
         self._known: BoundedCache[Repository, _Known] = BoundedCache(_MOST_DIGESTS)
-        self._reading = Lock()
+        self._reading = tuple(Lock() for _ in range(_LOCKS))
 
     def refers(self, repository: Repository, blob: Digest) -> bool | None:
         """Whether a manifest of the repository refers to the blob; None where that has to be
@@ -54,34 +61,45 @@ class Membership:
             return None
         if known.state != self._refs.manifests_state(repository):
             return None
-        return _key(blob) in known.blobs
+        if _key(blob) in known.blobs:
+            return True
+        return False if known.complete else None
 
     def read(self, repository: Repository, blob: Digest) -> bool:
         """The same from the store: blocks. Raises StoreError."""
-        with self._reading:
+        with self._reading[hash(repository) % _LOCKS]:
             found = self.refers(repository, blob)
             if found is None:
-                known = self._read(repository)
+                known = self._read(repository, _key(blob))
                 self._known.put(repository, known, len(known.manifests) + len(known.blobs) + 1)
                 found = _key(blob) in known.blobs
             return found
 
-    def _read(self, repository: Repository) -> _Known:
+    def _read(self, repository: Repository, wanted: bytes) -> _Known:
+        """The newest manifests first, until one has what is wanted."""
         # Before the names: what comes later makes it another state.
         state = self._refs.manifests_state(repository)
         names = self._refs.newest_manifests(repository)
         old = self._known.get(repository)
         known = _Known()
         if old is not None and old.manifests <= set(names):
-            known = _Known(None, set(old.manifests), set(old.blobs))
+            known = _Known(None, False, set(old.manifests), set(old.blobs))
+        lacking = False
         for digest in names:
+            if wanted in known.blobs:
+                break
             if len(known.blobs) >= _MOST_OF_ONE or len(known.manifests) >= _MOST_OF_ONE:
+                known.complete = True  # as complete as it gets
                 break
             if digest not in known.manifests:
-                known.manifests.add(digest)
                 holder = self._manifests.peek(digest)
-                if holder is not None:
-                    known.blobs.update(_blobs(holder.raw))
+                if holder is None:
+                    lacking = True  # it may come back without a trace in the folder
+                    continue
+                known.manifests.add(digest)
+                known.blobs.update(_blobs(holder.raw))
+        else:
+            known.complete = not lacking
         if state is not None and time.time() - state[1] / 1e9 > _SETTLED:
             known.state = state
         return known

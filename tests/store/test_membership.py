@@ -89,13 +89,28 @@ def test_what_another_process_removes_is_forgotten(store: Store, members: Member
     assert members.read(ONE, digest(other.blobs[0]))
 
 
-def test_a_record_without_its_manifest_and_a_damaged_one_refer_to_nothing(
+def test_a_damaged_manifest_refers_to_nothing_until_it_is_mended(
     store: Store, members: Membership
 ) -> None:
     one = image("one")
     blobs = commit(store, ONE, one)
+    settle(store, ONE)
     (store.root / "img" / one.top.encoded).write_bytes(b"{}")
     assert not members.read(ONE, blobs[0])
+    (store.root / "img" / one.top.encoded).write_bytes(one.top.data)
+    assert members.read(ONE, blobs[0])
+
+
+def test_no_more_is_read_than_answers_the_question(store: Store, members: Membership) -> None:
+    blobs = [commit(store, ONE, image(str(number))) for number in range(3)]
+    folder = settle(store, ONE)
+    for number in range(3):
+        os.utime(folder / image(str(number)).digest, (number, number))
+    assert members.read(ONE, blobs[2][0])
+    assert members.refers(ONE, blobs[2][1]) is True
+    assert members.refers(ONE, blobs[0][0]) is None
+    assert members.read(ONE, blobs[0][0])
+    assert members.refers(ONE, digest(random_blob(10))) is False
 
 
 @pytest.mark.parametrize(
