@@ -109,13 +109,15 @@ def import_command(
     screen = Screen()
     report = Report(screen, as_json=as_json)
     importer = Importer(store, rules, report)
-    signal.signal(signal.SIGTERM, _interrupt)
     interrupted = False
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with screen.watching_work(lambda: Step("all", "import", importer.consumed, importer.size)):
             importer.run(sources)
     except KeyboardInterrupt:
         interrupted = True
+    finally:
+        signal.signal(signal.SIGTERM, before)
     report.end(interrupted=interrupted)
     ctx.exit(_INTERRUPTED if interrupted else report.exit_code)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -11,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
+
+from ociproxy.cli.main import main
 from ociproxy.digest import Digest
 from ociproxy.reference import Reference
 from ociproxy.store.inventory import inventory
@@ -52,8 +54,12 @@ class Import:
         return [*program, *map(str, args)]
 
     def run(self, *args: str | Path, stdin: Path | None = None) -> Done:
-        """With --json; nothing may be printed beside it but a reason not to begin."""
-        with (stdin or Path(os.devnull)).open("rb") as source:
+        """With --json, in this process where it needs no standard input of its own."""
+        if stdin is None:
+            words = ["import", "--image-path", str(self.store), "--json", *map(str, args)]
+            result = CliRunner(catch_exceptions=False).invoke(main, words)
+            return Done(result.exit_code, _events(result.stdout), result.stderr)
+        with stdin.open("rb") as source:
             done = subprocess.run(
                 self.command("--json", *args),
                 stdin=source,
@@ -63,8 +69,7 @@ class Import:
                 check=False,
             )
         assert b"Traceback" not in done.stderr, done.stderr.decode()
-        events = [json.loads(line) for line in done.stdout.splitlines()]
-        return Done(done.returncode, events, done.stderr.decode())
+        return Done(done.returncode, _events(done.stdout.decode()), done.stderr.decode())
 
     def words(self, *args: str | Path) -> tuple[int, str]:
         """The exit code and what a person reads in a pipe."""
@@ -115,3 +120,7 @@ class Import:
             if each.digest not in without:
                 assert store.blobs.path(Digest.parse(each.digest)).read_bytes() == each.data
         assert list(store.staging.root.iterdir()) == []
+
+
+def _events(stdout: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stdout.splitlines()]
