@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
@@ -21,7 +22,7 @@ from ociproxy.fetch.transfer import Source
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ociproxy.config.settings import Fetch
+    from ociproxy.config.settings import Config
     from ociproxy.digest import Digest
     from ociproxy.fetch.upstream import Backend
     from ociproxy.manifest import Descriptor
@@ -134,9 +135,11 @@ class Fill:
 class Fills:
     """Owns the threads and tasks of all fills; `close` ends them."""
 
-    def __init__(self, store: Store, limits: Fetch) -> None:
+    def __init__(self, store: Store, config: Config) -> None:
         self._store = store
-        self._limits = limits
+        self._config = config
+        self._limits = limits = config.fetch
+        self._turns = asyncio.Semaphore(config.share_of_unlisted(limits.fills))
         self._running: dict[_Key, Fill] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(limits.fills, thread_name_prefix="fill")
@@ -157,10 +160,13 @@ class Fills:
     def running(self, digest: Digest, circle: str) -> Fill | None:
         return self._running.get((circle, digest))
 
-    def check_room(self) -> None:
+    def check_room(self, circle: str) -> None:
         """Raises Busy where as many fills are running and waiting as may. Not asked for those in
         the background, which are few by themselves."""
-        if len(self._running) >= self._limits.fills + self._limits.queue:
+        room = self._limits.fills + self._limits.queue
+        if circle:
+            room = self._config.share_of_unlisted(room)
+        if len(self._running) >= room:
             raise Busy(f"{len(self._running)} blobs are being fetched, and more may not wait")
 
     def start(
@@ -254,7 +260,9 @@ class Fills:
         async def run() -> None:
             error: Exception | None = None
             try:
-                await asyncio.get_running_loop().run_in_executor(self._threads, download.run)
+                # Unlisted registries wait here, not in the threads that listed ones need.
+                async with self._turns if circle else nullcontext():
+                    await asyncio.get_running_loop().run_in_executor(self._threads, download.run)
                 ended(None)
             except OciProxyError as exc:
                 error = exc

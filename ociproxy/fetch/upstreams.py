@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Final, TypeVar, cast
@@ -74,6 +75,7 @@ class Upstreams:
         )
         self._making = Lock()
         self._asking: dict[Hashable, asyncio.Task[object]] = {}
+        self._turns = asyncio.Semaphore(config.share_of_unlisted(config.fetch.requests))
         self._threads = ThreadPoolExecutor(config.fetch.requests, thread_name_prefix="request")
 
     def upstream(self, registry: str) -> Upstream:
@@ -208,8 +210,10 @@ class Upstreams:
             refusal = self.refusal(key)
             if refusal is not None:
                 raise refusal.with_traceback(None)
-            limits = self._config.fetch
-            if len(self._asking) >= limits.requests + limits.queue:
+            room = self._config.fetch.requests + self._config.fetch.queue
+            if self._config.circle(registry):
+                room = self._config.share_of_unlisted(room)
+            if len(self._asking) >= room:
                 raise Busy(f"{len(self._asking)} questions to upstreams, and more may not wait")
             self.check(repository)
             backend = self.backend(registry)
@@ -244,7 +248,9 @@ class Upstreams:
     ) -> object:
         attempts = retrying(tries=tries, wait_max=self._config.fetch.retry_wait_max)
         try:
-            answer = await self.call(lambda: attempts(question, backend))
+            # Unlisted registries wait here, not in the threads that listed ones need.
+            async with self._turns if self._config.circle(registry) else nullcontext():
+                answer = await self.call(lambda: attempts(question, backend))
         except OciProxyError as exc:
             self.note(registry, exc)
             self.keep_refusal(key, exc)
