@@ -364,11 +364,6 @@ class Config:
         came from a client, and itself."""
         return "" if registry in self.upstreams else registry
 
-    def share_of_unlisted(self, total: int) -> int:
-        """How much of something unlisted registries may hold at once: where upstreams are listed,
-        a quarter is kept for these, whatever clients name."""
-        return max(1, total - max(1, total // 4)) if self.upstreams else total
-
     def unlisted_upstream(self, registry: str) -> Upstream:
         """An anonymous upstream for a registry without an entry; callers obey `unlisted.policy`."""
         return Upstream(

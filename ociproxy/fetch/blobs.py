@@ -186,12 +186,12 @@ class BlobPuller:
         refusal = self._upstreams.refusal(key)
         if refusal is not None:
             raise refusal.with_traceback(None)
-        circle = self._config.circle(repository.registry)
         if not background:
-            self._fills.check_room(circle)
+            self._fills.check_room(self._config.circle(repository.registry))
         # The last question before it starts: it may count on this fill to find out.
         self._upstreams.check(repository)
         upstream = self._upstreams.upstream(repository.registry)
+        circle = self._config.circle(repository.registry)
         return self._fills.start(
             repository,
             digest,

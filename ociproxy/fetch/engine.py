@@ -38,7 +38,7 @@ class Engine:
     ) -> None:
         self.store = store
         self._clock = clock or SystemClock()
-        self._fills = Fills(store, config)
+        self._fills = Fills(store, config.fetch)
         self.upstreams = Upstreams(config, make_backend, clock=clock)
         isolation = Isolation(store, self.upstreams, config)
         self.blobs = BlobPuller(store, self.upstreams, self._fills, isolation, config)

@@ -11,18 +11,18 @@ import asyncio
 import logging
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
-from ociproxy.errors import Busy, IntegrityError, OciProxyError, UpstreamUnavailable
+from ociproxy.errors import IntegrityError, OciProxyError, UpstreamUnavailable
 from ociproxy.fetch.download import Download
+from ociproxy.fetch.pools import LISTED, UNLISTED, Pools
 from ociproxy.fetch.transfer import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ociproxy.config.settings import Config
+    from ociproxy.config.settings import Fetch
     from ociproxy.digest import Digest
     from ociproxy.fetch.upstream import Backend
     from ociproxy.manifest import Descriptor
@@ -135,14 +135,12 @@ class Fill:
 class Fills:
     """Owns the threads and tasks of all fills; `close` ends them."""
 
-    def __init__(self, store: Store, config: Config) -> None:
+    def __init__(self, store: Store, limits: Fetch) -> None:
         self._store = store
-        self._config = config
-        self._limits = limits = config.fetch
-        self._turns = asyncio.Semaphore(config.share_of_unlisted(limits.fills))
+        self._limits = limits
         self._running: dict[_Key, Fill] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._threads = ThreadPoolExecutor(limits.fills, thread_name_prefix="fill")
+        self._threads = Pools("fills", size=limits.fills, queue=limits.queue)
         # For each fill, one to hash and one to help on the average.
         self._helpers = ThreadPoolExecutor(2 * limits.fills, thread_name_prefix="helper")
         self._queue: deque[tuple[Callable[[], Fill | None], _Key]] = deque()
@@ -163,11 +161,7 @@ class Fills:
     def check_room(self, circle: str) -> None:
         """Raises Busy where as many fills are running and waiting as may. Not asked for those in
         the background, which are few by themselves."""
-        room = self._limits.fills + self._limits.queue
-        if circle:
-            room = self._config.share_of_unlisted(room)
-        if len(self._running) >= room:
-            raise Busy(f"{len(self._running)} blobs are being fetched, and more may not wait")
+        self._threads.check_room(_pool_of(circle))
 
     def start(
         self,
@@ -221,7 +215,7 @@ class Fills:
             fill.download.abort()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._limits.timeouts.stall)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown()
         self._helpers.shutdown(wait=False, cancel_futures=True)
 
     def _launch(
@@ -257,12 +251,12 @@ class Fills:
             fill.end(UpstreamUnavailable(repository.registry, "shutting down"))
             return fill
 
+        running = self._threads.submit(_pool_of(circle), download.run)
+
         async def run() -> None:
             error: Exception | None = None
             try:
-                # Unlisted registries wait here, not in the threads that listed ones need.
-                async with self._turns if circle else nullcontext():
-                    await asyncio.get_running_loop().run_in_executor(self._threads, download.run)
+                await running
                 ended(None)
             except OciProxyError as exc:
                 error = exc
@@ -308,3 +302,9 @@ class Fills:
     def _own(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _pool_of(circle: str) -> str:
+    """Registries that clients named must not keep those that the operator listed from being
+    fetched from."""
+    return UNLISTED if circle else LISTED

@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Final, TypeVar, cast
@@ -21,13 +20,13 @@ from ociproxy.bounded import BoundedCache
 from ociproxy.clock import SystemClock
 from ociproxy.config.settings import Upstream
 from ociproxy.errors import (
-    Busy,
     OciProxyError,
     UpstreamForbidden,
     UpstreamUnavailable,
 )
 from ociproxy.fetch.endpoints import Endpoints
 from ociproxy.fetch.health import PROBE_PATIENCE, Condition, Health, Quota
+from ociproxy.fetch.pools import UNLISTED, Pools
 from ociproxy.fetch.upstream import Backend, retrying
 
 if TYPE_CHECKING:
@@ -75,8 +74,10 @@ class Upstreams:
         )
         self._making = Lock()
         self._asking: dict[Hashable, asyncio.Task[object]] = {}
-        self._turns = asyncio.Semaphore(config.share_of_unlisted(config.fetch.requests))
-        self._threads = ThreadPoolExecutor(config.fetch.requests, thread_name_prefix="request")
+        self._questions = Pools(
+            "questions to upstreams", size=config.fetch.requests, queue=config.fetch.queue
+        )
+        self._threads = ThreadPoolExecutor(config.fetch.requests, thread_name_prefix="work")
 
     def upstream(self, registry: str) -> Upstream:
         """Raises UpstreamForbidden where the configuration allows no question to this registry."""
@@ -210,14 +211,14 @@ class Upstreams:
             refusal = self.refusal(key)
             if refusal is not None:
                 raise refusal.with_traceback(None)
-            room = self._config.fetch.requests + self._config.fetch.queue
-            if self._config.circle(registry):
-                room = self._config.share_of_unlisted(room)
-            if len(self._asking) >= room:
-                raise Busy(f"{len(self._asking)} questions to upstreams, and more may not wait")
+            self._questions.check_room(self._pool_of(registry))
             self.check(repository)
             backend = self.backend(registry)
-            task = asyncio.create_task(self._run(registry, key, backend, question, tries))
+            attempts = retrying(tries=tries, wait_max=self._config.fetch.retry_wait_max)
+            answer = self._questions.submit(
+                self._pool_of(registry), lambda: attempts(question, backend)
+            )
+            task = asyncio.create_task(self._run(registry, key, backend, answer))
             self._asking[key] = task
         try:
             async with asyncio.timeout(self.patience(registry)):
@@ -226,7 +227,7 @@ class Upstreams:
             raise still_away(registry) from exc
 
     async def call(self, work: Callable[[], T]) -> T:
-        """Run something that blocks, but asks nobody, in the same threads."""
+        """Run something that blocks, but asks nobody, in threads that no upstream can hold up."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def close(self) -> None:
@@ -234,6 +235,7 @@ class Upstreams:
         for task in self._asking.values():
             task.cancel()
         await asyncio.gather(*self._asking.values(), return_exceptions=True)
+        self._questions.shutdown()
         self._threads.shutdown(wait=False, cancel_futures=True)
         for backend in (*self._listed.values(), *self._unlisted.values()):
             backend.close()
@@ -243,14 +245,10 @@ class Upstreams:
         registry: str,
         key: Hashable,
         backend: Backend,
-        question: Callable[[Backend], object],
-        tries: int,
-    ) -> object:
-        attempts = retrying(tries=tries, wait_max=self._config.fetch.retry_wait_max)
+        answering: asyncio.Future[T],
+    ) -> T:
         try:
-            # Unlisted registries wait here, not in the threads that listed ones need.
-            async with self._turns if self._config.circle(registry) else nullcontext():
-                answer = await self.call(lambda: attempts(question, backend))
+            answer = await answering
         except OciProxyError as exc:
             self.note(registry, exc)
             self.keep_refusal(key, exc)
@@ -261,6 +259,10 @@ class Upstreams:
         finally:
             self._watch_quota(registry, backend)
             del self._asking[key]
+
+    def _pool_of(self, registry: str) -> str:
+        """An upstream that hangs holds up itself; unlisted ones, named by clients, each other."""
+        return registry if registry in self._config.upstreams else UNLISTED
 
     def _watch_quota(self, registry: str, backend: Backend) -> None:
         """Log what is left of it: at most once in a while, and when little is left."""

@@ -150,7 +150,7 @@ def test_one_silent_upstream_leaves_the_others_alone(
                     {"name": registry, "scheme": "http"},
                     {"name": upstream.registry, "scheme": "http"},
                 ],
-                "fetch": {"timeouts": SHORT},
+                "fetch": {"timeouts": SHORT, "requests": 2},
             }
         )
         with ThreadPoolExecutor(8) as pool:
@@ -160,6 +160,9 @@ def test_one_silent_upstream_leaves_the_others_alone(
             answer, seconds = ask(server, upstream.registry, f"blobs/{BLOB.digest}")
             assert (answer.status, answer.body) == (200, BLOB.data)
             assert seconds < 1
+            answer, _ = ask(server, upstream.registry, "manifests/v1")
+            assert answer.status == 404
+            assert not any(result.done() for result in waiting)
             assert all(result.result()[0].status in (502, 504) for result in waiting)
 
 
