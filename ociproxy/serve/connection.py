@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _BODY_TIME: Final = 1.0
 """Seconds for which the body of an answered request is dropped, so that the client reads that
 answer before the connection ends."""
+_LEAVE_TIME: Final = 5.0
+"""Seconds that a client has for what it was sent, after its connection is of no more use."""
 _WRITE_BUFFER: Final = 64 * 1024
 """Bytes that wait for one client in memory: asyncio's TLS alone would hold half a megabyte."""
 _SLICE: Final = 16 * 1024
@@ -65,7 +67,7 @@ class HeadClock:
 class Connection(web.RequestHandler):
     """aiohttp's protocol, with the limits it lacks and errors in the shape of ours."""
 
-    __slots__ = ("_clock", "_clocked", "_head_limit", "_unparsed")
+    __slots__ = ("_clock", "_clocked", "_head_limit", "_last", "_left", "_unparsed")
 
     def __init__(
         self, server: ConnectionServer, *, clock: HeadClock, head_limit: int, **limits: Any
@@ -75,6 +77,8 @@ class Connection(web.RequestHandler):
         self._clocked = False
         self._head_limit = head_limit
         self._unparsed = 0
+        self._last: web.StreamResponse | None = None
+        self._left: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -85,6 +89,8 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._clock.stop(self)
         super().connection_lost(exc)
+        if self._left is not None and not self._left.done():
+            self._left.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         if len(data) <= self._head_limit:
@@ -94,6 +100,8 @@ class Connection(web.RequestHandler):
             self._feed(data[start : start + _SLICE])
 
     def _feed(self, data: bytes) -> None:
+        if self._left is not None:
+            return
         heads = self._request_count
         super().data_received(data)
         if self._request_count != heads:
@@ -142,7 +150,29 @@ class Connection(web.RequestHandler):
         log.event(logging.INFO, "client refused", client=self._client(), reason=error)
         if self.transport is not None:
             self.transport.write(last_words(error))
-        self.force_close()
+        self._leave()
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        finished = await super().finish_response(request, resp, start_time)
+        if resp is self._last and self.transport is not None:
+            self._leave()
+            if self._left is not None:
+                await self._left
+        return finished
+
+    def _leave(self) -> None:
+        """Let the client read all it was sent, dropping what it sends, and end the connection when
+        it has gone or its time is up. A socket closed with bytes unread would take what it has not
+        yet delivered with it, be that the end of a blob from before."""
+        self._left = self._loop.create_future()
+        self._clock.stop(self)
+        if self.transport is not None:
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            self.transport.resume_reading()
+        self._loop.call_later(_LEAVE_TIME, self.force_close)
 
     def handle_error(
         self,
@@ -168,6 +198,7 @@ class Connection(web.RequestHandler):
             response = internal_error()
         response.headers["Connection"] = "close"
         response.force_close()
+        self._last = response
         return response
 
     def _client(self) -> str | None:

@@ -143,6 +143,29 @@ def test_half_a_request_behind_a_running_one_does_not_end_that(
     assert server.peak_rss() < 200 << 20
 
 
+def test_a_slow_client_gets_the_whole_answer_before_what_is_wrong_behind_it(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    blob = random_blob(8 << 20)
+    upstream.add_content("app", blob)
+    server = mirror({"upstreams": [upstream_entry(upstream.url)]})
+    assert server.blob(upstream.registry, "app", blob.digest).status == 200
+    with Wire(server, receive_buffer=64 << 10) as wire:
+        path = f"/v2/app/blobs/{blob.digest}?ns={upstream.registry}"
+        wire.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        said = wire.read_some()
+        with contextlib.suppress(TimeoutError):
+            wire.socket.settimeout(1)
+            wire.send(b"GET /v2/ HTTP/1.1\r\n" + b"A: " + b"a" * (16 << 20))
+        wire.socket.settimeout(10)
+        # The server has handed its last bytes to its kernel long before they are read here.
+        while part := wire.read_some():
+            said += part
+            time.sleep(0.002)
+        assert said.partition(b"\r\n\r\n")[2][: blob.size] == blob.data
+    assert b"431" in said[-1000:] or b"REQUEST_INVALID" in said[-1000:]
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_is_not_read(mirror: MakeMirror, chunked: bool) -> None:
     server = serving(mirror)

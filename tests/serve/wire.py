@@ -13,8 +13,20 @@ from tests.server import Mirror
 class Wire:
     """One plain connection to a server."""
 
-    def __init__(self, mirror: Mirror, timeout: float = 10.0, host: str = "") -> None:
-        self.socket = socket.create_connection((host or mirror.host, mirror.port), timeout)
+    def __init__(
+        self,
+        mirror: Mirror,
+        timeout: float = 10.0,
+        host: str = "",
+        *,
+        receive_buffer: int | None = None,
+    ) -> None:
+        self.socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        if receive_buffer is not None:
+            # Only what is set before the connection bounds how much the server may be ahead.
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(timeout)
+        self.socket.connect((host or mirror.host, mirror.port))
 
     def __enter__(self) -> Self:
         return self
