@@ -110,9 +110,11 @@ class BlobResponse(web.StreamResponse):
             if transport.is_closing():
                 raise ConnectionResetError("client left")
             if in_clear:
-                await asyncio.get_running_loop().sendfile(
+                sent = await asyncio.get_running_loop().sendfile(
                     transport, file, offset + position, stop - position
                 )
+                if sent < stop - position:
+                    raise _shrunk()
             else:
                 await self._send_chunks(file.fileno(), offset + position, offset + stop)
             self.sent += stop - position
@@ -127,11 +129,16 @@ class BlobResponse(web.StreamResponse):
             if not chunk:
                 chunk = await loop.run_in_executor(None, os.pread, file, size, position)
             if not chunk:
-                raise ConnectionResetError("the file has become shorter")
+                raise _shrunk()
             await self.write(chunk)
             position += len(chunk)
             # Where the client is fast and all is cached nothing above has waited.
             await asyncio.sleep(0)
+
+
+def _shrunk() -> ConnectionResetError:
+    """What follows on this connection must not be taken for the bytes that are missing."""
+    return ConnectionResetError("the file has become shorter")
 
 
 def _read_cached(file: int, size: int, position: int) -> bytes | memoryview:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from tests.images import image, random_blob
 from tests.parts.tools import read_only
+from tests.serve.scene import MIB, Scene
 from tests.server import Mirror, upstream_entry
 from tests.upstream import FakeUpstream
 from tests.upstream_auth import BasicAuth, TokenAuth
@@ -28,6 +32,26 @@ def test_a_damaged_blob_is_quarantined_and_fetched_again(
     assert server.blob(upstream.registry, "app", blob.digest).body == blob.data
     assert (server.store / "quarantine" / blob.encoded).read_bytes() == data
     assert upstream.count("/blobs/", "GET") == 2
+
+
+def test_a_file_that_becomes_shorter_ends_the_connection(scene: Scene) -> None:
+    """Nothing may follow in the place of the bytes that are missing."""
+    blob = scene.blob(32 * MIB)
+    server = scene.start()
+    scene.get(blob)
+    path = server.wait_for_file(f"blobs/{blob.encoded}")
+    head = f"GET {scene.path('blobs', blob.digest)} HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.create_connection((server.host, server.port), timeout=10) as connection:
+        connection.sendall(head.encode())
+        received = len(connection.recv(1))
+        os.truncate(path, 16 * MIB)
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        tail = b""
+        with suppress(ConnectionResetError):
+            while data := connection.recv(1 << 20):
+                received, tail = received + len(data), (tail + data)[-1000:]
+    assert received < 17 * MIB
+    assert b"HTTP/1.1" not in tail
 
 
 def test_a_read_only_store_is_served_offline(mirror: MakeMirror, upstream: FakeUpstream) -> None:
