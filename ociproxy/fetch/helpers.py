@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from threading import Condition, Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
+
+_LOOK: Final = 0.5
+"""Seconds between looks at who has not begun."""
 
 
 class Helpers:
@@ -20,6 +23,7 @@ class Helpers:
         self.count = 0
         self._most = most
         self._spawn = spawn
+        self._helpers: set[Future[None]] = set()
 
     @property
     def is_full(self) -> bool:
@@ -39,14 +43,29 @@ class Helpers:
         except RuntimeError:
             self._ended()  # the pool has been closed
             return
-        helper.add_done_callback(lambda _: self._ended())
-
-    def wait(self) -> None:
-        """Until none is left."""
         with self.idle:
-            self.idle.wait_for(lambda: self.count == 0)
+            self._helpers.add(helper)
+        helper.add_done_callback(self._ended)
 
-    def _ended(self) -> None:
+    def wait(self, enough: Callable[[], bool] = lambda: False) -> None:
+        """Until none is left, or `enough`, which is asked with the lock held.
+
+        Those whose turn has not come are dismissed: their threads may be taken by fills that wait
+        for help as this one does.
+        """
+        while True:
+            with self.idle:
+                helpers = list(self._helpers)
+            for helper in helpers:
+                helper.cancel()
+            with self.idle:
+                # One that was taken may be called only now: look again.
+                if self.idle.wait_for(lambda: self.count == 0 or enough(), _LOOK):
+                    return
+
+    def _ended(self, helper: Future[None] | None = None) -> None:
         with self.idle:
+            if helper is not None:
+                self._helpers.discard(helper)
             self.count -= 1
             self.idle.notify_all()

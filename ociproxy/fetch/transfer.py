@@ -121,9 +121,8 @@ class Transfer:
     def _fetch_all(self) -> None:
         while True:
             self._work(helping=False)
-            idle = self._helpers.idle
-            with idle:
-                idle.wait_for(lambda: self._helpers.count == 0 or not self._is_all_taken())
+            self._helpers.wait(lambda: not self._is_all_taken())
+            with self._lock:
                 if self._helpers.count == 0 and self._is_all_taken():
                     return
 
