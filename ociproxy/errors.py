@@ -13,6 +13,7 @@ OciProxyError
     + UpstreamDenied       401 or 403 to the credentials we have for it
     + UpstreamForbidden    the configuration, or the address it leads to, forbids asking it
     + UpstreamInvalid      an answer that makes no sense, and would make none the next time
+      + BlobTooLarge       a blob above `fetch.blob_limit`
     + UpstreamUntrusted    its certificate, or ours, is not accepted
     + ManifestInvalid      too large, not JSON, or not what its media type says
   x IntegrityError         bytes are not what their descriptor says; the base of:
@@ -191,6 +192,15 @@ class UpstreamForbidden(UpstreamError):
 class UpstreamInvalid(UpstreamError):
     """What it answers is of no use: a status, an encoding or a redirect that another try would
     meet again."""
+
+
+class BlobTooLarge(UpstreamInvalid):
+    """A blob of more bytes than `limit`, whether it says so or not."""
+
+    def __init__(self, upstream: str, digest: object, limit: int) -> None:
+        self.digest = digest
+        self.limit = limit
+        super().__init__(upstream, f"blob {digest} is larger than {limit} bytes, fetch.blob_limit")
 
 
 class UpstreamUntrusted(UpstreamError):

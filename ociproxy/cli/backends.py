@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BACKENDS: Final[Mapping[str, Callable[[Upstream, Fetch, Store], Backend]]] = {
     "oras": lambda upstream, fetch, _: OrasBackend(upstream, fetch),
-    "skopeo": lambda upstream, _, store: SkopeoBackend(upstream, store),
+    "skopeo": SkopeoBackend,
 }
 
 

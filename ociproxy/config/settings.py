@@ -19,6 +19,7 @@ from ociproxy.reference import DOCKER_HUB, Reference, Repository, parse_registry
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
 
 # Docker Hub's API does not live under its name; an `endpoint` in the config still wins.
 _DOCKER_HUB_ENDPOINT: Final = "registry-1.docker.io"
@@ -284,6 +285,7 @@ class Fetch:
     """Bounds of the pull engine.
 
     `segment` is the size above which a blob is large: only large ones use several `connections`.
+    `blob_limit` is the size of the largest blob that is fetched.
     `queue` is how many fills, and how many requests, may wait for their turn.
     `background_fills` 0 fetches a blob only when a client asks for it. `retries` counts tries in a
     row that brought nothing. `pause` is how long an upstream is left alone after it failed.
@@ -295,6 +297,7 @@ class Fetch:
     requests: int = 16
     queue: int = 256
     segment: int = 32 * MIB
+    blob_limit: int = 64 * GIB
     connections: int = 4
     retries: int = 4
     retry_wait_max: float = 5.0

@@ -148,6 +148,7 @@ _FETCH: Final = Section(
         "segment": Key(
             Size(MIB, 1024**4), "A blob above this size is fetched over several connections."
         ),
+        "blob_limit": Key(Size(1, 16 * 1024**4), "Largest blob that is fetched."),
         "connections": CONNECTIONS,
         "retries": Key(Number(0, 100), "Tries in a row without progress before a fetch fails."),
         "retry_wait_max": Key(Duration(at_most=60.0), "Longest wait between two tries."),

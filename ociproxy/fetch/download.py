@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
 from ociproxy.errors import (
+    BlobTooLarge,
     DigestMismatch,
     IntegrityError,
     OciProxyError,
@@ -174,7 +175,7 @@ class Download:
             self._verify(hasher)
         except Delivered:
             delivered = True
-        except (IntegrityError, StoreError):
+        except (IntegrityError, StoreError, BlobTooLarge):
             arrival.discard()
             raise
         except OciProxyError:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
-from ociproxy.errors import OciProxyError, SizeMismatch, UpstreamUnavailable
+from ociproxy.errors import BlobTooLarge, OciProxyError, SizeMismatch, UpstreamUnavailable
 from ociproxy.fetch.helpers import Helpers
 from ociproxy.fetch.plan import UNKNOWN, Claim, Plan
 from ociproxy.fetch.upstream import retrying
@@ -93,6 +93,7 @@ class Transfer:
         """Returns when all of the blob is in the file. Raises what ended it; nobody writes to the
         file then. Raises Delivered where there is no more to do."""
         try:
+            self._check_size(self._size or 0)
             self._fetch_all()
         except BaseException:
             self._stopped.set()
@@ -185,6 +186,7 @@ class Transfer:
         """What the response's head says about the blob."""
         with self._lock:
             if stream.size is not None:
+                self._check_size(stream.size)
                 if self._size not in (None, stream.size):
                     raise SizeMismatch(f"blob {self._arrival.digest}", self._size, stream.size)
                 self._size = stream.size
@@ -230,6 +232,7 @@ class Transfer:
 
     def _put(self, claim: Claim, data: bytes) -> None:
         start = claim.start
+        self._check_size(start + len(data))
         self._arrival.write(start, data)
         with self._lock:
             claim.start = start + len(data)
@@ -274,6 +277,12 @@ class Transfer:
     def _check_stopped(self) -> None:
         if self._stopped.is_set():
             raise self._unavailable("shutting down")
+
+    def _check_size(self, size: int) -> None:
+        """Of what is said, and of what has come where nothing is."""
+        limit = self._limits.blob_limit
+        if size > limit:
+            raise BlobTooLarge(self._source.upstream, self._arrival.digest, limit)
 
     def _unavailable(self, reason: str) -> UpstreamUnavailable:
         return UpstreamUnavailable(self._source.upstream, reason)

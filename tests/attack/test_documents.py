@@ -9,7 +9,18 @@ from collections.abc import Callable
 import pytest
 
 from tests.attack.conftest import assert_quiet, refusal
-from tests.images import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Content, content, image
+from tests.images import (
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Content,
+    content,
+    image,
+    image_of,
+    layer,
+    random_blob,
+    random_bytes,
+)
 from tests.server import Mirror, upstream_entry
 from tests.upstream import FakeUpstream
 from tests.upstream_faults import Fault
@@ -38,6 +49,36 @@ def bombs() -> dict[str, bytes]:
         "digits": "9" * room,
     }
     return {name: manifest_of(shape).data for name, shape in shapes.items()}
+
+
+def test_a_blob_without_an_end_does_not_fill_the_disk(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    limit = 2 * MIB
+    blobs = {size: random_blob(size, seed=size) for size in (limit, limit + 1, 64 * MIB)}
+    for blob in blobs.values():
+        upstream.add_content("app", blob)
+    claimed = image_of([layer({"large": random_bytes(limit + 2)})])
+    upstream.add("app", claimed, tag="v1")
+    server = mirror({"upstreams": [upstream_entry(upstream.url)], "fetch": {"blob_limit": limit}})
+    # Without a stated size, and with one.
+    for fault in (Fault(chunked=True), Fault()):
+        upstream.fault("/blobs/", fault)
+        for size in (limit + 1, 64 * MIB):
+            answer = server.blob(upstream.registry, "app", blobs[size].digest)
+            assert refusal(answer) == (502, "UNKNOWN")
+            assert "fetch.blob_limit" in answer.body.decode()
+        assert list((server.store / "pulls").glob("[0-9a-f]*")) == []
+        server.restart()  # what was refused a moment ago is not asked for again
+    assert upstream.bytes_sent(blobs[64 * MIB].digest) < 32 * MIB
+    # A size that a manifest claims.
+    assert server.manifest(upstream.registry, "app", "v1").status == 200
+    (large,) = claimed.layers
+    assert refusal(server.blob(upstream.registry, "app", large.digest)) == (502, "UNKNOWN")
+    assert upstream.bytes_sent(large.digest) == 0
+    answer = server.blob(upstream.registry, "app", blobs[limit].digest)
+    assert answer.body == blobs[limit].data
+    assert_quiet(server)
 
 
 def test_a_million_layers_are_refused_before_they_are_read(

@@ -15,8 +15,9 @@ from typing import ClassVar
 
 import pytest
 
-from ociproxy.config.settings import Auth, Secret
+from ociproxy.config.settings import Auth, Fetch, Secret
 from ociproxy.errors import (
+    BlobTooLarge,
     BlobUnknown,
     DigestMismatch,
     NameUnknown,
@@ -53,7 +54,7 @@ class TestSkopeo(BackendContract):
         self.store = store
 
     def open_backend(self, upstream: FakeUpstream) -> Backend:
-        return SkopeoBackend(entry(upstream), self.store)
+        return SkopeoBackend(entry(upstream), Fetch(), self.store)
 
     def test_referrers(self, upstream: FakeUpstream, backend: Backend) -> None:
         """skopeo does not know them; the caller goes on to the fallback tag."""
@@ -72,8 +73,11 @@ def open_skopeo(store: Store) -> Iterator[Callable[..., SkopeoBackend]]:
     """Opens skopeo backends, with the arguments of `entry`."""
     opened: list[SkopeoBackend] = []
 
-    def make(upstream: FakeUpstream, **changes: object) -> SkopeoBackend:
-        opened.append(SkopeoBackend(entry(upstream, **changes), store))
+    def make(
+        upstream: FakeUpstream, *, blob_limit: int = 1 << 30, **changes: object
+    ) -> SkopeoBackend:
+        fetch = Fetch(blob_limit=blob_limit)
+        opened.append(SkopeoBackend(entry(upstream, **changes), fetch, store))
         return opened[-1]
 
     yield make
@@ -135,6 +139,19 @@ def test_stored_layer_is_not_fetched(
     assert upstream.count(shared.content.digest) == 1
 
 
+def test_image_with_a_blob_above_the_limit_is_not_copied(
+    upstream: FakeUpstream, store: Store, open_skopeo: OpenSkopeo
+) -> None:
+    layers = [layer({"small": b"small"}), layer({"large": random_bytes(100_000)})]
+    held = upstream.add("team/app", image_of(layers), tag="v1")
+    largest = held.layers[1]
+    backend = open_skopeo(upstream, blob_limit=largest.size - 1)
+    backend.fetch_manifest(reference(upstream))
+    with pytest.raises(BlobTooLarge, match=r"fetch\.blob_limit"):
+        read_all(backend.open_blob(repository(upstream), digest(largest)))
+    assert upstream.count("/blobs/") == 0
+
+
 def test_blobs_of_a_manifest_that_only_the_store_knows(
     upstream: FakeUpstream, store: Store, open_skopeo: OpenSkopeo
 ) -> None:
@@ -164,7 +181,7 @@ def test_two_processes_copy_an_image_once(
 ) -> None:
     held = upstream.add("team/app", image(layers=3, layer_size=300_000), tag="v1")
     upstream.fault("/blobs/", Fault(rate=1_000_000))
-    other = SkopeoBackend(entry(upstream), Store(store.root))
+    other = SkopeoBackend(entry(upstream), Fetch(), Store(store.root))
     backends = [open_skopeo(upstream), other]
     try:
         for each in backends:

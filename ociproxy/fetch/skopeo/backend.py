@@ -34,7 +34,7 @@ from ociproxy.fetch.upstream import Listing
 from ociproxy.manifest import MANIFEST_MAX_SIZE
 
 if TYPE_CHECKING:
-    from ociproxy.config.settings import Upstream
+    from ociproxy.config.settings import Fetch, Upstream
     from ociproxy.digest import Digest
     from ociproxy.fetch.health import Quota
     from ociproxy.manifest import Descriptor, ManifestHolder
@@ -48,7 +48,7 @@ _RECENT: Final = 4 * MANIFEST_MAX_SIZE
 class SkopeoBackend:
     """A `Backend` for one upstream, which fetches into this store."""
 
-    def __init__(self, upstream: Upstream, store: Store) -> None:
+    def __init__(self, upstream: Upstream, fetch: Fetch, store: Store) -> None:
         """Raises UpstreamUntrusted if the upstream's certificate files cannot be used, or
         StoreError."""
         self._name = upstream.name
@@ -64,7 +64,9 @@ class SkopeoBackend:
             workspace.remove()
             raise
         self._images = Images(store)
-        self._copies = Copies(upstream, self._program, store, self._stopped)
+        self._copies = Copies(
+            upstream, self._program, store, self._stopped, blob_limit=fetch.blob_limit
+        )
         self._recent: BoundedCache[tuple[Repository, Digest], ManifestHolder] = BoundedCache(
             _RECENT
         )

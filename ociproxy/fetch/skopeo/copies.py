@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
 from ociproxy.errors import (
+    BlobTooLarge,
     BlobUnknown,
     DigestMismatch,
     IntegrityError,
@@ -68,7 +69,7 @@ class Copy:
         if error is None:
             return UpstreamUnavailable(upstream, f"skopeo has left out blob {blob}")
         culprit = None
-        if isinstance(error, BlobUnknown):
+        if isinstance(error, BlobUnknown | BlobTooLarge):
             culprit = error.digest
         elif isinstance(error, DigestMismatch):
             culprit = error.expected
@@ -80,13 +81,22 @@ class Copy:
 class Copies:
     """Owns the threads that run skopeo; `close` ends them soon."""
 
-    def __init__(self, upstream: Upstream, program: Program, store: Store, stopped: Event) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        program: Program,
+        store: Store,
+        stopped: Event,
+        *,
+        blob_limit: int,
+    ) -> None:
         self.changed = Condition()
         """Told whenever a blob has come, or a copy has ended."""
         self._upstream = upstream
         self._program = program
         self._store = store
         self._stopped = stopped
+        self._blob_limit = blob_limit
         self._running: dict[tuple[Repository, Digest], Copy] = {}
         self._coming: set[Digest] = set()
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="skopeo")
@@ -172,6 +182,9 @@ class Copies:
         missing = self._missing(image)
         if not missing:
             return
+        for blob in missing.values():
+            if blob.size > self._blob_limit:
+                raise BlobTooLarge(self._upstream.name, blob.digest, self._blob_limit)
         self._link_stored(image, layout)
         source = f"docker://{self._program.name_of(image.repository)}@{digest}"
         options = ("--preserve-digests", "--remove-signatures", "--quiet")
