@@ -24,7 +24,7 @@ SIZE_LIMIT: Final = 16 * 1024 * 1024
 _COMMENT: Final = re.compile(r"(?:^|\s)#.*")
 _PLATFORM: Final = "platform="
 _ALL: Final = "all"
-_TRANSPORT: Final = "docker://"
+_SCHEMES: Final = ("docker://", "https://", "http://", "oci://")
 
 ALL_PLATFORMS: Final[tuple[Platform, ...]] = ()
 
@@ -89,8 +89,9 @@ def parse_list(
 
 def parse_reference(text: str) -> Reference:
     """A reference as lists have it. Raises NameInvalid or DigestInvalid."""
-    if text.startswith(_TRANSPORT):
-        raise NameInvalid(text, f"write it without {_TRANSPORT}")
+    for scheme in _SCHEMES:
+        if text.startswith(scheme):
+            raise NameInvalid(text, f"write it without {scheme}")
     return Reference.parse(text)
 
 

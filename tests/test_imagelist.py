@@ -66,6 +66,7 @@ def test_platforms_of_a_line_are_a_demand() -> None:
         ("a platform=", "a platform is os/architecture[/variant]"),
         ("a platform=linux/amd64 platform=all", "stands there twice"),
         ("docker://nginx", "write it without docker://"),
+        ("https://quay.io/a/b", "write it without https://"),
         ("a:tag:tag", "invalid name"),
         ("a@sha256:abc", "invalid digest"),
         ("a#b", "invalid name"),

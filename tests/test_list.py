@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ociproxy.store.store import Store
 from tests.images import Image, image, multi_platform
 from tests.parts.tools import run
 from tests.server import ROOT, Mirror, upstream_entry
@@ -109,7 +110,19 @@ def test_listing_is_no_use_and_changes_nothing(filled: Path) -> None:
 
 
 def test_an_empty_store_and_none(tmp_path: Path) -> None:
-    assert json.loads(list_store(tmp_path, "--format", "json").stdout) == []
+    Store(tmp_path / "empty")
+    assert json.loads(list_store(tmp_path / "empty", "--format", "json").stdout) == []
     done = list_store(tmp_path / "none", code=4)
     [line] = done.stderr.decode().splitlines()
     assert str(tmp_path / "none") in line
+
+
+@pytest.mark.parametrize("command", [["list"], ["export", "{folder}/a.tar"]])
+def test_a_folder_that_is_no_store_is_not_made_one(tmp_path: Path, command: list[str]) -> None:
+    words = [word.format(folder=tmp_path) for word in command]
+    done = run(
+        sys.executable, "-m", "ociproxy", *words, "--image-path", tmp_path, check=False, cwd=ROOT
+    )
+    assert done.returncode == 4
+    assert b"no store" in done.stderr
+    assert list(tmp_path.iterdir()) == []

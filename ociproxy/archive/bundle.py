@@ -19,7 +19,7 @@ from ociproxy.archive.tarstream import members
 from ociproxy.archive.volumes import VOLUME_NAME
 from ociproxy.bounded import BoundedCache
 from ociproxy.digest import Digest
-from ociproxy.errors import DigestMismatch, LayoutDamaged, LayoutInvalid
+from ociproxy.errors import ConfigError, DigestMismatch, LayoutDamaged, LayoutInvalid
 from ociproxy.layout import (
     INDEX,
     INDEX_MAX_SIZE,
@@ -58,8 +58,8 @@ asked before they count as fresh."""
 
 
 class Bundle:
-    """One archive, open until `close`. Raises LayoutInvalid, or DigestMismatch for a damaged
-    manifest."""
+    """One archive, open until `close`. Raises ConfigError where it cannot be opened, LayoutInvalid,
+    or DigestMismatch for a damaged manifest."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -289,7 +289,7 @@ def _open(path: Path) -> FileIO:
     try:
         file = open(path, "rb", buffering=0)  # noqa: PTH123, SIM115 open for as long as it is served
     except OSError as exc:
-        raise LayoutInvalid(str(path), (exc.strerror or str(exc)).lower()) from exc
+        raise ConfigError((exc.strerror or str(exc)).lower(), file=str(path)) from exc
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise LayoutInvalid(str(path), "is not a file: a bundle is an archive in one")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from ociproxy.archive import members
 from ociproxy.archive.selection import Wish, reach
 from ociproxy.archive.source import read_lock
-from ociproxy.errors import StoreError
+from ociproxy.store.files import store_errors
 from ociproxy.store.inventory import references
-from ociproxy.store.store import Store
+from ociproxy.store.store import open_existing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,11 +69,11 @@ def open_lock(path: Path) -> Lock:
 
     Raises StoreError, LockInvalid or LayoutInvalid.
     """
-    if not path.is_dir():
+    with store_errors(path):
+        folder = path.is_dir()
+    if not folder:
         return read_lock(path)
-    if not (path / "store.json").exists():
-        raise StoreError(path, "has no store.json, so it is no store")
-    store = Store(path)
+    store = open_existing(path)
     wishes = (Wish(reference, descriptor) for reference, descriptor, _ in references(store))
     chosen = reach(store, wishes, referrers=True, allow_partial=True)
     return members.lock_of(chosen, members.contents(chosen))

@@ -74,8 +74,8 @@ class Importer:
     def run(self, sources: Sequence[Path]) -> None:
         """Import everything that can be; the watcher is told what cannot.
 
-        Raises ConfigError where a source is not there or a volume is missing, before anything is
-        read, and StoreError.
+        Raises ConfigError where a source cannot be opened or a volume is missing, before anything
+        is read, and StoreError.
         """
         labels = {source: self._look_at(source) for source in sources}
         for group in grouped(labels):
@@ -164,6 +164,6 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
         file = path.open("rb", buffering=0)
     except OSError as exc:
-        raise LayoutInvalid(str(path), (exc.strerror or str(exc)).lower()) from exc
+        raise ConfigError((exc.strerror or str(exc)).lower(), file=str(path)) from exc
     with file:
         yield file

@@ -21,9 +21,9 @@ from ociproxy.archive.selection import by_lock, by_patterns, by_references, flat
 from ociproxy.archive.source import read_lock, read_lock_file
 from ociproxy.cli.options import config_path, configuration, image_path
 from ociproxy.cli.sources import read_wanted
-from ociproxy.errors import NameInvalid, StoreError
+from ociproxy.errors import NameInvalid
 from ociproxy.platform import Platform
-from ociproxy.store.store import Store
+from ociproxy.store.store import open_existing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -178,9 +178,7 @@ def export_command(
     )
     check_target(file, shape)
     root = configuration(config_path, image_path=image_path).store.path
-    if not root.is_dir():
-        raise StoreError(root, "no such folder")
-    store = Store(root)
+    store = open_existing(root)
     wishes: Iterable[Wish] = by_patterns(store, patterns, platforms)
     if wanted:
         wishes = by_references(store, ((each.reference, each.platforms) for each in wanted))
@@ -203,7 +201,8 @@ def _report(file: Path, chosen: list[Chosen], exported: Exported, *, as_json: bo
     for written in exported.files:
         click.echo(f"{written.digest}  {written.path}  {decimal(written.size)}", err=True)
     omitted = f", {decimal(exported.omitted)} left out" if exported.omitted else ""
-    click.echo(f"{len(chosen)} images, {exported.contents} manifests and blobs{omitted}", err=True)
+    images = "1 image" if len(chosen) == 1 else f"{len(chosen)} images"
+    click.echo(f"{images}, {exported.contents} manifests and blobs{omitted}", err=True)
 
 
 def _warn(text: str) -> None:

@@ -6,11 +6,11 @@ import os
 import tempfile
 from pathlib import Path
 
-import click
+from ociproxy.errors import OutputError
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Replaces what is there. Raises ClickException where that cannot be done."""
+    """Replaces what is there. Raises OutputError where that cannot be done."""
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(data)  # a terminal, a pipe
@@ -25,4 +25,15 @@ def write_file(path: Path, data: bytes) -> None:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise click.ClickException(f"cannot write {path}: {error.strerror}") from error
+        raise OutputError(path, (error.strerror or str(error)).lower()) from error
+
+
+def check_target(path: Path) -> None:
+    """Known before the work whose outcome the file is to hold. Raises OutputError."""
+    try:
+        if path.exists() and not path.is_file():
+            return
+        with tempfile.TemporaryFile(prefix=f".{path.name}.", dir=path.parent):
+            pass
+    except OSError as error:
+        raise OutputError(path, (error.strerror or str(error)).lower()) from error

@@ -125,7 +125,11 @@ def import_command(
 def _check_apart(sources: tuple[Path, ...], store: Path) -> None:
     """Before there is a store in a folder that is to be read. Raises ConfigError."""
     for source in sources:
-        if source.is_dir() and source.resolve() == store.resolve():
+        try:
+            same = source.is_dir() and source.resolve() == store.resolve()
+        except OSError:
+            continue  # said when it is to be read
+        if same:
             raise ConfigError(
                 "is the store itself: say another folder with --image-path", file=str(source)
             )

@@ -13,10 +13,9 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from ociproxy.cli.options import config_path, configuration, image_path
-from ociproxy.errors import StoreError
 from ociproxy.store.closure import ReachedImage
 from ociproxy.store.inventory import Entry, inventory
-from ociproxy.store.store import Store
+from ociproxy.store.store import open_existing
 
 _PIPE_WIDTH = 10_000
 
@@ -38,9 +37,7 @@ def list_command(
 ) -> None:
     """Print what is cached; PATTERN is a glob on the reference, such as '*/library/*:1.*'."""
     root = configuration(config_path, image_path=image_path).store.path
-    if not root.is_dir():
-        raise StoreError(root, "no such folder")
-    entries = (e for e in inventory(Store(root)) if _matches(str(e.reference), patterns))
+    entries = (e for e in inventory(open_existing(root)) if _matches(str(e.reference), patterns))
     if style == "refs":
         for entry in entries:
             click.echo(str(entry.reference))

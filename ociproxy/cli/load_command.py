@@ -10,7 +10,7 @@ import click
 
 from ociproxy import log
 from ociproxy.cli.backends import BACKENDS, backends
-from ociproxy.cli.files import write_file
+from ociproxy.cli.files import check_target, write_file
 from ociproxy.cli.leave import leave
 from ociproxy.cli.load_lock import LockWriter, obey
 from ociproxy.cli.load_report import Report
@@ -178,6 +178,9 @@ def load(
     if config.serve.offline:
         raise ConfigError("it says never to ask an upstream, and load does", key="serve.offline")
     log.set_up(config.log.level, config.log.format)
+    for target in (lock, failures):
+        if target is not None:
+            check_target(target)
     store = Store(config.store.path, hot_manifests=config.store.hot_manifests)
     store.check_writable()
     writer = LockWriter() if lock is not None else None
@@ -200,9 +203,9 @@ def load(
     except KeyboardInterrupt:
         run.interrupted = True  # for the second time: the first one ends the work in order
     finally:
+        outcome.end(run.summary, interrupted=run.interrupted)
         if failures is not None:
             write_file(failures, report.failure_list(wanted).encode())
-        outcome.end(run.summary, interrupted=run.interrupted)
     if run.interrupted:
         leave(_INTERRUPTED)
     ctx.exit(run.summary.exit_code)

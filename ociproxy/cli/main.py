@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from ociproxy import __version__
-from ociproxy.errors import OciProxyError
+from ociproxy.errors import OciProxyError, StoreError
 
 _INTERRUPTED: Final = 130
 
@@ -29,7 +29,10 @@ _COMMANDS: Final = {
 
 class _Failure(click.ClickException):
     def __init__(self, error: OciProxyError) -> None:
-        super().__init__(str(error))
+        hint = ""
+        if isinstance(error, StoreError) and isinstance(error.__cause__, PermissionError):
+            hint = "; run as the user it belongs to, or say another store with --image-path"
+        super().__init__(f"{error}{hint}")
         self.exit_code = error.exit_code  # type: ignore[misc] # click's own subclasses differ by class
 
 
@@ -54,6 +57,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(version)s")
 def main() -> None:
     """A pull-only, pull-through, caching OCI Distribution server."""
     # A core file would have the upstreams' passwords in it.

@@ -293,9 +293,7 @@ class Loader:
             return
         image.platforms = (platform.normalised(),)
         itself = Index((replace(image.top.descriptor, platform=platform),))
-        if choose(itself, wanted.platforms):
-            return
-        image.lacking = wanted.platforms
-        if wanted.strict:
-            lacking = ", ".join(map(str, wanted.platforms))
+        image.lacking = tuple(each for each in wanted.platforms if not choose(itself, (each,)))
+        if image.lacking and wanted.strict:
+            lacking = ", ".join(map(str, image.lacking))
             raise ManifestUnknown(image.reference, f"lacks {lacking}; it is for {platform}")

@@ -48,8 +48,11 @@ def listen(config: Config) -> socket.socket:
         )
     except (OSError, UnicodeError, OverflowError) as exc:
         reason = getattr(exc, "strerror", None) or str(exc)
-        if getattr(exc, "errno", None) == errno.EADDRINUSE:
+        number = getattr(exc, "errno", None)
+        if number == errno.EADDRINUSE:
             reason = "the port is in use"
+        elif number == errno.EACCES:
+            reason = "permission denied; ports from 1024 need none"
         raise AddressInUse(host, port, reason) from exc
     # A client that takes no data for this long is gone, however alive its kernel looks; accepted
     # sockets inherit it.

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION: Final = 1
 _HOT_MANIFEST_BYTES: Final = 16 * 1024 * 1024
+_FORMAT: Final = "store.json"
 _INDEXES: Final = "fat"
 _IMAGES: Final = "img"
 
@@ -107,8 +108,18 @@ class Store:
             self.refs.put_referrer(subject.digest, referrer_descriptor(holder))
 
 
+def open_existing(root: Path) -> Store:
+    """A store to read from: nothing becomes one by being looked at. Raises StoreError."""
+    with store_errors(root):
+        if not root.is_dir():
+            raise StoreError(root, "no such folder; say with --image-path where the store is")
+        if not (root / _FORMAT).exists():
+            raise StoreError(root, f"has no {_FORMAT}, so it is no store")
+    return Store(root)
+
+
 def _check_format(root: Path) -> None:
-    path = root / "store.json"
+    path = root / _FORMAT
     with store_errors(path):
         try:
             text = path.read_text()

@@ -305,7 +305,7 @@ def rewrite(path: Path, change: Callable[[str, bytes], bytes | None]) -> None:
         (no_tar, 5, "neither a tar"),
         (empty, 5, ""),
         (no_layout, 5, "oci-layout"),
-        (gone, 5, "no such file"),
+        (gone, 2, "no such file"),
         (compressed, 5, "compressed"),
         (lacks_a_blob, 5, "is not there"),
         (lock_of_garbage, 2, "ociproxy-lock.json"),

@@ -413,3 +413,27 @@ def test_docker_schema_1_is_refused(upstream: FakeUpstream, load: Load) -> None:
     done = load.run(load.write(f"{upstream.registry}/team/old@{old.digest}"))
     assert done.code == 3
     assert "schema 1" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--failures", "--lock"])
+def test_a_file_that_cannot_be_written_is_said_before_anything_is_fetched(
+    upstream: FakeUpstream, load: Load, tmp_path: Path, option: str
+) -> None:
+    upstream.add("team/app", image("app"), tag="v1")
+    target = str(tmp_path / "no" / "such" / "folder.txt")
+    done = load.run(load.write(f"{upstream.registry}/team/app:v1"), option, target)
+    assert done.code == 4
+    assert done.stderr == f"Error: cannot write {target}: no such file or directory\n"
+    assert upstream.requests == []
+
+
+def test_an_image_in_no_index_lacks_all_but_its_own_platform(
+    upstream: FakeUpstream, load: Load
+) -> None:
+    upstream.add("team/app", image("app"), tag="v1")
+    name = f"{upstream.registry}/team/app:v1"
+    done = load.run(load.write(name), "--arch", "amd64", "--arch", "arm64")
+    assert (done.code, "lacks linux/arm64" in done.stderr) == (0, True)
+    done = load.run(load.write(f"{name} platform=linux/amd64,linux/arm64"))
+    assert done.code == 3
+    assert "lacks linux/arm64; it is for linux/amd64" in done.stderr

@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests.parts.tools import run
+from ociproxy.store.store import Store
+from tests.parts.tools import require_root, run
 from tests.server import ROOT
 
 USAGE, STORE = 2, 4
@@ -18,6 +20,15 @@ USAGE, STORE = 2, 4
 def serve(*words: str | Path) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "ociproxy", "serve", "--host", "127.0.0.1", *words]
     return run(*command, check=False, cwd=ROOT, limit=20)
+
+
+def as_nobody(*words: str) -> subprocess.CompletedProcess[bytes]:
+    """With all it needs imported before: nobody may not be allowed to read the checkout."""
+    code = "import os, sys, encodings.utf_8_sig; from ociproxy.cli.main import main;"
+    code += "from ociproxy.cli import diff_command, export_command, import_command, list_command;"
+    code += "from ociproxy.cli import load_command, serve_command;"
+    code += "os.setgroups([]); os.setgid(65534); os.setuid(65534); main(sys.argv[1:])"
+    return run(sys.executable, "-c", code, *words, check=False, cwd=ROOT, limit=20)
 
 
 def assert_one_line(done: subprocess.CompletedProcess[bytes], code: int, *parts: str) -> None:
@@ -82,6 +93,30 @@ def test_a_config_file_that_is_not_there(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     done = serve("--port", "0", "--image-path", tmp_path / "store", "--config-path", config)
     assert_one_line(done, USAGE, str(config))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["list", "--image-path", "{closed}/store"],
+        ["export", "{open}/a.tar", "--image-path", "{closed}/store"],
+        ["diff", "{closed}/store", "{closed}/store"],
+        ["load", "{list}", "--image-path", "{closed}/store"],
+        ["import", "{list}", "--image-path", "{closed}/store"],
+        ["serve", "--port", "0", "--image-path", "{closed}/store"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_store_in_somebody_else_s_folder(words: list[str]) -> None:
+    require_root()
+    with tempfile.TemporaryDirectory() as folder:
+        places = {"open": Path(folder), "closed": Path(folder, "root"), "list": Path(folder, "l")}
+        places["open"].chmod(0o755)
+        places["list"].write_text("nginx\n", encoding="utf-8")
+        Store(places["closed"] / "store")
+        places["closed"].chmod(0o700)
+        done = as_nobody(*(word.format_map(places) for word in words))
+    assert_one_line(done, STORE, str(places["closed"] / "store"), "permission denied", "run as")
 
 
 @pytest.mark.parametrize("words", [["--port", "eighty"], ["--no-such-option"], ["argument"]])
