@@ -1,4 +1,4 @@
-"""`python -m bench`: ociproxy against its rivals, one run on loopback, one table."""
+"""`python -m bench`: ociproxy against its rivals, one run on loopback, one report."""
 
 from __future__ import annotations
 
@@ -10,17 +10,24 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkdtemp
 
+from bench.archive import archives
 from bench.images import push_images
+from bench.load import loading
 from bench.processes import BenchError
 from bench.report import table, write_json
-from bench.rows import GROUPS, Bench, Plan, Results, say, start_warm
-from bench.servers import rivals, start_upstream
+from bench.results import Plan, Results, say
+from bench.servers import Upstream, rivals, start_upstream
+from bench.serving import SERVING, Bench, start_warm
 
 # Above this load average the numbers say more about the neighbours.
 BUSY = 0.5
+LOAD = "load"
+ARCHIVE = "archive"
+GROUPS = (*SERVING, LOAD, ARCHIVE)
 FULL = Plan(
     rounds=4,
     warm_rounds=3,
@@ -29,6 +36,10 @@ FULL = Plan(
     slow_seconds=8.0,
     stampede_of_drayage=True,
     limit=210.0,
+    load_images=100,
+    load_rounds=3,
+    archive_images=8,
+    archive_rounds=5,
 )
 QUICK = Plan(
     rounds=1,
@@ -38,6 +49,10 @@ QUICK = Plan(
     slow_seconds=4.0,
     stampede_of_drayage=False,
     limit=60.0,
+    load_images=20,
+    load_rounds=1,
+    archive_images=2,
+    archive_rounds=1,
 )
 
 
@@ -55,11 +70,33 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def run(options: argparse.Namespace, work: Path, results: Results) -> None:
     """Everything started here is ended by the stack, in reverse order."""
     plan = QUICK if options.quick else FULL
+    groups = [name for name in GROUPS if options.only is None or name in options.only]
+    serving = [name for name in groups if name in SERVING]
     with contextlib.ExitStack() as stack:
-        for name in ("upstream", "static"):
-            (work / name).mkdir()
-        upstream = start_upstream(work / "upstream")
-        stack.callback(upstream.process.stop)
+        if serving or LOAD in groups:
+            (work / "upstream").mkdir()
+            upstream = start_upstream(work / "upstream")
+            stack.callback(upstream.process.stop)
+            if serving:
+                serve(options, serving, work, upstream, plan, results)
+            if LOAD in groups:
+                with timed(LOAD):
+                    loading(work, upstream, plan, results)
+    if ARCHIVE in groups:
+        with timed(ARCHIVE):
+            archives(work, plan, results)
+
+
+def serve(
+    options: argparse.Namespace,
+    groups: list[str],
+    work: Path,
+    upstream: Upstream,
+    plan: Plan,
+    results: Results,
+) -> None:
+    with contextlib.ExitStack() as stack:
+        (work / "static").mkdir()
         say("pushing images")
         images = push_images(upstream.target, work / "static", options.size << 20)
         # What was just written must not be flushed under the first measurement.
@@ -72,12 +109,17 @@ def run(options: argparse.Namespace, work: Path, results: Results) -> None:
         bench = Bench(work, upstream, images, wanted, {}, plan, results)
         say("starting servers")
         start_warm(bench, stack)
-        for name, group in GROUPS.items():
-            if options.only is None or name in options.only:
-                begun = time.perf_counter()
-                say(name)
-                group(bench)
-                say(f"  {time.perf_counter() - begun:.0f} s")
+        for name in groups:
+            with timed(name):
+                SERVING[name](bench)
+
+
+@contextlib.contextmanager
+def timed(name: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    say(name)
+    yield
+    say(f"  {time.perf_counter() - begun:.0f} s")
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""`python -m bench.archive`: a gigabyte into a store and out of it, against tar and cp.
+"""Archives: a gigabyte into a store and out of it, against tar and cp.
 
 `import` and `export` verify every byte, and wait until all of it is on the disk; so tar and cp are
 measured with a `sync` after them too. Rounds go over all rivals before the next one begins, and
@@ -7,7 +7,6 @@ times are medians. What is read is in the page cache for all of them.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import statistics
@@ -21,10 +20,11 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from bench.processes import BenchError
+from bench.results import Plan, Results
+from bench.servers import OCIPROXY
 from tests import images, layouts
 
-TARGET = 0.8
-MEMORY_TARGET = 90.0
+TAR, TAR_SYNC, CP, CP_SYNC = TOOLS = ("tar", "tar, sync", "cp", "cp, sync")
 LAYERS = ((48, 2), (4, 4), (1, 12))
 """MiB of a layer, and how many of them an image has."""
 
@@ -49,19 +49,20 @@ class Measured:
 
 OURS = f"{sys.executable} -m ociproxy"
 IMPORT = (
-    Rival("ociproxy import", f"{OURS} import {{archive}} --image-path {{to}}"),
-    Rival("tar x", "tar xf {archive} -C {to}"),
-    Rival("tar x, sync", "tar xf {archive} -C {to} && sync -f {to}"),
-    Rival("cp", "cp {archive} {to}/x"),
-    Rival("cp, sync", "cp {archive} {to}/x && sync -f {to}/x"),
+    Rival(OCIPROXY, f"{OURS} import {{archive}} --image-path {{to}}"),
+    Rival(TAR, "tar xf {archive} -C {to}"),
+    Rival(TAR_SYNC, "tar xf {archive} -C {to} && sync -f {to}"),
+    Rival(CP, "cp {archive} {to}/x"),
+    Rival(CP_SYNC, "cp {archive} {to}/x && sync -f {to}/x"),
 )
 EXPORT = (
-    Rival("ociproxy export", f"{OURS} export {{to}}/x.tar --image-path {{store}}"),
-    Rival("tar c", "tar cf {to}/x.tar -C {store} ."),
-    Rival("tar c, sync", "tar cf {to}/x.tar -C {store} . && sync -f {to}/x.tar"),
-    Rival("cp", "cp -a {store} {to}"),
-    Rival("cp, sync", "cp -a {store} {to} && sync -f {to}"),
+    Rival(OCIPROXY, f"{OURS} export {{to}}/x.tar --image-path {{store}}"),
+    Rival(TAR, "tar cf {to}/x.tar -C {store} ."),
+    Rival(TAR_SYNC, "tar cf {to}/x.tar -C {store} . && sync -f {to}/x.tar"),
+    Rival(CP, "cp -a {store} {to}"),
+    Rival(CP_SYNC, "cp -a {store} {to} && sync -f {to}"),
 )
+WORK = {"import": IMPORT, "export": EXPORT}
 
 
 def make_archive(folder: Path, count: int) -> Path:
@@ -109,52 +110,33 @@ def measure(rival: Rival, work: Path, archive: Path, store: Path, into: Measured
         raise BenchError(f"{rival.name}: {said[-300:].decode(errors='replace')}")
 
 
-def table(rivals: tuple[Rival, ...], measured: dict[str, Measured], size: int) -> list[str]:
-    ours = measured[rivals[0].name]
-    lines = [f"{'':20}{'s':>8}{'GB/s':>8}{'ours to it':>12}{'peak RSS, MB':>14}"]
-    for rival in rivals:
-        each = measured[rival.name]
-        rate, ratio = size / 1e9 / each.median, each.median / ours.median
-        lines.append(f"{rival.name:20}{each.median:8.2f}{rate:8.2f}{ratio:12.2f}{each.peak:14.1f}")
-    for rival in rivals[1:]:
-        ratio = measured[rival.name].median / ours.median
-        met = "met" if ratio >= TARGET else "NOT MET"
-        lines.append(f"target: >= {TARGET} x {rival.name}: {ratio:.2f} x, {met}")
-    met = "met" if ours.peak <= MEMORY_TARGET else "NOT MET"
-    lines.append(f"target: peak RSS <= {MEMORY_TARGET:.0f} MB: {ours.peak:.1f} MB, {met}")
-    return [*lines, ""]
+def rounds(work: Path, archive: Path, store: Path, count: int) -> dict[str, dict[str, Measured]]:
+    """By what is done and by whom."""
+    measured = {what: {each.name: Measured() for each in rivals} for what, rivals in WORK.items()}
+    for what, rivals in WORK.items():
+        for _ in range(count):
+            for rival in rivals:
+                measure(rival, work, archive, store, measured[what][rival.name])
+    return measured
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.archive", description=__doc__)
-    parser.add_argument("--images", type=int, default=8, help="of 124 MiB each (8)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dir", type=Path, help="where everything goes (default: the system's)")
-    options = parser.parse_args(arguments)
-    work = Path(mkdtemp(prefix="ociproxy-bench-", dir=options.dir))
+def archives(work: Path, plan: Plan, results: Results) -> None:
+    # Each in a process of its own: what a fork inherits counts as the peak of who is started.
+    context = get_context("spawn")
     try:
-        # In a process of its own: what a fork inherits counts as its peak.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            archive = pool.submit(make_archive, work, options.images).result()
-        store = work / "store"
-        size = archive.stat().st_size
-        command = IMPORT[0].command.format(archive=archive, to=store)
-        subprocess.run(["sh", "-c", command], check=True, capture_output=True)
-        lines = [f"{size / 1e6:.0f} MB in {options.images} images, {os.cpu_count()} cores", ""]
-        for rivals in (IMPORT, EXPORT):
-            measured = {rival.name: Measured() for rival in rivals}
-            for _ in range(options.rounds):
-                for rival in rivals:
-                    measure(rival, work, archive, store, measured[rival.name])
-            lines += table(rivals, measured, size)
+        with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+            archive = pool.submit(make_archive, work, plan.archive_images).result()
+            store = work / "archive-store"
+            command = IMPORT[0].command.format(archive=archive, to=store)
+            subprocess.run(["sh", "-c", command], check=True, capture_output=True)
+            done = pool.submit(rounds, work, archive, store, plan.archive_rounds).result()
     except (BenchError, subprocess.CalledProcessError) as error:
-        sys.stderr.write(f"bench: {error}\n")
-        return 1
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    sys.stdout.write("\n".join(lines))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+        results.note(f"archive: {error}")
+        return
+    size = archive.stat().st_size
+    for what, measured in done.items():
+        for name, each in measured.items():
+            results.put(what, name, each.median)
+            results.put(f"{what}_rate", name, size / 1e9 / each.median)
+            results.put(f"{what}_peak", name, each.peak)
+    results.note(f"archive: {plan.archive_images} images, {size / 1e6:.0f} MB")

@@ -1,4 +1,4 @@
-"""`python -m bench.load`: many images with shared layers into a store, against skopeo.
+"""Loading: many images with shared layers into a store, against skopeo.
 
 The upstream is a real docker-registry; its own access log counts the bytes. Rounds go over all
 rivals before the next one begins; times are medians.
@@ -6,14 +6,13 @@ rivals before the next one begins; times are medians.
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import os
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,14 @@ from tempfile import mkdtemp
 
 from bench.images import TAG, push_family
 from bench.processes import BenchError
-from bench.servers import Upstream, find, start_upstream
+from bench.results import Plan, Results
+from bench.servers import OCIPROXY, Upstream, find
 
 LIMIT = 300.0
 PARALLEL = 4
 POLICY = '{"default": [{"type": "insecureAcceptAnything"}]}'
-OURS = "ociproxy load"
+SKOPEO_COPY = f"skopeo copy, {PARALLEL} at once"
+SKOPEO_SYNC = "skopeo sync"
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ def rivals(work: Path, upstream: Upstream, repositories: list[str]) -> list[Riva
         return [*program, "--src", "yaml", "--dest", "dir", f"{work}/sync.yaml", str(folder)]
 
     return [
-        Rival(OURS, ours),
-        Rival(f"skopeo copy, {PARALLEL} at once", copies),
-        Rival("skopeo sync", synchronised),
+        Rival(OCIPROXY, ours),
+        Rival(SKOPEO_COPY, copies),
+        Rival(SKOPEO_SYNC, synchronised),
     ]
 
 
@@ -101,52 +102,20 @@ def measure(rival: Rival, work: Path, upstream: Upstream) -> Round:
     return Round(seconds, upstream.blob_bytes(mark))
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.load", description=__doc__)
-    parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dir", type=Path, help="where the stores go (default: the system's)")
-    options = parser.parse_args(arguments)
-    work = Path(mkdtemp(prefix="ociproxy-bench-", dir=options.dir))
-    rounds: dict[str, list[Round]] = {}
-    try:
-        with contextlib.ExitStack() as stack:
-            (work / "upstream").mkdir()
-            upstream = start_upstream(work / "upstream")
-            stack.callback(upstream.process.stop)
-            family = push_family(upstream.target, options.images)
-            os.sync()
-            for _ in range(options.rounds):
-                for rival in rivals(work, upstream, family.repositories):
-                    rounds.setdefault(rival.name, []).append(measure(rival, work, upstream))
-    except BenchError as error:
-        sys.stderr.write(f"bench: {error}\n")
-        return 1
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    sys.stdout.write(table(rounds, options.images, family.size))
-    return 0
-
-
-def table(rounds: dict[str, list[Round]], images: int, size: int) -> str:
-    """Times to ours and to the target; bytes to those of all different blobs."""
-    times = {
-        name: statistics.median(each.seconds for each in done) for name, done in rounds.items()
-    }
-    lines = [f"{images} images, {size / 1e6:.1f} MB in different blobs", ""]
-    lines.append(f"{'':28}{'s':>8}{'x ours':>8}{'upstream bytes / unique':>26}")
+def loading(work: Path, upstream: Upstream, plan: Plan, results: Results) -> None:
+    """Upstream bytes are to those of all different blobs, in the worst round."""
+    family = push_family(upstream.target, plan.load_images)
+    os.sync()
+    rounds: dict[str, list[Round]] = defaultdict(list)
+    for _ in range(plan.load_rounds):
+        for rival in rivals(work, upstream, family.repositories):
+            try:
+                rounds[rival.name].append(measure(rival, work, upstream))
+            except BenchError as error:
+                results.note(f"load, {error}")
     for name, done in rounds.items():
-        most = max(each.upstream_bytes for each in done)
-        ratio = times[name] / times[OURS]
-        lines.append(f"{name:28}{times[name]:8.2f}{ratio:8.2f}{most / size:26.2f}")
-    fastest = min(value for name, value in times.items() if name != OURS)
-    met = "met" if times[OURS] <= fastest else "NOT MET"
-    lines += ["", f"target: not slower than the fastest: {times[OURS] / fastest:.2f} x, {met}"]
-    bytes_of_ours = max(each.upstream_bytes for each in rounds[OURS]) / size
-    met = "met" if abs(bytes_of_ours - 1) < 0.005 else "NOT MET"
-    lines.append(f"target: upstream bytes are the unique ones: {bytes_of_ours:.2f} x, {met}")
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+        if done:
+            results.put("load", name, statistics.median(each.seconds for each in done))
+            most = max(each.upstream_bytes for each in done)
+            results.put("load_upstream", name, most / family.size)
+    results.note(f"load: {plan.load_images} images, {family.size / 1e6:.1f} MB in different blobs")

@@ -1,4 +1,4 @@
-"""The table, the targets beside what was measured, and the same as JSON."""
+"""The tables, the targets beside what was measured, and the same as JSON."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bench.rows import Results
+from bench.archive import TOOLS
+from bench.load import SKOPEO_COPY, SKOPEO_SYNC
+from bench.results import Results
 from bench.servers import DRAYAGE, NGINX, OCIPROXY, REGISTRY, UPSTREAM
 
-COLUMNS = (OCIPROXY, REGISTRY, DRAYAGE, NGINX, UPSTREAM)
 Cells = Mapping[str, Mapping[str, float]]
 
 
@@ -25,7 +26,15 @@ class Row:
     decimals: int
 
 
-ROWS = (
+@dataclass(frozen=True)
+class Section:
+    """A table: the rows of what the same rivals were measured in."""
+
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+SERVING = (
     Row("start", "start to first answer", "ms", 0),
     Row("warm_1", "warm blob, 1 client", "GB/s", 2),
     Row("warm_1_cpu", "  server CPU", "s/GB", 3),
@@ -46,6 +55,23 @@ ROWS = (
     Row("rss_after", "RSS idle, after the rows above", "MB", 1),
     Row("slow_warm", "256 slow clients, warm, peak RSS", "MB", 1),
     Row("slow_cold", "256 slow clients, cold, peak RSS", "MB", 1),
+)
+LOADING = (
+    Row("load", "load of many images", "s", 2),
+    Row("load_upstream", "  upstream bytes / different ones", "x", 2),
+)
+ARCHIVES = (
+    Row("import", "import", "s", 2),
+    Row("import_rate", "  rate", "GB/s", 2),
+    Row("import_peak", "  peak RSS", "MB", 1),
+    Row("export", "export", "s", 2),
+    Row("export_rate", "  rate", "GB/s", 2),
+    Row("export_peak", "  peak RSS", "MB", 1),
+)
+SECTIONS = (
+    Section((OCIPROXY, REGISTRY, DRAYAGE, NGINX, UPSTREAM), SERVING),
+    Section((OCIPROXY, SKOPEO_COPY, SKOPEO_SYNC), LOADING),
+    Section((OCIPROXY, *TOOLS), ARCHIVES),
 )
 
 
@@ -83,6 +109,10 @@ def _own(row: str) -> Callable[[Cells], float]:
     return lambda cells: cells[row][OCIPROXY]
 
 
+def _fastest_rival(row: Mapping[str, float]) -> float:
+    return min((value for name, value in row.items() if name != OCIPROXY), default=0.0)
+
+
 TARGETS = (
     Target("warm blob, 8 clients, to nginx static", _ratio("warm_8", OCIPROXY, NGINX), ">=", 0.8),
     Target(f"warm blob, 8 clients, to {REGISTRY}", _ratio("warm_8", OCIPROXY, REGISTRY), ">=", 1.8),
@@ -113,21 +143,37 @@ TARGETS = (
     Target("RSS idle", _own("rss_idle"), "<=", 60, "MB"),
     Target("256 slow clients, warm, peak RSS", _own("slow_warm"), "<=", 90, "MB"),
     Target("256 slow clients, cold, peak RSS", _own("slow_cold"), "<=", 90, "MB"),
+    Target(
+        "load, to the fastest of skopeo's ways",
+        lambda cells: cells["load"][OCIPROXY] / _fastest_rival(cells["load"]),
+        "<=",
+        1.0,
+    ),
+    Target("load, upstream bytes / different ones", _own("load_upstream"), "=", 1.0),
+    *(
+        Target(f"{what}, time of {tool} to ours", _ratio(what, tool, OCIPROXY), ">=", 0.8)
+        for what in ("import", "export")
+        for tool in TOOLS
+    ),
+    Target("import, peak RSS", _own("import_peak"), "<=", 90, "MB"),
+    Target("export, peak RSS", _own("export_peak"), "<=", 90, "MB"),
 )
 
 
 def table(results: Results, *, size: int, seconds: float) -> str:
     lines = [f"{os.cpu_count()} cores, {size >> 20} MiB blob, {seconds:.0f} s", ""]
-    lines += _grid(
-        ["", "", *COLUMNS],
-        [
-            [row.label, row.unit, *(_cell(results, row, name) for name in COLUMNS)]
-            for row in ROWS
-            if row.key in results.cells
-        ],
-    )
+    for section in SECTIONS:
+        rows = [row for row in section.rows if row.key in results.cells]
+        if rows:
+            lines += _grid(
+                ["", "", *section.columns],
+                [
+                    [row.label, row.unit, *(_cell(results, row, name) for name in section.columns)]
+                    for row in rows
+                ],
+            )
+            lines.append("")
     measured = [(target, target.measured(results.cells)) for target in TARGETS]
-    lines.append("")
     lines += _grid(
         ["target", "wanted", "measured", ""],
         [
@@ -162,7 +208,8 @@ def write_json(path: Path, results: Results, *, size: int, seconds: float) -> No
         "seconds": round(seconds, 1),
         "rows": [
             {"row": row.key, "label": row.label.strip(), "unit": row.unit, **results.cells[row.key]}
-            for row in ROWS
+            for section in SECTIONS
+            for row in section.rows
             if row.key in results.cells
         ],
         "targets": targets,

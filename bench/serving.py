@@ -1,4 +1,4 @@
-"""The measurements. Each fills some rows of the table for every server that takes part in it.
+"""The measurements of serving. Each fills some rows for every server that takes part in it.
 
 Rounds go over all servers before the next round begins, so that noise of the machine hits all
 alike. Rates are the best pass, cold times the median; a failure costs one server its cells.
@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.clients import Download, Request, download, trickle, wrk
 from bench.images import REPOSITORIES, TAG, Images, verify
 from bench.processes import BenchError, settle
+from bench.results import Plan, Results, say
 from bench.servers import DRAYAGE, UPSTREAM, Rival, Running, Target, Upstream
 
 STAMPEDE_CLIENTS = 32
@@ -28,42 +28,6 @@ WARM_CLIENTS = (1, 8)
 # What takes longer is measured once: its ratio is clear, and the run has a bound.
 ONCE_STAMPEDE_SECONDS = 8.0
 ONCE_PASS_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long everything takes. `limit` is when no further round is begun."""
-
-    rounds: int
-    warm_rounds: int
-    warm_seconds: float
-    wrk_seconds: int
-    slow_seconds: float
-    # drayage takes longer over the stampede than everybody else together, and no target needs it.
-    stampede_of_drayage: bool
-    limit: float
-    started: float = field(default_factory=time.perf_counter)
-
-    def rounds_of(self, count: int) -> Iterator[int]:
-        for number in range(count):
-            if time.perf_counter() - self.started > self.limit:
-                return
-            yield number
-
-
-@dataclass
-class Results:
-    cells: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
-    notes: list[str] = field(default_factory=list)
-    missing: set[str] = field(default_factory=set)
-
-    def put(self, row: str, server: str, value: float) -> None:
-        self.cells[row][server] = value
-
-    def note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
-        say(f"  ! {text}")
 
 
 @dataclass
@@ -94,11 +58,6 @@ class Bench:
 
     def upstream_ratio(self, mark: int) -> float:
         return self.upstream.blob_bytes(mark, self.images.blob) / self.images.size
-
-
-def say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
 
 
 def start_warm(bench: Bench, stack: contextlib.ExitStack) -> None:
@@ -288,7 +247,7 @@ def _slow_peak(bench: Bench, running: Running, requests: Sequence[Request]) -> f
     return running.process.peak()
 
 
-GROUPS: dict[str, Callable[[Bench], None]] = {
+SERVING: dict[str, Callable[[Bench], None]] = {
     "start": start_time,
     "warm-blob": warm_blob,
     "manifests": manifests,
