@@ -26,7 +26,7 @@ from ociproxy.manifest import (
     guess_media_type,
 )
 from ociproxy.platform import is_attestation
-from ociproxy.store.refs import TagRecord
+from ociproxy.store.records import TagRecord
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from ociproxy.clock import Clock
     from ociproxy.reference import Repository
-    from ociproxy.store.intake import Source
+    from ociproxy.store.blob_writer import Source
     from ociproxy.store.store import Store
 
 _MAX_DEPTH: Final = 8
@@ -100,7 +100,7 @@ class Extractor:
 
     def __enter__(self) -> Extractor:
         self._scratch = self._stack.enter_context(self._store.scratch())
-        self._intake = self._stack.enter_context(self._store.intake())
+        self._writer = self._stack.enter_context(self._store.blob_writer())
         return self
 
     def __exit__(
@@ -122,7 +122,7 @@ class Extractor:
             return False
         try:
             if size > MANIFEST_MAX_SIZE:
-                self._intake.take(source, size, digest)
+                self._writer.write(source, size, digest)
             else:
                 self._take_small(digest, _read(source, size, digest))
         except IntegrityError as exc:
@@ -133,7 +133,7 @@ class Extractor:
 
     def take_unnamed(self, size: int, source: Source) -> Digest:
         """Take in a blob that no digest was stated for. Raises SizeMismatch where it ends early."""
-        return self._intake.take(source, size)
+        return self._writer.write(source, size)
 
     def take_document(self, raw: bytes, digest: Digest) -> None:
         """Take in a manifest or a config. Raises DigestMismatch."""
@@ -191,7 +191,7 @@ class Extractor:
 
     def drain(self) -> None:
         """Wait until every blob that was taken in is in the store. Raises StoreError."""
-        self._intake.drain()
+        self._writer.drain()
 
     # Examining
 
@@ -257,7 +257,7 @@ class Extractor:
         for digest in examined.blobs:
             if self._store.blobs.find_size(digest) is None:
                 raw = self.find_document(digest) or b""
-                self._intake.take(io.BytesIO(raw), len(raw), digest)
+                self._writer.write(io.BytesIO(raw), len(raw), digest)
 
     def reveal(self, repository: Repository, examined: Examined, tag: str | None = None) -> None:
         """The last step, after `drain`: commit the manifests, then the tag. Any thread."""
@@ -276,7 +276,7 @@ class Extractor:
         if raw.lstrip()[:1] == b"{":
             self.take_document(raw, digest)
         else:
-            self._intake.take(io.BytesIO(raw), len(raw), digest)
+            self._writer.write(io.BytesIO(raw), len(raw), digest)
 
     def _take_from(self, folder: BlobFolder, descriptor: Descriptor) -> None:
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from ociproxy.digest import Digest
 from ociproxy.manifest import Descriptor, ManifestHolder
 from ociproxy.reference import Reference
-from ociproxy.store.refs import TagRecord
+from ociproxy.store.records import TagRecord
 from ociproxy.store.store import Store
 from tests.images import Content, Image
 

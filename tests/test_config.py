@@ -33,7 +33,7 @@ from ociproxy.config.settings import (
     Upstream,
 )
 from ociproxy.config.table import ROOT
-from ociproxy.config.units import show_duration, show_size
+from ociproxy.config.units import parse_size, show_duration, show_size
 from ociproxy.config.yaml import SIZE_LIMIT
 from ociproxy.errors import ConfigError
 from ociproxy.reference import Reference
@@ -282,7 +282,7 @@ def test_first_tag_rule_that_matches_wins() -> None:
         ("fetch: {pause: .inf}", "1: fetch.pause: must be a duration"),
         ("fetch: {pause: -1}", "1: fetch.pause: must be between 0 and 1d"),
         ("fetch: {timeouts: {answer: 21s}}", "1: fetch.timeouts.answer: must be between 50ms"),
-        ("fetch: {segment: 1MB}", "1: fetch.segment: must be a size"),
+        ("fetch: {segment: 64MX}", "1: fetch.segment: must be a size"),
         ("fetch: {segment: 1}", "1: fetch.segment: must be between 1MiB and 1TiB"),
         ("fetch: {unlisted: no}", "1: fetch.unlisted: must be allow or deny, not 'no'"),
         ("log: {level: loud}", "1: log.level: must be trace or debug or info or warn or error"),
@@ -520,7 +520,7 @@ def test_schema_accepts_what_is_read(text: str) -> None:
         "serve: []",
         "tags: [{match: '*'}]",
         "fetch: {pause: never}",
-        "fetch: {segment: 1MB}",
+        "fetch: {segment: 64MX}",
         "fetch: {unlisted: maybe}",
         "- {name: 1}",
         "- {description: x}",
@@ -610,6 +610,24 @@ def test_sizes_are_shown_as_written() -> None:
         "1KiB",
         "3GiB",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("512", 512),
+        ("700M", 700_000_000),
+        ("4.7GB", 4_700_000_000),
+        ("32MiB", 32 * 1024**2),
+        ("1.5Ki", 1536),
+        ("1.5", None),
+        ("4,7G", None),
+        ("M", None),
+        ("-1M", None),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(text: str, size: int | None) -> None:
+    assert parse_size(text) == size
 
 
 # skopeo

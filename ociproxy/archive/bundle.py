@@ -12,11 +12,11 @@ import stat
 import threading
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.archive.content import LOCK_NAME
+from ociproxy.archive.decompress import ArchiveStream
 from ociproxy.archive.lock import LOCK_MAX_SIZE, Lock
-from ociproxy.archive.members import LOCK_NAME
-from ociproxy.archive.packed import PackedStream
-from ociproxy.archive.tarstream import members
-from ociproxy.archive.volumes import VOLUME_NAME
+from ociproxy.archive.tar_reader import members
+from ociproxy.archive.volume_writer import VOLUME_NAME
 from ociproxy.bounded import BoundedCache
 from ociproxy.digest import Digest
 from ociproxy.errors import ConfigError, DigestMismatch, LayoutDamaged, LayoutInvalid
@@ -37,10 +37,9 @@ from ociproxy.manifest import (
     ManifestHolder,
     referrer_descriptor,
 )
-from ociproxy.store.blobs import BlobFile
 from ociproxy.store.files import READ_SIZE
-from ociproxy.store.layers import Records
-from ociproxy.store.refs import TagRecord
+from ociproxy.store.layers import BlobFile
+from ociproxy.store.records import Records, TagRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,7 +173,7 @@ class Bundle:
         limits = {MARKER: MANIFEST_MAX_SIZE, INDEX: INDEX_MAX_SIZE, LOCK_NAME: LOCK_MAX_SIZE}
         limits[VOLUME_NAME] = MANIFEST_MAX_SIZE
         documents: dict[str, bytes] = {}
-        stream = PackedStream(self._file, str(self.path))
+        stream = ArchiveStream(self._file, str(self.path))
         for member in members(stream):
             digest = parse_blob_path(member.name)
             if member.link and digest is not None:

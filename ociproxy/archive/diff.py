@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ociproxy.archive import members
+from ociproxy.archive.content import contents, lock_of
+from ociproxy.archive.lock_reader import read_lock
 from ociproxy.archive.selection import Wish, reach
-from ociproxy.archive.source import read_lock
 from ociproxy.store.files import store_errors
 from ociproxy.store.inventory import references
 from ociproxy.store.store import open_existing
@@ -76,7 +76,7 @@ def open_lock(path: Path) -> Lock:
     store = open_existing(path)
     wishes = (Wish(reference, descriptor) for reference, descriptor, _ in references(store))
     chosen = reach(store, wishes, referrers=True, allow_partial=True)
-    return members.lock_of(chosen, members.contents(chosen))
+    return lock_of(chosen, contents(chosen))
 
 
 def _lacking(first: Lock, second: Lock) -> dict[Digest, int]:

@@ -11,10 +11,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.archive import members
+from ociproxy.archive.content import (
+    DOCKER_NAME,
+    LOCK_NAME,
+    Document,
+    contents,
+    docker_manifest,
+    index,
+    lock_of,
+    marker,
+    read_manifest,
+)
 from ociproxy.archive.output import STDOUT, Output, Written, open_output, write_small
-from ociproxy.archive.tarball import Tarball
-from ociproxy.archive.volumes import (
+from ociproxy.archive.tar_writer import TarWriter
+from ociproxy.archive.volume_writer import (
     Body,
     Part,
     other_volumes,
@@ -29,8 +39,8 @@ from ociproxy.store.files import store_errors
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ociproxy.archive.content import Content
     from ociproxy.archive.lock import Lock
-    from ociproxy.archive.members import Content, Document
     from ociproxy.archive.selection import Chosen
     from ociproxy.store.store import Store
 
@@ -90,8 +100,8 @@ def export(
     Raises OutputError, IntegrityError kinds for content that is not what it is called, StoreError
     or ManifestUnknown for what is gone meanwhile, VolumeTooSmall.
     """
-    held = members.contents(chosen)
-    lock, held = _without_base(members.lock_of(chosen, held), held, shape.since)
+    held = contents(chosen)
+    lock, held = _without_base(lock_of(chosen, held), held, shape.since)
     documents = _documents(store, chosen, lock, shape)
     if shape.volume_size is None:
         files = [_write_one(store, Part(documents, tuple(held)), path, shape, progress)]
@@ -112,8 +122,8 @@ def export(
 
 def size_of(chosen: Sequence[Chosen], shape: Shape) -> int:
     """Bytes of content that the export will write."""
-    held = members.contents(chosen)
-    _, held = _without_base(members.lock_of(chosen, held), held, shape.since)
+    held = contents(chosen)
+    _, held = _without_base(lock_of(chosen, held), held, shape.since)
     return sum(each.size for each in held)
 
 
@@ -131,11 +141,11 @@ def _without_base(lock: Lock, held: list[Content], base: Lock | None) -> tuple[L
 def _documents(
     store: Store, chosen: Sequence[Chosen], lock: Lock, shape: Shape
 ) -> tuple[Document, ...]:
-    docker = members.docker_manifest(store, chosen) if shape.flattened else None
+    docker = docker_manifest(store, chosen) if shape.flattened else None
     return (
-        members.marker(),
-        members.index(chosen, digest_names=shape.digest_names),
-        members.Document(members.LOCK_NAME, lock.encode()),
+        marker(),
+        index(chosen, digest_names=shape.digest_names),
+        Document(LOCK_NAME, lock.encode()),
         *((docker,) if docker is not None else ()),
     )
 
@@ -144,7 +154,7 @@ def _write_one(
     store: Store, part: Part, path: Path, shape: Shape, progress: Callable[[int], None]
 ) -> Written:
     with open_output(path, zstd=shape.zstd) as output:
-        with Tarball(output) as tar:
+        with TarWriter(output) as tar:
             _write_part(store, part, tar, progress)
             tar.finish()
         written = output.finish()
@@ -173,13 +183,13 @@ def _write_volumes(
         for name, part in zip(names, parts, strict=True):
             output = stack.enter_context(open_output(name, zstd=shape.zstd))
             opened.append(output)
-            with Tarball(output) as tar:
+            with TarWriter(output) as tar:
                 _write_part(store, part, tar, progress)
             bodies.append(Body(part.size, output.peek()))
         last = parts_document(set_id, bodies)
         written = []
         for output in opened:
-            with Tarball(output) as tar:
+            with TarWriter(output) as tar:
                 tar.add(last.name, last.data)
                 tar.finish()
             written.append(output.finish())
@@ -195,18 +205,18 @@ def _checksum(path: Path) -> Path:
     return path.with_name(path.name + CHECKSUM_SUFFIX)
 
 
-def _write_part(store: Store, part: Part, tar: Tarball, progress: Callable[[int], None]) -> None:
+def _write_part(store: Store, part: Part, tar: TarWriter, progress: Callable[[int], None]) -> None:
     for document in part.documents:
         tar.add(document.name, document.data)
     for content in part.contents:
         if content.is_manifest:
-            tar.add(content.name, members.read_manifest(store, content.digest))
+            tar.add(content.name, read_manifest(store, content.digest))
         else:
             _add_blob(store, content, tar)
         progress(content.size)
 
 
-def _add_blob(store: Store, content: Content, tar: Tarball) -> None:
+def _add_blob(store: Store, content: Content, tar: TarWriter) -> None:
     path = store.blobs.path(content.digest)
     try:
         file = path.open("rb", buffering=0)
@@ -227,7 +237,7 @@ def _warnings(chosen: Sequence[Chosen], documents: Sequence[Document], shape: Sh
             f"taken out of their index: {flattened} of {len(chosen)} images; their tags stand for "
             "the manifest of the platform, whose digest is not the one upstream has for the tag"
         )
-    if any(each.name == members.DOCKER_NAME for each in documents):
+    if any(each.name == DOCKER_NAME for each in documents):
         found.append(
             "tools that read manifest.json, Docker's classic store and podman with several images, "
             "make digests anew"

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from ociproxy.archive.decompress import MAX_SIZE, ArchiveStream
 from ociproxy.archive.naming import GivenName
 from ociproxy.archive.ociregistry import CacheFolder
-from ociproxy.archive.packed import MAX_SIZE, PackedStream
 from ociproxy.archive.publishing import OnExisting, Outcome, Publisher
-from ociproxy.archive.receive import Received, Receiver
-from ociproxy.archive.volumeset import VolumeLabel, grouped, read_label
+from ociproxy.archive.tar_import import Received, TarImport
+from ociproxy.archive.volume_reader import VolumeLabel, grouped, read_label
 from ociproxy.errors import ConfigError, LayoutInvalid
 from ociproxy.extract import Extractor
 from ociproxy.layout import MARKER, LayoutDirectory
@@ -61,7 +61,7 @@ class Importer:
         self._rules = rules
         self._watcher = watcher
         self._publisher = Publisher(store, rules.on_existing, rules.name, watcher.image)
-        self._stream: PackedStream | None = None
+        self._stream: ArchiveStream | None = None
         self._done = 0
         self.size: int | None = 0
         """Bytes of all files; None where a folder or a pipe is among the sources."""
@@ -121,9 +121,8 @@ class Importer:
         whole: Received | None = None
         for path in group:
             with _opened(path) as file:
-                self._stream = PackedStream(file, str(path), max_size=self._rules.max_size)
-                receiver = Receiver(extractor, self._stream, first=whole)
-                whole = receiver.receive()
+                self._stream = ArchiveStream(file, str(path), max_size=self._rules.max_size)
+                whole = TarImport(extractor, self._stream, first=whole).run()
                 self._done += self._stream.consumed
                 self._stream = None
         assert whole is not None, "a group has a source"  # noqa: S101 a bug in us

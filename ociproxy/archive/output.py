@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import zstandard
 
-from ociproxy.archive.hashing import Hashing
 from ociproxy.digest import Digest
 from ociproxy.errors import OutputError
+from ociproxy.store.hashing import Hashing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,7 @@ from ociproxy.manifest import MalformedManifest, parse_manifest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ociproxy.archive.receive import Received
+    from ociproxy.archive.tar_import import Received
     from ociproxy.digest import Digest
     from ociproxy.extract import Examined, Extractor
     from ociproxy.layout import NamedImage

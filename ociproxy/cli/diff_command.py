@@ -10,12 +10,12 @@ import click
 from rich.filesize import decimal
 
 from ociproxy.archive.diff import Difference, diff, open_lock
+from ociproxy.cli.printing import short
 
 if TYPE_CHECKING:
     from ociproxy.archive.lock import LockedImage
 
 _DIFFERENT: Final = 1
-_DIGITS: Final = 12
 
 
 @click.command("diff")
@@ -87,8 +87,7 @@ def _document(found: Difference) -> dict[str, object]:
 
 
 def _short(image: LockedImage) -> str:
-    digest = image.descriptor.digest
-    return f"{digest.algorithm}:{digest.encoded[:_DIGITS]}"
+    return short(image.descriptor.digest)
 
 
 def _state(image: LockedImage) -> str:

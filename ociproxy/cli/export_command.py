@@ -3,66 +3,32 @@
 from __future__ import annotations
 
 import json
-import re
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-from rich.progress import TransferSpeedColumn as Speed
 
 from ociproxy.archive.export import Exported, Shape, check_target, export, size_of
+from ociproxy.archive.lock_reader import read_lock, read_lock_file
 from ociproxy.archive.output import STDOUT
 from ociproxy.archive.selection import by_lock, by_patterns, by_references, flatten, reach
-from ociproxy.archive.source import read_lock, read_lock_file
-from ociproxy.cli.options import config_path, configuration, image_path
+from ociproxy.cli.options import (
+    PlatformType,
+    SizeType,
+    config_path,
+    existing_store,
+    image_path,
+)
+from ociproxy.cli.progress import Screen, Step
 from ociproxy.cli.sources import read_wanted
-from ociproxy.errors import NameInvalid
-from ociproxy.platform import Platform
-from ociproxy.store.store import open_existing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable
 
     from ociproxy.archive.selection import Chosen, Wish
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
-_UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-
-
-class _Size(click.ParamType[int]):
-    """Bytes, `700M`, `4.7G` or `4GiB`."""
-
-    name = "size"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        if isinstance(value, int):
-            return value
-        match = _SIZE.fullmatch(str(value).strip())
-        if match is None:
-            self.fail(f"{value!r} is not a size such as 700M, 4.7G or 4GiB", param, ctx)
-        number, unit, binary = match.groups()
-        return int(float(number) * (1024 if binary else 1000) ** _UNITS[unit.lower()])
-
-
-class _Platform(click.ParamType[Platform]):
-    name = "platform"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Platform:
-        if isinstance(value, Platform):
-            return value
-        try:
-            return Platform.parse(str(value))
-        except NameInvalid as exc:
-            self.fail(str(exc), param, ctx)
+    from ociproxy.platform import Platform
+    from ociproxy.store.store import Store
 
 
 @click.command("export")
@@ -89,7 +55,7 @@ class _Platform(click.ParamType[Platform]):
 @click.option(
     "--platform",
     "platforms",
-    type=_Platform(),
+    type=PlatformType(),
     metavar="OS/ARCH[/VARIANT]",
     multiple=True,
     envvar="OCIPROXY_PLATFORM",
@@ -125,7 +91,7 @@ class _Platform(click.ParamType[Platform]):
 )
 @click.option(
     "--volume-size",
-    type=_Size(),
+    type=SizeType(),
     envvar="OCIPROXY_VOLUME_SIZE",
     help="Split into files of at most this size, such as 4.7G.",
 )
@@ -168,7 +134,8 @@ def export_command(
     """
     if sum(map(bool, (patterns, lists, locked))) > 1:
         raise click.UsageError("patterns, --list and --lock exclude each other: give one of them")
-    wanted = read_wanted(lists, [], platforms, note=_warn)
+    screen = Screen()
+    wanted = read_wanted(lists, [], platforms, note=lambda text: _warn(screen, text))
     shape = Shape(
         flattened=style == "oci",
         digest_names=digest_names,
@@ -177,8 +144,7 @@ def export_command(
         zstd=zstd,
     )
     check_target(file, shape)
-    root = configuration(config_path, image_path=image_path).store.path
-    store = open_existing(root)
+    store = existing_store(config_path, image_path)
     wishes: Iterable[Wish] = by_patterns(store, patterns, platforms)
     if wanted:
         wishes = by_references(store, ((each.reference, each.platforms) for each in wanted))
@@ -187,26 +153,40 @@ def export_command(
     chosen = reach(store, wishes, referrers=not no_referrers, allow_partial=allow_partial)
     if shape.flattened:
         chosen = list(flatten(store, chosen, referrers=not no_referrers))
-    with _bar(size_of(chosen, shape)) as progress:
-        exported = export(store, chosen, file, shape, progress=progress)
-    _report(file, chosen, exported, as_json=as_json)
+    exported = _export(screen, store, chosen, file, shape)
+    _report(screen, file, chosen, exported, as_json=as_json)
 
 
-def _report(file: Path, chosen: list[Chosen], exported: Exported, *, as_json: bool) -> None:
+def _export(
+    screen: Screen, store: Store, chosen: list[Chosen], file: Path, shape: Shape
+) -> Exported:
+    written, size = 0, size_of(chosen, shape)
+
+    def progress(count: int) -> None:
+        nonlocal written
+        written += count
+
+    with screen.watching_work(lambda: Step("all", "export", written, size)):
+        return export(store, chosen, file, shape, progress=progress)
+
+
+def _report(
+    screen: Screen, file: Path, chosen: list[Chosen], exported: Exported, *, as_json: bool
+) -> None:
     for warning in exported.warnings:
-        _warn(warning)
+        _warn(screen, warning)
     if as_json:
         click.echo(json.dumps(_document(chosen, exported), indent=1), err=file == STDOUT)
         return
     for written in exported.files:
-        click.echo(f"{written.digest}  {written.path}  {decimal(written.size)}", err=True)
+        screen.line(f"{written.digest}  {written.path}  {decimal(written.size)}")
     omitted = f", {decimal(exported.omitted)} left out" if exported.omitted else ""
     images = "1 image" if len(chosen) == 1 else f"{len(chosen)} images"
-    click.echo(f"{images}, {exported.contents} manifests and blobs{omitted}", err=True)
+    screen.line(f"{images}, {exported.contents} manifests and blobs{omitted}")
 
 
-def _warn(text: str) -> None:
-    click.echo(f"Warning: {text}", err=True)
+def _warn(screen: Screen, text: str) -> None:
+    screen.line(f"Warning: {text}")
 
 
 def _document(chosen: list[Chosen], exported: Exported) -> dict[str, object]:
@@ -228,16 +208,3 @@ def _document(chosen: list[Chosen], exported: Exported) -> dict[str, object]:
         "incomplete": [str(each.reference) for each in chosen if not each.closure.complete],
         "warnings": list(exported.warnings),
     }
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, nothing in a pipe."""
-    console = Console(stderr=True)
-    if not console.is_terminal or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    columns = (BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task("export", total=total)
-        yield lambda count: bars.advance(task, count)

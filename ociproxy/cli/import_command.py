@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
 from ociproxy import log
+from ociproxy.archive.decompress import MAX_SIZE
 from ociproxy.archive.importing import Importer, Rules
 from ociproxy.archive.naming import GivenName
-from ociproxy.archive.packed import MAX_SIZE
 from ociproxy.archive.publishing import OnExisting
 from ociproxy.cli.import_report import Report
+from ociproxy.cli.leave import INTERRUPTED
 from ociproxy.cli.options import (
+    SizeType,
     config_path,
     configuration,
     image_path,
+    json_events,
     log_format,
     quiet_log_level,
 )
 from ociproxy.cli.progress import Screen, Step
-from ociproxy.config.units import parse_size, show_size
+from ociproxy.config.units import show_size
 from ociproxy.errors import ConfigError
 from ociproxy.store.store import Store
 
 if TYPE_CHECKING:
     from types import FrameType
-
-_INTERRUPTED: Final = 130
-
-
-def _size(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
-    size = parse_size(value)
-    if not size:
-        raise click.BadParameter("a size is a number with KiB, MiB, GiB or TiB after it")
-    return size
 
 
 @click.command("import")
@@ -63,20 +57,13 @@ def _size(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
 )
 @click.option(
     "--max-size",
-    metavar="SIZE",
+    type=SizeType(),
     default=show_size(MAX_SIZE),
     show_default=True,
-    callback=_size,
     envvar="OCIPROXY_MAX_SIZE",
     help="Refuse an archive that expands to more.",
 )
-@click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    envvar="OCIPROXY_JSON",
-    help="Print an event a line, as JSON, and the outcome as the last.",
-)
+@json_events
 @click.pass_context
 def import_command(
     ctx: click.Context,
@@ -119,7 +106,7 @@ def import_command(
     finally:
         signal.signal(signal.SIGTERM, before)
     report.end(interrupted=interrupted)
-    ctx.exit(_INTERRUPTED if interrupted else report.exit_code)
+    ctx.exit(INTERRUPTED if interrupted else report.exit_code)
 
 
 def _check_apart(sources: tuple[Path, ...], store: Path) -> None:

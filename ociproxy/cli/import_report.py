@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-import click
-
 from ociproxy.archive.importing import Watcher
 from ociproxy.archive.publishing import EXIT_CODES, Outcome, Status
+from ociproxy.cli.printing import print_event
 
 if TYPE_CHECKING:
     from ociproxy.cli.progress import Screen
@@ -39,7 +37,7 @@ class Report(Watcher):
     def image(self, outcome: Outcome) -> None:
         self._counts[outcome.status] += 1
         if self._json:
-            self._event(
+            print_event(
                 "image",
                 source=outcome.source,
                 reference=outcome.name,
@@ -51,26 +49,26 @@ class Report(Watcher):
             )
             return
         for line in _lines(outcome):
-            self._line(line)
+            self._screen.line(line)
 
     def note(self, source: str, text: str) -> None:
         if self._json:
-            self._event("note", source=source, text=text)
+            print_event("note", source=source, text=text)
         else:
-            self._line(f"{source}: {text}")
+            self._screen.line(f"{source}: {text}")
 
     def failed(self, source: str, error: OciProxyError) -> None:
         self._failures.append(error)
         if self._json:
-            self._event("failed", source=source, error=type(error).__name__, reason=str(error))
+            print_event("failed", source=source, error=type(error).__name__, reason=str(error))
         else:
-            self._line(f"failed {error}")
+            self._screen.line(f"failed {error}")
 
     def end(self, *, interrupted: bool) -> None:
         seconds = time.monotonic() - self._began
         counts = {status: self._counts[status] for status in Status if self._counts[status]}
         if self._json:
-            self._event(
+            print_event(
                 "done",
                 images={status.value: count for status, count in counts.items()},
                 failed=len(self._failures),
@@ -85,13 +83,6 @@ class Report(Watcher):
         if interrupted:
             text += "; interrupted: run it again to go on"
         self._screen.line(text)
-
-    def _line(self, text: str) -> None:
-        # An archive's words may hold what a terminal obeys.
-        self._screen.line("".join(each if each.isprintable() else "?" for each in text))
-
-    def _event(self, name: str, **fields: object) -> None:
-        click.echo(json.dumps({"event": name, **fields}))
 
 
 def _lines(outcome: Outcome) -> list[str]:

@@ -10,6 +10,8 @@ import time
 from contextlib import suppress
 from typing import Final, NoReturn
 
+INTERRUPTED: Final = 130
+"""The exit code."""
 _GRACE: Final = 2.0
 """Seconds for threads that tidy up."""
 

@@ -8,16 +8,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 
-from ociproxy.cli.options import config_path, configuration, image_path
+from ociproxy.cli.options import config_path, existing_store, image_path
+from ociproxy.cli.printing import print_table, short
 from ociproxy.store.closure import ReachedImage
 from ociproxy.store.inventory import Entry, inventory
-from ociproxy.store.store import open_existing
 
-_PIPE_WIDTH = 10_000
+_COLUMNS = ("REFERENCE", "DIGEST", "PLATFORMS", "SIZE", "COMPLETE", "RESOLVED", "LAST USED")
 
 
 @click.command("list")
@@ -36,15 +34,15 @@ def list_command(
     patterns: tuple[str, ...], image_path: Path | None, config_path: Path | None, style: str
 ) -> None:
     """Print what is cached; PATTERN is a glob on the reference, such as '*/library/*:1.*'."""
-    root = configuration(config_path, image_path=image_path).store.path
-    entries = (e for e in inventory(open_existing(root)) if _matches(str(e.reference), patterns))
+    store = existing_store(config_path, image_path)
+    entries = (e for e in inventory(store) if _matches(str(e.reference), patterns))
     if style == "refs":
         for entry in entries:
             click.echo(str(entry.reference))
     elif style == "json":
         click.echo(json.dumps([_document(entry) for entry in entries], indent=1))
     else:
-        _print_table(list(entries))
+        print_table(_COLUMNS, map(_row, entries))
 
 
 def _matches(reference: str, patterns: tuple[str, ...]) -> bool:
@@ -69,25 +67,16 @@ def _document(entry: Entry) -> dict[str, object]:
     }
 
 
-def _print_table(entries: list[Entry]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for name in ("REFERENCE", "DIGEST", "PLATFORMS", "SIZE", "COMPLETE", "RESOLVED", "LAST USED"):
-        table.add_column(name, no_wrap=True, overflow="ignore")
-    for entry in entries:
-        table.add_row(
-            str(entry.reference),
-            f"{entry.digest.algorithm}:{entry.digest.encoded[:12]}",
-            ",".join(_platform(image) or "-" for image in entry.images) or "-",
-            decimal(entry.size),
-            _completeness(entry),
-            _time(entry.resolved) or "-",
-            _time(entry.last_used) or "-",
-        )
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        # A pipe has no width: never cut a reference short.
-        console.width = _PIPE_WIDTH
-    console.print(table)
+def _row(entry: Entry) -> tuple[str, ...]:
+    return (
+        str(entry.reference),
+        short(entry.digest),
+        ",".join(_platform(image) or "-" for image in entry.images) or "-",
+        decimal(entry.size),
+        _completeness(entry),
+        _time(entry.resolved) or "-",
+        _time(entry.last_used) or "-",
+    )
 
 
 def _completeness(entry: Entry) -> str:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
 from ociproxy import log
 from ociproxy.cli.backends import BACKENDS, backends
 from ociproxy.cli.files import check_target, write_file
-from ociproxy.cli.leave import leave
+from ociproxy.cli.leave import INTERRUPTED, leave
 from ociproxy.cli.load_lock import LockWriter, obey
 from ociproxy.cli.load_report import Report
 from ociproxy.cli.load_run import LoadRun
 from ociproxy.cli.options import (
+    PlatformType,
     config_path,
     configuration,
     image_path,
+    json_events,
     log_format,
     pull_timeout,
     quiet_log_level,
@@ -31,8 +33,7 @@ from ociproxy.store.store import Store
 
 if TYPE_CHECKING:
     from ociproxy.config.settings import BackendName
-
-_INTERRUPTED: Final = 130
+    from ociproxy.platform import Platform
 
 
 @click.command("load")
@@ -52,6 +53,7 @@ _INTERRUPTED: Final = 130
 @click.option(
     "--platform",
     "platforms",
+    type=PlatformType(),
     metavar="OS/ARCH[/VARIANT]",
     multiple=True,
     envvar="OCIPROXY_PLATFORM",
@@ -119,13 +121,7 @@ _INTERRUPTED: Final = 130
     envvar="OCIPROXY_FAILURES",
     help="Write what was not loaded here, as a list to load.",
 )
-@click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    envvar="OCIPROXY_JSON",
-    help="Print an event a line, as JSON, and the outcome as the last.",
-)
+@json_events
 @click.pass_context
 def load(
     ctx: click.Context,
@@ -135,7 +131,7 @@ def load(
     log_level: str | None,
     log_format: str | None,
     manifests: tuple[str, ...],
-    platforms: tuple[str, ...],
+    platforms: tuple[Platform, ...],
     archs: tuple[str, ...],
     os: str | None,
     all_platforms: bool,
@@ -207,5 +203,5 @@ def load(
         if failures is not None:
             write_file(failures, report.failure_list(wanted).encode())
     if run.interrupted:
-        leave(_INTERRUPTED)
+        leave(INTERRUPTED)
     ctx.exit(run.summary.exit_code)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ociproxy.archive.lock import LOCK_MAX_SIZE, Lock, LockedImage
-from ociproxy.errors import ConfigError
+from ociproxy.archive.lock import Lock, LockedImage
+from ociproxy.archive.lock_reader import read_lock_file
 from ociproxy.fetch.load import Watcher
 from ociproxy.imagelist import ImageListInvalid, Wanted, pinned
 
@@ -50,15 +50,9 @@ def obey(
     """What is wanted, with the digests of the lock; `everything` is what the lock has, for the
     platforms given, else for the lock's own.
 
-    Raises ConfigError or LockInvalid; ImageListInvalid names all that the lock lacks.
+    Raises LockInvalid; ImageListInvalid names all that the lock lacks.
     """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(LOCK_MAX_SIZE + 1)
-    except OSError as error:
-        reason = f"cannot be read: {error.strerror or error}"
-        raise ConfigError(reason, file=str(path)) from error
-    lock = Lock.parse(raw, str(path))
+    lock = read_lock_file(path)
     if everything:
         wanted = [
             Wanted(each.reference, each.platforms if platforms is None else platforms, str(path))

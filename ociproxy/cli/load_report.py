@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Final
 
-import click
 from rich.filesize import decimal
 
+from ociproxy.cli.printing import print_event
 from ociproxy.errors import UpstreamRateLimited
 from ociproxy.fetch.load import TRANSIENT, Watcher
 
@@ -38,7 +37,7 @@ class Report(Watcher):
         self._loaded.add(image.reference)
         reference, digest = image.reference, image.top.descriptor.digest
         if self._json:
-            self._event(
+            print_event(
                 "loaded",
                 reference=str(reference),
                 digest=str(digest),
@@ -61,7 +60,7 @@ class Report(Watcher):
     def failed(self, wanted: Wanted, error: OciProxyError) -> None:
         self.failures.append((wanted, error))
         if self._json:
-            self._event("failed", **_failure(wanted, error))
+            print_event("failed", **_failure(wanted, error))
         else:
             hint = ""
             if isinstance(error, UpstreamRateLimited):
@@ -76,21 +75,21 @@ class Report(Watcher):
             return
         self._waited[error.upstream] = now + seconds
         if self._json:
-            self._event("waiting", upstream=error.upstream, seconds=seconds, reason=error.reason)
+            print_event("waiting", upstream=error.upstream, seconds=seconds, reason=error.reason)
         else:
             self._screen.line(f"waiting {seconds:g} s: {error}")
 
     def note(self, text: str) -> None:
         """Something that is no failure and should be known."""
         if self._json:
-            self._event("note", text=text)
+            print_event("note", text=text)
         else:
             self._screen.line(text)
 
     def end(self, summary: Summary, *, interrupted: bool) -> None:
         seconds = time.monotonic() - self._began
         if self._json:
-            self._event(
+            print_event(
                 "done",
                 loaded=summary.loaded,
                 failed=summary.failed,
@@ -119,9 +118,6 @@ class Report(Watcher):
         ended = self._loaded | {image.reference for image, _ in self.failures}
         lines += [f"{each}  # not tried\n" for each in wanted if each.reference not in ended]
         return _FAILURES_HEAD + "".join(lines)
-
-    def _event(self, name: str, **fields: object) -> None:
-        click.echo(json.dumps({"event": name, **fields}))
 
 
 def _failure(wanted: Wanted, error: OciProxyError) -> dict[str, object]:

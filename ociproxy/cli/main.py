@@ -9,9 +9,8 @@ from typing import Any, Final
 import click
 
 from ociproxy import __version__
+from ociproxy.cli.leave import INTERRUPTED
 from ociproxy.errors import OciProxyError, StoreError
-
-_INTERRUPTED: Final = 130
 
 # Each is imported when it is asked for: a server has no use for progress bars, nor `list` for
 # HTTP, and both would pay for them in memory and in the time they take to start.
@@ -53,7 +52,7 @@ class _Commands(click.Group):
         except OciProxyError as exc:
             raise _Failure(exc) from exc
         except KeyboardInterrupt:
-            ctx.exit(_INTERRUPTED)
+            ctx.exit(INTERRUPTED)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

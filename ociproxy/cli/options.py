@@ -11,10 +11,43 @@ import click
 
 from ociproxy.config.file import read_config
 from ociproxy.config.settings import Config
+from ociproxy.config.units import parse_size
+from ociproxy.errors import NameInvalid
 from ociproxy.log import LEVELS
+from ociproxy.platform import Platform
+from ociproxy.store.store import Store, open_existing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+class PlatformType(click.ParamType[Platform]):
+    name = "platform"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Platform:
+        if isinstance(value, Platform):
+            return value
+        try:
+            return Platform.parse(str(value))
+        except NameInvalid as exc:
+            self.fail(str(exc), param, ctx)
+
+
+class SizeType(click.ParamType[int]):
+    """Bytes, written as in the config file."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        size = parse_size(value)
+        if not size:
+            self.fail(f"{value!r} is not a size such as 700M, 4.7G or 4GiB", param, ctx)
+        return size
+
 
 image_path = click.option(
     "--image-path",
@@ -58,6 +91,14 @@ pull_timeout = click.option(
     "[default: load.pull_timeout, else 60000]",
 )
 
+json_events = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="OCIPROXY_JSON",
+    help="Print an event a line, as JSON, and the outcome as the last.",
+)
+
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (log_format, log_level, config_path, image_path):
@@ -86,6 +127,11 @@ def configuration(
         serve=_with(config.serve, **(serve or {})),
         load=_with(config.load, **(load or {})),
     )
+
+
+def existing_store(config_path: Path | None, image_path: Path | None) -> Store:
+    """For commands that only read one. Raises ConfigError, StoreError."""
+    return open_existing(configuration(config_path, image_path=image_path).store.path)
 
 
 def _with(section: Any, **values: object) -> Any:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import click
-from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 
+from ociproxy.cli.printing import print_event, print_table, short
 from ociproxy.fetch.load import Watcher
 from ociproxy.store.files import store_errors
 
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from ociproxy.fetch.load import Result, Summary
     from ociproxy.imagelist import Wanted
 
-_PIPE_WIDTH: Final = 10_000
+_COLUMNS: Final = ("REFERENCE", "DIGEST", "PLATFORMS", "SIZE", "NEW")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +45,15 @@ class _Row:
             "size": self.size,
             "new": self.new,
         }
+
+    def to_text(self) -> tuple[str, ...]:
+        return (
+            self.reference,
+            short(self.digest),
+            ",".join(self.platforms) or "-",
+            decimal(self.size),
+            decimal(self.new),
+        )
 
 
 class Plan(Watcher):
@@ -90,42 +97,22 @@ class Plan(Watcher):
         unique, new = sum(self._sizes.values()), sum(self._missing.values())
         free = _free(self._root)
         if self._json:
-            document = {
-                "event": "plan",
-                "images": [row.to_json() for row in self._rows],
-                "failed": summary.failed,
-                "size": unique,
-                "new": new,
-                "free": free,
-            }
-            click.echo(json.dumps(document))
+            print_event(
+                "plan",
+                images=[row.to_json() for row in self._rows],
+                failed=summary.failed,
+                size=unique,
+                new=new,
+                free=free,
+            )
             return
-        self._print_table()
+        print_table(_COLUMNS, (row.to_text() for row in self._rows), numbers=("SIZE", "NEW"))
         enough = "" if new < free else ": NOT ENOUGH"
         failed = f", {summary.failed} failed" if summary.failed else ""
         click.echo(
             f"{summary.loaded} images{failed}: {decimal(unique)} in different blobs, "
             f"{decimal(new)} to fetch, {decimal(free)} free in {self._root}{enough}"
         )
-
-    def _print_table(self) -> None:
-        table = Table(box=None, pad_edge=False)
-        for name in ("REFERENCE", "DIGEST", "PLATFORMS"):
-            table.add_column(name, no_wrap=True, overflow="ignore")
-        for name in ("SIZE", "NEW"):
-            table.add_column(name, no_wrap=True, justify="right")
-        for row in self._rows:
-            table.add_row(
-                row.reference,
-                f"{row.digest.algorithm}:{row.digest.encoded[:12]}",
-                ",".join(row.platforms) or "-",
-                decimal(row.size),
-                decimal(row.new),
-            )
-        console = Console(highlight=False, markup=False)
-        if not console.is_terminal:
-            console.width = _PIPE_WIDTH
-        console.print(table)
 
 
 def _free(root: Path) -> int:

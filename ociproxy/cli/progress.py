@@ -51,7 +51,9 @@ class Screen:
         return self._console.is_terminal and not self._console.is_dumb_terminal
 
     def line(self, text: str) -> None:
-        self._console.print(text)
+        """One line, whatever stands in it: an upstream's or an archive's words may hold what a
+        terminal obeys."""
+        self._console.print("".join(map(_shown, text)))
 
     @asynccontextmanager
     async def watching(
@@ -88,6 +90,12 @@ class Screen:
                 ended.set()
                 moving.join()
                 bars.clear()
+
+
+def _shown(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character.isspace() else "?"
 
 
 class _Bars:

@@ -24,7 +24,7 @@ def machine_platform() -> tuple[Platform, ...]:
 
 
 def chosen_platforms(
-    os: str | None, archs: Sequence[str], platforms: Sequence[str], *, everything: bool
+    os: str | None, archs: Sequence[str], platforms: Sequence[Platform], *, everything: bool
 ) -> tuple[Platform, ...] | None:
     """The platforms that the options say; None where they say nothing."""
     if sum((everything, bool(platforms), bool(os or archs))) > 1:
@@ -33,15 +33,13 @@ def chosen_platforms(
         )
     if everything:
         return ALL_PLATFORMS
-    names = [*platforms]
     if os or archs:
-        names += [f"{os or 'linux'}/{arch}" for arch in archs or (machine.machine(),)]
-    if not names:
-        return None
-    try:
-        return tuple(dict.fromkeys(Platform.parse(name) for name in names))
-    except NameInvalid as error:
-        raise click.UsageError(str(error)) from error
+        names = [f"{os or 'linux'}/{arch}" for arch in archs or (machine.machine(),)]
+        try:
+            platforms = [Platform.parse(name) for name in names]
+        except NameInvalid as error:
+            raise click.UsageError(str(error)) from error
+    return tuple(dict.fromkeys(platforms)) or None
 
 
 def read_wanted(

@@ -361,10 +361,10 @@ class Config:
         rule = rules.refusal(str(repository))
         return None if rule is None else f"fetch.unlisted: {rule}"
 
-    def circle(self, registry: str) -> str:
+    def partition(self, registry: str) -> str:
         """Among whom bytes of a blob are shared before they are verified, and what is said of it
-        believed: all listed upstreams, for the operator chose them; an unlisted one, whose name
-        came from a client, and itself."""
+        believed: "" is that of all listed upstreams, for the operator chose them; an unlisted one,
+        whose name came from a client, has a partition to itself."""
         return "" if registry in self.upstreams else registry
 
     def unlisted_upstream(self, registry: str) -> Upstream:

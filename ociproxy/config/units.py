@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 from typing import Final
 
 # What JSON Schema is told; the functions below obey the same patterns.
 DURATION: Final = r"[0-9]{1,12}(?:\.[0-9]{1,6})?(?:ms|s|m|h|d)"
-SIZE: Final = r"[0-9]{1,15}(?:KiB|MiB|GiB|TiB)?"
+SIZE: Final = r"[0-9]{1,15}(?:(?:\.[0-9]{1,6})?[kKMGT]i?B?)?"
 
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_BYTES: Final = {"": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
+_POWERS: Final = {"k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 def parse_duration(value: object) -> float | None:
@@ -34,17 +35,20 @@ def show_duration(seconds: float) -> str:
 
 
 def parse_size(value: object) -> int | None:
-    """Bytes of `32MiB`, `1GiB` or a whole number; None if it is no size."""
+    """Bytes of `32MiB`, `4.7G` or a whole number; None if it is no size."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if not isinstance(value, str) or not re.fullmatch(SIZE, value):
         return None
-    number = value.rstrip("KMGTiB")
-    return int(number) * _BYTES[value[len(number) :]]
+    number = value.rstrip("kKMGTiB")
+    unit = value[len(number) :]
+    base = 1024 if "i" in unit else 1000
+    return int(Decimal(number) * base ** _POWERS.get(unit[:1], 0))
 
 
 def show_size(size: int) -> str:
     for unit in ("TiB", "GiB", "MiB", "KiB"):
-        if size >= _BYTES[unit] and size % _BYTES[unit] == 0:
-            return f"{size // _BYTES[unit]}{unit}"
+        count, rest = divmod(size, 1024 ** _POWERS[unit[0]])
+        if count and not rest:
+            return f"{count}{unit}"
     return str(size)

@@ -19,7 +19,7 @@ from ociproxy.errors import (
 from ociproxy.fetch.outcome import FILL, FOLLOW, HIT, PASSED_ON, Outcome
 from ociproxy.fetch.upstreams import still_away
 from ociproxy.manifest import ImageManifest, MalformedManifest, parse_manifest
-from ociproxy.store.blobs import BlobFile
+from ociproxy.store.layers import BlobFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +72,7 @@ class BlobPuller:
         found = await self._find(digest)
         if found is not None:
             return found, HIT
-        fill = self._fills.running(digest, self._config.circle(repository.registry))
+        fill = self._fills.running(digest, self._config.partition(repository.registry))
         outcome = FILL if fill is None else FOLLOW
         fill = fill or self._start(repository, digest)
         try:
@@ -98,15 +98,15 @@ class BlobPuller:
         `received` hears how many bytes a fill that ended has brought, and whether it was begun
         here. Raises what `pull` does, and SizeMismatch where the descriptor does not tell the size.
         """
-        circle = self._config.circle(repository.registry)
-        self._sizes.put((circle, blob.digest), blob.size)
+        partition = self._config.partition(repository.registry)
+        self._sizes.put((partition, blob.digest), blob.size)
         try:
             found, outcome = await self._pull(repository, blob.digest)
             if not isinstance(found, BlobFile):
                 await _finished(found, outcome, received)
                 return
         except IntegrityError:
-            again = self._fills.running(blob.digest, circle)
+            again = self._fills.running(blob.digest, partition)
             if again is None:
                 raise
             await _finished(again, FILL, received)
@@ -117,7 +117,7 @@ class BlobPuller:
 
     def arrived(self, repository: Repository, digest: Digest) -> int:
         """Bytes that are here of a blob that this process is fetching; 0 of any other."""
-        fill = self._fills.running(digest, self._config.circle(repository.registry))
+        fill = self._fills.running(digest, self._config.partition(repository.registry))
         return 0 if fill is None else fill.download.bytes_resumed + fill.download.bytes_fetched
 
     @property
@@ -131,8 +131,8 @@ class BlobPuller:
         size = self._store.blobs.find_size(digest)
         if size is not None:
             return size, HIT
-        circle = self._config.circle(repository.registry)
-        fill = self._fills.running(digest, circle)
+        partition = self._config.partition(repository.registry)
+        fill = self._fills.running(digest, partition)
         if fill is not None:
             await self._started(fill, repository.registry)
             return fill.size or self._store.blobs.find_size(digest) or 0, FOLLOW
@@ -142,7 +142,7 @@ class BlobPuller:
             ("blob", repository, digest),
             lambda backend: backend.stat_blob(repository, digest),
         )
-        self._sizes.put((circle, digest), size)
+        self._sizes.put((partition, digest), size)
         return size, PASSED_ON
 
     def complete(self, repository: Repository, image: ManifestHolder) -> None:
@@ -160,10 +160,10 @@ class BlobPuller:
         missing = [b for b in manifest.blobs if self._store.blobs.find_size(b.digest) is None]
         if not missing:
             self._complete.put(digest, True)
-        circle = self._config.circle(repository.registry)
+        partition = self._config.partition(repository.registry)
         for blob in missing[:_BLOBS_AHEAD]:
-            self._sizes.put((circle, blob.digest), blob.size)
-            self._fills.queue(blob, circle, partial(self._start_missing, repository, blob))
+            self._sizes.put((partition, blob.digest), blob.size)
+            self._fills.queue(blob, partition, partial(self._start_missing, repository, blob))
 
     async def _find(self, digest: Digest) -> BlobFile | None:
         found = self._store.blobs.find(digest)
@@ -187,18 +187,18 @@ class BlobPuller:
         if refusal is not None:
             raise refusal.with_traceback(None)
         if not background:
-            self._fills.check_room(self._config.circle(repository.registry))
+            self._fills.check_room(self._config.partition(repository.registry))
         # The last question before it starts: it may count on this fill to find out.
         self._upstreams.check(repository)
         upstream = self._upstreams.upstream(repository.registry)
-        circle = self._config.circle(repository.registry)
+        partition = self._config.partition(repository.registry)
         return self._fills.start(
             repository,
             digest,
-            circle=circle,
+            partition=partition,
             backend=self._upstreams.backend(repository.registry),
             connections=upstream.connections,
-            size=self._sizes.get((circle, digest)),
+            size=self._sizes.get((partition, digest)),
             ended=lambda error: self._learn(repository.registry, key, error),
         )
 
@@ -215,7 +215,7 @@ class BlobPuller:
     async def _started(self, fill: Fill, registry: str) -> None:
         """`fill.started`, not waited for where the upstream has been away and probably still is."""
         try:
-            async with asyncio.timeout(self._upstreams.patience(registry)):
+            async with asyncio.timeout(self._upstreams.wait_limit(registry)):
                 await fill.started()
         except TimeoutError as exc:
             raise still_away(registry) from exc

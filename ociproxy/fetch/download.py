@@ -121,7 +121,7 @@ class Download:
     def run(self) -> None:
         """Raises what ended the download. Returns when the blob is in the store."""
         while True:
-            arrival = self._store.staging.lead(self.digest, self._source.circle)
+            arrival = self._store.staging.lead(self.digest, self._source.partition)
             if self._follow() if arrival is None else self._lead(arrival):
                 return
 
@@ -134,7 +134,7 @@ class Download:
 
     def _follow(self) -> bool:
         """Another process leads: read along until it is done (True) or gone (False)."""
-        arrival = self._store.staging.follow(self.digest, self._source.circle)
+        arrival = self._store.staging.follow(self.digest, self._source.partition)
         if arrival is None:
             return self._store.blobs.find_size(self.digest) is not None
         self._adopt(arrival)

@@ -1,4 +1,4 @@
-"""Fills: at most one download per digest and circle, whoever asks, under whatever repository.
+"""Fills: at most one download per digest and partition, whoever asks, under whatever repository.
 
 A `Fill` is the event loop's side of a `Download`: readers wait on it for bytes, each at its own
 pace, and none of them owns it. `Fills` keeps those that are running, and a bounded queue of what to
@@ -155,38 +155,40 @@ class Fills:
         running = sum(fill.download.bytes_fetched for fill in self._running.values())
         return self._ended_bytes + running
 
-    def running(self, digest: Digest, circle: str) -> Fill | None:
-        return self._running.get((circle, digest))
+    def running(self, digest: Digest, partition: str) -> Fill | None:
+        return self._running.get((partition, digest))
 
-    def check_room(self, circle: str) -> None:
+    def check_room(self, partition: str) -> None:
         """Raises Busy where as many fills are running and waiting as may. Not asked for those in
         the background, which are few by themselves."""
-        self._threads.check_room(_pool_of(circle))
+        self._threads.check_room(_pool_of(partition))
 
     def start(
         self,
         repository: Repository,
         digest: Digest,
         *,
-        circle: str,
+        partition: str,
         backend: Backend,
         connections: int,
         size: int | None,
         ended: Callable[[OciProxyError | None], None],
     ) -> Fill:
-        """The fill of this digest in this circle (`Config.circle`): the one that is running, else a
+        """The fill of this digest in this partition (`Config.partition`): the one that runs, else a
         new one; `ended` hears how that went."""
-        fill = self.running(digest, circle)
+        fill = self.running(digest, partition)
         if fill is None:
             fill = self._launch(
-                repository, digest, circle, backend, connections, size, ended, again=True
+                repository, digest, partition, backend, connections, size, ended, again=True
             )
         return fill
 
-    def queue(self, descriptor: Descriptor, circle: str, start: Callable[[], Fill | None]) -> None:
+    def queue(
+        self, descriptor: Descriptor, partition: str, start: Callable[[], Fill | None]
+    ) -> None:
         """Fetch this blob in the background, when it is its turn; `start` says how, or that it
         need not be."""
-        key = (circle, descriptor.digest)
+        key = (partition, descriptor.digest)
         if (
             self._closed
             or self._limits.background_fills == 0
@@ -222,7 +224,7 @@ class Fills:
         self,
         repository: Repository,
         digest: Digest,
-        circle: str,
+        partition: str,
         backend: Backend,
         connections: int,
         size: int | None,
@@ -233,7 +235,7 @@ class Fills:
         fill: Fill
         source = Source(
             repository.registry,
-            circle,
+            partition,
             lambda *, start, stop: backend.open_blob(repository, digest, start=start, stop=stop),
             connections,
         )
@@ -251,7 +253,7 @@ class Fills:
             fill.end(UpstreamUnavailable(repository.registry, "shutting down"))
             return fill
 
-        running = self._threads.submit(_pool_of(circle), download.run)
+        running = self._threads.submit(_pool_of(partition), download.run)
 
         async def run() -> None:
             error: Exception | None = None
@@ -271,17 +273,17 @@ class Fills:
                 fill.abandon(UpstreamUnavailable(repository.registry, "shutting down"))
                 raise
             finally:
-                del self._running[circle, digest]
+                del self._running[partition, digest]
                 self._ended_bytes += download.bytes_fetched
             fill.end(error)
             if isinstance(error, IntegrityError) and again:
                 # What came may have been damaged on its way, or joined to a stale beginning:
                 # once more, from zero.
                 self._launch(
-                    repository, digest, circle, backend, connections, size, ended, again=False
+                    repository, digest, partition, backend, connections, size, ended, again=False
                 )
 
-        self._running[circle, digest] = fill
+        self._running[partition, digest] = fill
         self._own(asyncio.create_task(run()))
         return fill
 
@@ -304,7 +306,7 @@ class Fills:
         task.add_done_callback(self._tasks.discard)
 
 
-def _pool_of(circle: str) -> str:
+def _pool_of(partition: str) -> str:
     """Registries that clients named must not keep those that the operator listed from being
     fetched from."""
-    return UNLISTED if circle else LISTED
+    return UNLISTED if partition else LISTED

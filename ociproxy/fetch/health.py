@@ -30,7 +30,7 @@ _TIMEOUTS: Final = 3
 """Questions in a row without an answer in time that are taken for an upstream that is away."""
 _PROBE_LIMIT: Final = 20.0
 """Seconds after which another question may find out what the first one has not told."""
-PROBE_PATIENCE: Final = 0.7
+PROBE_WAIT: Final = 0.7
 """Seconds that a client waits for the question that finds out: a miss has to fail fast."""
 
 _QUOTA_FIELD: Final = re.compile(r"(\d{1,15})\s*(?:;\s*w\s*=\s*(\d{1,9}))?(?:[;,].*)?")

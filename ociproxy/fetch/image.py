@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ociproxy.digest import Digest
-    from ociproxy.fetch.patience import Patience, Progress
+    from ociproxy.fetch.retry import Progress, Retry
     from ociproxy.fetch.upstream import Backend
     from ociproxy.fetch.upstreams import Upstreams
     from ociproxy.imagelist import Wanted
@@ -73,11 +73,11 @@ class UpstreamImages:
     """Belongs to one event loop."""
 
     def __init__(
-        self, store: Store, upstreams: Upstreams, patience: Patience, *, referrers: bool
+        self, store: Store, upstreams: Upstreams, retry: Retry, *, referrers: bool
     ) -> None:
         self._store = store
         self._upstreams = upstreams
-        self._patience = patience
+        self._retry = retry
         self._referrers = referrers
 
     async def find(self, wanted: Wanted, progress: Progress) -> UpstreamImage:
@@ -85,7 +85,7 @@ class UpstreamImages:
         walk = _Walk(
             self._store,
             self._upstreams,
-            self._patience,
+            self._retry,
             progress,
             wanted,
             referrers=self._referrers,
@@ -100,7 +100,7 @@ class _Walk:
         self,
         store: Store,
         upstreams: Upstreams,
-        patience: Patience,
+        retry: Retry,
         progress: Progress,
         wanted: Wanted,
         *,
@@ -108,7 +108,7 @@ class _Walk:
     ) -> None:
         self._store = store
         self._upstreams = upstreams
-        self._patience = patience
+        self._retry = retry
         self._progress = progress
         self._wanted = wanted
         self._with_referrers = referrers
@@ -283,7 +283,7 @@ class _Walk:
         )
 
     async def _ask(self, key: object, question: Callable[[Backend], T]) -> T:
-        return await self._patience.persist(
+        return await self._retry.run(
             self._repository.registry,
             self._progress,
             lambda: self._upstreams.ask(self._repository, key, question),

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.clock import SystemClock
 from ociproxy.errors import IntegrityError, ManifestUnknown, OciProxyError, StoreError
 from ociproxy.fetch.image import UpstreamImage, UpstreamImages
-from ociproxy.fetch.patience import Patience, Progress
+from ociproxy.fetch.retry import Progress, Retry
 from ociproxy.fetch.tasks import all_of
 from ociproxy.manifest import ImageManifest, Index
 from ociproxy.platform import choose
 from ociproxy.store.closure import platform_of
-from ociproxy.store.refs import TagRecord
+from ociproxy.store.records import TagRecord
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -118,14 +118,14 @@ class Loader:
         self._watcher = watcher
         self._fail_fast = fail_fast
         self._clock = clock or SystemClock()
-        self._patience = Patience(
+        self._retry = Retry(
             config.load.pull_timeout,
             wait_max=config.fetch.retry_wait_max,
             clock=self._clock,
             waiting=watcher.waiting,
         )
         self._images = UpstreamImages(
-            self._store, engine.upstreams, self._patience, referrers=referrers
+            self._store, engine.upstreams, self._retry, referrers=referrers
         )
         self.active: list[Active] = []
         self.summary = Summary()
@@ -253,7 +253,7 @@ class Loader:
                     waited, active.progress.when = True, self._clock.monotonic()
                 await self._engine.blobs.ensure(repository, blob, received)
 
-        await self._patience.persist(repository.registry, active.progress, work)
+        await self._retry.run(repository.registry, active.progress, work)
         active.missing.pop(blob.digest, None)
         _, size = self._pending.pop(blob.digest, (repository, 0))
         self._ended_bytes += size

@@ -30,7 +30,7 @@ from ociproxy.fetch.outcome import (
 )
 from ociproxy.reference import Reference
 from ociproxy.store.manifests import described_as
-from ociproxy.store.refs import TagRecord
+from ociproxy.store.records import TagRecord
 
 if TYPE_CHECKING:
     from ociproxy.clock import Clock

@@ -43,11 +43,11 @@ upstream is not asked again and again."""
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a blob comes from, over how many connections at most; `circle` is who may share its
-    bytes before they are verified (`Config.circle`)."""
+    """Where a blob comes from, over how many connections at most; `partition` is who may share its
+    bytes before they are verified (`Config.partition`)."""
 
     upstream: str
-    circle: str
+    partition: str
     open_blob: OpenBlob
     connections: int
 

@@ -25,7 +25,7 @@ from ociproxy.errors import (
     UpstreamUnavailable,
 )
 from ociproxy.fetch.endpoints import Endpoints
-from ociproxy.fetch.health import PROBE_PATIENCE, Condition, Health, Quota
+from ociproxy.fetch.health import PROBE_WAIT, Condition, Health, Quota
 from ociproxy.fetch.pools import UNLISTED, Pools
 from ociproxy.fetch.upstream import Backend, retrying
 
@@ -141,13 +141,13 @@ class Upstreams:
         if health is not None:
             health.admit(self._clock.monotonic())
 
-    def patience(self, registry: str) -> float | None:
+    def wait_limit(self, registry: str) -> float | None:
         """Seconds that a client may wait for this upstream beyond all other bounds: little while
         one question finds out whether it is back."""
         health = self._health.get(registry)
         if health is None or health.condition(self._clock.monotonic())[0] != "probing":
             return None
-        return PROBE_PATIENCE
+        return PROBE_WAIT
 
     def note(self, registry: str, error: OciProxyError | None) -> None:
         """Learn from how a question, or a fill, ended; None is well."""
@@ -221,7 +221,7 @@ class Upstreams:
             task = asyncio.create_task(self._run(registry, key, backend, answer))
             self._asking[key] = task
         try:
-            async with asyncio.timeout(self.patience(registry)):
+            async with asyncio.timeout(self.wait_limit(registry)):
                 return cast("T", await asyncio.shield(task))
         except TimeoutError as exc:
             raise still_away(registry) from exc
@@ -286,5 +286,5 @@ class Upstreams:
 
 
 def still_away(registry: str) -> UpstreamUnavailable:
-    """What a client is told whose patience ended before the question that finds out."""
+    """What a client is told who could not wait for the question that finds out."""
     return UpstreamUnavailable(registry, "still does not answer", timed_out=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from ociproxy.store.blobs import BlobFile
+from ociproxy.store.layers import BlobFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

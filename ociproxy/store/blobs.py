@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
@@ -20,10 +19,10 @@ from ociproxy.store.files import (
     store_errors,
     touch,
 )
+from ociproxy.store.layers import BlobFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from io import FileIO
     from pathlib import Path
 
     from ociproxy.clock import Clock
@@ -32,21 +31,6 @@ if TYPE_CHECKING:
 
 _UNSEALABLE: Final = 8192
 """Verified blobs remembered where the store is read-only and cannot say so itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class BlobFile:
-    """An open stored blob; whoever got it closes it. Pruning does not harm an open one.
-
-    Its bytes begin at `offset` of the file. In a `layer` it is not a file of the store's own.
-    """
-
-    file: FileIO
-    size: int
-    sealed: bool
-    """False where the file was written to since it was verified: verify it before serving."""
-    offset: int = 0
-    layer: Layer | None = None
 
 
 class Blobs:

@@ -6,25 +6,30 @@ former.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from io import FileIO
+
     from ociproxy.digest import Digest
-    from ociproxy.manifest import Descriptor, ManifestHolder
-    from ociproxy.reference import Repository
-    from ociproxy.store.blobs import BlobFile
-    from ociproxy.store.refs import TagRecord
+    from ociproxy.manifest import ManifestHolder
+    from ociproxy.store.records import Records
 
 
 @dataclass(frozen=True, slots=True)
-class Records:
-    """What a layer knows of tags, of which manifests a repository has, and of referrers by
-    subject. Layers of one store add up."""
+class BlobFile:
+    """An open stored blob; whoever got it closes it. Pruning does not harm an open one.
 
-    tags: dict[Repository, dict[str, TagRecord]] = field(default_factory=dict)
-    manifests: dict[Repository, dict[Digest, Descriptor]] = field(default_factory=dict)
-    referrers: dict[Digest, dict[Digest, Descriptor]] = field(default_factory=dict)
+    Its bytes begin at `offset` of the file. In a `layer` it is not a file of the store's own.
+    """
+
+    file: FileIO
+    size: int
+    sealed: bool
+    """False where the file was written to since it was verified: verify it before serving."""
+    offset: int = 0
+    layer: Layer | None = None
 
 
 class Layer(Protocol):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
@@ -22,6 +21,7 @@ from ociproxy.errors import DigestInvalid, NameInvalid
 from ociproxy.manifest import Descriptor, MalformedManifest
 from ociproxy.reference import Repository
 from ociproxy.store.files import store_errors, write_atomically
+from ociproxy.store.records import TagRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,15 +33,6 @@ T = TypeVar("T")
 _HOT_RECORDS: Final = 8192
 _TAGS: Final = "_tags"
 _MANIFESTS: Final = "_manifests"
-
-
-@dataclass(frozen=True, slots=True)
-class TagRecord:
-    """What a tag resolved to, when (seconds since the epoch), and at which upstream."""
-
-    descriptor: Descriptor
-    resolved: float
-    upstream: str
 
 
 class Refs:

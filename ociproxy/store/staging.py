@@ -1,11 +1,11 @@
 """`pulls/`: blobs that are arriving.
 
-`pulls/<name>` holds the bytes, each at its final offset (`pulls/<name>-<circle>` where they come
-from a circle that not everybody trusts), and `pulls/<name>.spans` is an append-only
-journal of which ranges are there: first `size <bytes>`, then `<start> <stop>` a line, written after
-the bytes. One process leads, holding `flock` on the bytes; others tail the journal and read the
-bytes as they come. After a crash the next leader goes on from the journal; it is a hint, for
-everything is hashed before commit.
+`pulls/<name>` holds the bytes, each at its final offset (`pulls/<name>-<partition>` where nobody
+outside a partition may read them before they are verified), and `pulls/<name>.spans` is an
+append-only journal of which ranges are there: first `size <bytes>`, then `<start> <stop>` a line,
+written after the bytes. One process leads, holding `flock` on the bytes; others tail the journal
+and read the bytes as they come. After a crash the next leader goes on from the journal; it is a
+hint, for everything is hashed before commit.
 """
 
 from __future__ import annotations
@@ -153,10 +153,10 @@ class Staging:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def lead(self, digest: Digest, circle: str = "") -> Arrival | None:
-        """Become the one who fetches this blob in this circle; None where another process is.
+    def lead(self, digest: Digest, partition: str = "") -> Arrival | None:
+        """Become the one who fetches this blob in this partition; None where another process is.
         Blocks for no lock."""
-        path = self._path(digest, circle)
+        path = self._path(digest, partition)
         with store_errors(path):
             while True:
                 file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -176,9 +176,9 @@ class Staging:
         _distrust(arrival)
         return arrival
 
-    def follow(self, digest: Digest, circle: str = "") -> Arrival | None:
+    def follow(self, digest: Digest, partition: str = "") -> Arrival | None:
         """Watch another process fetch this blob; None where nobody is any more."""
-        path = self._path(digest, circle)
+        path = self._path(digest, partition)
         with store_errors(path):
             try:
                 file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -231,9 +231,9 @@ class Staging:
         """Own the directory of this name; None while somebody else does."""
         return Workspace.lead(self.root / name)
 
-    def _path(self, digest: Digest, circle: str) -> Path:
-        # A circle has the name of a registry, which is too long for a file name beside the digest.
-        suffix = f"-{Digest.of(circle.encode()).encoded[:16]}" if circle else ""
+    def _path(self, digest: Digest, partition: str) -> Path:
+        # It is called as a registry, which is too long for a file name beside the digest.
+        suffix = f"-{Digest.of(partition.encode()).encoded[:16]}" if partition else ""
         return self.root / f"{file_name(digest)}{suffix}"
 
 

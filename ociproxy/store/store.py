@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.clock import SystemClock
 from ociproxy.errors import StoreError
 from ociproxy.manifest import referrer_descriptor
+from ociproxy.store.blob_writer import BlobWriter
 from ociproxy.store.blobs import Blobs
 from ociproxy.store.files import store_errors, write_atomically
-from ociproxy.store.intake import Intake
 from ociproxy.store.manifests import Manifests, check_manifest
 from ociproxy.store.refs import Refs
 from ociproxy.store.scratch import Scratch
@@ -86,9 +86,9 @@ class Store:
         with store_errors(probe):
             probe.unlink(missing_ok=True)
 
-    def intake(self) -> Intake:
+    def blob_writer(self) -> BlobWriter:
         """For blobs that come from front to end, as out of an archive."""
-        return Intake(self.staging.root, self.blobs)
+        return BlobWriter(self.staging.root, self.blobs)
 
     def scratch(self) -> Scratch:
         """For documents of which it is not known yet whether they belong here."""

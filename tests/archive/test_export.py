@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import zstandard
 
+from ociproxy.archive.content import Content
 from ociproxy.archive.lock import Lock
-from ociproxy.archive.members import Content
-from ociproxy.archive.volumes import split
+from ociproxy.archive.volume_writer import split
 from ociproxy.digest import Digest
 from ociproxy.errors import ConfigError
 from ociproxy.store.store import Store

@@ -34,7 +34,7 @@ async def test_a_fill_does_not_wait_for_help_that_finds_no_thread(
         return fills.start(
             Repository(upstream.registry, "app"),
             Digest.parse(blobs[number].digest),
-            circle="somebody" * number,
+            partition="somebody" * number,
             backend=backend,
             connections=4,
             size=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -9,7 +10,7 @@ import select
 import subprocess
 import time
 
-from tests.images import image
+from tests.images import OCI_MANIFEST, Image, content, image
 from tests.load.loading import LIMIT, Load
 from tests.server import ROOT
 from tests.upstream import FakeUpstream
@@ -98,3 +99,12 @@ def test_reader_that_goes_away_is_no_traceback(upstream: FakeUpstream, load: Loa
         process.wait(LIMIT)
     assert "Traceback" not in err, err
     assert load.complete() == {f"{upstream.registry}/team/app:v1"}
+
+
+def test_words_of_an_upstream_do_not_reach_the_terminal(upstream: FakeUpstream, load: Load) -> None:
+    raw = json.dumps({"schemaVersion": 2, "mediaType": "text/\x1b[31mred\r\n"}).encode()
+    upstream.add("team/app", Image(content(raw, OCI_MANIFEST)), tag="v1")
+    done = load.run(load.write(f"{upstream.registry}/team/app:v1"))
+    assert done.code == 3
+    assert "text/?[31mred" in done.stderr
+    assert all(line.isprintable() for line in done.stderr.splitlines())

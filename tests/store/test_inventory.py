@@ -11,7 +11,7 @@ from ociproxy.digest import Digest
 from ociproxy.manifest import Descriptor, ManifestHolder
 from ociproxy.reference import Repository
 from ociproxy.store.inventory import Entry, inventory
-from ociproxy.store.refs import TagRecord
+from ociproxy.store.records import TagRecord
 from ociproxy.store.store import Store
 from tests.images import (
     OCI_CONFIG,

@@ -11,7 +11,7 @@ from ociproxy.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, ManifestHolde
 from ociproxy.platform import Platform
 from ociproxy.reference import Repository
 from ociproxy.store.inventory import references
-from ociproxy.store.refs import TagRecord
+from ociproxy.store.records import TagRecord
 from ociproxy.store.store import Store
 from tests.images import Content, artifact, image
 

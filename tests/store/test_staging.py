@@ -178,7 +178,7 @@ def test_a_full_disk_is_store_full(tmp_path: Path) -> None:
     arrival.close()
 
 
-def test_circles_do_not_see_each_other_s_bytes(store: Store) -> None:
+def test_partitions_do_not_see_each_other_s_bytes(store: Store) -> None:
     one = store.staging.lead(DIGEST)
     other = store.staging.lead(DIGEST, "evil.example")
     assert one is not None

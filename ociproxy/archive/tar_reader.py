@@ -20,7 +20,7 @@ from ociproxy.errors import LayoutDamaged, LayoutInvalid, shorten
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ociproxy.archive.packed import PackedStream
+    from ociproxy.archive.decompress import ArchiveStream
 
 MAX_MEMBERS: Final = 300_000
 """Of one archive: some hundred bytes are remembered of each that is a document, or damaged."""
@@ -57,7 +57,7 @@ class Member:
     name: str
     size: int
     link: str
-    _stream: PackedStream
+    _stream: ArchiveStream
     _left: int
 
     def readinto(self, buffer: memoryview, /) -> int:
@@ -80,7 +80,7 @@ class Member:
         self._left = 0
 
 
-def members(stream: PackedStream) -> Iterator[Member]:
+def members(stream: ArchiveStream) -> Iterator[Member]:
     """The files and links, in order.
 
     Raises LayoutInvalid for what is no tar or is refused; LayoutDamaged where it is cut off or
@@ -96,7 +96,7 @@ def members(stream: PackedStream) -> Iterator[Member]:
     raise LayoutInvalid(stream.source, f"has more than {MAX_MEMBERS} members")
 
 
-def _next(stream: PackedStream) -> Member | None:
+def _next(stream: ArchiveStream) -> Member | None:
     said: dict[str, str] = {}
     for _ in range(_MAX_EXTENSIONS):
         header = _header(stream)
@@ -119,7 +119,7 @@ def _next(stream: PackedStream) -> Member | None:
     raise LayoutInvalid(stream.source, f"has more than {_MAX_EXTENSIONS} headers for one member")
 
 
-def _header(stream: PackedStream) -> tarfile.TarInfo | None:
+def _header(stream: ArchiveStream) -> tarfile.TarInfo | None:
     """The next header; None at the end mark."""
     offset = stream.offset
     block = stream.read(tarfile.BLOCKSIZE)
@@ -138,7 +138,7 @@ def _header(stream: PackedStream) -> tarfile.TarInfo | None:
     return header
 
 
-def _extension(stream: PackedStream, header: tarfile.TarInfo) -> bytes:
+def _extension(stream: ArchiveStream, header: tarfile.TarInfo) -> bytes:
     if header.size > _MAX_EXTENSION:
         raise LayoutInvalid(stream.source, f"has a header of {header.size} bytes")
     raw = stream.read(header.size)
@@ -147,7 +147,7 @@ def _extension(stream: PackedStream, header: tarfile.TarInfo) -> bytes:
     return raw
 
 
-def _member(stream: PackedStream, header: tarfile.TarInfo, said: dict[str, str]) -> Member:
+def _member(stream: ArchiveStream, header: tarfile.TarInfo, said: dict[str, str]) -> Member:
     name = said.get("path", header.name)
     if any(key.startswith("GNU.sparse") for key in said):
         header.type = tarfile.GNUTYPE_SPARSE
@@ -168,7 +168,7 @@ def _member(stream: PackedStream, header: tarfile.TarInfo, said: dict[str, str])
     return Member(clean, size, "", stream, size)
 
 
-def _size(stream: PackedStream, header: tarfile.TarInfo, said: dict[str, str]) -> int:
+def _size(stream: ArchiveStream, header: tarfile.TarInfo, said: dict[str, str]) -> int:
     text = said.get("size")
     if text is None:
         return header.size
@@ -180,7 +180,7 @@ def _size(stream: PackedStream, header: tarfile.TarInfo, said: dict[str, str]) -
     return size
 
 
-def _check_name(stream: PackedStream, name: str) -> str:
+def _check_name(stream: ArchiveStream, name: str) -> str:
     """The name without a leading `./`; refused where it leads out of the archive."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\0" in name:
@@ -190,7 +190,7 @@ def _check_name(stream: PackedStream, name: str) -> str:
     return "/".join(parts)
 
 
-def _records(stream: PackedStream, raw: bytes) -> dict[str, str]:
+def _records(stream: ArchiveStream, raw: bytes) -> dict[str, str]:
     """`<length> <key>=<value>` and a newline, over and over."""
     records: dict[str, str] = {}
     while raw:

@@ -10,12 +10,12 @@ import io
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.archive.content import DOCKER_NAME, LOCK_NAME
 from ociproxy.archive.dockersave import Saved, saved_images
 from ociproxy.archive.lock import LOCK_MAX_SIZE, Lock
-from ociproxy.archive.members import DOCKER_NAME, LOCK_NAME
-from ociproxy.archive.tarstream import members
-from ociproxy.archive.volumes import VOLUME_NAME
-from ociproxy.archive.volumeset import LABEL_MAX_SIZE, parse_label
+from ociproxy.archive.tar_reader import members
+from ociproxy.archive.volume_reader import LABEL_MAX_SIZE, parse_label
+from ociproxy.archive.volume_writer import VOLUME_NAME
 from ociproxy.digest import Digest
 from ociproxy.errors import LayoutDamaged, LayoutInvalid, LockInvalid, SizeMismatch
 from ociproxy.layout import (
@@ -31,8 +31,8 @@ from ociproxy.manifest import MANIFEST_MAX_SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ociproxy.archive.packed import PackedStream
-    from ociproxy.archive.tarstream import Member
+    from ociproxy.archive.decompress import ArchiveStream
+    from ociproxy.archive.tar_reader import Member
     from ociproxy.extract import Extractor
     from ociproxy.layout import NamedImage
 
@@ -51,11 +51,11 @@ class Received:
     notes: list[str] = field(default_factory=list)
 
 
-class Receiver:
+class TarImport:
     """Of one file. `first` is what came out of the volumes before this one, which is added to."""
 
     def __init__(
-        self, extractor: Extractor, stream: PackedStream, *, first: Received | None = None
+        self, extractor: Extractor, stream: ArchiveStream, *, first: Received | None = None
     ) -> None:
         self._extractor = extractor
         self._stream = stream
@@ -73,7 +73,7 @@ class Receiver:
             DOCKER_NAME: self._take_docker,
         }
 
-    def receive(self) -> Received:
+    def run(self) -> Received:
         """Take everything in. Raises LayoutInvalid, StoreError; damage is noted instead."""
         try:
             for member in members(self._stream):

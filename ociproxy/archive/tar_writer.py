@@ -9,9 +9,9 @@ from __future__ import annotations
 import tarfile
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.archive.hashing import BEHIND, Hashing
 from ociproxy.digest import Digest
 from ociproxy.errors import DigestMismatch, SizeMismatch
+from ociproxy.store.hashing import BEHIND, Hashing
 
 if TYPE_CHECKING:
     from io import RawIOBase
@@ -36,7 +36,7 @@ def member_size(name: str, size: int) -> int:
 END_SIZE: Final = _END_BLOCKS * BLOCK
 
 
-class Tarball:
+class TarWriter:
     """Writes members to a sink; reading, hashing and writing overlap."""
 
     def __init__(self, sink: Sink) -> None:
@@ -45,7 +45,7 @@ class Tarball:
         self._buffers = [memoryview(bytearray(_BUFFER_SIZE)) for _ in range(_BUFFERS)]
         self._next = 0
 
-    def __enter__(self) -> Tarball:
+    def __enter__(self) -> TarWriter:
         return self
 
     def __exit__(

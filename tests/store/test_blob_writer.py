@@ -36,8 +36,8 @@ def test_what_was_taken_is_stored_and_sealed(
     store: Store, size: int, source: type[io.BytesIO]
 ) -> None:
     data = random_bytes(size)
-    with store.intake() as intake:
-        digest = intake.take(source(data), size, Digest.of(data))
+    with store.blob_writer() as writer:
+        digest = writer.write(source(data), size, Digest.of(data))
     found = store.blobs.find(digest)
     assert found is not None
     with found.file:
@@ -46,13 +46,13 @@ def test_what_was_taken_is_stored_and_sealed(
 
 
 def test_the_digest_is_found_where_none_is_expected(store: Store) -> None:
-    with store.intake() as intake:
-        assert intake.take(io.BytesIO(b"abc"), 3) == Digest.of(b"abc")
+    with store.blob_writer() as writer:
+        assert writer.write(io.BytesIO(b"abc"), 3) == Digest.of(b"abc")
 
 
 def test_sha512_is_verified_as_such(store: Store) -> None:
-    with store.intake() as intake:
-        digest = intake.take(io.BytesIO(b"abc"), 3, Digest.of(b"abc", "sha512"))
+    with store.blob_writer() as writer:
+        digest = writer.write(io.BytesIO(b"abc"), 3, Digest.of(b"abc", "sha512"))
     assert store.blobs.find_size(digest) == 3
 
 
@@ -61,17 +61,17 @@ def test_sha512_is_verified_as_such(store: Store) -> None:
 )
 def test_what_is_wrong_leaves_nothing(store: Store, size: int, error: type[Exception]) -> None:
     data = random_bytes(3_000_000)
-    with store.intake() as intake:
+    with store.blob_writer() as writer:
         with pytest.raises(error):
-            intake.take(io.BytesIO(data), size, Digest.of(data))
+            writer.write(io.BytesIO(data), size, Digest.of(data))
         assert list(store.staging.root.iterdir()) == []
     assert list((store.root / "blobs").iterdir()) == []
 
 
 def test_many_are_committed_together(store: Store) -> None:
-    with store.intake() as intake:
-        digests = [intake.take(io.BytesIO(b"%d" % n), len(b"%d" % n)) for n in range(200)]
-        intake.drain()
+    with store.blob_writer() as writer:
+        digests = [writer.write(io.BytesIO(b"%d" % n), len(b"%d" % n)) for n in range(200)]
+        writer.drain()
         assert all(store.blobs.find_size(digest) is not None for digest in digests)
         assert list(store.staging.root.iterdir()) == []
 
@@ -84,8 +84,8 @@ from ociproxy.store.store import Store
 class Stuck(io.BytesIO):
     def readinto(self, buffer):
         os.kill(os.getpid(), signal.SIGKILL)
-with Store(Path({str(store.root)!r})).intake() as intake:
-    intake.take(Stuck(), 10)
+with Store(Path({str(store.root)!r})).blob_writer() as writer:
+    writer.write(Stuck(), 10)
 """
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=Path(__file__).parents[2], check=False
@@ -95,21 +95,21 @@ with Store(Path({str(store.root)!r})).intake() as intake:
 
     class Looking(io.BytesIO):
         def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
-            with store.intake():
+            with store.blob_writer():
                 seen.extend(store.staging.root.iterdir())
             return super().readinto(buffer)
 
     seen: list[Path] = []
-    with store.intake() as intake:
+    with store.blob_writer() as writer:
         assert list(store.staging.root.iterdir()) == []
-        intake.take(Looking(b"abc"), 3)
+        writer.write(Looking(b"abc"), 3)
     assert len(seen) == 1
 
 
 def test_a_read_only_store_is_one_clear_error(store: Store) -> None:
     with (
         read_only(store.root),
-        store.intake() as intake,
+        store.blob_writer() as writer,
         pytest.raises(StoreError, match="read-only"),
     ):
-        intake.take(io.BytesIO(b"abc"), 3)
+        writer.write(io.BytesIO(b"abc"), 3)

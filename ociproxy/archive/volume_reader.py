@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.archive.packed import PackedStream
-from ociproxy.archive.tarstream import members
-from ociproxy.archive.volumes import FORMAT, VOLUME_NAME
+from ociproxy.archive.decompress import ArchiveStream
+from ociproxy.archive.tar_reader import members
+from ociproxy.archive.volume_writer import FORMAT, VOLUME_NAME
 from ociproxy.errors import ConfigError, LayoutInvalid
 from ociproxy.manifest import MalformedManifest, json_object
 
@@ -36,7 +36,7 @@ class VolumeLabel:
 def read_label(file: BinaryIO, source: str) -> VolumeLabel | None:
     """Of a file that is open at its beginning; None where it is no volume. Raises
     LayoutInvalid."""
-    for member in members(PackedStream(file, source)):
+    for member in members(ArchiveStream(file, source)):
         if member.name != VOLUME_NAME:
             return None
         return parse_label(member.read(LABEL_MAX_SIZE), source)

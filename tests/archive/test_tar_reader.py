@@ -16,8 +16,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ociproxy.archive.packed import PackedStream
-from ociproxy.archive.tarstream import members
+from ociproxy.archive.decompress import ArchiveStream
+from ociproxy.archive.tar_reader import members
 from ociproxy.errors import LayoutDamaged, LayoutInvalid
 from tests.layouts import tar_bytes
 
@@ -39,14 +39,14 @@ def read(data: bytes, *, max_size: int = 2**40) -> list[tuple[str, bytes | str]]
     with Bytes(data) as file:
         return [
             (member.name, member.link or member.read(2**30))
-            for member in members(PackedStream(file, "x.tar", max_size=max_size))
+            for member in members(ArchiveStream(file, "x.tar", max_size=max_size))
         ]
 
 
 def skim(data: bytes) -> list[str]:
     """Every name, nothing read."""
     with Bytes(data) as file:
-        return [member.name for member in members(PackedStream(file, "x.tar"))]
+        return [member.name for member in members(ArchiveStream(file, "x.tar"))]
 
 
 def entry(name: str, kind: bytes = tarfile.REGTYPE, *, link: str = "", size: int = 0) -> bytes:
@@ -105,7 +105,7 @@ def test_a_pipe_is_read_as_a_file_is() -> None:
     thread = threading.Thread(target=write)
     thread.start()
     with os.fdopen(reading, "rb", buffering=0) as file:
-        assert [m.name for m in members(PackedStream(file, "-"))] == [name for name, _ in FILES]
+        assert [m.name for m in members(ArchiveStream(file, "-"))] == [name for name, _ in FILES]
     thread.join()
 
 
@@ -201,7 +201,7 @@ def test_every_cut_is_noticed_and_what_came_before_is_whole() -> None:
         with Bytes(whole[:cut]) as file:
             got = []
             with pytest.raises(LayoutInvalid):  # noqa: PT012 what came before counts
-                for member in members(PackedStream(file, "x.tar")):
+                for member in members(ArchiveStream(file, "x.tar")):
                     raw = member.read(2**20)
                     if len(raw) == member.size:
                         got.append((member.name, raw))
@@ -213,7 +213,7 @@ def test_every_cut_is_noticed_and_what_came_before_is_whole() -> None:
 def read_end(data: bytes) -> int:
     """Where the end mark has begun."""
     with Bytes(data) as file:
-        stream = PackedStream(file, "x")
+        stream = ArchiveStream(file, "x")
         list(members(stream))
         return stream.offset
 
@@ -241,7 +241,7 @@ def test_a_bomb_is_refused_before_it_is_large(pack: object) -> None:
     size = 400 * 1024 * 1024
     bomb = pack(entry("a", size=size) + bytes(size))  # type: ignore[operator]
     with Bytes(bomb) as file:
-        stream = PackedStream(file, "x.tar")
+        stream = ArchiveStream(file, "x.tar")
         with pytest.raises(LayoutInvalid, match="refused as a bomb"):
             list(members(stream))
         assert stream.offset < 300 * 1024 * 1024

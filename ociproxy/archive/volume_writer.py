@@ -13,8 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.archive.members import Content, Document
-from ociproxy.archive.tarball import END_SIZE, member_size
+from ociproxy.archive.content import Content, Document
+from ociproxy.archive.tar_writer import END_SIZE, member_size
 from ociproxy.digest import Digest
 from ociproxy.errors import ConfigError, VolumeTooSmall
 

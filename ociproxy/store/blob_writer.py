@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -18,17 +17,18 @@ from typing import TYPE_CHECKING, Final, Protocol
 from ociproxy.digest import Digest
 from ociproxy.errors import DigestMismatch, SizeMismatch
 from ociproxy.store.files import store_errors
+from ociproxy.store.hashing import BEHIND, Hashing
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from ociproxy.store.blobs import Blobs
 
-_PREFIX: Final = ".intake-"
+_PREFIX: Final = ".write-"
 _COMMITTERS: Final = 4
 _MAX_COMMITS: Final = 8
 """Staged blobs that may wait for their commit; each costs an open file."""
-_BUFFERS: Final = 8
+_BUFFERS: Final = BEHIND + 1
 _BUFFER_SIZE: Final = 512 * 1024
 """Bytes. Reading may be so far ahead of hashing that neither has to wait for the other's thread to
 be given a processor."""
@@ -41,21 +41,21 @@ class Source(Protocol):
         """How many bytes there were; 0 at the end."""
 
 
-class Intake:
+class BlobWriter:
     """Use as a context manager: leaving it ends the threads. Not to be shared between threads."""
 
     def __init__(self, staging: Path, blobs: Blobs) -> None:
+        with store_errors(staging):
+            _remove_abandoned(staging)
         self._staging = staging
         self._blobs = blobs
         self._buffers = tuple(memoryview(bytearray(_BUFFER_SIZE)) for _ in range(_BUFFERS))
-        self._hashing = ThreadPoolExecutor(1, "hash")
+        self._hashing = Hashing("hash")
         self._committing = ThreadPoolExecutor(_COMMITTERS, "commit")
         self._commits: set[Future[None]] = set()
         self._unflushed = False
-        with store_errors(staging):
-            _remove_abandoned(staging)
 
-    def __enter__(self) -> Intake:
+    def __enter__(self) -> BlobWriter:
         return self
 
     def __exit__(
@@ -64,12 +64,12 @@ class Intake:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._hashing.shutdown()
+        self._hashing.close()
         self._committing.shutdown()
         if error is None:
             self.drain()
 
-    def take(self, source: Source, size: int, digest: Digest | None = None) -> Digest:
+    def write(self, source: Source, size: int, digest: Digest | None = None) -> Digest:
         """Read `size` bytes and commit them under their digest, which is returned.
 
         They are served once `drain` has returned. Raises SizeMismatch where the source ends early,
@@ -91,7 +91,7 @@ class Intake:
         return actual
 
     def drain(self) -> None:
-        """Wait until everything that was taken is in the store for good. Raises StoreError."""
+        """Wait until everything that was written is in the store for good. Raises StoreError."""
         self._collect(0)
         if self._unflushed:
             self._blobs.flush()
@@ -122,26 +122,21 @@ class Intake:
         algorithm = expected.algorithm if expected else "sha256"
         hasher = (expected or Digest.of(b"")).hasher()
         remaining, turn = size, 0
-        hashing: deque[Future[None]] = deque()
         try:
             while remaining:
-                # The buffer that comes next is free once the oldest hashing has ended.
-                if len(hashing) == _BUFFERS:
-                    hashing.popleft().result()
                 view = self._buffers[turn][:remaining]
                 count = _fill(source, view)
                 if not count:
                     raise SizeMismatch(f"blob {expected or ''}".strip(), size, size - remaining)
                 if size > _INLINE:
-                    hashing.append(self._hashing.submit(hasher.update, view[:count]))
+                    self._hashing.update(hasher, view[:count])
                 else:
                     hasher.update(view[:count])
                 self._write(file, view[:count])
                 remaining -= count
                 turn = (turn + 1) % _BUFFERS
         finally:
-            while hashing:
-                hashing.popleft().result()
+            self._hashing.wait()
         actual = Digest.finish(hasher, algorithm)
         if expected is not None and actual != expected:
             raise DigestMismatch("blob", expected, actual)

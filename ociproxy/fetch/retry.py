@@ -1,4 +1,4 @@
-"""How long a load waits out what may pass: an upstream that is down, breaks off or throttles."""
+"""Trying again, in a load, what may pass: an upstream that is down, breaks off or throttles."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Progress:
         self.when = now
 
 
-class Patience:
+class Retry:
     """Tries again what may pass, until an image has made no progress for `limit` seconds.
 
     An upstream from which nobody has got anything for as long is taken for dead: until something
@@ -52,9 +52,7 @@ class Patience:
         self._answered: BoundedCache[str, float] = BoundedCache(_REGISTRIES)
         self._dead: BoundedCache[str, bool] = BoundedCache(_REGISTRIES)
 
-    async def persist(
-        self, registry: str, progress: Progress, work: Callable[[], Awaitable[T]]
-    ) -> T:
+    async def run(self, registry: str, progress: Progress, work: Callable[[], Awaitable[T]]) -> T:
         """What `work` returns in the end. Raises its last error."""
         tries = 0
         while True:

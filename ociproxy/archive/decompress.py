@@ -39,7 +39,7 @@ class _Reader(Protocol):
     def readinto(self, buffer: memoryview, /) -> int | None: ...
 
 
-class PackedStream:
+class ArchiveStream:
     """The expanded bytes. Raises LayoutInvalid for what is refused, LayoutDamaged for what is
     broken from here on."""
 

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.archive.content import LOCK_NAME
+from ociproxy.archive.decompress import ArchiveStream
 from ociproxy.archive.lock import LOCK_MAX_SIZE, Lock
-from ociproxy.archive.members import LOCK_NAME
-from ociproxy.archive.packed import PackedStream
-from ociproxy.archive.tarstream import members
+from ociproxy.archive.tar_reader import members
 from ociproxy.errors import LockInvalid
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def read_archive_lock(path: Path) -> Lock:
     """The lock at the front of an archive, of which no more is read. Raises LayoutInvalid for
     what is no archive, LockInvalid for one without a lock."""
     with _opened(path) as file:
-        for member in islice(members(PackedStream(file, str(path))), _LOOKED_AT):
+        for member in islice(members(ArchiveStream(file, str(path))), _LOOKED_AT):
             if member.name == LOCK_NAME:
                 return Lock.parse(member.read(LOCK_MAX_SIZE), f"{path}: {LOCK_NAME}")
     raise LockInvalid(
@@ -52,6 +52,6 @@ def _opened(path: Path) -> Iterator[FileIO]:
     try:
         file = path.open("rb", buffering=0)
     except OSError as exc:
-        raise LockInvalid(str(path), (exc.strerror or str(exc)).lower()) from exc
+        raise LockInvalid(str(path), f"cannot be read: {exc.strerror or exc}".lower()) from exc
     with file:
         yield file

@@ -14,7 +14,7 @@ from ociproxy.errors import (
     UpstreamRateLimited,
     UpstreamUnavailable,
 )
-from ociproxy.fetch.patience import Patience, Progress
+from ociproxy.fetch.retry import Progress, Retry
 
 REGISTRY = "registry.example"
 
@@ -58,8 +58,8 @@ def waits() -> list[tuple[UpstreamError, float]]:
 
 
 @pytest.fixture
-def patience(clock: HandClock, waits: list[tuple[UpstreamError, float]]) -> Patience:
-    return Patience(60.0, wait_max=0.0, clock=clock, waiting=lambda *wait: waits.append(wait))
+def retry(clock: HandClock, waits: list[tuple[UpstreamError, float]]) -> Retry:
+    return Retry(60.0, wait_max=0.0, clock=clock, waiting=lambda *wait: waits.append(wait))
 
 
 def down() -> UpstreamUnavailable:
@@ -73,27 +73,27 @@ async def outcome(work: Callable[[], Awaitable[object]]) -> object:
         return type(error)
 
 
-async def test_what_passes_is_tried_again(clock: HandClock, patience: Patience) -> None:
+async def test_what_passes_is_tried_again(clock: HandClock, retry: Retry) -> None:
     upstream = Upstream(clock, down(), down(), "answer")
-    assert await patience.persist(REGISTRY, Progress(clock.time), upstream) == "answer"
+    assert await retry.run(REGISTRY, Progress(clock.time), upstream) == "answer"
     assert upstream.asked == 3
 
 
-async def test_what_lasts_is_given_up_after_the_limit(clock: HandClock, patience: Patience) -> None:
+async def test_what_lasts_is_given_up_after_the_limit(clock: HandClock, retry: Retry) -> None:
     upstream = Upstream(clock, down())
     with pytest.raises(UpstreamUnavailable):
-        await patience.persist(REGISTRY, Progress(clock.time), upstream)
+        await retry.run(REGISTRY, Progress(clock.time), upstream)
     assert upstream.asked == 7
 
 
-async def test_what_cannot_pass_is_not_tried_again(clock: HandClock, patience: Patience) -> None:
+async def test_what_cannot_pass_is_not_tried_again(clock: HandClock, retry: Retry) -> None:
     upstream = Upstream(clock, ManifestUnknown("x", "gone"))
     with pytest.raises(ManifestUnknown):
-        await patience.persist(REGISTRY, Progress(clock.time), upstream)
+        await retry.run(REGISTRY, Progress(clock.time), upstream)
     assert upstream.asked == 1
 
 
-async def test_bytes_that_came_start_the_limit_anew(clock: HandClock, patience: Patience) -> None:
+async def test_bytes_that_came_start_the_limit_anew(clock: HandClock, retry: Retry) -> None:
     progress, upstream = Progress(clock.time), Upstream(clock, down(), seconds=40.0)
 
     async def work() -> object:
@@ -101,42 +101,42 @@ async def test_bytes_that_came_start_the_limit_anew(clock: HandClock, patience: 
             progress.when = clock.time + 39.0
         return await upstream()
 
-    assert await outcome(lambda: patience.persist(REGISTRY, progress, work)) is UpstreamUnavailable
+    assert await outcome(lambda: retry.run(REGISTRY, progress, work)) is UpstreamUnavailable
     assert upstream.asked == 11
 
 
 async def test_rest_of_a_dead_upstream_fails_at_the_first_try(
-    clock: HandClock, patience: Patience
+    clock: HandClock, retry: Retry
 ) -> None:
     first, second, other = (Upstream(clock, down()) for _ in range(3))
-    await outcome(lambda: patience.persist(REGISTRY, Progress(clock.time), first))
-    await outcome(lambda: patience.persist(REGISTRY, Progress(clock.time), second))
-    await outcome(lambda: patience.persist("other.example", Progress(clock.time), other))
+    await outcome(lambda: retry.run(REGISTRY, Progress(clock.time), first))
+    await outcome(lambda: retry.run(REGISTRY, Progress(clock.time), second))
+    await outcome(lambda: retry.run("other.example", Progress(clock.time), other))
     assert (first.asked, second.asked, other.asked) == (7, 1, 7)
     back = Upstream(clock, "answer")
-    assert await patience.persist(REGISTRY, Progress(clock.time), back) == "answer"
+    assert await retry.run(REGISTRY, Progress(clock.time), back) == "answer"
     third = Upstream(clock, down())
-    await outcome(lambda: patience.persist(REGISTRY, Progress(clock.time), third))
+    await outcome(lambda: retry.run(REGISTRY, Progress(clock.time), third))
     assert third.asked == 7
 
 
 async def test_one_bad_image_does_not_make_its_upstream_dead(
-    clock: HandClock, patience: Patience
+    clock: HandClock, retry: Retry
 ) -> None:
     bad = Upstream(clock, down())
 
     async def work() -> object:
-        await patience.persist(REGISTRY, Progress(clock.time), Upstream(clock, "fine"))
+        await retry.run(REGISTRY, Progress(clock.time), Upstream(clock, "fine"))
         return await bad()
 
-    await outcome(lambda: patience.persist(REGISTRY, Progress(clock.time), work))
+    await outcome(lambda: retry.run(REGISTRY, Progress(clock.time), work))
     late = Upstream(clock, down(), "answer")
-    assert await patience.persist(REGISTRY, Progress(clock.time), late) == "answer"
+    assert await retry.run(REGISTRY, Progress(clock.time), late) == "answer"
 
 
 async def test_throttling_is_waited_out_where_it_fits(
     clock: HandClock,
-    patience: Patience,
+    retry: Retry,
     waits: list[tuple[UpstreamError, float]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -146,10 +146,10 @@ async def test_throttling_is_waited_out_where_it_fits(
     monkeypatch.setattr(asyncio, "sleep", sleep)
     throttled = UpstreamRateLimited(REGISTRY, "slow down", retry_after=30.0)
     upstream = Upstream(clock, throttled, "answer", seconds=0.0)
-    assert await patience.persist(REGISTRY, Progress(clock.time), upstream) == "answer"
+    assert await retry.run(REGISTRY, Progress(clock.time), upstream) == "answer"
     assert waits == [(throttled, 30.0)]
     forever = UpstreamRateLimited(REGISTRY, "go away", retry_after=3600.0)
     upstream = Upstream(clock, forever)
     with pytest.raises(UpstreamRateLimited):
-        await patience.persist(REGISTRY, Progress(clock.time), upstream)
+        await retry.run(REGISTRY, Progress(clock.time), upstream)
     assert upstream.asked == 1

@@ -1,0 +1,30 @@
+"""What is recorded beside content: tags, which repository has a manifest, what refers to what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ociproxy.digest import Digest
+    from ociproxy.manifest import Descriptor
+    from ociproxy.reference import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class TagRecord:
+    """What a tag resolved to, when (seconds since the epoch), and at which upstream."""
+
+    descriptor: Descriptor
+    resolved: float
+    upstream: str
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What a layer knows of tags, of which manifests a repository has, and of referrers by
+    subject. Layers of one store add up."""
+
+    tags: dict[Repository, dict[str, TagRecord]] = field(default_factory=dict)
+    manifests: dict[Repository, dict[Digest, Descriptor]] = field(default_factory=dict)
+    referrers: dict[Digest, dict[Digest, Descriptor]] = field(default_factory=dict)
