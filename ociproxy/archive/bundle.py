@@ -144,14 +144,17 @@ class Bundle:
         return None if digest in self._damaged else self._extents.get(digest)
 
     def _is_verified(self, digest: Digest) -> bool:
-        if _identity(self._file) != self._state:
-            # Somebody writes into the file: nothing that was known of it is.
-            self._state = _identity(self._file)
-            self._verified.clear()
-        return digest in self._verified
+        with self._guard:
+            state = _identity(self._file)
+            if state != self._state:
+                # Somebody writes into the file: nothing that was known of it is.
+                self._state = state
+                self._verified.clear()
+            return digest in self._verified
 
     def _verify(self, digest: Digest) -> None:
         offset, left = self._extents[digest]
+        state = _identity(self._file)
         hasher = digest.hasher()
         buffer = memoryview(bytearray(READ_SIZE))
         while left:
@@ -164,7 +167,10 @@ class Bundle:
         if actual != digest:
             self._damaged[digest] = DigestMismatch(f"{self.path}: blob {digest}", digest, actual)
             raise self._damaged[digest]
-        self._verified.add(digest)
+        with self._guard:
+            # What was written to while it was read is not known: the next reader looks again.
+            if state == self._state == _identity(self._file):
+                self._verified.add(digest)
 
     # Opening
 

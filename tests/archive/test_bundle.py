@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -15,7 +16,7 @@ import pytest
 
 from ociproxy.archive.bundle import Bundle
 from ociproxy.digest import Digest
-from ociproxy.errors import LayoutInvalid
+from ociproxy.errors import DigestMismatch, LayoutInvalid
 from ociproxy.reference import Repository
 from ociproxy.store.store import Store
 from tests.images import MIB, Image, artifact, image, multi_platform
@@ -213,6 +214,39 @@ def test_what_is_written_into_an_open_bundle_is_verified_again(tmp_path: Path) -
         assert mirror.blob(QUAY, "a/b", made.layers[0].digest).status == 200
         flip(bundle, made.layers[0].data[-1000:])
         assert mirror.blob(QUAY, "a/b", made.layers[0].digest).status == 404
+
+
+def test_what_is_written_while_it_is_verified_is_verified_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = image(layer_size=3 * MIB)
+    path = export(tmp_path, {"quay.io/a/b:1": made})
+    layer, digest = made.layers[0], Digest.parse(made.layers[0].digest)
+    read = os.preadv
+    written: list[int] = []
+
+    def sealed(bundle: Bundle) -> bool:
+        found = bundle.find_blob(digest)
+        assert found is not None
+        found.file.close()
+        return found.sealed
+
+    with Bundle(path) as bundle:
+
+        def read_and_write(file: int, buffers: list[memoryview], offset: int) -> int:
+            count = read(file, buffers, offset)
+            if not written:
+                # Behind the hash, with a reader who sees that the file has changed.
+                written.append(offset)
+                flip(path, layer.data[:1000])
+                assert not sealed(bundle)
+            return count
+
+        monkeypatch.setattr(os, "preadv", read_and_write)
+        bundle.verify_blob(digest)
+        assert not sealed(bundle)
+        with pytest.raises(DigestMismatch):
+            bundle.verify_blob(digest)
 
 
 def test_a_bundle_that_is_replaced_is_served_on(tmp_path: Path) -> None:
