@@ -145,8 +145,12 @@ def open_output(path: Path, *, zstd: bool = False) -> Iterator[Output]:
 def write_small(path: Path, data: bytes) -> None:
     """A sidecar, whole or not at all. Raises OutputError."""
     with output_errors(path):
-        staged(path).write_bytes(data)
-        staged(path).replace(path)
+        temporary = staged(path)
+        # In a folder that others may write to, the name may lead anywhere.
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
+            file.write(data)
+        temporary.replace(path)
 
 
 def staged(path: Path) -> Path:

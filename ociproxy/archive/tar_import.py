@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from ociproxy.layout import NamedImage
 
 _OWN: Final = "ociproxy-"
+_MAX_NAMES: Final = 32 * 1024 * 1024
+"""Characters of all the names that are remembered of one archive."""
 _LAYER_NAMES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 
 
@@ -61,6 +63,7 @@ class TarImport:
         self._stream = stream
         self._seen: set[str] = set()
         self._saved: Saved = Saved()
+        self._names = 0
         self._docker: bytes | None = None
         self._index: tuple[NamedImage, ...] | None = None
         self._is_first = first is None
@@ -136,6 +139,9 @@ class TarImport:
         """A file or a link that `manifest.json` may speak of further on."""
         if member.name.startswith(_OWN):
             return
+        self._names += len(member.name) + len(member.link)
+        if self._names > _MAX_NAMES:
+            raise LayoutInvalid(self._stream.source, "has too many names that are too long")
         if member.link:
             self._saved.add_link(member.name, member.link)
             return

@@ -31,7 +31,9 @@ class _Failure(click.ClickException):
         hint = ""
         if isinstance(error, StoreError) and isinstance(error.__cause__, PermissionError):
             hint = "; run as the user it belongs to, or say another store with --image-path"
-        super().__init__(f"{error}{hint}")
+        # It may quote an archive or an upstream, and those what a terminal obeys.
+        said = "".join(c if c.isprintable() or c == "\n" else "?" for c in str(error))
+        super().__init__(f"{said}{hint}")
         self.exit_code = error.exit_code  # type: ignore[misc] # click's own subclasses differ by class
 
 

@@ -384,6 +384,19 @@ def test_the_place_of_a_pipe_or_of_a_device_is_not_taken(store: Store, tmp_path:
     (tmp_path / "a.tar.tmp").symlink_to(tmp_path / "mine")
     run(store, tmp_path / "a.tar", code=4)
     assert (tmp_path / "mine").read_text() == "mine"
+    (tmp_path / "b.tar.sha256.tmp").symlink_to(tmp_path / "mine")
+    run(store, tmp_path / "b.tar")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not (tmp_path / "b.tar.sha256").is_symlink()
+
+
+def test_an_archive_s_words_do_not_reach_the_terminal(store: Store, tmp_path: Path) -> None:
+    put(store, "quay.io/a/b:1", image())
+    info = tarfile.TarInfo("\x1b]0;obey\x07\x9b2J")
+    info.size = 1000
+    (tmp_path / "base.tar").write_bytes(info.tobuf(tarfile.PAX_FORMAT))
+    done = run(store, tmp_path / "a.tar", "--since", tmp_path / "base.tar", code=5)
+    assert "is cut off inside ?]0;obey??2J" in error(done)
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,15 @@ def test_a_bomb_is_refused(job: Import, tmp_path: Path) -> None:
     refused(job, job.run(tmp_path / "x.tar.gz"), "refused as a bomb")
 
 
+def test_names_do_not_fill_the_memory(job: Import, tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for number in range(700):
+            info = member(f"{number}/" + "x" * 60_000, tarfile.SYMTYPE, "y")
+            tar.addfile(info)
+    refused(job, job.run(path), "names that are too long")
+
+
 def test_what_it_may_expand_to_can_be_bounded(job: Import, tmp_path: Path) -> None:
     path = archive(tmp_path / "x.tar")
     refused(job, job.run(path, "--max-size", "10KiB"), "see --max-size")
