@@ -92,7 +92,7 @@ def test_containerd_at_a_closed_door() -> None:
         "header": {"authorization": "Basic CREDENTIALS"},
     }
     said = run(client_config, "containerd", "--mirror", HTTPS, *DOOR).stdout
-    assert "# CREDENTIALS is what this prints: printf 'node:PASSWORD' | base64\n" in said
+    assert "# CREDENTIALS is what this prints: printf 'node:PASSWORD' | base64 -w0\n" in said
 
 
 def test_k3s_at_a_closed_door() -> None:

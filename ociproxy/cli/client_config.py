@@ -132,21 +132,21 @@ def client_config() -> None:
     """Print the exact files that make a client use this mirror."""
 
 
-@client_config.command("containerd")
+@client_config.command("containerd", short_help="Everything that containerd pulls.")
 @_common
 def containerd(mirror: Mirror, folder: Path | None) -> None:
     """Everything that containerd pulls, for Kubernetes and for nerdctl."""
     _give(containerd_files(mirror), folder)
 
 
-@client_config.command("docker")
+@client_config.command("docker", short_help="What Docker pulls from Docker Hub.")
 @_common
 def docker(mirror: Mirror, folder: Path | None) -> None:
     """What Docker pulls from Docker Hub; it has no mirrors for other registries."""
     _give(docker_files(mirror), folder)
 
 
-@client_config.command("podman")
+@client_config.command("podman", short_help="What Podman, Buildah and Skopeo pull.")
 @_common
 @_registries
 def podman(mirror: Mirror, folder: Path | None, registries: tuple[str, ...]) -> None:
@@ -154,7 +154,7 @@ def podman(mirror: Mirror, folder: Path | None, registries: tuple[str, ...]) -> 
     _give(containers_files(mirror, registries, "Read at each pull: nothing to restart."), folder)
 
 
-@client_config.command("crio")
+@client_config.command("crio", short_help="What CRI-O pulls.")
 @_common
 @_registries
 def crio(mirror: Mirror, folder: Path | None, registries: tuple[str, ...]) -> None:
@@ -162,7 +162,7 @@ def crio(mirror: Mirror, folder: Path | None, registries: tuple[str, ...]) -> No
     _give(containers_files(mirror, registries, "Then: systemctl reload crio"), folder)
 
 
-@client_config.command("k3s")
+@client_config.command("k3s", short_help="Everything that k3s and RKE2 pull.")
 @_common
 def k3s(mirror: Mirror, folder: Path | None) -> None:
     """Everything that k3s pulls; RKE2 reads the same file in /etc/rancher/rke2."""
@@ -182,7 +182,9 @@ def containerd_files(mirror: Mirror) -> tuple[ClientFile, ...]:
     ]
     if mirror.user:
         hosts += f'  [host."{mirror.url}".header]\n    authorization = "Basic CREDENTIALS"\n'
-        notes.append(f"CREDENTIALS is what this prints: printf '{mirror.user}:PASSWORD' | base64")
+        notes.append(
+            f"CREDENTIALS is what this prints: printf '{mirror.user}:PASSWORD' | base64 -w0"
+        )
         notes.append("It is a password: the file is for root alone to read.")
     return (
         ClientFile(

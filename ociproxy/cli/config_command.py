@@ -16,7 +16,7 @@ def config() -> None:
     """Validate a configuration file; print its JSON Schema."""
 
 
-@config.command("check")
+@config.command("check", short_help="Say what is wrong with a file.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.pass_context
 def check(ctx: click.Context, file: Path) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _DIFFERENT: Final = 1
 
 
-@click.command("diff")
+@click.command("diff", short_help="Print what moved between stores or archives.")
 @click.argument("first", metavar="A", type=click.Path(path_type=Path))
 @click.argument("second", metavar="B", type=click.Path(path_type=Path))
 @click.option(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 
-@click.command("export")
+@click.command("export", short_help="Write what is cached into an archive.")
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
 @image_path

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
-@click.command("import")
+@click.command("import", short_help="Take images in from archives and folders.")
 @click.argument(
     "sources", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path)
 )

@@ -18,7 +18,7 @@ from ociproxy.store.inventory import Entry, inventory
 _COLUMNS = ("REFERENCE", "DIGEST", "PLATFORMS", "SIZE", "COMPLETE", "RESOLVED", "LAST USED")
 
 
-@click.command("list")
+@click.command("list", short_help="Print what is cached.")
 @click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
 @image_path
 @config_path

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ociproxy.platform import Platform
 
 
-@click.command("load")
+@click.command("load", short_help="Fill the store with the images of lists.")
 @click.argument("lists", nargs=-1, metavar="[IMAGELIST]...")
 @image_path
 @config_path
