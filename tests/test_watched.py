@@ -39,7 +39,7 @@ def run_in_loop(work: str, tmp_path: Path) -> subprocess.CompletedProcess[bytes]
         "store.check_writable()",
         "store.staging.sweep(0.0)",
         "store.blobs.verify(Digest.of(b''))",
-        "list(store.refs.walk())",
+        "list(store.refs.repositories())",
     ],
 )
 def test_what_may_not_run_in_the_event_loop(work: str, tmp_path: Path) -> None:
