@@ -7,24 +7,21 @@ and goes when the next one begins.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import tempfile
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy.digest import Digest
 from ociproxy.errors import DigestMismatch, SizeMismatch
-from ociproxy.store.files import store_errors
+from ociproxy.store.files import remove_abandoned, stage, store_errors
 from ociproxy.store.hashing import BEHIND, Hashing
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
     from ociproxy.store.blobs import Blobs
 
-_PREFIX: Final = ".write-"
 _COMMITTERS: Final = 4
 _MAX_COMMITS: Final = 8
 """Staged blobs that may wait for their commit; each costs an open file."""
@@ -45,8 +42,7 @@ class BlobWriter:
     """Use as a context manager: leaving it ends the threads. Not to be shared between threads."""
 
     def __init__(self, staging: Path, blobs: Blobs) -> None:
-        with store_errors(staging):
-            _remove_abandoned(staging)
+        remove_abandoned(staging)
         self._staging = staging
         self._blobs = blobs
         self._buffers = tuple(memoryview(bytearray(_BUFFER_SIZE)) for _ in range(_BUFFERS))
@@ -76,7 +72,8 @@ class BlobWriter:
         DigestMismatch where another digest was expected; then nothing is kept.
         """
         self._collect(_MAX_COMMITS - 1)
-        file, staged = self._stage()
+        with store_errors(self._staging):
+            file, staged = stage(self._staging)
         kept = False
         try:
             actual = self._copy(source, size, file, digest)
@@ -103,20 +100,6 @@ class BlobWriter:
             done, self._commits = wait(self._commits, return_when=FIRST_COMPLETED)
             for commit in done:
                 commit.result()
-
-    def _stage(self) -> tuple[int, Path]:
-        with store_errors(self._staging):
-            while True:
-                file, name = tempfile.mkstemp(prefix=_PREFIX, dir=self._staging)
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                    # Another process may have taken it for abandoned before it was locked.
-                    if os.fstat(file).st_nlink:
-                        return file, Path(name)
-                except BaseException:
-                    os.close(file)
-                    raise
-                os.close(file)
 
     def _copy(self, source: Source, size: int, file: int, expected: Digest | None) -> Digest:
         algorithm = expected.algorithm if expected else "sha256"
@@ -174,18 +157,3 @@ def _fill(source: Source, view: memoryview) -> int:
             break
         filled += count
     return filled
-
-
-def _remove_abandoned(staging: Path) -> None:
-    for path in staging.glob(f"{_PREFIX}*"):
-        try:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
-        except BlockingIOError:
-            pass
-        finally:
-            os.close(file)

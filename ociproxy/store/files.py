@@ -11,6 +11,7 @@ its name, its size and the mtime's seconds. Any later write moves the mtime and 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import tempfile
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ociproxy.digest import Digest
 
 READ_SIZE: Final = 1024 * 1024
+_WRITING: Final = ".write-"
 TOUCH_AFTER: Final = 60.0
 """Seconds: last use (atime) is written at most this often."""
 UNTOUCHABLE: Final = frozenset({errno.EROFS, errno.EPERM, errno.EACCES})
@@ -65,8 +67,7 @@ def publish(staged: Path, target: Path, *, flush: bool = True) -> None:
 def write_atomically(target: Path, data: bytes, *, staging: Path, sealed: bool = False) -> None:
     """Write a small file so that readers see all of it or none of it."""
     with store_errors(target):
-        descriptor, name = tempfile.mkstemp(prefix=".write-", dir=staging)
-        staged = Path(name)
+        descriptor, staged = stage(staging)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -75,10 +76,48 @@ def write_atomically(target: Path, data: bytes, *, staging: Path, sealed: bool =
                 os.fsync(descriptor)
                 if sealed:
                     seal(descriptor, target.name)
-            publish(staged, target)
+                # Before its lock goes with the file.
+                publish(staged, target)
         except BaseException:
             staged.unlink(missing_ok=True)
             raise
+
+
+def stage(staging: Path) -> tuple[int, Path]:
+    """A new file, open and locked for as long as it is, so that what a killed process left behind
+    can be told apart and goes with `remove_abandoned`."""
+    while True:
+        file, name = tempfile.mkstemp(prefix=_WRITING, dir=staging)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Another process may have taken it for abandoned before it was locked.
+            if os.fstat(file).st_nlink:
+                return file, Path(name)
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def remove_abandoned(staging: Path) -> None:
+    """Remove what killed processes have staged. Raises StoreError."""
+    with store_errors(staging):
+        for path in staging.glob(f"{_WRITING}*"):
+            _remove_unlocked(path)
+
+
+def _remove_unlocked(path: Path) -> None:
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(file)
 
 
 def fsync_directory(path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.digest import Digest
 from ociproxy.errors import StoreError
-from ociproxy.store.files import file_name, store_errors
+from ociproxy.store.files import file_name, remove_abandoned, store_errors
 from ociproxy.store.spans import Spans
 from ociproxy.store.workspace import Workspace
 
@@ -204,8 +204,10 @@ class Staging:
 
     def sweep(self, older_than: float) -> int:
         """Remove what nobody leads and nothing was written to since `older_than` (seconds since
-        the epoch); returns how many files went."""
+        the epoch), and what nobody can go on with whatever its age; returns how many of the former
+        went."""
         removed = 0
+        remove_abandoned(self.root)
         with store_errors(self.root):
             for path in sorted(self.root.iterdir()):
                 if path.suffix == _JOURNAL_SUFFIX and path.with_suffix("").exists():
