@@ -15,6 +15,7 @@ import zstandard
 
 from ociproxy.digest import Digest
 from ociproxy.errors import OutputError
+from ociproxy.store.files import fsync_directory
 from ociproxy.store.hashing import Hashing
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Output:
         with output_errors(self.path):
             os.fsync(self._file)
             staged(self.path).replace(self.path)
-            sync_directory(self.path.parent)
+            fsync_directory(self.path.parent)
 
     def close(self) -> None:
         self._hashing.close()
@@ -155,14 +156,6 @@ def write_small(path: Path, data: bytes) -> None:
 
 def staged(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
-
-
-def sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

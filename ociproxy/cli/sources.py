@@ -11,6 +11,7 @@ from typing import Final
 import click
 
 from ociproxy import imagelist, kubernetes
+from ociproxy.config.reading import decode, read_file, read_stream
 from ociproxy.errors import ConfigError, NameInvalid
 from ociproxy.imagelist import ALL_PLATFORMS, ImageListInvalid, Wanted, merged, parse_list
 from ociproxy.platform import Platform
@@ -83,22 +84,13 @@ def _shown(name: str) -> str:
 
 def _read(name: str, limit: int, problems: list[ConfigError]) -> str:
     """The text of a file or of standard input; what is wrong with it becomes a problem."""
+    source = _shown(name)
     try:
         if name == STDIN:
-            data = sys.stdin.buffer.read(limit + 1)
+            data = read_stream(sys.stdin.buffer, source, limit)
         else:
-            with Path(name).open("rb") as file:
-                data = file.read(limit + 1)
-    except OSError as error:
-        reason = f"cannot be read: {error.strerror or error}"
-        problems.append(ConfigError(reason, file=_shown(name)))
-        return ""
-    if len(data) > limit:
-        problems.append(ConfigError(f"larger than {limit} bytes", file=_shown(name)))
-        return ""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        problems.append(ConfigError("not UTF-8", file=_shown(name), line=line))
+            data = read_file(Path(name), limit)
+        return decode(data, source, "utf-8-sig")
+    except ConfigError as error:
+        problems.append(error)
         return ""

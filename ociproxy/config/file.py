@@ -11,6 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from ociproxy.config.kinds import JsonObject, Place, Problem, Refused
+from ociproxy.config.reading import decode, read_file
 from ociproxy.config.settings import Config
 from ociproxy.config.table import ROOT, build_config
 from ociproxy.config.upstream_table import UPSTREAMS
@@ -35,20 +36,7 @@ class ConfigFileInvalid(ConfigError):
 
 def read_config(path: Path) -> Config:
     """The configuration in a file. Raises ConfigError naming it."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(SIZE_LIMIT + 1)
-    except OSError as error:
-        reason = f"cannot be read: {error.strerror or error}"
-        raise ConfigError(reason, file=str(path)) from error
-    if len(data) > SIZE_LIMIT:
-        raise ConfigError(f"larger than {SIZE_LIMIT} bytes", file=str(path))
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError("not UTF-8", file=str(path), line=line) from error
-    return parse_config(text, str(path))
+    return parse_config(decode(read_file(path, SIZE_LIMIT), str(path)), str(path))
 
 
 def parse_config(text: str, source: str) -> Config:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from ociproxy.config.reading import read_file
 from ociproxy.errors import ConfigError
 
 _SIZE_LIMIT: Final = 1 << 20
@@ -17,14 +18,7 @@ _COSTS: Final = range(4, 16)
 
 def read_htpasswd(path: Path) -> Mapping[bytes, bytes]:
     """The bcrypt hash of each user. Raises ConfigError naming the file and the line."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_SIZE_LIMIT + 1)
-    except OSError as error:
-        reason = f"cannot be read: {error.strerror or error}"
-        raise ConfigError(reason, file=str(path)) from error
-    if len(data) > _SIZE_LIMIT:
-        raise ConfigError(f"larger than {_SIZE_LIMIT} bytes", file=str(path))
+    data = read_file(path, _SIZE_LIMIT)
     users: dict[bytes, bytes] = {}
     for number, raw in enumerate(data.splitlines(), start=1):
         line = raw.strip()
