@@ -13,21 +13,9 @@ from ociproxy.config.settings import Auth, Secret
 from ociproxy.errors import UpstreamDenied
 from ociproxy.fetch.credential_source import CredentialSource
 from ociproxy.fetch.credentials import Credentials
+from tests.clock import HandClock
 
 MakeHelper = Callable[[str, str], None]
-
-
-class Clock:
-    """Moved by the test."""
-
-    def __init__(self) -> None:
-        self.time = 1000.0
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
 
 
 class Counting:
@@ -53,8 +41,8 @@ def helper(make_helper: MakeHelper, tmp_path: Path) -> Counting:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> HandClock:
+    return HandClock(1000.0)
 
 
 def expected(number: int) -> Credentials:
@@ -62,7 +50,7 @@ def expected(number: int) -> Credentials:
 
 
 def test_an_answer_is_used_for_its_lifetime_and_renewed_before_that_is_over(
-    helper: Counting, clock: Clock
+    helper: Counting, clock: HandClock
 ) -> None:
     source = CredentialSource(Auth(helper="fake", lifetime=100.0), "r", clock=clock)
     for clock.time in (1000.0, 1040.0, 1079.0):
@@ -74,13 +62,15 @@ def test_an_answer_is_used_for_its_lifetime_and_renewed_before_that_is_over(
     assert helper.runs == 2
 
 
-def test_without_a_lifetime_the_helper_is_asked_each_time(helper: Counting, clock: Clock) -> None:
+def test_without_a_lifetime_the_helper_is_asked_each_time(
+    helper: Counting, clock: HandClock
+) -> None:
     source = CredentialSource(Auth(helper="fake", lifetime=0.0), "r", clock=clock)
     assert [source.get() for _ in range(3)] == [expected(1), expected(2), expected(3)]
 
 
 def test_a_helper_that_fails_to_renew_fails_nobody_while_its_answer_is_good(
-    helper: Counting, clock: Clock
+    helper: Counting, clock: HandClock
 ) -> None:
     source = CredentialSource(Auth(helper="fake", lifetime=100.0), "r", clock=clock)
     source.get()
@@ -94,7 +84,7 @@ def test_a_helper_that_fails_to_renew_fails_nobody_while_its_answer_is_good(
     assert source.get() == expected(2)
 
 
-def test_a_refused_answer_is_replaced_once(helper: Counting, clock: Clock) -> None:
+def test_a_refused_answer_is_replaced_once(helper: Counting, clock: HandClock) -> None:
     source = CredentialSource(Auth(helper="fake", lifetime=100.0), "r", clock=clock)
     assert source.replace(source.get()) == expected(2)
     # Sent before the others came: they are not to blame.
@@ -111,7 +101,7 @@ def test_a_password_that_is_refused_has_no_replacement() -> None:
 
 
 def test_many_threads_run_the_helper_once(
-    make_helper: MakeHelper, tmp_path: Path, clock: Clock
+    make_helper: MakeHelper, tmp_path: Path, clock: HandClock
 ) -> None:
     log = tmp_path / "log"
     make_helper("slow", f'sleep 0.2; echo x >> {log}; echo \'{{"Username":"u","Secret":"s"}}\'')

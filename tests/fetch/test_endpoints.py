@@ -18,6 +18,7 @@ from ociproxy.fetch.endpoints import Endpoints
 from ociproxy.fetch.oras.backend import OrasBackend
 from ociproxy.fetch.upstream import BlobStream
 from ociproxy.reference import Reference, Repository
+from tests.clock import HandClock
 from tests.fetch.conftest import TIMEOUTS
 from tests.fetch.contract import BackendContract, digest, read_all
 from tests.images import Image, image, random_blob
@@ -33,26 +34,13 @@ APP = Repository(NAME, "team/app")
 V1 = Reference(APP, "v1")
 
 
-class Clock:
-    """Moved by the test."""
-
-    def __init__(self) -> None:
-        self.time = 0.0
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def open_endpoints(clock: Clock) -> Iterator[OpenEndpoints]:
+def open_endpoints(clock: HandClock) -> Iterator[OpenEndpoints]:
     opened: list[Endpoints] = []
 
     def make(*endpoints: FakeUpstream | Endpoint, name: str = NAME, **entry: object) -> Endpoints:
@@ -132,7 +120,7 @@ def test_the_first_one_is_preferred_and_asked_with_ns(
 
 
 def test_one_that_is_away_is_left_alone_and_then_asked_once(
-    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints, clock: Clock
+    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints, clock: HandClock
 ) -> None:
     for each in two:
         add(each, image())
@@ -152,7 +140,7 @@ def test_one_that_is_away_is_left_alone_and_then_asked_once(
 def test_one_that_fails_is_left_alone_like_one_that_is_away(
     two: tuple[FakeUpstream, FakeUpstream],
     open_endpoints: OpenEndpoints,
-    clock: Clock,
+    clock: HandClock,
     fault: Fault,
 ) -> None:
     for each in two:
@@ -166,7 +154,7 @@ def test_one_that_fails_is_left_alone_like_one_that_is_away(
 
 
 def test_one_that_throttles_is_left_alone_for_as_long_as_it_says(
-    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints, clock: Clock
+    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints, clock: HandClock
 ) -> None:
     for each in two:
         add(each, image())

@@ -15,19 +15,9 @@ from ociproxy.errors import (
     UpstreamUnavailable,
 )
 from ociproxy.fetch.retry import Progress, Retry
+from tests.clock import HandClock
 
 REGISTRY = "registry.example"
-
-
-class HandClock:
-    def __init__(self) -> None:
-        self.time = 1000.0
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
 
 
 class Upstream:
@@ -49,7 +39,7 @@ class Upstream:
 
 @pytest.fixture
 def clock() -> HandClock:
-    return HandClock()
+    return HandClock(1000.0)
 
 
 @pytest.fixture

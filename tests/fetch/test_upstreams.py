@@ -13,6 +13,7 @@ from ociproxy.fetch.health import Quota
 from ociproxy.fetch.oras.backend import OrasBackend
 from ociproxy.fetch.upstreams import Upstreams, UpstreamState
 from ociproxy.reference import Reference, Repository
+from tests.clock import HandClock
 from tests.fetch.conftest import TIMEOUTS
 from tests.images import image
 from tests.upstream import FakeUpstream
@@ -21,25 +22,13 @@ from tests.upstream_faults import Fault, too_many_requests
 Open = Callable[..., Upstreams]
 
 
-class Clock:
-    """Moved by the test."""
-
-    time = 0.0
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def upstreams(upstream: FakeUpstream, clock: Clock) -> AsyncIterator[Upstreams]:
+async def upstreams(upstream: FakeUpstream, clock: HandClock) -> AsyncIterator[Upstreams]:
     entry = Upstream(name=upstream.registry, scheme="http", timeouts=TIMEOUTS)
     config = Config(fetch=Fetch(pause=30.0), upstreams={entry.name: entry})
     opened = Upstreams(config, lambda one: OrasBackend(one, config.fetch), clock=clock)
@@ -53,7 +42,7 @@ async def resolve(upstreams: Upstreams, upstream: FakeUpstream, tag: str = "v1")
 
 
 async def test_states_tell_the_condition_and_the_quota(
-    upstreams: Upstreams, upstream: FakeUpstream, clock: Clock
+    upstreams: Upstreams, upstream: FakeUpstream, clock: HandClock
 ) -> None:
     assert upstreams.states() == []
     upstream.add("app", image(), tag="v1")
@@ -76,7 +65,7 @@ async def test_states_tell_the_condition_and_the_quota(
 
 
 async def test_whoever_waits_for_the_question_that_finds_out_is_not_kept(
-    upstreams: Upstreams, upstream: FakeUpstream, clock: Clock
+    upstreams: Upstreams, upstream: FakeUpstream, clock: HandClock
 ) -> None:
     upstream.add("app", image(), tag="v1")
     await asyncio.to_thread(upstream.stop_listening)
@@ -102,7 +91,7 @@ async def test_whoever_waits_for_the_question_that_finds_out_is_not_kept(
 
 
 async def test_a_registry_that_a_rule_forbids_is_not_asked(
-    upstream: FakeUpstream, clock: Clock
+    upstream: FakeUpstream, clock: HandClock
 ) -> None:
     isolated = Upstream(name="private.example", isolation="repository")
     config = Config(upstreams={isolated.name: isolated})
