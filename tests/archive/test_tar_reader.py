@@ -74,7 +74,9 @@ def pax(records: Iterable[tuple[str, str]]) -> bytes:
 END = bytes(1024)
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress], ids=str)
+@pytest.mark.parametrize(
+    "pack", [bytes, gzip.compress, zstandard.compress], ids=["plain", "gzip", "zstd"]
+)
 def test_members_come_in_order(pack: object) -> None:
     data = pack(tar_bytes(FILES))  # type: ignore[operator]
     assert read(data) == FILES
@@ -225,7 +227,7 @@ def test_garbage_in_the_middle_is_damage() -> None:
         read(bytes(data))
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress], ids=["gzip", "zstd"])
 def test_damaged_compression_is_damage(pack: object) -> None:
     text = b" ".join(b"%d" % n for n in range(50_000))
     packed = bytearray(pack(tar_bytes([("a", text), *FILES])))  # type: ignore[operator]
@@ -236,7 +238,7 @@ def test_damaged_compression_is_damage(pack: object) -> None:
         read(bytes(packed))
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress], ids=["gzip", "zstd"])
 def test_a_bomb_is_refused_before_it_is_large(pack: object) -> None:
     size = 400 * 1024 * 1024
     bomb = pack(entry("a", size=size) + bytes(size))  # type: ignore[operator]
