@@ -6,6 +6,7 @@ STORE = .store
 PORT = 8080
 CONFIG =
 ARGS =
+JOBS = 2
 
 BIN = $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -14,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo '  variables: PYTHON=$(PYTHON) PORT=$(PORT) STORE=$(STORE) CONFIG=FILE ARGS="more arguments"'
+	@echo '  variables: PYTHON=$(PYTHON) PORT=$(PORT) STORE=$(STORE) CONFIG=FILE ARGS="more arguments" JOBS=$(JOBS)'
 
 serve: $(VENV)/serve.stamp ## run the server: PORT=, STORE=, CONFIG=, ARGS=
 	@exec $(BIN)/ociproxy serve --image-path '$(STORE)' --port '$(PORT)' \
@@ -22,7 +23,7 @@ serve: $(VENV)/serve.stamp ## run the server: PORT=, STORE=, CONFIG=, ARGS=
 
 test: $(VENV)/dev.stamp ## install what the tests need, then run them: ARGS= goes to pytest
 	@tools/debian-packages.sh -f tools/test-packages.txt
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 coverage: $(VENV)/dev.stamp ## the tests, and which lines of the product they reach, in all its processes
 	@tools/debian-packages.sh -f tools/test-packages.txt
