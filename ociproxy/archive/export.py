@@ -154,9 +154,9 @@ def _write_one(
     store: Store, part: Part, path: Path, shape: Shape, progress: Callable[[int], None]
 ) -> Written:
     with open_output(path, zstd=shape.zstd) as output:
-        with TarWriter(output) as tar:
-            _write_part(store, part, tar, progress)
-            tar.finish()
+        tar = TarWriter(output)
+        _write_part(store, part, tar, progress)
+        tar.finish()
         written = output.finish()
         if path != STDOUT:
             _checksum(path).unlink(missing_ok=True)
@@ -183,15 +183,14 @@ def _write_volumes(
         for name, part in zip(names, parts, strict=True):
             output = stack.enter_context(open_output(name, zstd=shape.zstd))
             opened.append(output)
-            with TarWriter(output) as tar:
-                _write_part(store, part, tar, progress)
+            _write_part(store, part, TarWriter(output), progress)
             bodies.append(Body(part.size, output.peek()))
         last = parts_document(set_id, bodies)
         written = []
         for output in opened:
-            with TarWriter(output) as tar:
-                tar.add(last.name, last.data)
-                tar.finish()
+            tar = TarWriter(output)
+            tar.add(last.name, last.data)
+            tar.finish()
             written.append(output.finish())
         for stale in other_volumes(path, names):
             stale.unlink(missing_ok=True)

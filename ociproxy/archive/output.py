@@ -17,9 +17,12 @@ from ociproxy.digest import Digest
 from ociproxy.errors import OutputError
 from ociproxy.store.files import fsync_directory
 from ociproxy.store.hashing import Hashing
+from ociproxy.store.sequential import SequentialWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from ociproxy.digest import Hasher
 
 STDOUT: Final = Path("-")
 
@@ -42,31 +45,40 @@ class Written:
 class Sink(Protocol):
     """Where the bytes of a tar go; data may be read until BEHIND more pieces were written."""
 
-    def write(self, data: bytes | memoryview) -> None: ...
+    def write(self, data: bytes | memoryview, hasher: Hasher | None = None) -> None:
+        """The hasher is given the data too."""
+
+    def settle(self) -> None:
+        """Wait until every hasher has what was written."""
 
 
 class Output:
     """A file under `<name>.tmp` until `commit`; `-` is standard output, which has no name.
 
-    The hash of what is written is computed beside the writing, by a thread of its own.
+    What is written is hashed beside the writing, by a thread of its own: once for the file and,
+    while it is in the processor's cache, once more for whoever gave it.
     """
 
     def __init__(self, path: Path, file: int, *, zstd: bool) -> None:
         self.path = path
         self.size = 0
         self._file = file
+        self._writing = SequentialWriter(file)
         self._tar_hash = hashlib.sha256()
         self._file_hash = hashlib.sha256() if zstd else self._tar_hash
         self._hashing = Hashing("export-hash")
         self._compressor = _compressor() if zstd else None
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | memoryview, hasher: Hasher | None = None) -> None:
         """Raises OutputError."""
-        self._hashing.update(self._tar_hash, data)
+        self._hashing.update(data, self._tar_hash, *((hasher,) if hasher else ()))
         if self._compressor is None:
             self._put(data)
         else:
             self._put_packed(self._compressor.compress(data))
+
+    def settle(self) -> None:
+        self._hashing.wait()
 
     def finish(self) -> Written:
         """Everything is in the file, though not yet under its name."""
@@ -104,11 +116,9 @@ class Output:
         self._put(data)
 
     def _put(self, data: bytes | memoryview) -> None:
-        view = memoryview(data)
-        self.size += len(view)
+        self.size += len(data)
         with output_errors(self.path):
-            while view:
-                view = view[os.write(self._file, view) :]
+            self._writing.write(data)
 
 
 @contextmanager

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.digest import Digest
 from ociproxy.errors import DigestMismatch, SizeMismatch
-from ociproxy.store.hashing import BEHIND, Hashing
+from ociproxy.store.hashing import BEHIND
 
 if TYPE_CHECKING:
     from io import RawIOBase
-    from types import TracebackType
 
     from ociproxy.archive.output import Sink
 
@@ -24,7 +23,7 @@ _END_BLOCKS: Final = 2
 _MODE: Final = 0o644
 
 _BUFFERS: Final = BEHIND + 1
-_BUFFER_SIZE: Final = 128 * 1024
+_BUFFER_SIZE: Final = 256 * 1024
 """Bytes; with the count of buffers, what copying takes of memory however large the blobs are."""
 
 
@@ -41,20 +40,8 @@ class TarWriter:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._hashing = Hashing("export-verify")
         self._buffers = [memoryview(bytearray(_BUFFER_SIZE)) for _ in range(_BUFFERS)]
         self._next = 0
-
-    def __enter__(self) -> TarWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._hashing.close()
 
     def add(self, name: str, data: bytes) -> None:
         self._sink.write(_header(name, len(data)))
@@ -72,11 +59,9 @@ class TarWriter:
             count = source.readinto(buffer[: min(left, _BUFFER_SIZE)])
             if not count:
                 raise SizeMismatch(f"stored blob {digest}", size, size - left)
-            chunk = buffer[:count]
-            self._hashing.update(hasher, chunk)
-            self._sink.write(chunk)
+            self._sink.write(buffer[:count], hasher)
             left -= count
-        self._hashing.wait()
+        self._sink.settle()
         actual = Digest.finish(hasher, digest.algorithm)
         if actual != digest:
             raise DigestMismatch(f"stored blob {digest}", digest, actual)

@@ -15,6 +15,7 @@ from ociproxy.digest import Digest
 from ociproxy.errors import DigestMismatch, SizeMismatch
 from ociproxy.store.files import remove_abandoned, stage, store_errors
 from ociproxy.store.hashing import BEHIND, Hashing
+from ociproxy.store.sequential import SequentialWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,6 +106,7 @@ class BlobWriter:
         algorithm = expected.algorithm if expected else "sha256"
         hasher = (expected or Digest.of(b"")).hasher()
         remaining, turn = size, 0
+        writing = SequentialWriter(file)
         try:
             while remaining:
                 view = self._buffers[turn][:remaining]
@@ -112,10 +114,11 @@ class BlobWriter:
                 if not count:
                     raise SizeMismatch(f"blob {expected or ''}".strip(), size, size - remaining)
                 if size > _INLINE:
-                    self._hashing.update(hasher, view[:count])
+                    self._hashing.update(view[:count], hasher)
                 else:
                     hasher.update(view[:count])
-                self._write(file, view[:count])
+                with store_errors(self._staging):
+                    writing.write(view[:count])
                 remaining -= count
                 turn = (turn + 1) % _BUFFERS
         finally:
@@ -132,11 +135,6 @@ class BlobWriter:
             return False
         found.file.close()
         return found.sealed
-
-    def _write(self, file: int, view: memoryview) -> None:
-        with store_errors(self._staging):
-            while view:
-                view = view[os.write(file, view) :]
 
     def _commit(self, file: int, staged: Path, digest: Digest) -> None:
         try:

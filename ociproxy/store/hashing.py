@@ -13,7 +13,7 @@ BEHIND: Final = 7
 """How many pieces a thread may be behind: whoever gives it buffers uses one of them again when it
 has given so many others."""
 
-_Piece = tuple["Hasher", "bytes | memoryview"]
+_Piece = tuple["bytes | memoryview", "tuple[Hasher, ...]"]
 
 
 class Hashing:
@@ -25,9 +25,9 @@ class Hashing:
         self._thread = Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def update(self, hasher: Hasher, data: bytes | memoryview) -> None:
+    def update(self, data: bytes | memoryview, *hashers: Hasher) -> None:
         """Waits while the thread is too far behind."""
-        self._pieces.put((hasher, data))
+        self._pieces.put((data, hashers))
 
     def wait(self) -> None:
         """Until everything given so far is hashed."""
@@ -40,6 +40,7 @@ class Hashing:
 
     def _run(self) -> None:
         while (piece := self._pieces.get()) is not None:
-            hasher, data = piece
-            hasher.update(data)
+            data, hashers = piece
+            for hasher in hashers:
+                hasher.update(data)
             self._pieces.task_done()
