@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -137,19 +137,14 @@ def open_output(path: Path, *, zstd: bool = False) -> Iterator[Output]:
         if path.exists() and not path.is_file():
             # The finished file takes the place of what has the name: not of a device or a pipe.
             raise OutputError(path, "is not a regular file; write to - and redirect it")
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        file = os.open(staged(path), flags, 0o666)
+        file = _own(path)
     output = Output(path, file, zstd=zstd)
     try:
-        _own(file, path)
-        try:
-            yield output
-        finally:
-            # After a commit the file is there under its name only.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(staged(path).stat(), os.fstat(file)):
-                    staged(path).unlink()
+        yield output
     finally:
+        # After a commit the file is there under its name only.
+        if _is_staged(file, path):
+            staged(path).unlink()
         output.close()
 
 
@@ -177,14 +172,32 @@ def output_errors(path: Path) -> Iterator[None]:
         raise OutputError(path, (exc.strerror or str(exc)).lower()) from exc
 
 
-def _own(file: int, path: Path) -> None:
-    """What a killed export left is in nobody's way; what another one writes is."""
+def _own(path: Path) -> int:
+    """The staged file, locked and empty: what a killed export left is in nobody's way; what another
+    one writes is. Raises OutputError or OSError."""
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        file = os.open(staged(path), flags, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between the two another export may have finished it: then it has its own name now.
+            if _is_staged(file, path):
+                os.ftruncate(file, 0)
+                return file
+        except BlockingIOError as exc:
+            os.close(file)
+            raise OutputError(path, "another export writes it now") from exc
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _is_staged(file: int, path: Path) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        raise OutputError(path, "another export writes it now") from exc
-    with output_errors(path):
-        os.ftruncate(file, 0)
+        return os.path.samestat(staged(path).stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
 
 
 def _compressor() -> zstandard.ZstdCompressionObj:
