@@ -9,7 +9,7 @@ Then its manifests are committed, children first, and the tag last: nobody sees 
 from __future__ import annotations
 
 import io
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -335,11 +335,9 @@ class Extractor:
         found.file.close()
         if found.sealed:
             return True
-        try:
+        with suppress(DigestMismatch):
             self._store.blobs.verify(digest)
-        except DigestMismatch:
-            return False
-        return True
+        return self._store.blobs.find_size(digest) is not None
 
     def _stored_document(self, digest: Digest) -> bytes | None:
         """A manifest that was stored as a blob, by whoever took it for one."""

@@ -14,6 +14,7 @@ from ociproxy.errors import (
     IntegrityError,
     OciProxyError,
     SizeMismatch,
+    StoreError,
     UpstreamError,
 )
 from ociproxy.fetch.outcome import FILL, FOLLOW, HIT, PASSED_ON, Outcome
@@ -37,6 +38,8 @@ _KNOWN_SIZES: Final = 65_536
 _COMPLETE_IMAGES: Final = 8192
 _BLOBS_AHEAD: Final = 1024
 """Blobs of one image that are fetched before anybody asks; no honest image has as many."""
+_LOOKS: Final = 3
+"""Times that a blob may have been written to by the time it is verified."""
 
 
 class BlobPuller:
@@ -166,19 +169,18 @@ class BlobPuller:
             self._fills.queue(blob, partition, partial(self._start_missing, repository, blob))
 
     async def _find(self, digest: Digest) -> BlobFile | None:
-        found = self._store.blobs.find(digest)
-        if found is None or found.sealed:
-            return found
-        try:
-            await self._upstreams.call(lambda: self._store.blobs.verify(digest, found.layer))
-        except IntegrityError as exc:
+        """A verified blob. Raises StoreError for one that is written to all the time."""
+        for _ in range(_LOOKS):
+            found = self._store.blobs.find(digest)
+            if found is None or found.sealed:
+                return found
             found.file.close()
-            log.event(logging.ERROR, "blob quarantined", digest=digest, reason=exc)
-            return None
-        except BaseException:
-            found.file.close()
-            raise
-        return found
+            layer = found.layer
+            try:
+                await self._upstreams.call(partial(self._store.blobs.verify, digest, layer))
+            except IntegrityError as exc:
+                log.event(logging.ERROR, "blob quarantined", digest=digest, reason=exc)
+        raise StoreError(self._store.blobs.path(digest), "changes while it is read")
 
     def _start(self, repository: Repository, digest: Digest, *, background: bool = False) -> Fill:
         self._refuse_offline(digest)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
@@ -65,8 +67,7 @@ class Blobs:
             except BaseException:
                 file.close()
                 raise
-        sealed = is_sealed(state, name) or self._verified.get(digest) == _identity(state)
-        return BlobFile(file, state.st_size, sealed)
+        return BlobFile(file, state.st_size, self._is_verified(digest, state))
 
     def find_size(self, digest: Digest) -> int | None:
         """Bytes of a stored blob; not a use of it."""
@@ -102,18 +103,23 @@ class Blobs:
 
     def verify(self, digest: Digest, layer: Layer | None = None) -> None:
         """Hash a stored blob anew (blocks for its whole length) and seal it; that of a layer,
-        where it was found there.
+        where it was found there. Whoever comes meanwhile, in any process, waits for that.
 
-        In a read-only store this process remembers it instead. Raises DigestMismatch after moving
-        what is wrong to `quarantine/`.
+        Afterwards what is to be found is verified, unless it was written to meanwhile; or it is
+        gone. In a read-only store this process remembers it instead. Raises DigestMismatch after
+        moving what is wrong to `quarantine/`.
         """
         if layer is not None:
             layer.verify_blob(digest)
             return
         path = self.path(digest)
-        hasher = digest.hasher()
-        with store_errors(path), path.open("rb", buffering=0) as file:
+        with store_errors(path), suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
+            with suppress(OSError):  # where files cannot be locked, several may hash it
+                fcntl.flock(file, fcntl.LOCK_EX)
             before = os.fstat(file.fileno())
+            if not os.path.samestat(path.stat(), before) or self._is_verified(digest, before):
+                return
+            hasher = digest.hasher()
             buffer = memoryview(bytearray(READ_SIZE))
             while count := file.readinto(buffer):
                 hasher.update(buffer[:count])
@@ -123,8 +129,13 @@ class Blobs:
                 if os.fstat(file.fileno()).st_mtime_ns == before.st_mtime_ns:
                     self._mark_verified(digest, file.fileno(), path.name)
                 return
-        self.quarantine(digest)
-        raise DigestMismatch(f"stored blob {path.name}", digest, actual)
+            # Not what has taken its place since.
+            if os.path.samestat(path.stat(), before):
+                self.quarantine(digest)
+            raise DigestMismatch(f"stored blob {path.name}", digest, actual)
+
+    def _is_verified(self, digest: Digest, state: os.stat_result) -> bool:
+        return is_sealed(state, file_name(digest)) or self._verified.get(digest) == _identity(state)
 
     def _mark_verified(self, digest: Digest, file: int, name: str) -> None:
         try:

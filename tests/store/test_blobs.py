@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import time
 from pathlib import Path
+from threading import Barrier, Thread
 
 import pytest
 
 from ociproxy.digest import Digest
-from ociproxy.errors import DigestMismatch, StoreError
+from ociproxy.errors import DigestMismatch, OciProxyError
 from ociproxy.store.store import Store
 from tests.images import random_bytes
 from tests.parts.tools import read_only
@@ -48,6 +51,15 @@ def flip_byte(path: Path, offset: int = 1_500_000) -> None:
         byte = file.read(1)[0]
         file.seek(offset)
         file.write(bytes([byte ^ 1]))
+
+
+def is_locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return False
 
 
 def is_sealed(store: Store, digest: Digest) -> bool:
@@ -155,9 +167,62 @@ def test_asking_for_the_size_is_no_use(tmp_path: Path) -> None:
     assert store.blobs.path(digest).stat().st_atime_ns == before
 
 
-def test_verifying_a_blob_that_is_gone_is_a_store_error(store: Store) -> None:
-    with pytest.raises(StoreError):
-        store.blobs.verify(Digest.of(b"another"))
+def test_a_blob_that_is_gone_needs_no_verifying(store: Store) -> None:
+    store.blobs.verify(Digest.of(b"another"))
+
+
+def test_a_damaged_blob_that_many_verify_is_one_fault(store: Store) -> None:
+    """The others wait, and look again: the blob is gone."""
+    digest = commit(store)
+    flip_byte(store.blobs.path(digest))
+    faults: list[BaseException] = []
+    together = Barrier(8)
+
+    def verify() -> None:
+        together.wait()
+        try:
+            store.blobs.verify(digest)
+        except OciProxyError as exc:
+            faults.append(exc)
+
+    threads = [Thread(target=verify) for _ in range(together.parties)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [type(fault) for fault in faults] == [DigestMismatch]
+    assert store.blobs.find(digest) is None
+
+
+def test_what_replaces_a_damaged_blob_meanwhile_stays(store: Store) -> None:
+    """Somebody verifies it all the while, and finds it wrong when it is right already."""
+    data = random_bytes(100_000_000, seed="long to hash")
+    digest = commit(store, data)
+    path = store.blobs.path(digest)
+    flip_byte(path)
+    replacement = store.staging.root / "replacement"
+    replacement.write_bytes(data)
+    with replacement.open("rb") as file:
+        os.fsync(file.fileno())
+    damaged = path.open("rb")
+    outcome: list[BaseException] = []
+
+    def verify() -> None:
+        try:
+            store.blobs.verify(digest)
+        except DigestMismatch as exc:
+            outcome.append(exc)
+
+    thread = Thread(target=verify)
+    with damaged:
+        thread.start()
+        while not is_locked(damaged.fileno()):
+            time.sleep(0.001)
+        store.blobs.commit(replacement, digest)
+        thread.join()
+    assert len(outcome) == 1
+    assert is_sealed(store, digest)
+    assert not (store.root / "quarantine").exists()
 
 
 def test_a_read_only_store_is_verified_once_and_served(store: Store) -> None:
