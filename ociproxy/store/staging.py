@@ -3,9 +3,9 @@
 `pulls/<name>` holds the bytes, each at its final offset (`pulls/<name>-<partition>` where nobody
 outside a partition may read them before they are verified), and `pulls/<name>.spans` is an
 append-only journal of which ranges are there: first `size <bytes>`, then `<start> <stop>` a line,
-written after the bytes. One process leads, holding `flock` on the bytes; others tail the journal
-and read the bytes as they come. After a crash the next leader goes on from the journal; it is a
-hint, for everything is hashed before commit.
+written after the bytes; `empty` where what was there has gone. One process leads, holding `flock`
+on the bytes; others tail the journal and read the bytes as they come. After a crash the next leader
+goes on from the journal; it is a hint, for everything is hashed before commit.
 """
 
 from __future__ import annotations
@@ -59,10 +59,17 @@ class Arrival:
                     data = journal.read()
             except FileNotFoundError:
                 return
+        held = os.fstat(self.file).st_size
         complete = data[: data.rfind(b"\n") + 1]
         self._read += len(complete)
         for line in complete.decode("ascii", "replace").splitlines():
-            self._apply(line.split())
+            self._apply(line.split(), held)
+
+    def disown_journal(self) -> None:
+        """Leader: where nothing is in the file, a journal is that of a blob which was committed by
+        a process killed just then. Followers read it too."""
+        if os.fstat(self.file).st_size == 0 and self._read:
+            self._append("empty\n")
 
     def set_size(self, size: int) -> None:
         """Leader: the blob's size in bytes is known."""
@@ -135,13 +142,16 @@ class Arrival:
                 self._journal = os.open(self._journal_path, flags, 0o644)
             os.write(self._journal, text.encode())
 
-    def _apply(self, words: list[str]) -> None:
-        if len(words) != 2 or not words[1].isdecimal():
-            return
-        if words[0] == "size":
-            self.size = int(words[1])
-        elif words[0].isdecimal():
-            self.spans.add(int(words[0]), int(words[1]))
+    def _apply(self, words: list[str], held: int) -> None:
+        """A line that claims more than the file holds, or than the size, speaks of other bytes."""
+        match words:
+            case ["empty"]:
+                self.spans = Spans()
+            case ["size", size] if size.isdecimal():
+                self.size = int(size)
+            case [start, stop] if start.isdecimal() and stop.isdecimal():
+                limit = held if self.size is None else min(held, self.size)
+                self.spans.add(int(start), min(int(stop), limit))
 
     def _unlink_journal(self) -> None:
         self._pending = Spans()
@@ -172,8 +182,12 @@ class Staging:
                     raise
                 os.close(file)
         arrival = Arrival(path, digest, file, leading=True)
-        arrival.refresh()
-        _distrust(arrival)
+        try:
+            arrival.refresh()
+            arrival.disown_journal()
+        except BaseException:
+            arrival.close()
+            raise
         return arrival
 
     def follow(self, digest: Digest, partition: str = "") -> Arrival | None:
@@ -237,17 +251,6 @@ class Staging:
         # It is called as a registry, which is too long for a file name beside the digest.
         suffix = f"-{Digest.of(partition.encode()).encoded[:16]}" if partition else ""
         return self.root / f"{file_name(digest)}{suffix}"
-
-
-def _distrust(arrival: Arrival) -> None:
-    """A journal that claims more than the file holds, or than the size, speaks of other bytes."""
-    limit = os.fstat(arrival.file).st_size
-    if arrival.size is not None:
-        limit = min(limit, arrival.size)
-    trusted = Spans()
-    for start, stop in arrival.spans:
-        trusted.add(start, min(stop, limit))
-    arrival.spans = trusted
 
 
 def _try_lock(file: int, kind: int = fcntl.LOCK_EX) -> bool:

@@ -83,6 +83,7 @@ def test_a_follower_sees_what_arrived_and_whether_it_is_led(store: Store) -> Non
 
 
 def test_a_follower_takes_no_half_line_and_no_nonsense(store: Store, leader: Arrival) -> None:
+    leader.write(0, DATA)
     follower = follow(store)
     journal = store.staging.root / f"{DIGEST.encoded}.spans"
     journal.write_bytes(b"size 1000\nsize\n1 2 3\n-1 5\n\xff\xfe 9\nsize x\n0 10\n20 3")
@@ -130,6 +131,45 @@ def test_a_journal_that_claims_more_than_the_file_holds_is_cut(store: Store) -> 
     second = lead(store)
     assert list(second.spans) == [(0, 300)]
     second.close()
+
+
+def test_the_journal_of_a_committed_blob_says_nothing_of_the_next_one(store: Store) -> None:
+    """A process was killed after it had given the blob its name and before the journal went."""
+    first = lead(store)
+    first.set_size(1000)
+    receive(first, 0, 1000)
+    journal = store.staging.root / f"{DIGEST.encoded}.spans"
+    kept = journal.read_bytes()
+    first.commit(store.blobs)
+    first.close()
+    journal.write_bytes(kept)
+    store.blobs.path(DIGEST).unlink()
+    second = lead(store)
+    early = follow(store)
+    early.refresh()
+    receive(second, 300, 400)
+    late = follow(store)
+    for follower in (early, late):
+        follower.refresh()
+        assert list(follower.spans) == [(300, 400)]
+        follower.close()
+    assert list(second.spans) == [(300, 400)]
+    second.close()
+
+
+def test_what_a_follower_read_of_an_old_journal_is_taken_back(store: Store) -> None:
+    path = store.staging.root / DIGEST.encoded
+    path.touch()
+    path.with_name(path.name + ".spans").write_bytes(b"size 1000\n0 1000\n")
+    follower = follow(store)
+    follower.refresh()
+    assert list(follower.spans) == []
+    leader = lead(store)
+    receive(leader, 600, 700)
+    follower.refresh()
+    assert list(follower.spans) == [(600, 700)]
+    follower.close()
+    leader.close()
 
 
 def test_discarding_leaves_nothing(store: Store, leader: Arrival) -> None:
