@@ -145,7 +145,10 @@ class Download:
                 arrival.refresh()
                 self.size = arrival.size if committed is None else committed
                 self.started = self.size is not None
-            if committed is not None:
+            # Another one than is being followed is of no use to those who have read from this one.
+            if committed is not None and (
+                not led or not arrival.spans.total or arrival.is_committed(self._store.blobs)
+            ):
                 return self._take_committed()
             self._notify()
             if not led:

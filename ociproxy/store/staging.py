@@ -106,6 +106,10 @@ class Arrival:
     def is_same_file(self, other: Arrival) -> bool:
         return os.path.samestat(os.fstat(self.file), os.fstat(other.file))
 
+    def is_committed(self, blobs: Blobs) -> bool:
+        """Follower: whether the stored blob is this very file."""
+        return _is_same_file(self.file, blobs.path(self.digest))
+
     def commit(self, blobs: Blobs) -> None:
         """Leader: publish the verified bytes and end the staging."""
         blobs.commit(self.path, self.digest)

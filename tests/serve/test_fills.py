@@ -5,9 +5,13 @@ from __future__ import annotations
 import http.client
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from io import BytesIO
 
 import pytest
 
+from ociproxy.digest import Digest
+from ociproxy.store.store import Store
 from tests.images import image, random_blob
 from tests.serve.scene import MIB, Scene
 from tests.upstream_faults import Fault
@@ -172,6 +176,22 @@ def test_workers_share_one_download(scene: Scene) -> None:
 
     with ThreadPoolExecutor(12) as pool:
         assert all(body == blob.data for body in pool.map(client, range(12)))
+    assert scene.upstream.bytes_sent("/blobs/") == blob.size
+
+
+def test_an_import_of_a_blob_that_is_arriving_cuts_nobody(scene: Scene) -> None:
+    """Those who follow in other processes were promised the bytes of the fill."""
+    blob = scene.blob(8 * MIB, Fault(rate=2 * MIB))
+    server = scene.start(serve={"workers": 3})
+    with ExitStack() as stack:
+        responses = [stack.enter_context(scene.open(blob)) for _ in range(12)]
+        bodies = [response.read(1000) for response in responses]
+        store = Store(server.store)
+        with store.blob_writer() as writer:
+            writer.write(BytesIO(blob.data), blob.size, Digest.of(blob.data))
+        for number, response in enumerate(responses):
+            bodies[number] += response.read()
+    assert all(body == blob.data for body in bodies)
     assert scene.upstream.bytes_sent("/blobs/") == blob.size
 
 
