@@ -95,17 +95,17 @@ class Store:
         return Scratch(self.staging.root)
 
     def commit_manifest(self, repository: Repository, holder: ManifestHolder) -> None:
-        """Publish a verified manifest: its bytes first, then that the repository has it and whom
-        it refers to.
+        """Publish a verified manifest: its bytes first, then whom it refers to and that the
+        repository has it. What the last of these was not reached for is committed again.
 
         The one way a manifest enters the store. Raises ManifestInvalid for what is not a manifest.
         """
         check_manifest(holder, repository.registry)
         self.manifests.commit(holder)
         subject = holder.manifest.subject
-        self.refs.put_manifest(repository, holder.descriptor)
         if subject is not None:
             self.refs.put_referrer(subject.digest, referrer_descriptor(holder))
+        self.refs.put_manifest(repository, holder.descriptor)
 
 
 def open_existing(root: Path) -> Store:

@@ -239,9 +239,15 @@ class Copies:
 
     def _commit(self, blob: Descriptor, path: Path) -> None:
         """Raises SizeMismatch, DigestMismatch or StoreError."""
+        # The layout keeps it: skopeo looks there for a layer that occurs twice. What is hashed has
+        # a name of its own, for by the other one there may be another file by then.
+        verified = path.with_name("verified")
+        with store_errors(verified):
+            verified.unlink(missing_ok=True)  # of a process that died just here
+            verified.hardlink_to(path)
         hasher = blob.digest.hasher()
         size = 0
-        with store_errors(path), path.open("rb", buffering=0) as file:
+        with store_errors(verified), verified.open("rb", buffering=0) as file:
             buffer = memoryview(bytearray(READ_SIZE))
             while count := file.readinto(buffer):
                 hasher.update(buffer[:count])
@@ -251,11 +257,6 @@ class Copies:
         actual = blob.digest.finish(hasher, blob.digest.algorithm)
         if actual != blob.digest:
             raise DigestMismatch("blob", blob.digest, actual)
-        # The layout keeps it: skopeo looks there for a layer that occurs twice.
-        verified = path.with_name("verified")
-        with store_errors(verified):
-            verified.unlink(missing_ok=True)  # of a process that died just here
-            verified.hardlink_to(path)
         self._store.blobs.commit(verified, blob.digest)
 
     def _link_stored(self, image: Image, layout: Path) -> None:
