@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,9 @@ from ociproxy.store.files import (
     file_name,
     is_sealed,
     publish,
+    remove_abandoned,
     seal,
+    stage,
     store_errors,
     touch,
     write_atomically,
@@ -164,3 +167,41 @@ def test_what_is_no_refusal_passes_unchanged() -> None:
 def test_a_file_is_named_after_its_digest() -> None:
     assert file_name(Digest("sha256", "ab")) == "ab"
     assert file_name(Digest("sha512", "ab")) == "sha512-ab"
+
+
+def test_what_is_being_written_is_left_to_its_writer(tmp_path: Path) -> None:
+    """Another process begins an import, or a server starts, all the while."""
+    staging = tmp_path / "pulls"
+    staging.mkdir()
+    over = threading.Event()
+
+    def sweep() -> None:
+        while not over.is_set():
+            remove_abandoned(staging)
+
+    sweepers = [threading.Thread(target=sweep) for _ in range(3)]
+    for sweeper in sweepers:
+        sweeper.start()
+    try:
+        for number in range(100):
+            target = tmp_path / f"record-{number}"
+            write_atomically(target, b"record", staging=staging)
+            assert target.read_bytes() == b"record"
+    finally:
+        over.set()
+        for sweeper in sweepers:
+            sweeper.join()
+
+
+def test_what_a_killed_process_was_writing_goes(tmp_path: Path) -> None:
+    held, mine = stage(tmp_path)
+    file, left = stage(tmp_path)
+    os.close(file)  # as the kernel does it
+    (tmp_path / "other").touch()
+    try:
+        remove_abandoned(tmp_path)
+    finally:
+        os.close(held)
+    assert mine.exists()
+    assert not left.exists()
+    assert (tmp_path / "other").exists()

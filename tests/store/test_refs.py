@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ociproxy.digest import Digest
+from ociproxy.errors import StoreError
 from ociproxy.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, ManifestHolder
 from ociproxy.platform import Platform
 from ociproxy.reference import Repository
@@ -135,3 +136,20 @@ def test_a_repository_lists_the_referrers_it_has_and_no_others(store: Store) -> 
     shown = store.refs.referrers(there, digest)[0]
     assert shown.artifact_type == "application/vnd.example.sbom.v1"
     assert dict(shown.annotations) == {"org.example.kind": "test"}
+
+
+def test_a_manifest_whose_subject_cannot_be_told_is_not_there(store: Store) -> None:
+    """Else nobody would commit it again, and its subject never know of it."""
+    here = Repository("quay.io", "a/b")
+    subject = image().top
+    signature = artifact(subject).top
+    in_the_way = store.root / "referrers" / subject.digest
+    in_the_way.touch()
+    with pytest.raises(StoreError):
+        store.commit_manifest(here, holder_of(signature))
+    digest = Digest.parse(signature.digest)
+    assert store.refs.find_manifest(here, digest) is None
+    in_the_way.unlink()
+    store.commit_manifest(here, holder_of(signature))
+    found = store.refs.referrers(here, Digest.parse(subject.digest))
+    assert [each.digest for each in found] == [digest]
