@@ -126,7 +126,8 @@ def _text(created: float, level: str, name: str, fields: Mapping[str, object], t
     parts = [f"{_time(created)} {level:<5} {_one_line(name)}"]
     parts += [f"{k}={_text_value(v)}" for k, v in fields.items() if v is not None]
     line = " ".join(parts)
-    return f"{line}\n{trace}" if trace else line
+    # What an exception says may come from anybody: indented, it is no line of ours.
+    return "\n".join([line, *(f"  {_one_line(each)}" for each in trace.splitlines())])
 
 
 def _json(created: float, level: str, name: str, fields: Mapping[str, object], trace: str) -> str:

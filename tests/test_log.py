@@ -119,6 +119,20 @@ def test_a_bug_comes_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> N
         assert "ZeroDivisionError: found it" in capsys.readouterr().err
 
 
+def test_what_a_bug_says_looks_like_no_line_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its text may be a client's."""
+    log.set_up("error", "text")
+    forged = "2026-01-01T00:00:00.000Z INFO  request user=admin"
+    try:
+        raise ValueError(f"no tag:\r\n{forged}\u2028{forged}\x1b[2J")
+    except ValueError as exc:
+        log.failure("broken", exc)
+    first, *rest = capsys.readouterr().err.rstrip("\n").split("\n")
+    assert first.endswith("ERROR broken")
+    assert len(rest) >= 3
+    assert all(line.startswith("  ") and line.isprintable() for line in rest)
+
+
 @pytest.mark.parametrize("level", log.LEVELS)
 def test_only_what_is_at_the_level_or_above_is_logged(
     capsys: pytest.CaptureFixture[str], level: str

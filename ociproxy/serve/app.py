@@ -57,10 +57,8 @@ class App:
     async def replace(self, engine: Engine, config: Config, auth: BasicAuth | None) -> None:
         """Answer from another engine from now on; returns when the old one has finished its
         work."""
-        old, old_auth = self._engine, self._auth
+        old = self._engine
         self._use(engine, config, auth)
-        if old_auth is not None:
-            old_auth.retire()
         await old.retire()
 
     async def close(self) -> None:

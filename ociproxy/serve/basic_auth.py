@@ -44,7 +44,8 @@ _BCRYPT_LIMIT: Final = 72
 
 
 class BasicAuth:
-    """Belongs to one event loop; `close` when it ends.
+    """Belongs to one event loop; `close` when it ends. Once another has taken over, the threads go
+    with the last request that has come to this one.
 
     To make one reads the file, which blocks. Raises ConfigError where that is bad.
     """
@@ -76,10 +77,6 @@ class BasicAuth:
             return
         if self._wrong.get(key) or not await self._verify(key, user, password):
             raise Unauthorized("wrong user name or password")
-
-    def retire(self) -> None:
-        """Another has taken over; what is being checked is checked to its end."""
-        self._threads.shutdown(wait=False)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
