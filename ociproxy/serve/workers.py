@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import time
+from threading import Thread
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy import log
@@ -37,7 +38,9 @@ def run_workers(count: int, work: Work, *, listener: socket.socket, grace: float
     refused then, so that their clients go elsewhere.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    children = {_fork(work, again=False) for _ in range(count)}
+    # Written to by nobody: that it is closed is how a worker learns that this process was killed.
+    lifeline = os.pipe()
+    children = {_fork(work, lifeline, again=False) for _ in range(count)}
     stopping = False
     deadline = float("inf")
     while children:
@@ -55,22 +58,31 @@ def run_workers(count: int, work: Work, *, listener: socket.socket, grace: float
             if not stopping:
                 log.event(logging.ERROR, "worker died", pid=pid, status=status)
                 time.sleep(_RESTART_PAUSE)
-                children.add(_fork(work, again=True))
+                children.add(_fork(work, lifeline, again=True))
 
 
-def _fork(work: Work, *, again: bool) -> int:
+def _fork(work: Work, lifeline: tuple[int, int], *, again: bool) -> int:
     pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        reading, writing = lifeline
+        os.close(writing)
+        Thread(target=_end_with_parent, args=(reading,), name="lifeline", daemon=True).start()
         work(again=again)
         status = 0
     except BaseException as exc:  # noqa: BLE001 a process's end: reported in its status
         log.failure("worker failed", exc)
     finally:
         os._exit(status)
+
+
+def _end_with_parent(lifeline: int) -> None:
+    """Else the port would stay taken, by processes that no signal reaches any more."""
+    os.read(lifeline, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _tell(children: set[int], number: signal.Signals) -> None:

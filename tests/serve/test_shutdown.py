@@ -85,3 +85,21 @@ def test_beyond_the_grace_a_response_is_cut(scene: Scene, workers: int) -> None:
     server.start()
     assert scene.get(blob).body == blob.data
     assert scene.upstream.bytes_sent("/blobs/") - sent < blob.size
+
+
+def test_workers_do_not_outlive_who_leads_them(scene: Scene) -> None:
+    """Killed, it can tell them nothing; the next one needs the port."""
+    server = scene.start(serve={"workers": 2})
+    blob = scene.blob(MIB)
+    assert scene.get(blob).body == blob.data
+    server.kill()
+
+    def refuses() -> bool:
+        try:
+            server.get("/healthz")
+        except ConnectionError:
+            return True
+        return False
+
+    server.wait_for(refuses)
+    server.wait_for(lambda: server.log().count("stopping") == 2)
