@@ -123,6 +123,17 @@ class ManifestUnknown(OciProxyError):
         super().__init__(f"manifest {reference}: {reason}")
 
 
+class NothingMatches(OciProxyError):
+    """What the user selects by is not in the store, or nothing is."""
+
+    exit_code = 3
+
+    def __init__(self, pattern: str | None) -> None:
+        self.pattern = pattern
+        what = "the store is empty" if pattern is None else f"nothing stored matches {pattern!r}"
+        super().__init__(f"{what}; see what there is with ociproxy list")
+
+
 class BlobUnknown(OciProxyError):
     """The blob is neither stored nor known to the upstream."""
 

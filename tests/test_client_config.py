@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from ociproxy.cli.client_config import client_config
 from ociproxy.cli.config_command import config
+from ociproxy.cli.main import main
 from ociproxy.config.file import schema
 
 URL = "http://mirror.example:8080"
@@ -199,8 +200,8 @@ def test_write_puts_the_files_below_a_directory(tmp_path: Path) -> None:
 
 def test_write_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "etc").touch()
-    result = run(client_config, "k3s", "--write", str(tmp_path))
-    assert result.exit_code == 1
+    result = run(main, "client-config", "k3s", "--write", str(tmp_path))
+    assert result.exit_code == 4
     assert result.stderr.startswith("Error: cannot write ")
 
 

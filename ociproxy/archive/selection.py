@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.errors import ConfigError, DigestMismatch, Incomplete, ManifestUnknown
+from ociproxy.errors import ConfigError, DigestMismatch, Incomplete, ManifestUnknown, NothingMatches
 from ociproxy.reference import Reference
 from ociproxy.store.closure import closure
 from ociproxy.store.inventory import references
@@ -57,7 +57,7 @@ def by_patterns(
 ) -> Iterator[Wish]:
     """What is cached and matches a glob on the reference; everything without one.
 
-    Raises ManifestUnknown for a pattern that matches nothing.
+    Raises NothingMatches, also where nothing is stored.
     """
     unused = set(patterns)
     found = False
@@ -68,9 +68,9 @@ def by_patterns(
             unused.difference_update(matching)
             yield Wish(reference, descriptor, platforms)
     if unused:
-        raise ManifestUnknown(min(unused), "the pattern matches nothing in the store")
+        raise NothingMatches(min(unused))
     if not found:
-        raise ManifestUnknown("*", "the store is empty: there is nothing to export")
+        raise NothingMatches(None)
 
 
 def by_references(

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from ociproxy.errors import NameInvalid
+from ociproxy.errors import NameInvalid, OutputError
 from ociproxy.reference import parse_registry
 
 # Podman and CRI-O have no mirror for everything: each registry is named.
@@ -265,8 +265,8 @@ def _give(files: Iterable[ClientFile], folder: Path | None) -> None:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(file.text, encoding="utf-8")
-        except OSError as error:
-            raise click.ClickException(f"cannot write {target}: {error.strerror}") from error
+        except OSError as exc:
+            raise OutputError(target, (exc.strerror or str(exc)).lower()) from exc
         click.echo(str(target))
 
 

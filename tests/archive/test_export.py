@@ -241,7 +241,7 @@ def test_a_pattern_that_matches_nothing_is_named(store: Store, tmp_path: Path) -
 
 
 def test_an_empty_store_has_nothing_to_export(store: Store, tmp_path: Path) -> None:
-    assert "nothing to export" in error(run(store, tmp_path / "a.tar", code=3))
+    assert "the store is empty" in error(run(store, tmp_path / "a.tar", code=3))
 
 
 def test_a_lock_takes_its_digests_wherever_the_tags_are_now(store: Store, tmp_path: Path) -> None:
