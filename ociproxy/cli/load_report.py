@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ociproxy.imagelist import Wanted
     from ociproxy.reference import Reference
 
+_QUIET: Final = 10.0
+"""Seconds between two lines on one upstream's being waited for."""
 _FAILURES_HEAD: Final = "# images that were not loaded; `ociproxy load` accepts this list\n"
 
 
@@ -68,16 +70,14 @@ class Report(Watcher):
             self._screen.line(f"failed {wanted.reference} ({wanted.place}): {error}{hint}")
 
     def waiting(self, error: UpstreamError, seconds: float) -> None:
-        if not isinstance(error, UpstreamRateLimited):
-            return  # a moment, mostly
         now = time.monotonic()
         if self._waited.get(error.upstream, 0.0) > now:
             return
-        self._waited[error.upstream] = now + seconds
+        self._waited[error.upstream] = now + max(seconds, _QUIET)
         if self._json:
             print_event("waiting", upstream=error.upstream, seconds=seconds, reason=error.reason)
         else:
-            self._screen.line(f"waiting {seconds:g} s: {error}")
+            self._screen.line(f"waiting {round(seconds, 1):g} s: {error}")
 
     def note(self, text: str) -> None:
         """Something that is no failure and should be known."""

@@ -437,3 +437,15 @@ def test_an_image_in_no_index_lacks_all_but_its_own_platform(
     done = load.run(load.write(f"{name} platform=linux/amd64,linux/arm64"))
     assert done.code == 3
     assert "lacks linux/arm64; it is for linux/amd64" in done.stderr
+
+
+def test_an_upstream_that_is_away_is_said_at_once_and_not_all_the_time(
+    upstream: FakeUpstream, load: Load
+) -> None:
+    name = f"{upstream.registry}/team/app:v1"
+    upstream.fault("/manifests/", Fault(drop=True))
+    done = load.run(load.write(name), "--pull-timeout", "3000")
+    assert done.code == 75
+    waits = [line for line in done.stderr.splitlines() if line.startswith("waiting ")]
+    assert len(waits) == 1
+    assert f"upstream {upstream.registry}: " in waits[0]
