@@ -12,7 +12,7 @@ from typing import Final
 
 _EVERY: Final = 8 * 1024 * 1024
 """Bytes after which the disk is told: large enough for its queue, soon over at an fsync."""
-_AT_ONCE: Final = 128 * 1024
+WRITE_SIZE: Final = 128 * 1024
 """Bytes given to the kernel in one call, as cp does: for more it looks for larger pieces of memory,
 which is dear on virtual machines."""
 
@@ -30,7 +30,7 @@ class SequentialWriter:
         view = memoryview(data)
         self._written += len(view)
         while view:
-            view = view[os.write(self._file, view[:_AT_ONCE]) :]
+            view = view[os.write(self._file, view[:WRITE_SIZE]) :]
         if self._written - self._told >= _EVERY:
             # Of pages that wait for the disk this advice starts the writing and drops none. A pipe
             # has no disk, and advice is nothing to fail for.

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.digest import Digest
 from ociproxy.errors import StoreError
 from ociproxy.store.files import file_name, remove_abandoned, store_errors
+from ociproxy.store.sequential import WRITE_SIZE
 from ociproxy.store.spans import Spans
 from ociproxy.store.workspace import Workspace
 
@@ -82,7 +83,7 @@ class Arrival:
         with store_errors(self.path):
             view = memoryview(data)
             while view:
-                count = os.pwrite(self.file, view, offset)
+                count = os.pwrite(self.file, view[:WRITE_SIZE], offset)
                 offset += count
                 view = view[count:]
 
