@@ -265,9 +265,14 @@ class Bundle:
                 continue
             yield holder.descriptor
             if isinstance(holder.manifest, Index):
-                fresh = [each for each in holder.manifest.manifests if each.digest not in seen]
-                seen.update(each.digest for each in fresh)
-                waiting.extend(fresh)
+                # No more than the archive has members, whatever indexes speak of.
+                fresh = {
+                    each.digest: each
+                    for each in holder.manifest.manifests
+                    if each.digest in self._extents and each.digest not in seen
+                }
+                seen.update(fresh)
+                waiting.extend(fresh.values())
 
     def _manifest(self, descriptor: Descriptor) -> ManifestHolder | None:
         """None where it is not here. Raises DigestMismatch or LayoutDamaged where it is wrong."""
