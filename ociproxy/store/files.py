@@ -58,7 +58,7 @@ def publish(staged: Path, target: Path, *, flush: bool = True) -> None:
 
     Without `flush` it is the caller's to fsync the directory, once for many.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     staged.replace(target)
     if flush:
         fsync_directory(target.parent)
@@ -118,6 +118,16 @@ def _remove_unlocked(path: Path) -> None:
         pass
     finally:
         os.close(file)
+
+
+def make_folder(path: Path) -> None:
+    """With its parents, each of which knows of it for good: else a power cut takes a folder away
+    with all that was published in it."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    fsync_directory(path.parent)
 
 
 def fsync_directory(path: Path) -> None:

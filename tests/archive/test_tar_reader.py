@@ -185,7 +185,11 @@ def test_a_broken_pax_header_is_refused(body: bytes) -> None:
         read(data)
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"x" * 5000, gzip.compress(b"hello")])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{}", b"x" * 5000, gzip.compress(b"hello")],
+    ids=["empty", "json", "noise", "gzip"],
+)
 def test_what_is_no_tar_is_refused(data: bytes) -> None:
     with pytest.raises(LayoutInvalid, match="neither a tar"):
         read(data)
