@@ -6,6 +6,7 @@ OciProxyError
   + DigestInvalid          text is not a digest
   + NameUnknown            no upstream may be asked for this registry
   + ManifestUnknown        upstream has no such manifest, or we are offline and do not have it
+  + NothingMatches         nothing in the store is what was selected
   + BlobUnknown            the same for a blob
   x UpstreamError          the upstream's fault; the base of:
     + UpstreamUnavailable  no answer, a 5xx, a broken connection: the only one worth another try

@@ -336,7 +336,7 @@ class Extractor:
         if found.sealed:
             return True
         with suppress(DigestMismatch):
-            self._store.blobs.verify(digest)
+            self._store.blobs.verify(digest, found.layer)
         return self._store.blobs.find_size(digest) is not None
 
     def _stored_document(self, digest: Digest) -> bytes | None:

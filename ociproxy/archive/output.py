@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -55,7 +55,7 @@ class Sink(Protocol):
 class Output:
     """A file under `<name>.tmp` until `commit`; `-` is standard output, which has no name.
 
-    What is written is hashed beside the writing, by a thread of its own: once for the file and,
+    What is written is hashed beside the writing, by a thread of its own: once for the tar and,
     while it is in the processor's cache, once more for whoever gave it.
     """
 
@@ -142,10 +142,13 @@ def open_output(path: Path, *, zstd: bool = False) -> Iterator[Output]:
     try:
         yield output
     finally:
-        # After a commit the file is there under its name only.
-        if _is_staged(file, path):
-            staged(path).unlink()
-        output.close()
+        try:
+            # After a commit the file is there under its name only.
+            with suppress(OSError):
+                if _is_staged(file, path):
+                    staged(path).unlink()
+        finally:
+            output.close()
 
 
 def write_small(path: Path, data: bytes) -> None:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from ociproxy.reference import Reference
 
 _QUIET: Final = 10.0
-"""Seconds between two lines on one upstream's being waited for."""
+"""Seconds between two lines on one upstream's being waited for, unless that takes longer by as
+much."""
 _FAILURES_HEAD: Final = "# images that were not loaded; `ociproxy load` accepts this list\n"
 
 
@@ -30,7 +31,7 @@ class Report(Watcher):
         self._screen = screen
         self._json = as_json
         self._began = time.monotonic()
-        self._waited: dict[str, float] = {}
+        self._waited: dict[str, tuple[float, float]] = {}
         self.failures: list[tuple[Wanted, OciProxyError]] = []
         self._loaded: set[Reference] = set()
 
@@ -71,9 +72,10 @@ class Report(Watcher):
 
     def waiting(self, error: UpstreamError, seconds: float) -> None:
         now = time.monotonic()
-        if self._waited.get(error.upstream, 0.0) > now:
+        said, until = self._waited.get(error.upstream, (-_QUIET, 0.0))
+        if now < max(said + _QUIET, until) and now + seconds <= until + _QUIET:
             return
-        self._waited[error.upstream] = now + max(seconds, _QUIET)
+        self._waited[error.upstream] = now, now + seconds
         if self._json:
             print_event("waiting", upstream=error.upstream, seconds=seconds, reason=error.reason)
         else:

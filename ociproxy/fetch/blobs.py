@@ -32,14 +32,15 @@ if TYPE_CHECKING:
     from ociproxy.fetch.upstreams import Upstreams
     from ociproxy.manifest import Descriptor, ManifestHolder
     from ociproxy.reference import Repository
+    from ociproxy.store.layers import Layer
     from ociproxy.store.store import Store
 
 _KNOWN_SIZES: Final = 65_536
 _COMPLETE_IMAGES: Final = 8192
 _BLOBS_AHEAD: Final = 1024
 """Blobs of one image that are fetched before anybody asks; no honest image has as many."""
-_LOOKS: Final = 3
-"""Times that a blob may have been written to by the time it is verified."""
+_LOOKS: Final = 8
+"""Copies of a blob, in the store and in bundles, that may be damaged, or written to meanwhile."""
 
 
 class BlobPuller:
@@ -60,6 +61,7 @@ class BlobPuller:
         self._config = config
         self._sizes: BoundedCache[tuple[str, Digest], int] = BoundedCache(_KNOWN_SIZES)
         self._complete: BoundedCache[Digest, bool] = BoundedCache(_COMPLETE_IMAGES)
+        self._verifying: dict[Digest, asyncio.Task[None]] = {}
 
     async def pull(self, repository: Repository, digest: Digest) -> tuple[BlobFile | Fill, Outcome]:
         """The stored blob, open, or a fill that has started to bring it.
@@ -175,12 +177,26 @@ class BlobPuller:
             if found is None or found.sealed:
                 return found
             found.file.close()
-            layer = found.layer
-            try:
-                await self._upstreams.call(partial(self._store.blobs.verify, digest, layer))
-            except IntegrityError as exc:
-                log.event(logging.ERROR, "blob quarantined", digest=digest, reason=exc)
+            verifying = self._verifying.get(digest)
+            if verifying is None:
+                verifying = asyncio.create_task(self._verify(digest, found.layer))
+                self._verifying[digest] = verifying
+                verifying.add_done_callback(partial(self._verified, digest))
+            # Others may be waiting for the same answer.
+            await asyncio.shield(verifying)
         raise StoreError(self._store.blobs.path(digest), "changes while it is read")
+
+    async def _verify(self, digest: Digest, layer: Layer | None) -> None:
+        """One at a time for one blob: who waits for it takes no thread."""
+        try:
+            await self._upstreams.call(partial(self._store.blobs.verify, digest, layer))
+        except IntegrityError as exc:
+            log.event(logging.ERROR, "damaged blob", digest=digest, reason=exc)
+
+    def _verified(self, digest: Digest, verifying: asyncio.Task[None]) -> None:
+        del self._verifying[digest]
+        # Whoever waited may have gone.
+        _ = verifying.cancelled() or verifying.exception()
 
     def _start(self, repository: Repository, digest: Digest, *, background: bool = False) -> Fill:
         self._refuse_offline(digest)

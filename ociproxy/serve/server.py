@@ -31,6 +31,9 @@ Setup = tuple[Config, ssl.SSLContext | None]
 """A configuration, and the TLS that its files make; None is plain HTTP."""
 
 _BACKLOG: Final = 1024
+_SAME_SIGNAL: Final = 1.0
+"""Seconds in which a signal is the one before: to stop a service, systemd tells each of its
+processes, and so does the one that leads the workers."""
 
 
 def listen(config: Config) -> socket.socket:
@@ -125,10 +128,16 @@ async def _serve(
     preloading = asyncio.create_task(preload(store, config, make_backend(config), wanted))
     await stopping.wait()
     log.event(logging.INFO, "stopping", grace=config.serve.shutdown_grace)
-    # A second signal ends the wait for running responses.
     cleanup = asyncio.create_task(door.close(config.serve.shutdown_grace))
+    began = loop.time()
+
+    def hurry() -> None:
+        """A second signal ends the wait for running responses."""
+        if loop.time() - began >= _SAME_SIGNAL:
+            cleanup.cancel()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, cleanup.cancel)
+        loop.add_signal_handler(number, hurry)
     with suppress(asyncio.CancelledError):
         await cleanup
     preloading.cancel()

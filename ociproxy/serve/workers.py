@@ -40,7 +40,7 @@ def run_workers(count: int, work: Work, *, listener: socket.socket, grace: float
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     # Written to by nobody: that it is closed is how a worker learns that this process was killed.
     lifeline = os.pipe()
-    children = {_fork(work, lifeline, again=False) for _ in range(count)}
+    children = {_fork(work, lifeline, grace, again=False) for _ in range(count)}
     stopping = False
     deadline = float("inf")
     while children:
@@ -58,10 +58,10 @@ def run_workers(count: int, work: Work, *, listener: socket.socket, grace: float
             if not stopping:
                 log.event(logging.ERROR, "worker died", pid=pid, status=status)
                 time.sleep(_RESTART_PAUSE)
-                children.add(_fork(work, lifeline, again=True))
+                children.add(_fork(work, lifeline, grace, again=True))
 
 
-def _fork(work: Work, lifeline: tuple[int, int], *, again: bool) -> int:
+def _fork(work: Work, lifeline: tuple[int, int], grace: float, *, again: bool) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -70,7 +70,8 @@ def _fork(work: Work, lifeline: tuple[int, int], *, again: bool) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         reading, writing = lifeline
         os.close(writing)
-        Thread(target=_end_with_parent, args=(reading,), name="lifeline", daemon=True).start()
+        watch = Thread(target=_end_with_parent, args=(reading, grace), name="lifeline", daemon=True)
+        watch.start()
         work(again=again)
         status = 0
     except BaseException as exc:  # noqa: BLE001 a process's end: reported in its status
@@ -79,10 +80,12 @@ def _fork(work: Work, lifeline: tuple[int, int], *, again: bool) -> int:
         os._exit(status)
 
 
-def _end_with_parent(lifeline: int) -> None:
+def _end_with_parent(lifeline: int, grace: float) -> None:
     """Else the port would stay taken, by processes that no signal reaches any more."""
     os.read(lifeline, 1)
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(grace + _END_MARGIN)
+    os._exit(1)
 
 
 def _tell(children: set[int], number: signal.Signals) -> None:

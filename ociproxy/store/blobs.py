@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 _UNSEALABLE: Final = 8192
 """Verified blobs remembered where the store is read-only and cannot say so itself."""
+_LOCK_LIMIT: Final = 30.0
+"""Seconds that one process waits for another one's hashing: some 30 GB."""
+_LOCK_INTERVAL: Final = 0.02
 
 
 class Blobs:
@@ -106,16 +110,16 @@ class Blobs:
         where it was found there. Whoever comes meanwhile, in any process, waits for that.
 
         Afterwards what is to be found is verified, unless it was written to meanwhile; or it is
-        gone. In a read-only store this process remembers it instead. Raises DigestMismatch after
-        moving what is wrong to `quarantine/`.
+        gone. Where a file cannot be sealed this process remembers it instead. Raises DigestMismatch
+        for what is wrong, which has gone to `quarantine/` unless something else has its name by
+        then.
         """
         if layer is not None:
             layer.verify_blob(digest)
             return
         path = self.path(digest)
         with store_errors(path), suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
-            with suppress(OSError):  # where files cannot be locked, several may hash it
-                fcntl.flock(file, fcntl.LOCK_EX)
+            _await_lock(file.fileno())
             before = os.fstat(file.fileno())
             if not os.path.samestat(path.stat(), before) or self._is_verified(digest, before):
                 return
@@ -143,7 +147,10 @@ class Blobs:
         except OSError as exc:
             if exc.errno not in UNTOUCHABLE:
                 raise
-            self._verified.put(digest, _identity(os.fstat(file)))
+        state = os.fstat(file)
+        # Where it is read-only, or keeps no microseconds.
+        if not is_sealed(state, name):
+            self._verified.put(digest, _identity(state))
 
     def quarantine(self, digest: Digest) -> None:
         """Take a damaged blob out of service, keeping the evidence."""
@@ -151,6 +158,20 @@ class Blobs:
         with store_errors(path):
             self._quarantine.mkdir(exist_ok=True)
             path.replace(self._quarantine / path.name)
+
+
+def _await_lock(file: int) -> None:
+    """Where files cannot be locked, or somebody holds a lock for too long, several may hash it."""
+    deadline = time.monotonic() + _LOCK_LIMIT
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_INTERVAL)
+        except OSError:
+            return
+        else:
+            return
 
 
 def _identity(state: os.stat_result) -> tuple[int, int, int]:

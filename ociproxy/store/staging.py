@@ -70,7 +70,8 @@ class Arrival:
         """Leader: where nothing is in the file, a journal is that of a blob which was committed by
         a process killed just then. Followers read it too."""
         if os.fstat(self.file).st_size == 0 and self._read:
-            self._append("empty\n")
+            # The last line may be half a one.
+            self._append("\nempty\n")
 
     def set_size(self, size: int) -> None:
         """Leader: the blob's size in bytes is known."""

@@ -96,7 +96,8 @@ class Store:
 
     def commit_manifest(self, repository: Repository, holder: ManifestHolder) -> None:
         """Publish a verified manifest: its bytes first, then whom it refers to and that the
-        repository has it. What the last of these was not reached for is committed again.
+        repository has it. A manifest whose last step is missing counts as absent,
+        so it is committed again.
 
         The one way a manifest enters the store. Raises ManifestInvalid for what is not a manifest.
         """

@@ -17,6 +17,7 @@ import pytest
 from ociproxy.archive.bundle import Bundle
 from ociproxy.digest import Digest
 from ociproxy.errors import DigestMismatch, LayoutInvalid
+from ociproxy.extract import Extractor
 from ociproxy.reference import Repository
 from ociproxy.store.store import Store
 from tests.images import MIB, Image, artifact, image, multi_platform
@@ -412,3 +413,18 @@ def test_a_link_is_no_blob(tmp_path: Path) -> None:
         tar.addfile(member)
     with pytest.raises(LayoutInvalid, match="is a link"):
         Bundle(tmp_path / "l.tar")
+
+
+def test_what_is_damaged_in_a_bundle_is_taken_from_elsewhere(tmp_path: Path) -> None:
+    """As from a skopeo upstream, whose blobs come as files."""
+    made = image(layer_size=MIB)
+    path = export(tmp_path, {"quay.io/a/b:1": made})
+    layer = made.layers[0]
+    flip(path, layer.data[:1000])
+    digest = Digest.parse(layer.digest)
+    with Bundle(path) as bundle:
+        store = Store(tmp_path / "over", layers=[bundle])
+        with Extractor(store) as extractor:
+            extractor.take(digest, layer.size, io.BytesIO(layer.data))
+            extractor.drain()
+    assert store.blobs.path(digest).read_bytes() == layer.data

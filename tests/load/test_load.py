@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from ociproxy.cli.load_report import Report
+from ociproxy.cli.progress import Screen
+from ociproxy.errors import UpstreamRateLimited, UpstreamUnavailable
 from tests.images import OCI_INDEX, content, image, index, multi_platform
 from tests.load.loading import Load, lines_of
 from tests.server import ROOT
@@ -449,3 +452,15 @@ def test_an_upstream_that_is_away_is_said_at_once_and_not_all_the_time(
     waits = [line for line in done.stderr.splitlines() if line.startswith("waiting ")]
     assert len(waits) == 1
     assert f"upstream {upstream.registry}: " in waits[0]
+
+
+def test_a_long_wait_is_said_though_a_short_one_was_just_before(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = Report(Screen(), as_json=True)
+    report.waiting(UpstreamUnavailable("quay.io", "connection broken"), 0.1)
+    report.waiting(UpstreamUnavailable("quay.io", "connection broken"), 0.2)
+    report.waiting(UpstreamRateLimited("quay.io", "429", retry_after=55.0), 55.0)
+    report.waiting(UpstreamRateLimited("quay.io", "429", retry_after=54.0), 54.0)
+    said = [json.loads(line)["seconds"] for line in capsys.readouterr().out.splitlines()]
+    assert said == [0.1, 55.0]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +61,7 @@ def test_a_second_signal_ends_the_wait(scene: Scene) -> None:
         response.read(1)
         process = terminate(server)
         server.wait_for_log("stopping")
+        time.sleep(1.1)
         began = time.monotonic()
         terminate(server)
         assert process.wait(15) == 0
@@ -103,3 +106,24 @@ def test_workers_do_not_outlive_who_leads_them(scene: Scene) -> None:
 
     server.wait_for(refuses)
     server.wait_for(lambda: server.log().count("stopping") == 2)
+
+
+def test_a_signal_to_every_process_is_one_signal(scene: Scene) -> None:
+    """systemd tells each process of a service, and the one that leads the workers tells them
+    too."""
+    blob = scene.blob(4 * MIB, HALF)
+    server = scene.start(serve={"workers": 2})
+    assert server.process is not None
+    leader = server.process.pid
+    workers = Path(f"/proc/{leader}/task/{leader}/children").read_text().split()
+    assert len(workers) == 2
+    with scene.open(blob) as response:
+        head = response.read(1)
+        for worker in workers:
+            os.kill(int(worker), signal.SIGTERM)
+        process = terminate(server)
+        server.wait_for_log("stopping")
+        time.sleep(0.5)
+        scene.upstream.heal()
+        assert head + response.read() == blob.data
+    assert process.wait(10) == 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from tests.images import image, random_blob
@@ -132,3 +135,20 @@ def test_private_repositories_never_see_each_others_tokens(
     assert not tokens[0] & tokens[1]
     assert "secret-one" not in server.log()
     assert "secret-two" not in server.log()
+
+
+def test_a_blob_that_another_process_verifies_holds_up_nobody_else(scene: Scene) -> None:
+    blob, other = scene.blob(100_000), scene.blob(100_000)
+    server = scene.start()
+    for each in (blob, other):
+        scene.get(each)
+        os.utime(server.wait_for_file(f"blobs/{each.encoded}"))  # breaks the seal
+    with (server.store / "blobs" / blob.encoded).open("rb") as held, ThreadPoolExecutor(24) as pool:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waiting = [pool.submit(scene.get, blob) for _ in range(24)]
+        time.sleep(0.5)
+        assert scene.get(other).body == other.data
+        assert server.get("/readyz").status == 200
+        assert not any(each.done() for each in waiting)
+        fcntl.flock(held, fcntl.LOCK_UN)
+        assert all(each.result().body == blob.data for each in waiting)

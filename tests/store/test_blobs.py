@@ -216,7 +216,7 @@ def test_what_replaces_a_damaged_blob_meanwhile_stays(store: Store) -> None:
     thread = Thread(target=verify)
     with damaged:
         thread.start()
-        while not is_locked(damaged.fileno()):
+        while not is_locked(damaged.fileno()) and thread.is_alive():
             time.sleep(0.001)
         store.blobs.commit(replacement, digest)
         thread.join()

@@ -230,3 +230,15 @@ def test_partitions_do_not_see_each_other_s_bytes(store: Store) -> None:
     assert followed.is_same_file(other)
     for each in (one, other, followed):
         each.close()
+
+
+def test_half_a_line_of_an_old_journal_hides_nothing(store: Store) -> None:
+    path = store.staging.root / DIGEST.encoded
+    path.with_name(path.name + ".spans").write_bytes(b"size 1000\n0 500\n500 10")
+    leader = lead(store)
+    receive(leader, 600, 700)
+    follower = follow(store)
+    follower.refresh()
+    assert list(follower.spans) == [(600, 700)]
+    follower.close()
+    leader.close()
