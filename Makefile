@@ -28,7 +28,7 @@ test: $(VENV)/dev.stamp ## install what the tests need, then run them: ARGS= goe
 coverage: $(VENV)/dev.stamp ## the tests, and which lines of the product they reach, in all its processes
 	@tools/debian-packages.sh -f tools/test-packages.txt
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage run -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
