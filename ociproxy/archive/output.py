@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import sys
@@ -15,7 +14,7 @@ import zstandard
 
 from ociproxy.digest import Digest
 from ociproxy.errors import OutputError
-from ociproxy.store.files import fsync_directory
+from ociproxy.store.files import fsync_directory, is_at, try_lock
 from ociproxy.store.hashing import Hashing
 from ociproxy.store.sequential import SequentialWriter
 
@@ -145,7 +144,7 @@ def open_output(path: Path, *, zstd: bool = False) -> Iterator[Output]:
         try:
             # After a commit the file is there under its name only.
             with suppress(OSError):
-                if _is_staged(file, path):
+                if is_at(file, staged(path)):
                     staged(path).unlink()
         finally:
             output.close()
@@ -182,25 +181,16 @@ def _own(path: Path) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         file = os.open(staged(path), flags, 0o666)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not try_lock(file):
+                raise OutputError(path, "another export writes it now")
             # Between the two another export may have finished it: then it has its own name now.
-            if _is_staged(file, path):
+            if is_at(file, staged(path)):
                 os.ftruncate(file, 0)
                 return file
-        except BlockingIOError as exc:
-            os.close(file)
-            raise OutputError(path, "another export writes it now") from exc
         except BaseException:
             os.close(file)
             raise
         os.close(file)
-
-
-def _is_staged(file: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(staged(path).stat(), os.fstat(file))
-    except FileNotFoundError:
-        return False
 
 
 def _compressor() -> zstandard.ZstdCompressionObj:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from contextlib import suppress
@@ -12,16 +11,18 @@ from ociproxy.bounded import BoundedCache
 from ociproxy.digest import Digest
 from ociproxy.errors import DigestMismatch
 from ociproxy.store.files import (
-    READ_SIZE,
     UNTOUCHABLE,
     file_name,
     fsync_directory,
+    is_at,
     is_sealed,
     publish,
     seal,
     store_errors,
     touch,
+    try_lock,
 )
+from ociproxy.store.hashing import hash_file
 from ociproxy.store.layers import BlobFile
 
 if TYPE_CHECKING:
@@ -121,12 +122,10 @@ class Blobs:
         with store_errors(path), suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
             _await_lock(file.fileno())
             before = os.fstat(file.fileno())
-            if not os.path.samestat(path.stat(), before) or self._is_verified(digest, before):
+            if not is_at(file.fileno(), path) or self._is_verified(digest, before):
                 return
             hasher = digest.hasher()
-            buffer = memoryview(bytearray(READ_SIZE))
-            while count := file.readinto(buffer):
-                hasher.update(buffer[:count])
+            hash_file(file, hasher)
             actual = Digest.finish(hasher, digest.algorithm)
             if actual == digest:
                 # What was written to while it was read is not sealed: the next reader looks again.
@@ -134,7 +133,7 @@ class Blobs:
                     self._mark_verified(digest, file.fileno(), path.name)
                 return
             # Not what has taken its place since.
-            if os.path.samestat(path.stat(), before):
+            if is_at(file.fileno(), path):
                 self.quarantine(digest)
             raise DigestMismatch(f"stored blob {path.name}", digest, actual)
 
@@ -163,15 +162,9 @@ class Blobs:
 def _await_lock(file: int) -> None:
     """Where files cannot be locked, or somebody holds a lock for too long, several may hash it."""
     deadline = time.monotonic() + _LOCK_LIMIT
-    while time.monotonic() < deadline:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with suppress(OSError):
+        while not try_lock(file) and time.monotonic() < deadline:
             time.sleep(_LOCK_INTERVAL)
-        except OSError:
-            return
-        else:
-            return
 
 
 def _identity(state: os.stat_result) -> tuple[int, int, int]:

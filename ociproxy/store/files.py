@@ -112,12 +112,28 @@ def _remove_unlocked(path: Path) -> None:
     except OSError:
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
-    except BlockingIOError:
-        pass
+        if try_lock(file):
+            path.unlink(missing_ok=True)
     finally:
         os.close(file)
+
+
+def try_lock(file: int, kind: int = fcntl.LOCK_EX) -> bool:
+    """False where somebody else has the open file locked."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_at(file: int, path: Path) -> bool:
+    """Whether the open file is the one of this name: between an open and a lock it may have been
+    moved or replaced."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def make_folder(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Hashing beside other work: a thread that hashes what it is given, in order."""
+"""Hashing: a whole file, and what a thread beside other work is given, in order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from queue import Queue
 from threading import Thread
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.store.files import READ_SIZE
+
 if TYPE_CHECKING:
+    from io import FileIO
+
     from ociproxy.digest import Hasher
 
 BEHIND: Final = 7
@@ -14,6 +18,16 @@ BEHIND: Final = 7
 has given so many others."""
 
 _Piece = tuple["bytes | memoryview", "tuple[Hasher, ...]"]
+
+
+def hash_file(file: FileIO, hasher: Hasher) -> int:
+    """Give the hasher all that follows in the file; returns how many bytes that were."""
+    size = 0
+    buffer = memoryview(bytearray(READ_SIZE))
+    while count := file.readinto(buffer):
+        hasher.update(buffer[:count])
+        size += count
+    return size
 
 
 class Hashing:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.digest import Digest
 from ociproxy.errors import StoreError
-from ociproxy.store.files import file_name, remove_abandoned, store_errors
+from ociproxy.store.files import file_name, is_at, remove_abandoned, store_errors, try_lock
 from ociproxy.store.sequential import WRITE_SIZE
 from ociproxy.store.spans import Spans
 from ociproxy.store.workspace import Workspace
@@ -100,7 +100,7 @@ class Arrival:
 
     def is_led(self) -> bool:
         """Follower: whether some process still leads."""
-        if not _try_lock(self.file, fcntl.LOCK_SH):
+        if not try_lock(self.file, fcntl.LOCK_SH):
             return True
         fcntl.flock(self.file, fcntl.LOCK_UN)
         return False
@@ -110,7 +110,7 @@ class Arrival:
 
     def is_committed(self, blobs: Blobs) -> bool:
         """Follower: whether the stored blob is this very file."""
-        return _is_same_file(self.file, blobs.path(self.digest))
+        return is_at(self.file, blobs.path(self.digest))
 
     def commit(self, blobs: Blobs) -> None:
         """Leader: publish the verified bytes and end the staging."""
@@ -177,11 +177,11 @@ class Staging:
             while True:
                 file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 try:
-                    if not _try_lock(file):
+                    if not try_lock(file):
                         os.close(file)
                         return None
                     # The file we locked may have been committed or discarded between open and lock.
-                    if _is_same_file(file, path):
+                    if is_at(file, path):
                         break
                 except BaseException:
                     os.close(file)
@@ -217,7 +217,7 @@ class Staging:
         path = self.root / f".{name}"
         with store_errors(path):
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if _try_lock(file):
+        if try_lock(file):
             return file
         os.close(file)
         return None
@@ -238,7 +238,7 @@ class Staging:
                     continue
                 try:
                     state = os.fstat(file)
-                    if state.st_mtime <= older_than and _try_lock(file):
+                    if state.st_mtime <= older_than and try_lock(file):
                         if stat.S_ISDIR(state.st_mode):  # a workspace
                             shutil.rmtree(path, ignore_errors=True)
                         else:
@@ -257,19 +257,3 @@ class Staging:
         # It is called as a registry, which is too long for a file name beside the digest.
         suffix = f"-{Digest.of(partition.encode()).encoded[:16]}" if partition else ""
         return self.root / f"{file_name(digest)}{suffix}"
-
-
-def _try_lock(file: int, kind: int = fcntl.LOCK_EX) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_same_file(file: int, path: Path) -> bool:
-    try:
-        named = path.stat()
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(os.fstat(file), named)

@@ -6,12 +6,11 @@ of the name, or to `Staging.sweep`.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from typing import TYPE_CHECKING, Self
 
-from ociproxy.store.files import store_errors
+from ociproxy.store.files import is_at, store_errors, try_lock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,18 +35,15 @@ class Workspace:
                 except FileNotFoundError:
                     continue  # its owner has just removed it
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if os.path.samestat(os.fstat(lock), path.stat()):
+                    mine = try_lock(lock)
+                    if mine and is_at(lock, path):
                         return Workspace(path, lock)
-                except BlockingIOError:
-                    os.close(lock)
-                    return None
-                except FileNotFoundError:
-                    pass
                 except BaseException:
                     os.close(lock)
                     raise
                 os.close(lock)
+                if not mine:
+                    return None
 
     def remove(self) -> None:
         """Give it up with all that is in it."""

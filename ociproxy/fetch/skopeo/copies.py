@@ -30,7 +30,8 @@ from ociproxy.errors import (
 )
 from ociproxy.extract import Extractor
 from ociproxy.layout import LayoutDirectory, blob_path
-from ociproxy.store.files import READ_SIZE, file_name, store_errors
+from ociproxy.store.files import file_name, store_errors
+from ociproxy.store.hashing import hash_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -246,12 +247,8 @@ class Copies:
             verified.unlink(missing_ok=True)  # of a process that died just here
             verified.hardlink_to(path)
         hasher = blob.digest.hasher()
-        size = 0
         with store_errors(verified), verified.open("rb", buffering=0) as file:
-            buffer = memoryview(bytearray(READ_SIZE))
-            while count := file.readinto(buffer):
-                hasher.update(buffer[:count])
-                size += count
+            size = hash_file(file, hasher)
         if size != blob.size:
             raise SizeMismatch(f"blob {blob.digest}", blob.size, size)
         actual = blob.digest.finish(hasher, blob.digest.algorithm)
