@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +162,8 @@ TARGETS = (
 
 
 def table(results: Results, *, size: int, seconds: float) -> str:
-    lines = [f"{os.cpu_count()} cores, {size >> 20} MiB blob, {seconds:.0f} s", ""]
+    machine = f"{os.cpu_count()} cores, {_python()}"
+    lines = [f"{machine}, {size >> 20} MiB blob, {seconds:.0f} s", ""]
     for section in SECTIONS:
         rows = [row for row in section.rows if row.key in results.cells]
         if rows:
@@ -203,7 +205,7 @@ def write_json(path: Path, results: Results, *, size: int, seconds: float) -> No
             }
         )
     document = {
-        "machine": {"cores": os.cpu_count(), "system": platform.platform()},
+        "machine": {"cores": os.cpu_count(), "system": platform.platform(), "python": _python()},
         "blob_bytes": size,
         "seconds": round(seconds, 1),
         "rows": [
@@ -216,6 +218,11 @@ def write_json(path: Path, results: Results, *, size: int, seconds: float) -> No
         "notes": results.notes,
     }
     path.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _python() -> str:
+    """Which interpreter serves; how it was built decides what a manifest costs."""
+    return f"Python {platform.python_version()} in {sys.base_prefix}"
 
 
 def _cell(results: Results, row: Row, server: str) -> str:

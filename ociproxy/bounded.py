@@ -1,5 +1,4 @@
-"""A mapping that forgets its least recently used entries: the only kind of cache in this
-program."""
+"""A mapping that forgets entries nobody asks for: the only kind of cache in this program."""
 
 from __future__ import annotations
 
@@ -11,23 +10,36 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
+class _Entry(Generic[V]):
+    __slots__ = ("used", "value", "weight")
+
+    def __init__(self, value: V, weight: int) -> None:
+        self.value = value
+        self.weight = weight
+        self.used = False
+
+
 class BoundedCache(Generic[K, V]):
     """Holds entries up to a total weight (bytes, or a count where every entry weighs 1);
-    thread-safe."""
+    thread-safe.
+
+    The oldest go first, except that an entry which was asked for since it was last looked at gets
+    another round (CLOCK, or second chance): asking moves nothing and takes no lock, and every warm
+    request asks several times.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._weight = 0
-        self._entries: OrderedDict[K, tuple[V, int]] = OrderedDict()
+        self._entries: OrderedDict[K, _Entry[V]] = OrderedDict()
         self._lock = Lock()
 
     def get(self, key: K) -> V | None:
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is None:
-                return None
-            self._entries.move_to_end(key)
-            return entry[0]
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        entry.used = True
+        return entry.value
 
     def put(self, key: K, value: V, weight: int = 1) -> None:
         """An entry heavier than the whole cache is not kept."""
@@ -35,28 +47,35 @@ class BoundedCache(Generic[K, V]):
             self._drop(key)
             if weight > self._limit:
                 return
-            self._entries[key] = (value, weight)
+            self._make_room(weight)
+            self._entries[key] = _Entry(value, weight)
             self._weight += weight
-            while self._weight > self._limit:
-                _, (_, dropped) = self._entries.popitem(last=False)
-                self._weight -= dropped
 
     def drop(self, key: K) -> None:
         with self._lock:
             self._drop(key)
 
+    def _make_room(self, weight: int) -> None:
+        while self._weight + weight > self._limit:
+            key, entry = self._entries.popitem(last=False)
+            if entry.used:
+                entry.used = False
+                self._entries[key] = entry
+            else:
+                self._weight -= entry.weight
+
     def _drop(self, key: K) -> None:
         old = self._entries.pop(key, None)
         if old is not None:
-            self._weight -= old[1]
+            self._weight -= old.weight
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def items(self) -> list[tuple[K, V]]:
         with self._lock:
-            return [(key, value) for key, (value, _) in self._entries.items()]
+            return [(key, entry.value) for key, entry in self._entries.items()]
 
     def values(self) -> list[V]:
         with self._lock:
-            return [value for value, _ in self._entries.values()]
+            return [entry.value for entry in self._entries.values()]

@@ -12,7 +12,6 @@ import re
 import sys
 import time
 import traceback
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -82,10 +81,11 @@ class _Foreign(logging.Handler):
 
 def _write(created: float, level: int, name: str, fields: Mapping[str, object], trace: str) -> None:
     line = _json if _style == "json" else _text
-    # Nobody may be reading the log any more: no reason to stop serving.
-    with suppress(OSError, ValueError):
+    try:
         # One write a line: lines of several threads and processes do not mix.
         sys.stderr.write(line(created, _NAMES.get(level, "INFO"), name, fields, trace) + "\n")
+    except (OSError, ValueError):
+        return  # nobody may be reading the log any more: no reason to stop serving
 
 
 def _time(created: float) -> str:
@@ -108,12 +108,27 @@ def _whole_second(seconds: int) -> str:
 
 # Printable ASCII but for space, quotes, `=` and backslash: what needs no quotes.
 _PLAIN: Final = re.compile(r"[!#-&(-<>-\[\]-~]+")
+_PLAIN_BYTES: Final = bytes(code for code in range(128) if _PLAIN.fullmatch(chr(code)))
 
 
-def _text_value(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    text = value if isinstance(value, str) else str(value)
+def _facts(fields: Mapping[str, object]) -> str:
+    """`key=value ` for each fact, the space included."""
+    facts = [
+        f"{key}={value:.3f} " if value.__class__ is float else f"{key}={value} "
+        for key, value in fields.items()
+        if value is not None
+    ]
+    line = "".join(facts)
+    # Nearly every line needs no quotes anywhere, which one look at the whole of it tells: nothing
+    # but `=` and space stands out, once for each fact, and no value is empty.
+    standing_out = line.encode("ascii", "backslashreplace").translate(None, _PLAIN_BYTES)
+    if standing_out == b"= " * len(facts) and "= " not in line:
+        return line
+    return "".join(f"{key}={_value(v)} " for key, v in fields.items() if v is not None)
+
+
+def _value(value: object) -> str:
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
     return text if _PLAIN.fullmatch(text) else _quoted(text)
 
 
@@ -123,9 +138,9 @@ def _quoted(text: str) -> str:
 
 
 def _text(created: float, level: str, name: str, fields: Mapping[str, object], trace: str) -> str:
-    parts = [f"{_time(created)} {level:<5} {_one_line(name)}"]
-    parts += [f"{k}={_text_value(v)}" for k, v in fields.items() if v is not None]
-    line = " ".join(parts)
+    line = f"{_time(created)} {level:<5} {_one_line(name)} {_facts(fields)}"[:-1]
+    if not trace:
+        return line
     # What an exception says may come from anybody: indented, it is no line of ours.
     return "\n".join([line, *(f"  {_one_line(each)}" for each in trace.splitlines())])
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ociproxy.bounded import BoundedCache
 
 
-def test_the_least_recently_used_entry_goes_first() -> None:
+def test_the_entry_that_nobody_asked_for_goes_first() -> None:
     cache: BoundedCache[str, int] = BoundedCache(2)
     cache.put("a", 1)
     cache.put("b", 2)
@@ -16,6 +16,32 @@ def test_the_least_recently_used_entry_goes_first() -> None:
     cache.put("c", 3)
     assert [cache.get(key) for key in "abc"] == [1, None, 3]
     assert len(cache) == 2
+
+
+def test_an_entry_that_is_asked_for_outlives_any_number_of_others() -> None:
+    cache: BoundedCache[int, int] = BoundedCache(3)
+    cache.put(-1, 7)
+    for key in range(100):
+        assert cache.get(-1) == 7
+        cache.put(key, key)
+
+
+def test_an_entry_asked_for_once_gets_one_more_round() -> None:
+    cache: BoundedCache[int, int] = BoundedCache(2)
+    cache.put(-1, 7)
+    assert cache.get(-1) == 7
+    for key in range(4):
+        cache.put(key, key)
+    assert cache.get(-1) is None
+
+
+def test_where_all_were_asked_for_a_new_one_still_finds_room() -> None:
+    cache: BoundedCache[str, int] = BoundedCache(2)
+    for value, key in enumerate("ab"):
+        cache.put(key, value)
+        assert cache.get(key) == value
+    cache.put("c", 2)
+    assert [cache.get(key) for key in "abc"] == [None, 1, 2]
 
 
 def test_a_heavy_entry_drives_out_many_light_ones() -> None:

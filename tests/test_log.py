@@ -51,6 +51,16 @@ def test_a_line_has_time_level_event_and_facts(capsys: pytest.CaptureFixture[str
     assert rest == "INFO  filled digest=sha256:ab bytes=7 seconds=0.123"
 
 
+@pytest.mark.parametrize("text", ["", " ", "=", "a =b", "x= y", "= = ", "\\", "'", "é", "\ud800"])
+def test_one_fact_that_needs_quotes_leaves_the_others_without(
+    capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    log.set_up("info", "text")
+    log.event(logging.INFO, "request", status=200, path=text, seconds=1.0)
+    line = capsys.readouterr().err.rstrip("\n")
+    assert line.endswith(f"request status=200 path={json.dumps(text)} seconds=1.000")
+
+
 def test_a_json_line_keeps_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     log.set_up("info", "json")
     log.event(logging.WARNING, "filled", bytes=7, whole=True, path=Secret("x"), none=None)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ociproxy import log
 from ociproxy.bounded import BoundedCache
@@ -46,8 +45,7 @@ if TYPE_CHECKING:
 _PAUSES: Final = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class ManifestAnswer:
+class ManifestAnswer(NamedTuple):
     """`raw` is None where only the head was asked for and the bytes are not stored."""
 
     descriptor: Descriptor

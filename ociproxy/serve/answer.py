@@ -3,8 +3,7 @@ it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
 API_VERSION: Final = ("Docker-Distribution-Api-Version", "registry/2.0")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     response: web.StreamResponse
     outcome: Outcome
     digest: Digest | None = None

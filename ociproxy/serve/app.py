@@ -126,7 +126,7 @@ class App:
             headers["OCI-Namespace"] = target.namespace
         if request.body_exists:
             response.force_close()  # nobody reads it, so nothing after it is looked at either
-        if isinstance(response, BlobResponse):
+        if type(response) is BlobResponse:
             error = await _send(request, response)
         if log.enabled(logging.INFO):
             _log(request, response, target, answer, error, time.perf_counter() - began)
@@ -172,7 +172,7 @@ def _log(
     error: OciProxyError | None,
     seconds: float,
 ) -> None:
-    if isinstance(response, BlobResponse):
+    if type(response) is BlobResponse:
         size: int | None = response.sent
     else:
         size = response.content_length
