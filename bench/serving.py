@@ -98,8 +98,8 @@ def start_time(bench: Bench) -> None:
 def warm_blob(bench: Bench) -> None:
     """Whole passes of N connections until the round has lasted long enough to count its CPU.
 
-    The rate is that of the best pass: on two cores, where scheduler and caches put server and
-    client changes one pass by a factor of two.
+    The rate is that of the median pass: on two cores, where scheduler and caches put server and
+    client changes one pass by a factor of two, so that the best one is a matter of luck.
     """
     mark = bench.upstream.mark()
     for clients in WARM_CLIENTS:
@@ -118,7 +118,7 @@ def warm_blob(bench: Bench) -> None:
                     spent = running.process.cpu_seconds() - cpu
                     cost[name].append((spent, gigabytes * len(seconds)))
         for name, columns in cost.items():
-            bench.results.put(f"warm_{clients}", name, gigabytes / min(passes[name]))
+            bench.results.put(f"warm_{clients}", name, gigabytes / statistics.median(passes[name]))
             spent, done = (sum(column) for column in zip(*columns, strict=True))
             bench.results.put(f"warm_{clients}_cpu", name, spent / done)
     if bench.upstream_ratio(mark) > 0:

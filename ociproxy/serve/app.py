@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from ociproxy.config.settings import Config
     from ociproxy.fetch.engine import Engine
+    from ociproxy.serve.senders import Senders
 
     Handler = Callable[[Engine, web.BaseRequest, Target], Awaitable[Answer]]
 
@@ -44,7 +45,10 @@ _HANDLERS: Final[dict[Kind, Handler]] = {
 class App:
     """Called by `web.Server` with each request. `auth` is None where everybody may pull."""
 
-    def __init__(self, engine: Engine, config: Config, auth: BasicAuth | None) -> None:
+    def __init__(
+        self, engine: Engine, config: Config, auth: BasicAuth | None, senders: Senders
+    ) -> None:
+        self._senders = senders
         self._use(engine, config, auth)
 
     def _use(self, engine: Engine, config: Config, auth: BasicAuth | None) -> None:
@@ -127,7 +131,7 @@ class App:
         if request.body_exists:
             response.force_close()  # nobody reads it, so nothing after it is looked at either
         if type(response) is BlobResponse:
-            error = await _send(request, response)
+            error = await _send(request, response, self._senders)
         if log.enabled(logging.INFO):
             _log(request, response, target, answer, error, time.perf_counter() - began)
         return response
@@ -148,17 +152,19 @@ def _text(status: int, text: str) -> web.Response:
     return web.Response(status=status, text=text, headers={"Server": SERVER})
 
 
-async def _send(request: web.BaseRequest, response: BlobResponse) -> OciProxyError | None:
+async def _send(
+    request: web.BaseRequest, response: BlobResponse, senders: Senders
+) -> OciProxyError | None:
     """Send a blob here, so that the log knows how it ended."""
     try:
-        await response.prepare(request)
+        await response.send(request, senders)
     except OciProxyError as exc:
         # The headers are out: the one way left to say that this is not the blob is to cut it short.
         if request.transport is not None:
             request.transport.abort()
         return exc
     except (ConnectionError, RuntimeError):
-        # RuntimeError is what asyncio says of a transport that is closing.
+        # RuntimeError is what asyncio says where the first byte did not go out.
         if request.transport is not None:
             request.transport.abort()
     return None

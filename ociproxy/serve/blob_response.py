@@ -1,10 +1,10 @@
 """A response that sends a blob, from the store or from a file that is still growing.
 
-By sendfile, or in chunks where TLS has to see the bytes.
+In chunks where TLS has to see the bytes or they are few, else by sendfile, of which the long ones
+are done in threads.
 
-aiohttp's FileResponse waits for whole files, names them by mtime and uses the event loop's own
-threads; what is shared with it is the way the bytes go: headers by the framework, the body from
-page cache to socket.
+aiohttp's FileResponse waits for whole files and names them by mtime; what is shared with it is the
+way the bytes go: headers by the framework, the body from page cache to socket.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import BinaryIO
 
-    from aiohttp.abc import AbstractStreamWriter
-
     from ociproxy.fetch.fill import Fill
+    from ociproxy.serve.senders import Senders
 
 
 _CHUNK: Final = 64 * 1024
-"""Bytes read at once for TLS, which is also what a slow client keeps in memory."""
+"""Bytes read at once, which is also what a slow client keeps in memory."""
+_SHORT: Final = 4 * 1024 * 1024
+"""Bytes that the event loop's own thread may send at once: about what a socket's buffer takes in a
+millisecond. Handing them to another thread costs half as much."""
 
 
 def requested_range(request: web.BaseRequest, size: int) -> tuple[int, int, bool] | None:
@@ -59,7 +61,7 @@ def _may_range(request: web.BaseRequest) -> bool:
 
 
 class BlobResponse(web.StreamResponse):
-    """Sends its body in `prepare`; whoever does not let it come to that calls `close`."""
+    """Whoever does not `send` it calls `close`."""
 
     def __init__(self, source: BlobFile | Fill, headers: Mapping[str, str]) -> None:
         super().__init__(headers=headers)
@@ -80,20 +82,17 @@ class BlobResponse(web.StreamResponse):
         if self._file is not None:
             self._file.close()
 
-    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Raises ConnectionError where the client left, or the fill failed and the response is
-        cut short."""
-        if self.prepared:
-            return await super().prepare(request)
+    async def send(self, request: web.BaseRequest, senders: Senders) -> None:
+        """Headers and body. Raises ConnectionError or RuntimeError where the client left, or what
+        ended the fill: the response is cut short."""
         try:
-            writer = await super().prepare(request)
-            await self._send(request)
-            await super().write_eof()
-            return writer
+            await self.prepare(request)
+            await self._send_body(request, senders)
+            await self.write_eof()
         finally:
             self.close()
 
-    async def _send(self, request: web.BaseRequest) -> None:
+    async def _send_body(self, request: web.BaseRequest, senders: Senders) -> None:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("client left")
@@ -109,36 +108,46 @@ class BlobResponse(web.StreamResponse):
                 file = self._file = self._file or os.fdopen(source.duplicate_file(), "rb", 0)
             if transport.is_closing():
                 raise ConnectionResetError("client left")
-            if in_clear:
-                sent = await asyncio.get_running_loop().sendfile(
-                    transport, file, offset + position, stop - position
-                )
-                if sent < stop - position:
-                    raise _shrunk()
+            start, size = offset + position, stop - position
+            if size <= _CHUNK or not in_clear:
+                sent = await self._send_chunks(file.fileno(), start, size)
+            elif size <= _SHORT:
+                sent = await asyncio.get_running_loop().sendfile(transport, file, start, size)
             else:
-                await self._send_chunks(file.fileno(), offset + position, offset + stop)
-            self.sent += stop - position
+                await _flush(request, transport)
+                sent = await senders.send(transport, file, start, size)
+            self.sent += sent
+            if sent < size:
+                # What follows on this connection must not be taken for the bytes that are missing.
+                raise ConnectionResetError("the file has become shorter")
             position = stop
 
-    async def _send_chunks(self, file: int, position: int, stop: int) -> None:
+    async def _send_chunks(self, file: int, start: int, size: int) -> int:
         # Reads say where: the file's own position may be shared with others who read it.
         loop = asyncio.get_running_loop()
-        while position < stop:
-            size = min(stop - position, _CHUNK)
-            chunk = _read_cached(file, size, position)
+        sent = 0
+        while sent < size:
+            wanted = min(size - sent, _CHUNK)
+            chunk = _read_cached(file, wanted, start + sent)
             if not chunk:
-                chunk = await loop.run_in_executor(None, os.pread, file, size, position)
+                chunk = await loop.run_in_executor(None, os.pread, file, wanted, start + sent)
             if not chunk:
-                raise _shrunk()
+                break
             await self.write(chunk)
-            position += len(chunk)
+            sent += len(chunk)
             # Where the client is fast and all is cached nothing above has waited.
             await asyncio.sleep(0)
+        return sent
 
 
-def _shrunk() -> ConnectionResetError:
-    """What follows on this connection must not be taken for the bytes that are missing."""
-    return ConnectionResetError("the file has become shorter")
+async def _flush(request: web.BaseRequest, transport: asyncio.Transport) -> None:
+    """Until nothing waits to be written, which the bytes of a file would overtake."""
+    if transport.get_write_buffer_size():
+        transport.set_write_buffer_limits(high=0)
+        try:
+            await request.writer.drain()
+        finally:
+            transport.set_write_buffer_limits()
 
 
 def _read_cached(file: int, size: int, position: int) -> bytes | memoryview:

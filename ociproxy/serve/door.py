@@ -169,7 +169,8 @@ def is_within(host: str, networks: tuple[Network, ...]) -> bool:
 
 
 def _affordable(connections: int) -> int:
-    """The cap, less where the process may not have a socket and a file for each."""
+    """The cap, less where the process may not have a socket and a file for each, and both twice
+    while a thread sends the one to the other."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with suppress(ValueError, OSError):
@@ -177,7 +178,7 @@ def _affordable(connections: int) -> int:
             soft = hard
     if soft == resource.RLIM_INFINITY:
         return connections
-    affordable = max(1, (soft - _SPARE_FILES) // 2)
+    affordable = max(1, (soft - _SPARE_FILES) // 4)
     if affordable < connections:
         log.event(
             logging.WARNING,

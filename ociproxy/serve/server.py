@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import signal
 import socket
 import ssl
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
@@ -19,6 +19,7 @@ from ociproxy.serve.app import App
 from ociproxy.serve.basic_auth import BasicAuth
 from ociproxy.serve.door import Door
 from ociproxy.serve.preload import preload
+from ociproxy.serve.senders import Senders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -78,7 +79,8 @@ def run(
 
     On SIGHUP `reload` reads the configuration and its files anew; None keeps the running one.
     """
-    asyncio.run(_serve(setup, store, make_backend, listener, reload, wanted))
+    with contextlib.closing(Senders()) as senders:
+        asyncio.run(_serve(setup, store, make_backend, listener, reload, wanted, senders))
 
 
 async def _serve(
@@ -88,12 +90,13 @@ async def _serve(
     listener: socket.socket,
     reload: Callable[[], Setup | None],
     wanted: Sequence[Wanted],
+    senders: Senders,
 ) -> None:
     loop = asyncio.get_running_loop()
     config, context = setup
     stopping = asyncio.Event()
     auth = await loop.run_in_executor(None, _auth, config)
-    app = App(Engine(store, config, make_backend(config)), config, auth)
+    app = App(Engine(store, config, make_backend(config)), config, auth, senders)
     door = Door(listener, app, config.serve, context)
     reloads: set[asyncio.Task[None]] = set()
 
@@ -138,7 +141,7 @@ async def _serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, hurry)
-    with suppress(asyncio.CancelledError):
+    with contextlib.suppress(asyncio.CancelledError):
         await cleanup
     preloading.cancel()
     await asyncio.gather(preloading, app.close(), return_exceptions=True)

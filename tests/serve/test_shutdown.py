@@ -90,6 +90,26 @@ def test_beyond_the_grace_a_response_is_cut(scene: Scene, workers: int) -> None:
     assert scene.upstream.bytes_sent("/blobs/") - sent < blob.size
 
 
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_stored_blob_that_nobody_reads_is_cut(scene: Scene, signals: int) -> None:
+    """By the grace, or by the second signal."""
+    blob = scene.blob(32 * MIB)
+    server = scene.start(serve={"shutdown_grace": "1s" if signals == 1 else "1m"})
+    scene.get(blob)
+    server.wait_for_file(f"blobs/{blob.encoded}")
+    with scene.open(blob) as response:
+        response.read(1)
+        process = terminate(server)
+        if signals == 2:
+            time.sleep(1.1)
+            terminate(server)
+        assert process.wait(15) == 0
+        with pytest.raises(CUT):
+            response.read()
+    assert "Traceback" not in server.log()
+    assert "exception" not in server.log()
+
+
 def test_workers_do_not_outlive_who_leads_them(scene: Scene) -> None:
     """Killed, it can tell them nothing; the next one needs the port."""
     server = scene.start(serve={"workers": 2})
