@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy.clock import SystemClock
 from ociproxy.digest import Digest
-from ociproxy.errors import DigestMismatch, IntegrityError, LayoutInvalid, SizeMismatch
+from ociproxy.errors import DigestMismatch, IntegrityError, LayoutInvalid
 from ociproxy.manifest import (
     MANIFEST_MAX_SIZE,
     Descriptor,
@@ -26,6 +26,7 @@ from ociproxy.manifest import (
     guess_media_type,
 )
 from ociproxy.platform import is_attestation
+from ociproxy.store.peeked import Peeked
 from ociproxy.store.records import TagRecord
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ _Key = tuple[Digest, str, int]
 
 _HEAD: Final = 8
 """Bytes that tell one compression from another."""
+_PEEK: Final = 512
+"""Bytes that tell what may be a manifest or a config from a layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +124,11 @@ class Extractor:
         if self.holds(digest):
             return False
         try:
-            if size > MANIFEST_MAX_SIZE:
-                self._writer.write(source, size, digest)
+            peeked = Peeked(source)
+            if size <= MANIFEST_MAX_SIZE and peeked.peek(min(size, _PEEK)).lstrip()[:1] == b"{":
+                self.take_document(peeked.read(size, digest), digest)
             else:
-                self._take_small(digest, _read(source, size, digest))
+                self._writer.write(peeked, size, digest)
         except IntegrityError as exc:
             self.damaged[digest] = f"expected {exc.quantity} {exc.expected}, got {exc.actual}"
         else:
@@ -272,12 +276,6 @@ class Extractor:
 
     # What is here
 
-    def _take_small(self, digest: Digest, raw: bytes) -> None:
-        if raw.lstrip()[:1] == b"{":
-            self.take_document(raw, digest)
-        else:
-            self._writer.write(io.BytesIO(raw), len(raw), digest)
-
     def _take_from(self, folder: BlobFolder, descriptor: Descriptor) -> None:
         try:
             file = folder.open_blob(descriptor.digest)
@@ -376,15 +374,3 @@ def _join(examined: Examined, children: list[Examined], sparse: bool) -> None:
         examined.left_out += [child.top for child in absent]
     else:
         examined.problems += [each for child in absent for each in child.problems]
-
-
-def _read(source: Source, size: int, digest: Digest) -> bytes:
-    """All of something small."""
-    raw = bytearray(size)
-    view, filled = memoryview(raw), 0
-    while filled < size:
-        count = source.readinto(view[filled:])
-        if not count:
-            raise SizeMismatch(f"blob {digest}", size, filled)
-        filled += count
-    return bytes(raw)

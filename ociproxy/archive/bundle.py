@@ -37,7 +37,7 @@ from ociproxy.manifest import (
     ManifestHolder,
     referrer_descriptor,
 )
-from ociproxy.store.files import READ_SIZE
+from ociproxy.store.files import READ_SIZE, read_buffer
 from ociproxy.store.layers import BlobFile
 from ociproxy.store.records import Records, TagRecord
 
@@ -156,7 +156,7 @@ class Bundle:
         offset, left = self._extents[digest]
         state = _identity(self._file)
         hasher = digest.hasher()
-        buffer = memoryview(bytearray(READ_SIZE))
+        buffer = read_buffer(READ_SIZE)
         while left:
             count = os.preadv(self._file.fileno(), [buffer[: min(left, READ_SIZE)]], offset)
             if not count:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.digest import Digest
 from ociproxy.errors import DigestMismatch, SizeMismatch
+from ociproxy.store.files import read_buffer
 from ociproxy.store.hashing import BEHIND
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class TarWriter:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._buffers = [memoryview(bytearray(_BUFFER_SIZE)) for _ in range(_BUFFERS)]
+        self._buffers = [read_buffer(_BUFFER_SIZE) for _ in range(_BUFFERS)]
         self._next = 0
 
     def add(self, name: str, data: bytes) -> None:

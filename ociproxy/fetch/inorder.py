@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.digest import Digest
 from ociproxy.errors import StoreError
-from ociproxy.store.files import store_errors
+from ociproxy.store.files import read_buffer, store_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +36,7 @@ class InOrderHasher:
         self._hasher = digest.hasher()
         self._arrival = arrival
         self._arrived_until = arrived_until
+        self._buffer = read_buffer(_READ_SIZE)
         self._lock = Lock()
         self._news = Event()
         self._stopping = False
@@ -76,7 +77,7 @@ class InOrderHasher:
 
     def _catch_up(self) -> None:
         with self._lock, store_errors(self._arrival.path):
-            buffer = memoryview(bytearray(_READ_SIZE))
+            buffer = self._buffer
             while not self._stopping:
                 stop = self._arrived_until(self.position)
                 want = buffer[: min(_READ_SIZE, stop - self.position)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy.digest import Digest
 from ociproxy.errors import DigestMismatch, SizeMismatch
-from ociproxy.store.files import remove_abandoned, stage, store_errors
+from ociproxy.store.files import read_buffer, remove_abandoned, stage, store_errors
 from ociproxy.store.hashing import BEHIND, Hashing
 from ociproxy.store.sequential import SequentialWriter
 
@@ -46,7 +46,7 @@ class BlobWriter:
         remove_abandoned(staging)
         self._staging = staging
         self._blobs = blobs
-        self._buffers = tuple(memoryview(bytearray(_BUFFER_SIZE)) for _ in range(_BUFFERS))
+        self._buffers = tuple(read_buffer(_BUFFER_SIZE) for _ in range(_BUFFERS))
         self._hashing = Hashing("hash")
         self._committing = ThreadPoolExecutor(_COMMITTERS, "commit")
         self._commits: set[Future[None]] = set()

@@ -6,7 +6,7 @@ from queue import Queue
 from threading import Thread
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.store.files import READ_SIZE
+from ociproxy.store.files import READ_SIZE, read_buffer
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -23,7 +23,7 @@ _Piece = tuple["bytes | memoryview", "tuple[Hasher, ...]"]
 def hash_file(file: FileIO, hasher: Hasher) -> int:
     """Give the hasher all that follows in the file; returns how many bytes that were."""
     size = 0
-    buffer = memoryview(bytearray(READ_SIZE))
+    buffer = read_buffer(READ_SIZE)
     while count := file.readinto(buffer):
         hasher.update(buffer[:count])
         size += count
