@@ -39,7 +39,7 @@ FULL = Plan(
     load_images=100,
     load_rounds=3,
     archive_images=8,
-    archive_rounds=7,
+    archive_rounds=5,
 )
 QUICK = Plan(
     rounds=1,

@@ -44,25 +44,32 @@ class BoundedCache(Generic[K, V]):
     def put(self, key: K, value: V, weight: int = 1) -> None:
         """An entry heavier than the whole cache is not kept."""
         with self._lock:
-            self._drop(key)
             if weight > self._limit:
+                self._drop(key)
                 return
-            self._make_room(weight)
-            self._entries[key] = _Entry(value, weight)
+            old = self._entries.get(key)
+            if old is not None:
+                self._weight -= old.weight
+            self._make_room(weight, key)
+            # In the place of the old one: whoever asks meanwhile finds one or the other.
+            self._entries[key] = entry = _Entry(value, weight)
             self._weight += weight
+            entry.used = old is not None
 
     def drop(self, key: K) -> None:
         with self._lock:
             self._drop(key)
 
-    def _make_room(self, weight: int) -> None:
+    def _make_room(self, weight: int, key: K) -> None:
+        """For an entry with this key, which is not weighed and stays where it is one already."""
         while self._weight + weight > self._limit:
-            key, entry = self._entries.popitem(last=False)
-            if entry.used:
+            oldest, entry = next(iter(self._entries.items()))
+            if entry.used or oldest == key:
                 entry.used = False
-                self._entries[key] = entry
+                # Not out and in again, which would hide it for a moment.
+                self._entries.move_to_end(oldest)
             else:
-                self._weight -= entry.weight
+                self._drop(oldest)
 
     def _drop(self, key: K) -> None:
         old = self._entries.pop(key, None)

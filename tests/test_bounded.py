@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from threading import Event, Thread
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,6 +45,45 @@ def test_where_all_were_asked_for_a_new_one_still_finds_room() -> None:
         assert cache.get(key) == value
     cache.put("c", 2)
     assert [cache.get(key) for key in "abc"] == [None, 1, 2]
+
+
+def test_an_entry_that_is_put_again_makes_room_around_itself() -> None:
+    cache: BoundedCache[str, int] = BoundedCache(10)
+    for key in "abc":
+        cache.put(key, 0, 3)
+    cache.put("a", 1, 9)
+    assert [cache.get(key) for key in "abc"] == [1, None, None]
+    cache.put("a", 2, 1)
+    cache.put("d", 3, 9)
+    assert [cache.get(key) for key in "abcd"] == [2, None, None, 3]
+
+
+def test_an_entry_that_is_there_is_always_found() -> None:
+    """Asking takes no lock, so nothing may be out of its place for a moment."""
+    cache: BoundedCache[int, int] = BoundedCache(4)
+    cache.put(-1, 7)
+    misses, stopped = 0, Event()
+
+    def ask() -> None:
+        nonlocal misses
+        while not stopped.is_set():
+            for _ in range(1000):
+                misses += cache.get(-1) is None
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    asking = Thread(target=ask)
+    asking.start()
+    try:
+        for key in range(60_000):
+            cache.get(-1)
+            cache.put(key % 50, key)
+            cache.put(-1, key)
+    finally:
+        stopped.set()
+        asking.join()
+        sys.setswitchinterval(before)
+    assert misses == 0
 
 
 def test_a_heavy_entry_drives_out_many_light_ones() -> None:

@@ -24,7 +24,7 @@ SMALL_READS: Final = [
 ]
 # Held for a few instructions by whoever has it.
 SHORT_LOCKS: Final = [
-    ("ociproxy/bounded.py", {"get", "put", "drop"}),
+    ("ociproxy/bounded.py", {"put", "drop"}),
     ("ociproxy/fetch/download.py", {"available", "want", "unwant", "duplicate_file", "close"}),
 ]
 READS: Final = ("os.stat", "os.scandir", "os.pread", "io.BufferedReader.read")

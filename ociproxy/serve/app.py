@@ -20,7 +20,13 @@ from ociproxy.serve.answer import API_VERSION, Answer
 from ociproxy.serve.basic_auth import BasicAuth
 from ociproxy.serve.blob_response import BlobResponse
 from ociproxy.serve.blobs import blob
-from ociproxy.serve.errors import SERVER, Unsupported, error_response, internal_error
+from ociproxy.serve.errors import (
+    SERVER,
+    ResponseCut,
+    Unsupported,
+    error_response,
+    internal_error,
+)
 from ociproxy.serve.lists import referrers, tags
 from ociproxy.serve.manifests import manifest, stored_manifest
 from ociproxy.serve.target import API_VERSION_PATH, Kind, Target, parse_target
@@ -155,19 +161,22 @@ def _text(status: int, text: str) -> web.Response:
 async def _send(
     request: web.BaseRequest, response: BlobResponse, senders: Senders
 ) -> OciProxyError | None:
-    """Send a blob here, so that the log knows how it ended."""
+    """Send a blob here, so that the log knows how it ended: what went wrong with it, if anything
+    did and it was not the client who left."""
+    error: OciProxyError | None = None
     try:
         await response.send(request, senders)
+        return None
     except OciProxyError as exc:
-        # The headers are out: the one way left to say that this is not the blob is to cut it short.
-        if request.transport is not None:
-            request.transport.abort()
-        return exc
-    except (ConnectionError, RuntimeError):
-        # RuntimeError is what asyncio says where the first byte did not go out.
-        if request.transport is not None:
-            request.transport.abort()
-    return None
+        error = exc
+    except (ConnectionError, TimeoutError, RuntimeError):
+        pass  # It left, took nothing for `client_stall`, or is just leaving, says asyncio.
+    except OSError as exc:
+        error = ResponseCut((exc.strerror or str(exc)).lower())
+    # The headers are out: the one way left to say that this is not the blob is to cut it short.
+    if request.transport is not None:
+        request.transport.abort()
+    return error
 
 
 def _log(

@@ -29,7 +29,7 @@ _CHUNK: Final = 64 * 1024
 """Bytes read at once, which is also what a slow client keeps in memory."""
 _SHORT: Final = 4 * 1024 * 1024
 """Bytes that the event loop's own thread may send at once: about what a socket's buffer takes in a
-millisecond. Handing them to another thread costs half as much."""
+millisecond. Handing them to another thread would cost half a millisecond."""
 
 
 def requested_range(request: web.BaseRequest, size: int) -> tuple[int, int, bool] | None:
@@ -83,20 +83,20 @@ class BlobResponse(web.StreamResponse):
             self._file.close()
 
     async def send(self, request: web.BaseRequest, senders: Senders) -> None:
-        """Headers and body. Raises ConnectionError or RuntimeError where the client left, or what
-        ended the fill: the response is cut short."""
+        """Headers and body. Raises OSError where the client left or the file cannot be read, or
+        what ended the fill: the response is cut short."""
         try:
             await self.prepare(request)
             await self._send_body(request, senders)
             await self.write_eof()
+            # Or a client that reads nothing, and asks again and again, fills the memory with blobs
+            # of a chunk.
+            await request.writer.drain()
         finally:
             self.close()
 
     async def _send_body(self, request: web.BaseRequest, senders: Senders) -> None:
-        transport = request.transport
-        if transport is None:
-            raise ConnectionResetError("client left")
-        in_clear = transport.get_extra_info("sslcontext") is None
+        in_clear = _transport(request).get_extra_info("sslcontext") is None
         source, position = self._source, self._first
         offset = source.offset if isinstance(source, BlobFile) else 0
         file: BinaryIO
@@ -106,24 +106,34 @@ class BlobResponse(web.StreamResponse):
             else:
                 stop = min(await source.available(position), self._end)
                 file = self._file = self._file or os.fdopen(source.duplicate_file(), "rb", 0)
-            if transport.is_closing():
-                raise ConnectionResetError("client left")
             start, size = offset + position, stop - position
-            if size <= _CHUNK or not in_clear:
-                sent = await self._send_chunks(file.fileno(), start, size)
-            elif size <= _SHORT:
-                sent = await asyncio.get_running_loop().sendfile(transport, file, start, size)
+            if size > _CHUNK and in_clear:
+                sent = await self._send_file(request, senders, file, start, size)
             else:
-                await _flush(request, transport)
-                sent = await senders.send(transport, file, start, size)
+                sent = await self._send_chunks(file.fileno(), start, size)
             self.sent += sent
             if sent < size:
                 # What follows on this connection must not be taken for the bytes that are missing.
                 raise ConnectionResetError("the file has become shorter")
             position = stop
 
+    async def _send_file(
+        self, request: web.BaseRequest, senders: Senders, file: BinaryIO, start: int, size: int
+    ) -> int:
+        await _flush(request)
+        transport = _transport(request)
+        loop = asyncio.get_running_loop()
+        try:
+            if size > _SHORT:
+                return await senders.send(transport, file, start, size)
+            return await loop.sendfile(transport, file, start, size, fallback=False)
+        except asyncio.SendfileNotAvailableError:
+            # Not every file system can, and reading says what is wrong where that is not it. What
+            # asyncio falls back to uses the file's position, which others may share.
+            return await self._send_chunks(file.fileno(), start, size)
+
     async def _send_chunks(self, file: int, start: int, size: int) -> int:
-        # Reads say where: the file's own position may be shared with others who read it.
+        # Reads say where: see above.
         loop = asyncio.get_running_loop()
         sent = 0
         while sent < size:
@@ -140,8 +150,16 @@ class BlobResponse(web.StreamResponse):
         return sent
 
 
-async def _flush(request: web.BaseRequest, transport: asyncio.Transport) -> None:
+def _transport(request: web.BaseRequest) -> asyncio.Transport:
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("client left")
+    return transport
+
+
+async def _flush(request: web.BaseRequest) -> None:
     """Until nothing waits to be written, which the bytes of a file would overtake."""
+    transport = _transport(request)
     if transport.get_write_buffer_size():
         transport.set_write_buffer_limits(high=0)
         try:

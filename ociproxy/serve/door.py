@@ -66,7 +66,7 @@ class Door:
         self._context = context
         self._networks = serve.networks
         self._handshake_timeout = serve.handshake_timeout
-        self._limit = _affordable(serve.connections)
+        self._limit = _affordable(serve.connections, secure=context is not None)
         self._server.use(serve)
         self._busy.use(_hurried(serve))
 
@@ -168,9 +168,9 @@ def is_within(host: str, networks: tuple[Network, ...]) -> bool:
     return any(address in network for network in networks)
 
 
-def _affordable(connections: int) -> int:
-    """The cap, less where the process may not have a socket and a file for each, and both twice
-    while a thread sends the one to the other."""
+def _affordable(connections: int, *, secure: bool) -> int:
+    """The cap, less where the process may not have a socket and a file for each, and without TLS
+    both twice, while a thread sends the one to the other."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with suppress(ValueError, OSError):
@@ -178,7 +178,7 @@ def _affordable(connections: int) -> int:
             soft = hard
     if soft == resource.RLIM_INFINITY:
         return connections
-    affordable = max(1, (soft - _SPARE_FILES) // 4)
+    affordable = max(1, (soft - _SPARE_FILES) // (2 if secure else 4))
     if affordable < connections:
         log.event(
             logging.WARNING,

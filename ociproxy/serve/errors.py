@@ -61,6 +61,10 @@ class RequestInvalid(OciProxyError):
         super().__init__(reason)
 
 
+class ResponseCut(OciProxyError):
+    """Where the rest of a blob could not be sent, though its headers were: for the log only."""
+
+
 STATUS: Final[dict[type[OciProxyError], tuple[int, str]]] = {
     NameInvalid: (400, "NAME_INVALID"),
     DigestInvalid: (400, "DIGEST_INVALID"),

@@ -1,9 +1,10 @@
 """Threads that send files.
 
 A `sendfile` takes about a millisecond for what a socket's buffer holds, and as long as the disk
-takes where a file is not in the page cache. In threads of their own the event loop answers others
-meanwhile, and a blob is sent with more than one core. Each thread runs an event loop, whose
-`sock_sendfile` waits for slow clients: any number of them costs a thread nothing.
+takes where a file is not in the page cache. The server's event loop answers others meanwhile, and
+blobs are sent with more than one core. Each thread runs an event loop of its own, whose
+`sock_sendfile` waits for slow clients: any number of them costs a thread nothing. A slow disk does
+hold up what else the same thread sends.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ _STOP_TIME: Final = 1.0
 
 
 class Senders:
-    """Belongs to one event loop. Threads start with the first file; `close` ends them."""
+    """Belongs to one event loop; `close` ends the threads."""
 
     def __init__(self) -> None:
-        self._senders: list[_Sender] = []
+        self._senders = [_Sender() for _ in range(_THREADS)]
 
     async def send(
         self, transport: asyncio.Transport, file: BinaryIO, position: int, size: int
@@ -35,10 +36,8 @@ class Senders:
         """Send a part of a file over a transport without TLS, to which nothing waits to be written.
         How many bytes it was: less than `size` where the file is shorter.
 
-        Raises ConnectionError where the client left, RuntimeError where nothing could be sent.
+        Raises OSError; SendfileNotAvailableError where it was the first byte that failed.
         """
-        if not self._senders:
-            self._senders = [_Sender() for _ in range(_THREADS)]
         sender = min(self._senders, key=lambda each: each.running)
         # Both may be closed, and their numbers given to others, before a thread hears of it.
         client: socket.socket = transport.get_extra_info("socket").dup()
@@ -69,7 +68,6 @@ class Senders:
         """What is still being sent is cut short."""
         for sender in self._senders:
             sender.stop()
-        self._senders = []
 
 
 class _Sender:
@@ -82,10 +80,7 @@ class _Sender:
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
-            runner.run(self._wait())
-
-    async def _wait(self) -> None:
-        await self._stopped.wait()
+            runner.run(self._stopped.wait())
 
     def stop(self) -> None:
         self.loop.call_soon_threadsafe(self._stopped.set)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import http.client
 import io
+import itertools
 import re
+import resource
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -34,36 +39,84 @@ def stored(scene: Scene, size: int) -> Content:
     return blob
 
 
-async def test_what_waits_to_be_written_goes_first(tmp_path: Path, senders: Senders) -> None:
-    """The end of one response is in the server's memory when the next one's file is sent."""
-    blob, noise = random_blob(5 * MIB, seed=31), b"n" * MIB
-    path = tmp_path / "blob"
-    path.write_bytes(blob.data)
-    file, written = io.FileIO(path), 0
+class Responding:
+    """Sends one blob over one connection, after as much noise as the sockets do not take."""
 
-    async def handler(request: web.BaseRequest) -> web.StreamResponse:
-        nonlocal written
+    def __init__(self, senders: Senders, source: BlobFile, *, noise: bool = False) -> None:
+        self._senders = senders
+        self._source = source
+        self._noise = b"n" * MIB if noise else b""
+        self.noise_sent = 0
+        self.error: Exception | None = None
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         assert request.transport is not None
-        while not request.transport.get_write_buffer_size():
-            request.transport.write(noise)
-            written += len(noise)
-        source = BlobFile(file, blob.size, sealed=True)
-        response = BlobResponse(source, {"Content-Length": str(blob.size)})
+        while self._noise and not request.transport.get_write_buffer_size():
+            request.transport.write(self._noise)
+            self.noise_sent += len(self._noise)
+        response = BlobResponse(self._source, {"Content-Length": str(self._source.size)})
         response.force_close()
-        await response.send(request, senders)
+        try:
+            await response.send(request, self._senders)
+        except OSError as exc:
+            self.error = exc
+            raise ConnectionResetError from exc
         return response
 
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(web.Server(handler), "127.0.0.1", 0)
-    async with server:
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        said = await reader.read()
-        writer.close()
-    assert said.count(b"n", 0, written) == written
-    head, _, body = said[written:].partition(b"\r\n\r\n")
+    async def ask(self, *, half_close: bool = False) -> bytes:
+        """All that a client is sent who begins to read late."""
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(web.Server(self._handle), "127.0.0.1", 0)
+        async with server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            said = await reader.read(1)
+            if half_close:
+                writer.write_eof()
+            await asyncio.sleep(0.1)
+            said += await reader.read()
+            writer.close()
+        return said
+
+
+async def test_what_waits_to_be_written_goes_first(tmp_path: Path, senders: Senders) -> None:
+    """The end of one response is in the server's memory when the next one's file is sent."""
+    data = random_blob(5 * MIB, seed=31).data
+    (tmp_path / "blob").write_bytes(data)
+    source = BlobFile(io.FileIO(tmp_path / "blob"), len(data), sealed=True)
+    responding = Responding(senders, source, noise=True)
+    said = await responding.ask()
+    assert said.count(b"n", 0, responding.noise_sent) == responding.noise_sent
+    head, _, body = said[responding.noise_sent :].partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
-    assert body == blob.data
+    assert body == data
+
+
+async def test_a_client_may_close_while_something_waits(tmp_path: Path, senders: Senders) -> None:
+    """Its socket is closed as soon as that is written."""
+    (tmp_path / "blob").write_bytes(bytes(5 * MIB))
+    source = BlobFile(io.FileIO(tmp_path / "blob"), 5 * MIB, sealed=True)
+    responding = Responding(senders, source, noise=True)
+    said = await responding.ask(half_close=True)
+    assert said[: responding.noise_sent] == b"n" * responding.noise_sent
+    assert isinstance(responding.error, ConnectionError)
+
+
+@pytest.mark.parametrize("size", [MIB, 5 * MIB])
+async def test_a_blob_inside_a_file(tmp_path: Path, senders: Senders, size: int) -> None:
+    data = random_blob(size, seed=32).data
+    (tmp_path / "bundle").write_bytes(b"before" + data + b"after")
+    source = BlobFile(io.FileIO(tmp_path / "bundle"), size, sealed=True, offset=len(b"before"))
+    assert (await Responding(senders, source).ask()).partition(b"\r\n\r\n")[2] == data
+
+
+@pytest.mark.parametrize("size", [MIB, 5 * MIB])
+async def test_a_file_that_has_no_sendfile(senders: Senders, size: int) -> None:
+    """As on some file systems: that of processes, whose memory can only be read."""
+    data = bytearray(random_blob(size, seed=33).data)
+    address = ctypes.addressof((ctypes.c_char * size).from_buffer(data))
+    source = BlobFile(io.FileIO("/proc/self/mem"), size, sealed=True, offset=address)
+    assert (await Responding(senders, source).ask()).partition(b"\r\n\r\n")[2] == data
 
 
 def test_ranges_of_a_long_blob_by_many_at_once(scene: Scene) -> None:
@@ -91,8 +144,38 @@ def test_clients_that_leave_keep_nothing_open(scene: Scene) -> None:
             assert response.read(1) == blob.data[:1]
     server.wait_for(lambda: len(list(files.iterdir())) <= before)
     assert scene.get(blob).body == blob.data
-    cut = re.findall(rf"digest={blob.digest}.* bytes=(\d+)", server.log())
-    assert cut.count(str(blob.size)) >= 3
+    sizes = re.findall(rf"INFO  request .* digest={blob.digest} .* bytes=(\d+)", server.log())
+    assert sizes.count(str(blob.size)) == 3
+    assert len(sizes) == 3 + 8
+    assert "Traceback" not in server.log()
+
+
+def test_a_client_that_asks_and_reads_nothing_fills_no_memory(scene: Scene) -> None:
+    scene.start()
+    blob = stored(scene, 60_000)
+    ask = f"GET {scene.path('blobs', blob.digest)} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    with Wire(scene.server, receive_buffer=4096) as client:
+        client.send(ask * 10_000)
+        time.sleep(1)
+        assert scene.server.peak_rss() < 90_000_000
+
+
+def test_what_cannot_be_sent_says_why_in_the_log(scene: Scene) -> None:
+    server = scene.start()
+    blob = stored(scene, 8 * MIB)
+    assert server.process is not None
+    pid = server.process.pid
+    used = {int(file.name) for file in Path(f"/proc/{pid}/fd").iterdir()}
+    free = (number for number in itertools.count() if number not in used)
+    # For the connection, the file, and one of the two that a thread needs.
+    last = list(itertools.islice(free, 3))[-1]
+    was = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (last + 1, was[1]))
+    with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+        scene.get(blob)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, was)
+    server.wait_for_log('reason="too many open files"')
+    assert scene.get(blob).body == blob.data
     assert "Traceback" not in server.log()
 
 
