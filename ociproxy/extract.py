@@ -26,8 +26,8 @@ from ociproxy.manifest import (
     guess_media_type,
 )
 from ociproxy.platform import is_attestation
-from ociproxy.store.peeked import Peeked
 from ociproxy.store.records import TagRecord
+from ociproxy.store.source import Peeked
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from ociproxy.clock import Clock
     from ociproxy.reference import Repository
-    from ociproxy.store.blob_writer import Source
+    from ociproxy.store.source import Source
     from ociproxy.store.store import Store
 
 _MAX_DEPTH: Final = 8

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 import zstandard
 
 from ociproxy.errors import LayoutDamaged, LayoutInvalid
+from ociproxy.store.source import read
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -87,14 +88,7 @@ class ArchiveStream:
 
     def read(self, count: int) -> bytes:
         """Exactly so many bytes, or those up to the end."""
-        raw = bytearray(count)
-        view, filled = memoryview(raw), 0
-        while filled < count:
-            got = self.readinto(view[filled:])
-            if not got:
-                break
-            filled += got
-        return bytes(raw[:filled])
+        return read(self, count)
 
     def skip(self, count: int) -> bool:
         """Leave out so many bytes; False where the end came first."""

@@ -128,12 +128,12 @@ class BlobResponse(web.StreamResponse):
                 return await senders.send(transport, file, start, size)
             return await loop.sendfile(transport, file, start, size, fallback=False)
         except asyncio.SendfileNotAvailableError:
-            # Not every file system can, and reading says what is wrong where that is not it. What
-            # asyncio falls back to uses the file's position, which others may share.
+            # Not every file system can, and reading says what is wrong where that is not it.
             return await self._send_chunks(file.fileno(), start, size)
 
     async def _send_chunks(self, file: int, start: int, size: int) -> int:
-        # Reads say where: see above.
+        # Reads say where, unlike those that asyncio would fall back to: others may read the file by
+        # the same position.
         loop = asyncio.get_running_loop()
         sent = 0
         while sent < size:

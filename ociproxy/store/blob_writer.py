@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from ociproxy.digest import Digest
 from ociproxy.errors import DigestMismatch, SizeMismatch
 from ociproxy.store.files import read_buffer, remove_abandoned, stage, store_errors
 from ociproxy.store.hashing import BEHIND, Hashing
 from ociproxy.store.sequential import SequentialWriter
+from ociproxy.store.source import fill
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
     from ociproxy.store.blobs import Blobs
+    from ociproxy.store.source import Source
 
 _COMMITTERS: Final = 4
 _MAX_COMMITS: Final = 8
@@ -32,11 +34,6 @@ _BUFFER_SIZE: Final = 512 * 1024
 be given a processor."""
 _INLINE: Final = 128 * 1024
 """Bytes that are hashed sooner than another thread has woken up."""
-
-
-class Source(Protocol):
-    def readinto(self, buffer: memoryview, /) -> int | None:
-        """How many bytes there were; 0 at the end."""
 
 
 class BlobWriter:
@@ -110,7 +107,7 @@ class BlobWriter:
         try:
             while remaining:
                 view = self._buffers[turn][:remaining]
-                count = _fill(source, view)
+                count = fill(source, view)
                 if not count:
                     raise SizeMismatch(f"blob {expected or ''}".strip(), size, size - remaining)
                 if size > _INLINE:
@@ -144,14 +141,3 @@ class BlobWriter:
             raise
         finally:
             os.close(file)
-
-
-def _fill(source: Source, view: memoryview) -> int:
-    """As many bytes as there are, up to the whole of the view."""
-    filled = 0
-    while filled < len(view):
-        count = source.readinto(view[filled:])
-        if not count:
-            break
-        filled += count
-    return filled

@@ -8,7 +8,7 @@ import pytest
 
 from ociproxy.digest import Digest
 from ociproxy.errors import SizeMismatch
-from ociproxy.store.peeked import Peeked
+from ociproxy.store.source import Peeked
 
 
 class Dripping:

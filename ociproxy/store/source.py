@@ -1,14 +1,32 @@
-"""A source of bytes that can be looked at before it is read."""
+"""Where bytes come from that go into the store: read in whole pieces, or looked at first."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ociproxy.errors import SizeMismatch
 
 if TYPE_CHECKING:
     from ociproxy.digest import Digest
-    from ociproxy.store.blob_writer import Source
+
+
+class Source(Protocol):
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        """How many bytes there were; 0 at the end."""
+
+
+def fill(source: Source, view: memoryview) -> int:
+    """Read as many bytes as there are, up to the whole of the view."""
+    filled = 0
+    while filled < len(view) and (count := source.readinto(view[filled:])):
+        filled += count
+    return filled
+
+
+def read(source: Source, size: int) -> bytes:
+    """So many bytes, or those up to the end."""
+    view = memoryview(bytearray(size))
+    return bytes(view[: fill(source, view)])
 
 
 class Peeked:
@@ -20,12 +38,12 @@ class Peeked:
 
     def peek(self, size: int) -> bytes:
         """The first bytes, once, before anything is read; fewer where it ends."""
-        self._head = _read(self._source, size)
+        self._head = read(self._source, size)
         return self._head
 
     def read(self, size: int, digest: Digest) -> bytes:
         """So many bytes. Raises SizeMismatch, for a blob of this digest, where it ends early."""
-        raw = _read(self, size)
+        raw = read(self, size)
         if len(raw) < size:
             raise SizeMismatch(f"blob {digest}", size, len(raw))
         return raw
@@ -37,11 +55,3 @@ class Peeked:
         buffer[:count] = self._head[:count]
         self._head = self._head[count:]
         return count
-
-
-def _read(source: Source, size: int) -> bytes:
-    raw = bytearray(size)
-    view, filled = memoryview(raw), 0
-    while filled < size and (count := source.readinto(view[filled:])):
-        filled += count
-    return bytes(view[:filled])
