@@ -80,10 +80,12 @@ class Output:
         self._hashing.wait()
 
     def finish(self) -> Written:
-        """Everything is in the file, though not yet under its name."""
+        """Everything is in the file, though not yet under its name. Raises OutputError."""
         if self._compressor is not None:
             self._put_packed(self._compressor.flush())
         self._hashing.wait()
+        with output_errors(self.path):
+            self._writing.settle()
         return Written(
             self.path,
             self.size,
@@ -107,6 +109,9 @@ class Output:
 
     def close(self) -> None:
         self._hashing.close()
+        # Whoever did not finish it has an error already.
+        with suppress(OSError):
+            self._writing.settle()
         if self.path != STDOUT:
             os.close(self._file)
 

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 _Key = tuple[str, "Digest"]
 
-_NOTIFY_INTERVAL: Final = 0.004
+_NOTIFY_INTERVAL: Final = 0.01
 """Seconds between wake-ups of the readers of one fill: enough to batch what a fast upstream
-sends."""
+sends. Shorter ones take processor time from the hashing, which the last byte waits for."""
 _BACKGROUND_QUEUE: Final = 10_000
 """Blobs that may wait for a background fill; more are left to the clients' own requests."""
 

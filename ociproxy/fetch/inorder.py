@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ociproxy.store.staging import Arrival
 
-_READ_SIZE: Final = 256 * 1024
+_READ_SIZE: Final = 512 * 1024
 """Bytes; each running fill has a buffer of this size."""
 
 

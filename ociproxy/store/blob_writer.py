@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.digest import Digest
@@ -72,17 +73,20 @@ class BlobWriter:
         self._collect(_MAX_COMMITS - 1)
         with store_errors(self._staging):
             file, staged = stage(self._staging)
+        writing = SequentialWriter(file)
         kept = False
         try:
-            actual = self._copy(source, size, file, digest)
+            actual = self._copy(source, size, writing, digest)
             kept = digest is not None or not self._is_stored(actual)
         finally:
             if not kept:
+                with suppress(OSError):
+                    writing.settle()
                 os.close(file)
                 staged.unlink(missing_ok=True)
         if kept:
             self._unflushed = True
-            self._commits.add(self._committing.submit(self._commit, file, staged, actual))
+            self._commits.add(self._committing.submit(self._commit, writing, file, staged, actual))
         return actual
 
     def drain(self) -> None:
@@ -99,11 +103,12 @@ class BlobWriter:
             for commit in done:
                 commit.result()
 
-    def _copy(self, source: Source, size: int, file: int, expected: Digest | None) -> Digest:
+    def _copy(
+        self, source: Source, size: int, writing: SequentialWriter, expected: Digest | None
+    ) -> Digest:
         algorithm = expected.algorithm if expected else "sha256"
         hasher = (expected or Digest.of(b"")).hasher()
         remaining, turn = size, 0
-        writing = SequentialWriter(file)
         try:
             while remaining:
                 view = self._buffers[turn][:remaining]
@@ -133,8 +138,10 @@ class BlobWriter:
         found.file.close()
         return found.sealed
 
-    def _commit(self, file: int, staged: Path, digest: Digest) -> None:
+    def _commit(self, writing: SequentialWriter, file: int, staged: Path, digest: Digest) -> None:
         try:
+            with store_errors(staged):
+                writing.settle()
             self._blobs.commit(staged, digest, flush=False)
         except BaseException:
             staged.unlink(missing_ok=True)

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.digest import Digest
 from ociproxy.errors import StoreError
 from ociproxy.store.files import file_name, is_at, remove_abandoned, store_errors, try_lock
-from ociproxy.store.sequential import WRITE_SIZE
 from ociproxy.store.spans import Spans
 from ociproxy.store.workspace import Workspace
 
@@ -84,7 +83,7 @@ class Arrival:
         with store_errors(self.path):
             view = memoryview(data)
             while view:
-                count = os.pwrite(self.file, view[:WRITE_SIZE], offset)
+                count = os.pwrite(self.file, view, offset)
                 offset += count
                 view = view[count:]
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
-from threading import Thread
+from contextlib import suppress
+from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ociproxy.archive.output import open_output
+from ociproxy.digest import Digest
+from ociproxy.errors import OutputError, StoreError
 from ociproxy.store.sequential import SequentialWriter
+from ociproxy.store.store import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 1024 * 1024
-PIECES = [os.urandom(size) for size in (1, 3 * MIB, 128 * 1024, 9 * MIB, 0, 7 * MIB + 5)]
+PIECES = [os.urandom(size) for size in (1, 3 * MIB, 128 * 1024, 9 * MIB, 0, 70 * MIB + 5)]
+
+
+def fail(_file: int) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def test_a_file_holds_what_was_written(tmp_path: Path) -> None:
@@ -23,6 +34,7 @@ def test_a_file_holds_what_was_written(tmp_path: Path) -> None:
         writer = SequentialWriter(file.fileno())
         for piece in PIECES:
             writer.write(memoryview(piece))
+        writer.settle()
     assert (tmp_path / "file").read_bytes() == b"".join(PIECES)
 
 
@@ -41,6 +53,7 @@ def test_a_pipe_takes_it_too() -> None:
         writer = SequentialWriter(writing)
         for piece in PIECES:
             writer.write(piece)
+        writer.settle()
     finally:
         os.close(writing)
         reader.join()
@@ -55,3 +68,52 @@ def test_what_cannot_be_written_raises(tmp_path: Path) -> None:
         pytest.raises(OSError, match="Bad file descriptor"),
     ):
         SequentialWriter(file.fileno()).write(b"data")
+
+
+@pytest.mark.parametrize("more", [MIB, 100 * MIB])
+def test_what_a_flush_on_the_way_found_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    """The kernel tells it once: the fsync at the end would say that all is well."""
+    failing = Event()
+
+    def flush(file: int) -> None:
+        failing.set()
+        fail(file)
+
+    monkeypatch.setattr(os, "fdatasync", flush)
+    with (tmp_path / "file").open("wb", buffering=0) as file:
+        writer = SequentialWriter(file.fileno())
+        writer.write(bytes(64 * MIB))
+        assert failing.wait(10)
+        with suppress(OSError):
+            writer.write(bytes(more))
+        with pytest.raises(OSError, match="Input/output error"):
+            writer.settle()
+
+
+def test_an_archive_that_the_disk_did_not_take_gets_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fdatasync", fail)
+    path = tmp_path / "x.tar"
+    with open_output(path) as output:
+        output.write(bytes(64 * MIB))
+        with pytest.raises(OutputError, match="input/output error"):
+            output.finish()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_blob_that_the_disk_did_not_take_is_not_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store")
+    data = bytes(65 * MIB)
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with (
+        pytest.raises(StoreError, match="input/output error"),
+        store.blob_writer() as writer,
+    ):
+        writer.write(io.BytesIO(data), len(data), Digest.of(data))
+    assert store.blobs.find_size(Digest.of(data)) is None
+    assert [path for path in (tmp_path / "store").rglob("*") if path.stat().st_size > MIB] == []
