@@ -240,6 +240,10 @@ def parse_document(document: dict[str, object], media_type: str) -> Manifest:
     if media_type in IMAGE_MEDIA_TYPES:
         config = Descriptor.from_json(document.get("config"))
         return ImageManifest(config=config, layers=_descriptors(document, "layers"), **extra)  # type: ignore[arg-type]
+    own = document.get("mediaType")
+    if isinstance(own, str) and own in INDEX_MEDIA_TYPES | IMAGE_MEDIA_TYPES:
+        # Else nobody would ask for what it consists of.
+        raise MalformedManifest(f"called {media_type}, but of itself it says {own}")
     return OtherManifest(**extra)  # type: ignore[arg-type]
 
 

@@ -243,6 +243,21 @@ def test_whatever_bytes_are_flipped_only_whole_images_are_visible(
     assert list(store.staging.root.iterdir()) == []
 
 
+def test_an_image_that_is_called_something_else_is_not_published(tmp_path: Path) -> None:
+    """As an unknown document it would be whole without its layers."""
+    raw = layouts.tar_bytes(layouts.members({NAME: IMAGE}))
+    path = tmp_path / "x.tar"
+    path.write_bytes(
+        raw.replace(
+            b'"application/vnd.oci.image.manifest', b'"application/vnd.oci.image_manifest', 1
+        )
+    )
+    store = Store(tmp_path / "store")
+    Importer(store, Rules(), Quiet()).run([path])
+    assert list(inventory(store)) == []
+    assert list((store.root / "img").iterdir()) == []
+
+
 def images_blobs(raw: bytes) -> Iterable[str]:
     document = json.loads(raw)
     return [each["digest"][7:] for each in (document["config"], *document["layers"])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +15,9 @@ from ociproxy.reference import Repository
 from ociproxy.store.closure import Closure, closure
 from ociproxy.store.store import Store
 from tests.images import Content, Image, artifact, content, image, index, multi_platform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 REPOSITORY = Repository("quay.io", "a/b")
 AMD64, ARM64 = Platform("linux", "amd64"), Platform("linux", "arm64")
@@ -161,3 +165,22 @@ def test_referrers_come_where_asked_for_and_referrers_of_referrers_too(store: St
     assert missing(walk(store, made, referrers=True)) == [signature.blobs[1].digest]
     remove(store, signature.top)
     assert walk(store, made, referrers=True).complete
+
+
+@pytest.mark.parametrize("make", [image, multi_platform])
+def test_an_image_that_is_called_something_else_is_not_complete(
+    store: Store, make: Callable[[], Image]
+) -> None:
+    """As an unknown document it would be, without its layers."""
+    made = make()
+    put(store, made)
+    top = Descriptor("application/unknown+json", Digest.parse(made.digest), made.top.size)
+    found = closure(store, REPOSITORY, top, (), referrers=False)
+    assert missing(found) == [made.digest]
+
+
+def test_a_document_of_another_kind_is_complete_by_itself(store: Store) -> None:
+    raw = b'{"mediaType": ["not", "a", "text"]}'
+    holder = ManifestHolder.of(raw, "application/unknown+json")
+    store.commit_manifest(REPOSITORY, holder)
+    assert closure(store, REPOSITORY, holder.descriptor, (), referrers=False).complete
