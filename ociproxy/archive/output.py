@@ -109,11 +109,7 @@ class Output:
 
     def close(self) -> None:
         self._hashing.close()
-        # Whoever did not finish it has an error already.
-        with suppress(OSError):
-            self._writing.settle()
-        if self.path != STDOUT:
-            os.close(self._file)
+        self._writing.close()
 
     def _put_packed(self, data: bytes) -> None:
         self._file_hash.update(data)
@@ -129,7 +125,9 @@ class Output:
 def open_output(path: Path, *, zstd: bool = False) -> Iterator[Output]:
     """Raises OutputError. What is not committed in the end is removed."""
     if path == STDOUT:
-        output = Output(path, sys.stdout.fileno(), zstd=zstd)
+        with output_errors(path):
+            file = os.dup(sys.stdout.fileno())
+        output = Output(path, file, zstd=zstd)
         try:
             yield output
         finally:

@@ -7,9 +7,7 @@ and goes when the next one begins.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.digest import Digest
@@ -80,13 +78,11 @@ class BlobWriter:
             kept = digest is not None or not self._is_stored(actual)
         finally:
             if not kept:
-                with suppress(OSError):
-                    writing.settle()
-                os.close(file)
+                writing.close()
                 staged.unlink(missing_ok=True)
         if kept:
             self._unflushed = True
-            self._commits.add(self._committing.submit(self._commit, writing, file, staged, actual))
+            self._commits.add(self._committing.submit(self._commit, writing, staged, actual))
         return actual
 
     def drain(self) -> None:
@@ -138,7 +134,7 @@ class BlobWriter:
         found.file.close()
         return found.sealed
 
-    def _commit(self, writing: SequentialWriter, file: int, staged: Path, digest: Digest) -> None:
+    def _commit(self, writing: SequentialWriter, staged: Path, digest: Digest) -> None:
         try:
             with store_errors(staged):
                 writing.settle()
@@ -147,4 +143,4 @@ class BlobWriter:
             staged.unlink(missing_ok=True)
             raise
         finally:
-            os.close(file)
+            writing.close()

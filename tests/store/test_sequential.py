@@ -7,8 +7,8 @@ import hashlib
 import io
 import os
 from contextlib import suppress
+from pathlib import Path
 from threading import Event, Thread
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,9 +17,6 @@ from ociproxy.digest import Digest
 from ociproxy.errors import OutputError, StoreError
 from ociproxy.store.sequential import SequentialWriter
 from ociproxy.store.store import Store
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MIB = 1024 * 1024
 PIECES = [os.urandom(size) for size in (1, 3 * MIB, 128 * 1024, 9 * MIB, 0, 70 * MIB + 5)]
@@ -36,6 +33,47 @@ def test_a_file_holds_what_was_written(tmp_path: Path) -> None:
             writer.write(memoryview(piece))
         writer.settle()
     assert (tmp_path / "file").read_bytes() == b"".join(PIECES)
+
+
+def test_a_flush_does_not_lose_its_file_when_that_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number may be another file's the next moment."""
+    flushing, closed = Event(), Event()
+    flushed: list[Path] = []
+
+    def flush(file: int) -> None:
+        flushing.set()
+        assert closed.wait(10)
+        flushed.append(Path(f"/proc/self/fd/{file}").readlink())
+
+    monkeypatch.setattr(os, "fdatasync", flush)
+    writer = SequentialWriter(os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT))
+    writer.write(bytes(64 * MIB))
+    try:
+        assert flushing.wait(10)
+        writer.close()
+        other = os.open(tmp_path / "other", os.O_WRONLY | os.O_CREAT)
+    finally:
+        closed.set()
+    writer.settle()
+    os.close(other)
+    assert flushed == [tmp_path / "file"]
+
+
+def test_without_threads_it_writes_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Thread, "start", start)
+    writer = SequentialWriter(os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT))
+    writer.write(bytes(64 * MIB))
+    writer.write(bytes(64 * MIB))
+    writer.settle()
+    writer.close()
+    assert (tmp_path / "file").stat().st_size == 128 * MIB
 
 
 def test_a_pipe_takes_it_too() -> None:
@@ -116,4 +154,8 @@ def test_a_blob_that_the_disk_did_not_take_is_not_stored(
     ):
         writer.write(io.BytesIO(data), len(data), Digest.of(data))
     assert store.blobs.find_size(Digest.of(data)) is None
-    assert [path for path in (tmp_path / "store").rglob("*") if path.stat().st_size > MIB] == []
+    assert large_files(tmp_path) == []
+
+
+def large_files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size > MIB]
