@@ -23,9 +23,11 @@ from ociproxy.manifest import (
     Index,
     MalformedManifest,
     ManifestHolder,
+    OtherManifest,
     guess_media_type,
 )
 from ociproxy.platform import is_attestation
+from ociproxy.store.manifests import described_as
 from ociproxy.store.records import TagRecord
 from ociproxy.store.source import Peeked
 
@@ -299,17 +301,16 @@ class Extractor:
             damage = self.damaged.get(digest)
             raise _Unusable(damage or _ABSENT, damaged=damage is not None)
         try:
-            holder = ManifestHolder.verified(
-                raw, Descriptor(descriptor.media_type, digest, descriptor.size)
-            )
-            guessed = Descriptor(guess_media_type(raw), digest, len(raw))
+            own = Descriptor(guess_media_type(raw), digest, descriptor.size)
+            verified = ManifestHolder.verified(raw, own)
+            holder = described_as(verified, descriptor)
         except IntegrityError as exc:
             reason = f"expected {exc.quantity} {exc.expected}, got {exc.actual}"
             raise _Unusable(reason, damaged=True) from exc
         except MalformedManifest as exc:
             raise _Unusable(str(exc), damaged=True) from exc
-        if guessed.is_index != holder.descriptor.is_index:
-            reason = f"is {guessed.media_type}, but described as {descriptor.media_type}"
+        if _is_misnamed(holder, verified):
+            reason = f"is {own.media_type}, but described as {descriptor.media_type}"
             raise _Unusable(reason, damaged=True)
         return holder
 
@@ -374,3 +375,14 @@ def _join(examined: Examined, children: list[Examined], sparse: bool) -> None:
         examined.left_out += [child.top for child in absent]
     else:
         examined.problems += [each for child in absent for each in child.problems]
+
+
+def _is_misnamed(described: ManifestHolder, own: ManifestHolder) -> bool:
+    """Whether it is an image in every way, though it does not say so, and is called something that
+    nobody knows: as that it would be whole without its layers."""
+    try:
+        return isinstance(described.manifest, OtherManifest) and not isinstance(
+            own.manifest, OtherManifest
+        )
+    except MalformedManifest:
+        return False

@@ -26,7 +26,7 @@ DOCKER_SCHEMA1: Final = "application/vnd.docker.distribution.manifest.v1+json"
 DOCKER_SCHEMA1_SIGNED: Final = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 UNKNOWN_MEDIA_TYPE: Final = "application/json"
 
-GENERIC_MEDIA_TYPES: Final = frozenset(
+_GENERIC_MEDIA_TYPES: Final = frozenset(
     {
         "",
         UNKNOWN_MEDIA_TYPE,
@@ -35,10 +35,12 @@ GENERIC_MEDIA_TYPES: Final = frozenset(
         "text/plain",
     }
 )
-"""What servers send that do not know what they have: the document itself knows better."""
 
 INDEX_MEDIA_TYPES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 IMAGE_MEDIA_TYPES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+KNOWN_MEDIA_TYPES: Final = (
+    INDEX_MEDIA_TYPES | IMAGE_MEDIA_TYPES | {OCI_ARTIFACT, DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED}
+)
 
 ACCEPTED_MEDIA_TYPES: Final = (
     OCI_INDEX,
@@ -116,7 +118,7 @@ class Descriptor:
         urls = value.get("urls")
         artifact_type = value.get("artifactType")
         return Descriptor(
-            media_type=media_type,
+            media_type=_normalised(media_type),
             digest=parsed,
             size=size,
             platform=_platform(value.get("platform")),
@@ -229,21 +231,34 @@ def parse_manifest(raw: bytes, media_type: str) -> Manifest:
 
 def parse_document(document: dict[str, object], media_type: str) -> Manifest:
     """The same of bytes that are parsed already."""
+    own = media_type_of(document)
+    kind, own_kind = _kind(own if is_generic(media_type) else media_type), _kind(own)
+    says = _kind(own_media_type(document))
+    if own_kind not in (kind, OtherManifest) and (kind, says) != (OtherManifest, OtherManifest):
+        # An image that is taken for anything else would be whole without its layers. What is of a
+        # type that nobody knows may have such fields, and mean something else by them.
+        raise MalformedManifest(f"is {own[:100]}, but described as {media_type[:100]}")
+    return _parse(document, kind)
+
+
+def _kind(media_type: str) -> type[Manifest]:
+    if media_type in INDEX_MEDIA_TYPES:
+        return Index
+    return ImageManifest if media_type in IMAGE_MEDIA_TYPES else OtherManifest
+
+
+def _parse(document: dict[str, object], kind: type[Manifest]) -> Manifest:
     subject = document.get("subject")
     extra = {
         "subject": None if subject is None else Descriptor.from_json(subject),
         "artifact_type": _text(document.get("artifactType")),
         "annotations": _annotations(document.get("annotations")),
     }
-    if media_type in INDEX_MEDIA_TYPES:
+    if kind is Index:
         return Index(manifests=_descriptors(document, "manifests"), **extra)  # type: ignore[arg-type]
-    if media_type in IMAGE_MEDIA_TYPES:
+    if kind is ImageManifest:
         config = Descriptor.from_json(document.get("config"))
         return ImageManifest(config=config, layers=_descriptors(document, "layers"), **extra)  # type: ignore[arg-type]
-    own = document.get("mediaType")
-    if isinstance(own, str) and own in INDEX_MEDIA_TYPES | IMAGE_MEDIA_TYPES:
-        # Else nobody would ask for what it consists of.
-        raise MalformedManifest(f"called {media_type}, but of itself it says {own}")
     return OtherManifest(**extra)  # type: ignore[arg-type]
 
 
@@ -278,9 +293,9 @@ def guess_media_type(raw: bytes) -> str:
 
 def media_type_of(document: dict[str, object]) -> str:
     """The same of bytes that are parsed already."""
-    media_type = document.get("mediaType")
-    if isinstance(media_type, str) and is_media_type(media_type):
-        return media_type
+    own = own_media_type(document)
+    if is_media_type(own):
+        return own
     if document.get("schemaVersion") == 1:
         return DOCKER_SCHEMA1_SIGNED if "signatures" in document else DOCKER_SCHEMA1
     if "manifests" in document:
@@ -288,6 +303,30 @@ def media_type_of(document: dict[str, object]) -> str:
     if "config" in document or "layers" in document:
         return OCI_MANIFEST
     return UNKNOWN_MEDIA_TYPE
+
+
+def own_media_type(document: dict[str, object]) -> str:
+    """What it says of itself, which may be anything; empty where that is nothing."""
+    own = _normalised(_text(document.get("mediaType")))
+    return "" if is_generic(own) else own
+
+
+def is_generic(media_type: str) -> bool:
+    """Whether servers say this that do not know what they have: the document itself knows
+    better."""
+    return _plain(media_type) in _GENERIC_MEDIA_TYPES
+
+
+def _normalised(media_type: str) -> str:
+    """A known manifest's media type as it is usually written; others are left as they are."""
+    plain = _plain(media_type)
+    return plain if plain in KNOWN_MEDIA_TYPES else media_type
+
+
+def _plain(media_type: str) -> str:
+    """Parameters and capitals mean nothing here (RFC 6838 section 4.2), and some tools write
+    them."""
+    return media_type.partition(";")[0].strip().lower()
 
 
 def is_media_type(text: str) -> bool:

@@ -8,7 +8,8 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from tests.images import Content, Image
+from tests.images import OCI_INDEX, Content, Image
+from tests.images import content as content_of
 
 REF_NAME = "org.opencontainers.image.ref.name"
 IMAGE_NAME = "io.containerd.image.name"
@@ -68,3 +69,11 @@ def tar_bytes(files: Iterable[tuple[str, bytes]]) -> bytes:
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))
     return made.getvalue()
+
+
+def called(image: Image, media_type: str) -> Image:
+    """An index that calls this image by another media type than its own."""
+    child = image.top.descriptor(mediaType=media_type)
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [child]}
+    top = content_of(json.dumps(document).encode(), OCI_INDEX)
+    return Image(top, (image.top,), image.blobs)

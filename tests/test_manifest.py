@@ -247,3 +247,57 @@ def test_any_other_document_may_have_a_subject() -> None:
     manifest = parse_manifest(raw, "application/vnd.example+json")
     assert isinstance(manifest, OtherManifest)
     assert manifest.subject is not None
+
+
+@pytest.mark.parametrize("called", ["application/json", "Text/Plain; charset=utf-8", ""])
+def test_what_is_called_nothing_in_particular_is_what_it_looks_like(called: str) -> None:
+    raw = json.dumps({"config": descriptor(), "layers": [descriptor()]}).encode()
+    assert isinstance(parse_manifest(raw, called), ImageManifest)
+    raw = json.dumps({"mediaType": called, "manifests": [descriptor()]}).encode()
+    assert isinstance(parse_manifest(raw, called), Index)
+    assert isinstance(parse_manifest(b'{"mediaType": "application/x"}', called), OtherManifest)
+
+
+@pytest.mark.parametrize(
+    "own", [None, "application/vnd.example+json", "application/vnd.example+json; version=1", "it"]
+)
+def test_a_type_that_nobody_knows_may_use_the_fields_of_an_image(own: str | None) -> None:
+    """As it likes."""
+    for fields in ({"config": {"name": "x"}}, {"manifests": [descriptor()]}):
+        raw = json.dumps(fields | ({"mediaType": own} if own else {})).encode()
+        assert isinstance(parse_manifest(raw, "application/vnd.example+json"), OtherManifest)
+
+
+@pytest.mark.parametrize(
+    ("fields", "called"),
+    [
+        ({"mediaType": OCI_MANIFEST, "config": {}}, "application/vnd.example+json"),
+        ({"mediaType": DOCKER_LIST, "manifests": []}, "application/vnd.example+json"),
+        ({"config": {}, "layers": []}, OCI_INDEX),
+        ({"manifests": []}, DOCKER_MANIFEST),
+    ],
+)
+def test_an_image_or_index_is_nothing_else(fields: dict[str, Any], called: str) -> None:
+    """As that it would be whole without what it consists of."""
+    with pytest.raises(MalformedManifest, match="described as"):
+        parse_manifest(json.dumps(fields).encode(), called)
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        f"{OCI_MANIFEST}; charset=utf-8",
+        OCI_MANIFEST.replace("oci.image", "OCI.Image"),
+        f" {OCI_MANIFEST} ",
+    ],
+)
+def test_a_manifests_media_type_may_be_spelled_otherwise(spelled: str) -> None:
+    assert Descriptor.from_json(descriptor(mediaType=spelled)).media_type == OCI_MANIFEST
+    raw = json.dumps({"mediaType": spelled, "config": descriptor(), "layers": []}).encode()
+    assert guess_media_type(raw) == OCI_MANIFEST
+
+
+def test_any_other_media_type_stays_as_it_is_written() -> None:
+    """Clients compare it letter by letter, as an artifact type."""
+    for written in ("application/vnd.Example+json; version=1", "text/plain; charset=utf-8"):
+        assert Descriptor.from_json(descriptor(mediaType=written)).media_type == written

@@ -35,10 +35,12 @@ from ociproxy.manifest import (
     Index,
     MalformedManifest,
     ManifestHolder,
+    guess_media_type,
     referrer_descriptor,
 )
 from ociproxy.store.files import READ_SIZE, read_buffer
 from ociproxy.store.layers import BlobFile
+from ociproxy.store.manifests import described_as
 from ociproxy.store.records import Records, TagRecord
 
 if TYPE_CHECKING:
@@ -286,9 +288,9 @@ class Bundle:
         actual = Digest.of(raw, digest.algorithm)
         if actual != digest:
             raise DigestMismatch(f"{self.path}: manifest {digest}", digest, actual)
-        described = Descriptor(descriptor.media_type, digest, len(raw))
-        holder = ManifestHolder(described, raw)
         try:
+            own = ManifestHolder(Descriptor(guess_media_type(raw), digest, len(raw)), raw)
+            holder = described_as(own, descriptor)
             _ = holder.manifest
         except MalformedManifest as exc:
             raise LayoutDamaged(str(self.path), f"manifest {digest}: {exc}") from exc

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from ociproxy.digest import Digest
 from ociproxy.errors import DigestMismatch, ManifestInvalid
 from ociproxy.manifest import (
-    DOCKER_SCHEMA1,
     DOCKER_SCHEMA1_SIGNED,
-    GENERIC_MEDIA_TYPES,
-    IMAGE_MEDIA_TYPES,
-    INDEX_MEDIA_TYPES,
-    OCI_ARTIFACT,
+    KNOWN_MEDIA_TYPES,
     Descriptor,
     MalformedManifest,
     ManifestHolder,
+    is_generic,
     is_media_type,
     json_object,
     media_type_of,
+    own_media_type,
     parse_document,
-)
-
-_KNOWN: Final = (
-    INDEX_MEDIA_TYPES | IMAGE_MEDIA_TYPES | {OCI_ARTIFACT, DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED}
 )
 
 
@@ -63,12 +55,12 @@ def holder_of(
 
 def _agreed_media_type(document: dict[str, object], content_type: str, upstream: str) -> str:
     """That of header and document, where each says one. Raises ManifestInvalid if they differ."""
-    if content_type in GENERIC_MEDIA_TYPES:
+    if is_generic(content_type):
         return media_type_of(document)
-    own = document.get("mediaType")
-    if not isinstance(own, str) or own in ("", content_type):
+    own = own_media_type(document)
+    if own in ("", content_type):
         return content_type
-    if not _KNOWN.isdisjoint({own, content_type}):
+    if not KNOWN_MEDIA_TYPES.isdisjoint({own, content_type}):
         reason = f"sends a document of type {own[:100]} as {content_type[:100]}"
         raise ManifestInvalid(upstream, reason)
     return content_type

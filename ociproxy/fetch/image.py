@@ -240,7 +240,8 @@ class _Walk:
                     break
         except NameUnknown:
             tagged = await self._find_tag(_tag_of(subject))
-            if tagged is None:
+            # Who pushes may give any image a tag like this.
+            if tagged is None or not isinstance(self._parse(tagged), Index):
                 return []
             image.manifests[tagged.descriptor.digest] = tagged
             image.tags[_tag_of(subject)] = tagged.descriptor

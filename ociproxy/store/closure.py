@@ -12,7 +12,13 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index, MalformedManifest
+from ociproxy.manifest import (
+    MANIFEST_MAX_SIZE,
+    ImageManifest,
+    Index,
+    MalformedManifest,
+    is_generic,
+)
 from ociproxy.platform import Platform, choose, is_attestation
 from ociproxy.store.manifests import described_as
 
@@ -249,7 +255,7 @@ def _below(store: Store, descriptor: Descriptor) -> set[Digest]:
         if isinstance(manifest, Index):
             fresh = [child for child in manifest.manifests if child.digest not in below]
             below.update(child.digest for child in fresh)
-            waiting.extend(child for child in fresh if child.is_index)
+            waiting.extend(c for c in fresh if c.is_index or is_generic(c.media_type))
     return below
 
 

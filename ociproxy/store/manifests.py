@@ -14,12 +14,12 @@ from ociproxy.bounded import BoundedCache
 from ociproxy.digest import Digest
 from ociproxy.errors import ManifestInvalid
 from ociproxy.manifest import (
-    GENERIC_MEDIA_TYPES,
     MANIFEST_MAX_SIZE,
     Descriptor,
     MalformedManifest,
     ManifestHolder,
     guess_media_type,
+    is_generic,
 )
 from ociproxy.store.files import TOUCH_AFTER, file_name, store_errors, touch, write_atomically
 
@@ -157,7 +157,7 @@ def described_as(holder: ManifestHolder, descriptor: Descriptor | None) -> Manif
     says more than that it is a document."""
     if descriptor is None or descriptor.media_type == holder.descriptor.media_type:
         return holder
-    if descriptor.media_type in GENERIC_MEDIA_TYPES:
+    if is_generic(descriptor.media_type):
         return holder
     return ManifestHolder(replace(holder.descriptor, media_type=descriptor.media_type), holder.raw)
 

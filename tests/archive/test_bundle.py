@@ -20,7 +20,8 @@ from ociproxy.errors import DigestMismatch, LayoutInvalid
 from ociproxy.extract import Extractor
 from ociproxy.reference import Repository
 from ociproxy.store.store import Store
-from tests.images import MIB, Image, artifact, image, multi_platform
+from tests import layouts
+from tests.images import MIB, OCI_MANIFEST, Image, artifact, image, multi_platform
 from tests.server import Mirror
 from tests.stores import put
 from tests.upstream import FakeUpstream
@@ -96,6 +97,19 @@ def test_ranges_and_heads_are_cut_out_of_the_archive(tmp_path: Path) -> None:
         assert (tail.status, tail.body) == (206, layer.data[-10:])
         assert mirror.get(path, {"Range": f"bytes={layer.size}-"}).status == 416
         assert "hit" in mirror.get(path).cache_status
+
+
+@pytest.mark.parametrize("media_type", [f"{OCI_MANIFEST}; charset=utf-8", "text/plain"])
+def test_an_image_that_is_called_carelessly_is_served_as_what_it_is(
+    tmp_path: Path, media_type: str
+) -> None:
+    made, other = image(layers=2), image("other")
+    names = {"quay.io/a/b:1": layouts.called(made, media_type), "quay.io/c:1": other}
+    bundle = layouts.write_tar(tmp_path / "b.tar", layouts.members(names))
+    with serving(tmp_path, bundle) as mirror:
+        pull(mirror, "1", names["quay.io/a/b:1"])
+        pull(mirror, made.digest, made)
+        pull(mirror, "1", other, "c")
 
 
 def test_referrers_in_an_archive_are_listed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import random
 import signal
 import subprocess
@@ -84,6 +85,28 @@ def test_sha512_content_is_imported(job: Import, tmp_path: Path) -> None:
     image = images.Image(manifest, blobs=(config, blob))
     assert job.run(layouts.write_tar(tmp_path / "x", layouts.members({NAME: image}))).code == 0
     job.check(NAME, image)
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        f"{images.OCI_MANIFEST}; charset=utf-8",
+        images.OCI_MANIFEST.replace("vnd.oci", "VND.OCI"),
+        "application/octet-stream",
+        "text/plain; charset=utf-8",
+    ],
+)
+def test_an_image_that_is_called_carelessly_is_imported_whole(
+    job: Import, tmp_path: Path, media_type: str
+) -> None:
+    made = {NAME: layouts.called(IMAGE, media_type)}
+    assert job.run(layouts.write_tar(tmp_path / "x.tar", layouts.members(made))).code == 0
+    job.check(NAME, made[NAME])
+    top = IMAGE.top.descriptor(mediaType=media_type, annotations={layouts.IMAGE_NAME: f"{NAME}-b"})
+    index = {"schemaVersion": 2, "manifests": [top]}
+    files = dict(layouts.members({NAME: IMAGE})) | {"index.json": json.dumps(index).encode()}
+    assert job.run(layouts.write_tar(tmp_path / "y.tar", files.items())).code == 0
+    job.check(f"{NAME}-b", IMAGE)
 
 
 def test_a_second_time_writes_nothing_anew(job: Import, archive: Path) -> None:

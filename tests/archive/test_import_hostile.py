@@ -243,19 +243,30 @@ def test_whatever_bytes_are_flipped_only_whole_images_are_visible(
     assert list(store.staging.root.iterdir()) == []
 
 
-def test_an_image_that_is_called_something_else_is_not_published(tmp_path: Path) -> None:
+@pytest.mark.parametrize("says", [True, False])
+def test_an_image_that_is_called_something_else_is_not_published(
+    tmp_path: Path, says: bool
+) -> None:
     """As an unknown document it would be whole without its layers."""
-    raw = layouts.tar_bytes(layouts.members({NAME: IMAGE}))
-    path = tmp_path / "x.tar"
-    path.write_bytes(
-        raw.replace(
-            b'"application/vnd.oci.image.manifest', b'"application/vnd.oci.image_manifest', 1
-        )
-    )
+    document = IMAGE.top.json()
+    if not says:
+        del document["mediaType"]
+    raw = json.dumps(document).encode()
+    made = images.Image(images.content(raw, "application/vnd.oci.image_manifest"), (), IMAGE.blobs)
+    path = layouts.write_tar(tmp_path / "x.tar", layouts.members({NAME: made}))
     store = Store(tmp_path / "store")
     Importer(store, Rules(), Quiet()).run([path])
     assert list(inventory(store)) == []
     assert list((store.root / "img").iterdir()) == []
+
+
+@pytest.mark.parametrize("fields", [{"config": {"a": 1}}, {"layers": "none"}, {"schemaVersion": 3}])
+def test_a_document_of_another_kind_is(tmp_path: Path, fields: dict[str, object]) -> None:
+    made = images.Image(images.content(json.dumps(fields).encode(), "application/vnd.example+json"))
+    path = layouts.write_tar(tmp_path / "x.tar", layouts.members({NAME: made}))
+    store = Store(tmp_path / "store")
+    Importer(store, Rules(), Quiet()).run([path])
+    assert [entry.complete for entry in inventory(store)] == [True]
 
 
 def images_blobs(raw: bytes) -> Iterable[str]:

@@ -50,6 +50,20 @@ def fallback(referrers: list[Image]) -> Content:
     return content(json.dumps(document).encode(), OCI_INDEX)
 
 
+def test_a_fallback_tag_that_is_an_image_lists_nothing(
+    make_upstream: Callable[..., FakeUpstream], tmp_path: Path
+) -> None:
+    """Whoever may push can give any image such a name."""
+    upstream = make_upstream(referrers=False)
+    load = Load(tmp_path / "load", upstream.url)
+    app = upstream.add("team/app", image("app"), tag="v1")
+    other = upstream.add("team/app", image("other"), tag=app.digest.replace(":", "-"))
+    done = load.run(load.write(f"{upstream.registry}/team/app:v1"), "--referrers")
+    assert done.code == 0, done.stderr
+    assert load.has(app)
+    assert not load.has(other)
+
+
 def test_fallback_tag_where_the_api_is_missing(
     make_upstream: Callable[..., FakeUpstream], tmp_path: Path, mirror: Callable[..., Mirror]
 ) -> None:
