@@ -16,7 +16,8 @@ UNKNOWN: Final = 1 << 62
 
 @dataclass(slots=True, eq=False)
 class Claim:
-    """[start, stop) that one connection is fetching; start moves as bytes arrive."""
+    """[start, stop) that one connection is fetching; start moves as bytes arrive. No two overlap,
+    nor does one with what is here: nothing is written twice, and what was hashed stays."""
 
     start: int
     stop: int
@@ -48,6 +49,15 @@ class Plan:
         self._claims.append(claim)
         return claim
 
+    def move(self, claim: Claim, arrived: Spans, stop: int) -> bool:
+        """Let a claim that is used up go on where the next bytes before `stop` are neither here nor
+        claimed, if there are such."""
+        gap = self._taken(arrived).gap(claim.stop, stop)
+        if gap is None:
+            return False
+        claim.start, claim.stop = gap
+        return True
+
     def release(self, claim: Claim) -> None:
         """What the claim still covers is anybody's again."""
         self._claims.remove(claim)
@@ -56,11 +66,7 @@ class Plan:
         """The next range that is neither here nor claimed; what a reader waits for comes first."""
         if size is None:
             return None if self._claims else (0, UNKNOWN)
-        taken = Spans()
-        for start, stop in arrived:
-            taken.add(start, stop)
-        for claim in self._claims:
-            taken.add(claim.start, claim.stop)
+        taken = self._taken(arrived)
         for offset in sorted(self._wanted):
             if offset < size and taken.stop_after(offset) == offset:
                 return taken.gap(offset, size)
@@ -71,3 +77,11 @@ class Plan:
         if arrived.stop_after(offset) > offset:
             return True
         return any(claim.start <= offset < claim.stop for claim in self._claims)
+
+    def _taken(self, arrived: Spans) -> Spans:
+        taken = Spans()
+        for start, stop in arrived:
+            taken.add(start, stop)
+        for claim in self._claims:
+            taken.add(claim.start, claim.stop)
+        return taken

@@ -193,30 +193,27 @@ class Transfer:
             if self._size is not None:
                 self._arrival.set_size(self._size)
                 self._learned(self._size)
-            end = UNKNOWN if self._size is None else self._size
-            body_end = end if stream.stop is None else stream.stop
-            if body_end > claim.stop or stream.start != claim.start:
-                # The upstream ignored the range: this body is the whole blob, take all of it.
+                claim.stop = min(claim.stop, self._size)
+            if self._end(stream) > claim.stop or stream.start != claim.start:
+                # The upstream ignored the range: this body is the whole blob.
                 self._ranges = False
-                claim.stop = end
-            claim.stop = min(claim.stop, end)
         self._progressed()
 
     def _receive(self, stream: BlobStream, claim: Claim) -> None:
         offset = stream.start
         began = time.monotonic()
-        while claim.start < claim.stop:
+        while self._is_wanted(stream, claim):
             data = stream.read(_CHUNK)
             if not data:
                 if claim.stop < UNKNOWN:
                     raise self._unavailable(f"body ended at byte {offset}")
                 self._ended(offset, claim)
                 return
-            stop = offset + len(data)
             self.bytes_fetched += len(data)
-            if stop > claim.start:
-                fresh = data[claim.start - offset :] if offset < claim.start else data
-                self._put(claim, fresh[: claim.stop - claim.start])
+            stop = offset + len(data)
+            while self._is_wanted(stream, claim) and claim.start < stop:
+                # Of a body that is more than what was asked for, what is here already is skipped.
+                self._put(claim, data[max(claim.start - offset, 0) : claim.stop - offset])
             offset = stop
             self._check_stopped()
             self._call_for_help(began)
@@ -229,6 +226,19 @@ class Transfer:
             raise SizeMismatch(
                 f"blob {self._arrival.digest}", self._size, f"more than {self._size}"
             )
+
+    def _is_wanted(self, stream: BlobStream, claim: Claim) -> bool:
+        """Whether the claim, or what else this body may still bring, is not yet here."""
+        if claim.start < claim.stop:
+            return True
+        with self._lock:
+            return self._plan.move(claim, self._arrival.spans, self._end(stream))
+
+    def _end(self, stream: BlobStream) -> int:
+        """Where the body ends in the blob."""
+        if stream.stop is not None:
+            return stream.stop
+        return UNKNOWN if self._size is None else self._size
 
     def _put(self, claim: Claim, data: bytes) -> None:
         start = claim.start

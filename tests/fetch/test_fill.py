@@ -54,3 +54,35 @@ async def test_a_fill_does_not_wait_for_help_that_finds_no_thread(
     await fills.close()
     for blob in blobs:
         assert store.blobs.path(Digest.parse(blob.digest)).read_bytes() == blob.data
+
+
+async def test_what_has_arrived_is_not_written_again(
+    tmp_path: Path, upstream: FakeUpstream, open_backend: OpenBackend
+) -> None:
+    """An upstream without ranges sends it once more: were it other bytes, those that were hashed
+    would not be those that are stored."""
+    blob = random_blob(4 * MIB, seed="again")
+    digest = Digest.parse(blob.digest)
+    upstream.add_content("app", blob)
+    upstream.fault("/blobs/", Fault(no_range=True, flip_at=5 * MIB // 2, rate=8 * MIB))
+    store = Store(tmp_path / "store")
+    begun = store.staging.lead(digest)
+    assert begun is not None
+    for start in (0, 2 * MIB):
+        begun.write(start, blob.data[start : start + MIB])
+        begun.arrived(start, start + MIB)
+    begun.close()
+    fills = Fills(store, Fetch(segment=MIB // 2))
+    async with asyncio.timeout(15):
+        await fills.start(
+            Repository(upstream.registry, "app"),
+            digest,
+            partition="",
+            backend=open_backend(upstream),
+            connections=1,
+            size=None,
+            ended=lambda _: None,
+        ).finished()
+    await fills.close()
+    assert store.blobs.path(digest).read_bytes() == blob.data
+    assert [each.sent for each in upstream.requests if "/blobs/" in each.path] == [blob.size]
