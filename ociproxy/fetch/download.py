@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _FOLLOW_INTERVAL: Final = 0.02
 """Seconds between looks at what another process has fetched."""
 _WORTH_A_THREAD: Final = 1024 * 1024
-"""Bytes above which a blob is hashed while it arrives, and not after."""
+"""Bytes above which a blob is hashed beside the connection, and not by it."""
 
 
 class Download:
@@ -60,6 +60,8 @@ class Download:
         self.digest = digest
         self.size = expected_size
         self.started = False
+        self.whole = False
+        """All of it is there, verified or not: what is left is soon over."""
         self.verified = False
         self.bytes_resumed = 0
         self._source = source
@@ -174,7 +176,9 @@ class Download:
         delivered = False
         hasher = self._hasher = InOrderHasher(self.digest, arrival, self._arrived_until)
         try:
-            self._fetch(arrival)
+            self._fetch(arrival, hasher)
+            self.whole = True
+            self._notify()
             self._verify(hasher)
         except Delivered:
             delivered = True
@@ -212,7 +216,8 @@ class Download:
         if size is None:
             return False
         self._adopt(self._store.staging.open_committed(path, self.digest))
-        self.size, self.started, self.verified = size, True, True
+        self.size = size
+        self.started = self.whole = self.verified = True
         self._notify()
         return True
 
@@ -230,7 +235,7 @@ class Download:
         if old is not None:
             old.close()
 
-    def _fetch(self, arrival: Arrival) -> None:
+    def _fetch(self, arrival: Arrival, hasher: InOrderHasher) -> None:
         transfer = Transfer(
             arrival,
             self._source,
@@ -241,7 +246,8 @@ class Download:
             stopped=self._stopped,
             spawn=self._spawn,
             learned=self._learned,
-            progressed=self._progressed,
+            progressed=self._notify,
+            arrived=hasher.take,
         )
         with self._lock:
             self._transfer = transfer
@@ -250,12 +256,7 @@ class Download:
     def _learned(self, size: int) -> None:
         self.size, self.started = size, True
         if self._hasher is not None and size > _WORTH_A_THREAD:
-            self._hasher.follow(self._spawn)
-
-    def _progressed(self) -> None:
-        if self._hasher is not None:
-            self._hasher.more()
-        self._notify()
+            self._hasher.start()
 
     def _verify(self, hasher: InOrderHasher) -> None:
         actual = hasher.digest()

@@ -88,8 +88,9 @@ class Fill:
             await self._change()
 
     def notify(self) -> None:
-        """From any thread: there is news for the readers. Many calls make one wake-up."""
-        if not self._scheduled:
+        """From any thread: there is news for the readers. Many calls make one wake-up, but for the
+        last, which no others follow."""
+        if not self._scheduled or self.download.whole:
             self._scheduled = True
             try:
                 self._loop.call_soon_threadsafe(self._wake)
@@ -111,7 +112,7 @@ class Fill:
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-        if self.done or self.error or self.download.verified:
+        if self.done or self.error or self.download.whole:
             self._scheduled = False
         else:
             self._loop.call_later(_NOTIFY_INTERVAL, self._rearm)
@@ -141,8 +142,8 @@ class Fills:
         self._running: dict[_Key, Fill] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads = Pools("fills", size=limits.fills, queue=limits.queue)
-        # For each fill, one to hash and one to help on the average.
-        self._helpers = ThreadPoolExecutor(2 * limits.fills, thread_name_prefix="helper")
+        # For each fill, one on the average.
+        self._helpers = ThreadPoolExecutor(limits.fills, thread_name_prefix="helper")
         self._queue: deque[tuple[Callable[[], Fill | None], _Key]] = deque()
         self._queued: set[_Key] = set()
         self._workers = 0

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import os
-from threading import Event, Lock
+from contextlib import suppress
+from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.digest import Digest
-from ociproxy.errors import StoreError
-from ociproxy.store.files import read_buffer, store_errors
+from ociproxy.store.files import store_errors
+from ociproxy.store.hashing import Hashing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
 
     from ociproxy.store.staging import Arrival
 
-_READ_SIZE: Final = 512 * 1024
-"""Bytes; each running fill has a buffer of this size."""
+_BEHIND: Final = 3
+"""Pieces that may wait to be hashed in memory, of as many bytes as a connection brings at once."""
+_READ_SIZE: Final = 1024 * 1024
+_CATCH_UP: Final = 4 * 1024 * 1024
+"""Bytes that whoever brings some hashes beside: what arrived before, or came out of order, is
+caught up with by and by, and the connection is not idle for long."""
 
 
 class InOrderHasher:
-    """Hashes what has arrived, from the file and in order, behind those who write it.
+    """Hashes what arrives, in order: from memory what comes in order, from the file what does not.
 
-    `follow` lets a thread of its own do it as the bytes come, for hashing takes about as long as a
-    fast upstream; without one `digest` does it all. `stop` before the file is closed: nothing is
-    hashed after it.
+    `start` lets a thread of its own do it beside the connections, for hashing takes about as long
+    as a fast upstream. `stop` when nothing arrives any more.
     """
 
     def __init__(
@@ -36,53 +39,55 @@ class InOrderHasher:
         self._hasher = digest.hasher()
         self._arrival = arrival
         self._arrived_until = arrived_until
-        self._buffer = read_buffer(_READ_SIZE)
         self._lock = Lock()
-        self._news = Event()
-        self._stopping = False
-        self._following: Future[None] | None = None
+        self._hashing: Hashing | None = None
 
-    def follow(self, spawn: Callable[[Callable[[], None]], Future[None]]) -> None:
-        """From now on keep up with what arrives; more than one call changes nothing."""
-        if self._following is None:
+    def start(self) -> None:
+        """More than one call changes nothing."""
+        if self._hashing is None:
+            with suppress(RuntimeError):  # without a thread whoever brings bytes hashes them
+                self._hashing = Hashing("fill-hash", behind=_BEHIND)
+
+    def take(self, start: int, data: bytes) -> None:
+        """These bytes are in the file. Waits while hashing is too far behind. Raises StoreError."""
+        # Whoever hashes now finds them in the file, or who comes next does.
+        if self._lock.acquire(blocking=False):
             try:
-                self._following = spawn(self._follow)
-            except RuntimeError:
-                return  # the pool has been closed, and whoever fetches will see it soon
-
-    def more(self) -> None:
-        """Something has arrived."""
-        self._news.set()
-
-    def stop(self) -> None:
-        """Returns when the thread, if there is one, has ended."""
-        self._stopping = True
-        self._news.set()
-        if self._following is not None and not self._following.cancel():
-            self._following.result()
+                if start == self.position:
+                    self._hash(data)
+                self._catch_up(_CATCH_UP)
+            finally:
+                self._lock.release()
 
     def digest(self) -> Digest:
         """Of the bytes up to `position`, which is where the first gap is. Raises StoreError."""
-        self._catch_up()
+        with self._lock:
+            while self._catch_up(_CATCH_UP):
+                pass
+            if self._hashing is not None:
+                self._hashing.wait()
         return Digest.finish(self._hasher, self._algorithm)
 
-    def _follow(self) -> None:
-        try:
-            while not self._stopping:
-                self._news.wait()
-                self._news.clear()
-                self._catch_up()
-        except StoreError:
-            return  # `digest` runs into the same, where it can be reported
+    def stop(self) -> None:
+        """Returns when the thread, if there is one, has ended."""
+        if self._hashing is not None:
+            self._hashing.close()
 
-    def _catch_up(self) -> None:
-        with self._lock, store_errors(self._arrival.path):
-            buffer = self._buffer
-            while not self._stopping:
-                stop = self._arrived_until(self.position)
-                want = buffer[: min(_READ_SIZE, stop - self.position)]
-                count = os.preadv(self._arrival.file, [want], self.position) if want else 0
-                if not count:
-                    return
-                self._hasher.update(buffer[:count])
-                self.position += count
+    def _hash(self, data: bytes) -> None:
+        if self._hashing is None:
+            self._hasher.update(data)
+        else:
+            self._hashing.update(data, self._hasher)
+        self.position += len(data)
+
+    def _catch_up(self, most: int) -> bool:
+        """With so many bytes of the file; whether there may be more."""
+        limit = self.position + most
+        with store_errors(self._arrival.path):
+            while (stop := min(self._arrived_until(self.position), limit)) > self.position:
+                size = min(stop - self.position, _READ_SIZE)
+                data = os.pread(self._arrival.file, size, self.position)
+                if not data:
+                    return False
+                self._hash(data)
+        return self.position == limit

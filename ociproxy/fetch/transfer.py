@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from ociproxy.fetch.upstream import BlobStream, OpenBlob
     from ociproxy.store.staging import Arrival
 
-_CHUNK: Final = 512 * 1024
-"""Bytes asked from a connection at a time."""
+_CHUNK: Final = 1024 * 1024
+"""Bytes asked from a connection at a time; a few of these wait in memory to be hashed. Half as many
+cost a fast upstream a tenth of its speed, twice as many bring nothing (measured on loopback)."""
 _PROGRESS: Final = 256 * 1024
 """Bytes a broken connection must have brought for the next one not to count as another try."""
 _PATIENCE: Final = 0.5
@@ -58,7 +59,7 @@ class Delivered(Exception):
 
 class Transfer:
     """Fetches what an arrival lacks. `lock` guards the arrival, the plan and the claims, and is
-    held when `learned` is told the size; `progressed` is called without it."""
+    held when `learned` is told the size; `progressed` and `arrived` are called without it."""
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class Transfer:
         spawn: Callable[[Callable[[], None]], Future[None]],
         learned: Callable[[int], None],
         progressed: Callable[[], None],
+        arrived: Callable[[int, bytes], None],
     ) -> None:
         self._arrival = arrival
         self._source = source
@@ -83,6 +85,7 @@ class Transfer:
         self._stopped = stopped
         self._learned = learned
         self._progressed = progressed
+        self._arrived = arrived
         self._helpers = Helpers(lock, source.connections - 1, spawn)
         self._streams: set[BlobStream] = set()
         self._ranges = True
@@ -248,6 +251,7 @@ class Transfer:
             claim.start = start + len(data)
             self._arrival.arrived(start, claim.start, flush=claim.start == claim.stop)
         self._progressed()
+        self._arrived(start, data)
 
     def _ended(self, size: int, claim: Claim) -> None:
         """A body without a stated length has ended: now the size is known."""

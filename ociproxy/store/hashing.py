@@ -33,9 +33,10 @@ def hash_file(file: FileIO, hasher: Hasher) -> int:
 class Hashing:
     """Belongs to one thread, which gives and waits; `close` ends the other one."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, behind: int = BEHIND) -> None:
+        """Raises RuntimeError where no thread is to be had."""
         # One more is in the thread's hands.
-        self._pieces: Queue[_Piece | None] = Queue(BEHIND - 1)
+        self._pieces: Queue[_Piece | None] = Queue(behind - 1)
         self._thread = Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 

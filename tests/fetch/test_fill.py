@@ -21,7 +21,7 @@ MIB = 1024 * 1024
 async def test_a_fill_does_not_wait_for_help_that_finds_no_thread(
     tmp_path: Path, upstream: FakeUpstream, open_backend: OpenBackend
 ) -> None:
-    """As many fills as may run in both pools hash with all threads that there are for helpers."""
+    """As many fills as may run in both pools share the threads that there are for helpers."""
     blobs = [random_blob(3 * MIB, seed=f"help {n}") for n in range(2)]
     for blob in blobs:
         upstream.add_content("app", blob)

@@ -1,11 +1,13 @@
-"""Hashing behind those who write: gaps, a thread of its own, an early end."""
+"""Hashing beside those who write: gaps, what was there before, many connections."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -13,7 +15,10 @@ from ociproxy.digest import Digest
 from ociproxy.fetch.inorder import InOrderHasher
 from ociproxy.store.staging import Arrival, Staging
 
-DATA = os.urandom(3 * 1024 * 1024 + 7)
+MIB = 1024 * 1024
+DATA = os.urandom(9 * MIB + 7)
+STEP = 100_000
+STARTS = range(0, len(DATA), STEP)
 
 
 @pytest.fixture
@@ -24,58 +29,105 @@ def arrival(tmp_path: Path) -> Iterator[Arrival]:
     made.close()
 
 
-def hasher_of(arrival: Arrival) -> InOrderHasher:
-    return InOrderHasher(arrival.digest, arrival, lambda at: arrival.spans.stop_after(at))
+@pytest.fixture
+def hasher(arrival: Arrival) -> Iterator[InOrderHasher]:
+    made = InOrderHasher(arrival.digest, arrival, lambda at: arrival.spans.stop_after(at))
+    yield made
+    made.stop()
 
 
-def put(arrival: Arrival, start: int, stop: int) -> None:
-    arrival.write(start, DATA[start:stop])
-    arrival.arrived(start, stop)
+def put(arrival: Arrival, start: int, stop: int) -> bytes:
+    data = DATA[start:stop]
+    arrival.write(start, data)
+    arrival.arrived(start, start + len(data))
+    return data
 
 
-def test_without_a_thread_all_is_hashed_at_the_end(arrival: Arrival) -> None:
+@pytest.mark.parametrize("thread", [False, True])
+def test_what_was_there_before_is_read(
+    arrival: Arrival, hasher: InOrderHasher, thread: bool
+) -> None:
     put(arrival, 1000, len(DATA))
     put(arrival, 0, 1000)
-    hasher = hasher_of(arrival)
+    if thread:
+        hasher.start()
     assert hasher.digest() == Digest.of(DATA)
     assert hasher.position == len(DATA)
 
 
-def test_a_thread_keeps_up_with_bytes_in_any_order(arrival: Arrival) -> None:
-    hasher = hasher_of(arrival)
-    with ThreadPoolExecutor(1) as pool:
-        hasher.follow(pool.submit)
-        hasher.follow(pool.submit)
-        step = 100_000
-        for start in sorted(range(0, len(DATA), step), key=lambda at: at // step % 3):
-            put(arrival, start, min(start + step, len(DATA)))
-            hasher.more()
-        assert hasher.digest() == Digest.of(DATA)
-        hasher.stop()
+@pytest.mark.parametrize("connections", [1, 3])
+@pytest.mark.parametrize("thread", [False, True])
+def test_bytes_may_come_in_any_order(
+    arrival: Arrival, hasher: InOrderHasher, connections: int, thread: bool
+) -> None:
+    if thread:
+        hasher.start()
+        hasher.start()
+    for start in sorted(STARTS, key=lambda at: at // STEP % connections):
+        hasher.take(start, put(arrival, start, start + STEP))
+    assert hasher.digest() == Digest.of(DATA)
 
 
-def test_what_lies_behind_a_gap_is_not_hashed(arrival: Arrival) -> None:
+def test_several_connections_may_bring_them_at_once(
+    arrival: Arrival, hasher: InOrderHasher
+) -> None:
+    hasher.start()
+    lock = threading.Lock()
+
+    def bring(start: int) -> None:
+        with lock:
+            data = put(arrival, start, start + STEP)
+        hasher.take(start, data)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(bring, STARTS))
+    assert hasher.digest() == Digest.of(DATA)
+
+
+def test_what_comes_in_order_is_not_read_again(arrival: Arrival, hasher: InOrderHasher) -> None:
+    hasher.start()
+    for start in STARTS:
+        data = put(arrival, start, start + STEP)
+        arrival.write(start, bytes(len(data)))
+        hasher.take(start, data)
+    assert hasher.digest() == Digest.of(DATA)
+
+
+def test_what_came_out_of_order_is_caught_up_with_on_the_way(
+    arrival: Arrival, hasher: InOrderHasher
+) -> None:
+    """And not all at the end, nor all at once while a connection is idle."""
+    put(arrival, 0, 8 * MIB)
+    hasher.take(8 * MIB, put(arrival, 8 * MIB, 8 * MIB + STEP))
+    assert 0 < hasher.position < 8 * MIB
+    hasher.take(8 * MIB + STEP, put(arrival, 8 * MIB + STEP, 9 * MIB))
+    hasher.take(9 * MIB, put(arrival, 9 * MIB, len(DATA)))
+    assert hasher.position == len(DATA)
+
+
+def test_what_lies_behind_a_gap_is_not_hashed(arrival: Arrival, hasher: InOrderHasher) -> None:
     put(arrival, 0, 1000)
-    put(arrival, 2000, len(DATA))
-    hasher = hasher_of(arrival)
+    hasher.take(2000, put(arrival, 2000, len(DATA)))
     assert hasher.digest() == Digest.of(DATA[:1000])
     assert hasher.position == 1000
 
 
-def test_stopping_ends_a_thread_that_waits_for_more(arrival: Arrival) -> None:
-    hasher = hasher_of(arrival)
-    with ThreadPoolExecutor(1) as pool:
-        hasher.follow(pool.submit)
-        put(arrival, 0, 1000)
-        hasher.more()
-        hasher.stop()
+def test_stopping_ends_the_thread(hasher: InOrderHasher) -> None:
+    before = threading.active_count()
+    hasher.start()
+    assert threading.active_count() == before + 1
+    hasher.stop()
+    assert threading.active_count() == before
 
 
-def test_a_thread_that_was_never_run_is_not_waited_for(arrival: Arrival) -> None:
-    hasher = hasher_of(arrival)
-    busy = hasher_of(arrival)
-    with ThreadPoolExecutor(1) as pool:
-        busy.follow(pool.submit)
-        hasher.follow(pool.submit)
-        hasher.stop()
-        busy.stop()
+def test_without_threads_it_hashes_all_the_same(
+    arrival: Arrival, hasher: InOrderHasher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Thread, "start", start)
+    hasher.start()
+    for start_at in STARTS:
+        hasher.take(start_at, put(arrival, start_at, start_at + STEP))
+    assert hasher.digest() == Digest.of(DATA)

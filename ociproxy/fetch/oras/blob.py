@@ -18,7 +18,7 @@ _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 # Each read allocates what it asks for before it knows how much comes; beyond this that costs more
 # than the saved calls bring (measured on loopback, plain and TLS).
-_READ_LIMIT: Final = 512 * 1024
+_READ_LIMIT: Final = 1024 * 1024
 
 
 class OrasBlobStream:
