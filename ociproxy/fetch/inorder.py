@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 _BEHIND: Final = 3
 """Pieces that may wait to be hashed in memory, of as many bytes as a connection brings at once."""
+_PIECE: Final = 256 * 1024
+"""Bytes at least: TLS brings 16 KiB at once, which are hashed sooner than another thread wakes."""
 _READ_SIZE: Final = 1024 * 1024
-_CATCH_UP: Final = 4 * 1024 * 1024
-"""Bytes that whoever brings some hashes beside: what arrived before, or came out of order, is
-caught up with by and by, and the connection is not idle for long."""
+_CATCH_UP: Final = 4
+"""Bytes that whoever brings one reads and hashes beside: with what arrived before, or came out of
+order, it is caught up by and by, and no connection is idle for long."""
 
 
 class InOrderHasher:
@@ -41,6 +43,8 @@ class InOrderHasher:
         self._arrived_until = arrived_until
         self._lock = Lock()
         self._hashing: Hashing | None = None
+        self._waiting: list[bytes] = []
+        self._waiting_size = 0
 
     def start(self) -> None:
         """More than one call changes nothing."""
@@ -55,15 +59,16 @@ class InOrderHasher:
             try:
                 if start == self.position:
                     self._hash(data)
-                self._catch_up(_CATCH_UP)
+                self._catch_up(_CATCH_UP * len(data))
             finally:
                 self._lock.release()
 
     def digest(self) -> Digest:
         """Of the bytes up to `position`, which is where the first gap is. Raises StoreError."""
         with self._lock:
-            while self._catch_up(_CATCH_UP):
+            while self._catch_up(_READ_SIZE):
                 pass
+            self._give()
             if self._hashing is not None:
                 self._hashing.wait()
         return Digest.finish(self._hasher, self._algorithm)
@@ -74,11 +79,19 @@ class InOrderHasher:
             self._hashing.close()
 
     def _hash(self, data: bytes) -> None:
+        self.position += len(data)
+        self._waiting.append(data)
+        self._waiting_size += len(data)
+        if self._waiting_size >= _PIECE:
+            self._give()
+
+    def _give(self) -> None:
+        data = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
+        self._waiting, self._waiting_size = [], 0
         if self._hashing is None:
             self._hasher.update(data)
         else:
             self._hashing.update(data, self._hasher)
-        self.position += len(data)
 
     def _catch_up(self, most: int) -> bool:
         """With so many bytes of the file; whether there may be more."""

@@ -11,7 +11,7 @@ from typing import Final
 from ociproxy.store.spans import Spans
 
 UNKNOWN: Final = 1 << 62
-"""Where a claim ends while nobody knows the size of the blob."""
+"""Where the last gap ends while nobody knows the size of the blob."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,10 +49,10 @@ class Plan:
         self._claims.append(claim)
         return claim
 
-    def move(self, claim: Claim, arrived: Spans, stop: int) -> bool:
-        """Let a claim that is used up go on where the next bytes before `stop` are neither here nor
-        claimed, if there are such."""
-        gap = self._taken(arrived).gap(claim.stop, stop)
+    def move(self, claim: Claim, arrived: Spans, offset: int, stop: int) -> bool:
+        """Let a claim that is used up go on with the next bytes from `offset`, where its connection
+        is, to `stop` that are neither here nor claimed, if there are such."""
+        gap = self._taken(arrived).gap(max(offset, claim.stop), stop)
         if gap is None:
             return False
         claim.start, claim.stop = gap
@@ -65,7 +65,7 @@ class Plan:
     def free_gap(self, arrived: Spans, size: int | None) -> tuple[int, int] | None:
         """The next range that is neither here nor claimed; what a reader waits for comes first."""
         if size is None:
-            return None if self._claims else (0, UNKNOWN)
+            return None if self._claims else arrived.gap(0, UNKNOWN)
         taken = self._taken(arrived)
         for offset in sorted(self._wanted):
             if offset < size and taken.stop_after(offset) == offset:

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
-from ociproxy.errors import BlobTooLarge, OciProxyError, SizeMismatch, UpstreamUnavailable
+from ociproxy.errors import (
+    BlobTooLarge,
+    OciProxyError,
+    SizeMismatch,
+    UpstreamInvalid,
+    UpstreamUnavailable,
+)
 from ociproxy.fetch.helpers import Helpers
 from ociproxy.fetch.plan import UNKNOWN, Claim, Plan
 from ociproxy.fetch.upstream import retrying
@@ -55,6 +61,10 @@ class Source:
 
 class Delivered(Exception):
     """The backend has put the whole blob into the store, and nothing into the arrival."""
+
+
+class _NoHelp(Exception):
+    """Another connection brings the whole blob, and would be the only one that does."""
 
 
 class Transfer:
@@ -149,7 +159,7 @@ class Transfer:
         """Another connection. Its failure is not the fill's: the leading one takes over what is
         left."""
         try:
-            with contextlib.suppress(Delivered):
+            with contextlib.suppress(Delivered, _NoHelp):
                 self._work(helping=True)
         except OciProxyError as exc:
             log.event(logging.DEBUG, "connection lost", digest=self._arrival.digest, reason=exc)
@@ -167,7 +177,7 @@ class Transfer:
             if stream.deliver():
                 raise Delivered
             if helping and stream.start != claim.start:
-                raise self._unavailable("no ranges")
+                raise _NoHelp
             self._receive(stream, claim)
         except UpstreamUnavailable as exc:
             if claim.start - first < _PROGRESS or self._stopped.is_set():
@@ -197,6 +207,10 @@ class Transfer:
                 self._arrival.set_size(self._size)
                 self._learned(self._size)
                 claim.stop = min(claim.stop, self._size)
+            elif stream.stop is not None:
+                raise UpstreamInvalid(
+                    self._source.upstream, "sends a range without the blob's size"
+                )
             if self._end(stream) > claim.stop or stream.start != claim.start:
                 # The upstream ignored the range: this body is the whole blob.
                 self._ranges = False
@@ -205,37 +219,29 @@ class Transfer:
     def _receive(self, stream: BlobStream, claim: Claim) -> None:
         offset = stream.start
         began = time.monotonic()
-        while self._is_wanted(stream, claim):
+        while self._goes_on(stream, claim, offset):
             data = stream.read(_CHUNK)
             if not data:
-                if claim.stop < UNKNOWN:
+                if self._size is not None:
                     raise self._unavailable(f"body ended at byte {offset}")
                 self._ended(offset, claim)
                 return
             self.bytes_fetched += len(data)
             stop = offset + len(data)
-            while self._is_wanted(stream, claim) and claim.start < stop:
+            while self._goes_on(stream, claim, offset) and claim.start < stop:
                 # Of a body that is more than what was asked for, what is here already is skipped.
-                self._put(claim, data[max(claim.start - offset, 0) : claim.stop - offset])
+                self._put(claim, data[claim.start - offset : claim.stop - offset])
             offset = stop
             self._check_stopped()
             self._call_for_help(began)
-        if (
-            claim.stop == self._size
-            and offset <= claim.stop
-            and stream.stop is None
-            and stream.read(1)
-        ):
-            raise SizeMismatch(
-                f"blob {self._arrival.digest}", self._size, f"more than {self._size}"
-            )
 
-    def _is_wanted(self, stream: BlobStream, claim: Claim) -> bool:
-        """Whether the claim, or what else this body may still bring, is not yet here."""
+    def _goes_on(self, stream: BlobStream, claim: Claim, offset: int) -> bool:
+        """Whether this body, from offset on, may still bring something of its claim, which is moved
+        on where it is used up."""
         if claim.start < claim.stop:
             return True
         with self._lock:
-            return self._plan.move(claim, self._arrival.spans, self._end(stream))
+            return self._plan.move(claim, self._arrival.spans, offset, self._end(stream))
 
     def _end(self, stream: BlobStream) -> int:
         """Where the body ends in the blob."""

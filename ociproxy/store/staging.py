@@ -113,6 +113,10 @@ class Arrival:
 
     def commit(self, blobs: Blobs) -> None:
         """Leader: publish the verified bytes and end the staging."""
+        if self.size is not None:
+            with store_errors(self.path):
+                # A leader that was killed may have written more than it said, or was verified.
+                os.ftruncate(self.file, self.size)
         blobs.commit(self.path, self.digest)
         self._unlink_journal()
 

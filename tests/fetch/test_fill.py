@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from ociproxy.config.settings import Fetch
 from ociproxy.digest import Digest
+from ociproxy.errors import UpstreamInvalid
 from ociproxy.fetch.fill import Fill, Fills
+from ociproxy.fetch.plan import Plan
+from ociproxy.fetch.upstream import Backend
 from ociproxy.reference import Repository
+from ociproxy.store.spans import Spans
 from ociproxy.store.store import Store
 from tests.fetch.conftest import OpenBackend
-from tests.images import random_blob
+from tests.images import Content, random_blob
 from tests.upstream import FakeUpstream
 from tests.upstream_faults import Fault
 
@@ -56,15 +62,30 @@ async def test_a_fill_does_not_wait_for_help_that_finds_no_thread(
         assert store.blobs.path(Digest.parse(blob.digest)).read_bytes() == blob.data
 
 
+async def fill(fills: Fills, upstream: FakeUpstream, backend: Backend, blob: Content) -> None:
+    """Until it is in the store; nobody has said its size."""
+    async with asyncio.timeout(15):
+        await fills.start(
+            Repository(upstream.registry, "app"),
+            Digest.parse(blob.digest),
+            partition="",
+            backend=backend,
+            connections=1,
+            size=None,
+            ended=lambda _: None,
+        ).finished()
+
+
+@pytest.mark.parametrize("flip_at", [MIB // 4, 5 * MIB // 2])
 async def test_what_has_arrived_is_not_written_again(
-    tmp_path: Path, upstream: FakeUpstream, open_backend: OpenBackend
+    tmp_path: Path, upstream: FakeUpstream, open_backend: OpenBackend, flip_at: int
 ) -> None:
     """An upstream without ranges sends it once more: were it other bytes, those that were hashed
     would not be those that are stored."""
     blob = random_blob(4 * MIB, seed="again")
     digest = Digest.parse(blob.digest)
     upstream.add_content("app", blob)
-    upstream.fault("/blobs/", Fault(no_range=True, flip_at=5 * MIB // 2, rate=8 * MIB))
+    upstream.fault("/blobs/", Fault(no_range=True, flip_at=flip_at, rate=8 * MIB))
     store = Store(tmp_path / "store")
     begun = store.staging.lead(digest)
     assert begun is not None
@@ -73,16 +94,53 @@ async def test_what_has_arrived_is_not_written_again(
         begun.arrived(start, start + MIB)
     begun.close()
     fills = Fills(store, Fetch(segment=MIB // 2))
-    async with asyncio.timeout(15):
-        await fills.start(
-            Repository(upstream.registry, "app"),
-            digest,
-            partition="",
-            backend=open_backend(upstream),
-            connections=1,
-            size=None,
-            ended=lambda _: None,
-        ).finished()
+    await fill(fills, upstream, open_backend(upstream), blob)
     await fills.close()
     assert store.blobs.path(digest).read_bytes() == blob.data
     assert [each.sent for each in upstream.requests if "/blobs/" in each.path] == [blob.size]
+
+
+@pytest.mark.parametrize("size", [0, 1000, MIB, MIB + 1, 3 * MIB])
+async def test_a_blob_whose_size_nobody_states(
+    tmp_path: Path, upstream: FakeUpstream, open_backend: OpenBackend, size: int
+) -> None:
+    blob = random_blob(size, seed="unknown")
+    upstream.add_content("app", blob)
+    upstream.fault("/blobs/", Fault(chunked=True, no_range=True))
+    store = Store(tmp_path / "store")
+    fills = Fills(store, Fetch(segment=MIB))
+    await fill(fills, upstream, open_backend(upstream), blob)
+    await fills.close()
+    assert store.blobs.path(Digest.parse(blob.digest)).read_bytes() == blob.data
+    assert [each.sent for each in upstream.requests if "/blobs/" in each.path] == [size]
+
+
+async def test_a_range_of_a_blob_without_its_size_is_refused(
+    tmp_path: Path, upstream: FakeUpstream, open_backend: OpenBackend
+) -> None:
+    """Nobody could tell where it ends."""
+    blob = random_blob(3 * MIB, seed="star")
+    upstream.add_content("app", blob)
+    part = blob.data[:MIB]
+    headers = {"Content-Range": f"bytes 0-{MIB - 1}/*"}
+    upstream.fault("/blobs/", Fault(status=206, body=part, headers=headers, no_range=True))
+    fills = Fills(Store(tmp_path / "store"), Fetch(segment=MIB))
+    with pytest.raises(UpstreamInvalid, match="without the blob's size"):
+        await fill(fills, upstream, open_backend(upstream), blob)
+    await fills.close()
+    assert len([each for each in upstream.requests if "/blobs/" in each.path]) == 1
+
+
+def test_a_claim_moves_on_from_where_its_connection_is() -> None:
+    """What another connection gives up behind that has passed."""
+    plan, arrived = Plan(MIB), Spans()
+    first, other = plan.take(arrived, 4 * MIB), plan.take(arrived, 4 * MIB)
+    assert first is not None
+    assert other is not None
+    arrived.add(0, MIB)
+    first.start = MIB
+    plan.release(other)
+    assert plan.move(first, arrived, 3 * MIB // 2, 4 * MIB)
+    assert (first.start, first.stop) == (3 * MIB // 2, 4 * MIB)
+    first.start = first.stop
+    assert not plan.move(first, arrived, 4 * MIB, 4 * MIB)
