@@ -171,6 +171,8 @@ class Download:
             return False
         self._adopt(arrival)
         self.size = self.size if arrival.size is None else arrival.size
+        if self.size is not None:
+            arrival.set_size(self.size)
         self.bytes_resumed = arrival.spans.total
         began = time.monotonic()
         delivered = False

@@ -245,9 +245,8 @@ class Transfer:
 
     def _end(self, stream: BlobStream) -> int:
         """Where the body ends in the blob."""
-        if stream.stop is not None:
-            return stream.stop
-        return UNKNOWN if self._size is None else self._size
+        ends = (UNKNOWN, self._size, stream.stop)
+        return min(end for end in ends if end is not None)
 
     def _put(self, claim: Claim, data: bytes) -> None:
         start = claim.start

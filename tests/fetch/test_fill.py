@@ -62,8 +62,14 @@ async def test_a_fill_does_not_wait_for_help_that_finds_no_thread(
         assert store.blobs.path(Digest.parse(blob.digest)).read_bytes() == blob.data
 
 
-async def fill(fills: Fills, upstream: FakeUpstream, backend: Backend, blob: Content) -> None:
-    """Until it is in the store; nobody has said its size."""
+async def fill(
+    fills: Fills,
+    upstream: FakeUpstream,
+    backend: Backend,
+    blob: Content,
+    size: int | None = None,
+) -> None:
+    """Until it is in the store; nobody has said its size, unless it is given."""
     async with asyncio.timeout(15):
         await fills.start(
             Repository(upstream.registry, "app"),
@@ -71,7 +77,7 @@ async def fill(fills: Fills, upstream: FakeUpstream, backend: Backend, blob: Con
             partition="",
             backend=backend,
             connections=1,
-            size=None,
+            size=size,
             ended=lambda _: None,
         ).finished()
 
@@ -113,6 +119,26 @@ async def test_a_blob_whose_size_nobody_states(
     await fills.close()
     assert store.blobs.path(Digest.parse(blob.digest)).read_bytes() == blob.data
     assert [each.sent for each in upstream.requests if "/blobs/" in each.path] == [size]
+
+
+@pytest.mark.parametrize("knows", [False, True])
+async def test_all_had_arrived_before_anybody_knew(
+    tmp_path: Path, upstream: FakeUpstream, open_backend: OpenBackend, knows: bool
+) -> None:
+    """A leader that did not know the size was killed, and may have written more than it said."""
+    blob = random_blob(MIB, seed="before")
+    digest = Digest.parse(blob.digest)
+    upstream.add_content("app", blob)
+    store = Store(tmp_path / "store")
+    begun = store.staging.lead(digest)
+    assert begun is not None
+    begun.write(0, blob.data + b"more")
+    begun.arrived(0, MIB)
+    begun.close()
+    fills = Fills(store, Fetch(segment=MIB))
+    await fill(fills, upstream, open_backend(upstream), blob, MIB if knows else None)
+    await fills.close()
+    assert store.blobs.path(digest).read_bytes() == blob.data
 
 
 async def test_a_range_of_a_blob_without_its_size_is_refused(

@@ -143,8 +143,9 @@ class OrasBackend:
         ranged = start > 0 or stop is not None
         headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if ranged else {}
         response = self._request("GET", repository, f"blobs/{digest}", headers)
-        if response.status_code == 416 and start == 0:
-            # An empty blob has no range that could be satisfied.
+        if response.status_code == 416 and ranged:
+            # An empty blob has no range that could be satisfied; nor has one that ends before what
+            # has arrived, as when nobody knew its size. The whole tells the size.
             discard(response)
             response = self._request("GET", repository, f"blobs/{digest}", {})
         if response.status_code != 206 or not ranged:
