@@ -204,17 +204,25 @@ def test_rightful_import_is_left_alone(tmp_path: Path, file: str, source: str) -
     assert violations(tmp_path) == []
 
 
-def test_a_server_does_not_load_what_only_other_commands_use() -> None:
-    loaded = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys, ociproxy.cli.main, ociproxy.cli.serve_command; print(*sys.modules)",
-        ],
+def loaded_with(*commands: str) -> set[str]:
+    modules = ", ".join(["sys", "ociproxy.cli.main", *(f"ociproxy.cli.{c}" for c in commands)])
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {modules}; print(*sys.modules)"],
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
-    ).stdout.split()
+    )
+    return set(done.stdout.split())
+
+
+def test_a_server_does_not_load_what_only_other_commands_use() -> None:
+    loaded = loaded_with("serve_command")
     assert "aiohttp" in loaded
-    assert not {"rich", "ociproxy.cli.list_command"} & set(loaded)
+    assert not {"rich", "ociproxy.cli.list_command"} & loaded
+
+
+def test_archives_are_not_kept_waiting_for_what_terminals_and_config_files_need() -> None:
+    loaded = loaded_with("import_command", "export_command", "diff_command")
+    assert "ociproxy.archive.export" in loaded
+    assert not {"rich.console", "yaml", "ssl", "asyncio"} & loaded

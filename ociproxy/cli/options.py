@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ociproxy.config.file import read_config
 from ociproxy.config.settings import Config
 from ociproxy.config.units import parse_size
 from ociproxy.errors import NameInvalid
@@ -119,7 +118,7 @@ def configuration(
 
     Options that were not given are None. Raises ConfigError.
     """
-    config = Config() if config_path is None else read_config(config_path)
+    config = Config() if config_path is None else _read(config_path)
     return replace(
         config,
         store=_with(config.store, path=image_path),
@@ -132,6 +131,13 @@ def configuration(
 def existing_store(config_path: Path | None, image_path: Path | None) -> Store:
     """For commands that only read one. Raises ConfigError, StoreError."""
     return open_existing(configuration(config_path, image_path=image_path).store.path)
+
+
+def _read(config_path: Path) -> Config:
+    # YAML, TLS and the table of all keys take longer to import than most commands to run.
+    from ociproxy.config.file import read_config
+
+    return read_config(config_path)
 
 
 def _with(section: Any, **values: object) -> Any:

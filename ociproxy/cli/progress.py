@@ -5,28 +5,19 @@ Always on standard error, so that standard output is a program's to read.
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+import os
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+import click
 
-_INTERVAL: Final = 0.125
-"""Seconds between two looks at what is going on."""
-_MOST_BARS: Final = 16
-_NAME_WIDTH: Final = 48
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+
+    from rich.console import Console
+
+_STDERR: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +35,21 @@ class Screen:
     """Where a command says what happens: lines that stay, above bars that move."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._console: Console | None = None
+        if os.isatty(_STDERR):  # False where it is closed
+            # What draws takes as long to import as a small archive to read: a pipe need not wait.
+            from ociproxy.cli.bars import open_console
 
-    @property
-    def has_bars(self) -> bool:
-        return self._console.is_terminal and not self._console.is_dumb_terminal
+            self._console = open_console()
 
     def line(self, text: str) -> None:
         """One line, whatever stands in it: an upstream's or an archive's words may hold what a
         terminal obeys."""
-        self._console.print("".join(map(_shown, text)))
+        shown = "".join(map(_shown, text))
+        if self._console is None:
+            click.echo(shown, err=True)
+        else:
+            self._console.print(shown)
 
     @asynccontextmanager
     async def watching(
@@ -61,86 +57,27 @@ class Screen:
     ) -> AsyncIterator[None]:
         """Show bars while the block runs, if this is a terminal: one for everything, with rate and
         time left, and one for each step."""
-        if not self.has_bars:
+        if self._console is None:
             yield
             return
-        bars = _Bars(self._console)
-        with bars.progress:
-            moving = asyncio.create_task(bars.move(overall, steps))
-            try:
-                yield
-            finally:
-                moving.cancel()
-                await asyncio.gather(moving, return_exceptions=True)
-                bars.clear()
+        from ociproxy.cli.bars import Bars
+
+        async with Bars(self._console).moving(overall, steps):
+            yield
 
     @contextmanager
     def watching_work(self, overall: Callable[[], Step]) -> Iterator[None]:
         """The same for work that blocks: one bar, moved by a thread of its own."""
-        if not self.has_bars:
+        if self._console is None:
             yield
             return
-        bars, ended = _Bars(self._console), threading.Event()
-        with bars.progress:
-            moving = threading.Thread(target=bars.move_until, args=(ended, overall), daemon=True)
-            moving.start()
-            try:
-                yield
-            finally:
-                ended.set()
-                moving.join()
-                bars.clear()
+        from ociproxy.cli.bars import Bars
+
+        with Bars(self._console).moving_beside(overall):
+            yield
 
 
 def _shown(character: str) -> str:
     if character.isprintable():
         return character
     return " " if character.isspace() else "?"
-
-
-class _Bars:
-    def __init__(self, console: Console) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            auto_refresh=False,
-            transient=True,
-        )
-        self._overall = self.progress.add_task("", total=None)
-        self._shown: dict[object, TaskID] = {}
-        self._most = max(1, min(_MOST_BARS, console.height - 4))
-
-    async def move(self, overall: Callable[[], Step], steps: Callable[[], Iterable[Step]]) -> None:
-        while True:
-            self._show(overall(), list(steps())[: self._most])
-            await asyncio.sleep(_INTERVAL)
-
-    def move_until(self, ended: threading.Event, overall: Callable[[], Step]) -> None:
-        while not ended.wait(_INTERVAL):
-            self._show(overall(), [])
-
-    def clear(self) -> None:
-        for task in self.progress.task_ids:
-            self.progress.remove_task(task)
-
-    def _show(self, overall: Step, steps: list[Step]) -> None:
-        self._update(self._overall, overall)
-        keys = {step.key for step in steps}
-        for key in [key for key in self._shown if key not in keys]:
-            self.progress.remove_task(self._shown.pop(key))
-        for step in steps:
-            task = self._shown.get(step.key)
-            if task is None:
-                task = self._shown[step.key] = self.progress.add_task("", total=None)
-            self._update(task, step)
-        self.progress.refresh()
-
-    def _update(self, task: TaskID, step: Step) -> None:
-        name = step.name
-        if len(name) > _NAME_WIDTH:
-            name = f"...{name[3 - _NAME_WIDTH :]}"
-        self.progress.update(task, description=name, completed=step.done, total=step.size)

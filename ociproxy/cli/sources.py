@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from ociproxy import imagelist, kubernetes
+from ociproxy import imagelist
 from ociproxy.config.reading import decode, read_file, read_stream
 from ociproxy.errors import ConfigError, NameInvalid
 from ociproxy.imagelist import ALL_PLATFORMS, ImageListInvalid, Wanted, merged, parse_list
@@ -65,6 +65,9 @@ def read_wanted(
         wanted += found
         problems += wrong
     for name in manifests:
+        # With it comes YAML, which whoever has a list can do without.
+        from ociproxy import kubernetes
+
         text = _read(name, kubernetes.SIZE_LIMIT, problems)
         findings = kubernetes.find_images(text, _shown(name))
         for each in findings.images:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _Key = tuple[str, "Digest"]
 
-_NOTIFY_INTERVAL: Final = 0.01
+_NOTIFY_INTERVAL: Final = 0.02
 """Seconds between wake-ups of the readers of one fill: enough to batch what a fast upstream
 sends. Shorter ones take processor time from the hashing, which the last byte waits for."""
 _BACKGROUND_QUEUE: Final = 10_000

@@ -1,0 +1,113 @@
+"""Bars that move on a terminal while work goes on, below the lines that stay."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+
+    from ociproxy.cli.progress import Step
+
+_INTERVAL: Final = 0.125
+"""Seconds between two looks at what is going on."""
+_MOST_BARS: Final = 16
+_NAME_WIDTH: Final = 48
+
+
+def open_console() -> Console | None:
+    """Standard error as a terminal; None where it cannot have bars."""
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    return None if console.is_dumb_terminal or not console.is_terminal else console
+
+
+class Bars:
+    """One for everything and one for each step, until the block that they move beside has ended."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            auto_refresh=False,
+            transient=True,
+        )
+        self._overall = self._progress.add_task("", total=None)
+        self._shown: dict[object, TaskID] = {}
+        self._most = max(1, min(_MOST_BARS, console.height - 4))
+
+    @asynccontextmanager
+    async def moving(
+        self, overall: Callable[[], Step], steps: Callable[[], Iterable[Step]]
+    ) -> AsyncIterator[None]:
+        """Moved by a task beside the block."""
+        with self._progress:
+            task = asyncio.create_task(self._move(overall, steps))
+            try:
+                yield
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                self._clear()
+
+    @contextmanager
+    def moving_beside(self, overall: Callable[[], Step]) -> Iterator[None]:
+        """Moved by a thread, without steps, beside a block that blocks."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self._move_until, args=(ended, overall), daemon=True)
+        with self._progress:
+            thread.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                thread.join()
+                self._clear()
+
+    async def _move(self, overall: Callable[[], Step], steps: Callable[[], Iterable[Step]]) -> None:
+        while True:
+            self._show(overall(), list(steps())[: self._most])
+            await asyncio.sleep(_INTERVAL)
+
+    def _move_until(self, ended: threading.Event, overall: Callable[[], Step]) -> None:
+        while not ended.wait(_INTERVAL):
+            self._show(overall(), [])
+
+    def _clear(self) -> None:
+        for task in self._progress.task_ids:
+            self._progress.remove_task(task)
+
+    def _show(self, overall: Step, steps: list[Step]) -> None:
+        self._update(self._overall, overall)
+        keys = {step.key for step in steps}
+        for key in [key for key in self._shown if key not in keys]:
+            self._progress.remove_task(self._shown.pop(key))
+        for step in steps:
+            task = self._shown.get(step.key)
+            if task is None:
+                task = self._shown[step.key] = self._progress.add_task("", total=None)
+            self._update(task, step)
+        self._progress.refresh()
+
+    def _update(self, task: TaskID, step: Step) -> None:
+        name = step.name
+        if len(name) > _NAME_WIDTH:
+            name = f"...{name[3 - _NAME_WIDTH :]}"
+        self._progress.update(task, description=name, completed=step.done, total=step.size)
