@@ -15,6 +15,8 @@ class Plan:
     seconds."""
 
     rounds: int
+    # A cold blob takes a third of a second, in which a neighbour's noise decides.
+    cold_rounds: int
     warm_rounds: int
     warm_seconds: float
     wrk_seconds: int

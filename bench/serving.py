@@ -158,7 +158,7 @@ def manifests(bench: Bench) -> None:
 
 
 def cold_blob(bench: Bench) -> None:
-    samples = _cold_rounds(bench, "cold", bench.proxies, clients=1, rounds=bench.plan.rounds)
+    samples = _cold_rounds(bench, "cold", bench.proxies, clients=1, rounds=bench.plan.cold_rounds)
     for name, runs in samples.items():
         first = statistics.median(run.downloads[0].first_byte for run in runs)
         bench.results.put("cold_first", name, first * 1000)
