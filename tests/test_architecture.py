@@ -225,4 +225,4 @@ def test_a_server_does_not_load_what_only_other_commands_use() -> None:
 def test_archives_are_not_kept_waiting_for_what_terminals_and_config_files_need() -> None:
     loaded = loaded_with("import_command", "export_command", "diff_command")
     assert "ociproxy.archive.export" in loaded
-    assert not {"rich.console", "yaml", "ssl", "asyncio"} & loaded
+    assert loaded & {"rich.console", "yaml", "ssl", "asyncio"} == set()

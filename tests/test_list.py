@@ -57,6 +57,16 @@ def entries_of(store: Path, *words: str) -> dict[str, Any]:
     return {entry["reference"].partition("/")[2]: entry for entry in listed}
 
 
+def test_a_pipe_gets_whole_references_and_no_escapes(
+    filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # is no terminal
+    monkeypatch.setenv("COLUMNS", "40")
+    listed = list_store(filled).stdout.decode()
+    assert "\x1b" not in listed
+    assert "/partial:Mixed.Case " in listed
+
+
 def test_json_says_what_is_there_and_what_is_not(filled: Path) -> None:
     entries = entries_of(filled)
     assert list(entries) == ["partial:Mixed.Case", "team/whole:v1"]

@@ -29,18 +29,19 @@ _MOST_BARS: Final = 16
 _NAME_WIDTH: Final = 48
 
 
-def open_console() -> Console | None:
-    """Standard error as a terminal; None where it cannot have bars."""
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    return None if console.is_dumb_terminal or not console.is_terminal else console
+def open_bars() -> Bars | None:
+    """On standard error; None where that is no terminal, or one that cannot move anything."""
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    return Bars(console) if console.is_terminal and not console.is_dumb_terminal else None
 
 
 class Bars:
-    """One for everything and one for each step, until the block that they move beside has ended."""
+    """One for everything and one for each step, beside one block of work."""
 
     def __init__(self, console: Console) -> None:
+        self._console = console
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
@@ -52,6 +53,10 @@ class Bars:
         self._overall = self._progress.add_task("", total=None)
         self._shown: dict[object, TaskID] = {}
         self._most = max(1, min(_MOST_BARS, console.height - 4))
+
+    def line(self, text: str) -> None:
+        """It stays, above the bars."""
+        self._console.print(text)
 
     @asynccontextmanager
     async def moving(
@@ -73,12 +78,13 @@ class Bars:
         ended = threading.Event()
         thread = threading.Thread(target=self._move_until, args=(ended, overall), daemon=True)
         with self._progress:
-            thread.start()
             try:
+                thread.start()
                 yield
             finally:
                 ended.set()
-                thread.join()
+                if thread.ident is not None:
+                    thread.join()
                 self._clear()
 
     async def _move(self, overall: Callable[[], Step], steps: Callable[[], Iterable[Step]]) -> None:

@@ -20,7 +20,8 @@ from ociproxy.cli.options import (
     existing_store,
     image_path,
 )
-from ociproxy.cli.progress import Screen, Step
+from ociproxy.cli.progress import Step
+from ociproxy.cli.screen import Screen
 from ociproxy.cli.sources import read_wanted
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from ociproxy.cli.options import (
     log_format,
     quiet_log_level,
 )
-from ociproxy.cli.progress import Screen, Step
+from ociproxy.cli.progress import Step
+from ociproxy.cli.screen import Screen
 from ociproxy.config.units import show_size
 from ociproxy.errors import ConfigError
 from ociproxy.store.store import Store

@@ -11,7 +11,7 @@ from ociproxy.archive.publishing import EXIT_CODES, Outcome, Status
 from ociproxy.cli.printing import print_event
 
 if TYPE_CHECKING:
-    from ociproxy.cli.progress import Screen
+    from ociproxy.cli.screen import Screen
     from ociproxy.errors import OciProxyError
 
 _SHOWN: Final = 10

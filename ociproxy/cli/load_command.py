@@ -26,7 +26,7 @@ from ociproxy.cli.options import (
     quiet_log_level,
 )
 from ociproxy.cli.plan_report import Plan
-from ociproxy.cli.progress import Screen
+from ociproxy.cli.screen import Screen
 from ociproxy.cli.sources import chosen_platforms, machine_platform, read_wanted
 from ociproxy.errors import ConfigError
 from ociproxy.store.store import Store
@@ -199,9 +199,12 @@ def load(
     except KeyboardInterrupt:
         run.interrupted = True  # for the second time: the first one ends the work in order
     finally:
-        outcome.end(run.summary, interrupted=run.interrupted)
-        if failures is not None:
-            write_file(failures, report.failure_list(wanted).encode())
+        try:
+            # First, for whoever reads what is said may have gone.
+            if failures is not None:
+                write_file(failures, report.failure_list(wanted).encode())
+        finally:
+            outcome.end(run.summary, interrupted=run.interrupted)
     if run.interrupted:
         leave(INTERRUPTED)
     ctx.exit(run.summary.exit_code)

@@ -12,7 +12,7 @@ from ociproxy.errors import UpstreamRateLimited
 from ociproxy.fetch.load import TRANSIENT, Watcher
 
 if TYPE_CHECKING:
-    from ociproxy.cli.progress import Screen
+    from ociproxy.cli.screen import Screen
     from ociproxy.errors import OciProxyError, UpstreamError
     from ociproxy.fetch.load import Result, Summary
     from ociproxy.imagelist import Wanted

@@ -14,7 +14,7 @@ from ociproxy.fetch.load import Loader, Summary, Watcher
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ociproxy.cli.progress import Screen
+    from ociproxy.cli.screen import Screen
     from ociproxy.config.settings import Config
     from ociproxy.errors import OciProxyError, UpstreamError
     from ociproxy.fetch.load import Result

@@ -10,6 +10,7 @@ import click
 from rich.filesize import decimal
 
 from ociproxy.cli.printing import print_event, short
+from ociproxy.cli.tables import print_table
 from ociproxy.fetch.load import Watcher
 from ociproxy.store.files import store_errors
 
@@ -106,9 +107,6 @@ class Plan(Watcher):
                 free=free,
             )
             return
-        # A load without --plan draws no table.
-        from ociproxy.cli.tables import print_table
-
         print_table(_COLUMNS, (row.to_text() for row in self._rows), numbers=("SIZE", "NEW"))
         enough = "" if new < free else ": NOT ENOUGH"
         failed = f", {summary.failed} failed" if summary.failed else ""

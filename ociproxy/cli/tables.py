@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+_STDOUT: Final = 1
 _PIPE_WIDTH: Final = 10_000
 """Columns: a pipe has no width, and no reference is to be cut short."""
 
@@ -28,7 +30,12 @@ def print_table(
         )
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
+    on_terminal = os.isatty(_STDOUT)  # whatever FORCE_COLOR says
+    console = Console(
+        highlight=False,
+        markup=False,
+        emoji=False,
+        force_terminal=on_terminal,
+        width=None if on_terminal else _PIPE_WIDTH,
+    )
     console.print(table)

@@ -112,7 +112,9 @@ class Fill:
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-        if self.done or self.error or self.download.whole:
+        if self.done or self.error or self.download.whole or not self.download.bytes_fetched:
+            # The last bytes are followed by no others, and the first are not to wait for the end
+            # of a pause that began with the size.
             self._scheduled = False
         else:
             self._loop.call_later(_NOTIFY_INTERVAL, self._rearm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -10,8 +11,13 @@ import select
 import subprocess
 import time
 
+import pytest
+from rich.console import Console
+
+from ociproxy.cli.bars import Bars
+from ociproxy.cli.progress import Step
 from tests.images import OCI_MANIFEST, Image, content, image
-from tests.load.loading import LIMIT, Load
+from tests.load.loading import LIMIT, Load, lines_of
 from tests.server import ROOT
 from tests.upstream import FakeUpstream
 from tests.upstream_faults import Fault
@@ -75,7 +81,10 @@ def test_terminal_and_json_are_kept_apart(upstream: FakeUpstream, load: Load) ->
     ]
 
 
-def test_pipe_has_a_line_an_image_and_no_escapes(upstream: FakeUpstream, load: Load) -> None:
+def test_pipe_has_a_line_an_image_and_no_escapes(
+    upstream: FakeUpstream, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # is no terminal
     long = "team/" + "long-name-" * 20 + "x"
     upstream.add(long, image("app"), tag="v1")
     done = load.run(load.write(f"{upstream.registry}/{long}:v1", f"{upstream.registry}/gone:v1"))
@@ -99,6 +108,37 @@ def test_reader_that_goes_away_is_no_traceback(upstream: FakeUpstream, load: Loa
         process.wait(LIMIT)
     assert "Traceback" not in err, err
     assert load.complete() == {f"{upstream.registry}/team/app:v1"}
+
+
+def test_failures_are_written_though_nobody_reads_what_is_said(
+    upstream: FakeUpstream, load: Load
+) -> None:
+    names = [f"{upstream.registry}/gone{number}:v1" for number in range(6)]
+    failed = load.folder / "failed.txt"
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = load.command(load.write(*names), "--jobs", "1", "--failures", str(failed))
+    done = subprocess.run(command, stderr=theirs, cwd=ROOT, timeout=LIMIT, check=False)
+    os.close(theirs)
+    assert done.returncode != 0
+    assert [line.split()[0] for line in lines_of(failed)] == names
+
+
+def test_a_reference_is_shown_as_it_is(upstream: FakeUpstream, load: Load) -> None:
+    """rich makes a picture of `:fire:` and takes `[...]` for a style."""
+    name = f"{upstream.registry}/gone:fire"
+    _, seen, _ = on_terminal(load, load.write(name))
+    assert f"manifest {name}: unknown" in ESCAPES.sub("", seen)
+
+
+def test_a_bar_has_the_name_as_it_is() -> None:
+    shown = io.StringIO()
+    bars = Bars(Console(file=shown, force_terminal=True, width=140))
+    with bars.moving_beside(lambda: Step("all", "[fe80::1]:5000/team/app:v1", 1, 2)):
+        limit = time.monotonic() + LIMIT
+        while "team/app" not in shown.getvalue() and time.monotonic() < limit:
+            time.sleep(0.01)
+    assert "[fe80::1]:5000/team/app:v1" in ESCAPES.sub("", shown.getvalue())
 
 
 def test_words_of_an_upstream_do_not_reach_the_terminal(upstream: FakeUpstream, load: Load) -> None:
