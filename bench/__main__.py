@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -64,6 +65,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rival", action="append", help="these servers (repeatable)")
     parser.add_argument("--quick", action="store_true", help="one short round of everything")
     parser.add_argument("--size", type=int, default=200, metavar="MIB", help="of the blob (200)")
+    parser.add_argument(
+        "--archive-images", type=int, metavar="COUNT", help="in the archive that is carried (8)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
     parser.add_argument("--dir", type=Path, help="where the stores go (default: the system's)")
     return parser.parse_args(arguments)
@@ -72,6 +76,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def run(options: argparse.Namespace, work: Path, results: Results) -> None:
     """Everything started here is ended by the stack, in reverse order."""
     plan = QUICK if options.quick else FULL
+    if options.archive_images is not None:
+        plan = replace(plan, archive_images=options.archive_images)
     groups = [name for name in GROUPS if options.only is None or name in options.only]
     serving = [name for name in groups if name in SERVING]
     with contextlib.ExitStack() as stack:

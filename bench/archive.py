@@ -3,7 +3,7 @@
 `import` and `export` verify every byte, and wait until all of it is on the disk; so tar and cp are
 measured with a `sync` after them too. Rounds go over all rivals before the next one begins, and
 times are medians. What is read is in the page cache for all of them, and memory for what they
-write is at hand.
+write is at hand; of more bytes than that all have to wait for the disk, and nothing is cached.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ _TOUCH = """
 import mmap
 mmap.mmap(-1, {size}, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
 """
+MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 LAYERS = ((48, 2), (4, 4), (1, 12))
 """MiB of a layer, and how many of them an image has."""
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A shell command; `{to}` is a new folder, `{archive}` and `{store}` are what there is."""
+    """A shell command; `{to}` is a new folder, `{source}` is the archive, or the store."""
 
     name: str
     command: str
@@ -55,20 +57,19 @@ class Measured:
 
 OURS = f"{sys.executable} -m ociproxy"
 IMPORT = (
-    Rival(OCIPROXY, f"{OURS} import {{archive}} --image-path {{to}}"),
-    Rival(TAR, "tar xf {archive} -C {to}"),
-    Rival(TAR_SYNC, "tar xf {archive} -C {to} && sync -f {to}"),
-    Rival(CP, "cp {archive} {to}/x"),
-    Rival(CP_SYNC, "cp {archive} {to}/x && sync -f {to}/x"),
+    Rival(OCIPROXY, f"{OURS} import {{source}} --image-path {{to}}"),
+    Rival(TAR, "tar xf {source} -C {to}"),
+    Rival(TAR_SYNC, "tar xf {source} -C {to} && sync -f {to}"),
+    Rival(CP, "cp {source} {to}/x"),
+    Rival(CP_SYNC, "cp {source} {to}/x && sync -f {to}/x"),
 )
 EXPORT = (
-    Rival(OCIPROXY, f"{OURS} export {{to}}/x.tar --image-path {{store}}"),
-    Rival(TAR, "tar cf {to}/x.tar -C {store} ."),
-    Rival(TAR_SYNC, "tar cf {to}/x.tar -C {store} . && sync -f {to}/x.tar"),
-    Rival(CP, "cp -a {store} {to}"),
-    Rival(CP_SYNC, "cp -a {store} {to} && sync -f {to}"),
+    Rival(OCIPROXY, f"{OURS} export {{to}}/x.tar --image-path {{source}}"),
+    Rival(TAR, "tar cf {to}/x.tar -C {source} ."),
+    Rival(TAR_SYNC, "tar cf {to}/x.tar -C {source} . && sync -f {to}/x.tar"),
+    Rival(CP, "cp -a {source} {to}"),
+    Rival(CP_SYNC, "cp -a {source} {to} && sync -f {to}"),
 )
-WORK = {"import": IMPORT, "export": EXPORT}
 
 
 def make_archive(folder: Path, count: int) -> Path:
@@ -95,17 +96,26 @@ def make_archive(folder: Path, count: int) -> Path:
     return archive
 
 
-def fetch_memory(size: int) -> None:
-    """The host of a virtual machine takes back what is unused, and gives it again page by page,
-    slower than a disk writes: without this, times are those of whoever finds more of it."""
-    subprocess.run([sys.executable, "-c", _TOUCH.format(size=size)], check=True)
+def make_ready(size: int) -> None:
+    """The same memory for everybody who handles so many bytes. Raises BenchError.
 
-
-def measure(rival: Rival, work: Path, archive: Path, store: Path, into: Measured) -> None:
-    target = Path(mkdtemp(prefix="to-", dir=work))
-    command = rival.command.format(to=target, archive=archive, store=store)
+    The host of a virtual machine takes back what is unused, and gives it again page by page, slower
+    than a disk writes: unless it is fetched before, times are those of whoever finds more of it.
+    """
     os.sync()
-    fetch_memory(2 * archive.stat().st_size)
+    if 4 * size <= MEMORY:
+        subprocess.run([sys.executable, "-c", _TOUCH.format(size=2 * size)], check=True)
+        return
+    try:
+        DROP_CACHES.write_text("3")
+    except OSError as error:
+        raise BenchError(f"only root can measure more than memory holds: {error}") from error
+
+
+def measure(rival: Rival, work: Path, source: Path, size: int, into: Measured) -> None:
+    target = Path(mkdtemp(prefix="to-", dir=work))
+    command = rival.command.format(to=target, source=source)
+    make_ready(size)
     begun = time.perf_counter()
     process = subprocess.Popen(
         ["sh", "-c", f"exec {command}" if "&&" not in command else command],
@@ -123,35 +133,40 @@ def measure(rival: Rival, work: Path, archive: Path, store: Path, into: Measured
         raise BenchError(f"{rival.name}: {said[-300:].decode(errors='replace')}")
 
 
-def rounds(work: Path, archive: Path, store: Path, count: int) -> dict[str, dict[str, Measured]]:
-    """By what is done and by whom; in another order each round, since what ran before decides which
-    memory the kernel has at hand."""
-    order = random.Random(1)
-    measured = {what: {each.name: Measured() for each in rivals} for what, rivals in WORK.items()}
-    for what, rivals in WORK.items():
-        for _ in range(count):
-            for rival in order.sample(rivals, len(rivals)):
-                measure(rival, work, archive, store, measured[what][rival.name])
+def rounds(
+    rivals: tuple[Rival, ...], work: Path, source: Path, size: int, count: int
+) -> dict[str, Measured]:
+    """In another order each round, since what ran before decides which memory the kernel has at
+    hand."""
+    order = random.Random(size)
+    measured = {each.name: Measured() for each in rivals}
+    for _ in range(count):
+        for rival in order.sample(rivals, len(rivals)):
+            measure(rival, work, source, size, measured[rival.name])
     return measured
 
 
 def archives(work: Path, plan: Plan, results: Results) -> None:
     # Each in a process of its own: what a fork inherits counts as the peak of who is started.
     context = get_context("spawn")
+    done: dict[str, dict[str, Measured]] = {}
+    count = plan.archive_rounds
     try:
         with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
             archive = pool.submit(make_archive, work, plan.archive_images).result()
+            size = archive.stat().st_size
+            done["import"] = pool.submit(rounds, IMPORT, work, archive, size, count).result()
             store = work / "archive-store"
-            command = IMPORT[0].command.format(archive=archive, to=store)
+            command = IMPORT[0].command.format(source=archive, to=store)
             subprocess.run(["sh", "-c", command], check=True, capture_output=True)
-            done = pool.submit(rounds, work, archive, store, plan.archive_rounds).result()
+            archive.unlink()  # or a disk would have to hold three of them
+            done["export"] = pool.submit(rounds, EXPORT, work, store, size, count).result()
     except (BenchError, subprocess.CalledProcessError) as error:
         results.note(f"archive: {error}")
         return
-    size = archive.stat().st_size
     for what, measured in done.items():
         for name, each in measured.items():
             results.put(what, name, each.median)
             results.put(f"{what}_rate", name, size / 1e9 / each.median)
             results.put(f"{what}_peak", name, each.peak)
-    results.note(f"archive: {plan.archive_images} images, {size / 1e6:.0f} MB")
+    results.note(f"archive: {plan.archive_images} images, {size / 1e6:.0f} MB, {count} rounds")
