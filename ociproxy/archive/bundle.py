@@ -16,6 +16,7 @@ from ociproxy.archive.content import LOCK_NAME
 from ociproxy.archive.decompress import ArchiveStream
 from ociproxy.archive.lock import LOCK_MAX_SIZE, Lock
 from ociproxy.archive.tar_reader import members
+from ociproxy.archive.volume_reader import LABEL_MAX_SIZE, parse_label
 from ociproxy.archive.volume_writer import VOLUME_NAME
 from ociproxy.bounded import BoundedCache
 from ociproxy.digest import Digest
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from io import FileIO
     from pathlib import Path
 
+    from ociproxy.archive.volume_reader import VolumeLabel
     from ociproxy.reference import Repository
 
 _HOT_BYTES: Final = 4 * 1024 * 1024
@@ -73,6 +75,10 @@ class Bundle:
         self._verifying: dict[Digest, threading.Lock] = {}
         self._guard = threading.Lock()
         self._hot: BoundedCache[Digest, ManifestHolder] = BoundedCache(_HOT_BYTES)
+        self.label: VolumeLabel | None = None
+        """Which volume it is, if it is one."""
+        self.base: tuple[Digest, ...] = ()
+        """What a delta leaves out, and whoever serves it has to have."""
         try:
             documents = self._read_headers()
             self._images = self._named(documents)
@@ -179,7 +185,7 @@ class Bundle:
     def _read_headers(self) -> dict[str, bytes]:
         """Where the blobs lie; returns the documents."""
         limits = {MARKER: MANIFEST_MAX_SIZE, INDEX: INDEX_MAX_SIZE, LOCK_NAME: LOCK_MAX_SIZE}
-        limits[VOLUME_NAME] = MANIFEST_MAX_SIZE
+        limits[VOLUME_NAME] = LABEL_MAX_SIZE
         documents: dict[str, bytes] = {}
         stream = ArchiveStream(self._file, str(self.path))
         for member in members(stream):
@@ -204,10 +210,13 @@ class Bundle:
 
     def _check_contents(self, documents: dict[str, bytes]) -> None:
         """What the lock speaks of has to be there, in its size, unless other files have it."""
+        if VOLUME_NAME in documents:
+            self.label = parse_label(documents[VOLUME_NAME], str(self.path))
         if LOCK_NAME not in documents:
             return
         lock = Lock.parse(documents[LOCK_NAME], f"{self.path}: {LOCK_NAME}")
         elsewhere = VOLUME_NAME in documents
+        self.base = tuple(digest for digest in lock.omitted if digest not in self._extents)
         for digest, size in lock.contents.items():
             extent = self._extents.get(digest)
             if extent is None and (elsewhere or digest in lock.omitted):

@@ -110,6 +110,9 @@ class Importer:
                 received = self._receive_files(group, extractor)
             for note in received.notes:
                 self._watcher.note(received.source, note)
+            if self._rules.name and received.images and all(i.reference for i in received.images):
+                text = "its images have names of their own: --name is for those without"
+                self._watcher.note(received.source, text)
             self._publisher.publish(received, extractor)
             if received.damage:
                 self._watcher.failed(

@@ -51,7 +51,7 @@ def name_all(
         try:
             reference = image.reference or _given_name(image, given)
         except NameInvalid as exc:
-            nameless.append(Nameless(image, str(exc)))
+            nameless.append(Nameless(image, exc.reason if given is None else str(exc)))
             continue
         digest = image.descriptor.digest
         if reference not in taken:

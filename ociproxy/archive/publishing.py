@@ -142,6 +142,7 @@ class _Publication:
         if absent:
             for image in self._received.images:
                 self._refuse(image, Status.INCOMPLETE, absent)
+                absent = ["the base of this delta is not in the store: import it first"]
             return
         images: list[NamedImage] = []
         referrers: list[NamedImage] = []

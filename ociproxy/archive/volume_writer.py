@@ -61,9 +61,12 @@ def split(
 
     Raises VolumeTooSmall with the size that the largest member needs.
     """
-    count = 1
+    count, least = 1, limit
+    largest, subject = _largest(documents, contents)
     while True:
-        parts = list(_split(documents, contents, limit, set_id, count))
+        around = _around(least, set_id, count)
+        least = max(least, around + largest)
+        parts = list(_split(documents, contents, least - around, _volume(set_id, count, count)))
         if len(parts) > _MAX_VOLUMES:
             raise ConfigError(
                 f"makes {len(parts)} volumes, more than {_MAX_VOLUMES}: give a larger size",
@@ -71,6 +74,8 @@ def split(
             )
         # The members that describe the set grow with the number of volumes.
         if len(parts) <= count:
+            if least > limit:
+                raise VolumeTooSmall(subject, limit, least)
             return [
                 Part((_volume(set_id, position, len(parts)), *part.documents[1:]), part.contents)
                 for position, part in enumerate(parts, 1)
@@ -103,37 +108,34 @@ def other_volumes(path: Path, keep: Sequence[Path]) -> list[Path]:
     return sorted(found)
 
 
+def _largest(documents: Sequence[Document], contents: Sequence[Content]) -> tuple[int, str]:
+    """Bytes of what is never split, and what it is."""
+    largest, subject = Part(tuple(documents), ()).size, "the list of images and the lock"
+    for content in contents:
+        size = member_size(content.name, content.size)
+        if size > largest:
+            largest, subject = size, f"blob {content.digest}"
+    return largest, subject
+
+
+def _around(limit: int, set_id: Digest, count: int) -> int:
+    """Bytes of what describes the set in each of so many volumes."""
+    parts = parts_document(set_id, [Body(limit, set_id)] * count)
+    return Part((_volume(set_id, count, count), parts), ()).size + END_SIZE
+
+
 def _split(
-    documents: Sequence[Document],
-    contents: Sequence[Content],
-    limit: int,
-    set_id: Digest,
-    count: int,
+    documents: Sequence[Document], contents: Sequence[Content], space: int, label: Document
 ) -> Iterator[Part]:
-    around = (
-        Part(
-            (
-                _volume(set_id, count, count),
-                parts_document(set_id, [Body(limit, set_id)] * count),
-            ),
-            (),
-        ).size
-        + END_SIZE
-    )
-    label = _volume(set_id, count, count)
+    """`space` is what a volume has for the largest of them, or more."""
     held: list[Content] = []
-    first = (label, *documents)
-    room = limit - around - Part(tuple(documents), ()).size
-    if room < 0:
-        raise VolumeTooSmall("the list of images and the lock", limit, limit - room)
-    current = first
+    current = (label, *documents)
+    room = space - Part(tuple(documents), ()).size
     for content in contents:
         size = member_size(content.name, content.size)
         if size > room:
-            if around + size > limit:
-                raise VolumeTooSmall(f"blob {content.digest}", limit, around + size)
             yield Part(current, tuple(held))
-            current, held, room = (label,), [], limit - around
+            current, held, room = (label,), [], space
         held.append(content)
         room -= size
     yield Part(current, tuple(held))

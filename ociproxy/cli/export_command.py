@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 from rich.filesize import decimal
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from ociproxy.archive.selection import Chosen, Wish
     from ociproxy.platform import Platform
     from ociproxy.store.store import Store
+
+_STDOUT: Final = 1
 
 
 @click.command("export", short_help="Write what is cached into an archive.")
@@ -145,6 +148,8 @@ def export_command(
         zstd=zstd,
     )
     check_target(file, shape)
+    if file == STDOUT and os.isatty(_STDOUT):
+        raise click.UsageError("an archive is nothing for a terminal: give a file, or a pipe")
     store = existing_store(config_path, image_path)
     wishes: Iterable[Wish] = by_patterns(store, patterns, platforms)
     if wanted:

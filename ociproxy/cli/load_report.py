@@ -106,7 +106,7 @@ class Report(Watcher):
         if summary.failed:
             parts.append(f"{summary.failed} failed")
         if summary.untried:
-            parts.append(f"{summary.untried} not tried")
+            parts.append(f"{summary.untried} not finished")
         text = f"{', '.join(parts)}; {decimal(summary.fetched)} fetched in {seconds:.1f} s"
         if interrupted:
             text += "; interrupted: run it again to go on"
@@ -118,7 +118,7 @@ class Report(Watcher):
         """A list of all that is not loaded, with the reasons."""
         lines = [f"{image}  # {_one_line(error)}\n" for image, error in self.failures]
         ended = self._loaded | {image.reference for image, _ in self.failures}
-        lines += [f"{each}  # not tried\n" for each in wanted if each.reference not in ended]
+        lines += [f"{each}  # not finished\n" for each in wanted if each.reference not in ended]
         return _FAILURES_HEAD + "".join(lines)
 
 

@@ -34,6 +34,19 @@ class PlatformType(click.ParamType[Platform]):
             self.fail(str(exc), param, ctx)
 
 
+class PathType(click.ParamType[Path]):
+    """An empty one, as of a shell variable that is not set, is not the current folder."""
+
+    name = "path"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        if not str(value):
+            self.fail("it is empty", param, ctx)
+        return Path(str(value))
+
+
 class SizeType(click.ParamType[int]):
     """Bytes, written as in the config file."""
 
@@ -51,13 +64,13 @@ class SizeType(click.ParamType[int]):
 image_path = click.option(
     "--image-path",
     envvar="OCIPROXY_IMAGE_PATH",
-    type=click.Path(path_type=Path),
+    type=PathType(),
     help="Where the store is.  [default: store.path, else /var/lib/ociproxy]",
 )
 config_path = click.option(
     "--config-path",
     envvar="OCIPROXY_CONFIG_PATH",
-    type=click.Path(path_type=Path),
+    type=PathType(),
     help="The YAML configuration file.",
 )
 log_level = click.option(

@@ -11,6 +11,7 @@ import click
 
 from ociproxy import log
 from ociproxy.archive.bundle import Bundle
+from ociproxy.archive.volume_reader import grouped
 from ociproxy.cli.backends import backends
 from ociproxy.cli.options import common, configuration, pull_timeout
 from ociproxy.cli.sources import machine_platform, read_wanted
@@ -110,7 +111,10 @@ def serve(
         layers = [stack.enter_context(Bundle(path)) for path in config.serve.bundles]
         for bundle in layers:
             log.event(logging.INFO, "bundle opened", path=bundle.path, images=bundle.images)
+        grouped({bundle.path: bundle.label for bundle in layers})  # every volume of a set
         store = Store(config.store.path, hot_manifests=config.store.hot_manifests, layers=layers)
+        for bundle in layers:
+            _warn_of_absent_base(bundle, store)
         if not config.serve.offline:
             # What is never fetched needs no room: a read-only store can be served offline.
             store.check_writable()
@@ -130,3 +134,15 @@ def serve(
             run_workers(
                 config.serve.workers, work, listener=listener, grace=config.serve.shutdown_grace
             )
+
+
+def _warn_of_absent_base(bundle: Bundle, store: Store) -> None:
+    absent = [digest for digest in bundle.base if store.blobs.find_size(digest) is None]
+    if absent:
+        log.event(
+            logging.WARNING,
+            "bundle without its base",
+            path=bundle.path,
+            missing=len(absent),
+            digest=absent[0],
+        )

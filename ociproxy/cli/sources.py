@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform as machine
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,11 +13,19 @@ import click
 
 from ociproxy import imagelist
 from ociproxy.config.reading import decode, read_file, read_stream
-from ociproxy.errors import ConfigError, NameInvalid
-from ociproxy.imagelist import ALL_PLATFORMS, ImageListInvalid, Wanted, merged, parse_list
+from ociproxy.errors import ConfigError, DigestInvalid, NameInvalid
+from ociproxy.imagelist import (
+    ALL_PLATFORMS,
+    ImageListInvalid,
+    Wanted,
+    merged,
+    parse_list,
+    parse_reference,
+)
 from ociproxy.platform import Platform
 
 STDIN: Final = "-"
+_KUBERNETES: Final = re.compile(r"^apiVersion:", re.MULTILINE)
 
 
 def machine_platform() -> tuple[Platform, ...]:
@@ -62,8 +71,12 @@ def read_wanted(
     for name in lists:
         text = _read(name, imagelist.SIZE_LIMIT, problems)
         found, wrong = parse_list(text, _shown(name), platforms=platforms)
+        if wrong and _KUBERNETES.search(text):
+            wrong = [ConfigError("is a Kubernetes manifest: see load --kubernetes", file=name)]
         wanted += found
         problems += wrong
+        if not (found or wrong):
+            note(f"{_shown(name)}: names no image")
     for name in manifests:
         # With it comes YAML, which whoever has a list can do without.
         from ociproxy import kubernetes
@@ -74,6 +87,8 @@ def read_wanted(
             place = f"{_shown(name)}:{each.line} ({each.owner})"
             wanted.append(Wanted(each.reference, platforms, place))
         problems += findings.problems
+        if not (findings.images or findings.problems):
+            note(f"{_shown(name)}: no image found in it")
         for passed_over in findings.passed_over:
             note(passed_over)
     if problems:
@@ -95,5 +110,17 @@ def _read(name: str, limit: int, problems: list[ConfigError]) -> str:
             data = read_file(Path(name), limit)
         return decode(data, source, "utf-8-sig")
     except ConfigError as error:
-        problems.append(error)
+        problems.append(_explained(name, error))
         return ""
+
+
+def _explained(name: str, error: ConfigError) -> ConfigError:
+    """With what to do where an image stands in the place of a list."""
+    if name == STDIN or Path(name).exists():
+        return error
+    try:
+        parse_reference(name)
+    except (NameInvalid, DigestInvalid):
+        return error
+    reason = f"{error.reason}; references stand in a list, or come by `echo {name} | ... load -`"
+    return ConfigError(reason, file=error.file, line=error.line)

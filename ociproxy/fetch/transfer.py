@@ -175,6 +175,7 @@ class Transfer:
         try:
             self._learn(stream, claim)
             if stream.deliver():
+                self.bytes_fetched += self._size or 0
                 raise Delivered
             if helping and stream.start != claim.start:
                 raise _NoHelp

@@ -45,6 +45,9 @@ _FORMAT: Final = "store.json"
 _INDEXES: Final = "fat"
 _IMAGES: Final = "img"
 
+_PROBE: Final = bytes(4096)
+"""An empty file takes no block of a full disk."""
+
 
 class Store:
     """Raises StoreError, naming the path, where the store cannot be used.
@@ -80,9 +83,9 @@ class Store:
         self.refs = Refs(root / "refs", root / "referrers", staging=staging, layers=layers)
 
     def check_writable(self) -> None:
-        """Raises StoreError where nothing can be staged."""
+        """Raises StoreError where nothing can be staged, be it for want of room."""
         probe = self.staging.root / ".writable"
-        write_atomically(probe, b"", staging=self.staging.root)
+        write_atomically(probe, _PROBE, staging=self.staging.root)
         with store_errors(probe):
             probe.unlink(missing_ok=True)
 

@@ -162,6 +162,28 @@ def test_volumes_are_served_together(tmp_path: Path) -> None:
         pull(mirror, "1", made)
 
 
+def test_a_volume_alone_is_refused(tmp_path: Path) -> None:
+    made = image(layer_size=MIB, layers=3)
+    export(tmp_path, {"quay.io/a/b:1": made}, "--volume-size", "1500K", name="v.tar")
+    first, second, third = sorted(tmp_path.glob("v.*of*.tar"))
+    done = refused_start(tmp_path, first, third)
+    assert done.returncode == 2
+    assert f"{first}: is one of 3 volumes; give volume 2 too" in done.stderr.decode()
+    with serving(tmp_path, first, second, third) as mirror:
+        pull(mirror, "1", made)
+
+
+def test_a_delta_without_its_base_says_so(tmp_path: Path) -> None:
+    shared = image("shared", layer_size=MIB)
+    base = export(tmp_path, {"quay.io/a/b:2": shared}, name="base.tar")
+    images = {"quay.io/a/b:1": image("new"), "quay.io/a/b:2": shared}
+    delta = export(tmp_path, images, "--since", base, name="delta.tar")
+    with serving(tmp_path, delta) as mirror:
+        assert f"bundle without its base path={delta} missing=2 digest=sha256:" in mirror.log()
+    with serving(tmp_path, delta, base) as mirror:
+        assert mirror.log().count("without its base") == 1, "of the start before"
+
+
 def test_several_workers_serve_one_archive(tmp_path: Path) -> None:
     made = multi_platform(layer_size=MIB)
     bundle = export(tmp_path, {"quay.io/a/b:1": made})
@@ -275,6 +297,17 @@ def test_a_bundle_that_is_replaced_is_served_on(tmp_path: Path) -> None:
 # Damage at the start
 
 
+def refused_start(tmp_path: Path, *bundles: Path) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "ociproxy", "serve", "--port", "0", "--offline"]
+    given = [word for bundle in bundles for word in ("--bundle", bundle)]
+    return subprocess.run(
+        [*command, "--image-path", tmp_path / "s", *given],
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+
+
 def flip(path: Path, where: bytes) -> None:
     """One byte, at the place where these bytes stand."""
     data = path.read_bytes()
@@ -366,13 +399,7 @@ def test_a_damaged_bundle_is_named_in_one_line_at_the_start(
     made = image(layer_size=10_000)
     bundle = export(tmp_path, {"quay.io/a/b:1": made})
     break_it(bundle, made)
-    command = [sys.executable, "-m", "ociproxy", "serve", "--port", "0", "--offline"]
-    done = subprocess.run(
-        [*command, "--image-path", tmp_path / "s", "--bundle", bundle],
-        capture_output=True,
-        timeout=30,
-        check=False,
-    )
+    done = refused_start(tmp_path, bundle)
     assert done.returncode == code, done.stderr
     [line] = done.stderr.decode().splitlines()
     assert reason in line

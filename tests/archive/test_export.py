@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pty
 import subprocess
 import sys
 import tarfile
@@ -543,14 +544,34 @@ def test_volumes_of_an_earlier_export_are_removed(store: Store, tmp_path: Path) 
 
 
 def test_a_blob_that_no_volume_holds_says_what_size_it_needs(store: Store, tmp_path: Path) -> None:
-    made = image(layer_size=MIB)
+    made, small = image(layer_size=2 * MIB), image(layer_size=MIB + 500_000)
     put(store, "quay.io/a/b:1", made)
+    put(store, "quay.io/a/c:1", small)
     done = run(store, tmp_path / "a.tar", "--volume-size", "1M", code=2)
-    assert made.layers[0].digest in error(done)
+    assert made.layers[0].digest in error(done), "the largest, not the first"
     needed = error(done).partition("--volume-size ")[2].split()[0]
     run(store, tmp_path / "a.tar", "--volume-size", needed)
     run(store, tmp_path / "a.tar", "--volume-size", int(needed) - 1, code=2)
-    assert "the lock" in error(run(store, tmp_path / "a.tar", "--volume-size", "100", code=2))
+
+
+def test_a_lock_that_no_volume_holds_says_so(store: Store, tmp_path: Path) -> None:
+    for number in range(30):
+        put(store, f"quay.io/a/b:{number}", image(str(number), layer_size=100))
+    done = run(store, tmp_path / "a.tar", "--volume-size", "100", code=2)
+    assert "the lock" in error(done)
+    needed = error(done).partition("--volume-size ")[2].split()[0]
+    run(store, tmp_path / "a.tar", "--volume-size", needed)
+
+
+def test_a_terminal_gets_no_archive(store: Store) -> None:
+    put(store, "quay.io/a/b:1", image())
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "ociproxy", "export", "--image-path", str(store.root), "-"]
+    done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(theirs)
+    os.close(ours)
+    assert done.returncode == 2
+    assert b"nothing for a terminal" in done.stderr
 
 
 def test_more_volumes_than_can_be_handled_are_refused() -> None:

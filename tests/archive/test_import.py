@@ -168,8 +168,16 @@ def test_without_a_name_it_is_said_what_to_do(job: Import, tmp_path: Path, in_ar
     files = layouts.members({in_archive: IMAGE, NAME: MULTI}, key=layouts.REF_NAME)
     done = job.run(layouts.write_tar(tmp_path / "x.tar", files))
     assert done.code == 2
+    assert done.problems[0].startswith("has "), done.problems
     assert "say --name REGISTRY/REPOSITORY[:TAG]" in done.problems[0]
     assert job.listed() == {NAME: True}
+
+
+def test_a_given_name_that_nothing_needs_is_said(job: Import, archive: Path) -> None:
+    done = job.run(archive, "--name", "a.io/b")
+    assert done.code == 0
+    [note] = [each["text"] for each in done.events if each["event"] == "note"]
+    assert note == "its images have names of their own: --name is for those without"
 
 
 def test_a_given_name_goes_to_one_image_only(job: Import, tmp_path: Path) -> None:

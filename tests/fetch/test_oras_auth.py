@@ -84,8 +84,9 @@ def test_token_for_the_password(
     with pytest.raises(UpstreamDenied) as caught:
         open_backend(upstream).fetch_manifest(reference(upstream))
     assert caught.value.status == 401
+    assert str(caught.value).endswith("; it was asked without credentials")
     wrong = Auth(user="alice", password=Secret("no"))
-    with pytest.raises(UpstreamDenied):
+    with pytest.raises(UpstreamDenied, match="; it does not accept the mirror's credentials"):
         open_backend(upstream, auth=wrong).fetch_manifest(reference(upstream))
 
 

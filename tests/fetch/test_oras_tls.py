@@ -163,7 +163,10 @@ def test_certificate_of_another_name(
 def test_plain_http_where_tls_is_configured(
     upstream: FakeUpstream, open_backend: OpenBackend
 ) -> None:
-    with pytest.raises(UpstreamUnavailable, match="TLS failed: wrong version number") as caught:
+    with pytest.raises(
+        UpstreamUnavailable,
+        match="TLS failed: wrong version number; plain HTTP needs `scheme: http`",
+    ) as caught:
         open_backend(upstream, scheme="https").fetch_manifest(reference(upstream))
     assert caught.value.unreachable
 

@@ -87,7 +87,7 @@ def test_interrupted_it_keeps_what_came_and_says_so(
     assert process.returncode == 130
     assert time.monotonic() - began < 5.0
     assert "Traceback" not in err
-    assert "0 loaded, 2 not tried" in err
+    assert "0 loaded, 2 not finished" in err
     assert "interrupted: run it again to go on" in err
     assert [line.split()[0] for line in lines_of(failures)] == names
     assert load.cached() == set()

@@ -137,12 +137,30 @@ def test_standard_input_is_a_list(upstream: FakeUpstream, load: Load) -> None:
         (["-", "--kubernetes", "-"], "- can be read only once"),
         (["-", "--platform", "linux/amd64", "--arch", "arm64"], "exclude each other"),
         (["-", "--platform", "linux"], "a platform is os/architecture"),
+        (["quay.io/a/b:1"], "references stand in a list, or come by `echo quay.io/a/b:1 |"),
+        (["-", "--image-path", ""], "Invalid value for '--image-path': it is empty"),
+        (["-", "--config-path", ""], "Invalid value for '--config-path': it is empty"),
     ],
 )
 def test_usage_errors_say_what_to_do(load: Load, args: list[str], expected: str) -> None:
     done = load.run(*args)
     assert done.code == 2
     assert expected in done.stderr
+
+
+@pytest.mark.parametrize("option", [[], ["--kubernetes"]])
+def test_what_names_no_image_is_said(load: Load, option: list[str]) -> None:
+    done = load.run(*option, load.write("# nothing yet"))
+    assert done.code == 0
+    assert f"{load.folder}/images.txt: " in done.stderr
+    assert "no image" in done.stderr
+
+
+def test_a_kubernetes_manifest_in_the_place_of_a_list_is_one_line(load: Load) -> None:
+    done = load.run(load.write("apiVersion: v1", "kind: Pod", "spec:", "  containers: []"))
+    assert done.code == 2
+    assert "is a Kubernetes manifest: see load --kubernetes" in done.stderr
+    assert done.stderr.count("images.txt") == 1
 
 
 def test_tag_and_digest_are_a_pair(upstream: FakeUpstream, load: Load) -> None:
@@ -201,8 +219,8 @@ def test_fail_fast_leaves_the_rest_untried(upstream: FakeUpstream, load: Load) -
     failures = load.folder / "failed.txt"
     done = load.run(listed, "--fail-fast", "--jobs", "1", "--failures", str(failures))
     assert done.code == 3
-    assert "1 failed, 4 not tried" in done.stderr
-    assert len([line for line in lines_of(failures) if line.endswith("# not tried")]) == 4
+    assert "1 failed, 4 not finished" in done.stderr
+    assert len([line for line in lines_of(failures) if line.endswith("# not finished")]) == 4
 
 
 @pytest.mark.parametrize(

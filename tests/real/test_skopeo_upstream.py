@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -193,7 +194,9 @@ def test_load_with_skopeo_for_every_upstream(
     command = [sys.executable, "-m", "ociproxy", "load", "--backend", "skopeo", "--all-platforms"]
     paths = (tmp_path / "store", config, tmp_path / "list")
     options = ["--image-path", str(paths[0]), "--config-path", str(paths[1]), str(paths[2])]
-    run(*command, *options, cwd=ROOT)
+    done = run(*command, "--json", *options, cwd=ROOT)
+    blobs = {blob.digest: len(blob.data) for each in held.values() for blob in each.blobs}
+    assert json.loads(done.stdout.splitlines()[-1])["fetched"] == sum(blobs.values())
     for each in held.values():
         for blob in each.blobs:
             assert (tmp_path / "store" / "blobs" / blob.encoded).read_bytes() == blob.data

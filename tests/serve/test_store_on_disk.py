@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from tests.images import image, random_blob
-from tests.parts.tools import read_only
+from tests.parts.tools import read_only, require_root, run
 from tests.serve.scene import MIB, Scene
 from tests.server import Mirror, upstream_entry
 from tests.upstream import FakeUpstream
@@ -55,6 +55,26 @@ def test_a_file_that_becomes_shorter_ends_the_connection(scene: Scene) -> None:
                 received, tail = received + len(data), (tail + data)[-1000:]
     assert received < 17 * MIB
     assert b"HTTP/1.1" not in tail
+
+
+def test_a_full_disk_is_not_ready(mirror: MakeMirror) -> None:
+    require_root()
+    server = mirror({})
+    run("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", server.store)
+    try:
+        server.restart()
+        assert server.get("/readyz").status == 200
+        filler = server.store / "filler"
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        answer = server.get("/readyz")
+        assert (answer.status, b"no space left" in answer.body) == (503, True)
+        filler.unlink()
+        assert server.get("/readyz").status == 200
+        server.stop()
+    finally:
+        run("umount", "-l", server.store)
 
 
 def test_a_read_only_store_is_served_offline(mirror: MakeMirror, upstream: FakeUpstream) -> None:

@@ -56,6 +56,15 @@ _FINAL_5XX: Final = (501, 505)
 
 # OpenSSL's names of the alerts with which a server refuses our certificate, or the lack of one.
 _CERTIFICATE_ALERTS: Final = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
+# And of what it finds in an answer that is plain HTTP.
+_NO_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
+
+_SENT: Final = {
+    "": "; it was asked without credentials",
+    "basic": "; it does not accept the mirror's credentials",
+}
+"""What a 401 means, by the scheme of the Authorization that it answers: of a token nobody knows
+whether it was one for credentials."""
 
 
 @contextlib.contextmanager
@@ -116,6 +125,8 @@ def refuse(
     reason = f"{response.request.method} {plain_url(response.url)} answered {status}"
     if code or message:
         reason = f"{reason}: {': '.join(part for part in (code, message) if part)}"
+    if status == 401:
+        reason += _SENT.get(_authorization_scheme(response), "")
     if status in (401, 403):
         return UpstreamDenied(upstream, reason, status=status)
     if status == 429 or code == "TOOMANYREQUESTS":
@@ -127,6 +138,11 @@ def refuse(
     if (status >= 500 and status not in _FINAL_5XX) or status in _TRANSIENT_4XX:
         return UpstreamUnavailable(upstream, reason)
     return UpstreamInvalid(upstream, reason)
+
+
+def _authorization_scheme(response: requests.Response) -> str:
+    sent: str = response.request.headers.get("Authorization", "")
+    return sent.partition(" ")[0].lower()
 
 
 def plain_url(url: str | None) -> str:
@@ -187,7 +203,8 @@ def _reason(causes: list[BaseException]) -> str:
     """The innermost operating system's or TLS library's words, without numbers and object names."""
     for cause in reversed(causes):
         if isinstance(cause, ssl.SSLError) and cause.reason:
-            return f"TLS failed: {_tls_words(cause)}"
+            hint = "; plain HTTP needs `scheme: http`" if cause.reason in _NO_TLS else ""
+            return f"TLS failed: {_tls_words(cause)}{hint}"
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror.lower()
         if isinstance(cause, http.client.RemoteDisconnected):
