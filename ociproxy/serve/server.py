@@ -42,7 +42,7 @@ def listen(config: Config) -> socket.socket:
     host, port = config.serve.host, config.serve.port
     try:
         family, *_, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host.strip("[]") or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.create_server(
             address[:2],
@@ -55,6 +55,8 @@ def listen(config: Config) -> socket.socket:
         number = getattr(exc, "errno", None)
         if number == errno.EADDRINUSE:
             reason = "the port is in use"
+        elif number == errno.EADDRNOTAVAIL:
+            reason = "no address of this machine"
         elif number == errno.EACCES:
             reason = "permission denied; ports from 1024 need none"
         raise AddressInUse(host, port, reason) from exc

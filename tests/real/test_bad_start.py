@@ -69,7 +69,7 @@ def test_a_port_in_use(tmp_path: Path) -> None:
 
 def test_an_address_that_is_not_ours(tmp_path: Path) -> None:
     done = serve("--host", "192.0.2.1", "--port", "0", "--image-path", tmp_path / "store")
-    assert_one_line(done, USAGE, "192.0.2.1")
+    assert_one_line(done, USAGE, "cannot listen on 192.0.2.1:0: no address of this machine")
 
 
 @pytest.mark.parametrize(

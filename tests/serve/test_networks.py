@@ -43,10 +43,11 @@ def test_a_client_from_elsewhere_is_hung_up_on(mirror: MakeMirror) -> None:
         assert statuses(client.recv(4096)) == [200]
 
 
-def test_ipv4_clients_of_an_ipv6_socket(mirror: MakeMirror) -> None:
+@pytest.mark.parametrize("host", ["::", "[::]"])
+def test_ipv4_clients_of_an_ipv6_socket(mirror: MakeMirror, host: str) -> None:
     if not socket.has_dualstack_ipv6():
         pytest.skip("this machine has no IPv6")
-    server = mirror({"serve": {"networks": ["127.0.0.0/8"]}}, args=["--host", "::"])
+    server = mirror({"serve": {"networks": ["127.0.0.0/8"]}}, args=["--host", host])
     assert server.get("/v2/").status == 200
     with Wire(server, host="::1") as wire:
         assert wire.read_to_end() == b""
