@@ -331,7 +331,7 @@ class VolumeTooSmall(OciProxyError):
         self.limit = limit
         self.needed = needed
         super().__init__(
-            f"{subject} does not fit a volume of {limit} bytes: --volume-size {needed} is the least"
+            f"{subject} does not fit a volume of {limit} bytes: --volume-size {needed} is enough"
         )
 
 

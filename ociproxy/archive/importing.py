@@ -63,6 +63,7 @@ class Importer:
         self._publisher = Publisher(store, rules.on_existing, rules.name, watcher.image)
         self._stream: ArchiveStream | None = None
         self._done = 0
+        self._nameless = False
         self.size: int | None = 0
         """Bytes of all files; None where a folder or a pipe is among the sources."""
 
@@ -83,6 +84,10 @@ class Importer:
                 self._import(group)
             except LayoutInvalid as exc:
                 self._watcher.failed(str(group[0]), exc)
+        if self._rules.name is not None and not self._nameless:
+            self._watcher.note(
+                "--name", "every image has a name of its own; it is for those without"
+            )
 
     def _look_at(self, source: Path) -> VolumeLabel | None:
         if source == STDIN:
@@ -110,9 +115,7 @@ class Importer:
                 received = self._receive_files(group, extractor)
             for note in received.notes:
                 self._watcher.note(received.source, note)
-            if self._rules.name and received.images and all(i.reference for i in received.images):
-                text = "its images have names of their own: --name is for those without"
-                self._watcher.note(received.source, text)
+            self._nameless |= any(image.reference is None for image in received.images)
             self._publisher.publish(received, extractor)
             if received.damage:
                 self._watcher.failed(

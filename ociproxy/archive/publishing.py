@@ -138,11 +138,11 @@ class _Publication:
         """Which repositories a published manifest is in, where there are referrers to place."""
 
     def run(self, given: GivenName | None) -> None:
-        absent = self._promises.absent_base(self._extractor)
-        if absent:
+        reasons = self._promises.absent_base(self._extractor)
+        if reasons:
             for image in self._received.images:
-                self._refuse(image, Status.INCOMPLETE, absent)
-                absent = ["the base of this delta is not in the store: import it first"]
+                self._refuse(image, Status.INCOMPLETE, reasons)
+                reasons = ["the base of this delta is not in the store: import it first"]
             return
         images: list[NamedImage] = []
         referrers: list[NamedImage] = []

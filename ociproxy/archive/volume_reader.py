@@ -83,7 +83,7 @@ def grouped(labels: Mapping[Path, VolumeLabel | None]) -> list[list[Path]]:
             named = ", ".join(map(str, missing[:_MOST_NAMED]))
             more = ", ..." if len(missing) > _MOST_NAMED else ""
             raise ConfigError(
-                f"is one of {counts[key]} volumes; give volume {named}{more} too, in one command",
+                f"is one of {counts[key]} volumes; give volume {named}{more} too, together with it",
                 file=str(next(iter(group.values()))),
             )
     return [[path for _, path in sorted(group.items())] for group in groups.values()]

@@ -59,14 +59,19 @@ def split(
 ) -> list[Part]:
     """Volumes of at most `limit` bytes, filled in the order of the archive.
 
-    Raises VolumeTooSmall with the size that the largest member needs.
+    Raises VolumeTooSmall with a size that is enough, ConfigError where they would be too many.
     """
     count, least = 1, limit
     largest, subject = _largest(documents, contents)
     while True:
         around = _around(least, set_id, count)
-        least = max(least, around + largest)
+        if around + largest > least:
+            least = around + largest
+            continue  # a longer number may take more room itself
         parts = list(_split(documents, contents, least - around, _volume(set_id, count, count)))
+        if len(parts) > _MAX_VOLUMES and least > limit:
+            least, count = 2 * least, 1
+            continue
         if len(parts) > _MAX_VOLUMES:
             raise ConfigError(
                 f"makes {len(parts)} volumes, more than {_MAX_VOLUMES}: give a larger size",
@@ -127,7 +132,7 @@ def _around(limit: int, set_id: Digest, count: int) -> int:
 def _split(
     documents: Sequence[Document], contents: Sequence[Content], space: int, label: Document
 ) -> Iterator[Part]:
-    """`space` is what a volume has for the largest of them, or more."""
+    """`space` are the bytes that a volume has for members: at least those of the largest."""
     held: list[Content] = []
     current = (label, *documents)
     room = space - Part(tuple(documents), ()).size

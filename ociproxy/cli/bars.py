@@ -36,7 +36,7 @@ def open_bars() -> Bars | None:
 
 
 class Bars:
-    """One for everything and one for each step, beside one block of work."""
+    """One for everything and one for each step, beside a block of work."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -50,7 +50,6 @@ class Bars:
             auto_refresh=False,
             transient=True,
         )
-        self._overall = self._progress.add_task("", total=None)
         self._shown: dict[object, TaskID] = {}
         self._most = max(1, min(_MOST_BARS, console.height - 4))
 
@@ -63,21 +62,21 @@ class Bars:
         self, overall: Callable[[], Step], steps: Callable[[], Iterable[Step]]
     ) -> AsyncIterator[None]:
         """Moved by a task beside the block."""
-        with self._progress:
-            task = asyncio.create_task(self._move(overall, steps))
+        with self._drawn() as bar:
+            task = asyncio.create_task(self._move(bar, overall, steps))
             try:
                 yield
             finally:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-                self._clear()
 
     @contextmanager
     def moving_beside(self, overall: Callable[[], Step]) -> Iterator[None]:
         """Moved by a thread, without steps, beside a block that blocks."""
         ended = threading.Event()
-        thread = threading.Thread(target=self._move_until, args=(ended, overall), daemon=True)
-        with self._progress:
+        with self._drawn() as bar:
+            thread = threading.Thread(target=self._move_until, args=(ended, bar, overall))
+            thread.daemon = True
             try:
                 thread.start()
                 yield
@@ -85,23 +84,31 @@ class Bars:
                 ended.set()
                 if thread.ident is not None:
                     thread.join()
-                self._clear()
 
-    async def _move(self, overall: Callable[[], Step], steps: Callable[[], Iterable[Step]]) -> None:
+    @contextmanager
+    def _drawn(self) -> Iterator[TaskID]:
+        """The bar for everything; in the end none is left."""
+        with self._progress:
+            try:
+                yield self._progress.add_task("", total=None)
+            finally:
+                for task in self._progress.task_ids:
+                    self._progress.remove_task(task)
+                self._shown.clear()
+
+    async def _move(
+        self, bar: TaskID, overall: Callable[[], Step], steps: Callable[[], Iterable[Step]]
+    ) -> None:
         while True:
-            self._show(overall(), list(steps())[: self._most])
+            self._show(bar, overall(), list(steps())[: self._most])
             await asyncio.sleep(_INTERVAL)
 
-    def _move_until(self, ended: threading.Event, overall: Callable[[], Step]) -> None:
+    def _move_until(self, ended: threading.Event, bar: TaskID, overall: Callable[[], Step]) -> None:
         while not ended.wait(_INTERVAL):
-            self._show(overall(), [])
+            self._show(bar, overall(), [])
 
-    def _clear(self) -> None:
-        for task in self._progress.task_ids:
-            self._progress.remove_task(task)
-
-    def _show(self, overall: Step, steps: list[Step]) -> None:
-        self._update(self._overall, overall)
+    def _show(self, bar: TaskID, overall: Step, steps: list[Step]) -> None:
+        self._update(bar, overall)
         keys = {step.key for step in steps}
         for key in [key for key in self._shown if key not in keys]:
             self._progress.remove_task(self._shown.pop(key))

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ociproxy.platform import Platform
     from ociproxy.store.store import Store
 
-_STDOUT: Final = 1
+_STDOUT_NUMBER: Final = 1
 
 
 @click.command("export", short_help="Write what is cached into an archive.")
@@ -148,7 +148,7 @@ def export_command(
         zstd=zstd,
     )
     check_target(file, shape)
-    if file == STDOUT and os.isatty(_STDOUT):
+    if file == STDOUT and os.isatty(_STDOUT_NUMBER):
         raise click.UsageError("an archive is nothing for a terminal: give a file, or a pipe")
     store = existing_store(config_path, image_path)
     wishes: Iterable[Wish] = by_patterns(store, patterns, platforms)

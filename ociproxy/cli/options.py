@@ -34,17 +34,16 @@ class PlatformType(click.ParamType[Platform]):
             self.fail(str(exc), param, ctx)
 
 
-class PathType(click.ParamType[Path]):
+class PathType(click.Path):
     """An empty one, as of a shell variable that is not set, is not the current folder."""
 
-    name = "path"
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
 
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Path:
-        if not str(value):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
             self.fail("it is empty", param, ctx)
-        return Path(str(value))
+        return super().convert(value, param, ctx)
 
 
 class SizeType(click.ParamType[int]):

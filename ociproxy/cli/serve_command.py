@@ -113,8 +113,9 @@ def serve(
             log.event(logging.INFO, "bundle opened", path=bundle.path, images=bundle.images)
         grouped({bundle.path: bundle.label for bundle in layers})  # every volume of a set
         store = Store(config.store.path, hot_manifests=config.store.hot_manifests, layers=layers)
-        for bundle in layers:
-            _warn_of_absent_base(bundle, store)
+        if config.serve.offline:  # else the upstream has it
+            for bundle in layers:
+                _warn_of_absent_base(bundle, store)
         if not config.serve.offline:
             # What is never fetched needs no room: a read-only store can be served offline.
             store.check_writable()

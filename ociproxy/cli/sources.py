@@ -69,10 +69,15 @@ def read_wanted(
     wanted: list[Wanted] = []
     problems: list[ConfigError] = []
     for name in lists:
-        text = _read(name, imagelist.SIZE_LIMIT, problems)
+        try:
+            text = _read(name, imagelist.SIZE_LIMIT)
+        except ConfigError as error:
+            problems.append(_explained(name, error))
+            continue
         found, wrong = parse_list(text, _shown(name), platforms=platforms)
         if wrong and _KUBERNETES.search(text):
-            wrong = [ConfigError("is a Kubernetes manifest: see load --kubernetes", file=name)]
+            reason = "is a Kubernetes manifest: see load --kubernetes"
+            wrong = [ConfigError(reason, file=_shown(name))]
         wanted += found
         problems += wrong
         if not (found or wrong):
@@ -81,7 +86,11 @@ def read_wanted(
         # With it comes YAML, which whoever has a list can do without.
         from ociproxy import kubernetes
 
-        text = _read(name, kubernetes.SIZE_LIMIT, problems)
+        try:
+            text = _read(name, kubernetes.SIZE_LIMIT)
+        except ConfigError as error:
+            problems.append(error)
+            continue
         findings = kubernetes.find_images(text, _shown(name))
         for each in findings.images:
             place = f"{_shown(name)}:{each.line} ({each.owner})"
@@ -100,27 +109,24 @@ def _shown(name: str) -> str:
     return "standard input" if name == STDIN else name
 
 
-def _read(name: str, limit: int, problems: list[ConfigError]) -> str:
-    """The text of a file or of standard input; what is wrong with it becomes a problem."""
+def _read(name: str, limit: int) -> str:
+    """The text of a file or of standard input. Raises ConfigError."""
     source = _shown(name)
-    try:
-        if name == STDIN:
-            data = read_stream(sys.stdin.buffer, source, limit)
-        else:
-            data = read_file(Path(name), limit)
-        return decode(data, source, "utf-8-sig")
-    except ConfigError as error:
-        problems.append(_explained(name, error))
-        return ""
+    if name == STDIN:
+        data = read_stream(sys.stdin.buffer, source, limit)
+    else:
+        data = read_file(Path(name), limit)
+    return decode(data, source, "utf-8-sig")
 
 
 def _explained(name: str, error: ConfigError) -> ConfigError:
     """With what to do where an image stands in the place of a list."""
-    if name == STDIN or Path(name).exists():
+    has_tag = ":" in name.rpartition("/")[2] or "@" in name
+    if not has_tag or not isinstance(error.__cause__, FileNotFoundError):
         return error
     try:
         parse_reference(name)
     except (NameInvalid, DigestInvalid):
         return error
-    reason = f"{error.reason}; references stand in a list, or come by `echo {name} | ... load -`"
+    reason = f"{error.reason}; an image is named by a line of a list, which may be `-`"
     return ConfigError(reason, file=error.file, line=error.line)

@@ -78,7 +78,7 @@ class Result:
 
 @dataclass(slots=True)
 class Summary:
-    """`untried` are the images whose turn did not come."""
+    """`untried` are the images whose turn did not come, or was cut short."""
 
     loaded: int = 0
     failed: int = 0

@@ -89,7 +89,7 @@ class App:
     async def _ready(self) -> web.Response:
         try:
             if not self._offline:
-                await self._engine.upstreams.call(self._engine.store.check_writable)
+                await self._engine.upstreams.call(self._engine.store.check_room)
         except StoreError as exc:
             return _text(503, f"{exc}\n")
         return _text(200, "ok\n")

@@ -42,7 +42,7 @@ def listen(config: Config) -> socket.socket:
     host, port = config.serve.host, config.serve.port
     try:
         family, *_, address = socket.getaddrinfo(
-            host.strip("[]") or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            _without_brackets(host) or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.create_server(
             address[:2],
@@ -66,6 +66,11 @@ def listen(config: Config) -> socket.socket:
         socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(config.serve.client_stall * 1000)
     )
     return listener
+
+
+def _without_brackets(host: str) -> str:
+    """An IPv6 address may stand in them, as in a URL."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") and ":" in host else host
 
 
 def run(

@@ -45,8 +45,8 @@ _FORMAT: Final = "store.json"
 _INDEXES: Final = "fat"
 _IMAGES: Final = "img"
 
-_PROBE: Final = bytes(4096)
-"""An empty file takes no block of a full disk."""
+_BLOCK: Final = b"\xff" * 4096
+"""What a file has to hold to take room; of zeros some file systems make a hole."""
 
 
 class Store:
@@ -83,9 +83,17 @@ class Store:
         self.refs = Refs(root / "refs", root / "referrers", staging=staging, layers=layers)
 
     def check_writable(self) -> None:
-        """Raises StoreError where nothing can be staged, be it for want of room."""
+        """Raises StoreError where nothing can be staged. A full disk will do: what is stored can be
+        served from it."""
+        self._probe(b"")
+
+    def check_room(self) -> None:
+        """The same, and StoreFull where there is no room for anything."""
+        self._probe(_BLOCK)
+
+    def _probe(self, data: bytes) -> None:
         probe = self.staging.root / ".writable"
-        write_atomically(probe, _PROBE, staging=self.staging.root)
+        write_atomically(probe, data, staging=self.staging.root)
         with store_errors(probe):
             probe.unlink(missing_ok=True)
 

@@ -19,7 +19,7 @@ from ociproxy.archive.content import Content
 from ociproxy.archive.lock import Lock
 from ociproxy.archive.volume_writer import split
 from ociproxy.digest import Digest
-from ociproxy.errors import ConfigError
+from ociproxy.errors import ConfigError, VolumeTooSmall
 from ociproxy.store.store import Store
 from tests.images import MIB, Image, artifact, content, image, index, multi_platform
 from tests.stores import damage, put, stored
@@ -572,6 +572,17 @@ def test_a_terminal_gets_no_archive(store: Store) -> None:
     os.close(ours)
     assert done.returncode == 2
     assert b"nothing for a terminal" in done.stderr
+
+
+@pytest.mark.parametrize("size", [985_000, 999_500, 1_003_000])
+@pytest.mark.parametrize(("count", "limit"), [(79, 100), (79, 600_000), (600, 100)])
+def test_the_size_that_is_named_is_enough(size: int, count: int, limit: int) -> None:
+    """Also where it takes a digit more than the one that was given, or makes too many volumes."""
+    contents = [Content(Digest.of(b"%d" % n), size, 4) for n in range(count)]
+    with pytest.raises(VolumeTooSmall) as caught:
+        split([], contents, limit, set_id=Digest.of(b"set"))
+    parts = split([], contents, caught.value.needed, set_id=Digest.of(b"set"))
+    assert [each for part in parts for each in part.contents] == contents
 
 
 def test_more_volumes_than_can_be_handled_are_refused() -> None:

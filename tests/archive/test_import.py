@@ -177,7 +177,7 @@ def test_a_given_name_that_nothing_needs_is_said(job: Import, archive: Path) -> 
     done = job.run(archive, "--name", "a.io/b")
     assert done.code == 0
     [note] = [each["text"] for each in done.events if each["event"] == "note"]
-    assert note == "its images have names of their own: --name is for those without"
+    assert note == "every image has a name of its own; it is for those without"
 
 
 def test_a_given_name_goes_to_one_image_only(job: Import, tmp_path: Path) -> None:

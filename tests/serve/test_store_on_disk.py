@@ -70,6 +70,9 @@ def test_a_full_disk_is_not_ready(mirror: MakeMirror) -> None:
                 pass
         answer = server.get("/readyz")
         assert (answer.status, b"no space left" in answer.body) == (503, True)
+        server.restart()  # what is stored can be served
+        assert server.get("/v2/").status == 200
+        assert server.get("/readyz").status == 503
         filler.unlink()
         assert server.get("/readyz").status == 200
         server.stop()

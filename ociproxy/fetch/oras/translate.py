@@ -57,7 +57,7 @@ _FINAL_5XX: Final = (501, 505)
 # OpenSSL's names of the alerts with which a server refuses our certificate, or the lack of one.
 _CERTIFICATE_ALERTS: Final = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
 # And of what it finds in an answer that is plain HTTP.
-_NO_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
+_NO_TLS: Final = "WRONG_VERSION_NUMBER"
 
 _SENT: Final = {
     "": "; it was asked without credentials",
@@ -105,7 +105,10 @@ def translate(
             if body:
                 reason = f"timed out after {timeouts.stall:g} s without data"
             return UpstreamUnavailable(upstream, reason, timed_out=True)
-    return UpstreamUnavailable(upstream, _reason(causes), unreachable=unreachable)
+    reason = _reason(causes)
+    if not body and any(getattr(cause, "reason", None) == _NO_TLS for cause in causes):
+        reason += "; plain HTTP needs `scheme: http`"
+    return UpstreamUnavailable(upstream, reason, unreachable=unreachable)
 
 
 def refuse(
@@ -125,7 +128,7 @@ def refuse(
     reason = f"{response.request.method} {plain_url(response.url)} answered {status}"
     if code or message:
         reason = f"{reason}: {': '.join(part for part in (code, message) if part)}"
-    if status == 401:
+    if status == 401 and not response.history:  # to another host none are sent
         reason += _SENT.get(_authorization_scheme(response), "")
     if status in (401, 403):
         return UpstreamDenied(upstream, reason, status=status)
@@ -203,8 +206,7 @@ def _reason(causes: list[BaseException]) -> str:
     """The innermost operating system's or TLS library's words, without numbers and object names."""
     for cause in reversed(causes):
         if isinstance(cause, ssl.SSLError) and cause.reason:
-            hint = "; plain HTTP needs `scheme: http`" if cause.reason in _NO_TLS else ""
-            return f"TLS failed: {_tls_words(cause)}{hint}"
+            return f"TLS failed: {_tls_words(cause)}"
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror.lower()
         if isinstance(cause, http.client.RemoteDisconnected):
