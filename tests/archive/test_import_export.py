@@ -153,6 +153,7 @@ def test_a_delta_needs_its_base(source: Store, job: Import, tmp_path: Path) -> N
     done = job.run(tmp_path / "delta.tar")
     assert done.code == 5
     assert set(done.statuses.values()) == {"incomplete"}
+    assert "import the base first" in done.problems[0]
     named = [problem for problem in done.problems if problem.startswith("sha256:")]
     assert len(named) == len(set(named)), "each blob once, not once an image"
     assert all("import the base first" in problem for problem in named)
