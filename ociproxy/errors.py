@@ -32,8 +32,8 @@ OciProxyError
   + LockInvalid            a file is not a lock, or not one this program reads
 
 Classes marked x are never raised themselves. Each class carries its facts as attributes, the exit
-code the command line ends with, and whether it is `lasting`; HTTP statuses are the business of
-`ociproxy.serve.errors`. A programming error is not in this tree.
+code the command line ends with, and whether it is `negative_cacheable`; HTTP statuses are the
+business of `ociproxy.serve.errors`. A programming error is not in this tree.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class OciProxyError(Exception):
     """Base of everything this program reports in one line instead of a traceback."""
 
     exit_code = 1
-    lasting = False
+    negative_cacheable = False
     """Whether asking again in a moment would end the same: such an answer may be kept a while."""
 
 
@@ -104,7 +104,7 @@ class NameUnknown(OciProxyError):
     """No upstream may be asked for this registry, or the upstream knows no such repository."""
 
     exit_code = 3
-    lasting = True
+    negative_cacheable = True
 
     def __init__(self, name: str, reason: str) -> None:
         self.name = name
@@ -116,7 +116,7 @@ class ManifestUnknown(OciProxyError):
     """The manifest is neither stored nor known to the upstream."""
 
     exit_code = 3
-    lasting = True
+    negative_cacheable = True
 
     def __init__(self, reference: object, reason: str) -> None:
         self.reference = reference
@@ -139,7 +139,7 @@ class BlobUnknown(OciProxyError):
     """The blob is neither stored nor known to the upstream."""
 
     exit_code = 3
-    lasting = True
+    negative_cacheable = True
 
     def __init__(self, digest: object, reason: str) -> None:
         self.digest = digest
@@ -151,7 +151,7 @@ class UpstreamError(OciProxyError):
     """Something the upstream did; `upstream` is its registry name."""
 
     exit_code = 3
-    lasting = True
+    negative_cacheable = True
 
     def __init__(self, upstream: str, reason: str) -> None:
         self.upstream = upstream
@@ -167,7 +167,7 @@ class UpstreamUnavailable(UpstreamError):
     """
 
     exit_code = 75
-    lasting = False
+    negative_cacheable = False
 
     def __init__(
         self, upstream: str, reason: str, *, timed_out: bool = False, unreachable: bool = False
@@ -181,7 +181,7 @@ class UpstreamRateLimited(UpstreamError):
     """429 Too Many Requests; `retry_after` is in seconds."""
 
     exit_code = 75
-    lasting = False
+    negative_cacheable = False
 
     def __init__(self, upstream: str, reason: str, *, retry_after: float) -> None:
         self.retry_after = retry_after
@@ -227,7 +227,7 @@ class IntegrityError(OciProxyError):
     """Bytes are not what their descriptor says; `subject` names what was verified."""
 
     exit_code = 5
-    lasting = True
+    negative_cacheable = True
 
     def __init__(self, subject: object, expected: object, actual: object) -> None:
         self.subject = subject

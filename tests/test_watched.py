@@ -14,7 +14,7 @@ from tests.server import ROOT
 PROGRAM = """
 import asyncio, sys
 from pathlib import Path
-from ociproxy.digest import Digest
+from ociproxy.oci.digest import Digest
 from ociproxy.store.store import Store
 from tests.watched import watch
 

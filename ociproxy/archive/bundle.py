@@ -12,16 +12,16 @@ import stat
 import threading
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.archive.content import LOCK_NAME
-from ociproxy.archive.decompress import ArchiveStream
+from ociproxy.archive.export.content import LOCK_NAME
+from ociproxy.archive.export.volume_writer import VOLUME_NAME
+from ociproxy.archive.importer.decompress import ArchiveStream
+from ociproxy.archive.importer.tar_reader import members
+from ociproxy.archive.importer.volume_reader import LABEL_MAX_SIZE, parse_label
 from ociproxy.archive.lock import LOCK_MAX_SIZE, Lock
-from ociproxy.archive.tar_reader import members
-from ociproxy.archive.volume_reader import LABEL_MAX_SIZE, parse_label
-from ociproxy.archive.volume_writer import VOLUME_NAME
 from ociproxy.bounded import BoundedCache
-from ociproxy.digest import Digest
 from ociproxy.errors import ConfigError, DigestMismatch, LayoutDamaged, LayoutInvalid
-from ociproxy.layout import (
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.layout import (
     INDEX,
     INDEX_MAX_SIZE,
     MARKER,
@@ -30,7 +30,7 @@ from ociproxy.layout import (
     parse_blob_path,
     parse_index,
 )
-from ociproxy.manifest import (
+from ociproxy.oci.manifest import (
     MANIFEST_MAX_SIZE,
     Descriptor,
     Index,
@@ -40,8 +40,8 @@ from ociproxy.manifest import (
     referrer_descriptor,
 )
 from ociproxy.store.files import READ_SIZE, read_buffer
-from ociproxy.store.layers import BlobFile
-from ociproxy.store.manifests import described_as
+from ociproxy.store.manifests import with_media_type
+from ociproxy.store.read_only import BlobFile
 from ociproxy.store.records import Records, TagRecord
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from io import FileIO
     from pathlib import Path
 
-    from ociproxy.archive.volume_reader import VolumeLabel
-    from ociproxy.reference import Repository
+    from ociproxy.archive.importer.volume_reader import VolumeLabel
+    from ociproxy.oci.reference import Repository
 
 _HOT_BYTES: Final = 4 * 1024 * 1024
 """Of manifests that are kept in memory."""
@@ -299,7 +299,7 @@ class Bundle:
             raise DigestMismatch(f"{self.path}: manifest {digest}", digest, actual)
         try:
             own = ManifestHolder(Descriptor(guess_media_type(raw), digest, len(raw)), raw)
-            holder = described_as(own, descriptor)
+            holder = with_media_type(own, descriptor)
             _ = holder.manifest
         except MalformedManifest as exc:
             raise LayoutDamaged(str(self.path), f"manifest {digest}: {exc}") from exc

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ociproxy.archive.content import contents, lock_of
+from ociproxy.archive.export.content import contents, lock_of
+from ociproxy.archive.export.selection import Wish, reach
 from ociproxy.archive.lock_reader import read_lock
-from ociproxy.archive.selection import Wish, reach
 from ociproxy.store.files import store_errors
 from ociproxy.store.inventory import references
 from ociproxy.store.store import open_existing
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ociproxy.archive.lock import Lock, LockedImage
-    from ociproxy.digest import Digest
+    from ociproxy.oci.digest import Digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,11 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.digest import Digest
 from ociproxy.errors import DigestInvalid, LockInvalid, NameInvalid
-from ociproxy.manifest import Descriptor, MalformedManifest
-from ociproxy.platform import Platform
-from ociproxy.reference import Reference
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.manifest import Descriptor, MalformedManifest
+from ociproxy.oci.platform import Platform
+from ociproxy.oci.reference import Reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.archive.content import LOCK_NAME
-from ociproxy.archive.decompress import ArchiveStream
+from ociproxy.archive.export.content import LOCK_NAME
+from ociproxy.archive.importer.decompress import ArchiveStream
+from ociproxy.archive.importer.tar_reader import members
 from ociproxy.archive.lock import LOCK_MAX_SIZE, Lock
-from ociproxy.archive.tar_reader import members
 from ociproxy.errors import LockInvalid
 
 if TYPE_CHECKING:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ociproxy.errors import NameInvalid
-from ociproxy.reference import DEFAULT_TAG, Reference, Repository, check_tag
+from ociproxy.oci.reference import DEFAULT_TAG, Reference, Repository, check_tag
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ociproxy.digest import Digest
-    from ociproxy.layout import NamedImage
+    from ociproxy.oci.digest import Digest
+    from ociproxy.oci.layout import NamedImage
 
 
 @dataclass(frozen=True, slots=True)

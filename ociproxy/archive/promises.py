@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ociproxy.archive.lock import Lock
-    from ociproxy.extract import Examined, Extractor
-    from ociproxy.reference import Reference
+    from ociproxy.oci.reference import Reference
+    from ociproxy.store.extract import Examined, Extractor
 
 
 class Promises:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ociproxy.config.settings import BackendName, Config, Fetch, Upstream
-    from ociproxy.fetch.upstream import Backend
-    from ociproxy.fetch.upstreams import MakeBackend
+    from ociproxy.fetch.backend import Backend
+    from ociproxy.fetch.upstreams.upstreams import MakeBackend
     from ociproxy.store.store import Store
 
 BACKENDS: Final[Mapping[str, Callable[[Upstream, Fetch, Store], Backend]]] = {

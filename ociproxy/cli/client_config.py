@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import click
 
 from ociproxy.errors import NameInvalid, OutputError
-from ociproxy.reference import parse_registry
+from ociproxy.oci.reference import parse_registry
 
 # Podman and CRI-O have no mirror for everything: each registry is named.
 _REGISTRIES: Final = ("docker.io", "gcr.io", "ghcr.io", "quay.io", "registry.k8s.io")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 import click
 from rich.filesize import decimal
 
-from ociproxy.archive.export import Exported, Shape, check_target, export, size_of
+from ociproxy.archive.export.export import Exported, Shape, check_target, export, size_of
+from ociproxy.archive.export.output import STDOUT
+from ociproxy.archive.export.selection import by_lock, by_patterns, by_references, flatten, reach
 from ociproxy.archive.lock_reader import read_lock, read_lock_file
-from ociproxy.archive.output import STDOUT
-from ociproxy.archive.selection import by_lock, by_patterns, by_references, flatten, reach
 from ociproxy.cli.options import (
     PlatformType,
     SizeType,
@@ -28,8 +28,8 @@ from ociproxy.cli.sources import read_wanted
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ociproxy.archive.selection import Chosen, Wish
-    from ociproxy.platform import Platform
+    from ociproxy.archive.export.selection import Chosen, Wish
+    from ociproxy.oci.platform import Platform
     from ociproxy.store.store import Store
 
 _STDOUT_NUMBER: Final = 1

@@ -6,8 +6,8 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.archive.importing import Watcher
-from ociproxy.archive.publishing import EXIT_CODES, Outcome, Status
+from ociproxy.archive.importer.importer import Watcher
+from ociproxy.archive.importer.publishing import EXIT_CODES, ImportResult, Status
 from ociproxy.cli.printing import print_event
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Report(Watcher):
         codes = (code for status, code in EXIT_CODES.items() if self._counts[status])
         return next(codes, 0)
 
-    def image(self, outcome: Outcome) -> None:
+    def image(self, outcome: ImportResult) -> None:
         self._counts[outcome.status] += 1
         if self._json:
             print_event(
@@ -85,7 +85,7 @@ class Report(Watcher):
         self._screen.line(text)
 
 
-def _lines(outcome: Outcome) -> list[str]:
+def _lines(outcome: ImportResult) -> list[str]:
     name = outcome.name
     shown = name if str(outcome.digest) in name else f"{name}@{outcome.digest}"
     head = f"{outcome.status.value} {shown}"

@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from ociproxy.cli.options import config_path, existing_store, image_path
 from ociproxy.cli.printing import short
 from ociproxy.cli.tables import print_table
-from ociproxy.store.closure import ReachedImage
+from ociproxy.store.image import ReachedImage
 from ociproxy.store.inventory import Entry, inventory
 
 _COLUMNS = ("REFERENCE", "DIGEST", "PLATFORMS", "SIZE", "COMPLETE", "RESOLVED", "LAST USED")

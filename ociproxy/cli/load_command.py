@@ -33,7 +33,7 @@ from ociproxy.store.store import Store
 
 if TYPE_CHECKING:
     from ociproxy.config.settings import BackendName
-    from ociproxy.platform import Platform
+    from ociproxy.oci.platform import Platform
 
 
 @click.command("load", short_help="Fill the store with the images of lists.")

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 from ociproxy.archive.lock import Lock, LockedImage
 from ociproxy.archive.lock_reader import read_lock_file
-from ociproxy.fetch.load import Watcher
-from ociproxy.imagelist import ImageListInvalid, Wanted, pinned
+from ociproxy.load.imagelist import ImageListInvalid, Wanted, pinned
+from ociproxy.load.loader import Watcher
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ociproxy.digest import Digest
-    from ociproxy.fetch.load import Result
-    from ociproxy.platform import Platform
-    from ociproxy.reference import Reference
+    from ociproxy.load.loader import Result
+    from ociproxy.oci.digest import Digest
+    from ociproxy.oci.platform import Platform
+    from ociproxy.oci.reference import Reference
 
 
 class LockWriter(Watcher):

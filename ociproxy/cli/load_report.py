@@ -9,14 +9,14 @@ from rich.filesize import decimal
 
 from ociproxy.cli.printing import print_event
 from ociproxy.errors import UpstreamRateLimited
-from ociproxy.fetch.load import TRANSIENT, Watcher
+from ociproxy.load.loader import TRANSIENT, Watcher
 
 if TYPE_CHECKING:
     from ociproxy.cli.screen import Screen
     from ociproxy.errors import OciProxyError, UpstreamError
-    from ociproxy.fetch.load import Result, Summary
-    from ociproxy.imagelist import Wanted
-    from ociproxy.reference import Reference
+    from ociproxy.load.imagelist import Wanted
+    from ociproxy.load.loader import Result, Summary
+    from ociproxy.oci.reference import Reference
 
 _QUIET: Final = 10.0
 """Seconds between two lines on one upstream's being waited for, unless that takes longer by as

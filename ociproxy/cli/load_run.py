@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ociproxy.cli.progress import Step
 from ociproxy.fetch.engine import Engine
-from ociproxy.fetch.load import Loader, Summary, Watcher
+from ociproxy.load.loader import Loader, Summary, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from ociproxy.cli.screen import Screen
     from ociproxy.config.settings import Config
     from ociproxy.errors import OciProxyError, UpstreamError
-    from ociproxy.fetch.load import Result
-    from ociproxy.fetch.upstreams import MakeBackend
-    from ociproxy.imagelist import Wanted
+    from ociproxy.fetch.upstreams.upstreams import MakeBackend
+    from ociproxy.load.imagelist import Wanted
+    from ociproxy.load.loader import Result
     from ociproxy.store.store import Store
 
 

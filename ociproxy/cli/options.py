@@ -13,7 +13,7 @@ from ociproxy.config.settings import Config
 from ociproxy.config.units import parse_size
 from ociproxy.errors import NameInvalid
 from ociproxy.log import LEVELS
-from ociproxy.platform import Platform
+from ociproxy.oci.platform import Platform
 from ociproxy.store.store import Store, open_existing
 
 if TYPE_CHECKING:

@@ -11,17 +11,17 @@ from rich.filesize import decimal
 
 from ociproxy.cli.printing import print_event, short
 from ociproxy.cli.tables import print_table
-from ociproxy.fetch.load import Watcher
+from ociproxy.load.loader import Watcher
 from ociproxy.store.files import store_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ociproxy.cli.load_report import Report
-    from ociproxy.digest import Digest
     from ociproxy.errors import OciProxyError, UpstreamError
-    from ociproxy.fetch.load import Result, Summary
-    from ociproxy.imagelist import Wanted
+    from ociproxy.load.imagelist import Wanted
+    from ociproxy.load.loader import Result, Summary
+    from ociproxy.oci.digest import Digest
 
 _COLUMNS: Final = ("REFERENCE", "DIGEST", "PLATFORMS", "SIZE", "NEW")
 

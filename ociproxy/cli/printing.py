@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 if TYPE_CHECKING:
-    from ociproxy.digest import Digest
+    from ociproxy.oci.digest import Digest
 
 _DIGITS: Final = 12
 

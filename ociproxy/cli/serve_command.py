@@ -11,13 +11,13 @@ import click
 
 from ociproxy import log
 from ociproxy.archive.bundle import Bundle
-from ociproxy.archive.volume_reader import grouped
+from ociproxy.archive.importer.volume_reader import grouped
 from ociproxy.cli.backends import backends
 from ociproxy.cli.options import common, configuration, pull_timeout
 from ociproxy.cli.sources import machine_platform, read_wanted
 from ociproxy.config.settings import Config
 from ociproxy.errors import ConfigError
-from ociproxy.imagelist import Wanted
+from ociproxy.load.imagelist import Wanted
 from ociproxy.serve.server import Setup, listen, run
 from ociproxy.serve.tls import server_context
 from ociproxy.serve.workers import run_workers

@@ -11,10 +11,10 @@ from typing import Final
 
 import click
 
-from ociproxy import imagelist
 from ociproxy.config.reading import decode, read_file, read_stream
 from ociproxy.errors import ConfigError, DigestInvalid, NameInvalid
-from ociproxy.imagelist import (
+from ociproxy.load import imagelist
+from ociproxy.load.imagelist import (
     ALL_PLATFORMS,
     ImageListInvalid,
     Wanted,
@@ -22,7 +22,7 @@ from ociproxy.imagelist import (
     parse_list,
     parse_reference,
 )
-from ociproxy.platform import Platform
+from ociproxy.oci.platform import Platform
 
 STDIN: Final = "-"
 _KUBERNETES: Final = re.compile(r"^apiVersion:", re.MULTILINE)
@@ -84,7 +84,7 @@ def read_wanted(
             note(f"{_shown(name)}: names no image")
     for name in manifests:
         # With it comes YAML, which whoever has a list can do without.
-        from ociproxy import kubernetes
+        from ociproxy.load import kubernetes
 
         try:
             text = _read(name, kubernetes.SIZE_LIMIT)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
-from ociproxy.reference import DOCKER_HUB, Reference, Repository, parse_registry
+from ociproxy.oci.reference import DOCKER_HUB, Reference, Repository, parse_registry
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Final
 
-from ociproxy.config.door import NETWORKS, SERVER_AUTH, SERVER_TLS
 from ociproxy.config.kinds import Choice, Duration, FilePath, Flag, Number, Size, Text
+from ociproxy.config.listener import NETWORKS, SERVER_AUTH, SERVER_TLS
 from ociproxy.config.sections import Either, Items, Key, Section, is_mapping
 from ociproxy.config.settings import (
     MIB,

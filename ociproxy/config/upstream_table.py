@@ -16,7 +16,7 @@ from ociproxy.config.sections import Either, Items, Key, Section, is_flag, is_ma
 from ociproxy.config.settings import Auth, Endpoint, Rules, Secret, Timeouts, Tls, Upstream
 from ociproxy.config.yaml import MappingNode
 from ociproxy.errors import NameInvalid
-from ociproxy.reference import parse_registry
+from ociproxy.oci.reference import parse_registry
 
 
 def registry(text: str) -> str:

@@ -17,22 +17,22 @@ from ociproxy.errors import (
     StoreError,
     UpstreamError,
 )
-from ociproxy.fetch.outcome import FILL, FOLLOW, HIT, PASSED_ON, Outcome
-from ociproxy.fetch.upstreams import still_away
-from ociproxy.manifest import ImageManifest, MalformedManifest, parse_manifest
-from ociproxy.store.layers import BlobFile
+from ociproxy.fetch.cache_status import FILL, FOLLOW, HIT, PASSED_ON, CacheStatus
+from ociproxy.fetch.upstreams.upstreams import still_away
+from ociproxy.oci.manifest import ImageManifest, MalformedManifest, parse_manifest
+from ociproxy.store.read_only import BlobFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ociproxy.config.settings import Config
-    from ociproxy.digest import Digest
-    from ociproxy.fetch.fill import Fill, Fills
+    from ociproxy.fetch.download.fill import Fill, Fills
     from ociproxy.fetch.isolation import Isolation
-    from ociproxy.fetch.upstreams import Upstreams
-    from ociproxy.manifest import Descriptor, ManifestHolder
-    from ociproxy.reference import Repository
-    from ociproxy.store.layers import Layer
+    from ociproxy.fetch.upstreams.upstreams import Upstreams
+    from ociproxy.oci.digest import Digest
+    from ociproxy.oci.manifest import Descriptor, ManifestHolder
+    from ociproxy.oci.reference import Repository
+    from ociproxy.store.read_only import ReadOnlyContent
     from ociproxy.store.store import Store
 
 _KNOWN_SIZES: Final = 65_536
@@ -63,7 +63,9 @@ class BlobPuller:
         self._complete: BoundedCache[Digest, bool] = BoundedCache(_COMPLETE_IMAGES)
         self._verifying: dict[Digest, asyncio.Task[None]] = {}
 
-    async def pull(self, repository: Repository, digest: Digest) -> tuple[BlobFile | Fill, Outcome]:
+    async def pull(
+        self, repository: Repository, digest: Digest
+    ) -> tuple[BlobFile | Fill, CacheStatus]:
         """The stored blob, open, or a fill that has started to bring it.
 
         Raises BlobUnknown, UpstreamError kinds, IntegrityError kinds, Busy or StoreError.
@@ -73,12 +75,12 @@ class BlobPuller:
 
     async def _pull(
         self, repository: Repository, digest: Digest
-    ) -> tuple[BlobFile | Fill, Outcome]:
+    ) -> tuple[BlobFile | Fill, CacheStatus]:
         found = await self._find(digest)
         if found is not None:
             return found, HIT
         fill = self._fills.running(digest, self._config.partition(repository.registry))
-        outcome = FILL if fill is None else FOLLOW
+        status = FILL if fill is None else FOLLOW
         fill = fill or self._start(repository, digest)
         try:
             await self._started(fill, repository.registry)
@@ -86,14 +88,14 @@ class BlobPuller:
             if fill.repository == repository:
                 raise
             # That was the answer to somebody else's question, under another name.
-            fill, outcome = self._start(repository, digest), FILL
+            fill, status = self._start(repository, digest), FILL
             await self._started(fill, repository.registry)
         if fill.done:
             # It ended before this reader got its turn: the store has the blob now.
             found = await self._find(digest)
             if found is not None:
-                return found, outcome
-        return fill, outcome
+                return found, status
+        return fill, status
 
     async def ensure(
         self, repository: Repository, blob: Descriptor, received: Callable[[int, bool], None]
@@ -106,9 +108,9 @@ class BlobPuller:
         partition = self._config.partition(repository.registry)
         self._sizes.put((partition, blob.digest), blob.size)
         try:
-            found, outcome = await self._pull(repository, blob.digest)
+            found, status = await self._pull(repository, blob.digest)
             if not isinstance(found, BlobFile):
-                await _finished(found, outcome, received)
+                await _finished(found, status, received)
                 return
         except IntegrityError:
             again = self._fills.running(blob.digest, partition)
@@ -130,7 +132,7 @@ class BlobPuller:
         """Bytes that upstreams have sent for all fills."""
         return self._fills.bytes_fetched
 
-    async def size(self, repository: Repository, digest: Digest) -> tuple[int, Outcome]:
+    async def size(self, repository: Repository, digest: Digest) -> tuple[int, CacheStatus]:
         """Bytes of a blob; where it is not stored the upstream is asked, and nothing is fetched."""
         await self._isolation.permit(repository, digest)
         size = self._store.blobs.find_size(digest)
@@ -186,7 +188,7 @@ class BlobPuller:
             await asyncio.shield(verifying)
         raise StoreError(self._store.blobs.path(digest), "changes while it is read")
 
-    async def _verify(self, digest: Digest, layer: Layer | None) -> None:
+    async def _verify(self, digest: Digest, layer: ReadOnlyContent | None) -> None:
         """One at a time for one blob: who waits for it takes no thread."""
         try:
             await self._upstreams.call(partial(self._store.blobs.verify, digest, layer))
@@ -244,8 +246,8 @@ class BlobPuller:
             raise BlobUnknown(digest, "not stored, and this mirror is offline")
 
 
-async def _finished(fill: Fill, outcome: Outcome, received: Callable[[int, bool], None]) -> None:
+async def _finished(fill: Fill, status: CacheStatus, received: Callable[[int, bool], None]) -> None:
     try:
         await fill.finished()
     finally:
-        received(fill.download.bytes_fetched, outcome is FILL)
+        received(fill.download.bytes_fetched, status is FILL)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ociproxy.config.settings import Secret
 from ociproxy.errors import NameInvalid, UpstreamDenied, shorten
-from ociproxy.reference import DOCKER_HUB, parse_registry
+from ociproxy.oci.reference import DOCKER_HUB, parse_registry
 
 if TYPE_CHECKING:
     from ociproxy.config.settings import Auth

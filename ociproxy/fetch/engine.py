@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Final
 from ociproxy import log
 from ociproxy.clock import SystemClock
 from ociproxy.fetch.blobs import BlobPuller
-from ociproxy.fetch.fill import Fills
+from ociproxy.fetch.download.fill import Fills
 from ociproxy.fetch.isolation import Isolation
 from ociproxy.fetch.listings import ListingPuller
 from ociproxy.fetch.manifests import ManifestPuller
-from ociproxy.fetch.upstreams import Upstreams
+from ociproxy.fetch.upstreams.upstreams import Upstreams
 
 if TYPE_CHECKING:
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Config
-    from ociproxy.fetch.upstreams import MakeBackend
+    from ociproxy.fetch.upstreams.upstreams import MakeBackend
     from ociproxy.store.store import Store
 
 _ABANDONED_AFTER: Final = 24 * 3600.0

@@ -17,9 +17,9 @@ from ociproxy.store.membership import Membership
 
 if TYPE_CHECKING:
     from ociproxy.config.settings import Config
-    from ociproxy.digest import Digest
-    from ociproxy.fetch.upstreams import Upstreams
-    from ociproxy.reference import Repository
+    from ociproxy.fetch.upstreams.upstreams import Upstreams
+    from ociproxy.oci.digest import Digest
+    from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
 
 _CONSENTS: Final = 16_384

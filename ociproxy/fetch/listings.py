@@ -16,17 +16,17 @@ from urllib.parse import urlencode
 
 from ociproxy import log
 from ociproxy.errors import ManifestUnknown, NameUnknown, OciProxyError
-from ociproxy.fetch.outcome import HIT, PASSED_ON, Outcome, stale_because
-from ociproxy.fetch.upstream import Listing
-from ociproxy.manifest import OCI_INDEX, Descriptor, Index, MalformedManifest, parse_manifest
-from ociproxy.reference import Reference
+from ociproxy.fetch.backend import Listing
+from ociproxy.fetch.cache_status import HIT, PASSED_ON, CacheStatus, stale_because
+from ociproxy.oci.manifest import OCI_INDEX, Descriptor, Index, MalformedManifest, parse_manifest
+from ociproxy.oci.reference import Reference
 
 if TYPE_CHECKING:
     from ociproxy.config.settings import Config
-    from ociproxy.digest import Digest
     from ociproxy.fetch.manifests import ManifestPuller
-    from ociproxy.fetch.upstreams import Upstreams
-    from ociproxy.reference import Repository
+    from ociproxy.fetch.upstreams.upstreams import Upstreams
+    from ociproxy.oci.digest import Digest
+    from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
 
 _FILTER = "artifactType"
@@ -55,7 +55,7 @@ class ListingPuller:
         self._manifests = manifests
         self._config = config
 
-    async def tags(self, repository: Repository, query: TagsQuery) -> tuple[Listing, Outcome]:
+    async def tags(self, repository: Repository, query: TagsQuery) -> tuple[Listing, CacheStatus]:
         """Raises NameUnknown, UpstreamError kinds or StoreError."""
         if not self._config.serve.offline:
             try:
@@ -63,17 +63,17 @@ class ListingPuller:
             except OciProxyError as exc:
                 if not self._store.refs.has_repository(repository):
                     raise
-                outcome = stale_because(exc)
+                status = stale_because(exc)
                 log.event(logging.WARNING, "serving stale", reference=repository, reason=exc)
         elif self._store.refs.has_repository(repository):
-            outcome = HIT
+            status = HIT
         else:
             raise NameUnknown(str(repository), "not stored, and this mirror is offline")
-        return self._cached_tags(repository, query), outcome
+        return self._cached_tags(repository, query), status
 
     async def referrers(
         self, repository: Repository, subject: Digest, artifact_type: str
-    ) -> tuple[Listing, Outcome]:
+    ) -> tuple[Listing, CacheStatus]:
         """An index of what refers to the subject; an empty one where nothing does, or nothing is
         known."""
         cached = self._store.refs.referrers(repository, subject)
@@ -102,15 +102,15 @@ class ListingPuller:
 
     async def _fallback(
         self, repository: Repository, subject: Digest, artifact_type: str
-    ) -> tuple[Listing, Outcome]:
+    ) -> tuple[Listing, CacheStatus]:
         tag = f"{subject.algorithm}-{subject.encoded}"[:128]
         try:
             answer = await self._manifests.pull(Reference(repository, tag), body=True)
         except OciProxyError as exc:
-            outcome = PASSED_ON if isinstance(exc, ManifestUnknown) else stale_because(exc)
-            return _index([], artifact_type), outcome
+            status = PASSED_ON if isinstance(exc, ManifestUnknown) else stale_because(exc)
+            return _index([], artifact_type), status
         listing = Listing(answer.raw or b"", answer.descriptor.media_type)
-        return _filtered(listing, artifact_type), answer.outcome
+        return _filtered(listing, artifact_type), answer.status
 
     def _cached_tags(self, repository: Repository, query: TagsQuery) -> Listing:
         tags = [tag for tag in self._store.refs.tags(repository) if tag > query.last]

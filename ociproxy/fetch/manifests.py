@@ -15,7 +15,7 @@ from ociproxy import log
 from ociproxy.bounded import BoundedCache
 from ociproxy.clock import SystemClock
 from ociproxy.errors import DigestMismatch, ManifestUnknown, OciProxyError
-from ociproxy.fetch.outcome import (
+from ociproxy.fetch.cache_status import (
     HIT,
     MISS,
     MISS_COLLAPSED,
@@ -24,22 +24,22 @@ from ociproxy.fetch.outcome import (
     REVALIDATED,
     SLOW,
     UPDATED,
-    Outcome,
+    CacheStatus,
     stale_because,
 )
-from ociproxy.reference import Reference
-from ociproxy.store.manifests import described_as
+from ociproxy.oci.reference import Reference
+from ociproxy.store.manifests import with_media_type
 from ociproxy.store.records import TagRecord
 
 if TYPE_CHECKING:
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Config
+    from ociproxy.fetch.backend import Backend
     from ociproxy.fetch.blobs import BlobPuller
     from ociproxy.fetch.isolation import Isolation
-    from ociproxy.fetch.upstream import Backend
-    from ociproxy.fetch.upstreams import Upstreams
-    from ociproxy.manifest import Descriptor, ManifestHolder
-    from ociproxy.reference import Repository
+    from ociproxy.fetch.upstreams.upstreams import Upstreams
+    from ociproxy.oci.manifest import Descriptor, ManifestHolder
+    from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
 
 _PAUSES: Final = 10_000
@@ -50,7 +50,7 @@ class ManifestAnswer(NamedTuple):
 
     descriptor: Descriptor
     raw: bytes | None
-    outcome: Outcome
+    status: CacheStatus
 
 
 class ManifestPuller:
@@ -74,7 +74,7 @@ class ManifestPuller:
         self._clock = clock or SystemClock()
         self._paused: BoundedCache[Reference, float] = BoundedCache(_PAUSES)
         self._ttls: BoundedCache[Reference, float] = BoundedCache(_PAUSES)
-        self._tasks: set[asyncio.Task[tuple[ManifestHolder, Outcome]]] = set()
+        self._tasks: set[asyncio.Task[tuple[ManifestHolder, CacheStatus]]] = set()
 
     def find(self, reference: Reference, *, body: bool) -> ManifestAnswer | None:
         """What `pull` answers where it need not wait: stored and fresh. Else None.
@@ -119,11 +119,11 @@ class ManifestPuller:
             found = self._store.manifests.find(digest)
             if found is None or not self._isolation.has_manifest(repository, digest):
                 return record, None
-            return record, described_as(found, record.descriptor)
+            return record, with_media_type(found, record.descriptor)
         found = self._store.manifests.find(digest)
         if found is None or not self._isolation.has_manifest(repository, digest):
             return None, None
-        return None, described_as(found, self._store.refs.find_manifest(repository, digest))
+        return None, with_media_type(found, self._store.refs.find_manifest(repository, digest))
 
     def _has_expired(self, reference: Reference, record: TagRecord | None) -> bool:
         """Only what a tag stands for can; a digest is for ever."""
@@ -140,9 +140,9 @@ class ManifestPuller:
     async def _from_upstream(self, reference: Reference, *, body: bool) -> ManifestAnswer:
         if not body:
             return ManifestAnswer(await self._resolve(reference), None, PASSED_ON)
-        outcome = MISS_COLLAPSED if self._upstreams.is_asking(_fetching(reference)) else MISS
+        status = MISS_COLLAPSED if self._upstreams.is_asking(_fetching(reference)) else MISS
         holder = await self._fetch(reference)
-        return self._answer(reference.repository, holder, outcome, body=body)
+        return self._answer(reference.repository, holder, status, body=body)
 
     async def _unstored(
         self, reference: Reference, record: TagRecord, *, body: bool
@@ -168,40 +168,42 @@ class ManifestPuller:
         self._own(asking)
         try:
             async with asyncio.timeout(self._config.fetch.timeouts.revalidate):
-                holder, outcome = await asyncio.shield(asking)
+                holder, status = await asyncio.shield(asking)
         except TimeoutError:
-            outcome = self._serve_stale(reference, SLOW, "no answer in time")
-            return self._answer(repository, stored, outcome, body=body)
+            status = self._serve_stale(reference, SLOW, "no answer in time")
+            return self._answer(repository, stored, status, body=body)
         except OciProxyError as exc:
-            outcome = self._serve_stale(reference, stale_because(exc), exc)
-            return self._answer(repository, stored, outcome, body=body)
-        return self._answer(repository, holder, outcome, body=body)
+            status = self._serve_stale(reference, stale_because(exc), exc)
+            return self._answer(repository, stored, status, body=body)
+        return self._answer(repository, holder, status, body=body)
 
     async def _refresh(
         self, reference: Reference, stored: ManifestHolder
-    ) -> tuple[ManifestHolder, Outcome]:
+    ) -> tuple[ManifestHolder, CacheStatus]:
         descriptor = await self._resolve(reference, stored.descriptor)
-        outcome = REVALIDATED
+        status = REVALIDATED
         if descriptor.digest != stored.descriptor.digest:
             # The tag moves once the new manifest is here: until then the old one can be served.
             stored = await self._fetch(Reference(reference.repository, digest=descriptor.digest))
             await self._upstreams.call(lambda: self._record(reference, stored.descriptor))
-            outcome = UPDATED
+            status = UPDATED
         self._paused.drop(reference)
-        return stored, outcome
+        return stored, status
 
-    def _serve_stale(self, reference: Reference, outcome: Outcome, reason: object) -> Outcome:
+    def _serve_stale(
+        self, reference: Reference, status: CacheStatus, reason: object
+    ) -> CacheStatus:
         pause = self._config.fetch.pause
         self._paused.put(reference, self._clock.monotonic() + pause)
         log.event(logging.WARNING, "serving stale", reference=reference, reason=reason, pause=pause)
-        return outcome
+        return status
 
     def _answer(
-        self, repository: Repository, holder: ManifestHolder, outcome: Outcome, *, body: bool
+        self, repository: Repository, holder: ManifestHolder, status: CacheStatus, *, body: bool
     ) -> ManifestAnswer:
         if body and holder.descriptor.is_image:
             self._blobs.complete(repository, holder)
-        return ManifestAnswer(holder.descriptor, holder.raw, outcome)
+        return ManifestAnswer(holder.descriptor, holder.raw, status)
 
     async def _resolve(self, reference: Reference, stored: Descriptor | None = None) -> Descriptor:
         """HEAD at the upstream; records what the tag is, unless it moved from what is stored."""
@@ -240,11 +242,11 @@ class ManifestPuller:
             TagRecord(descriptor, self._clock.now(), reference.repository.registry),
         )
 
-    def _own(self, task: asyncio.Task[tuple[ManifestHolder, Outcome]]) -> None:
+    def _own(self, task: asyncio.Task[tuple[ManifestHolder, CacheStatus]]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[tuple[ManifestHolder, Outcome]]) -> None:
+    def _ended(self, task: asyncio.Task[tuple[ManifestHolder, CacheStatus]]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # the client was told, or had its answer before

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from ociproxy.digest import Digest
-    from ociproxy.fetch.outcome import Outcome
+    from ociproxy.fetch.cache_status import CacheStatus
+    from ociproxy.oci.digest import Digest
 
 API_VERSION: Final = ("Docker-Distribution-Api-Version", "registry/2.0")
 
 
 class Answer(NamedTuple):
     response: web.StreamResponse
-    outcome: Outcome
+    outcome: CacheStatus
     digest: Digest | None = None
 
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from ociproxy.store.layers import BlobFile
+from ociproxy.store.read_only import BlobFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import BinaryIO
 
-    from ociproxy.fetch.fill import Fill
-    from ociproxy.serve.senders import Senders
+    from ociproxy.fetch.download.fill import Fill
+    from ociproxy.serve.sendfile import Senders
 
 
 _CHUNK: Final = 64 * 1024

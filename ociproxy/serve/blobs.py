@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from ociproxy.digest import Digest
+from ociproxy.oci.digest import Digest
 from ociproxy.serve.answer import Answer, matches
 from ociproxy.serve.blob_response import BlobResponse, requested_range
 from ociproxy.serve.errors import range_response
 
 if TYPE_CHECKING:
+    from ociproxy.fetch.cache_status import CacheStatus
     from ociproxy.fetch.engine import Engine
-    from ociproxy.fetch.outcome import Outcome
-    from ociproxy.serve.target import Target
+    from ociproxy.serve.path import DistributionPath
 
 
-async def blob(engine: Engine, request: web.BaseRequest, target: Target) -> Answer:
+async def blob(engine: Engine, request: web.BaseRequest, target: DistributionPath) -> Answer:
     """Stored or arriving, whole or one range of it."""
     digest = Digest.parse(target.last)
     headers = {
@@ -45,6 +45,6 @@ async def blob(engine: Engine, request: web.BaseRequest, target: Target) -> Answ
     return Answer(response, outcome, digest)
 
 
-def _not_modified(headers: dict[str, str], outcome: Outcome, digest: Digest) -> Answer:
+def _not_modified(headers: dict[str, str], outcome: CacheStatus, digest: Digest) -> Answer:
     del headers["Content-Type"]
     return Answer(web.Response(status=304, headers=headers), outcome, digest)

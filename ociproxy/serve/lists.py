@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from yarl import URL
 
-from ociproxy.digest import Digest
 from ociproxy.fetch.listings import TagsQuery
+from ociproxy.oci.digest import Digest
 from ociproxy.serve.answer import Answer
 from ociproxy.serve.errors import QueryInvalid
 
 if TYPE_CHECKING:
+    from ociproxy.fetch.backend import Listing
+    from ociproxy.fetch.cache_status import CacheStatus
     from ociproxy.fetch.engine import Engine
-    from ociproxy.fetch.outcome import Outcome
-    from ociproxy.fetch.upstream import Listing
-    from ociproxy.serve.target import Target
+    from ociproxy.serve.path import DistributionPath
 
 
-async def tags(engine: Engine, request: web.BaseRequest, target: Target) -> Answer:
+async def tags(engine: Engine, request: web.BaseRequest, target: DistributionPath) -> Answer:
     count = target.query.get("n")
     if count is not None and not (count.isascii() and count.isdecimal() and len(count) < 10):
         raise QueryInvalid(f"n={count[:50]!r} is not a count of tags")
@@ -27,14 +27,16 @@ async def tags(engine: Engine, request: web.BaseRequest, target: Target) -> Answ
     return _answer(request, target, *await engine.listings.tags(target.repository, query))
 
 
-async def referrers(engine: Engine, request: web.BaseRequest, target: Target) -> Answer:
+async def referrers(engine: Engine, request: web.BaseRequest, target: DistributionPath) -> Answer:
     subject = Digest.parse(target.last)
     artifact_type = target.query.get("artifactType", "")
     listing, outcome = await engine.listings.referrers(target.repository, subject, artifact_type)
     return _answer(request, target, listing, outcome)
 
 
-def _answer(request: web.BaseRequest, target: Target, listing: Listing, outcome: Outcome) -> Answer:
+def _answer(
+    request: web.BaseRequest, target: DistributionPath, listing: Listing, outcome: CacheStatus
+) -> Answer:
     headers = {"Content-Type": listing.media_type}
     if listing.next_query:
         # The next page is asked of us, under the path and namespace of this one.

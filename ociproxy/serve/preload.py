@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Final
 from ociproxy import log
 from ociproxy.errors import OciProxyError
 from ociproxy.fetch.engine import Engine
-from ociproxy.fetch.load import TRANSIENT, Loader, Watcher
-from ociproxy.store.closure import closure
+from ociproxy.load.loader import TRANSIENT, Loader, Watcher
+from ociproxy.store.image import closure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ociproxy.config.settings import Config
-    from ociproxy.fetch.load import Result
-    from ociproxy.fetch.upstreams import MakeBackend
-    from ociproxy.imagelist import Wanted
+    from ociproxy.fetch.upstreams.upstreams import MakeBackend
+    from ociproxy.load.imagelist import Wanted
+    from ociproxy.load.loader import Result
     from ociproxy.store.store import Store
 
 _AGAIN: Final = 60.0

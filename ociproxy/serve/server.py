@@ -15,17 +15,17 @@ from ociproxy import log
 from ociproxy.config.settings import Config
 from ociproxy.errors import AddressInUse, ConfigError
 from ociproxy.fetch.engine import Engine
-from ociproxy.serve.app import App
-from ociproxy.serve.basic_auth import BasicAuth
-from ociproxy.serve.door import Door
+from ociproxy.serve.api import RegistryApi
+from ociproxy.serve.auth import BasicAuth
+from ociproxy.serve.listener import Listener
 from ociproxy.serve.preload import preload
-from ociproxy.serve.senders import Senders
+from ociproxy.serve.sendfile import Senders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ociproxy.fetch.upstreams import MakeBackend
-    from ociproxy.imagelist import Wanted
+    from ociproxy.fetch.upstreams.upstreams import MakeBackend
+    from ociproxy.load.imagelist import Wanted
     from ociproxy.store.store import Store
 
 Setup = tuple[Config, ssl.SSLContext | None]
@@ -103,8 +103,8 @@ async def _serve(
     config, context = setup
     stopping = asyncio.Event()
     auth = await loop.run_in_executor(None, _auth, config)
-    app = App(Engine(store, config, make_backend(config)), config, auth, senders)
-    door = Door(listener, app, config.serve, context)
+    app = RegistryApi(Engine(store, config, make_backend(config)), config, auth, senders)
+    door = Listener(listener, app, config.serve, context)
     reloads: set[asyncio.Task[None]] = set()
 
     async def replace_engine() -> None:

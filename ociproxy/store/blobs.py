@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.digest import Digest
 from ociproxy.errors import DigestMismatch
+from ociproxy.oci.digest import Digest
 from ociproxy.store.files import (
     UNTOUCHABLE,
     file_name,
@@ -23,14 +23,14 @@ from ociproxy.store.files import (
     try_lock,
 )
 from ociproxy.store.hashing import hash_file
-from ociproxy.store.layers import BlobFile
+from ociproxy.store.read_only import BlobFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from ociproxy.clock import Clock
-    from ociproxy.store.layers import Layer
+    from ociproxy.store.read_only import ReadOnlyContent
 
 
 _UNSEALABLE: Final = 8192
@@ -42,7 +42,7 @@ _LOCK_INTERVAL: Final = 0.02
 
 class Blobs:
     def __init__(
-        self, root: Path, quarantine: Path, clock: Clock, layers: Sequence[Layer] = ()
+        self, root: Path, quarantine: Path, clock: Clock, layers: Sequence[ReadOnlyContent] = ()
     ) -> None:
         self._root = root
         self._prefix = f"{root}{os.sep}"
@@ -106,7 +106,7 @@ class Blobs:
         with store_errors(self._root):
             fsync_directory(self._root)
 
-    def verify(self, digest: Digest, layer: Layer | None = None) -> None:
+    def verify(self, digest: Digest, layer: ReadOnlyContent | None = None) -> None:
         """Hash a stored blob anew (blocks for its whole length) and seal it; that of a layer,
         where it was found there. Whoever comes meanwhile, in any process, waits for that.
 

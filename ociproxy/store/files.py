@@ -25,7 +25,7 @@ from ociproxy.errors import StoreError, StoreFull
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ociproxy.digest import Digest
+    from ociproxy.oci.digest import Digest
 
 READ_SIZE: Final = 1024 * 1024
 _WRITING: Final = ".write-"

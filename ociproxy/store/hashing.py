@@ -11,7 +11,7 @@ from ociproxy.store.files import READ_SIZE, read_buffer
 if TYPE_CHECKING:
     from io import FileIO
 
-    from ociproxy.digest import Hasher
+    from ociproxy.oci.digest import Hasher
 
 BEHIND: Final = 7
 """How many pieces a thread may be behind: whoever gives it buffers uses one of them again when it

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ociproxy.reference import Reference
-from ociproxy.store.closure import closure, roots
+from ociproxy.oci.reference import Reference
+from ociproxy.store.image import closure, roots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ociproxy.digest import Digest
-    from ociproxy.manifest import Descriptor
-    from ociproxy.store.closure import Missing, ReachedImage
+    from ociproxy.oci.digest import Digest
+    from ociproxy.oci.manifest import Descriptor
+    from ociproxy.store.image import Missing, ReachedImage
     from ociproxy.store.store import Store
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.digest import Digest
 from ociproxy.errors import ManifestInvalid
-from ociproxy.manifest import (
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.manifest import (
     MANIFEST_MAX_SIZE,
     Descriptor,
     MalformedManifest,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ociproxy.clock import Clock
-    from ociproxy.store.layers import Layer
+    from ociproxy.store.read_only import ReadOnlyContent
 
 _ENTRY_OVERHEAD: Final = 1024
 """Bytes a cached manifest costs beside its own."""
@@ -51,7 +51,7 @@ class Manifests:
         staging: Path,
         hot_bytes: int,
         clock: Clock,
-        layers: Sequence[Layer] = (),
+        layers: Sequence[ReadOnlyContent] = (),
     ) -> None:
         self._index_root = index_root
         self._image_root = image_root
@@ -152,7 +152,7 @@ class Manifests:
             os.close(file)
 
 
-def described_as(holder: ManifestHolder, descriptor: Descriptor | None) -> ManifestHolder:
+def with_media_type(holder: ManifestHolder, descriptor: Descriptor | None) -> ManifestHolder:
     """The same bytes under the media type that the upstream gave them, where a record has one that
     says more than that it is a document."""
     if descriptor is None or descriptor.media_type == holder.descriptor.media_type:

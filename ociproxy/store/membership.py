@@ -12,13 +12,13 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.manifest import MalformedManifest, json_object
+from ociproxy.oci.manifest import MalformedManifest, json_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ociproxy.digest import Digest
-    from ociproxy.reference import Repository
+    from ociproxy.oci.digest import Digest
+    from ociproxy.oci.reference import Repository
     from ociproxy.store.manifests import Manifests
     from ociproxy.store.refs import Refs
 

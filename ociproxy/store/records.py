@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ociproxy.digest import Digest
-    from ociproxy.manifest import Descriptor
-    from ociproxy.reference import Repository
+    from ociproxy.oci.digest import Digest
+    from ociproxy.oci.manifest import Descriptor
+    from ociproxy.oci.reference import Repository
 
 
 @dataclass(frozen=True, slots=True)

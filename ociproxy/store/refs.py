@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.digest import Digest
 from ociproxy.errors import DigestInvalid, NameInvalid
-from ociproxy.manifest import Descriptor, MalformedManifest
-from ociproxy.reference import Repository
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.manifest import Descriptor, MalformedManifest
+from ociproxy.oci.reference import Repository
 from ociproxy.store.files import store_errors, write_atomically
 from ociproxy.store.records import TagRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ociproxy.store.layers import Layer
+    from ociproxy.store.read_only import ReadOnlyContent
 
 T = TypeVar("T")
 
@@ -37,7 +37,12 @@ _MANIFESTS: Final = "_manifests"
 
 class Refs:
     def __init__(
-        self, root: Path, referrers_root: Path, *, staging: Path, layers: Sequence[Layer] = ()
+        self,
+        root: Path,
+        referrers_root: Path,
+        *,
+        staging: Path,
+        layers: Sequence[ReadOnlyContent] = (),
     ) -> None:
         self._root = root
         self._referrers_root = referrers_root

@@ -18,10 +18,10 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.digest import Digest
 from ociproxy.errors import StoreError
+from ociproxy.oci.digest import Digest
+from ociproxy.store.byte_ranges import ByteRanges
 from ociproxy.store.files import file_name, is_at, remove_abandoned, store_errors, try_lock
-from ociproxy.store.spans import Spans
 from ociproxy.store.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _JOURNAL_INTERVAL: Final = 0.02
 """Seconds between journal lines: how far behind a follower in another process may be."""
 
 
-class Arrival:
+class Ingest:
     """One arriving blob, seen by its leader or by a follower in another process."""
 
     def __init__(self, path: Path, digest: Digest, file: int, *, leading: bool) -> None:
@@ -43,11 +43,11 @@ class Arrival:
         self.file = file
         self.leading = leading
         self.size: int | None = None
-        self.spans = Spans()
+        self.ranges = ByteRanges()
         self._journal_path = path.with_name(path.name + _JOURNAL_SUFFIX)
         self._journal: int | None = None
         self._read = 0
-        self._pending = Spans()
+        self._pending = ByteRanges()
         self._journalled = 0.0
 
     def refresh(self) -> None:
@@ -90,7 +90,7 @@ class Arrival:
     def arrived(self, start: int, stop: int, *, flush: bool = False) -> None:
         """Leader: these bytes are in place. The journal follows when it is time, or at once on
         `flush`."""
-        self.spans.add(start, stop)
+        self.ranges.add(start, stop)
         self._pending.add(start, stop)
         now = time.monotonic()
         if flush or now - self._journalled >= _JOURNAL_INTERVAL:
@@ -104,7 +104,7 @@ class Arrival:
         fcntl.flock(self.file, fcntl.LOCK_UN)
         return False
 
-    def is_same_file(self, other: Arrival) -> bool:
+    def is_same_file(self, other: Ingest) -> bool:
         return os.path.samestat(os.fstat(self.file), os.fstat(other.file))
 
     def is_committed(self, blobs: Blobs) -> bool:
@@ -142,7 +142,7 @@ class Arrival:
     def _flush(self) -> None:
         if self._pending.total:
             self._append("".join(f"{first} {last}\n" for first, last in self._pending))
-            self._pending = Spans()
+            self._pending = ByteRanges()
 
     def _append(self, text: str) -> None:
         with store_errors(self._journal_path):
@@ -155,15 +155,15 @@ class Arrival:
         """A line that claims more than the file holds, or than the size, speaks of other bytes."""
         match words:
             case ["empty"]:
-                self.spans = Spans()
+                self.ranges = ByteRanges()
             case ["size", size] if size.isdecimal():
                 self.size = int(size)
             case [start, stop] if start.isdecimal() and stop.isdecimal():
                 limit = held if self.size is None else min(held, self.size)
-                self.spans.add(int(start), min(int(stop), limit))
+                self.ranges.add(int(start), min(int(stop), limit))
 
     def _unlink_journal(self) -> None:
-        self._pending = Spans()
+        self._pending = ByteRanges()
         with store_errors(self._journal_path):
             self._journal_path.unlink(missing_ok=True)
 
@@ -172,7 +172,7 @@ class Staging:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def lead(self, digest: Digest, partition: str = "") -> Arrival | None:
+    def lead(self, digest: Digest, partition: str = "") -> Ingest | None:
         """Become the one who fetches this blob in this partition; None where another process is.
         Blocks for no lock."""
         path = self._path(digest, partition)
@@ -190,16 +190,16 @@ class Staging:
                     os.close(file)
                     raise
                 os.close(file)
-        arrival = Arrival(path, digest, file, leading=True)
+        ingest = Ingest(path, digest, file, leading=True)
         try:
-            arrival.refresh()
-            arrival.disown_journal()
+            ingest.refresh()
+            ingest.disown_journal()
         except BaseException:
-            arrival.close()
+            ingest.close()
             raise
-        return arrival
+        return ingest
 
-    def follow(self, digest: Digest, partition: str = "") -> Arrival | None:
+    def follow(self, digest: Digest, partition: str = "") -> Ingest | None:
         """Watch another process fetch this blob; None where nobody is any more."""
         path = self._path(digest, partition)
         with store_errors(path):
@@ -207,12 +207,12 @@ class Staging:
                 file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 return None
-        return Arrival(path, digest, file, leading=False)
+        return Ingest(path, digest, file, leading=False)
 
-    def open_committed(self, path: Path, digest: Digest) -> Arrival:
+    def open_committed(self, path: Path, digest: Digest) -> Ingest:
         """A blob that is in the store already, in the shape of one that has arrived."""
         with store_errors(path):
-            return Arrival(path, digest, os.open(path, os.O_RDONLY | os.O_CLOEXEC), leading=False)
+            return Ingest(path, digest, os.open(path, os.O_RDONLY | os.O_CLOEXEC), leading=False)
 
     def claim(self, name: str) -> int | None:
         """Become the one process that does a thing; None where another one is. Whoever closes the

@@ -21,23 +21,23 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import SystemClock
 from ociproxy.errors import StoreError
-from ociproxy.manifest import referrer_descriptor
-from ociproxy.store.blob_writer import BlobWriter
+from ociproxy.oci.manifest import referrer_descriptor
 from ociproxy.store.blobs import Blobs
+from ociproxy.store.document_spool import DocumentSpool
 from ociproxy.store.files import store_errors, write_atomically
 from ociproxy.store.manifests import Manifests, check_manifest
 from ociproxy.store.refs import Refs
-from ociproxy.store.scratch import Scratch
 from ociproxy.store.staging import Staging
+from ociproxy.store.writer import BlobWriter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from ociproxy.clock import Clock
-    from ociproxy.manifest import ManifestHolder
-    from ociproxy.reference import Repository
-    from ociproxy.store.layers import Layer
+    from ociproxy.oci.manifest import ManifestHolder
+    from ociproxy.oci.reference import Repository
+    from ociproxy.store.read_only import ReadOnlyContent
 
 FORMAT_VERSION: Final = 1
 _HOT_MANIFEST_BYTES: Final = 16 * 1024 * 1024
@@ -61,7 +61,7 @@ class Store:
         *,
         clock: Clock | None = None,
         hot_manifests: int = _HOT_MANIFEST_BYTES,
-        layers: Sequence[Layer] = (),
+        layers: Sequence[ReadOnlyContent] = (),
     ) -> None:
         self.root = root
         clock = clock or SystemClock()
@@ -101,9 +101,9 @@ class Store:
         """For blobs that come from front to end, as out of an archive."""
         return BlobWriter(self.staging.root, self.blobs)
 
-    def scratch(self) -> Scratch:
+    def document_spool(self) -> DocumentSpool:
         """For documents of which it is not known yet whether they belong here."""
-        return Scratch(self.staging.root)
+        return DocumentSpool(self.staging.root)
 
     def commit_manifest(self, repository: Repository, holder: ManifestHolder) -> None:
         """Publish a verified manifest: its bytes first, then whom it refers to and that the

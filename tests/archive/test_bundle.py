@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from ociproxy.archive.bundle import Bundle
-from ociproxy.digest import Digest
 from ociproxy.errors import DigestMismatch, LayoutInvalid
-from ociproxy.extract import Extractor
-from ociproxy.reference import Repository
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.reference import Repository
+from ociproxy.store.extract import Extractor
 from ociproxy.store.store import Store
 from tests import layouts
 from tests.images import MIB, OCI_MANIFEST, Image, artifact, image, multi_platform

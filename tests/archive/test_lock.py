@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from ociproxy.archive.lock import LOCK_MAX_SIZE, Lock, LockedImage
-from ociproxy.digest import Digest
 from ociproxy.errors import LockInvalid
-from ociproxy.manifest import OCI_INDEX, Descriptor
-from ociproxy.platform import Platform
-from ociproxy.reference import Reference
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.manifest import OCI_INDEX, Descriptor
+from ociproxy.oci.platform import Platform
+from ociproxy.oci.reference import Reference
 
 
 def digest(text: str) -> Digest:

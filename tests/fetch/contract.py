@@ -10,7 +10,6 @@ from typing import ClassVar
 
 import pytest
 
-from ociproxy.digest import Digest
 from ociproxy.errors import (
     BlobUnknown,
     DigestMismatch,
@@ -20,9 +19,10 @@ from ociproxy.errors import (
     UpstreamRateLimited,
     UpstreamUnavailable,
 )
-from ociproxy.fetch.upstream import Backend, BlobStream
-from ociproxy.manifest import MANIFEST_MAX_SIZE
-from ociproxy.reference import Reference, Repository
+from ociproxy.fetch.backend import Backend, BlobStream
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.manifest import MANIFEST_MAX_SIZE
+from ociproxy.oci.reference import Reference, Repository
 from tests.images import (
     DOCKER_MANIFEST,
     OCI_LAYER,

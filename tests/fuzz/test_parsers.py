@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from ociproxy.archive.lock import Lock
 from ociproxy.config.file import parse_config
-from ociproxy.digest import Digest
 from ociproxy.errors import ConfigError, DigestInvalid, NameInvalid, OciProxyError
 from ociproxy.fetch.oras.auth import find_challenge, parse_challenges
 from ociproxy.fetch.oras.endpoint import api_base
-from ociproxy.layout import parse_index
-from ociproxy.manifest import (
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.layout import parse_index
+from ociproxy.oci.manifest import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
     MANIFEST_MAX_SIZE,
@@ -27,11 +27,11 @@ from ociproxy.manifest import (
     guess_media_type,
     parse_manifest,
 )
-from ociproxy.platform import Platform
-from ociproxy.reference import Reference, Repository
+from ociproxy.oci.platform import Platform
+from ociproxy.oci.reference import Reference, Repository
 from ociproxy.serve.blob_response import requested_range
-from ociproxy.serve.target import parse_target
-from ociproxy.store.staging import Arrival
+from ociproxy.serve.path import parse_path
+from ociproxy.store.staging import Ingest
 from tests.fuzz.counting import TRIED, inputs
 
 HEX = "0123456789abcdef"
@@ -125,7 +125,7 @@ def test_request_target(kind: str, name: str, last: str, namespace: str | None) 
     query = "" if namespace is None else f"?ns={namespace}"
     raw = f"/v2/{name}/{kind}/{last}{query}".encode("utf-8", "surrogatepass").decode("latin-1")
     try:
-        target = parse_target(raw, "docker.io")
+        target = parse_path(raw, "docker.io")
     except OciProxyError:
         return
     assert ".." not in str(target.repository).split("/")
@@ -309,11 +309,11 @@ def test_span_journal(folder: Path, raw: bytes) -> None:
     TRIED["span journal"] += 1
     path = folder / "blob"
     path.touch()
-    journal = folder / "blob.spans"
+    journal = folder / "blob.ranges"
     journal.write_bytes(raw + b"\n")
     with path.open("rb") as file:
-        arrival = Arrival(path, Digest.of(b""), file.fileno(), leading=False)
-        arrival.refresh()
-        spans = list(arrival.spans)
+        ingest = Ingest(path, Digest.of(b""), file.fileno(), leading=False)
+        ingest.refresh()
+        spans = list(ingest.ranges)
     for start, stop in spans:
         assert 0 <= start < stop

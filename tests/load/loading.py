@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from ociproxy.digest import Digest
-from ociproxy.reference import Reference
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.reference import Reference
 from ociproxy.store.inventory import inventory
 from ociproxy.store.store import Store
 from tests.images import Image

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ociproxy.reference import Reference
+from ociproxy.oci.reference import Reference
 from ociproxy.store.store import Store
 from tests.images import Image, image, multi_platform, runnable
 from tests.parts.containerd import Containerd

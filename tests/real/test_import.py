@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ociproxy.digest import Digest
-from ociproxy.reference import Reference
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.reference import Reference
 from ociproxy.store.store import Store
 from tests.archive.importing import Import
 from tests.images import Image

@@ -10,7 +10,7 @@ from io import BytesIO
 
 import pytest
 
-from ociproxy.digest import Digest
+from ociproxy.oci.digest import Digest
 from ociproxy.store.store import Store
 from tests.images import image, random_blob
 from tests.serve.scene import MIB, Scene

@@ -8,7 +8,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from ociproxy.serve.door import is_within
+from ociproxy.serve.listener import is_within
 from tests.serve.wire import Wire, statuses
 from tests.server import Mirror
 

@@ -15,9 +15,9 @@ import yaml
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi import checks
 
-from ociproxy.serve.app import _HANDLERS
+from ociproxy.serve.api import _HANDLERS
 from ociproxy.serve.errors import RANGE_INVALID, STATUS
-from ociproxy.serve.target import Kind, parse_target
+from ociproxy.serve.path import Kind, parse_path
 from tests.images import artifact, image
 from tests.server import Answer, Mirror, upstream_entry
 from tests.upstream import FakeUpstream
@@ -76,7 +76,7 @@ def test_every_route_is_described_and_nothing_else() -> None:
         path = f"/v2/{{name}}/{kind.value}/{last}"
         expected.add(path)
         filled = path.format(name="a/b", reference="v1", digest=DIGEST)
-        assert parse_target(filled, "docker.io").kind is kind
+        assert parse_path(filled, "docker.io").kind is kind
     assert described == expected
 
 

@@ -10,8 +10,8 @@ from threading import Barrier, Thread
 
 import pytest
 
-from ociproxy.digest import Digest
 from ociproxy.errors import DigestMismatch, OciProxyError
+from ociproxy.oci.digest import Digest
 from ociproxy.store.store import Store
 from tests.images import random_bytes
 from tests.parts.tools import read_only

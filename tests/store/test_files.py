@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ociproxy.digest import Digest
 from ociproxy.errors import StoreError, StoreFull
+from ociproxy.oci.digest import Digest
 from ociproxy.store.files import (
     TOUCH_AFTER,
     file_name,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ociproxy.digest import Digest
-from ociproxy.manifest import Descriptor, ManifestHolder
-from ociproxy.reference import Repository
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.manifest import Descriptor, ManifestHolder
+from ociproxy.oci.reference import Repository
 from ociproxy.store.inventory import Entry, inventory
 from ociproxy.store.records import TagRecord
 from ociproxy.store.store import Store

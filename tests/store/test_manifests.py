@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ociproxy.digest import Digest
 from ociproxy.errors import ManifestInvalid, StoreError
-from ociproxy.manifest import (
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.manifest import (
     DOCKER_MANIFEST,
     OCI_INDEX,
     OCI_MANIFEST,
@@ -18,8 +18,8 @@ from ociproxy.manifest import (
     Descriptor,
     ManifestHolder,
 )
-from ociproxy.reference import Repository
-from ociproxy.store.manifests import check_manifest, described_as
+from ociproxy.oci.reference import Repository
+from ociproxy.store.manifests import check_manifest, with_media_type
 from ociproxy.store.store import Store
 from tests.images import Content, image, multi_platform
 
@@ -155,13 +155,13 @@ def test_the_media_type_is_the_records_where_it_says_more(store: Store) -> None:
 
     def shown_as(media_type: str) -> str:
         record = Descriptor(media_type, digest, len(raw))
-        return described_as(found, record).descriptor.media_type
+        return with_media_type(found, record).descriptor.media_type
 
     assert found.descriptor.media_type == OCI_MANIFEST
     assert shown_as(DOCKER_MANIFEST) == DOCKER_MANIFEST
     assert shown_as(UNKNOWN_MEDIA_TYPE) == OCI_MANIFEST
     assert shown_as("application/octet-stream") == OCI_MANIFEST
-    assert described_as(found, None) is found
+    assert with_media_type(found, None) is found
 
 
 @pytest.mark.parametrize(

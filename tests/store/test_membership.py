@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ociproxy.digest import Digest
-from ociproxy.manifest import ManifestHolder
-from ociproxy.reference import Repository
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.manifest import ManifestHolder
+from ociproxy.oci.reference import Repository
 from ociproxy.store import membership
 from ociproxy.store.membership import Membership
 from ociproxy.store.store import Store

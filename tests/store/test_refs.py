@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ociproxy.digest import Digest
 from ociproxy.errors import StoreError
-from ociproxy.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, ManifestHolder
-from ociproxy.platform import Platform
-from ociproxy.reference import Repository
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, ManifestHolder
+from ociproxy.oci.platform import Platform
+from ociproxy.oci.reference import Repository
 from ociproxy.store.inventory import references
 from ociproxy.store.records import TagRecord
 from ociproxy.store.store import Store

@@ -12,9 +12,9 @@ from threading import Event, Thread
 
 import pytest
 
-from ociproxy.archive.output import open_output
-from ociproxy.digest import Digest
+from ociproxy.archive.export.output import open_output
 from ociproxy.errors import OutputError, StoreError
+from ociproxy.oci.digest import Digest
 from ociproxy.store.sequential import SequentialWriter
 from ociproxy.store.store import Store
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ociproxy.digest import Digest
 from ociproxy.errors import StoreFull
-from ociproxy.store.staging import Arrival
+from ociproxy.oci.digest import Digest
+from ociproxy.store.staging import Ingest
 from ociproxy.store.store import Store
 from tests.images import random_bytes
 
@@ -25,27 +25,27 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def leader(store: Store) -> Iterator[Arrival]:
-    arrival = lead(store)
-    yield arrival
-    arrival.close()
+def leader(store: Store) -> Iterator[Ingest]:
+    ingest = lead(store)
+    yield ingest
+    ingest.close()
 
 
-def lead(store: Store) -> Arrival:
-    arrival = store.staging.lead(DIGEST)
-    assert arrival is not None
-    return arrival
+def lead(store: Store) -> Ingest:
+    ingest = store.staging.lead(DIGEST)
+    assert ingest is not None
+    return ingest
 
 
-def follow(store: Store) -> Arrival:
-    arrival = store.staging.follow(DIGEST)
-    assert arrival is not None
-    return arrival
+def follow(store: Store) -> Ingest:
+    ingest = store.staging.follow(DIGEST)
+    assert ingest is not None
+    return ingest
 
 
-def receive(arrival: Arrival, start: int, stop: int) -> None:
-    arrival.write(start, DATA[start:stop])
-    arrival.arrived(start, stop, flush=True)
+def receive(ingest: Ingest, start: int, stop: int) -> None:
+    ingest.write(start, DATA[start:stop])
+    ingest.arrived(start, stop, flush=True)
 
 
 def staged(store: Store) -> list[str]:
@@ -67,13 +67,13 @@ def test_nobody_follows_what_nobody_fetches(store: Store) -> None:
 def test_a_follower_sees_what_arrived_and_whether_it_is_led(store: Store) -> None:
     leader, follower = lead(store), follow(store)
     follower.refresh()
-    assert (follower.size, follower.spans.total) == (None, 0)
+    assert (follower.size, follower.ranges.total) == (None, 0)
     leader.set_size(len(DATA))
     receive(leader, 500, 700)
     receive(leader, 0, 100)
     follower.refresh()
     assert follower.size == len(DATA)
-    assert list(follower.spans) == [(0, 100), (500, 700)]
+    assert list(follower.ranges) == [(0, 100), (500, 700)]
     assert os.pread(follower.file, 200, 500) == DATA[500:700]
     assert follower.is_same_file(leader)
     assert follower.is_led()
@@ -82,17 +82,17 @@ def test_a_follower_sees_what_arrived_and_whether_it_is_led(store: Store) -> Non
     follower.close()
 
 
-def test_a_follower_takes_no_half_line_and_no_nonsense(store: Store, leader: Arrival) -> None:
+def test_a_follower_takes_no_half_line_and_no_nonsense(store: Store, leader: Ingest) -> None:
     leader.write(0, DATA)
     follower = follow(store)
     journal = store.staging.root / f"{DIGEST.encoded}.spans"
     journal.write_bytes(b"size 1000\nsize\n1 2 3\n-1 5\n\xff\xfe 9\nsize x\n0 10\n20 3")
     follower.refresh()
-    assert (follower.size, list(follower.spans)) == (1000, [(0, 10)])
+    assert (follower.size, list(follower.ranges)) == (1000, [(0, 10)])
     with journal.open("ab") as file:
         file.write(b"0\n")
     follower.refresh()
-    assert list(follower.spans) == [(0, 10), (20, 30)]
+    assert list(follower.ranges) == [(0, 10), (20, 30)]
     follower.close()
 
 
@@ -102,7 +102,7 @@ def test_the_next_leader_goes_on_where_the_last_one_stopped(store: Store) -> Non
     receive(first, 0, 400)
     first.close()
     second = lead(Store(store.root))
-    assert (second.size, list(second.spans)) == (len(DATA), [(0, 400)])
+    assert (second.size, list(second.ranges)) == (len(DATA), [(0, 400)])
     receive(second, 400, 1000)
     second.commit(store.blobs)
     second.close()
@@ -117,7 +117,7 @@ def test_what_the_journal_did_not_have_yet_is_written_at_the_end(store: Store) -
         first.arrived(start, start + 100)
     first.close()
     second = lead(store)
-    assert list(second.spans) == [(0, 900)]
+    assert list(second.ranges) == [(0, 900)]
     second.discard()
     second.close()
     assert staged(store) == []
@@ -129,7 +129,7 @@ def test_a_journal_that_claims_more_than_the_file_holds_is_cut(store: Store) -> 
     first.arrived(300, 900, flush=True)
     first.close()
     second = lead(store)
-    assert list(second.spans) == [(0, 300)]
+    assert list(second.ranges) == [(0, 300)]
     second.close()
 
 
@@ -151,9 +151,9 @@ def test_the_journal_of_a_committed_blob_says_nothing_of_the_next_one(store: Sto
     late = follow(store)
     for follower in (early, late):
         follower.refresh()
-        assert list(follower.spans) == [(300, 400)]
+        assert list(follower.ranges) == [(300, 400)]
         follower.close()
-    assert list(second.spans) == [(300, 400)]
+    assert list(second.ranges) == [(300, 400)]
     second.close()
 
 
@@ -163,16 +163,16 @@ def test_what_a_follower_read_of_an_old_journal_is_taken_back(store: Store) -> N
     path.with_name(path.name + ".spans").write_bytes(b"size 1000\n0 1000\n")
     follower = follow(store)
     follower.refresh()
-    assert list(follower.spans) == []
+    assert list(follower.ranges) == []
     leader = lead(store)
     receive(leader, 600, 700)
     follower.refresh()
-    assert list(follower.spans) == [(600, 700)]
+    assert list(follower.ranges) == [(600, 700)]
     follower.close()
     leader.close()
 
 
-def test_discarding_leaves_nothing(store: Store, leader: Arrival) -> None:
+def test_discarding_leaves_nothing(store: Store, leader: Ingest) -> None:
     receive(leader, 0, 300)
     leader.discard()
     assert staged(store) == []
@@ -187,9 +187,9 @@ def test_a_committed_blob_looks_like_one_that_arrived(store: Store) -> None:
     receive(first, 0, 1000)
     first.commit(store.blobs)
     first.close()
-    arrival = store.staging.open_committed(store.blobs.path(DIGEST), DIGEST)
-    assert os.pread(arrival.file, 1000, 0) == DATA
-    arrival.close()
+    ingest = store.staging.open_committed(store.blobs.path(DIGEST), DIGEST)
+    assert os.pread(ingest.file, 1000, 0) == DATA
+    ingest.close()
     assert store.blobs.find_size(DIGEST) == len(DATA)
 
 
@@ -209,13 +209,13 @@ def test_a_sweep_takes_what_is_old_and_led_by_nobody(store: Store) -> None:
 
 def test_a_full_disk_is_store_full(tmp_path: Path) -> None:
     full = os.open("/dev/full", os.O_RDWR)
-    arrival = Arrival(tmp_path / "arriving", DIGEST, full, leading=True)
+    ingest = Ingest(tmp_path / "arriving", DIGEST, full, leading=True)
     with pytest.raises(StoreFull):
-        arrival.write(0, b"x")
+        ingest.write(0, b"x")
     (tmp_path / "arriving.spans").symlink_to("/dev/full")
     with pytest.raises(StoreFull):
-        arrival.set_size(1)
-    arrival.close()
+        ingest.set_size(1)
+    ingest.close()
 
 
 def test_partitions_do_not_see_each_other_s_bytes(store: Store) -> None:
@@ -239,6 +239,6 @@ def test_half_a_line_of_an_old_journal_hides_nothing(store: Store) -> None:
     receive(leader, 600, 700)
     follower = follow(store)
     follower.refresh()
-    assert list(follower.spans) == [(600, 700)]
+    assert list(follower.ranges) == [(600, 700)]
     follower.close()
     leader.close()

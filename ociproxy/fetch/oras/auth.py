@@ -22,8 +22,8 @@ from oras.auth.base import AuthBackend
 from requests.utils import unquote_header_value
 
 from ociproxy.errors import UpstreamDenied, UpstreamForbidden, UpstreamUnavailable
-from ociproxy.fetch.oras.translate import refuse, translated
-from ociproxy.fetch.oras.transport import Session, origin, read_bounded
+from ociproxy.fetch.oras.errors import refuse, translated
+from ociproxy.fetch.oras.session import Session, origin, read_bounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Timeouts
     from ociproxy.fetch.credential_source import CredentialSource
     from ociproxy.fetch.credentials import Credentials
-    from ociproxy.reference import Repository
+    from ociproxy.oci.reference import Repository
 
 _TOKEN_LIFE: Final = 60.0
 """Seconds, where the realm does not say (Docker's token authentication specification)."""

@@ -15,7 +15,6 @@ from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
 from oras.provider import Registry
 
-from ociproxy.digest import Digest
 from ociproxy.errors import (
     BlobUnknown,
     DigestInvalid,
@@ -27,16 +26,17 @@ from ociproxy.errors import (
     UpstreamDenied,
     UpstreamUnavailable,
 )
+from ociproxy.fetch.backend import Listing
 from ociproxy.fetch.credential_source import CredentialSource
-from ociproxy.fetch.document import holder_of, media_type_in
-from ociproxy.fetch.health import Quota
 from ociproxy.fetch.oras.auth import RepositoryAuth
 from ociproxy.fetch.oras.blob import OrasBlobStream, content_length
 from ociproxy.fetch.oras.endpoint import Endpoint
-from ociproxy.fetch.oras.translate import refuse, translated
-from ociproxy.fetch.oras.transport import discard, open_session, read_bounded
-from ociproxy.fetch.upstream import Listing
-from ociproxy.manifest import (
+from ociproxy.fetch.oras.errors import refuse, translated
+from ociproxy.fetch.oras.session import discard, open_session, read_bounded
+from ociproxy.fetch.upstreams.health import Quota
+from ociproxy.fetch.verify import media_type_in, verify_manifest
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.manifest import (
     ACCEPTED_MEDIA_TYPES,
     MANIFEST_MAX_SIZE,
     OCI_INDEX,
@@ -45,14 +45,14 @@ from ociproxy.manifest import (
     MalformedManifest,
     json_object,
 )
-from ociproxy.reference import Repository
+from ociproxy.oci.reference import Repository
 
 if TYPE_CHECKING:
     import requests
 
     from ociproxy.config.settings import Fetch, Upstream
-    from ociproxy.manifest import ManifestHolder
-    from ociproxy.reference import Reference
+    from ociproxy.oci.manifest import ManifestHolder
+    from ociproxy.oci.reference import Reference
 
 _MANIFESTS: Final = {"Accept": ", ".join(ACCEPTED_MEDIA_TYPES)}
 _LISTINGS: Final = {"Accept": f"{OCI_INDEX}, application/json"}
@@ -107,7 +107,7 @@ class OrasBackend:
         )
         raw = self._read_document(response)
         expected = reference.digest or _digest_header(response)
-        return holder_of(
+        return verify_manifest(
             raw,
             _content_type(response),
             upstream=self._name,

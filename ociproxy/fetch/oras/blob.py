@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import UpstreamError, UpstreamInvalid, UpstreamUnavailable
-from ociproxy.fetch.oras.translate import FOREIGN, translate
+from ociproxy.fetch.oras.errors import FOREIGN, translate
 
 if TYPE_CHECKING:
     import requests

@@ -20,7 +20,7 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 from urllib3.util.connection import allowed_gai_family, create_connection
 
 from ociproxy.errors import UpstreamForbidden
-from ociproxy.fetch.addresses import literal_addresses, refused_kind
+from ociproxy.fetch.oras.addresses import literal_addresses, refused_kind
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

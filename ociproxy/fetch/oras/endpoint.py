@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 from requests.exceptions import ConnectionError
 
 from ociproxy.errors import OciProxyError, UpstreamUnavailable, UpstreamUntrusted
-from ociproxy.fetch.oras.translate import FOREIGN, translate
-from ociproxy.fetch.oras.transport import discard
+from ociproxy.fetch.oras.errors import FOREIGN, translate
+from ociproxy.fetch.oras.session import discard
 
 if TYPE_CHECKING:
     from ociproxy.config.settings import Timeouts, Upstream
-    from ociproxy.fetch.oras.transport import Session
+    from ociproxy.fetch.oras.session import Session
 
 
 class Endpoint:

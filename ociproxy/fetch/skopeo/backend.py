@@ -25,20 +25,20 @@ from ociproxy.errors import (
     StoreError,
     UpstreamError,
 )
-from ociproxy.fetch.document import holder_of, media_type_in
-from ociproxy.fetch.skopeo.copies import Copies
-from ociproxy.fetch.skopeo.images import Image, Images
-from ociproxy.fetch.skopeo.program import Program
+from ociproxy.fetch.backend import Listing
+from ociproxy.fetch.skopeo.blob_index import BlobIndex, Image
+from ociproxy.fetch.skopeo.copy import CopyJobs
+from ociproxy.fetch.skopeo.process import Program
 from ociproxy.fetch.skopeo.stream import StoredBlobStream
-from ociproxy.fetch.upstream import Listing
-from ociproxy.manifest import MANIFEST_MAX_SIZE
+from ociproxy.fetch.verify import media_type_in, verify_manifest
+from ociproxy.oci.manifest import MANIFEST_MAX_SIZE
 
 if TYPE_CHECKING:
     from ociproxy.config.settings import Fetch, Upstream
-    from ociproxy.digest import Digest
-    from ociproxy.fetch.health import Quota
-    from ociproxy.manifest import Descriptor, ManifestHolder
-    from ociproxy.reference import Reference, Repository
+    from ociproxy.fetch.upstreams.health import Quota
+    from ociproxy.oci.digest import Digest
+    from ociproxy.oci.manifest import Descriptor, ManifestHolder
+    from ociproxy.oci.reference import Reference, Repository
     from ociproxy.store.store import Store
 
 _RECENT: Final = 4 * MANIFEST_MAX_SIZE
@@ -63,8 +63,8 @@ class SkopeoBackend:
         except UpstreamError:
             workspace.remove()
             raise
-        self._images = Images(store)
-        self._copies = Copies(
+        self._images = BlobIndex(store)
+        self._copies = CopyJobs(
             upstream, self._program, store, self._stopped, blob_limit=fetch.blob_limit
         )
         self._recent: BoundedCache[tuple[Repository, Digest], ManifestHolder] = BoundedCache(
@@ -144,7 +144,7 @@ class SkopeoBackend:
             output_limit=MANIFEST_MAX_SIZE,
             unknown=ManifestUnknown(reference, "unknown to the upstream"),
         )
-        holder = holder_of(
+        holder = verify_manifest(
             bytes(run.stdout),
             media_type_in(run.said.content_type),
             upstream=self._name,

@@ -9,9 +9,9 @@ from ociproxy.errors import UpstreamUnavailable
 if TYPE_CHECKING:
     from io import FileIO
 
-    from ociproxy.digest import Digest
-    from ociproxy.fetch.skopeo.copies import Copies
-    from ociproxy.fetch.skopeo.images import Image
+    from ociproxy.fetch.skopeo.blob_index import Image
+    from ociproxy.fetch.skopeo.copy import CopyJobs
+    from ociproxy.oci.digest import Digest
     from ociproxy.store.store import Store
 
 _LOOK: Final = 0.5
@@ -27,7 +27,7 @@ class StoredBlobStream:
         digest: Digest,
         size: int,
         *,
-        copies: Copies,
+        copies: CopyJobs,
         store: Store,
         upstream: str,
         start: int,

@@ -1,0 +1,193 @@
+"""What an archive holds: its small documents, and the content in the order in which it is written.
+
+Everything is a function of the chosen images alone, so that the same content makes the same bytes
+wherever and whenever: no clock, no host, nothing in the order in which the store was filled.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from ociproxy.archive.lock import Lock, LockedImage
+from ociproxy.errors import ManifestUnknown
+from ociproxy.oci.layout import IMAGE_NAME, MARKER, REF_NAME, VERSION, VERSION_KEY, blob_path
+from ociproxy.oci.layout import INDEX as INDEX_NAME
+from ociproxy.oci.manifest import OCI_INDEX, ImageManifest
+from ociproxy.oci.reference import Reference
+from ociproxy.store.manifests import with_media_type
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ociproxy.archive.export.selection import Chosen
+    from ociproxy.oci.digest import Digest
+    from ociproxy.oci.manifest import Descriptor, ManifestHolder
+    from ociproxy.store.store import Store
+
+LOCK_NAME: Final = "ociproxy-lock.json"
+DOCKER_NAME: Final = "manifest.json"
+SUBJECT: Final = "io.containerd.manifest.subject"
+"""containerd's convention: an entry of index.json that only refers to this digest."""
+
+_IMAGE_CONFIGS: Final = frozenset(
+    {
+        "application/vnd.oci.image.config.v1+json",
+        "application/vnd.docker.container.image.v1+json",
+    }
+)
+
+_TOP_INDEX, _INDEX, _MANIFEST, _CONFIG, _LAYER = range(5)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A small file of the archive beside its content."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A manifest or a blob, `size` bytes of it. Parents are written before their children, so
+    that a reader needs one pass, and within each kind digests are in order."""
+
+    digest: Digest
+    size: int
+    rank: int
+
+    @property
+    def is_manifest(self) -> bool:
+        return self.rank <= _MANIFEST
+
+    @property
+    def name(self) -> str:
+        return blob_path(self.digest)
+
+
+def contents(chosen: Sequence[Chosen]) -> list[Content]:
+    """Everything that the images reach, each digest once, in the order of the archive."""
+    found: dict[Digest, Content] = {}
+    for image in chosen:
+        reached = image.closure
+        for digest, descriptor in reached.manifests.items():
+            rank = _MANIFEST
+            if descriptor.is_index:
+                rank = _TOP_INDEX if digest == reached.top.digest else _INDEX
+            _keep_lowest(found, Content(digest, descriptor.size, rank))
+        for digest, size in reached.blobs.items():
+            rank = _CONFIG if digest in reached.configs else _LAYER
+            _keep_lowest(found, Content(digest, size, rank))
+    return sorted(found.values(), key=lambda each: (each.rank, str(each.digest)))
+
+
+def lock_of(chosen: Sequence[Chosen], held: Sequence[Content]) -> Lock:
+    """The lock of these images, before anything is taken off for a delta."""
+    images = tuple(
+        LockedImage(
+            reference=each.reference,
+            descriptor=_described(each),
+            platforms=each.closure.platforms,
+            complete=each.closure.complete,
+            missing=tuple(each.closure.missing),
+            flattened_from=each.flattened_from,
+        )
+        for each in chosen
+    )
+    return Lock(images, {content.digest: content.size for content in held})
+
+
+def marker() -> Document:
+    return Document(MARKER, _canonical({VERSION_KEY: VERSION}))
+
+
+def index(chosen: Sequence[Chosen], *, digest_names: bool) -> Document:
+    """`index.json`: an entry for every name, with the name in both annotations; what only refers
+    to another manifest has an entry without a name, and its subject in the manifest says where
+    it belongs."""
+    entries: list[dict[str, object]] = []
+    nameless: dict[Digest, dict[str, object]] = {}
+    for each in chosen:
+        descriptor = _described(each)
+        entries.append(_entry(descriptor, each.reference))
+        by_digest = Reference(each.reference.repository, digest=descriptor.digest)
+        if digest_names and each.reference.tag is not None:
+            entries.append(_entry(descriptor, by_digest))
+        for digest, referrer in each.closure.referrers.items():
+            nameless[digest] = _json(referrer.descriptor, {SUBJECT: str(referrer.subject)})
+    unique = {_canonical(entry): entry for entry in (*entries, *nameless.values())}
+    ordered = sorted(unique.items(), key=lambda pair: (SUBJECT in str(pair[1]), pair[0]))
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_INDEX,
+        "manifests": [entry for _, entry in ordered],
+    }
+    return Document(INDEX_NAME, _canonical(document))
+
+
+def docker_manifest(store: Store, chosen: Sequence[Chosen]) -> Document | None:
+    """`manifest.json`, which some readers look for instead of index.json; None where an image is
+    incomplete, or not one that a container can be started from: it has no place there."""
+    entries: dict[Digest, dict[str, object]] = {}
+    names: dict[Digest, list[str]] = {}
+    for each in chosen:
+        if not each.closure.complete:
+            return None
+        image = _manifest(store, each.closure.top).manifest
+        if not isinstance(image, ImageManifest) or image.config.media_type not in _IMAGE_CONFIGS:
+            return None
+        digest = each.closure.top.digest
+        entries[digest] = {
+            "Config": blob_path(image.config.digest),
+            "Layers": [blob_path(layer.digest) for layer in image.layers],
+        }
+        if each.reference.tag is not None:
+            names.setdefault(digest, []).append(str(each.reference))
+    document = [
+        {**entry, "RepoTags": sorted(names.get(digest, []))}
+        for digest, entry in sorted(entries.items(), key=lambda pair: str(pair[0]))
+    ]
+    return Document(DOCKER_NAME, _canonical(document))
+
+
+def read_manifest(store: Store, digest: Digest) -> bytes:
+    """The verified bytes. Raises ManifestUnknown where they are gone or damaged by now."""
+    found = store.manifests.find(digest, use=False)
+    if found is None:
+        raise ManifestUnknown(digest, "is gone from the store or damaged; load the image again")
+    return found.raw
+
+
+def _manifest(store: Store, descriptor: Descriptor) -> ManifestHolder:
+    found = store.manifests.find(descriptor.digest, use=False)
+    if found is None:
+        raise ManifestUnknown(descriptor.digest, "is gone from the store; load the image again")
+    return with_media_type(found, descriptor)
+
+
+def _keep_lowest(found: dict[Digest, Content], content: Content) -> None:
+    known = found.get(content.digest)
+    if known is None or content.rank < known.rank:
+        found[content.digest] = content
+
+
+def _described(chosen: Chosen) -> Descriptor:
+    """The stored manifest under the media type that its upstream gave it."""
+    top = chosen.closure.top
+    stored = chosen.closure.manifests.get(top.digest, top)
+    return stored if chosen.flattened_from is None else replace(stored, platform=top.platform)
+
+
+def _entry(descriptor: Descriptor, reference: Reference) -> dict[str, object]:
+    name = str(reference)
+    return _json(descriptor, {IMAGE_NAME: name, REF_NAME: name})
+
+
+def _json(descriptor: Descriptor, annotations: dict[str, str]) -> dict[str, object]:
+    return replace(descriptor, annotations=tuple(annotations.items())).to_json()
+
+
+def _canonical(document: object) -> bytes:
+    return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"

@@ -1,0 +1,153 @@
+"""`docker save` archives: a `manifest.json` that names configs, tags and layers, but no manifests.
+
+The manifest that the image was pulled with is not in there, so one is made: OCI, of the config and
+the layers as they are, the same bytes for the same archive. Its digest is not the registry's.
+Format: moby's image specification v1.2, "Combined Image JSON + Filesystem Changeset Format".
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from ociproxy.errors import DigestInvalid, LayoutInvalid, NameInvalid, shorten
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.layout import NamedImage, parse_blob_path
+from ociproxy.oci.manifest import (
+    OCI_MANIFEST,
+    Descriptor,
+    MalformedManifest,
+    json_object,
+)
+from ociproxy.oci.reference import Reference
+
+if TYPE_CHECKING:
+    from ociproxy.store.extract import Extractor
+
+OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
+_PACKED: Final = {b"\x1f\x8b": "+gzip", b"\x28\xb5\x2f\xfd": "+zstd"}
+_MAX_LINKS: Final = 8
+_MAX_LAYERS: Final = 1000
+NOTE: Final = (
+    "docker save keeps no manifests: they are made anew, so digests differ from the registry's"
+)
+
+
+@dataclass(slots=True)
+class Saved:
+    """The files and links of the archive by name."""
+
+    files: dict[str, Digest] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
+
+    def add_link(self, name: str, target: str) -> None:
+        self.links[name] = posixpath.normpath(
+            posixpath.join("/", posixpath.dirname(name), target)
+        ).lstrip("/")
+
+    def find(self, name: str) -> Digest | None:
+        """The content of a file, by way of links within the archive."""
+        for _ in range(_MAX_LINKS):
+            digest = self.files.get(name) or parse_blob_path(name)
+            if digest is not None:
+                return digest
+            if name not in self.links:
+                return None
+            name = self.links[name]
+        return None
+
+
+def saved_images(
+    raw: bytes, saved: Saved, extractor: Extractor, source: str
+) -> tuple[list[NamedImage], list[str]]:
+    """The images that a `manifest.json` names, with manifests made for them, and what to tell.
+
+    Whoever examines them finds out what is missing. Raises LayoutInvalid.
+    """
+    try:
+        entries = json.loads(raw)
+    except (ValueError, RecursionError) as exc:
+        raise LayoutInvalid(source, "manifest.json is not JSON") from exc
+    if not isinstance(entries, list):
+        raise LayoutInvalid(source, "manifest.json is not a list")
+    images: list[NamedImage] = []
+    for position, entry in enumerate(entries):
+        where = f"manifest.json, image {position + 1}"
+        try:
+            images += _images(entry, saved, extractor)
+        except (_Malformed, MalformedManifest, NameInvalid) as exc:
+            images.append(NamedImage(_NOTHING, None, problem=f"{where}: {exc}"))
+    return images, [NOTE] if images else []
+
+
+class _Malformed(ValueError):
+    """An entry of manifest.json that makes no image."""
+
+
+_NOTHING: Final = Descriptor(OCI_MANIFEST, Digest.of(b""), 0)
+
+
+def _images(entry: object, saved: Saved, extractor: Extractor) -> list[NamedImage]:
+    if not isinstance(entry, dict):
+        raise _Malformed("is not an object")
+    config_digest = _find(saved, entry.get("Config"), "config")
+    layer_names = entry.get("Layers") or []
+    if not isinstance(layer_names, list) or len(layer_names) > _MAX_LAYERS:
+        raise _Malformed("Layers is not a list of files")
+    config = extractor.find_document(config_digest)
+    if config is None:
+        raise _Malformed(f"config {config_digest} is damaged")
+    layers = [_layer(_find(saved, name, "layer"), extractor) for name in layer_names]
+    _check_layers(config, layers)
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": Descriptor(OCI_CONFIG, config_digest, len(config)).to_json(),
+        "layers": [layer.to_json() for layer in layers],
+    }
+    raw = json.dumps(document, separators=(",", ":")).encode()
+    descriptor = Descriptor(OCI_MANIFEST, Digest.of(raw), len(raw))
+    extractor.take_document(raw, descriptor.digest)
+    tags = entry.get("RepoTags") or []
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise _Malformed("RepoTags is not a list of names")
+    if not tags:
+        return [NamedImage(descriptor, None)]
+    return [NamedImage(descriptor, Reference.parse(tag)) for tag in tags]
+
+
+def _find(saved: Saved, name: object, what: str) -> Digest:
+    if not isinstance(name, str):
+        raise _Malformed(f"has no {what}")
+    digest = saved.find(posixpath.normpath(name))
+    if digest is None:
+        raise _Malformed(f"{what} {shorten(name)} is not in the archive, or cut off")
+    return digest
+
+
+def _layer(digest: Digest, extractor: Extractor) -> Descriptor:
+    found = extractor.find_blob(digest)
+    if found is None:
+        reason = extractor.damaged.get(digest, "not in the archive")
+        raise _Malformed(f"layer {digest}: {reason}")
+    head, size = found
+    packed = next((suffix for magic, suffix in _PACKED.items() if head.startswith(magic)), "")
+    return Descriptor(f"{_LAYER}{packed}", digest, size)
+
+
+def _check_layers(config: bytes, layers: list[Descriptor]) -> None:
+    """A config names its layers by the digest of their tar, which shows what was mixed up."""
+    rootfs = json_object(config).get("rootfs")
+    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    if not isinstance(diff_ids, list) or len(diff_ids) != len(layers):
+        raise _Malformed(f"the config does not speak of {len(layers)} layers")
+    for layer, diff_id in zip(layers, diff_ids, strict=True):
+        try:
+            expected = Digest.parse(str(diff_id))
+        except DigestInvalid as exc:
+            raise _Malformed(f"the config's diff_ids: {exc}") from exc
+        if layer.media_type == _LAYER and layer.digest != expected:
+            raise _Malformed(f"layer {layer.digest} is not {expected}, which the config asks for")

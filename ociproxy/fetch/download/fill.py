@@ -1,0 +1,315 @@
+"""Fills: at most one download per digest and partition, whoever asks, under whatever repository.
+
+A `Fill` is the event loop's side of a `Download`: readers wait on it for bytes, each at its own
+pace, and none of them owns it. `Fills` keeps those that are running, and a bounded queue of what to
+fetch in the background.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+
+from ociproxy import log
+from ociproxy.errors import IntegrityError, OciProxyError, UpstreamUnavailable
+from ociproxy.fetch.download.connections import BlobOrigin
+from ociproxy.fetch.download.download import Download
+from ociproxy.fetch.upstreams.threads import LISTED, UNLISTED, Pools
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ociproxy.config.settings import Fetch
+    from ociproxy.fetch.backend import Backend
+    from ociproxy.oci.digest import Digest
+    from ociproxy.oci.manifest import Descriptor
+    from ociproxy.oci.reference import Repository
+    from ociproxy.store.store import Store
+
+_Key = tuple[str, "Digest"]
+
+_NOTIFY_INTERVAL: Final = 0.02
+"""Seconds between wake-ups of the readers of one fill: enough to batch what a fast upstream
+sends. Shorter ones take processor time from the hashing, which the last byte waits for."""
+_BACKGROUND_QUEUE: Final = 10_000
+"""Blobs that may wait for a background fill; more are left to the clients' own requests."""
+
+
+class Fill:
+    """One blob arriving. All methods belong to the event loop's thread."""
+
+    def __init__(self, download: Download, repository: Repository) -> None:
+        self.repository = repository
+        self.download = download
+        self.error: Exception | None = None
+        self.done = False
+        self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._scheduled = False
+
+    @property
+    def digest(self) -> Digest:
+        return self.download.digest
+
+    @property
+    def size(self) -> int:
+        """Bytes; meaningful once `started` has returned."""
+        return self.download.size or 0
+
+    async def started(self) -> None:
+        """Until the upstream has answered and the size is known. Raises what ended the fill
+        instead."""
+        while not (self.download.started or self.done):
+            await self._change()
+
+    async def available(self, offset: int) -> int:
+        """Until there are bytes at offset; returns where they end. Raises what ended the fill."""
+        stop = self.download.available(offset)
+        if stop > offset:
+            return stop
+        self.download.want(offset)
+        try:
+            while (stop := self.download.available(offset)) <= offset:
+                await self._change()
+        finally:
+            self.download.unwant(offset)
+        return stop
+
+    def duplicate_file(self) -> int:
+        """A file descriptor of the arriving bytes; the caller closes it."""
+        return self.download.duplicate_file()
+
+    async def finished(self) -> None:
+        """Until the blob is in the store. Raises what ended the fill."""
+        while not self.done:
+            await self._change()
+
+    def notify(self) -> None:
+        """From any thread: there is news for the readers. Many calls make one wake-up, but for the
+        last, which no others follow."""
+        if not self._scheduled or self.download.whole:
+            self._scheduled = True
+            try:
+                self._loop.call_soon_threadsafe(self._wake)
+            except RuntimeError:
+                return  # the loop has closed: nobody is left to tell
+
+    def end(self, error: Exception | None) -> None:
+        """The thread has ended, well or with this error."""
+        self.error = error
+        self.done = error is None
+        self.download.close()
+        self._wake()
+
+    def abandon(self, error: Exception) -> None:
+        """Nobody will tell how the thread ends: its readers are told this instead."""
+        self.error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+        if self.done or self.error or self.download.whole or not self.download.bytes_fetched:
+            # The last bytes are followed by no others, and the first are not to wait for the end
+            # of a pause that began with the size.
+            self._scheduled = False
+        else:
+            self._loop.call_later(_NOTIFY_INTERVAL, self._rearm)
+
+    def _rearm(self) -> None:
+        # News that came during the pause has not scheduled anything: look once more.
+        self._scheduled = False
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def _change(self) -> None:
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+        if self.done:
+            return
+        await self._changed.wait()
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+
+
+class Fills:
+    """Owns the threads and tasks of all fills; `close` ends them."""
+
+    def __init__(self, store: Store, limits: Fetch) -> None:
+        self._store = store
+        self._limits = limits
+        self._running: dict[_Key, Fill] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._threads = Pools("fills", size=limits.fills, queue=limits.queue)
+        # For each fill, one on the average.
+        self._helpers = ThreadPoolExecutor(limits.fills, thread_name_prefix="helper")
+        self._queue: deque[tuple[Callable[[], Fill | None], _Key]] = deque()
+        self._queued: set[_Key] = set()
+        self._workers = 0
+        self._closed = False
+        self._ended_bytes = 0
+
+    @property
+    def bytes_fetched(self) -> int:
+        """Bytes that upstreams have sent for all fills, running and ended."""
+        running = sum(fill.download.bytes_fetched for fill in self._running.values())
+        return self._ended_bytes + running
+
+    def running(self, digest: Digest, partition: str) -> Fill | None:
+        return self._running.get((partition, digest))
+
+    def check_room(self, partition: str) -> None:
+        """Raises Busy where as many fills are running and waiting as may. Not asked for those in
+        the background, which are few by themselves."""
+        self._threads.check_room(_pool_of(partition))
+
+    def start(
+        self,
+        repository: Repository,
+        digest: Digest,
+        *,
+        partition: str,
+        backend: Backend,
+        connections: int,
+        size: int | None,
+        ended: Callable[[OciProxyError | None], None],
+    ) -> Fill:
+        """The fill of this digest in this partition (`Config.partition`): the one that runs, else a
+        new one; `ended` hears how that went."""
+        fill = self.running(digest, partition)
+        if fill is None:
+            fill = self._launch(
+                repository, digest, partition, backend, connections, size, ended, again=True
+            )
+        return fill
+
+    def queue(
+        self, descriptor: Descriptor, partition: str, start: Callable[[], Fill | None]
+    ) -> None:
+        """Fetch this blob in the background, when it is its turn; `start` says how, or that it
+        need not be."""
+        key = (partition, descriptor.digest)
+        if (
+            self._closed
+            or self._limits.background_fills == 0
+            or key in self._queued
+            or key in self._running
+            or len(self._queue) >= _BACKGROUND_QUEUE
+        ):
+            return
+        self._queue.append((start, key))
+        self._queued.add(key)
+        if self._workers < self._limits.background_fills:
+            self._workers += 1
+            self._own(asyncio.create_task(self._work_queue()))
+
+    async def drain(self) -> None:
+        """Take nothing more from the queue; returns when what is running has ended."""
+        self._queue.clear()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def close(self) -> None:
+        """End every fill soon, keeping what arrived; returns when their tasks have ended."""
+        self._closed = True
+        self._queue.clear()
+        for fill in list(self._running.values()):
+            fill.download.abort()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._limits.timeouts.stall)
+        self._threads.shutdown()
+        self._helpers.shutdown(wait=False, cancel_futures=True)
+
+    def _launch(
+        self,
+        repository: Repository,
+        digest: Digest,
+        partition: str,
+        backend: Backend,
+        connections: int,
+        size: int | None,
+        ended: Callable[[OciProxyError | None], None],
+        *,
+        again: bool,
+    ) -> Fill:
+        fill: Fill
+        source = BlobOrigin(
+            repository.registry,
+            partition,
+            lambda *, start, stop: backend.open_blob(repository, digest, start=start, stop=stop),
+            connections,
+        )
+        download = Download(
+            digest,
+            source,
+            self._store,
+            self._limits,
+            expected_size=size,
+            notify=lambda: fill.notify(),
+            spawn=self._helpers.submit,
+        )
+        fill = Fill(download, repository)
+        if self._closed:
+            fill.end(UpstreamUnavailable(repository.registry, "shutting down"))
+            return fill
+
+        running = self._threads.submit(_pool_of(partition), download.run)
+
+        async def run() -> None:
+            error: Exception | None = None
+            try:
+                await running
+                ended(None)
+            except OciProxyError as exc:
+                error = exc
+                if not (again and isinstance(exc, IntegrityError)):
+                    ended(exc)
+                log.event(logging.WARNING, "fill failed", digest=digest, reason=exc)
+            except Exception as exc:  # noqa: BLE001 a task's end: reported, and passed to every reader
+                error = exc
+                log.failure("fill failed", exc, digest=digest)
+            except asyncio.CancelledError:
+                # The process ends. The thread may go on for a moment, so its file stays open.
+                fill.abandon(UpstreamUnavailable(repository.registry, "shutting down"))
+                raise
+            finally:
+                del self._running[partition, digest]
+                self._ended_bytes += download.bytes_fetched
+            fill.end(error)
+            if isinstance(error, IntegrityError) and again:
+                # What came may have been damaged on its way, or joined to a stale beginning:
+                # once more, from zero.
+                self._launch(
+                    repository, digest, partition, backend, connections, size, ended, again=False
+                )
+
+        self._running[partition, digest] = fill
+        self._own(asyncio.create_task(run()))
+        return fill
+
+    async def _work_queue(self) -> None:
+        try:
+            while self._queue and not self._closed:
+                start, key = self._queue.popleft()
+                self._queued.discard(key)
+                try:
+                    fill = start()
+                    if fill is not None:
+                        await fill.finished()
+                except OciProxyError:
+                    continue  # logged where it happened
+        finally:
+            self._workers -= 1
+
+    def _own(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _pool_of(partition: str) -> str:
+    """Registries that clients named must not keep those that the operator listed from being
+    fetched from."""
+    return UNLISTED if partition else LISTED

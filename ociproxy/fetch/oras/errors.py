@@ -1,0 +1,218 @@
+"""What goes wrong between here and an upstream, in our words: one function for exceptions, one for
+statuses.
+
+Reasons are short and for people. They may quote the upstream's own error message, and never a
+header or the query of a URL: presigned URLs carry secrets there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import ssl
+from typing import TYPE_CHECKING, Final
+
+import requests
+import urllib3
+from requests.exceptions import RequestException, TooManyRedirects
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    InvalidHeader,
+    NewConnectionError,
+    ReadTimeoutError,
+)
+
+from ociproxy.errors import (
+    NameUnknown,
+    OciProxyError,
+    UpstreamDenied,
+    UpstreamInvalid,
+    UpstreamRateLimited,
+    UpstreamUnavailable,
+    UpstreamUntrusted,
+)
+from ociproxy.fetch.oras.session import read_bounded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ociproxy.config.settings import Timeouts
+    from ociproxy.oci.reference import Repository
+
+FOREIGN: Final = (RequestException, HTTPError, http.client.HTTPException, OSError, UnicodeError)
+"""All that requests, urllib3, http.client, ssl and sockets raise for what an upstream does."""
+
+_ERROR_BODY_LIMIT: Final = 16 * 1024
+_MESSAGE_LIMIT: Final = 200
+_RETRY_AFTER: Final = (1.0, 30.0, 3600.0)
+"""Seconds: least, without a usable header, most."""
+
+# RFC 9110 and 8470: a time-out of the server's, too early; and what no server will ever do better.
+_TRANSIENT_4XX: Final = (408, 425)
+_FINAL_5XX: Final = (501, 505)
+
+# OpenSSL's names of the alerts with which a server refuses our certificate, or the lack of one.
+_CERTIFICATE_ALERTS: Final = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
+# And of what it finds in an answer that is plain HTTP.
+_NO_TLS: Final = "WRONG_VERSION_NUMBER"
+
+_SENT: Final = {
+    "": "; it was asked without credentials",
+    "basic": "; it does not accept the mirror's credentials",
+}
+"""What a 401 means, by the scheme of the Authorization that it answers: of a token nobody knows
+whether it was one for credentials."""
+
+
+@contextlib.contextmanager
+def translated(upstream: str, timeouts: Timeouts, *, body: bool = False) -> Iterator[None]:
+    """Around everything that asks for headers."""
+    try:
+        yield
+    except FOREIGN as exc:
+        raise translate(exc, upstream, timeouts, body=body) from exc
+
+
+def translate(
+    exc: BaseException, upstream: str, timeouts: Timeouts, *, body: bool = False
+) -> OciProxyError:
+    """A domain error for one of FOREIGN; `body` says that the headers had come."""
+    causes = list(_causes(exc))
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            reason = f"certificate verify failed: {cause.verify_message}"
+            return UpstreamUntrusted(upstream, reason)
+        if isinstance(cause, ssl.SSLError) and _is_certificate_alert(cause):
+            reason = f"refuses our client certificate or the lack of one: {_tls_words(cause)}"
+            return UpstreamUntrusted(upstream, reason)
+    if isinstance(exc, TooManyRedirects):
+        return UpstreamInvalid(upstream, "redirects in circles")
+    # A handshake that fails for another reason met something that speaks no TLS.
+    unreachable = isinstance(exc, requests.exceptions.SSLError)
+    for cause in causes:
+        if isinstance(cause, socket.gaierror):
+            return UpstreamUnavailable(upstream, "name does not resolve", unreachable=True)
+        if isinstance(cause, NewConnectionError):
+            unreachable = True
+        elif isinstance(cause, ConnectTimeoutError):
+            reason = f"timed out after {timeouts.connect:g} s connecting"
+            return UpstreamUnavailable(upstream, reason, timed_out=True, unreachable=True)
+        elif isinstance(cause, (TimeoutError, ReadTimeoutError)):
+            reason = f"timed out after {timeouts.headers:g} s waiting for headers"
+            if body:
+                reason = f"timed out after {timeouts.stall:g} s without data"
+            return UpstreamUnavailable(upstream, reason, timed_out=True)
+    reason = _reason(causes)
+    if not body and any(getattr(cause, "reason", None) == _NO_TLS for cause in causes):
+        reason += "; plain HTTP needs `scheme: http`"
+    return UpstreamUnavailable(upstream, reason, unreachable=unreachable)
+
+
+def refuse(
+    response: requests.Response,
+    upstream: str,
+    *,
+    unknown: OciProxyError | None = None,
+    repository: Repository | None = None,
+) -> OciProxyError:
+    """A domain error for an answer that is not a success; `unknown` is the one for 404, where one
+    can be, unless the upstream says that it is the repository that it does not know.
+
+    Reads the error body, and with it gives the connection back.
+    """
+    status = response.status_code
+    code, message = _error_body(response)
+    reason = f"{response.request.method} {plain_url(response.url)} answered {status}"
+    if code or message:
+        reason = f"{reason}: {': '.join(part for part in (code, message) if part)}"
+    if status == 401 and not response.history:  # to another host none are sent
+        reason += _SENT.get(_authorization_scheme(response), "")
+    if status in (401, 403):
+        return UpstreamDenied(upstream, reason, status=status)
+    if status == 429 or code == "TOOMANYREQUESTS":
+        return UpstreamRateLimited(upstream, reason, retry_after=_retry_after(response))
+    if status == 404 and code == "NAME_UNKNOWN" and repository is not None:
+        return NameUnknown(str(repository), "the upstream knows no such repository")
+    if status in (404, 410) and unknown is not None:
+        return unknown
+    if (status >= 500 and status not in _FINAL_5XX) or status in _TRANSIENT_4XX:
+        return UpstreamUnavailable(upstream, reason)
+    return UpstreamInvalid(upstream, reason)
+
+
+def _authorization_scheme(response: requests.Response) -> str:
+    sent: str = response.request.headers.get("Authorization", "")
+    return sent.partition(" ")[0].lower()
+
+
+def plain_url(url: str | None) -> str:
+    """Without userinfo, query and fragment."""
+    parts = urllib3.util.parse_url(url or "")
+    return parts._replace(auth=None, query=None, fragment=None).url
+
+
+def _error_body(response: requests.Response) -> tuple[str, str]:
+    """Code and message of the first error of a spec's error body; empty for anything else."""
+    try:
+        document = json.loads(read_bounded(response, _ERROR_BODY_LIMIT))
+        first = document["errors"][0]
+        code, message = first.get("code"), first.get("message")
+    except (*FOREIGN, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return "", ""
+    return _printable(code), _printable(message)
+
+
+def _printable(value: object) -> str:
+    text = value if isinstance(value, str) else ""
+    return "".join(c if c.isprintable() else " " for c in text[:_MESSAGE_LIMIT]).strip()
+
+
+def _retry_after(response: requests.Response) -> float:
+    least, default, most = _RETRY_AFTER
+    try:
+        seconds = urllib3.Retry().parse_retry_after(response.headers.get("Retry-After", ""))
+    except (InvalidHeader, ValueError, OverflowError):
+        return default
+    return min(max(float(seconds), least), most)
+
+
+def _causes(exc: BaseException) -> Iterator[BaseException]:
+    """The exception and all that it was made of: the libraries wrap in arguments as well as by
+    `from`."""
+    seen: set[int] = set()
+    waiting: list[object] = [exc]
+    while waiting:
+        each = waiting.pop(0)
+        if not isinstance(each, BaseException) or id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        waiting += [*each.args, getattr(each, "reason", None), each.__cause__, each.__context__]
+
+
+def _is_certificate_alert(exc: ssl.SSLError) -> bool:
+    reason = exc.reason or ""
+    return "ALERT" in reason and any(name in reason for name in _CERTIFICATE_ALERTS)
+
+
+def _tls_words(exc: ssl.SSLError) -> str:
+    return (exc.reason or "").replace("_", " ").lower()
+
+
+def _reason(causes: list[BaseException]) -> str:
+    """The innermost operating system's or TLS library's words, without numbers and object names."""
+    for cause in reversed(causes):
+        if isinstance(cause, ssl.SSLError) and cause.reason:
+            return f"TLS failed: {_tls_words(cause)}"
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror.lower()
+        if isinstance(cause, http.client.RemoteDisconnected):
+            return "connection closed without an answer"
+        if isinstance(cause, http.client.IncompleteRead):
+            return "connection closed before the end of the body"
+        if isinstance(cause, OSError) and str(cause).startswith("Tunnel connection failed"):
+            return f"the proxy says: {_printable(str(cause))}"
+    return f"broken answer ({type(causes[-1]).__name__})"

@@ -1,0 +1,115 @@
+"""What skopeo says when it fails, in our words: the one function that reads its messages.
+
+They are Go's and the containers/image library's (1.9 to 1.18 were read), and are no interface:
+what is not recognised is UpstreamUnavailable with skopeo's own words.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from ociproxy.errors import (
+    BlobUnknown,
+    DigestInvalid,
+    DigestMismatch,
+    ManifestInvalid,
+    ManifestUnknown,
+    NameUnknown,
+    OciProxyError,
+    UpstreamDenied,
+    UpstreamRateLimited,
+    UpstreamUnavailable,
+    UpstreamUntrusted,
+)
+from ociproxy.fetch.skopeo.stderr import SkopeoStderr
+from ociproxy.oci.digest import Digest
+
+_REASON_LIMIT: Final = 300
+_RETRY_AFTER: Final = (1.0, 30.0, 3600.0)
+"""Seconds: least, where the upstream names none, most."""
+
+_MISMATCH: Final = re.compile(r"[Dd]igest did not match, expected (\S+), got (\S+)")
+_BLOB: Final = re.compile(r"reading blob (\S+:[0-9a-f]{32,})")
+_URL: Final = re.compile(r"(https?://)(?:[^/\s@\"]*@)?([^?\s\"]*)\?[^\s\"]*")
+
+_DENIED_401: Final = ("unauthorized", "authentication required", "invalid username/password")
+_DENIED_403: Final = ("denied:", "access to the resource is denied", "403 (forbidden)")
+_UNREACHABLE: Final = (
+    "connection refused",
+    "no route to host",
+    "network is unreachable",
+    "server gave http response to https client",
+    "first record does not look like a tls handshake",
+)
+_TIMED_OUT: Final = ("i/o timeout", "handshake timeout", "deadline exceeded", "awaiting headers")
+_UNTRUSTED: Final = ("x509:", "certificate", "tls: handshake failure", "tls: unknown")
+_NO_MANIFEST: Final = ("manifest does not match", "manifest digest")
+
+
+def translate(said: SkopeoStderr, upstream: str, unknown: OciProxyError) -> OciProxyError:
+    """A domain error for a run that failed; `unknown` is the one for a 404."""
+    words = said.fatal.lower()
+    reason = _shown(said.fatal) or "skopeo failed and does not say why"
+    if said.throttled or "too many requests" in words or "toomanyrequests" in words:
+        return rate_limited(said, upstream)
+    if found := _MISMATCH.search(said.fatal):
+        return DigestMismatch("blob", _digest(found[1]), found[2].rstrip(".,"))
+    if any(sign in words for sign in _UNTRUSTED):
+        return UpstreamUntrusted(upstream, reason)
+    if any(sign in words for sign in _DENIED_401):
+        return UpstreamDenied(upstream, reason, status=401)
+    if any(sign in words for sign in _DENIED_403):
+        return UpstreamDenied(upstream, reason, status=403)
+    if "404 (not found)" in words or "unknown:" in words or "not known to registry" in words:
+        return _unknown(said.fatal, unknown)
+    if "invalid reference format" in words or "repository name must" in words:
+        return NameUnknown(upstream, f"skopeo accepts no such name: {reason}")
+    if "exceeded maximum allowed size" in words:
+        return ManifestInvalid(upstream, f"a document is too large: {reason}")
+    if any(sign in words for sign in _NO_MANIFEST):
+        return ManifestInvalid(upstream, reason)
+    if "no such host" in words:
+        return UpstreamUnavailable(upstream, "name does not resolve", unreachable=True)
+    return UpstreamUnavailable(
+        upstream,
+        reason,
+        timed_out=any(sign in words for sign in _TIMED_OUT),
+        unreachable=any(sign in words for sign in _UNREACHABLE),
+    )
+
+
+def rate_limited(said: SkopeoStderr, upstream: str) -> UpstreamRateLimited:
+    least, default, most = _RETRY_AFTER
+    seconds = default if said.retry_after is None else said.retry_after
+    return UpstreamRateLimited(
+        upstream, "answers 429 Too Many Requests", retry_after=min(max(seconds, least), most)
+    )
+
+
+def _unknown(words: str, unknown: OciProxyError) -> OciProxyError:
+    """The caller's error, unless the words name a blob or the repository."""
+    if found := _BLOB.search(words):
+        digest = _digest(found[1])
+        if isinstance(digest, Digest):
+            return BlobUnknown(digest, "unknown to the upstream")
+    name = "name unknown" in words or "repository name not known" in words
+    if name and isinstance(unknown, ManifestUnknown):
+        return NameUnknown(str(unknown.reference), "the upstream knows no such repository")
+    return unknown
+
+
+def _digest(text: str) -> Digest | str:
+    try:
+        return Digest.parse(text.rstrip(".,:"))
+    except DigestInvalid:
+        return text
+
+
+def _shown(text: str) -> str:
+    """Printable, short, and without what may be secret in a URL."""
+    text = _URL.sub(r"\1\2", text)
+    text = "".join(c if c.isprintable() else " " for c in text)
+    # It names the image twice, and the message it ends with is the one that matters.
+    text = re.sub(r'^Error parsing image name "[^"]*": ', "", text)
+    return text if len(text) <= _REASON_LIMIT else f"{text[: _REASON_LIMIT - 3]}..."

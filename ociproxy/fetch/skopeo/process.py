@@ -1,0 +1,245 @@
+"""The skopeo program: how it is called for one upstream, and when it is ended.
+
+It gets nothing of this process but the proxies and the trust store of the environment. Credentials
+are an auth file in memory, mode 0600, which ends with the run; they are never an argument. It runs
+in a process group of its own, which is killed when a limit is reached.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import selectors
+import signal
+import subprocess
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import urlsplit
+
+from ociproxy.config.skopeo import PROGRAM
+from ociproxy.errors import ManifestInvalid, OciProxyError, UpstreamUnavailable, UpstreamUntrusted
+from ociproxy.fetch.credentials import credentials_for
+from ociproxy.fetch.skopeo.errors import rate_limited, translate
+from ociproxy.fetch.skopeo.stderr import SkopeoStderr
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+    from threading import Event
+
+    from ociproxy.config.settings import Upstream
+    from ociproxy.oci.reference import Repository
+
+_TICK: Final = 0.05
+"""Seconds between looks at a clock while nothing comes."""
+_END_LIMIT: Final = 10.0
+"""Seconds for a process to end that has said its last or was killed."""
+_READ: Final = 64 * 1024
+_PASSED_ON: Final = (
+    "PATH",
+    *(name for pair in ("HTTP", "HTTPS", "NO", "ALL") for name in (f"{pair}_PROXY",)),
+    *(name for pair in ("http", "https", "no", "all") for name in (f"{pair}_proxy",)),
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+)
+
+
+class Run:
+    """One running skopeo; use as a context manager, which ends it."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        env: dict[str, str],
+        *,
+        upstream: str,
+        stopped: Event,
+        auth: int | None,
+        stdout_limit: int,
+    ) -> None:
+        self.said = SkopeoStderr()
+        self.stdout = bytearray()
+        self._upstream = upstream
+        self._stopped = stopped
+        self._limit = stdout_limit
+        self._selector = selectors.DefaultSelector()
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 no shell; names were parsed
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=env,
+                cwd="/",
+                pass_fds=() if auth is None else (auth,),
+                start_new_session=True,
+            )
+        except OSError as exc:
+            self._selector.close()
+            reason = f"{PROGRAM} cannot be run: {(exc.strerror or str(exc)).lower()}"
+            raise UpstreamUnavailable(upstream, reason) from exc
+        for pipe in (self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                self._selector.register(pipe, selectors.EVENT_READ)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):  # stuck in the kernel: it ends when that lets it
+            self._process.wait(_END_LIMIT)
+        self._selector.close()
+        for pipe in (self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+    def pump(self) -> bool:
+        """Take in what it says for a moment; False when it has ended.
+
+        Raises UpstreamRateLimited where it waits for an upstream to let it in again, and
+        ManifestInvalid where it writes more than it may.
+        """
+        for key, _ in self._selector.select(_TICK):
+            data = os.read(key.fd, _READ)
+            if not data:
+                self._selector.unregister(key.fileobj)
+            elif key.fileobj is self._process.stderr:
+                self.said.feed(data)
+            else:
+                self.stdout += data
+        if self._stopped.is_set():
+            raise UpstreamUnavailable(self._upstream, "shutting down")
+        if self.said.throttled:
+            raise rate_limited(self.said, self._upstream)
+        if len(self.stdout) > self._limit:
+            reason = f"a document of more than {self._limit} bytes is too large"
+            raise ManifestInvalid(self._upstream, reason)
+        if self._selector.get_map():
+            return True
+        self.said.end()
+        return False
+
+    def check(self, unknown: OciProxyError) -> None:
+        """After its end: raises what it failed with."""
+        try:
+            code = self._process.wait(_END_LIMIT)
+        except subprocess.TimeoutExpired as exc:
+            raise UpstreamUnavailable(self._upstream, f"{PROGRAM} does not end") from exc
+        if code < 0 and not self.said.fatal:
+            name = signal.Signals(-code).name
+            raise UpstreamUnavailable(self._upstream, f"{PROGRAM} was ended by {name}")
+        if code != 0:
+            raise translate(self.said, self._upstream, unknown)
+
+    def timed_out(self, seconds: float, what: str) -> UpstreamUnavailable:
+        reason = f"timed out after {seconds:g} s {what}"
+        return UpstreamUnavailable(
+            self._upstream, reason, timed_out=True, unreachable=not self.said.answered
+        )
+
+
+class Program:
+    """skopeo, as one upstream's entry wants it called. `folder` is a private one."""
+
+    def __init__(self, upstream: Upstream, folder: Path, stopped: Event) -> None:
+        self._upstream = upstream
+        self._stopped = stopped
+        parts = urlsplit(upstream.urls[0])
+        self._host = parts.netloc
+        path = parts.path.strip("/")
+        self._prefix = path.removeprefix("v2").strip("/") if path.split("/")[0] == "v2" else path
+        self._secure = parts.scheme == "https" and not upstream.tls.insecure_skip_verify
+        self._folder = folder
+        self._env = self._make_environment()
+        self._make_folder()
+
+    def name_of(self, repository: Repository) -> str:
+        """What skopeo calls a repository."""
+        return "/".join(part for part in (self._host, self._prefix, repository.name) if part)
+
+    def ask(self, *words: str, output_limit: int, unknown: OciProxyError) -> Run:
+        """Run a short command to its end. Raises UpstreamError kinds or `unknown`."""
+        timeouts = self._upstream.timeouts
+        limit = timeouts.connect + timeouts.headers
+        deadline = time.monotonic() + limit
+        with self.start(*words, output_limit=output_limit) as run:
+            while run.pump():
+                if time.monotonic() > deadline:
+                    raise run.timed_out(limit, "waiting for an answer")
+            run.check(unknown)
+            return run
+
+    @contextmanager
+    def start(self, command: str, *words: str, output_limit: int = 0) -> Iterator[Run]:
+        """A running command; its options for the source are put in."""
+        prefix = "--src-" if command == "copy" else "--"
+        with self._authentication(prefix) as (options, auth):
+            argv = [
+                PROGRAM,
+                "--debug",
+                "--insecure-policy",
+                f"--registries-conf={self._folder / 'registries.conf'}",
+                f"--registries.d={self._folder / 'registries.d'}",
+                f"--tmpdir={self._folder / 'tmp'}",
+                command,
+                f"{prefix}tls-verify={str(self._secure).lower()}",
+                f"{prefix}cert-dir={self._folder / 'certs'}",
+                *options,
+                *words,
+            ]
+            with Run(
+                argv,
+                self._env,
+                upstream=self._upstream.name,
+                stopped=self._stopped,
+                auth=auth,
+                stdout_limit=output_limit,
+            ) as run:
+                yield run
+
+    @contextmanager
+    def _authentication(self, prefix: str) -> Iterator[tuple[list[str], int | None]]:
+        auth = self._upstream.auth
+        credentials = None if auth is None else credentials_for(auth, self._upstream.server)
+        if credentials is None:
+            yield [f"{prefix}no-creds"], None
+            return
+        pair = f"{credentials.user}:{credentials.password.reveal()}".encode()
+        entry = {"auth": base64.b64encode(pair).decode()}
+        # Without a name on any disk: nothing is left of it, however this process ends.
+        file = os.memfd_create("auth.json")
+        try:
+            os.fchmod(file, 0o600)
+            os.write(file, json.dumps({"auths": {self._host: entry}}).encode())
+            flag = "--src-authfile" if prefix == "--src-" else "--authfile"
+            yield [f"{flag}=/proc/self/fd/{file}"], file
+        finally:
+            os.close(file)
+
+    def _make_environment(self) -> dict[str, str]:
+        env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        if self._upstream.tls.ca is not None:
+            # A certificate in the folder of certificates would be trusted beside the system's.
+            env["SSL_CERT_FILE"] = str(self._upstream.tls.ca)
+            env["SSL_CERT_DIR"] = str(self._folder / "empty")
+        home = str(self._folder / "home")
+        return {**env, "HOME": home, "XDG_RUNTIME_DIR": home, "TMPDIR": str(self._folder / "tmp")}
+
+    def _make_folder(self) -> None:
+        """Raises UpstreamUntrusted if the certificates cannot be put there."""
+        tls = self._upstream.tls
+        try:
+            for name in ("registries.d", "certs", "empty", "home", "tmp"):
+                (self._folder / name).mkdir()
+            (self._folder / "registries.conf").touch()
+            if tls.cert is not None and tls.key is not None:
+                (self._folder / "certs" / "client.cert").symlink_to(tls.cert)
+                (self._folder / "certs" / "client.key").symlink_to(tls.key)
+        except OSError as exc:
+            reason = f"cannot use its certificates: {exc.strerror or exc}"
+            raise UpstreamUntrusted(self._upstream.name, reason) from exc

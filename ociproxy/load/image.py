@@ -1,0 +1,296 @@
+"""All that an image consists of at its upstream: manifests fetched, blobs named, nothing stored.
+
+What the store has, hash-verified, is not fetched again; only tags are always asked about.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from ociproxy import log
+from ociproxy.errors import DigestMismatch, ManifestInvalid, ManifestUnknown, NameUnknown
+from ociproxy.load.imagelist import ALL_PLATFORMS
+from ociproxy.load.tasks import all_of
+from ociproxy.oci.manifest import (
+    DOCKER_SCHEMA1,
+    DOCKER_SCHEMA1_SIGNED,
+    OCI_INDEX,
+    ImageManifest,
+    Index,
+    MalformedManifest,
+    parse_manifest,
+)
+from ociproxy.oci.platform import choose
+from ociproxy.oci.reference import DEFAULT_TAG, Reference
+from ociproxy.store.manifests import with_media_type
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ociproxy.fetch.backend import Backend
+    from ociproxy.fetch.upstreams.upstreams import Upstreams
+    from ociproxy.load.imagelist import Wanted
+    from ociproxy.load.retry import Progress, Retry
+    from ociproxy.oci.digest import Digest
+    from ociproxy.oci.manifest import Descriptor, Manifest, ManifestHolder
+    from ociproxy.oci.platform import Platform
+    from ociproxy.store.store import Store
+
+T = TypeVar("T")
+
+_DEPTH: Final = 4
+"""Indexes in indexes, and referrers of referrers: more is nobody's image."""
+_REFERRERS: Final = 1000
+"""Referrers of one manifest."""
+_COSIGN_SUFFIXES: Final = (".sig", ".att", ".sbom")
+"""What cosign, before it knew referrers, appends to the subject's digest to make a tag."""
+
+
+@dataclass(slots=True)
+class UpstreamImage:
+    """Manifests in the order in which they may be published, each after what it needs; the
+    image's own is the last of its part, and so is its tag."""
+
+    reference: Reference
+    top: ManifestHolder
+    manifests: dict[Digest, ManifestHolder] = field(default_factory=dict)
+    blobs: dict[Digest, Descriptor] = field(default_factory=dict)
+    tags: dict[str, Descriptor] = field(default_factory=dict)
+    platforms: tuple[Platform, ...] = ()
+    lacking: tuple[Platform, ...] = ()
+    """Platforms that were wanted and are not there."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of it all."""
+        manifests = sum(len(holder.raw) for holder in self.manifests.values())
+        return manifests + sum(blob.size for blob in self.blobs.values())
+
+
+class UpstreamImages:
+    """Belongs to one event loop."""
+
+    def __init__(
+        self, store: Store, upstreams: Upstreams, retry: Retry, *, referrers: bool
+    ) -> None:
+        self._store = store
+        self._upstreams = upstreams
+        self._retry = retry
+        self._referrers = referrers
+
+    async def find(self, wanted: Wanted, progress: Progress) -> UpstreamImage:
+        """Raises ManifestUnknown, NameUnknown, UpstreamError kinds or IntegrityError kinds."""
+        walk = _Walk(
+            self._store,
+            self._upstreams,
+            self._retry,
+            progress,
+            wanted,
+            referrers=self._referrers,
+        )
+        return await walk.image()
+
+
+class _Walk:
+    """One image."""
+
+    def __init__(
+        self,
+        store: Store,
+        upstreams: Upstreams,
+        retry: Retry,
+        progress: Progress,
+        wanted: Wanted,
+        *,
+        referrers: bool,
+    ) -> None:
+        self._store = store
+        self._upstreams = upstreams
+        self._retry = retry
+        self._progress = progress
+        self._wanted = wanted
+        self._with_referrers = referrers
+        self._repository = wanted.reference.repository
+        self._seen: set[Digest] = set()
+        self._subjects: set[Digest] = set()
+
+    async def image(self) -> UpstreamImage:
+        top = await self._top()
+        reference = self._wanted.reference
+        image = UpstreamImage(reference, top)
+        await self._add(image, top, self._wanted.platforms)
+        self._check_platforms(image, top)
+        if self._with_referrers:
+            for subject in list(image.manifests):
+                await self._add_referrers(image, subject, depth=1)
+        if reference.tag is not None:
+            image.tags[reference.tag] = top.descriptor
+        return image
+
+    async def _top(self) -> ManifestHolder:
+        reference = self._wanted.reference
+        if reference.digest is not None:
+            if reference.tag is not None and not self._wanted.pinned:
+                await self._check_pair(replace(reference, digest=None), reference.digest)
+            if self._store.refs.find_manifest(self._repository, reference.digest) is None:
+                # Known from another repository, maybe: this one has to say that it has it too.
+                return await self._fetch(replace(reference, tag=None))
+            return await self._by_digest(reference.digest)
+        record = self._store.refs.find_tag(self._repository, reference.tag or DEFAULT_TAG)
+        if record is None or self._store.manifests.find(record.descriptor.digest) is None:
+            return await self._fetch(reference)
+        # A HEAD costs no pull quota, and mostly nothing has moved.
+        descriptor = await self._resolve(reference)
+        return await self._by_digest(descriptor.digest, descriptor)
+
+    async def _check_pair(self, tagged: Reference, expected: Digest) -> None:
+        descriptor = await self._resolve(tagged)
+        if descriptor.digest != expected:
+            raise DigestMismatch(tagged, expected, descriptor.digest)
+
+    async def _by_digest(
+        self, digest: Digest, descriptor: Descriptor | None = None
+    ) -> ManifestHolder:
+        found = self._store.manifests.find(digest)
+        if found is not None:
+            known = self._store.refs.find_manifest(self._repository, digest)
+            return with_media_type(found, known or descriptor)
+        return await self._fetch(Reference(self._repository, digest=digest))
+
+    async def _add(
+        self,
+        image: UpstreamImage,
+        holder: ManifestHolder,
+        platforms: tuple[Platform, ...] = ALL_PLATFORMS,
+        *,
+        depth: int = 0,
+    ) -> None:
+        """This manifest after all that it needs."""
+        digest = holder.descriptor.digest
+        if digest in self._seen:
+            return
+        self._seen.add(digest)
+        registry = self._repository.registry
+        if holder.descriptor.media_type in (DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED):
+            raise ManifestInvalid(registry, f"manifest {digest} has Docker's schema 1: outdated")
+        manifest = self._parse(holder)
+        if isinstance(manifest, Index):
+            if depth > _DEPTH:
+                raise ManifestInvalid(registry, f"index {digest}: more than {_DEPTH} in each other")
+            children = choose(manifest, platforms, attestations=self._with_referrers)
+            for child in await all_of(self._by_digest(each.digest, each) for each in children):
+                await self._add(image, child, platforms, depth=depth + 1)
+        elif isinstance(manifest, ImageManifest):
+            image.blobs.update((blob.digest, blob) for blob in manifest.blobs)
+        image.manifests[digest] = holder
+
+    def _check_platforms(self, image: UpstreamImage, top: ManifestHolder) -> None:
+        manifest = self._parse(top)
+        if not isinstance(manifest, Index):
+            return
+        offered = [each.platform for each in manifest.manifests if each.platform is not None]
+        wanted = self._wanted.platforms or tuple(dict.fromkeys(offered))
+        image.lacking = tuple(
+            platform for platform in self._wanted.platforms if not choose(manifest, (platform,))
+        )
+        image.platforms = tuple(each for each in wanted if each not in image.lacking)
+        if image.lacking and (self._wanted.strict or not image.platforms):
+            lacking = ", ".join(map(str, image.lacking))
+            has = ", ".join(dict.fromkeys(map(str, offered))) or "none"
+            raise ManifestUnknown(image.reference, f"lacks {lacking}; it has {has}")
+
+    # Referrers
+
+    async def _add_referrers(self, image: UpstreamImage, subject: Digest, *, depth: int) -> None:
+        if subject in self._subjects or depth > _DEPTH:
+            return
+        self._subjects.add(subject)
+        for referrer in await self._referrers_of(image, subject):
+            try:
+                holder = await self._by_digest(referrer.digest, referrer)
+            except (ManifestUnknown, NameUnknown) as exc:
+                # Lists outlive what they list.
+                log.event(logging.WARNING, "referrer is gone", digest=referrer.digest, reason=exc)
+                continue
+            await self._add(image, holder)
+            await self._add_referrers(image, referrer.digest, depth=depth + 1)
+        for suffix in _COSIGN_SUFFIXES:
+            tagged = await self._find_tag(_tag_of(subject) + suffix)
+            if tagged is not None:
+                await self._add(image, tagged)
+                image.tags[_tag_of(subject) + suffix] = tagged.descriptor
+
+    async def _referrers_of(self, image: UpstreamImage, subject: Digest) -> list[Descriptor]:
+        """What the referrers API lists or, at an upstream without it, the tag in its place."""
+        found: list[Descriptor] = []
+        path, query = f"referrers/{subject}", ""
+        try:
+            while len(found) < _REFERRERS:
+                listing = await self._ask(
+                    ("load", self._repository, path, query),
+                    lambda backend, query=query: backend.fetch_listing(  # type: ignore[misc]
+                        self._repository, path, query
+                    ),
+                )
+                found += self._listed(listing.raw)
+                query = listing.next_query
+                if not query:
+                    break
+        except NameUnknown:
+            tagged = await self._find_tag(_tag_of(subject))
+            # Who pushes may give any image a tag like this.
+            if tagged is None or not isinstance(self._parse(tagged), Index):
+                return []
+            image.manifests[tagged.descriptor.digest] = tagged
+            image.tags[_tag_of(subject)] = tagged.descriptor
+            return self._listed(tagged.raw)[:_REFERRERS]
+        return found[:_REFERRERS]
+
+    def _listed(self, raw: bytes) -> list[Descriptor]:
+        try:
+            index = parse_manifest(raw, OCI_INDEX)
+        except MalformedManifest as exc:
+            raise ManifestInvalid(self._repository.registry, f"referrers: {exc}") from exc
+        return list(index.manifests) if isinstance(index, Index) else []
+
+    def _parse(self, holder: ManifestHolder) -> Manifest:
+        """Not `holder.manifest`: the store's hot copy would keep the parsed document."""
+        if holder.parsed is not None:
+            return holder.parsed
+        try:
+            return parse_manifest(holder.raw, holder.descriptor.media_type)
+        except MalformedManifest as exc:
+            reason = f"manifest {holder.descriptor.digest}: {exc}"
+            raise ManifestInvalid(self._repository.registry, reason) from exc
+
+    async def _find_tag(self, tag: str) -> ManifestHolder | None:
+        try:
+            return await self._fetch(Reference(self._repository, tag))
+        except (ManifestUnknown, NameUnknown):
+            return None
+
+    # Questions
+
+    async def _resolve(self, reference: Reference) -> Descriptor:
+        return await self._ask(
+            ("load resolve", reference), lambda backend: backend.resolve(reference)
+        )
+
+    async def _fetch(self, reference: Reference) -> ManifestHolder:
+        return await self._ask(
+            ("load", reference), lambda backend: backend.fetch_manifest(reference)
+        )
+
+    async def _ask(self, key: object, question: Callable[[Backend], T]) -> T:
+        return await self._retry.run(
+            self._repository.registry,
+            self._progress,
+            lambda: self._upstreams.ask(self._repository, key, question),
+        )
+
+
+def _tag_of(subject: Digest) -> str:
+    """The tag in place of the referrers API (distribution-spec, referrers tag schema)."""
+    return f"{subject.algorithm}-{subject.encoded}"[:128]

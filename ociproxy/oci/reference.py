@@ -1,0 +1,137 @@
+"""References: registry / repository [:tag] [@digest], parsed and normalised as Docker does.
+
+Grammar: OCI distribution-spec, "Pulling manifests", and the `distribution/reference` grammar.
+Two liberties:
+repository components may contain upper-case letters (some registries allow them and the upstream
+is the judge), and a registry may be an IPv6 literal in brackets.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from ociproxy.errors import NameInvalid
+from ociproxy.oci.digest import Digest
+
+DOCKER_HUB: Final = "docker.io"
+_DOCKER_HUB_ALIASES: Final = frozenset({DOCKER_HUB, "index.docker.io", "registry-1.docker.io"})
+DEFAULT_TAG: Final = "latest"
+
+# "Many clients impose a limit of 255 characters" (distribution-spec, pulling manifests); it is also
+# the longest file name, and a name is at most that long in the store.
+_NAME_LIMIT: Final = 255
+_COMPONENT: Final = r"[A-Za-z0-9]+(?:(?:\.|_|__|-+)[A-Za-z0-9]+)*"
+_NAME_PATTERN: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_TAG_PATTERN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
+_REGISTRY_PATTERN: Final = re.compile(
+    rf"(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]{{2,45}}\])(?::(?P<port>[0-9]{{1,5}}))?"
+)
+
+
+def parse_registry(text: str) -> str:
+    """A registry as `host[:port]` in lower case, Docker Hub's aliases made one. Raises
+    NameInvalid."""
+    match = _REGISTRY_PATTERN.fullmatch(text)
+    if match is None or len(text) > _NAME_LIMIT:
+        raise NameInvalid(text, "a registry is host[:port]")
+    port = match["port"]
+    if port is not None and not 0 < int(port) < 65536:
+        raise NameInvalid(text, "port out of range")
+    registry = text.lower()
+    return DOCKER_HUB if registry in _DOCKER_HUB_ALIASES else registry
+
+
+def is_registry(component: str) -> bool:
+    """Whether the first component of a path names a registry (Docker's rule)."""
+    return "." in component or ":" in component or component == "localhost"
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A repository in a registry; `name` may have any number of components."""
+
+    registry: str
+    name: str
+
+    @staticmethod
+    def parse(registry: str, name: str) -> Repository:
+        """Normalises both; raises NameInvalid. A one-component name on Docker Hub is
+        `library/...`."""
+        return _parse_repository(registry, name)
+
+    def __str__(self) -> str:
+        return f"{self.registry}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A manifest in a repository, by tag, by digest, or by a tag that must have that digest."""
+
+    repository: Repository
+    tag: str | None = None
+    digest: Digest | None = None
+
+    @staticmethod
+    def parse(text: str) -> Reference:
+        """Parse what a user types, `nginx` or `quay.io/a/b:c@sha256:...`.
+
+        Without tag and digest the tag is `latest`. Raises NameInvalid or DigestInvalid.
+        """
+        rest, at, digest_text = text.partition("@")
+        digest = Digest.parse(digest_text) if at else None
+        head, slash, last = rest.rpartition("/")
+        last, colon, tag = last.partition(":")
+        name = f"{head}{slash}{last}"
+        if colon:
+            check_tag(tag)
+        first, slash, remainder = name.partition("/")
+        if slash and is_registry(first):
+            repository = Repository.parse(first, remainder)
+        else:
+            repository = Repository.parse(DOCKER_HUB, name)
+        if not colon and digest is None:
+            tag = DEFAULT_TAG
+        return Reference(repository, tag or None, digest)
+
+    @staticmethod
+    def of(repository: Repository, text: str) -> Reference:
+        """The last part of a manifests path, a tag or a digest, in this repository."""
+        if ":" in text:
+            return Reference(repository, digest=Digest.parse(text))
+        check_tag(text)
+        return Reference(repository, tag=text)
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        digest = f"@{self.digest}" if self.digest else ""
+        return f"{self.repository}{tag}{digest}"
+
+
+def is_tag(text: str) -> bool:
+    return _TAG_PATTERN.fullmatch(text) is not None
+
+
+def check_tag(text: str) -> None:
+    """Raises NameInvalid unless text is a tag."""
+    if not is_tag(text):
+        raise NameInvalid(text, "a tag is up to 128 letters, digits, '_', '.' or '-'")
+
+
+@lru_cache(maxsize=4096)
+def _parse_repository(registry: str, name: str) -> Repository:
+    registry = parse_registry(registry)
+    if not _NAME_PATTERN.fullmatch(name):
+        raise NameInvalid(
+            name,
+            "a repository name is components of letters and digits separated by '/', "
+            "with single '.', '_', '__' or '-' inside",
+        )
+    if registry == DOCKER_HUB and "/" not in name:
+        name = f"library/{name}"
+    if len(name) > _NAME_LIMIT:
+        raise NameInvalid(name, f"a repository name has at most {_NAME_LIMIT} characters")
+    return Repository(registry, name)

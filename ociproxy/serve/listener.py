@@ -1,0 +1,190 @@
+"""The main port's door: who is let in, how many at once, and under which TLS.
+
+A client from a network that is not allowed is hung up on before a byte is exchanged. Beyond the
+cap on connections a few more are let in to hear 503, and the rest are hung up on. All of this
+is per process; workers share the port, not their counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import resource
+from contextlib import suppress
+from ipaddress import IPv6Address, ip_address
+from typing import TYPE_CHECKING, Final
+
+from ociproxy import log
+from ociproxy.errors import Busy
+from ociproxy.serve.connection import ConnectionServer
+from ociproxy.serve.errors import error_response
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+    from collections.abc import Awaitable, Callable
+
+    from aiohttp import web
+
+    from ociproxy.config.settings import Network, Serve
+
+_AT_ONCE: Final = 64
+"""Connections accepted before running requests get their turn."""
+_TOLD_BUSY: Final = 64
+"""Connections above the cap that are answered instead of closed."""
+_BUSY_TIME: Final = 5.0
+"""Seconds such a connection may last."""
+_PAUSE: Final = 0.5
+"""Seconds without accepting where the system has no file or memory left, or no network."""
+_SHUTDOWN_TIME: Final = 5.0
+"""Seconds that a client may take to acknowledge the end of TLS."""
+_SPARE_FILES: Final = 256
+"""Files that are neither a connection nor what it is served from: the store's, upstreams'."""
+
+
+class Listener:
+    """Belongs to one event loop. Opens with `open`, ends with `close`."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        serve: Serve,
+        context: ssl.SSLContext | None,
+    ) -> None:
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._server = ConnectionServer(handler, serve)
+        self._busy = ConnectionServer(_say_busy, _hurried(serve))
+        self._arriving: set[asyncio.Task[None]] = set()
+        self._paused: asyncio.TimerHandle | None = None
+        self.use(serve, context)
+
+    def use(self, serve: Serve, context: ssl.SSLContext | None) -> None:
+        """What holds from now on for connections that are made; those that are open stay."""
+        self._context = context
+        self._networks = serve.networks
+        self._handshake_timeout = serve.handshake_timeout
+        self._limit = _affordable(serve.connections, secure=context is not None)
+        self._server.use(serve)
+        self._busy.use(_hurried(serve))
+
+    def open(self) -> None:
+        self._listener.setblocking(False)
+        self._loop.add_reader(self._listener, self._accept)
+
+    async def close(self, grace: float) -> None:
+        """Accept nobody more; running responses have `grace` seconds to finish."""
+        if self._paused is not None:
+            self._paused.cancel()
+        self._loop.remove_reader(self._listener)
+        # Who has not been accepted yet is refused now, and goes elsewhere.
+        self._listener.close()
+        for task in self._arriving:
+            task.cancel()
+        await asyncio.gather(*self._arriving, return_exceptions=True)
+        for server in (self._server, self._busy):
+            server.pre_shutdown()
+        await asyncio.gather(self._server.shutdown(grace), self._busy.shutdown(_BUSY_TIME))
+
+    def _accept(self) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                client, address = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as exc:
+                self._pause(exc)
+                return
+            self._admit(client, str(address[0]))
+
+    def _pause(self, reason: OSError) -> None:
+        log.event(logging.ERROR, "cannot accept clients", reason=reason.strerror)
+        self._loop.remove_reader(self._listener)
+        self._paused = self._loop.call_later(_PAUSE, self.open)
+
+    def _admit(self, client: socket.socket, host: str) -> None:
+        if self._networks and not is_within(host, self._networks):
+            client.close()
+            log.event(logging.INFO, "client refused", client=host, reason="not in serve.networks")
+            return
+        server = self._server
+        if server.count >= self._limit:
+            server = self._busy
+            if server.count >= _TOLD_BUSY:
+                client.close()
+                log.event(
+                    logging.WARNING, "client refused", client=host, reason="too many connections"
+                )
+                return
+        client.setblocking(False)
+        task = self._loop.create_task(self._establish(client, host, server, server()))
+        self._arriving.add(task)
+        task.add_done_callback(self._arriving.discard)
+
+    async def _establish(
+        self,
+        client: socket.socket,
+        host: str,
+        server: ConnectionServer,
+        connection: web.RequestHandler,
+    ) -> None:
+        secure = self._context is not None
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: connection,
+                client,
+                ssl=self._context,
+                ssl_handshake_timeout=self._handshake_timeout if secure else None,
+                ssl_shutdown_timeout=_SHUTDOWN_TIME if secure else None,
+            )
+        except OSError as exc:
+            server.forget(connection)
+            # A port scan or a TCP probe says nothing at all; a bad certificate is worth a line.
+            level = logging.DEBUG if isinstance(exc, ConnectionError) else logging.INFO
+            reason = f"TLS handshake: {exc}" if secure else exc
+            log.event(level, "client refused", client=host, reason=reason)
+        except BaseException:
+            server.forget(connection)
+            raise
+
+
+def _hurried(serve: Serve) -> Serve:
+    return dataclasses.replace(serve, head_timeout=min(serve.head_timeout, _BUSY_TIME))
+
+
+async def _say_busy(request: web.BaseRequest) -> web.StreamResponse:
+    response = error_response(Busy("too many connections: serve.connections is reached"))
+    response.force_close()
+    return response
+
+
+def is_within(host: str, networks: tuple[Network, ...]) -> bool:
+    """Whether an address is in one of the networks; IPv4 written as IPv6 is IPv4."""
+    address = ip_address(host)
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return any(address in network for network in networks)
+
+
+def _affordable(connections: int, *, secure: bool) -> int:
+    """The cap, less where the process may not have a socket and a file for each, and without TLS
+    both twice, while a thread sends the one to the other."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    if soft == resource.RLIM_INFINITY:
+        return connections
+    affordable = max(1, (soft - _SPARE_FILES) // (2 if secure else 4))
+    if affordable < connections:
+        log.event(
+            logging.WARNING,
+            "fewer connections than configured",
+            connections=affordable,
+            configured=connections,
+            reason=f"the process may have {soft} files open",
+        )
+    return min(affordable, connections)

@@ -1,0 +1,146 @@
+"""Blobs that come from front to end, as out of an archive: staged, hashed on the way, committed.
+
+One caller reads; hashing runs in a thread beside it, and so do the commits, which mostly wait for
+the disk. What is staged bears a lock, so that what a killed process left behind can be told apart
+and goes when the next one begins.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Final
+
+from ociproxy.errors import DigestMismatch, SizeMismatch
+from ociproxy.oci.digest import Digest
+from ociproxy.store.files import read_buffer, remove_abandoned, stage, store_errors
+from ociproxy.store.hashing import BEHIND, Hashing
+from ociproxy.store.reader import fill
+from ociproxy.store.sequential import SequentialWriter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from ociproxy.store.blobs import Blobs
+    from ociproxy.store.reader import Reader
+
+_COMMITTERS: Final = 4
+_MAX_COMMITS: Final = 8
+"""Staged blobs that may wait for their commit; each costs an open file."""
+_BUFFERS: Final = BEHIND + 1
+_BUFFER_SIZE: Final = 512 * 1024
+"""Bytes. Reading may be so far ahead of hashing that neither has to wait for the other's thread to
+be given a processor."""
+_INLINE: Final = 128 * 1024
+"""Bytes that are hashed sooner than another thread has woken up."""
+
+
+class BlobWriter:
+    """Use as a context manager: leaving it ends the threads. Not to be shared between threads."""
+
+    def __init__(self, staging: Path, blobs: Blobs) -> None:
+        remove_abandoned(staging)
+        self._staging = staging
+        self._blobs = blobs
+        self._buffers = tuple(read_buffer(_BUFFER_SIZE) for _ in range(_BUFFERS))
+        self._hashing = Hashing("hash")
+        self._committing = ThreadPoolExecutor(_COMMITTERS, "commit")
+        self._commits: set[Future[None]] = set()
+        self._unflushed = False
+
+    def __enter__(self) -> BlobWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._hashing.close()
+        self._committing.shutdown()
+        if error is None:
+            self.drain()
+
+    def write(self, source: Reader, size: int, digest: Digest | None = None) -> Digest:
+        """Read `size` bytes and commit them under their digest, which is returned.
+
+        They are served once `drain` has returned. Raises SizeMismatch where the source ends early,
+        DigestMismatch where another digest was expected; then nothing is kept.
+        """
+        self._collect(_MAX_COMMITS - 1)
+        with store_errors(self._staging):
+            file, staged = stage(self._staging)
+        writing = SequentialWriter(file)
+        kept = False
+        try:
+            actual = self._copy(source, size, writing, digest)
+            kept = digest is not None or not self._is_stored(actual)
+        finally:
+            if not kept:
+                writing.close()
+                staged.unlink(missing_ok=True)
+        if kept:
+            self._unflushed = True
+            self._commits.add(self._committing.submit(self._commit, writing, staged, actual))
+        return actual
+
+    def drain(self) -> None:
+        """Wait until everything that was written is in the store for good. Raises StoreError."""
+        self._collect(0)
+        if self._unflushed:
+            self._blobs.flush()
+            self._unflushed = False
+
+    def _collect(self, limit: int) -> None:
+        """Wait until at most so many commits are under way; re-raises what one of them raised."""
+        while len(self._commits) > limit:
+            done, self._commits = wait(self._commits, return_when=FIRST_COMPLETED)
+            for commit in done:
+                commit.result()
+
+    def _copy(
+        self, source: Reader, size: int, writing: SequentialWriter, expected: Digest | None
+    ) -> Digest:
+        algorithm = expected.algorithm if expected else "sha256"
+        hasher = (expected or Digest.of(b"")).hasher()
+        remaining, turn = size, 0
+        try:
+            while remaining:
+                view = self._buffers[turn][:remaining]
+                count = fill(source, view)
+                if not count:
+                    raise SizeMismatch(f"blob {expected or ''}".strip(), size, size - remaining)
+                if size > _INLINE:
+                    self._hashing.update(view[:count], hasher)
+                else:
+                    hasher.update(view[:count])
+                with store_errors(self._staging):
+                    writing.write(view[:count])
+                remaining -= count
+                turn = (turn + 1) % _BUFFERS
+        finally:
+            self._hashing.wait()
+        actual = Digest.finish(hasher, algorithm)
+        if expected is not None and actual != expected:
+            raise DigestMismatch("blob", expected, actual)
+        return actual
+
+    def _is_stored(self, digest: Digest) -> bool:
+        """Whether what is stored is known to be right, so that it need not be written again."""
+        found = self._blobs.find(digest)
+        if found is None:
+            return False
+        found.file.close()
+        return found.sealed
+
+    def _commit(self, writing: SequentialWriter, staged: Path, digest: Digest) -> None:
+        try:
+            with store_errors(staged):
+                writing.settle()
+            self._blobs.commit(staged, digest, flush=False)
+        except BaseException:
+            staged.unlink(missing_ok=True)
+            raise
+        finally:
+            writing.close()

@@ -1,0 +1,172 @@
+"""Fills that compete for threads."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from ociproxy.config.settings import Fetch
+from ociproxy.errors import UpstreamInvalid
+from ociproxy.fetch.backend import Backend
+from ociproxy.fetch.download.fill import Fill, Fills
+from ociproxy.fetch.download.segments import Segments
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.reference import Repository
+from ociproxy.store.byte_ranges import ByteRanges
+from ociproxy.store.store import Store
+from tests.fetch.conftest import OpenBackend
+from tests.images import Content, random_blob
+from tests.upstream import FakeUpstream
+from tests.upstream_faults import Fault
+
+MIB = 1024 * 1024
+
+
+async def test_a_fill_does_not_wait_for_help_that_finds_no_thread(
+    tmp_path: Path, upstream: FakeUpstream, open_backend: OpenBackend
+) -> None:
+    """As many fills as may run in both pools share the threads that there are for helpers."""
+    blobs = [random_blob(3 * MIB, seed=f"help {n}") for n in range(2)]
+    for blob in blobs:
+        upstream.add_content("app", blob)
+    upstream.fault("/blobs/", Fault(stall_after=MIB // 2))
+    store = Store(tmp_path / "store")
+    fills = Fills(store, Fetch(fills=1, segment=MIB))
+    backend = open_backend(upstream)
+
+    def start(number: int) -> Fill:
+        return fills.start(
+            Repository(upstream.registry, "app"),
+            Digest.parse(blobs[number].digest),
+            partition="somebody" * number,
+            backend=backend,
+            connections=4,
+            size=None,
+            ended=lambda _: None,
+        )
+
+    async with asyncio.timeout(15):
+        running = [start(0), start(1)]
+        for fill in running:
+            await fill.available(MIB // 4)
+        ahead = [asyncio.create_task(fill.available(2 * MIB)) for fill in running]
+        await asyncio.sleep(0.1)
+        upstream.heal()
+        for fill in running:
+            await fill.finished()
+        await asyncio.gather(*ahead)
+    await fills.close()
+    for blob in blobs:
+        assert store.blobs.path(Digest.parse(blob.digest)).read_bytes() == blob.data
+
+
+async def fill(
+    fills: Fills,
+    upstream: FakeUpstream,
+    backend: Backend,
+    blob: Content,
+    size: int | None = None,
+) -> None:
+    """Until it is in the store; nobody has said its size, unless it is given."""
+    async with asyncio.timeout(15):
+        await fills.start(
+            Repository(upstream.registry, "app"),
+            Digest.parse(blob.digest),
+            partition="",
+            backend=backend,
+            connections=1,
+            size=size,
+            ended=lambda _: None,
+        ).finished()
+
+
+@pytest.mark.parametrize("flip_at", [MIB // 4, 5 * MIB // 2])
+async def test_what_has_arrived_is_not_written_again(
+    tmp_path: Path, upstream: FakeUpstream, open_backend: OpenBackend, flip_at: int
+) -> None:
+    """An upstream without ranges sends it once more: were it other bytes, those that were hashed
+    would not be those that are stored."""
+    blob = random_blob(4 * MIB, seed="again")
+    digest = Digest.parse(blob.digest)
+    upstream.add_content("app", blob)
+    upstream.fault("/blobs/", Fault(no_range=True, flip_at=flip_at, rate=8 * MIB))
+    store = Store(tmp_path / "store")
+    begun = store.staging.lead(digest)
+    assert begun is not None
+    for start in (0, 2 * MIB):
+        begun.write(start, blob.data[start : start + MIB])
+        begun.arrived(start, start + MIB)
+    begun.close()
+    fills = Fills(store, Fetch(segment=MIB // 2))
+    await fill(fills, upstream, open_backend(upstream), blob)
+    await fills.close()
+    assert store.blobs.path(digest).read_bytes() == blob.data
+    assert [each.sent for each in upstream.requests if "/blobs/" in each.path] == [blob.size]
+
+
+@pytest.mark.parametrize("size", [0, 1000, MIB, MIB + 1, 3 * MIB])
+async def test_a_blob_whose_size_nobody_states(
+    tmp_path: Path, upstream: FakeUpstream, open_backend: OpenBackend, size: int
+) -> None:
+    blob = random_blob(size, seed="unknown")
+    upstream.add_content("app", blob)
+    upstream.fault("/blobs/", Fault(chunked=True, no_range=True))
+    store = Store(tmp_path / "store")
+    fills = Fills(store, Fetch(segment=MIB))
+    await fill(fills, upstream, open_backend(upstream), blob)
+    await fills.close()
+    assert store.blobs.path(Digest.parse(blob.digest)).read_bytes() == blob.data
+    assert [each.sent for each in upstream.requests if "/blobs/" in each.path] == [size]
+
+
+@pytest.mark.parametrize("knows", [False, True])
+async def test_all_had_arrived_before_anybody_knew(
+    tmp_path: Path, upstream: FakeUpstream, open_backend: OpenBackend, knows: bool
+) -> None:
+    """A leader that did not know the size was killed, and may have written more than it said."""
+    blob = random_blob(MIB, seed="before")
+    digest = Digest.parse(blob.digest)
+    upstream.add_content("app", blob)
+    store = Store(tmp_path / "store")
+    begun = store.staging.lead(digest)
+    assert begun is not None
+    begun.write(0, blob.data + b"more")
+    begun.arrived(0, MIB)
+    begun.close()
+    fills = Fills(store, Fetch(segment=MIB))
+    await fill(fills, upstream, open_backend(upstream), blob, MIB if knows else None)
+    await fills.close()
+    assert store.blobs.path(digest).read_bytes() == blob.data
+
+
+async def test_a_range_of_a_blob_without_its_size_is_refused(
+    tmp_path: Path, upstream: FakeUpstream, open_backend: OpenBackend
+) -> None:
+    """Nobody could tell where it ends."""
+    blob = random_blob(3 * MIB, seed="star")
+    upstream.add_content("app", blob)
+    part = blob.data[:MIB]
+    headers = {"Content-Range": f"bytes 0-{MIB - 1}/*"}
+    upstream.fault("/blobs/", Fault(status=206, body=part, headers=headers, no_range=True))
+    fills = Fills(Store(tmp_path / "store"), Fetch(segment=MIB))
+    with pytest.raises(UpstreamInvalid, match="without the blob's size"):
+        await fill(fills, upstream, open_backend(upstream), blob)
+    await fills.close()
+    assert len([each for each in upstream.requests if "/blobs/" in each.path]) == 1
+
+
+def test_a_claim_moves_on_from_where_its_connection_is() -> None:
+    """What another connection gives up behind that has passed."""
+    plan, arrived = Segments(MIB), ByteRanges()
+    first, other = plan.take(arrived, 4 * MIB), plan.take(arrived, 4 * MIB)
+    assert first is not None
+    assert other is not None
+    arrived.add(0, MIB)
+    first.start = MIB
+    plan.release(other)
+    assert plan.move(first, arrived, 3 * MIB // 2, 4 * MIB)
+    assert (first.start, first.stop) == (3 * MIB // 2, 4 * MIB)
+    first.start = first.stop
+    assert not plan.move(first, arrived, 4 * MIB, 4 * MIB)

@@ -1,0 +1,287 @@
+"""Several endpoints of one upstream: which one is asked, and what each gets to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ociproxy.config.settings import Auth, Endpoint, Fetch, Secret, Upstream
+from ociproxy.errors import (
+    BlobUnknown,
+    ManifestUnknown,
+    OciProxyError,
+    UpstreamRateLimited,
+    UpstreamUnavailable,
+)
+from ociproxy.fetch.backend import BlobStream
+from ociproxy.fetch.oras.backend import OrasBackend
+from ociproxy.fetch.upstreams.endpoints import Endpoints
+from ociproxy.oci.reference import Reference, Repository
+from tests.clock import HandClock
+from tests.fetch.conftest import TIMEOUTS
+from tests.fetch.contract import BackendContract, digest, read_all
+from tests.images import Image, image, random_blob
+from tests.upstream import FakeUpstream
+from tests.upstream_auth import BasicAuth
+from tests.upstream_faults import HTML, Fault, too_many_requests
+
+MakeUpstream = Callable[..., FakeUpstream]
+OpenEndpoints = Callable[..., Endpoints]
+
+NAME = "registry.example"
+APP = Repository(NAME, "team/app")
+V1 = Reference(APP, "v1")
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
+
+
+@pytest.fixture
+def open_endpoints(clock: HandClock) -> Iterator[OpenEndpoints]:
+    opened: list[Endpoints] = []
+
+    def make(*endpoints: FakeUpstream | Endpoint, name: str = NAME, **entry: object) -> Endpoints:
+        each = tuple(e if isinstance(e, Endpoint) else Endpoint(url=e.url) for e in endpoints)
+        upstream = Upstream(name=name, endpoints=each, timeouts=TIMEOUTS, **entry)  # type: ignore[arg-type]
+        opened.append(
+            Endpoints(upstream, lambda one: OrasBackend(one, Fetch()), pause=30.0, clock=clock)
+        )
+        return opened[-1]
+
+    yield make
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture
+def two(make_upstream: MakeUpstream) -> tuple[FakeUpstream, FakeUpstream]:
+    return make_upstream(), make_upstream()
+
+
+class TestBehindADeadEndpoint(BackendContract):
+    """Whatever a backend must do, it does when the first endpoint is not there."""
+
+    def open_backend(self, upstream: FakeUpstream) -> Endpoints:
+        # Port 9 of a loopback address that nothing listens on.
+        dead, alive = Endpoint(url="http://127.0.0.9:9"), Endpoint(url=upstream.url)
+        entry = Upstream(name=upstream.registry, endpoints=(dead, alive), timeouts=TIMEOUTS)
+        return Endpoints(entry, lambda one: OrasBackend(one, Fetch()), pause=30.0)
+
+
+def add(upstream: FakeUpstream, held: Image) -> Image:
+    return upstream.add("team/app", held, tag="v1")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(status=500),
+        Fault(status=404),
+        Fault(status=403),
+        Fault(status=400),
+        Fault(drop=True),
+        Fault(digest_header="sha256:" + "0" * 64),
+        HTML,
+        too_many_requests(),
+    ],
+)
+def test_the_next_one_is_asked_for_what_one_does_not_give(
+    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints, fault: Fault
+) -> None:
+    for each in two:
+        add(each, image())
+    two[0].fault("/manifests/", fault)
+    backend = open_endpoints(*two)
+    assert backend.fetch_manifest(V1).raw == image().top.data
+    assert [each.count("/manifests/") for each in two] == [1, 1]
+    two[0].heal()
+
+
+def test_the_first_one_is_preferred_and_asked_with_ns(
+    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints
+) -> None:
+    held = add(two[0], image())
+    add(two[1], image())
+    backend = open_endpoints(*two)
+    backend.resolve(V1)
+    backend.fetch_manifest(V1)
+    blob = held.blobs[0]
+    assert backend.stat_blob(APP, digest(blob)) == blob.size
+    assert read_all(backend.open_blob(APP, digest(blob))) == blob.data
+    backend.fetch_listing(APP, "tags/list", "n=1")
+    assert {request.query for request in two[0].requests} == {
+        "ns=registry.example",
+        "n=1&ns=registry.example",
+    }
+    assert two[1].requests == []
+
+
+def test_one_that_is_away_is_left_alone_and_then_asked_once(
+    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints, clock: HandClock
+) -> None:
+    for each in two:
+        add(each, image())
+    backend = open_endpoints(*two)
+    two[0].stop_listening()
+    backend.fetch_manifest(V1)
+    two[0].listen_again()
+    clock.time = 1.9
+    backend.fetch_manifest(V1)
+    assert two[0].count("/manifests/") == 0
+    clock.time = 2.1
+    backend.fetch_manifest(V1)
+    assert [each.count("/manifests/") for each in two] == [1, 2]
+
+
+@pytest.mark.parametrize("fault", [Fault(status=503), Fault(delay=30), Fault(drop=True)])
+def test_one_that_fails_is_left_alone_like_one_that_is_away(
+    two: tuple[FakeUpstream, FakeUpstream],
+    open_endpoints: OpenEndpoints,
+    clock: HandClock,
+    fault: Fault,
+) -> None:
+    for each in two:
+        add(each, image())
+    backend = open_endpoints(*two)
+    two[0].fault("/manifests/", fault, times=1)
+    for clock.time in (0.0, 1.9, 2.1):
+        backend.fetch_manifest(V1)
+    assert [each.count("/manifests/") for each in two] == [2, 2]
+    two[0].release()
+
+
+def test_one_that_throttles_is_left_alone_for_as_long_as_it_says(
+    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints, clock: HandClock
+) -> None:
+    for each in two:
+        add(each, image())
+    backend = open_endpoints(*two)
+    two[0].fault("/manifests/", too_many_requests("60"), times=1)
+    for clock.time in (0.0, 59.0, 61.0):
+        backend.fetch_manifest(V1)
+    assert [each.count("/manifests/") for each in two] == [2, 2]
+    for each in two:
+        each.fault("/manifests/", too_many_requests("60"))
+    for clock.time in (62.0, 63.0):
+        with pytest.raises(UpstreamRateLimited):
+            backend.fetch_manifest(V1)
+    assert [each.count("/manifests/") for each in two] == [3, 3]
+
+
+def test_a_blob_that_breaks_off_goes_on_at_the_next_one(
+    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints
+) -> None:
+    blob = random_blob(500_000)
+    for each in two:
+        each.add_content("team/app", blob)
+    two[0].fault("/blobs/", Fault(cut_after=200_000))
+    backend = open_endpoints(*two)
+    got = bytearray()
+
+    def read_on(stream: BlobStream) -> None:
+        while data := stream.read(65536):
+            got.extend(data)
+
+    with pytest.raises(UpstreamUnavailable):
+        read_on(backend.open_blob(APP, digest(blob)))
+    read_on(backend.open_blob(APP, digest(blob), start=len(got)))
+    assert bytes(got) == blob.data
+    assert two[1].bytes_sent("/blobs/") == 300_000
+
+
+def test_an_aborted_read_is_nobodys_fault(
+    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints
+) -> None:
+    blob = two[0].add_content("team/app", random_blob(500_000))
+    two[0].fault("/blobs/", Fault(stall_after=1000), times=1)
+    backend = open_endpoints(*two)
+    stream = backend.open_blob(APP, digest(blob))
+    stream.read(1000)
+    stream.abort()
+    with pytest.raises(UpstreamUnavailable, match="aborted"):
+        stream.read(1000)
+    stream.close()
+    assert read_all(backend.open_blob(APP, digest(blob))) == blob.data
+
+
+def test_when_all_are_away_they_are_asked_all_the_same(
+    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints
+) -> None:
+    """Whether to ask at all is decided above: a fill that was cut may go on at once."""
+    for each in two:
+        add(each, image())
+        each.stop_listening()
+    backend = open_endpoints(*two)
+    for _ in range(2):
+        with pytest.raises(UpstreamUnavailable) as caught:
+            backend.fetch_manifest(V1)
+        assert caught.value.unreachable
+    for each in two:
+        each.listen_again()
+    assert backend.fetch_manifest(V1).raw == image().top.data
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "expected"),
+    [
+        (Fault(status=404), Fault(status=500), UpstreamUnavailable),
+        (Fault(status=500), Fault(status=404), ManifestUnknown),
+        (Fault(status=404), Fault(status=404), ManifestUnknown),
+    ],
+)
+def test_the_last_one_has_the_last_word(
+    two: tuple[FakeUpstream, FakeUpstream],
+    open_endpoints: OpenEndpoints,
+    first: Fault,
+    last: Fault,
+    expected: type[OciProxyError],
+) -> None:
+    for each, fault in zip(two, (first, last), strict=True):
+        each.fault("/manifests/", fault)
+    with pytest.raises(expected):
+        open_endpoints(*two).fetch_manifest(V1)
+
+
+def test_no_endpoint_sees_the_credentials_of_another(make_upstream: MakeUpstream) -> None:
+    hub, robot = BasicAuth("hub", "own-secret"), BasicAuth("robot", "its-secret")
+    mirror, harbor, origin = (make_upstream(auth=auth) for auth in (None, robot, hub))
+    entry = Upstream(
+        name=origin.registry,
+        auth=Auth(user="hub", password=Secret("own-secret")),
+        endpoints=(
+            Endpoint(url=mirror.url),
+            Endpoint(url=harbor.url, auth=Auth(user="robot", password=Secret("its-secret"))),
+            Endpoint(url=origin.url),
+        ),
+        timeouts=TIMEOUTS,
+    )
+    # A mirror that asks for a password does not get the registry's.
+    mirror.fault("/v2/", Fault(status=401, headers={"WWW-Authenticate": "Basic realm=give"}))
+    held = add(origin, image())
+    backend = Endpoints(entry, lambda one: OrasBackend(one, Fetch()), pause=30.0)
+    try:
+        holder = backend.fetch_manifest(Reference(Repository(origin.registry, "team/app"), "v1"))
+    finally:
+        backend.close()
+    assert str(holder.descriptor.digest) == held.digest
+
+    def given(upstream: FakeUpstream) -> set[str | None]:
+        return {request.headers.get("Authorization") for request in upstream.requests}
+
+    assert given(mirror) == {None}
+    assert len(given(harbor) - {None}) == len(given(origin) - {None}) == 1
+    assert given(harbor) & given(origin) == {None}
+
+
+def test_a_path_leads_the_repositorys_and_ns_stays_away(
+    upstream: FakeUpstream, open_endpoints: OpenEndpoints
+) -> None:
+    upstream.add("hub/team/app", image(), tag="v1")
+    backend = open_endpoints(Endpoint(url=f"{upstream.url}/hub"))
+    assert backend.fetch_manifest(V1).raw == image().top.data
+    assert [request.query for request in upstream.requests] == [""]
+    with pytest.raises(BlobUnknown):
+        backend.stat_blob(APP, digest(random_blob(10)))

@@ -1,0 +1,129 @@
+"""When an upstream is left alone, and how its return is noticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ociproxy.errors import (
+    ManifestUnknown,
+    OciProxyError,
+    StoreFull,
+    UpstreamRateLimited,
+    UpstreamUnavailable,
+)
+from ociproxy.fetch.upstreams.health import Health, Quota
+
+AWAY = UpstreamUnavailable("r", "connection refused", unreachable=True)
+LATE = UpstreamUnavailable("r", "timed out", timed_out=True)
+BROKEN = UpstreamUnavailable("r", "answered 500")
+THROTTLED = UpstreamRateLimited("r", "answered 429", retry_after=7.0)
+
+
+def admitted(health: Health, now: float) -> bool:
+    """Whether a question may be asked."""
+    try:
+        health.admit(now)
+    except (UpstreamUnavailable, UpstreamRateLimited):
+        return False
+    return True
+
+
+def test_each_back_off_is_longer_up_to_the_limit() -> None:
+    health, now = Health("r", 30.0), 0.0
+    pauses: list[float] = []
+    for _ in range(6):
+        assert health.admit(now) is bool(pauses)
+        assert health.failed(AWAY, now)
+        condition, seconds = health.condition(now)
+        assert condition == "unreachable"
+        pauses.append(seconds)
+        assert not admitted(health, now + seconds - 0.01)
+        now += seconds
+    assert pauses == [2, 4, 8, 16, 30, 30]
+
+
+def test_one_question_finds_out_and_the_others_fail_at_once() -> None:
+    health = Health("r", 30.0)
+    health.failed(AWAY, 0.0)
+    with pytest.raises(UpstreamUnavailable, match="left alone for 2 s more: connection refused"):
+        health.admit(0.5)
+    assert health.admit(2.0)
+    assert health.condition(2.0) == ("probing", 0.0)
+    with pytest.raises(UpstreamUnavailable, match="while one request finds out"):
+        health.admit(2.1)
+    assert health.answered()
+    assert health.admit(2.2) is False
+    assert health.condition(2.2) == ("available", 0.0)
+
+
+def test_a_question_that_never_tells_is_not_waited_for_for_ever() -> None:
+    health = Health("r", 30.0)
+    health.failed(AWAY, 0.0)
+    assert health.admit(2.0)
+    assert not admitted(health, 21.9)
+    assert health.admit(22.0)
+
+
+def test_questions_that_began_before_the_back_off_do_not_lengthen_it() -> None:
+    health = Health("r", 30.0)
+    assert [health.failed(AWAY, at / 10) for at in range(5)] == [True, False, False, False, False]
+    assert health.condition(0.5) == ("unreachable", 1.5)
+
+
+def test_some_time_outs_in_a_row_are_an_upstream_that_is_away() -> None:
+    health = Health("r", 30.0)
+    assert [health.failed(LATE, 0.0) for _ in range(2)] == [False, False]
+    health.answered()
+    assert [health.failed(LATE, 0.0) for _ in range(3)] == [False, False, True]
+
+
+@pytest.mark.parametrize("error", [BROKEN, ManifestUnknown("r/a:b", "unknown to the upstream")])
+def test_every_answer_says_that_it_is_there(error: OciProxyError) -> None:
+    health = Health("r", 30.0)
+    health.failed(AWAY, 0.0)
+    assert health.admit(2.0)
+    assert not health.failed(error, 2.1)
+    assert health.admit(2.2) is False
+
+
+def test_a_full_disk_says_nothing_of_the_upstream() -> None:
+    health = Health("r", 30.0)
+    health.failed(AWAY, 0.0)
+    assert health.admit(2.0)
+    assert not health.failed(StoreFull(Path("/x"), "no space left"), 2.1)
+    assert not admitted(health, 2.2)
+
+
+def test_a_429_lasts_as_long_as_it_says() -> None:
+    health = Health("r", 30.0)
+    assert health.failed(THROTTLED, 0.0)
+    assert not health.answered()  # what was under way when it came
+    with pytest.raises(UpstreamRateLimited) as caught:
+        health.admit(2.5)
+    assert caught.value.retry_after == 5
+    assert health.condition(2.5) == ("limited", 4.5)
+    assert [health.admit(7.0), health.admit(7.0)] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("limit", "remaining", "expected"),
+    [
+        ("100;w=21600", "76;w=21600", Quota(100, 76, 21600)),
+        ("100", "9", Quota(100, 9)),
+        ("100, 100;w=60", "9;w=60", Quota(100, 9, 60)),
+        (" 200 ; w = 60 ", "0", Quota(200, 0, 60)),
+        ("many", "9", None),
+        ("100", "-1", None),
+        ("", "", None),
+        ("9" * 4000, "1", None),
+    ],
+)
+def test_quota_headers(limit: str, remaining: str, expected: Quota | None) -> None:
+    given = {"ratelimit-limit": limit, "ratelimit-remaining": remaining}
+    assert Quota.parse(given) == expected
+
+
+def test_quota_is_low_below_a_tenth() -> None:
+    assert [Quota(100, left).is_low for left in (0, 9, 10, 100)] == [True, True, False, False]
