@@ -52,7 +52,9 @@ class OciProxyError(Exception):
 
     exit_code = 1
     negative_cacheable = False
-    """Whether asking again in a moment would end the same: such an answer may be kept a while."""
+    """Whether the same request would fail the same in a few seconds: the answer may be cached."""
+    transient = False
+    """Whether the same request may succeed later, when the upstream or this server recovers."""
 
 
 class ConfigError(OciProxyError):
@@ -167,6 +169,7 @@ class UpstreamUnavailable(UpstreamError):
     """
 
     exit_code = 75
+    transient = True
     negative_cacheable = False
 
     def __init__(
@@ -181,6 +184,7 @@ class UpstreamRateLimited(UpstreamError):
     """429 Too Many Requests; `retry_after` is in seconds."""
 
     exit_code = 75
+    transient = True
     negative_cacheable = False
 
     def __init__(self, upstream: str, reason: str, *, retry_after: float) -> None:
@@ -350,6 +354,7 @@ class Busy(OciProxyError):
     """A limit of this server is reached; `retry_after` is in seconds."""
 
     exit_code = 75
+    transient = True
 
     def __init__(self, reason: str, *, retry_after: float = 5.0) -> None:
         self.retry_after = retry_after

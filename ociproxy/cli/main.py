@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from ociproxy import __version__
-from ociproxy.cli.leave import INTERRUPTED
+from ociproxy.cli.terminal import INTERRUPTED
 from ociproxy.errors import OciProxyError, StoreError
 
 # Each is imported when it is asked for: a server has no use for progress bars, nor `list` for
