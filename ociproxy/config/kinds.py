@@ -1,7 +1,8 @@
-"""Kinds of single values in a configuration file: how one is read, and how JSON Schema says it.
+"""Kinds of single values in a configuration file: how a value is read, checked and described.
 
-A kind reads a node, or reports what is wrong with it and raises `Refused`. No message repeats a
-value that could be a secret.
+A kind returns the value of a node, or reports the problem and raises `Refused`. No message quotes
+a value that could be a secret.
+Tests: tests/config/test_config.py, tests/fuzz/test_parsers.py.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ JsonObject = dict[str, Any]
 
 
 class Refused(Exception):
-    """What was being read is wrong and has been reported."""
+    """The value is wrong, and the problem is in the report already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a node stands: its key path, the folder that relative paths start from, the report."""
+    """The key path of a node, the folder where relative paths start, and the report of problems."""
 
     key: str
     folder: Path
@@ -55,12 +56,13 @@ class Place:
         return dataclasses.replace(self, key=f"{self.key}[{index}]")
 
     def refuse(self, line: int, reason: str) -> Refused:
+        """Report a problem here; the caller may raise the result."""
         self.problems.append(Problem(line, self.key, reason))
         return Refused()
 
 
 class Kind(Protocol):
-    """One sort of value. `show` gives a default value as a user would write it."""
+    """`label` names the kind in docs; `show` gives a default as the JSON Schema has it."""
 
     @property
     def label(self) -> str: ...
@@ -84,7 +86,7 @@ def _scalar(node: Node, place: Place, wanted: str) -> str | int | float | bool:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A string; `parse` may normalise it or raise ValueError with the reason."""
+    """A string; `parse` makes the value of it, or raises ValueError with the reason."""
 
     label: str = "string"
     pattern: str | None = None
@@ -189,7 +191,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """Seconds as a float; with `never`, that word too, which is None."""
+    """Seconds as a float. With `never`, the word `never` is read as None."""
 
     at_least: float = 0.0
     at_most: float = 3650 * 86400.0
@@ -213,7 +215,7 @@ class Duration:
         return seconds
 
     def schema(self) -> JsonObject:
-        # A schema cannot weigh "90s" against "1m": the bounds hold for bare numbers only.
+        # A JSON Schema cannot compare "90s" with "1m": its bounds hold for bare numbers only.
         pattern = rf"^(?:{DURATION}|0{'|never' if self.never else ''})$"
         return {
             "type": ["string", "number"],
@@ -259,7 +261,8 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class FilePath:
-    """A path; a relative one starts at the folder of the configuration file."""
+    """A path; a relative one starts at the configuration file's folder. With `exists` the file must
+    be readable."""
 
     exists: bool = True
     label: str = "path"

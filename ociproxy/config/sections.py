@@ -1,6 +1,7 @@
 """Mappings and lists in a configuration file: known keys, defaults, rules between keys.
 
-They go on after a problem, so that one run of `config check` shows all of them.
+Reading goes on after a problem, so that one run of `config check` reports all of them.
+Tests: tests/config/test_config.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ociproxy.config.yaml import ListNode, MappingNode, Node, ScalarNode
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key of a section. An inherited default is no constant: another section has it."""
+    """A key of a section. If it is `inherited`, another section has the default."""
 
     kind: Kind
     meaning: str
@@ -25,15 +26,15 @@ class Key:
     inherited: bool = False
 
 
-# A rule between the keys of a section; it reports what it finds.
+# Checks the values of a section together; reports each problem to the place.
 Rule = Callable[[Mapping[str, Any], MappingNode, Place], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A mapping with known keys. What is not given keeps the default of the dataclass `shape`.
+    """A mapping with known keys, read into the dataclass `shape`, which has the defaults.
 
-    With `build` it becomes something other than its shape; the shape still says the defaults.
+    With `build` the result is what that function makes of the values that were given.
     """
 
     shape: type[Any]
@@ -94,7 +95,7 @@ class Section:
         }
 
     def _defaults(self) -> Mapping[str, Any]:
-        """Defaults worth telling: a leaf's, and not that a key is absent."""
+        """The defaults that the schema tells: those of single values, unless None says "absent"."""
         return {
             item.name: item.default
             for item in dataclasses.fields(self.shape)
@@ -112,7 +113,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """A list of one kind. `identity` names what two items must not share."""
+    """A list of one kind. No two items may have the same `identity`."""
 
     kind: Kind
     identity: Callable[[Any], str] | None = None
@@ -149,7 +150,7 @@ class Items:
 
 
 def line_of(node: MappingNode, key: str) -> int:
-    """The line of a key of the mapping, or where the mapping starts."""
+    """The line of a key of the mapping; if the key is absent, the mapping's first line."""
     return next((pair.line for pair in node.pairs if pair.key == key), node.line)
 
 
@@ -160,7 +161,7 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Either:
-    """One of several kinds, told apart by what the node is: `first` reads it if `when` says so."""
+    """One of two kinds: `first` if `when` is true of the node, else `second`."""
 
     when: Callable[[Node], bool]
     first: Kind

@@ -1,6 +1,6 @@
 """The part of the table of configuration keys that says what an upstream is.
 
-The rest, and what goes for all of it, is in `ociproxy.config.table`.
+`ociproxy.config.table` has the rest. Tests: tests/config/test_config.py.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ociproxy.oci.reference import parse_registry
 
 
 def registry(text: str) -> str:
+    """A normalised registry name. Raises ValueError, as the kind `Text` wants it."""
     try:
         return parse_registry(text)
     except NameInvalid as error:
@@ -27,7 +28,7 @@ def registry(text: str) -> str:
 
 
 def _endpoint(text: str) -> str:
-    """A base URL. A path is kept: a registry that proxies others has each at a path of its own."""
+    """A base URL. Its path is kept: a proxy registry has each upstream at a path of its own."""
     wanted = "must be http://HOST[:PORT][/PATH] or https://HOST[:PORT][/PATH]"
     parts = urlsplit(text)
     if "@" in parts.netloc:
@@ -40,7 +41,7 @@ def _endpoint(text: str) -> str:
         parse_registry(parts.netloc)
     except NameInvalid as error:
         raise ValueError(f"{wanted}: {error.reason}") from error
-    # Not parse_registry's result: registry-1.docker.io is a host here, not a name of docker.io.
+    # parse_registry would make docker.io of registry-1.docker.io: here the host itself is meant.
     return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
 
 
