@@ -62,10 +62,7 @@ class Place:
 
 
 class Kind(Protocol):
-    """`label` names the kind in docs; `show` gives a default as the JSON Schema has it."""
-
-    @property
-    def label(self) -> str: ...
+    """One kind of value. `show` gives a default as the JSON Schema has it."""
 
     def read(self, node: Node, place: Place) -> Any: ...
 
@@ -88,7 +85,6 @@ def _scalar(node: Node, place: Place, wanted: str) -> str | int | float | bool:
 class Text:
     """A string; `parse` makes the value of it, or raises ValueError with the reason."""
 
-    label: str = "string"
     pattern: str | None = None
     parse: Callable[[str], object] = str
     empty: bool = False
@@ -125,12 +121,10 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    label: str = "true or false"
-
     def read(self, node: Node, place: Place) -> bool:
-        value = _scalar(node, place, self.label)
+        value = _scalar(node, place, "true or false")
         if not isinstance(value, bool):
-            raise place.refuse(node.line, f"must be {self.label}")
+            raise place.refuse(node.line, "must be true or false")
         return value
 
     def schema(self) -> JsonObject:
@@ -145,16 +139,13 @@ class Number:
     at_least: int
     at_most: int
 
-    @property
-    def label(self) -> str:
-        return f"{self.at_least} to {self.at_most}"
-
     def read(self, node: Node, place: Place) -> int:
         value = _scalar(node, place, "a whole number")
+        bounds = f"{self.at_least} to {self.at_most}"
         if not isinstance(value, int) or isinstance(value, bool):
-            raise place.refuse(node.line, f"must be a whole number, {self.label}")
+            raise place.refuse(node.line, f"must be a whole number, {bounds}")
         if not self.at_least <= value <= self.at_most:
-            raise place.refuse(node.line, f"must be {self.label}, not {value}")
+            raise place.refuse(node.line, f"must be {bounds}, not {value}")
         return value
 
     def schema(self) -> JsonObject:
@@ -168,19 +159,12 @@ class Number:
 class Choice:
     values: tuple[str, ...]
 
-    @property
-    def label(self) -> str:
-        return " or ".join(f"`{value}`" for value in self.values)
-
     def read(self, node: Node, place: Place) -> str:
-        value = _scalar(node, place, self._wanted)
+        wanted = " or ".join(self.values)
+        value = _scalar(node, place, wanted)
         if value not in self.values:
-            raise place.refuse(node.line, f"must be {self._wanted}, not {shorten(str(value), 40)}")
+            raise place.refuse(node.line, f"must be {wanted}, not {shorten(str(value), 40)}")
         return str(value)
-
-    @property
-    def _wanted(self) -> str:
-        return " or ".join(self.values)
 
     def schema(self) -> JsonObject:
         return {"enum": list(self.values)}
@@ -196,10 +180,6 @@ class Duration:
     at_least: float = 0.0
     at_most: float = 3650 * 86400.0
     never: bool = False
-
-    @property
-    def label(self) -> str:
-        return "duration, `0` or `never`" if self.never else "duration"
 
     def read(self, node: Node, place: Place) -> float | None:
         wanted = "a duration such as 500ms, 30s, 15m, 1h or 7d"
@@ -234,7 +214,6 @@ class Size:
 
     at_least: int
     at_most: int
-    label: str = "size"
 
     def read(self, node: Node, place: Place) -> int:
         wanted = "a size such as 65536, 512KiB, 32MiB or 1GiB"
@@ -265,7 +244,6 @@ class FilePath:
     be readable."""
 
     exists: bool = True
-    label: str = "path"
 
     def read(self, node: Node, place: Place) -> Path:
         text: str = Text().read(node, place)

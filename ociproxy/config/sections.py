@@ -42,7 +42,6 @@ class Section:
     build: Callable[[dict[str, Any]], Any] | None = None
     rules: Sequence[Rule] = ()
     schema_rules: Mapping[str, Any] = field(default_factory=dict)
-    label: str = "mapping"
 
     def read(self, node: Node, place: Place) -> Any:
         if not isinstance(node, MappingNode):
@@ -117,7 +116,6 @@ class Items:
 
     kind: Kind
     identity: Callable[[Any], str] | None = None
-    label: str = "list"
 
     def read(self, node: Node, place: Place) -> tuple[Any, ...]:
         if not isinstance(node, ListNode):
@@ -166,10 +164,6 @@ class Either:
     when: Callable[[Node], bool]
     first: Kind
     second: Kind
-
-    @property
-    def label(self) -> str:
-        return f"{self.first.label}, or {self.second.label}"
 
     def read(self, node: Node, place: Place) -> Any:
         kind = self.first if self.when(node) else self.second

@@ -74,15 +74,15 @@ _AUTH: Final = Section(
     rules=(_users,),
 )
 
-_NETWORKS: Final = Items(Text(parse=_network, label="network"))
+_NETWORKS: Final = Items(Text(parse=_network))
 
 SERVE: Final = Section(
     Serve,
     {
-        "host": Key(Text(label="address"), "Address to listen on; :: for IPv6."),
+        "host": Key(Text(), "Address to listen on; :: for IPv6."),
         "port": Key(Number(0, 65535), "Port to listen on; 0 lets the system choose."),
         "default_upstream": Key(
-            Text(parse=_default_upstream, empty=True, label="host[:port] or empty"),
+            Text(parse=_default_upstream, empty=True),
             "Upstream of a path that names no registry; empty refuses such paths.",
         ),
         "offline": Key(Flag(), "Never contact an upstream."),

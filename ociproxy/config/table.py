@@ -14,14 +14,7 @@ from ociproxy.config.kinds import Choice, Duration, FilePath, Flag, Number, Size
 from ociproxy.config.local_settings import Load, Log, Store
 from ociproxy.config.sections import Either, Items, Key, Section, is_mapping
 from ociproxy.config.serve_table import SERVE
-from ociproxy.config.settings import (
-    Config,
-    Fetch,
-    TagRule,
-    Timeouts,
-    Unlisted,
-    Upstream,
-)
+from ociproxy.config.settings import Config, Fetch, TagRule, Timeouts, Unlisted, Upstream
 from ociproxy.config.units import MIB
 from ociproxy.config.upstream_table import CONNECTIONS, RULES, TIMEOUT_KEYS, UPSTREAMS
 
@@ -48,7 +41,7 @@ _TAG_RULE: Final = Section(
     TagRule,
     {
         "match": Key(
-            Text(parse=_pattern, label="pattern"),
+            Text(parse=_pattern),
             "Glob on registry/repository:tag; * crosses slashes. The first rule that matches wins.",
             required=True,
         ),

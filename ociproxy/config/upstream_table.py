@@ -125,18 +125,15 @@ _AUTH: Final = Section(
     Auth,
     {
         "user": Key(Text(pattern=r"[^:]+"), "User name for basic auth and for the token service."),
-        "password": Key(
-            Text(parse=Secret, label="string, secret"), "Its password, in the file itself."
-        ),
+        "password": Key(Text(parse=Secret), "Its password, in the file itself."),
         "password_env": Key(
-            Text(pattern=r"[A-Za-z_][A-Za-z0-9_]*", label="variable name"),
-            "Environment variable that holds the password.",
+            Text(pattern=r"[A-Za-z_][A-Za-z0-9_]*"), "Environment variable that holds the password."
         ),
         "password_file": Key(
             FilePath(), "File that holds the password; one line end after it is not part of it."
         ),
         "helper": Key(
-            Text(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", label="program name"),
+            Text(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"),
             "Credential helper: the program docker-credential-NAME is asked.",
         ),
         "docker_config": Key(
@@ -168,14 +165,12 @@ _TLS: Final = Section(
 RULES: Final = Section(
     Rules,
     {
-        "allow": Key(
-            Items(Text(label="pattern")), "Only what one of these matches; all where it is empty."
-        ),
-        "deny": Key(Items(Text(label="pattern")), "Nothing that one of these matches."),
+        "allow": Key(Items(Text()), "Only what one of these matches; all where it is empty."),
+        "deny": Key(Items(Text()), "Nothing that one of these matches."),
     },
 )
 
-_URL: Final = Text(parse=_endpoint, pattern="https?://.+", label="URL")
+_URL: Final = Text(parse=_endpoint, pattern="https?://.+")
 
 _ENDPOINT: Final = Section(
     Endpoint,
@@ -191,23 +186,14 @@ _ENDPOINT: Final = Section(
 _UPSTREAM: Final = Section(
     Upstream,
     {
-        "name": Key(Text(parse=registry, label="host[:port]"), "Registry name.", required=True),
+        "name": Key(Text(parse=registry), "Registry name.", required=True),
         "description": Key(Text(empty=True), "For people."),
         "scheme": Key(
             Choice(("https", "http", "auto")), "How to reach it; auto is HTTPS, then plain HTTP."
         ),
-        "endpoint": Key(
-            _URL,
-            "URL that is asked instead of the name.",
-        ),
+        "endpoint": Key(_URL, "URL that is asked instead of the name."),
         "endpoints": Key(
-            Items(
-                Either(
-                    is_mapping,
-                    _ENDPOINT,
-                    Text(parse=_bare_endpoint, pattern="https?://.+", label="URL"),
-                )
-            ),
+            Items(Either(is_mapping, _ENDPOINT, Text(parse=_bare_endpoint, pattern="https?://.+"))),
             "URLs that are asked instead of the name, the first that works.",
         ),
         "auth": Key(_AUTH, "Credentials; without it the upstream is asked anonymously."),
