@@ -1,4 +1,7 @@
-"""`ociproxy list`."""
+"""`ociproxy list`: what is cached, as a table, as JSON or as references.
+
+Tests: tests/cli/test_list.py.
+"""
 
 from __future__ import annotations
 

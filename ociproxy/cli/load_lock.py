@@ -1,4 +1,7 @@
-"""`load --lock FILE`: tags pinned to digests, written by one load and obeyed by the next."""
+"""`load --lock FILE`: one load writes the digests of its tags, the next obeys them.
+
+Tests: tests/load/test_lock.py.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class LockWriter(Watcher):
-    """Gathers what the images consist of that were loaded, or found."""
+    """Collects the images that were loaded or found, with the sizes of their contents."""
 
     def __init__(self) -> None:
         self._images: list[LockedImage] = []
@@ -47,10 +50,10 @@ def obey(
     *,
     everything: bool,
 ) -> list[Wanted]:
-    """What is wanted, with the digests of the lock; `everything` is what the lock has, for the
-    platforms given, else for the lock's own.
+    """The images with the digests that the lock has for them. With `everything` all images of the
+    lock, for `platforms` or else for the platforms of the lock.
 
-    Raises LockInvalid; ImageListInvalid names all that the lock lacks.
+    Raises LockInvalid, or ImageListInvalid with every image that the lock lacks.
     """
     lock = read_lock_file(path)
     if everything:

@@ -1,4 +1,5 @@
-"""Bars that move on a terminal while work goes on, below the lines that stay."""
+"""Bars on a terminal, drawn with rich below the lines that stay. `Screen` imports this module only
+if standard error is a terminal."""
 
 from __future__ import annotations
 
@@ -24,19 +25,21 @@ if TYPE_CHECKING:
     from ociproxy.cli.terminal import Step
 
 _INTERVAL: Final = 0.125
-"""Seconds between two looks at what is going on."""
+"""Seconds between two redraws: eight a second look smooth and cost no measurable time."""
 _MOST_BARS: Final = 16
+"""More bars than a person follows; a small terminal shows fewer."""
 _NAME_WIDTH: Final = 48
+"""Columns of a name, so that the bar and the numbers fit beside it."""
 
 
 def open_bars() -> Bars | None:
-    """On standard error; None where that is no terminal, or one that cannot move anything."""
+    """Bars on standard error; None if it is no terminal or cannot move the cursor."""
     console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
     return Bars(console) if console.is_terminal and not console.is_dumb_terminal else None
 
 
 class Bars:
-    """One for everything and one for each step, beside a block of work."""
+    """One bar for everything and one for each step, while a block of work runs."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -54,14 +57,14 @@ class Bars:
         self._most = max(1, min(_MOST_BARS, console.height - 4))
 
     def line(self, text: str) -> None:
-        """It stays, above the bars."""
+        """Print a line above the bars; it stays."""
         self._console.print(text)
 
     @asynccontextmanager
     async def moving(
         self, overall: Callable[[], Step], steps: Callable[[], Iterable[Step]]
     ) -> AsyncIterator[None]:
-        """Moved by a task beside the block."""
+        """Redraw from a task of the event loop while the block runs."""
         with self._drawn() as bar:
             task = asyncio.create_task(self._move(bar, overall, steps))
             try:
@@ -72,7 +75,7 @@ class Bars:
 
     @contextmanager
     def moving_beside(self, overall: Callable[[], Step]) -> Iterator[None]:
-        """Moved by a thread, without steps, beside a block that blocks."""
+        """Redraw the one bar from a thread, while a block runs that blocks."""
         ended = threading.Event()
         with self._drawn() as bar:
             thread = threading.Thread(target=self._move_until, args=(ended, bar, overall))
@@ -87,7 +90,7 @@ class Bars:
 
     @contextmanager
     def _drawn(self) -> Iterator[TaskID]:
-        """The bar for everything; in the end none is left."""
+        """The bar for everything; all bars are removed in the end."""
         with self._progress:
             try:
                 yield self._progress.add_task("", total=None)
