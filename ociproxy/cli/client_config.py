@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 import click
 
-from ociproxy.errors import NameInvalid, OutputError
+from ociproxy.cli.terminal import output_errors
+from ociproxy.errors import NameInvalid
 from ociproxy.oci.reference import parse_registry
 
 # Podman and CRI-O have no mirror for everything: each registry is named.
@@ -262,11 +263,9 @@ def _give(files: Iterable[ClientFile], folder: Path | None) -> None:
         # Two versions of a part cannot both have the file's name.
         suffix = f".{file.part.replace(' ', '-')}" if file.part else ""
         target = folder / f"{file.path.lstrip('/')}{suffix}"
-        try:
+        with output_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(file.text, encoding="utf-8")
-        except OSError as exc:
-            raise OutputError(target, (exc.strerror or str(exc)).lower()) from exc
         click.echo(str(target))
 
 

@@ -179,19 +179,19 @@ def load(
             check_target(target)
     store = Store(config.store.path, hot_manifests=config.store.hot_manifests)
     store.check_writable()
-    writer = LockWriter() if lock is not None else None
     outcome = PlanReport(report, store.root, as_json=as_json) if plan else report
+    writer = LockWriter(outcome)
     run = LoadRun(
         config,
         backends(store, config, everywhere=backend),
         screen,
-        [outcome] if writer is None else [outcome, writer],
+        writer,
         referrers=referrers,
         fail_fast=fail_fast,
     )
     try:
         asyncio.run(run.run(store, wanted, only_find=plan))
-        if lock is not None and writer is not None:
+        if lock is not None:
             if run.summary.loaded == len(wanted):
                 write_file(lock, writer.encode())
             else:

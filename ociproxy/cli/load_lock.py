@@ -16,6 +16,7 @@ from ociproxy.load.loader import Watcher
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ociproxy.errors import OciProxyError, UpstreamError
     from ociproxy.load.loader import Result
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.platform import Platform
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 
 
 class LockWriter(Watcher):
-    """Collects the images that were loaded or found, with the sizes of their contents."""
+    """Collects the images that were loaded or found, with the sizes of their contents, and passes
+    all that it hears to `next_watcher`."""
 
-    def __init__(self) -> None:
+    def __init__(self, next_watcher: Watcher) -> None:
+        self._next = next_watcher
         self._images: list[LockedImage] = []
         self._contents: dict[Digest, int] = {}
 
@@ -38,6 +41,13 @@ class LockWriter(Watcher):
             self._contents[digest] = len(holder.raw)
         for digest, blob in image.blobs.items():
             self._contents[digest] = blob.size
+        self._next.loaded(result)
+
+    def failed(self, wanted: Wanted, error: OciProxyError) -> None:
+        self._next.failed(wanted, error)
+
+    def waiting(self, error: UpstreamError, seconds: float) -> None:
+        self._next.waiting(error, seconds)
 
     def encode(self) -> bytes:
         return Lock(tuple(self._images), self._contents).encode()

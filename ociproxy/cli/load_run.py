@@ -17,18 +17,17 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from ociproxy.cli.terminal import Step
 from ociproxy.fetch.engine import Engine
-from ociproxy.load.loader import Loader, Watcher
+from ociproxy.load.loader import Loader
 from ociproxy.load.progress import LoadProgress, Summary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from ociproxy.cli.terminal import Screen
     from ociproxy.config.settings import Config
-    from ociproxy.errors import OciProxyError, UpstreamError
     from ociproxy.fetch.upstreams.upstreams import MakeBackend
     from ociproxy.load.imagelist import Wanted
-    from ociproxy.load.loader import Result
+    from ociproxy.load.loader import Watcher
     from ociproxy.store.store import Store
 
 
@@ -45,7 +44,7 @@ class LoadRun:
         config: Config,
         make_backend: MakeBackend,
         screen: Screen,
-        watchers: Sequence[Watcher],
+        watcher: Watcher,
         *,
         referrers: bool,
         fail_fast: bool,
@@ -56,7 +55,7 @@ class LoadRun:
         self._config = replace(config, fetch=replace(config.fetch, pause=pause))
         self._make_backend = make_backend
         self._screen = screen
-        self._watchers = watchers
+        self._watcher = watcher
         self._referrers = referrers
         self._fail_fast = fail_fast
         self.summary = Summary()
@@ -68,7 +67,7 @@ class LoadRun:
         loader = Loader(
             engine,
             self._config,
-            _Each(self._watchers),
+            self._watcher,
             referrers=self._referrers,
             fail_fast=self._fail_fast,
         )
@@ -87,23 +86,6 @@ class LoadRun:
         self.interrupted = working.cancelled()
         if not self.interrupted:
             working.result()
-
-
-class _Each(Watcher):
-    def __init__(self, watchers: Sequence[Watcher]) -> None:
-        self._watchers = watchers
-
-    def loaded(self, result: Result) -> None:
-        for watcher in self._watchers:
-            watcher.loaded(result)
-
-    def failed(self, wanted: Wanted, error: OciProxyError) -> None:
-        for watcher in self._watchers:
-            watcher.failed(wanted, error)
-
-    def waiting(self, error: UpstreamError, seconds: float) -> None:
-        for watcher in self._watchers:
-            watcher.waiting(error, seconds)
 
 
 def leave(code: int) -> NoReturn:

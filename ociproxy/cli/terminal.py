@@ -10,7 +10,12 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,7 +25,7 @@ import click
 from ociproxy.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ociproxy.cli.progress import Bars
     from ociproxy.oci.digest import Digest
@@ -126,7 +131,7 @@ def print_table(
 
 def write_file(path: Path, data: bytes) -> None:
     """Replace the file: a reader sees the old one or all of the new one. Raises OutputError."""
-    try:
+    with output_errors(path):
         if path.exists() and not path.is_file():
             path.write_bytes(data)  # a terminal, a pipe
             return
@@ -139,16 +144,19 @@ def write_file(path: Path, data: bytes) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise OutputError(path, (error.strerror or str(error)).lower()) from error
 
 
 def check_target(path: Path) -> None:
     """Raise OutputError if `write_file` could not write here: an hour of work comes first."""
+    with output_errors(path):
+        if not path.exists() or path.is_file():
+            tempfile.TemporaryFile(prefix=f".{path.name}.", dir=path.parent).close()
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Raise OutputError in place of OSError."""
     try:
-        if path.exists() and not path.is_file():
-            return
-        with tempfile.TemporaryFile(prefix=f".{path.name}.", dir=path.parent):
-            pass
+        yield
     except OSError as error:
         raise OutputError(path, (error.strerror or str(error)).lower()) from error

@@ -62,13 +62,15 @@ class Place:
 
 
 class Kind(Protocol):
-    """One kind of value. `show` gives a default as the JSON Schema has it."""
+    """One kind of value."""
 
     def read(self, node: Node, place: Place) -> Any: ...
 
     def schema(self) -> JsonObject: ...
 
-    def show(self, value: Any) -> Any: ...
+    def show(self, value: Any) -> Any:
+        """A default value as the JSON Schema has it."""
+        return value
 
 
 def _scalar(node: Node, place: Place, wanted: str) -> str | int | float | bool:
@@ -82,7 +84,7 @@ def _scalar(node: Node, place: Place, wanted: str) -> str | int | float | bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class Text(Kind):
     """A string; `parse` makes the value of it, or raises ValueError with the reason."""
 
     pattern: str | None = None
@@ -115,12 +117,9 @@ class Text:
             schema["pattern"] = f"^(?:{self.pattern})$"
         return schema
 
-    def show(self, value: Any) -> Any:
-        return str(value)
-
 
 @dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(Kind):
     def read(self, node: Node, place: Place) -> bool:
         value = _scalar(node, place, "true or false")
         if not isinstance(value, bool):
@@ -130,12 +129,9 @@ class Flag:
     def schema(self) -> JsonObject:
         return {"type": "boolean"}
 
-    def show(self, value: Any) -> Any:
-        return value
-
 
 @dataclass(frozen=True, slots=True)
-class Number:
+class Number(Kind):
     at_least: int
     at_most: int
 
@@ -151,12 +147,9 @@ class Number:
     def schema(self) -> JsonObject:
         return {"type": "integer", "minimum": self.at_least, "maximum": self.at_most}
 
-    def show(self, value: Any) -> Any:
-        return value
-
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Kind):
     values: tuple[str, ...]
 
     def read(self, node: Node, place: Place) -> str:
@@ -169,12 +162,9 @@ class Choice:
     def schema(self) -> JsonObject:
         return {"enum": list(self.values)}
 
-    def show(self, value: Any) -> Any:
-        return value
-
 
 @dataclass(frozen=True, slots=True)
-class Duration:
+class Duration(Kind):
     """Seconds as a float. With `never`, the word `never` is read as None."""
 
     at_least: float = 0.0
@@ -209,7 +199,7 @@ class Duration:
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class Size(Kind):
     """Bytes as an int."""
 
     at_least: int
@@ -239,7 +229,7 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
-class FilePath:
+class FilePath(Kind):
     """A path; a relative one starts at the configuration file's folder. With `exists` the file must
     be readable."""
 

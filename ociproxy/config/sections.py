@@ -31,7 +31,7 @@ Rule = Callable[[Mapping[str, Any], MappingNode, Place], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class Section(Kind):
     """A mapping with known keys, read into the dataclass `shape`, which has the defaults.
 
     With `build` the result is what that function makes of the values that were given.
@@ -106,12 +106,9 @@ class Section:
             and (item.default is not None or getattr(self.keys[item.name].kind, "never", False))
         }
 
-    def show(self, value: Any) -> Any:
-        return value
-
 
 @dataclass(frozen=True, slots=True)
-class Items:
+class Items(Kind):
     """A list of one kind. No two items may have the same `identity`."""
 
     kind: Kind
@@ -143,9 +140,6 @@ class Items:
     def schema(self) -> JsonObject:
         return {"type": "array", "items": self.kind.schema()}
 
-    def show(self, value: Any) -> Any:
-        return list(value)
-
 
 def line_of(node: MappingNode, key: str) -> int:
     """The line of a key of the mapping; if the key is absent, the mapping's first line."""
@@ -158,7 +152,7 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Either:
+class Either(Kind):
     """One of two kinds: `first` if `when` is true of the node, else `second`."""
 
     when: Callable[[Node], bool]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
@@ -76,7 +76,7 @@ def parse_yaml(text: str, source: str) -> Node | None:
         reason = f"character U+{ord(text[error.position]):04X} is not allowed"
         raise ConfigError(reason, file=source, line=line) from error
     except yaml.MarkedYAMLError as error:
-        raise _translated(error, source) from error
+        raise translated(error, source) from error
     return None if root is None else _Conversion(source).node(root, depth=0)
 
 
@@ -118,7 +118,7 @@ class _Conversion:
         self._count = 0
 
     def node(self, node: yaml.Node, *, depth: int) -> Node:
-        line = _line(node.start_mark)
+        line = line_of_mark(node.start_mark)
         self._count += 1
         if self._count > _NODE_LIMIT or depth > _DEPTH_LIMIT:
             raise ConfigError("aliases expand to too much", file=self._source, line=line)
@@ -132,7 +132,7 @@ class _Conversion:
         raise self._unsupported(node, line)
 
     def _pair(self, key: yaml.Node, value: yaml.Node, *, depth: int) -> Pair:
-        line = _line(key.start_mark)
+        line = line_of_mark(key.start_mark)
         if not isinstance(key, yaml.ScalarNode):
             raise ConfigError("a key must be a word", file=self._source, line=line)
         return Pair(key.value, line, self.node(value, depth=depth + 1))
@@ -160,12 +160,14 @@ class _Conversion:
         )
 
 
-def _line(mark: yaml.Mark | None) -> int:
-    return 1 if mark is None else mark.line + 1
+def line_of_mark(mark: Any) -> int:
+    """Counted from 1. PyYAML's two parsers have a type of mark each, and both may have none."""
+    return 1 if mark is None else int(mark.line) + 1
 
 
-def _translated(error: yaml.MarkedYAMLError, source: str) -> ConfigError:
+def translated(error: yaml.MarkedYAMLError, source: str) -> ConfigError:
+    """The error of either of PyYAML's parsers as one line."""
     mark = error.problem_mark or error.context_mark
     column = "" if mark is None else f" (column {mark.column + 1})"
     what = ", ".join(part for part in (error.context, error.problem) if part)
-    return ConfigError(f"not valid YAML: {what}{column}", file=source, line=_line(mark))
+    return ConfigError(f"not valid YAML: {what}{column}", file=source, line=line_of_mark(mark))
