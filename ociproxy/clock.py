@@ -1,7 +1,4 @@
-"""The two clocks, as a protocol so that tests can set the time.
-
-Tests: tests/clock.py.
-"""
+"""The two clocks, as a protocol so that tests can set the time. Tests: tests/clock.py."""
 
 from __future__ import annotations
 

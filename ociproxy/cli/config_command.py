@@ -1,6 +1,6 @@
 """`ociproxy config`: check a configuration file; print its JSON Schema.
 
-Tests: tests/config/test_config.py, tests/cli/test_client_config.py.
+Tests: tests/config/test_config.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""`ociproxy list`: what is cached, as a table, as JSON or as references.
-
-Tests: tests/cli/test_list.py.
-"""
+"""`ociproxy list`: what is cached, as a table, as JSON or as references."""
 
 from __future__ import annotations
 

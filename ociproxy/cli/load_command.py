@@ -1,6 +1,6 @@
 """`ociproxy load`: its options, and the order in which a load is prepared, run and reported.
 
-Tests: tests/load/test_loader.py, tests/load/test_lock.py, tests/load/test_interrupted.py.
+Tests: tests/load/test_loader.py, tests/cli/test_load_lock.py, tests/load/test_interrupted.py.
 """
 
 from __future__ import annotations

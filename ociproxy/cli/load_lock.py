@@ -1,7 +1,4 @@
-"""`load --lock FILE`: one load writes the digests of its tags, the next obeys them.
-
-Tests: tests/load/test_lock.py.
-"""
+"""`load --lock FILE`: one load writes the digests of its tags, the next obeys them."""
 
 from __future__ import annotations
 

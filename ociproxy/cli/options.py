@@ -1,7 +1,7 @@
 """Options that commands share, and the configuration that they make: an option wins over its
 environment variable, that over the file, and that over the default.
 
-Tests: tests/cli/test_list.py, tests/load/test_loader.py.
+Tests: tests/cli/test_list_command.py, tests/load/test_loader.py.
 """
 
 from __future__ import annotations

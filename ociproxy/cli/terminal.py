@@ -2,7 +2,7 @@
 output, files.
 
 Commands that need no bar and no table do not import rich, which takes as long as a small archive.
-Tests: tests/load/test_progress.py, tests/load/test_loader.py, tests/cli/test_list.py.
+Tests: tests/cli/test_progress.py, tests/load/test_loader.py, tests/cli/test_list_command.py.
 """
 
 from __future__ import annotations

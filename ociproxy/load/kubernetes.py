@@ -65,7 +65,7 @@ class _Candidate:
 
 @dataclass(slots=True)
 class _Frame:
-    """An open mapping or list, with its key in the parent; `pending` is a key whose value is next."""
+    """An open mapping or list and its key in the parent; `pending` is a key whose value is next."""
 
     key: str
     mapping: bool
