@@ -17,13 +17,13 @@ from ociproxy.cli.terminal import output_errors
 from ociproxy.errors import NameInvalid
 from ociproxy.oci.reference import parse_registry
 
-# Podman and CRI-O have no mirror for everything: each registry is named.
+# Podman and CRI-O cannot mirror all registries with one entry: each is named.
 _REGISTRIES: Final = ("docker.io", "gcr.io", "ghcr.io", "quay.io", "registry.k8s.io")
 
 
 @dataclass(frozen=True, slots=True)
 class ClientFile:
-    """A file on the client's machine. A part is to be merged into the file of that path."""
+    """A file on the client's machine. If it has a `part`, the operator merges it into what is there."""
 
     path: str
     text: str
@@ -33,9 +33,9 @@ class ClientFile:
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """Where this server is, as its clients reach it, and what they show at its door.
+    """The URL by which clients reach this server, the CA of its certificate, and their credentials.
 
-    The files are on the clients' machines, and are not looked at here.
+    The files are on the clients' machines: this command does not read them.
     """
 
     scheme: str
@@ -50,7 +50,7 @@ class Mirror:
         return f"{self.scheme}://{self.host}"
 
     def copies(self, folder: str) -> tuple[str, ...]:
-        """What Docker and the containers tools take from a folder of this host, under its names."""
+        """Notes on the files that Docker and Podman read from a folder named after the server."""
         names = ((self.ca, "ca.crt"), (self.cert, "client.cert"), (self.key, "client.key"))
         return tuple(f"Copy {file} to {folder}/{self.host}/{name}" for file, name in names if file)
 
@@ -92,7 +92,7 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
         type=click.Path(file_okay=False, path_type=Path),
         help="Write the files below this directory instead of printing them.",
     )
-    door = [
+    access = [
         click.option("--ca", metavar="FILE", default="", help="CA of its certificate."),
         click.option("--cert", metavar="FILE", default="", help="Client certificate it wants."),
         click.option("--key", metavar="FILE", default="", help="Key of the client certificate."),
@@ -100,7 +100,9 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
     ]
 
     @functools.wraps(command)
-    def with_door(mirror: Mirror, ca: str, cert: str, key: str, user: str, **more: object) -> None:
+    def with_access(
+        mirror: Mirror, ca: str, cert: str, key: str, user: str, **more: object
+    ) -> None:
         if bool(cert) != bool(key):
             raise click.UsageError("--cert and --key go together")
         if mirror.scheme == "http" and (ca or cert):
@@ -109,8 +111,8 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
             raise click.UsageError("a file or user name must not have quotes or backslashes")
         command(dataclasses.replace(mirror, ca=ca, cert=cert, key=key, user=user), **more)
 
-    complete: Callable[..., None] = with_door
-    for option in (*reversed(door), write, mirror):
+    complete: Callable[..., None] = with_access
+    for option in (*reversed(access), write, mirror):
         complete = option(complete)
     return complete
 
@@ -171,7 +173,7 @@ def k3s(mirror: Mirror, folder: Path | None) -> None:
 
 
 def containerd_files(mirror: Mirror) -> tuple[ClientFile, ...]:
-    # Without a `server` line containerd asks the image's own registry when the mirror fails.
+    # Without a line `server`, containerd asks the image's own registry if the mirror fails.
     hosts = f'[host."{mirror.url}"]\n  capabilities = ["pull", "resolve"]\n'
     if mirror.ca:
         hosts += f'  ca = "{mirror.ca}"\n'
@@ -227,7 +229,7 @@ def docker_files(mirror: Mirror) -> tuple[ClientFile, ...]:
 def containers_files(
     mirror: Mirror, registries: Iterable[str], note: str
 ) -> tuple[ClientFile, ...]:
-    # The image's registry leads the path, and `insecure` is what allows plain HTTP.
+    # The first part of the path is the image's registry; `insecure` allows plain HTTP.
     insecure = "insecure = true\n" if mirror.scheme == "http" else ""
     text = "\n".join(
         f'[[registry]]\nprefix = "{registry}"\nlocation = "{registry}"\n\n'
@@ -260,7 +262,7 @@ def _give(files: Iterable[ClientFile], folder: Path | None) -> None:
         click.echo("\n".join(_printed(file) for file in files), nl=False)
         return
     for file in files:
-        # Two versions of a part cannot both have the file's name.
+        # Parts for several versions have the same path: the version makes the names differ.
         suffix = f".{file.part.replace(' ', '-')}" if file.part else ""
         target = folder / f"{file.path.lstrip('/')}{suffix}"
         with output_errors(target):

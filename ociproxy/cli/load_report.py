@@ -34,7 +34,7 @@ _PLAN_COLUMNS: Final = ("REFERENCE", "DIGEST", "PLATFORMS", "SIZE", "NEW")
 
 
 class Report(Watcher):
-    """Prints each image as it ends, and remembers which failed and which were loaded."""
+    """Prints each image as it ends; keeps the failures and the references that were loaded."""
 
     def __init__(self, screen: Screen, *, as_json: bool) -> None:
         self._screen = screen
