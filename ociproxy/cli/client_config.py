@@ -23,7 +23,7 @@ _REGISTRIES: Final = ("docker.io", "gcr.io", "ghcr.io", "quay.io", "registry.k8s
 
 @dataclass(frozen=True, slots=True)
 class ClientFile:
-    """A file on the client's machine. If it has a `part`, the operator merges it into what is there."""
+    """A file on the client's machine. A `part` is to be merged into the file of that path."""
 
     path: str
     text: str
@@ -100,9 +100,7 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
     ]
 
     @functools.wraps(command)
-    def with_access(
-        mirror: Mirror, ca: str, cert: str, key: str, user: str, **more: object
-    ) -> None:
+    def with_all(mirror: Mirror, ca: str, cert: str, key: str, user: str, **more: object) -> None:
         if bool(cert) != bool(key):
             raise click.UsageError("--cert and --key go together")
         if mirror.scheme == "http" and (ca or cert):
@@ -111,7 +109,7 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
             raise click.UsageError("a file or user name must not have quotes or backslashes")
         command(dataclasses.replace(mirror, ca=ca, cert=cert, key=key, user=user), **more)
 
-    complete: Callable[..., None] = with_access
+    complete: Callable[..., None] = with_all
     for option in (*reversed(access), write, mirror):
         complete = option(complete)
     return complete

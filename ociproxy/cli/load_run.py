@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from ociproxy.load.loader import Watcher
     from ociproxy.store.store import Store
 
-
 _GRACE: Final = 2.0
 """Seconds that threads have, once the load is interrupted, to close what they write: that takes
 milliseconds, and a user who pressed Ctrl-C is waiting."""
