@@ -62,9 +62,8 @@ def _mirror(ctx: click.Context, param: click.Parameter, value: str) -> Mirror:
         parse_registry(parts.netloc)
     except (ValueError, NameInvalid) as error:
         raise click.BadParameter(wanted, ctx, param) from error
-    if parts.scheme not in ("http", "https") or parts.path.strip("/"):
-        raise click.BadParameter(wanted, ctx, param)
-    if parts.query or parts.fragment:
+    more = parts.path.strip("/") or parts.query or parts.fragment
+    if more or parts.scheme not in ("http", "https"):
         raise click.BadParameter(wanted, ctx, param)
     return Mirror(parts.scheme, parts.netloc)
 
@@ -188,11 +187,7 @@ def containerd_files(mirror: Mirror) -> tuple[ClientFile, ...]:
         )
         notes.append("It is a password: the file is for root alone to read.")
     return (
-        ClientFile(
-            "/etc/containerd/certs.d/_default/hosts.toml",
-            hosts,
-            tuple(notes),
-        ),
+        ClientFile("/etc/containerd/certs.d/_default/hosts.toml", hosts, tuple(notes)),
         _config_path(2, "containerd 1.x", "io.containerd.grpc.v1.cri"),
         _config_path(3, "containerd 2.x", "io.containerd.cri.v1.images"),
     )

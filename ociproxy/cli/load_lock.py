@@ -51,11 +51,7 @@ class LockWriter(Watcher):
 
 
 def obey(
-    path: Path,
-    wanted: list[Wanted],
-    platforms: tuple[Platform, ...] | None,
-    *,
-    everything: bool,
+    path: Path, wanted: list[Wanted], platforms: tuple[Platform, ...] | None, *, everything: bool
 ) -> list[Wanted]:
     """The images with the digests that the lock has for them. With `everything` all images of the
     lock, for `platforms` or else for the platforms of the lock.

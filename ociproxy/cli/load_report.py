@@ -123,7 +123,7 @@ class Report(Watcher):
 
     def failure_list(self, wanted: list[Wanted]) -> str:
         """An image list of what was not loaded; the reason is a comment on each line."""
-        lines = [f"{image}  # {_one_line(error)}\n" for image, error in self.failures]
+        lines = [f"{image}  # {' '.join(str(error).split())}\n" for image, error in self.failures]
         ended = self._loaded | {image.reference for image, _ in self.failures}
         lines += [f"{each}  # not finished\n" for each in wanted if each.reference not in ended]
         return _FAILURES_HEAD + "".join(lines)
@@ -137,10 +137,6 @@ def _failure(wanted: Wanted, error: OciProxyError) -> dict[str, object]:
         "reason": str(error),
         "transient": error.transient,
     }
-
-
-def _one_line(error: OciProxyError) -> str:
-    return " ".join(str(error).split())
 
 
 class PlanReport(Watcher):

@@ -16,7 +16,7 @@ from ociproxy.config.reading import decode, read_file
 from ociproxy.config.settings import Config
 from ociproxy.config.table import ROOT, build_config
 from ociproxy.config.upstream_table import UPSTREAMS
-from ociproxy.config.yaml import SIZE_LIMIT, ListNode, MappingNode, Node, ScalarNode, parse_yaml
+from ociproxy.config.yaml import SIZE_LIMIT, ListNode, MappingNode, ScalarNode, parse_yaml
 from ociproxy.errors import ConfigError
 
 
@@ -48,7 +48,12 @@ def parse_config(text: str, source: str) -> Config:
         return Config()
     place = Place("", Path(source).parent)
     try:
-        return _read_root(root, place)
+        if isinstance(root, ListNode):
+            return build_config({"upstreams": UPSTREAMS.read(root, place)})
+        if not isinstance(root, MappingNode):
+            raise place.refuse(root.line, "must be a mapping, or a list of upstreams")
+        config: Config = ROOT.read(root, place)
+        return config
     except Refused:
         raise ConfigFileInvalid(source, place.problems) from None
 
@@ -60,12 +65,3 @@ def schema() -> JsonObject:
         "title": "ociproxy configuration",
         "anyOf": [ROOT.schema(), UPSTREAMS.schema(), {"type": "null"}],
     }
-
-
-def _read_root(root: Node, place: Place) -> Config:
-    if isinstance(root, ListNode):
-        return build_config({"upstreams": UPSTREAMS.read(root, place)})
-    if not isinstance(root, MappingNode):
-        raise place.refuse(root.line, "must be a mapping, or a list of upstreams")
-    config: Config = ROOT.read(root, place)
-    return config

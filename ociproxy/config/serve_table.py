@@ -87,7 +87,9 @@ SERVE: Final = Section(
         ),
         "offline": Key(Flag(), "Never contact an upstream."),
         "workers": Key(Number(1, 64), "Server processes."),
-        "preload_images": Key(FilePath(), "Image list: these are loaded while the server serves."),
+        "preload_images": Key(
+            FilePath(), "Image list: its images are loaded while the server serves."
+        ),
         "bundles": Key(Items(FilePath()), "Archives to serve from as they are, under the store."),
         "shutdown_grace": Key(
             Duration(at_most=3600.0), "How long running responses may take to finish at shutdown."
@@ -101,7 +103,7 @@ SERVE: Final = Section(
             "How long a client may take no data before its connection is dropped.",
         ),
         "tls": Key(_TLS, "HTTPS on the port; without it plain HTTP."),
-        "auth": Key(_AUTH, "Who may pull; without it everybody."),
+        "auth": Key(_AUTH, "Who may pull; without it every client."),
         "networks": Key(_NETWORKS, "Networks that clients may connect from; empty is all."),
         "connections": Key(
             Number(1, 1_000_000), "Client connections of one process; more are answered 503."

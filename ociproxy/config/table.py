@@ -101,7 +101,7 @@ _FETCH: Final = Section(
         ),
         "unlisted": Key(
             Either(is_mapping, _UNLISTED, Choice(("allow", "deny"))),
-            "What becomes of a registry that has no entry in upstreams.",
+            "How a registry without an entry in upstreams is treated.",
         ),
     },
     build=lambda values: Fetch(**{**values, "unlisted": _unlisted(values.get("unlisted"))}),

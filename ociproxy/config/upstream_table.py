@@ -141,7 +141,7 @@ _AUTH: Final = Section(
             "Docker's config.json: true for its usual place, or a path.",
         ),
         "lifetime": Key(
-            Duration(at_most=7 * 86400.0), "How long what a credential helper answered is used."
+            Duration(at_most=7 * 86400.0), "How long a credential helper's answer is used."
         ),
     },
     rules=(_one_source_of_credentials,),
@@ -156,7 +156,7 @@ _TLS: Final = Section(
         ),
         "cert": Key(FilePath(), "PEM client certificate (mTLS), with its chain; needs key."),
         "key": Key(FilePath(), "PEM private key of cert, without a passphrase."),
-        "insecure_skip_verify": Key(Flag(), "Verify nothing, ca or not."),
+        "insecure_skip_verify": Key(Flag(), "Verify nothing, even if ca is set."),
     },
     rules=(_certificates,),
     schema_rules={"dependentRequired": {"cert": ["key"], "key": ["cert"]}},
@@ -165,8 +165,8 @@ _TLS: Final = Section(
 RULES: Final = Section(
     Rules,
     {
-        "allow": Key(Items(Text()), "Only what one of these matches; all where it is empty."),
-        "deny": Key(Items(Text()), "Nothing that one of these matches."),
+        "allow": Key(Items(Text()), "Only names that one of these matches; empty is all."),
+        "deny": Key(Items(Text()), "No name that one of these matches."),
     },
 )
 
@@ -175,10 +175,10 @@ _URL: Final = Text(parse=_endpoint, pattern="https?://.+")
 _ENDPOINT: Final = Section(
     Endpoint,
     {
-        "url": Key(_URL, "Where; a path leads the repository's.", required=True),
+        "url": Key(_URL, "The endpoint; a path in it goes before the repository.", required=True),
         "auth": Key(_AUTH, "Credentials for this endpoint, and for no other."),
         "tls": Key(_TLS, "How this endpoint is verified."),
-        "ns": Key(Flag(), "Whether the registry's name goes along as ?ns=."),
+        "ns": Key(Flag(), "Whether requests have the registry's name as ?ns=."),
     },
     rules=(_plain_endpoint,),
 )
@@ -194,7 +194,7 @@ _UPSTREAM: Final = Section(
         "endpoint": Key(_URL, "URL that is asked instead of the name."),
         "endpoints": Key(
             Items(Either(is_mapping, _ENDPOINT, Text(parse=_bare_endpoint, pattern="https?://.+"))),
-            "URLs that are asked instead of the name, the first that works.",
+            "URLs of which the first that works is asked instead of the name.",
         ),
         "auth": Key(_AUTH, "Credentials; without it the upstream is asked anonymously."),
         "tls": Key(_TLS, "How the upstream is verified."),
