@@ -18,7 +18,7 @@ from ociproxy.errors import (
     UpstreamError,
 )
 from ociproxy.fetch.cache_status import FILL, FOLLOW, HIT, PASSED_ON, CacheStatus
-from ociproxy.fetch.upstreams.upstreams import still_away
+from ociproxy.fetch.upstreams.requests import still_away
 from ociproxy.oci.manifest import ImageManifest, MalformedManifest, parse_manifest
 from ociproxy.store.read_only import BlobFile
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Config
     from ociproxy.fetch.download.fill import Fill, Fills
     from ociproxy.fetch.isolation import Isolation
+    from ociproxy.fetch.upstreams.requests import Requests
+    from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import Descriptor, ManifestHolder
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 _KNOWN_SIZES: Final = 65_536
 _COMPLETE_IMAGES: Final = 8192
 _BLOBS_AHEAD: Final = 1024
-"""Blobs of one image that are fetched before anybody asks; no honest image has as many."""
+"""Blobs of one image that are fetched before a client asks; no honest image has as many."""
 _LOOKS: Final = 8
 """Copies of a blob, in the store and in bundles, that may be damaged, or written to meanwhile."""
 
@@ -50,12 +52,16 @@ class BlobPuller:
         self,
         store: Store,
         upstreams: Upstreams,
+        requests: Requests,
+        threads: StoreThreads,
         fills: Fills,
         isolation: Isolation,
         config: Config,
     ) -> None:
         self._store = store
         self._upstreams = upstreams
+        self._requests = requests
+        self._threads = threads
         self._fills = fills
         self._isolation = isolation
         self._config = config
@@ -70,7 +76,7 @@ class BlobPuller:
 
         Raises BlobUnknown, UpstreamError kinds, IntegrityError kinds, Busy or StoreError.
         """
-        await self._isolation.permit(repository, digest)
+        await self._isolation.check_allowed(repository, digest)
         return await self._pull(repository, digest)
 
     async def _pull(
@@ -87,7 +93,7 @@ class BlobPuller:
         except (BlobUnknown, UpstreamError):
             if fill.repository == repository:
                 raise
-            # That was the answer to somebody else's question, under another name.
+            # That was the answer for another repository's client: ask for this one.
             fill, status = self._start(repository, digest), FILL
             await self._started(fill, repository.registry)
         if fill.done:
@@ -134,7 +140,7 @@ class BlobPuller:
 
     async def size(self, repository: Repository, digest: Digest) -> tuple[int, CacheStatus]:
         """Bytes of a blob; where it is not stored the upstream is asked, and nothing is fetched."""
-        await self._isolation.permit(repository, digest)
+        await self._isolation.check_allowed(repository, digest)
         size = self._store.blobs.find_size(digest)
         if size is not None:
             return size, HIT
@@ -143,8 +149,8 @@ class BlobPuller:
         if fill is not None:
             await self._started(fill, repository.registry)
             return fill.size or self._store.blobs.find_size(digest) or 0, FOLLOW
-        self._refuse_offline(digest)
-        size = await self._upstreams.ask(
+        self._upstreams.check_online(BlobUnknown, digest)
+        size = await self._requests.call(
             repository,
             ("blob", repository, digest),
             lambda backend: backend.stat_blob(repository, digest),
@@ -152,10 +158,10 @@ class BlobPuller:
         self._sizes.put((partition, digest), size)
         return size, PASSED_ON
 
-    def complete(self, repository: Repository, image: ManifestHolder) -> None:
-        """Fetch in the background what the store lacks of an image that somebody is pulling."""
+    def prefetch(self, repository: Repository, image: ManifestHolder) -> None:
+        """Fetch in the background the blobs that the store lacks of an image a client pulls."""
         digest = image.descriptor.digest
-        if self._complete.get(digest) or self._config.serve.offline:
+        if self._complete.get(digest) or self._upstreams.offline:
             return
         try:
             # Not `image.manifest`: the hot copy would keep the parsed document beyond its weight.
@@ -189,35 +195,31 @@ class BlobPuller:
         raise StoreError(self._store.blobs.path(digest), "changes while it is read")
 
     async def _verify(self, digest: Digest, layer: ReadOnlyContent | None) -> None:
-        """One at a time for one blob: who waits for it takes no thread."""
+        """One at a time for one blob: clients that wait for it take no thread."""
         try:
-            await self._upstreams.call(partial(self._store.blobs.verify, digest, layer))
+            await self._threads.run(partial(self._store.blobs.verify, digest, layer))
         except IntegrityError as exc:
             log.event(logging.ERROR, "damaged blob", digest=digest, reason=exc)
 
     def _verified(self, digest: Digest, verifying: asyncio.Task[None]) -> None:
         del self._verifying[digest]
-        # Whoever waited may have gone.
+        # The clients that waited may have left: take the outcome all the same.
         _ = verifying.cancelled() or verifying.exception()
 
     def _start(self, repository: Repository, digest: Digest, *, background: bool = False) -> Fill:
-        self._refuse_offline(digest)
+        self._upstreams.check_online(BlobUnknown, digest)
         key = ("blob", repository, digest)
-        refusal = self._upstreams.refusal(key)
-        if refusal is not None:
-            raise refusal.with_traceback(None)
+        self._requests.check_refused(key)
         if not background:
             self._fills.check_room(self._config.partition(repository.registry))
-        # The last question before it starts: it may count on this fill to find out.
+        # The last check before the start: the breaker counts on this fill as its probe.
         self._upstreams.check(repository)
-        upstream = self._upstreams.upstream(repository.registry)
         partition = self._config.partition(repository.registry)
         return self._fills.start(
             repository,
             digest,
             partition=partition,
             backend=self._upstreams.backend(repository.registry),
-            connections=upstream.connections,
             size=self._sizes.get((partition, digest)),
             ended=lambda error: self._learn(repository.registry, key, error),
         )
@@ -229,21 +231,17 @@ class BlobPuller:
 
     def _learn(self, registry: str, key: object, error: OciProxyError | None) -> None:
         if error is not None:
-            self._upstreams.keep_refusal(key, error)
-        self._upstreams.note(registry, error)
+            self._requests.keep_refusal(key, error)
+        self._upstreams.record_result(registry, error)
 
     async def _started(self, fill: Fill, registry: str) -> None:
-        """`fill.started`, not waited for where the upstream has been away and probably still is."""
+        """Wait for `fill.started`; for PROBE_WAIT only where the upstream was away until now."""
         try:
-            async with asyncio.timeout(self._upstreams.wait_limit(registry)):
+            async with asyncio.timeout(self._upstreams.probe_wait(registry)):
                 await fill.started()
         except TimeoutError as exc:
             raise still_away(registry) from exc
-        self._upstreams.note(registry, None)
-
-    def _refuse_offline(self, digest: Digest) -> None:
-        if self._config.serve.offline:
-            raise BlobUnknown(digest, "not stored, and this mirror is offline")
+        self._upstreams.record_result(registry, None)
 
 
 async def _finished(fill: Fill, status: CacheStatus, received: Callable[[int, bool], None]) -> None:

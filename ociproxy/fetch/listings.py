@@ -24,6 +24,7 @@ from ociproxy.oci.reference import Reference
 if TYPE_CHECKING:
     from ociproxy.config.settings import Config
     from ociproxy.fetch.manifests import ManifestPuller
+    from ociproxy.fetch.upstreams.requests import Requests
     from ociproxy.fetch.upstreams.upstreams import Upstreams
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
@@ -48,10 +49,16 @@ class ListingPuller:
     """Belongs to one event loop."""
 
     def __init__(
-        self, store: Store, upstreams: Upstreams, manifests: ManifestPuller, config: Config
+        self,
+        store: Store,
+        upstreams: Upstreams,
+        requests: Requests,
+        manifests: ManifestPuller,
+        config: Config,
     ) -> None:
         self._store = store
         self._upstreams = upstreams
+        self._requests = requests
         self._manifests = manifests
         self._config = config
 
@@ -94,7 +101,7 @@ class ListingPuller:
         return listing, PASSED_ON
 
     async def _ask(self, repository: Repository, path: str, query: str) -> Listing:
-        return await self._upstreams.ask(
+        return await self._requests.call(
             repository,
             ("listing", repository, path, query),
             lambda backend: backend.fetch_listing(repository, path, query),

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import SystemClock
 from ociproxy.errors import IntegrityError, ManifestUnknown, OciProxyError, StoreError
+from ociproxy.fetch.retry import ImageRetry, Progress
 from ociproxy.load.image import UpstreamImage, UpstreamImages
-from ociproxy.load.retry import Progress, Retry
 from ociproxy.load.tasks import all_of
 from ociproxy.oci.manifest import ImageManifest, Index
 from ociproxy.oci.platform import choose
@@ -118,14 +118,14 @@ class Loader:
         self._watcher = watcher
         self._fail_fast = fail_fast
         self._clock = clock or SystemClock()
-        self._retry = Retry(
+        self._retry = ImageRetry(
             config.load.pull_timeout,
             wait_max=config.fetch.retry_wait_max,
             clock=self._clock,
             waiting=watcher.waiting,
         )
         self._images = UpstreamImages(
-            self._store, engine.upstreams, self._retry, referrers=referrers
+            self._store, engine.requests, self._retry, referrers=referrers
         )
         self.active: list[Active] = []
         self.summary = Summary()
@@ -231,7 +231,7 @@ class Loader:
     async def _load(self, active: Active) -> UpstreamImage:
         image = await self._find(active)
         await all_of(self._fill(active, blob) for blob in image.blobs.values())
-        await self._engine.upstreams.call(lambda: self._publish(active.wanted, image))
+        await self._engine.threads.run(lambda: self._publish(active.wanted, image))
         return image
 
     async def _fill(self, active: Active, blob: Descriptor) -> None:
