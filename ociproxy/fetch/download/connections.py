@@ -87,6 +87,7 @@ class Connections:
     ) -> None:
         limits = download.limits
         self._download = download
+        self._assembly = download.assembly
         self._upstream = upstream
         self._open_blob = open_blob
         self._most_helpers = most - 1
@@ -109,8 +110,8 @@ class Connections:
         try:
             while True:
                 self._work(helping=False)
-                self._wait_for_helpers(lambda: not self._download.is_all_taken)
-                if self._helper_count == 0 and self._download.is_all_taken:
+                self._wait_for_helpers(lambda: not self._assembly.is_all_taken)
+                if self._helper_count == 0 and self._assembly.is_all_taken:
                     return
         except BaseException:
             self.abort()
@@ -124,10 +125,22 @@ class Connections:
         for stream in streams:
             stream.abort()
 
-    def help_at(self, offset: int) -> None:
-        """Start another connection, unless one is on its way to this byte."""
-        if self._download.needs_help_at(offset):
-            self._call_helper()
+    def help(self) -> None:
+        """Start another connection, if one may and could help."""
+        with self._idle:
+            if self._helper_count >= self._most_helpers:
+                return
+            if not self._ranges_work or self._ended.is_set() or self._assembly.is_all_taken:
+                return
+            self._helper_count += 1
+        try:
+            helper = self._download.spawn(self._run_helper)
+        except RuntimeError:
+            self._helper_ended()  # the threads are being shut down
+            return
+        with self._idle:
+            self._helpers.add(helper)
+        helper.add_done_callback(self._helper_ended)
 
     # One connection
 
@@ -137,13 +150,13 @@ class Connections:
                 while segment.start < segment.stop:
                     self._retries(self._request, segment, helping)
             finally:
-                self._download.release(segment)
+                self._assembly.release(segment)
                 with self._idle:
                     self._idle.notify_all()
 
     def _take_segment(self) -> Segment | None:
         most = self._rate() * _SEGMENT_SECONDS / (1 + self._helper_count)
-        return self._download.take_segment(int(most))
+        return self._assembly.take(int(most))
 
     def _request(self, segment: Segment, helping: bool) -> None:
         """One request: as much of the segment as it brings."""
@@ -214,7 +227,7 @@ class Connections:
         segment is moved on to them."""
         if segment.start < segment.stop:
             return True
-        return self._download.move_segment(segment, offset, self._end(stream))
+        return self._assembly.move(segment, offset, self._end(stream))
 
     def _end(self, stream: BlobStream) -> int:
         """Where the body ends in the blob."""
@@ -227,26 +240,10 @@ class Connections:
         """Where what is left is more than this connection will bring in a moment."""
         if time.monotonic() - began < _PATIENCE or self._download.size is None:
             return
-        if self._download.bytes_left > self._rate() * _WORTH_HELP:
-            self._call_helper()
+        if self._assembly.bytes_left > self._rate() * _WORTH_HELP:
+            self.help()
 
-    def _call_helper(self) -> None:
-        with self._idle:
-            if self._helper_count >= self._most_helpers:
-                return
-            if not self._ranges_work or self._ended.is_set() or self._download.is_all_taken:
-                return
-            self._helper_count += 1
-        try:
-            helper = self._download.spawn(self._help)
-        except RuntimeError:
-            self._helper_ended()  # the threads are being shut down
-            return
-        with self._idle:
-            self._helpers.add(helper)
-        helper.add_done_callback(self._helper_ended)
-
-    def _help(self) -> None:
+    def _run_helper(self) -> None:
         """In a thread of its own. A helper's failure is not the download's: the leading connection
         takes over what is left."""
         try:

@@ -66,15 +66,15 @@ class Fill:
     async def available(self, offset: int) -> int:
         """Wait for the byte at offset; return the end of the bytes that are there. Raises what
         ended the fill."""
-        stop = self.download.available(offset)
+        stop = self.download.assembly.available(offset)
         if stop > offset:
             return stop
         self.download.want(offset)
         try:
-            while (stop := self.download.available(offset)) <= offset:
+            while (stop := self.download.assembly.available(offset)) <= offset:
                 await self._change()
         finally:
-            self.download.unwant(offset)
+            self.download.assembly.unwant(offset)
         return stop
 
     def duplicate_file(self) -> int:

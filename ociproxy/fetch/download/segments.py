@@ -1,6 +1,8 @@
-"""Which connection of a fill fetches which bytes, and which readers wait for what.
+"""Which connection of a download fetches which bytes, and which readers wait for what.
 
-Not thread-safe: a `Download` calls it with its lock held.
+Not thread-safe: `Assembly` calls it with its lock held.
+
+Tests: tests/fetch/download/test_fill.py.
 """
 
 from __future__ import annotations
@@ -11,13 +13,16 @@ from typing import Final
 from ociproxy.store.byte_ranges import ByteRanges
 
 UNKNOWN: Final = 1 << 62
-"""Where the last gap ends while nobody knows the size of the blob."""
+"""Where the last gap ends while the size of the blob is not known."""
 
 
 @dataclass(slots=True, eq=False)
 class Segment:
-    """[start, stop) that one connection is fetching; start moves as bytes arrive. No two overlap,
-    nor does one with what is here: nothing is written twice, and what was hashed stays."""
+    """[start, stop) that one connection is fetching; start moves as bytes arrive.
+
+    Segments overlap neither each other nor the bytes that are here. So no byte is written twice,
+    and bytes that were hashed stay as they are.
+    """
 
     start: int
     stop: int
