@@ -1,4 +1,7 @@
-"""Blobs, pulled through: the stored file, or the fill that is bringing it."""
+"""Blobs, pulled through: the stored file, or the fill that brings it.
+
+Tests: tests/serve/test_blobs.py, tests/serve/test_fills.py.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,8 @@ _COMPLETE_IMAGES: Final = 8192
 _BLOBS_AHEAD: Final = 1024
 """Blobs of one image that are fetched before a client asks; no honest image has as many."""
 _LOOKS: Final = 8
-"""Copies of a blob, in the store and in bundles, that may be damaged, or written to meanwhile."""
+"""Copies of a blob, in the store and in bundles, that are looked at before giving up: each may be
+damaged, or written to while it is verified."""
 
 
 class BlobPuller:
@@ -72,7 +76,7 @@ class BlobPuller:
     async def pull(
         self, repository: Repository, digest: Digest
     ) -> tuple[BlobFile | Fill, CacheStatus]:
-        """The stored blob, open, or a fill that has started to bring it.
+        """The stored blob, open, or a fill whose size is known.
 
         Raises BlobUnknown, UpstreamError kinds, IntegrityError kinds, Busy or StoreError.
         """
@@ -97,7 +101,7 @@ class BlobPuller:
             fill, status = self._start(repository, digest), FILL
             await self._started(fill, repository.registry)
         if fill.done:
-            # It ended before this reader got its turn: the store has the blob now.
+            # The fill ended before this task ran again: the store has the blob now.
             found = await self._find(digest)
             if found is not None:
                 return found, status
@@ -106,10 +110,11 @@ class BlobPuller:
     async def ensure(
         self, repository: Repository, blob: Descriptor, received: Callable[[int, bool], None]
     ) -> None:
-        """Until the blob is stored and verified; one that came damaged is awaited once more.
+        """Wait until the blob is stored and verified, also through the second try of a fill whose
+        bytes were wrong.
 
-        `received` hears how many bytes a fill that ended has brought, and whether it was begun
-        here. Raises what `pull` does, and SizeMismatch where the descriptor does not tell the size.
+        `received` is told how many bytes an ended fill has brought, and whether this call began
+        it. Raises what `pull` does, and SizeMismatch where the descriptor's size is wrong.
         """
         partition = self._config.partition(repository.registry)
         self._sizes.put((partition, blob.digest), blob.size)
@@ -129,7 +134,7 @@ class BlobPuller:
             raise SizeMismatch(f"blob {blob.digest}", blob.size, found.size)
 
     def arrived(self, repository: Repository, digest: Digest) -> int:
-        """Bytes that are here of a blob that this process is fetching; 0 of any other."""
+        """Bytes that have arrived of a blob that this process is fetching; 0 for any other blob."""
         fill = self._fills.running(digest, self._config.partition(repository.registry))
         return 0 if fill is None else fill.download.bytes_resumed + fill.download.bytes_fetched
 
@@ -139,7 +144,7 @@ class BlobPuller:
         return self._fills.bytes_fetched
 
     async def size(self, repository: Repository, digest: Digest) -> tuple[int, CacheStatus]:
-        """Bytes of a blob; where it is not stored the upstream is asked, and nothing is fetched."""
+        """Bytes of a blob. Where it is not stored the upstream is asked, but sends no body."""
         await self._isolation.check_allowed(repository, digest)
         size = self._store.blobs.find_size(digest)
         if size is not None:
@@ -167,7 +172,7 @@ class BlobPuller:
             # Not `image.manifest`: the hot copy would keep the parsed document beyond its weight.
             manifest = image.parsed or parse_manifest(image.raw, image.descriptor.media_type)
         except MalformedManifest:
-            return  # the tag's record calls it what it is not; its bytes are served anyway
+            return  # the tag's record has a wrong media type; the bytes are served all the same
         if not isinstance(manifest, ImageManifest):
             return
         missing = [b for b in manifest.blobs if self._store.blobs.find_size(b.digest) is None]
@@ -179,7 +184,7 @@ class BlobPuller:
             self._fills.queue(blob, partition, partial(self._start_missing, repository, blob))
 
     async def _find(self, digest: Digest) -> BlobFile | None:
-        """A verified blob. Raises StoreError for one that is written to all the time."""
+        """A verified blob, open. Raises StoreError for one that is written to all the time."""
         for _ in range(_LOOKS):
             found = self._store.blobs.find(digest)
             if found is None or found.sealed:
@@ -190,7 +195,7 @@ class BlobPuller:
                 verifying = asyncio.create_task(self._verify(digest, found.layer))
                 self._verifying[digest] = verifying
                 verifying.add_done_callback(partial(self._verified, digest))
-            # Others may be waiting for the same answer.
+            # Shielded: other clients wait for the same verification.
             await asyncio.shield(verifying)
         raise StoreError(self._store.blobs.path(digest), "changes while it is read")
 
@@ -203,7 +208,7 @@ class BlobPuller:
 
     def _verified(self, digest: Digest, verifying: asyncio.Task[None]) -> None:
         del self._verifying[digest]
-        # The clients that waited may have left: take the outcome all the same.
+        # asyncio complains about an outcome that is never taken, and the clients may have left.
         _ = verifying.cancelled() or verifying.exception()
 
     def _start(self, repository: Repository, digest: Digest, *, background: bool = False) -> Fill:

@@ -1,4 +1,7 @@
-"""The pull engine put together: what the server asks."""
+"""The pull engine put together: what the server and the loader ask.
+
+Tests: tests/serve/test_api.py, tests/load/test_loader.py.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ _ABANDONED_AFTER: Final = 24 * 3600.0
 
 
 class Engine:
-    """Made inside a running event loop, and belongs to it; `close` when it ends."""
+    """Belongs to the event loop that it is made in; `close` when that ends."""
 
     def __init__(
         self,
@@ -58,7 +61,7 @@ class Engine:
             config,
             clock=clock,
         )
-        self.listings = ListingPuller(store, self.upstreams, self.requests, self.manifests, config)
+        self.listings = ListingPuller(store, self.upstreams, self.requests, self.manifests)
         self._preparing = asyncio.create_task(self._prepare())
 
     async def close(self) -> None:

@@ -133,7 +133,7 @@ class ManifestPuller:
 
     def _has_expired(self, reference: Reference, record: TagRecord | None) -> bool:
         """Only what a tag stands for can; a digest is for ever."""
-        if record is None or self._config.serve.offline:
+        if record is None or self._upstreams.offline:
             return False
         ttl = self._ttls.get(reference)
         if ttl is None:

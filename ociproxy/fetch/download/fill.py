@@ -34,7 +34,7 @@ _NOTIFY_INTERVAL: Final = 0.02
 """Seconds between wake-ups of the readers of one fill: long enough to batch what a fast upstream
 sends. More wake-ups take processor time from the hashing, which the last byte waits for."""
 _BACKGROUND_QUEUE: Final = 10_000
-"""Blobs that may wait for a background fill; more are left to the clients' own requests."""
+"""Blobs that may wait for a background fill. Further ones are fetched when a client asks."""
 
 
 class Fill:

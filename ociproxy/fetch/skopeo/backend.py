@@ -15,7 +15,6 @@ import uuid
 from dataclasses import dataclass
 from threading import Event
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qs, urlencode
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import (
@@ -30,6 +29,7 @@ from ociproxy.fetch.backend import Listing
 from ociproxy.fetch.retry import retrying
 from ociproxy.fetch.skopeo.copy import CopyJobs
 from ociproxy.fetch.skopeo.process import Program
+from ociproxy.fetch.tags import TagsQuery, page_of_tags
 from ociproxy.fetch.verify import media_type_in, verify_manifest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, MalformedManifest
 from ociproxy.store.manifests import with_media_type
@@ -183,7 +183,7 @@ class SkopeoBackend:
             tags = json.loads(run.stdout)["Tags"] or ()
         except (ValueError, LookupError, TypeError) as exc:
             raise ManifestInvalid(self._name, f"skopeo gives no list of {path}") from exc
-        return _page(repository, sorted(set(tags)), query)
+        return page_of_tags(repository, sorted(set(tags)), TagsQuery.parse(query))
 
     def close(self) -> None:
         """Ends what is running, without waiting for it."""
@@ -224,14 +224,3 @@ class SkopeoBackend:
     def _check_name(self, repository: Repository) -> None:
         if repository.name != repository.name.lower():
             raise NameUnknown(str(repository), "skopeo accepts no capitals in repository names")
-
-
-def _page(repository: Repository, tags: list[str], query: str) -> Listing:
-    """Distribution-spec, listing tags: at most `n` tags that come after `last`."""
-    asked = parse_qs(query)
-    last, n = asked.get("last", [""])[0], asked.get("n", [""])[0]
-    tags = [tag for tag in tags if tag > last]
-    page = tags[: int(n)] if n.isascii() and n.isdigit() else tags
-    following = urlencode({"n": n, "last": page[-1]}) if page and len(page) < len(tags) else ""
-    raw = json.dumps({"name": repository.name, "tags": page}).encode()
-    return Listing(raw, "application/json", next_query=following)
