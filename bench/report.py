@@ -48,6 +48,8 @@ SERVING = (
     Row("cold_first", "cold blob, first byte", "ms", 1),
     Row("cold_total", "cold blob, total", "s", 3),
     Row("cold_upstream", "cold blob, upstream bytes / size", "x", 2),
+    Row("cold_tls", "cold blob over TLS, total", "s", 3),
+    Row("cold_tls_cpu", "  server CPU", "s/GB", 2),
     Row("stampede_wall", "32 cold clients, wall time", "s", 2),
     Row("stampede_first", "32 cold clients, worst first byte", "ms", 0),
     Row("stampede_upstream", "32 cold clients, upstream bytes / size", "x", 2),
@@ -132,6 +134,7 @@ TARGETS = (
     ),
     Target(f"cold blob, total, to {REGISTRY}", _ratio("cold_total", OCIPROXY, REGISTRY), "<=", 1.0),
     Target("cold blob, upstream bytes / size", _own("cold_upstream"), "=", 1.0),
+    Target("cold blob over TLS, server CPU", _own("cold_tls_cpu"), "<=", 3.5, "s/GB"),
     Target(
         f"32 cold clients, {REGISTRY}'s time to ours",
         _ratio("stampede_wall", REGISTRY, OCIPROXY),

@@ -6,11 +6,14 @@ nginx is told not to log, because it stands for the limit of the machine.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
 import shutil
+import socket
 import sys
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +21,9 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
-from bench.processes import BenchError, ServerProcess, free_port, spawn
+import trustme
+
+from bench.processes import READY_SECONDS, BenchError, ServerProcess, free_port, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,13 +54,19 @@ class Target:
 
 @dataclass(frozen=True)
 class Upstream:
-    """A docker-registry whose own access log counts the bytes, so that counting costs nothing."""
+    """A docker-registry whose own access log counts the bytes, so that counting costs nothing.
+    With a `ca` it speaks TLS under a certificate of that authority."""
 
     process: ServerProcess
+    ca: Path | None = None
 
     @property
     def host(self) -> str:
         return f"127.0.0.1:{self.process.port}"
+
+    @property
+    def scheme(self) -> str:
+        return "http" if self.ca is None else "https"
 
     @property
     def target(self) -> Target:
@@ -132,6 +143,30 @@ def start_upstream(directory: Path) -> Upstream:
     return Upstream(process)
 
 
+def start_tls_upstream(directory: Path, store: Path) -> Upstream:
+    """Another registry over the same store."""
+    directory.mkdir()
+    authority = trustme.CA()
+    ca, key = directory / "ca.pem", directory / "key.pem"
+    authority.cert_pem.write_to_path(ca)
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(key)
+    port = free_port()
+    config = _registry_config(store, port, "error").replace(
+        "'}\n", f"', tls: {{certificate: '{key}', key: '{key}'}}}}\n"
+    )
+    (directory / "config.yml").write_text(config)
+    argv = [find("docker-registry"), "serve", str(directory / "config.yml")]
+    process = spawn("upstream over TLS", argv, port, directory / "log")
+    deadline = time.perf_counter() + READY_SECONDS
+    while time.perf_counter() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return Upstream(process, ca)
+        time.sleep(0.05)
+    process.stop()
+    raise BenchError(f"the upstream over TLS does not listen: {process.tail()}")
+
+
 def rivals(static: Path) -> list[Rival]:
     """`static` is the tree of files that nginx serves."""
 
@@ -152,7 +187,10 @@ def _ociproxy(directory: Path, port: int, upstream: Upstream) -> list[str]:
     if importlib.util.find_spec("ociproxy") is None:
         raise BenchError("ociproxy cannot be imported")
     config = directory / "config.yaml"
-    config.write_text(f'upstreams:\n  - {{name: "{upstream.host}", scheme: http}}\n')
+    entry = f'{{name: "{upstream.host}", scheme: {upstream.scheme}}}'
+    if upstream.ca is not None:
+        entry = entry.replace("}", f', tls: {{ca: "{upstream.ca}"}}}}')
+    config.write_text(f"upstreams:\n  - {entry}\n")
     store = directory / "store"
     store.mkdir(exist_ok=True)
     where = ["--host", "127.0.0.1", "--port", str(port)]
@@ -162,9 +200,10 @@ def _ociproxy(directory: Path, port: int, upstream: Upstream) -> list[str]:
 
 def _registry_proxy(directory: Path, port: int, upstream: Upstream) -> list[str]:
     config = directory / "config.yml"
-    proxy = f"proxy: {{remoteurl: 'http://{upstream.host}'}}\n"
+    proxy = f"proxy: {{remoteurl: '{upstream.scheme}://{upstream.host}'}}\n"
     config.write_text(_registry_config(directory / "store", port, "info") + proxy)
-    return [find("docker-registry"), "serve", str(config)]
+    trust = [] if upstream.ca is None else ["/usr/bin/env", f"SSL_CERT_FILE={upstream.ca}"]
+    return [*trust, find("docker-registry"), "serve", str(config)]
 
 
 def _registry_config(store: Path, port: int, level: str) -> str:

@@ -18,7 +18,15 @@ from bench.clients import Download, Request, download, trickle, wrk
 from bench.images import REPOSITORIES, TAG, Images, verify
 from bench.processes import BenchError, settle
 from bench.results import Plan, Results, say
-from bench.servers import DRAYAGE, UPSTREAM, Rival, Running, Target, Upstream
+from bench.servers import (
+    DRAYAGE,
+    UPSTREAM,
+    Rival,
+    Running,
+    Target,
+    Upstream,
+    start_tls_upstream,
+)
 
 STAMPEDE_CLIENTS = 32
 SLOW_CLIENTS = 256
@@ -166,6 +174,33 @@ def cold_blob(bench: Bench) -> None:
         bench.results.put("cold_upstream", name, max(run.upstream for run in runs))
 
 
+def cold_tls(bench: Bench) -> None:
+    """A cold blob from an upstream over TLS: what the server's processor does for each byte."""
+    upstream = start_tls_upstream(bench.work / "tls", bench.work / "upstream" / "store")
+    samples: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    try:
+        for _ in bench.plan.rounds_of(bench.plan.cold_rounds):
+            for rival in bench.proxies:
+                if rival.name == DRAYAGE:
+                    continue  # it trusts no authority but the public ones
+                with (
+                    bench.attempt("cold blob over TLS", rival.name),
+                    rival.cold(bench.work, upstream) as running,
+                ):
+                    settle(running.process, upstream.process)
+                    cpu = running.process.cpu_seconds()
+                    requests = bench.blob_requests(running.target, 1)
+                    total = download(requests, limit=DOWNLOAD_LIMIT)[0].total
+                    settle(running.process, upstream.process)
+                    spent = running.process.cpu_seconds() - cpu
+                    samples[rival.name].append((total, spent / bench.images.size * 1e9))
+    finally:
+        upstream.process.stop()
+    for name, runs in samples.items():
+        bench.results.put("cold_tls", name, statistics.median(total for total, _ in runs))
+        bench.results.put("cold_tls_cpu", name, statistics.median(spent for _, spent in runs))
+
+
 def stampede(bench: Bench) -> None:
     rounds = min(3, bench.plan.rounds)
     rivals = [
@@ -252,6 +287,7 @@ SERVING: dict[str, Callable[[Bench], None]] = {
     "warm-blob": warm_blob,
     "manifests": manifests,
     "cold": cold_blob,
+    "cold-tls": cold_tls,
     "stampede": stampede,
     "memory": memory,
 }

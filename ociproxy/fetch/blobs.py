@@ -1,4 +1,7 @@
-"""Blobs, pulled through: the stored file, or the fill that is bringing it."""
+"""Blobs, pulled through: the stored file, or the fill that brings it.
+
+Tests: tests/serve/test_blobs.py, tests/serve/test_fills.py.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from ociproxy.errors import (
     UpstreamError,
 )
 from ociproxy.fetch.cache_status import FILL, FOLLOW, HIT, PASSED_ON, CacheStatus
-from ociproxy.fetch.upstreams.upstreams import still_away
+from ociproxy.fetch.upstreams.requests import still_away
 from ociproxy.oci.manifest import ImageManifest, MalformedManifest, parse_manifest
 from ociproxy.store.read_only import BlobFile
 
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Config
     from ociproxy.fetch.download.fill import Fill, Fills
     from ociproxy.fetch.isolation import Isolation
+    from ociproxy.fetch.upstreams.requests import Requests
+    from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import Descriptor, ManifestHolder
@@ -38,9 +43,10 @@ if TYPE_CHECKING:
 _KNOWN_SIZES: Final = 65_536
 _COMPLETE_IMAGES: Final = 8192
 _BLOBS_AHEAD: Final = 1024
-"""Blobs of one image that are fetched before anybody asks; no honest image has as many."""
+"""Blobs of one image that are fetched before a client asks; no honest image has as many."""
 _LOOKS: Final = 8
-"""Copies of a blob, in the store and in bundles, that may be damaged, or written to meanwhile."""
+"""Copies of a blob, in the store and in bundles, that are looked at before giving up: each may be
+damaged, or written to while it is verified."""
 
 
 class BlobPuller:
@@ -50,12 +56,16 @@ class BlobPuller:
         self,
         store: Store,
         upstreams: Upstreams,
+        requests: Requests,
+        threads: StoreThreads,
         fills: Fills,
         isolation: Isolation,
         config: Config,
     ) -> None:
         self._store = store
         self._upstreams = upstreams
+        self._requests = requests
+        self._threads = threads
         self._fills = fills
         self._isolation = isolation
         self._config = config
@@ -66,11 +76,11 @@ class BlobPuller:
     async def pull(
         self, repository: Repository, digest: Digest
     ) -> tuple[BlobFile | Fill, CacheStatus]:
-        """The stored blob, open, or a fill that has started to bring it.
+        """The stored blob, open, or a fill whose size is known.
 
         Raises BlobUnknown, UpstreamError kinds, IntegrityError kinds, Busy or StoreError.
         """
-        await self._isolation.permit(repository, digest)
+        await self._isolation.check_allowed(repository, digest)
         return await self._pull(repository, digest)
 
     async def _pull(
@@ -87,11 +97,11 @@ class BlobPuller:
         except (BlobUnknown, UpstreamError):
             if fill.repository == repository:
                 raise
-            # That was the answer to somebody else's question, under another name.
+            # That was the answer for another repository's client: ask for this one.
             fill, status = self._start(repository, digest), FILL
             await self._started(fill, repository.registry)
         if fill.done:
-            # It ended before this reader got its turn: the store has the blob now.
+            # The fill ended before this task ran again: the store has the blob now.
             found = await self._find(digest)
             if found is not None:
                 return found, status
@@ -100,10 +110,11 @@ class BlobPuller:
     async def ensure(
         self, repository: Repository, blob: Descriptor, received: Callable[[int, bool], None]
     ) -> None:
-        """Until the blob is stored and verified; one that came damaged is awaited once more.
+        """Wait until the blob is stored and verified, also through the second try of a fill whose
+        bytes were wrong.
 
-        `received` hears how many bytes a fill that ended has brought, and whether it was begun
-        here. Raises what `pull` does, and SizeMismatch where the descriptor does not tell the size.
+        `received` is told how many bytes an ended fill has brought, and whether this call began
+        it. Raises what `pull` does, and SizeMismatch where the descriptor's size is wrong.
         """
         partition = self._config.partition(repository.registry)
         self._sizes.put((partition, blob.digest), blob.size)
@@ -123,7 +134,7 @@ class BlobPuller:
             raise SizeMismatch(f"blob {blob.digest}", blob.size, found.size)
 
     def arrived(self, repository: Repository, digest: Digest) -> int:
-        """Bytes that are here of a blob that this process is fetching; 0 of any other."""
+        """Bytes that have arrived of a blob that this process is fetching; 0 for any other blob."""
         fill = self._fills.running(digest, self._config.partition(repository.registry))
         return 0 if fill is None else fill.download.bytes_resumed + fill.download.bytes_fetched
 
@@ -133,8 +144,8 @@ class BlobPuller:
         return self._fills.bytes_fetched
 
     async def size(self, repository: Repository, digest: Digest) -> tuple[int, CacheStatus]:
-        """Bytes of a blob; where it is not stored the upstream is asked, and nothing is fetched."""
-        await self._isolation.permit(repository, digest)
+        """Bytes of a blob. Where it is not stored the upstream is asked, but sends no body."""
+        await self._isolation.check_allowed(repository, digest)
         size = self._store.blobs.find_size(digest)
         if size is not None:
             return size, HIT
@@ -143,8 +154,8 @@ class BlobPuller:
         if fill is not None:
             await self._started(fill, repository.registry)
             return fill.size or self._store.blobs.find_size(digest) or 0, FOLLOW
-        self._refuse_offline(digest)
-        size = await self._upstreams.ask(
+        self._upstreams.check_online(BlobUnknown, digest)
+        size = await self._requests.call(
             repository,
             ("blob", repository, digest),
             lambda backend: backend.stat_blob(repository, digest),
@@ -152,16 +163,16 @@ class BlobPuller:
         self._sizes.put((partition, digest), size)
         return size, PASSED_ON
 
-    def complete(self, repository: Repository, image: ManifestHolder) -> None:
-        """Fetch in the background what the store lacks of an image that somebody is pulling."""
+    def prefetch(self, repository: Repository, image: ManifestHolder) -> None:
+        """Fetch in the background the blobs that the store lacks of an image a client pulls."""
         digest = image.descriptor.digest
-        if self._complete.get(digest) or self._config.serve.offline:
+        if self._complete.get(digest) or self._upstreams.offline:
             return
         try:
             # Not `image.manifest`: the hot copy would keep the parsed document beyond its weight.
             manifest = image.parsed or parse_manifest(image.raw, image.descriptor.media_type)
         except MalformedManifest:
-            return  # the tag's record calls it what it is not; its bytes are served anyway
+            return  # the tag's record has a wrong media type; the bytes are served all the same
         if not isinstance(manifest, ImageManifest):
             return
         missing = [b for b in manifest.blobs if self._store.blobs.find_size(b.digest) is None]
@@ -173,7 +184,7 @@ class BlobPuller:
             self._fills.queue(blob, partition, partial(self._start_missing, repository, blob))
 
     async def _find(self, digest: Digest) -> BlobFile | None:
-        """A verified blob. Raises StoreError for one that is written to all the time."""
+        """A verified blob, open. Raises StoreError for one that is written to all the time."""
         for _ in range(_LOOKS):
             found = self._store.blobs.find(digest)
             if found is None or found.sealed:
@@ -184,40 +195,36 @@ class BlobPuller:
                 verifying = asyncio.create_task(self._verify(digest, found.layer))
                 self._verifying[digest] = verifying
                 verifying.add_done_callback(partial(self._verified, digest))
-            # Others may be waiting for the same answer.
+            # Shielded: other clients wait for the same verification.
             await asyncio.shield(verifying)
         raise StoreError(self._store.blobs.path(digest), "changes while it is read")
 
     async def _verify(self, digest: Digest, layer: ReadOnlyContent | None) -> None:
-        """One at a time for one blob: who waits for it takes no thread."""
+        """One at a time for one blob: clients that wait for it take no thread."""
         try:
-            await self._upstreams.call(partial(self._store.blobs.verify, digest, layer))
+            await self._threads.run(partial(self._store.blobs.verify, digest, layer))
         except IntegrityError as exc:
             log.event(logging.ERROR, "damaged blob", digest=digest, reason=exc)
 
     def _verified(self, digest: Digest, verifying: asyncio.Task[None]) -> None:
         del self._verifying[digest]
-        # Whoever waited may have gone.
+        # asyncio complains about an outcome that is never taken, and the clients may have left.
         _ = verifying.cancelled() or verifying.exception()
 
     def _start(self, repository: Repository, digest: Digest, *, background: bool = False) -> Fill:
-        self._refuse_offline(digest)
+        self._upstreams.check_online(BlobUnknown, digest)
         key = ("blob", repository, digest)
-        refusal = self._upstreams.refusal(key)
-        if refusal is not None:
-            raise refusal.with_traceback(None)
+        self._requests.check_refused(key)
         if not background:
             self._fills.check_room(self._config.partition(repository.registry))
-        # The last question before it starts: it may count on this fill to find out.
+        # The last check before the start: the breaker counts on this fill as its probe.
         self._upstreams.check(repository)
-        upstream = self._upstreams.upstream(repository.registry)
         partition = self._config.partition(repository.registry)
         return self._fills.start(
             repository,
             digest,
             partition=partition,
             backend=self._upstreams.backend(repository.registry),
-            connections=upstream.connections,
             size=self._sizes.get((partition, digest)),
             ended=lambda error: self._learn(repository.registry, key, error),
         )
@@ -229,21 +236,17 @@ class BlobPuller:
 
     def _learn(self, registry: str, key: object, error: OciProxyError | None) -> None:
         if error is not None:
-            self._upstreams.keep_refusal(key, error)
-        self._upstreams.note(registry, error)
+            self._requests.keep_refusal(key, error)
+        self._upstreams.record_result(registry, error)
 
     async def _started(self, fill: Fill, registry: str) -> None:
-        """`fill.started`, not waited for where the upstream has been away and probably still is."""
+        """Wait for `fill.started`; for PROBE_WAIT only where the upstream was away until now."""
         try:
-            async with asyncio.timeout(self._upstreams.wait_limit(registry)):
+            async with asyncio.timeout(self._upstreams.probe_wait(registry)):
                 await fill.started()
         except TimeoutError as exc:
             raise still_away(registry) from exc
-        self._upstreams.note(registry, None)
-
-    def _refuse_offline(self, digest: Digest) -> None:
-        if self._config.serve.offline:
-            raise BlobUnknown(digest, "not stored, and this mirror is offline")
+        self._upstreams.record_result(registry, None)
 
 
 async def _finished(fill: Fill, status: CacheStatus, received: Callable[[int, bool], None]) -> None:

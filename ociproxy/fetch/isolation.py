@@ -17,6 +17,8 @@ from ociproxy.store.membership import Membership
 
 if TYPE_CHECKING:
     from ociproxy.config.settings import Config
+    from ociproxy.fetch.upstreams.requests import Requests
+    from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
@@ -29,11 +31,19 @@ _CONSENTS: Final = 16_384
 class Isolation:
     """Belongs to one event loop."""
 
-    def __init__(self, store: Store, upstreams: Upstreams, config: Config) -> None:
+    def __init__(
+        self,
+        store: Store,
+        upstreams: Upstreams,
+        requests: Requests,
+        threads: StoreThreads,
+        config: Config,
+    ) -> None:
         self._active = config.isolated
-        self._offline = config.serve.offline
         self._store = store
         self._upstreams = upstreams
+        self._requests = requests
+        self._threads = threads
         self._membership = Membership(store.refs, store.manifests)
         self._consents: BoundedCache[tuple[Repository, Digest], bool] = BoundedCache(_CONSENTS)
 
@@ -41,7 +51,7 @@ class Isolation:
         """Whether a stored manifest may be served under this repository without asking."""
         return not self._active or self._store.refs.find_manifest(repository, digest) is not None
 
-    async def permit(self, repository: Repository, blob: Digest) -> None:
+    async def check_allowed(self, repository: Repository, blob: Digest) -> None:
         """Returns where a blob may be served under this repository, stored or not.
 
         Raises BlobUnknown, or what the upstream's refusal to say so is, or StoreError.
@@ -50,14 +60,12 @@ class Isolation:
             return
         found = self._membership.refers(repository, blob)
         if found is None:
-            found = await self._upstreams.call(lambda: self._membership.read(repository, blob))
+            found = await self._threads.run(lambda: self._membership.read(repository, blob))
         if found or self._consents.get((repository, blob)):
             return
-        if self._offline:
-            raise BlobUnknown(
-                blob, f"no manifest of {repository} refers to it, and this mirror is offline"
-            )
-        await self._upstreams.ask(
+        reason = f"no manifest of {repository} refers to it"
+        self._upstreams.check_online(BlobUnknown, blob, reason)
+        await self._requests.call(
             repository,
             ("blob", repository, blob),
             lambda backend: backend.stat_blob(repository, blob),

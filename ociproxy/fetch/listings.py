@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
@@ -18,12 +17,14 @@ from ociproxy import log
 from ociproxy.errors import ManifestUnknown, NameUnknown, OciProxyError
 from ociproxy.fetch.backend import Listing
 from ociproxy.fetch.cache_status import HIT, PASSED_ON, CacheStatus, stale_because
+from ociproxy.fetch.tags import page_of_tags
 from ociproxy.oci.manifest import OCI_INDEX, Descriptor, Index, MalformedManifest, parse_manifest
 from ociproxy.oci.reference import Reference
 
 if TYPE_CHECKING:
-    from ociproxy.config.settings import Config
     from ociproxy.fetch.manifests import ManifestPuller
+    from ociproxy.fetch.tags import TagsQuery
+    from ociproxy.fetch.upstreams.requests import Requests
     from ociproxy.fetch.upstreams.upstreams import Upstreams
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
@@ -32,32 +33,24 @@ if TYPE_CHECKING:
 _FILTER = "artifactType"
 
 
-@dataclass(frozen=True, slots=True)
-class TagsQuery:
-    """`n` and `last` as the client sent them; n is None without a limit."""
-
-    n: int | None = None
-    last: str = ""
-
-    def encode(self) -> str:
-        pairs = [("n", str(self.n))] if self.n is not None else []
-        return urlencode(pairs + ([("last", self.last)] if self.last else []))
-
-
 class ListingPuller:
     """Belongs to one event loop."""
 
     def __init__(
-        self, store: Store, upstreams: Upstreams, manifests: ManifestPuller, config: Config
+        self,
+        store: Store,
+        upstreams: Upstreams,
+        requests: Requests,
+        manifests: ManifestPuller,
     ) -> None:
         self._store = store
         self._upstreams = upstreams
+        self._requests = requests
         self._manifests = manifests
-        self._config = config
 
     async def tags(self, repository: Repository, query: TagsQuery) -> tuple[Listing, CacheStatus]:
         """Raises NameUnknown, UpstreamError kinds or StoreError."""
-        if not self._config.serve.offline:
+        if not self._upstreams.offline:
             try:
                 return await self._ask(repository, "tags/list", query.encode()), PASSED_ON
             except OciProxyError as exc:
@@ -65,11 +58,11 @@ class ListingPuller:
                     raise
                 status = stale_because(exc)
                 log.event(logging.WARNING, "serving stale", reference=repository, reason=exc)
-        elif self._store.refs.has_repository(repository):
-            status = HIT
         else:
-            raise NameUnknown(str(repository), "not stored, and this mirror is offline")
-        return self._cached_tags(repository, query), status
+            if not self._store.refs.has_repository(repository):
+                self._upstreams.check_online(NameUnknown, str(repository))
+            status = HIT
+        return page_of_tags(repository, self._store.refs.tags(repository), query), status
 
     async def referrers(
         self, repository: Repository, subject: Digest, artifact_type: str
@@ -77,7 +70,7 @@ class ListingPuller:
         """An index of what refers to the subject; an empty one where nothing does, or nothing is
         known."""
         cached = self._store.refs.referrers(repository, subject)
-        if self._config.serve.offline:
+        if self._upstreams.offline:
             return _index(cached, artifact_type), HIT
         query = urlencode({_FILTER: artifact_type}) if artifact_type else ""
         try:
@@ -94,7 +87,7 @@ class ListingPuller:
         return listing, PASSED_ON
 
     async def _ask(self, repository: Repository, path: str, query: str) -> Listing:
-        return await self._upstreams.ask(
+        return await self._requests.call(
             repository,
             ("listing", repository, path, query),
             lambda backend: backend.fetch_listing(repository, path, query),
@@ -111,15 +104,6 @@ class ListingPuller:
             return _index([], artifact_type), status
         listing = Listing(answer.raw or b"", answer.descriptor.media_type)
         return _filtered(listing, artifact_type), answer.status
-
-    def _cached_tags(self, repository: Repository, query: TagsQuery) -> Listing:
-        tags = [tag for tag in self._store.refs.tags(repository) if tag > query.last]
-        page = tags if query.n is None else tags[: query.n]
-        following = ""
-        if query.n and len(page) < len(tags):
-            following = TagsQuery(query.n, page[-1]).encode()
-        body = json.dumps({"name": repository.name, "tags": page}).encode()
-        return Listing(body, "application/json", next_query=following)
 
 
 def _filtered(listing: Listing, artifact_type: str) -> Listing:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from ociproxy.fetch.backend import Backend
     from ociproxy.fetch.blobs import BlobPuller
     from ociproxy.fetch.isolation import Isolation
+    from ociproxy.fetch.upstreams.requests import Requests
+    from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
     from ociproxy.oci.manifest import Descriptor, ManifestHolder
     from ociproxy.oci.reference import Repository
@@ -60,6 +62,8 @@ class ManifestPuller:
         self,
         store: Store,
         upstreams: Upstreams,
+        requests: Requests,
+        threads: StoreThreads,
         blobs: BlobPuller,
         isolation: Isolation,
         config: Config,
@@ -68,6 +72,8 @@ class ManifestPuller:
     ) -> None:
         self._store = store
         self._upstreams = upstreams
+        self._requests = requests
+        self._threads = threads
         self._blobs = blobs
         self._isolation = isolation
         self._config = config
@@ -127,7 +133,7 @@ class ManifestPuller:
 
     def _has_expired(self, reference: Reference, record: TagRecord | None) -> bool:
         """Only what a tag stands for can; a digest is for ever."""
-        if record is None or self._config.serve.offline:
+        if record is None or self._upstreams.offline:
             return False
         ttl = self._ttls.get(reference)
         if ttl is None:
@@ -140,7 +146,7 @@ class ManifestPuller:
     async def _from_upstream(self, reference: Reference, *, body: bool) -> ManifestAnswer:
         if not body:
             return ManifestAnswer(await self._resolve(reference), None, PASSED_ON)
-        status = MISS_COLLAPSED if self._upstreams.is_asking(_fetching(reference)) else MISS
+        status = MISS_COLLAPSED if self._requests.is_running(_fetching(reference)) else MISS
         holder = await self._fetch(reference)
         return self._answer(reference.repository, holder, status, body=body)
 
@@ -185,7 +191,7 @@ class ManifestPuller:
         if descriptor.digest != stored.descriptor.digest:
             # The tag moves once the new manifest is here: until then the old one can be served.
             stored = await self._fetch(Reference(reference.repository, digest=descriptor.digest))
-            await self._upstreams.call(lambda: self._record(reference, stored.descriptor))
+            await self._threads.run(lambda: self._record(reference, stored.descriptor))
             status = UPDATED
         self._paused.drop(reference)
         return stored, status
@@ -202,7 +208,7 @@ class ManifestPuller:
         self, repository: Repository, holder: ManifestHolder, status: CacheStatus, *, body: bool
     ) -> ManifestAnswer:
         if body and holder.descriptor.is_image:
-            self._blobs.complete(repository, holder)
+            self._blobs.prefetch(repository, holder)
         return ManifestAnswer(holder.descriptor, holder.raw, status)
 
     async def _resolve(self, reference: Reference, stored: Descriptor | None = None) -> Descriptor:
@@ -214,8 +220,8 @@ class ManifestPuller:
                 self._record(reference, stored or descriptor)
             return descriptor
 
-        self._refuse_offline(reference)
-        return await self._upstreams.ask(reference.repository, ("resolve", reference), question)
+        self._upstreams.check_online(ManifestUnknown, reference)
+        return await self._requests.call(reference.repository, ("resolve", reference), question)
 
     async def _fetch(self, reference: Reference) -> ManifestHolder:
         """GET at the upstream, into the store; by tag, the tag's record last."""
@@ -226,12 +232,8 @@ class ManifestPuller:
             self._record(reference, holder.descriptor)
             return holder
 
-        self._refuse_offline(reference)
-        return await self._upstreams.ask(reference.repository, _fetching(reference), question)
-
-    def _refuse_offline(self, reference: Reference) -> None:
-        if self._config.serve.offline:
-            raise ManifestUnknown(reference, "not stored, and this mirror is offline")
+        self._upstreams.check_online(ManifestUnknown, reference)
+        return await self._requests.call(reference.repository, _fetching(reference), question)
 
     def _record(self, reference: Reference, descriptor: Descriptor) -> None:
         if reference.tag is None:

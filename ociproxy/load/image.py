@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ociproxy.fetch.backend import Backend
-    from ociproxy.fetch.upstreams.upstreams import Upstreams
+    from ociproxy.fetch.retry import ImageRetry, Progress
+    from ociproxy.fetch.upstreams.requests import Requests
     from ociproxy.load.imagelist import Wanted
-    from ociproxy.load.retry import Progress, Retry
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import Descriptor, Manifest, ManifestHolder
     from ociproxy.oci.platform import Platform
@@ -73,10 +73,10 @@ class UpstreamImages:
     """Belongs to one event loop."""
 
     def __init__(
-        self, store: Store, upstreams: Upstreams, retry: Retry, *, referrers: bool
+        self, store: Store, requests: Requests, retry: ImageRetry, *, referrers: bool
     ) -> None:
         self._store = store
-        self._upstreams = upstreams
+        self._requests = requests
         self._retry = retry
         self._referrers = referrers
 
@@ -84,7 +84,7 @@ class UpstreamImages:
         """Raises ManifestUnknown, NameUnknown, UpstreamError kinds or IntegrityError kinds."""
         walk = _Walk(
             self._store,
-            self._upstreams,
+            self._requests,
             self._retry,
             progress,
             wanted,
@@ -99,15 +99,15 @@ class _Walk:
     def __init__(
         self,
         store: Store,
-        upstreams: Upstreams,
-        retry: Retry,
+        requests: Requests,
+        retry: ImageRetry,
         progress: Progress,
         wanted: Wanted,
         *,
         referrers: bool,
     ) -> None:
         self._store = store
-        self._upstreams = upstreams
+        self._requests = requests
         self._retry = retry
         self._progress = progress
         self._wanted = wanted
@@ -287,7 +287,7 @@ class _Walk:
         return await self._retry.run(
             self._repository.registry,
             self._progress,
-            lambda: self._upstreams.ask(self._repository, key, question),
+            lambda: self._requests.call(self._repository, key, question),
         )
 
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from ociproxy.clock import SystemClock
 from ociproxy.errors import ManifestUnknown, OciProxyError, StoreError
+from ociproxy.fetch.retry import ImageRetry, Progress
 from ociproxy.load.image import UpstreamImage, UpstreamImages
 from ociproxy.load.progress import ActiveImage, LoadProgress, Summary
-from ociproxy.load.retry import Progress, Retry
 from ociproxy.load.tasks import all_of
 from ociproxy.oci.manifest import ImageManifest, Index
 from ociproxy.oci.platform import choose
@@ -84,14 +84,14 @@ class Loader:
         self._watcher = watcher
         self._fail_fast = fail_fast
         self._clock = clock or SystemClock()
-        self._retry = Retry(
+        self._retry = ImageRetry(
             config.load.pull_timeout,
             wait_max=config.fetch.retry_wait_max,
             clock=self._clock,
             waiting=watcher.waiting,
         )
         self._images = UpstreamImages(
-            self._store, engine.upstreams, self._retry, referrers=referrers
+            self._store, engine.requests, self._retry, referrers=referrers
         )
         self.progress = LoadProgress(engine.blobs.arrived)
         self._stopped = False
@@ -156,7 +156,7 @@ class Loader:
     async def _load(self, active: ActiveImage) -> UpstreamImage:
         image = await self._find(active)
         await all_of(self._fill(active, blob) for blob in image.blobs.values())
-        await self._engine.upstreams.call(lambda: self._publish(active.wanted, image))
+        await self._engine.threads.run(lambda: self._publish(active.wanted, image))
         return image
 
     async def _fill(self, active: ActiveImage, blob: Descriptor) -> None:

@@ -15,9 +15,9 @@ from ociproxy.errors import IntegrityError, OciProxyError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ociproxy.fetch.retry import Progress
     from ociproxy.load.image import UpstreamImage
     from ociproxy.load.imagelist import Wanted
-    from ociproxy.load.retry import Progress
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
 

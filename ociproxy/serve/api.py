@@ -89,7 +89,7 @@ class RegistryApi:
     async def _ready(self) -> web.Response:
         try:
             if not self._offline:
-                await self._engine.upstreams.call(self._engine.store.check_room)
+                await self._engine.threads.run(self._engine.store.check_room)
         except StoreError as exc:
             return _text(503, f"{exc}\n")
         return _text(200, "ok\n")
@@ -114,7 +114,7 @@ class RegistryApi:
                     },
                 )
             target = parse_path(request.raw_path, self._default_upstream)
-            self._engine.upstreams.permit(target.repository)
+            self._engine.upstreams.check_allowed(target.repository)
             if target.reference is not None:
                 answer = stored_manifest(self._engine, request, target.reference)
             if answer is None:

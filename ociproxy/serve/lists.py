@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from yarl import URL
 
-from ociproxy.fetch.listings import TagsQuery
+from ociproxy.fetch.tags import TagsQuery
 from ociproxy.oci.digest import Digest
 from ociproxy.serve.answer import Answer
 from ociproxy.serve.errors import QueryInvalid

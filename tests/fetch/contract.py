@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
+from ociproxy.config.settings import Fetch
 from ociproxy.errors import (
     BlobUnknown,
     DigestMismatch,
@@ -19,10 +22,13 @@ from ociproxy.errors import (
     UpstreamRateLimited,
     UpstreamUnavailable,
 )
-from ociproxy.fetch.backend import Backend, BlobStream
+from ociproxy.fetch.backend import Backend
+from ociproxy.fetch.download.connections import BlobStream
+from ociproxy.fetch.download.download import Download, State
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE
 from ociproxy.oci.reference import Reference, Repository
+from ociproxy.store.store import Store
 from tests.images import (
     DOCKER_MANIFEST,
     OCI_LAYER,
@@ -40,6 +46,8 @@ from tests.images import (
 from tests.upstream import FakeUpstream
 from tests.upstream_auth import TokenAuth
 from tests.upstream_faults import HTML, Fault, too_many_requests
+
+_THREADS = ThreadPoolExecutor(16)
 
 IMAGES = {
     "OCI index": multi_platform(),
@@ -74,6 +82,34 @@ def read_all(stream: BlobStream, limit: int = 64 * 1024) -> bytes:
     return bytes(data)
 
 
+def new_download(repository: Repository, digest: Digest, store: Store) -> Download:
+    """One that gives up at the first broken connection."""
+    return Download(
+        repository,
+        digest,
+        store,
+        Fetch(retries=1, blob_limit=1 << 30),
+        partition="",
+        expected_size=None,
+        notify=lambda: None,
+        spawn=_THREADS.submit,
+    )
+
+
+def run(download: Download, backend: Backend) -> bytes:
+    """What is in the store then."""
+    try:
+        download.run(backend)
+        with os.fdopen(download.duplicate_file(), "rb") as file:
+            return file.read()
+    finally:
+        download.close()
+
+
+def fetch_blob(backend: Backend, repository: Repository, digest: Digest, store: Store) -> bytes:
+    return run(new_download(repository, digest, store), backend)
+
+
 def hold(
     upstream: FakeUpstream, backend: Backend, blob: Content, name: str = "team/app"
 ) -> Content:
@@ -95,6 +131,10 @@ class BackendContract(ABC):
     @abstractmethod
     def open_backend(self, upstream: FakeUpstream) -> Backend:
         """A backend for this upstream, with short time-outs; the fixture closes it."""
+
+    @pytest.fixture(autouse=True)
+    def _store(self, tmp_path: Path) -> None:
+        self.store = Store(tmp_path / "store")
 
     @pytest.fixture
     def backend(self, upstream: FakeUpstream) -> object:
@@ -183,24 +223,20 @@ class BackendContract(ABC):
 
     # Blobs
 
-    def test_blob_whole_and_in_part(self, upstream: FakeUpstream, backend: Backend) -> None:
+    def test_blob(self, upstream: FakeUpstream, backend: Backend) -> None:
         blob = hold(upstream, backend, random_blob(300_000))
         where = (repository(upstream), digest(blob))
         assert backend.stat_blob(*where) == blob.size
-        for start, stop in ((0, None), (0, 1), (1, None), (100_000, 200_000), (299_999, 300_000)):
-            stream = backend.open_blob(*where, start=start, stop=stop)
-            assert stream.size == blob.size
-            data = read_all(stream)
-            assert data == blob.data[stream.start : stream.stop]
-            assert stream.start == start
-            assert stream.stop == (blob.size if stop is None else stop)
+        download = new_download(*where, self.store)
+        assert run(download, backend) == blob.data
+        assert (download.state, download.size) == (State.VERIFIED, blob.size)
+        assert download.bytes_fetched == blob.size
 
     def test_empty_blob(self, upstream: FakeUpstream, backend: Backend) -> None:
         blob = hold(upstream, backend, content(b"", OCI_LAYER))
         where = (repository(upstream), digest(blob))
         assert backend.stat_blob(*where) == 0
-        assert read_all(backend.open_blob(*where)) == b""
-        assert read_all(backend.open_blob(*where, stop=1000)) == b""
+        assert fetch_blob(backend, *where, self.store) == b""
 
     def test_unknown_blob(self, upstream: FakeUpstream, backend: Backend) -> None:
         upstream.add("team/app", image())
@@ -208,29 +244,35 @@ class BackendContract(ABC):
         with pytest.raises(BlobUnknown):
             backend.stat_blob(repository(upstream), absent)
         with pytest.raises(BlobUnknown):
-            backend.open_blob(repository(upstream), absent)
+            fetch_blob(backend, repository(upstream), absent, self.store)
 
     @pytest.mark.parametrize("cut", [0, 1, 100_000, 299_999])
     def test_cut_blob(self, upstream: FakeUpstream, backend: Backend, cut: int) -> None:
         blob = hold(upstream, backend, random_blob(300_000))
         upstream.fault("/blobs/", Fault(cut_after=cut))
-        stream = backend.open_blob(repository(upstream), digest(blob))
         with pytest.raises(UpstreamUnavailable):
-            read_all(stream)
+            fetch_blob(backend, repository(upstream), digest(blob), self.store)
+        assert self.store.blobs.find_size(digest(blob)) is None
 
-    def test_abort_ends_a_read(self, upstream: FakeUpstream, backend: Backend) -> None:
+    def test_wrong_bytes_of_a_blob(self, upstream: FakeUpstream, backend: Backend) -> None:
+        blob = hold(upstream, backend, random_blob(300_000))
+        upstream.fault("/blobs/", Fault(flip_at=200_000))
+        with pytest.raises(DigestMismatch):
+            fetch_blob(backend, repository(upstream), digest(blob), self.store)
+        assert self.store.blobs.find_size(digest(blob)) is None
+
+    def test_abort_ends_a_download(self, upstream: FakeUpstream, backend: Backend) -> None:
         blob = hold(upstream, backend, random_blob(300_000))
         upstream.fault("/blobs/", Fault(stall_after=100_000))
-        stream = backend.open_blob(repository(upstream), digest(blob))
-        timer = threading.Timer(0.2, stream.abort)
+        download = new_download(repository(upstream), digest(blob), self.store)
+        timer = threading.Timer(0.2, download.abort)
         timer.start()
         with pytest.raises(UpstreamUnavailable):
-            read_all(stream)
+            run(download, backend)
         timer.join()
-        stream.abort()
+        download.abort()
         with pytest.raises(UpstreamUnavailable):
-            stream.read(1)
-        stream.close()
+            run(download, backend)
 
     # Listings
 
@@ -302,14 +344,15 @@ class BackendContract(ABC):
     def test_many_threads(self, protected: FakeUpstream) -> None:
         upstream, backend = protected, self.open_backend(protected)
         names = [f"team/app-{n}" for n in range(4)]
-        blob = random_blob(200_000)
+        blobs = {name: random_blob(200_000, seed=name) for name in names}
         for name in names:
             upstream.add(name, image(name.replace("/", "-")), tag="v1")
-            hold(upstream, backend, blob, name)
+            hold(upstream, backend, blobs[name], name)
 
         def pull(name: str) -> bool:
             holder = backend.fetch_manifest(reference(upstream, f"{name}:v1"))
-            data = read_all(backend.open_blob(repository(upstream, name), digest(blob)))
+            blob = blobs[name]
+            data = fetch_blob(backend, repository(upstream, name), digest(blob), self.store)
             expected = image(name.replace("/", "-")).digest
             return data == blob.data and str(holder.descriptor.digest) == expected
 

@@ -1,8 +1,10 @@
-"""The connections of one fill: bytes from an upstream into the file that the fill leads.
+"""The HTTP connections of one download: bytes from an upstream into the file that it leads.
 
 A blob of up to one segment is one request. A larger one is fetched segment by segment over one
-connection, and over several as soon as one proves slow, or a reader waits for bytes that nobody is
-fetching. What broke is asked for again from where it stopped.
+connection. More connections help as soon as one proves slow, or when a reader waits for bytes that
+no connection is on its way to. A broken request is asked again from where it stopped.
+
+Tests: tests/fetch/download/test_fill.py, tests/serve/test_fills.py.
 """
 
 from __future__ import annotations
@@ -10,212 +12,192 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from threading import Condition, Event
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy import log
-from ociproxy.errors import (
-    BlobTooLarge,
-    OciProxyError,
-    SizeMismatch,
-    UpstreamInvalid,
-    UpstreamUnavailable,
-)
-from ociproxy.fetch.backend import retrying
-from ociproxy.fetch.download.helpers import Helpers
-from ociproxy.fetch.download.segments import UNKNOWN, Segment, Segments
+from ociproxy.errors import OciProxyError, UpstreamInvalid, UpstreamUnavailable
+from ociproxy.fetch.download.segments import UNKNOWN
+from ociproxy.fetch.retry import resuming, retrying
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
-    from threading import Event, Lock
 
-    from ociproxy.config.settings import Fetch
-    from ociproxy.fetch.backend import BlobStream, OpenBlob
-    from ociproxy.store.staging import Ingest
+    from ociproxy.fetch.download.download import Download
+    from ociproxy.fetch.download.segments import Segment
 
 _CHUNK: Final = 1024 * 1024
 """Bytes asked from a connection at a time; a few of these wait in memory to be hashed. Half as many
 cost a fast upstream a tenth of its speed, twice as many bring nothing (measured on loopback)."""
-_PROGRESS: Final = 256 * 1024
-"""Bytes a broken connection must have brought for the next one not to count as another try."""
 _PATIENCE: Final = 0.5
-"""Seconds one connection may show how fast it is before others help."""
+"""Seconds in which one connection may show how fast it is before others help."""
 _WORTH_HELP: Final = 1.0
-"""Seconds of work that must be left for help to be worth its connections."""
-_CLAIM_SECONDS: Final = 0.5
+"""Seconds of work that must be left for help to be worth its connection."""
+_SEGMENT_SECONDS: Final = 0.5
 """Seconds of one connection's work that a request may be for where a segment is less: a fast
 upstream is not asked again and again."""
+_LOOK: Final = 0.5
+"""Seconds between looks at helpers whose thread has not begun."""
 
 
-@dataclass(frozen=True, slots=True)
-class BlobOrigin:
-    """Where a blob comes from, over how many connections at most; `partition` is who may share its
-    bytes before they are verified (`Config.partition`)."""
+class BlobStream(Protocol):
+    """The body of one blob request, undecoded bytes, read by one thread; `abort` may come from
+    another."""
 
-    upstream: str
-    partition: str
-    open_blob: OpenBlob
-    connections: int
+    @property
+    def size(self) -> int | None:
+        """Bytes of the whole blob as the upstream states them, or None where it does not."""
+
+    @property
+    def start(self) -> int:
+        """Offset of the first byte of the body: 0 where the upstream ignored the range."""
+
+    @property
+    def stop(self) -> int | None:
+        """Offset just past the last byte of the body, or None where the upstream does not say."""
+
+    def read(self, limit: int) -> bytes:
+        """At most `limit` bytes, as soon as some are there; b"" at the end. Raises
+        UpstreamUnavailable when the connection breaks, stalls, or ends before the stated length."""
+
+    def abort(self) -> None:
+        """Make a blocked read return soon; safe from any thread, at any time, more than once."""
+
+    def close(self) -> None:
+        """Give the connection back if the body was read to its end, else drop it."""
 
 
-class Delivered(Exception):
-    """The backend has put the whole blob into the store, and nothing into the ingest."""
+class OpenBlob(Protocol):
+    """Ask for the bytes [start, stop) of the blob; to its end where stop is None."""
+
+    def __call__(self, *, start: int, stop: int | None) -> BlobStream: ...
 
 
 class _NoHelp(Exception):
-    """Another connection brings the whole blob, and would be the only one that does."""
+    """A helper's request brings the whole blob, which the leading connection brings already."""
 
 
-class Transfer:
-    """Fetches what an ingest lacks. `lock` guards the ingest, the plan and the claims, and is
-    held when `learned` is told the size; `progressed` and `arrived` are called without it."""
+class Connections:
+    """A `Fetcher`. `most` is how many connections it may use at the same time. With `tries` 1 the
+    first connection that breaks ends it; with more, so many in a row that brought nothing."""
 
     def __init__(
-        self,
-        ingest: Ingest,
-        source: BlobOrigin,
-        limits: Fetch,
-        *,
-        size: int | None,
-        plan: Segments,
-        lock: Lock,
-        stopped: Event,
-        spawn: Callable[[Callable[[], None]], Future[None]],
-        learned: Callable[[int], None],
-        progressed: Callable[[], None],
-        arrived: Callable[[int, bytes], None],
+        self, download: Download, upstream: str, open_blob: OpenBlob, *, most: int, tries: int
     ) -> None:
-        self._ingest = ingest
-        self._origin = source
-        self._limits = limits
-        self._size = size
-        self._segments = plan
-        self._lock = lock
-        self._stopped = stopped
-        self._learned = learned
-        self._progressed = progressed
-        self._arrived = arrived
-        self._helpers = Helpers(lock, source.connections - 1, spawn)
+        limits = download.limits
+        self._download = download
+        self._assembly = download.assembly
+        self._upstream = upstream
+        self._open_blob = open_blob
+        self._most_helpers = most - 1
+        self._tries = tries
+        self._retries = retrying(tries=tries, wait_max=limits.retry_wait_max, sleep=self._wait)
+        self._ended = Event()
+        self._idle = Condition()
+        """Guards what follows; told whenever a helper or a segment has ended."""
         self._streams: set[BlobStream] = set()
-        self._ranges = True
-        self.bytes_fetched = 0
+        self._helpers: set[Future[None]] = set()
+        self._helper_count = 0
+        self._ranges_work = True
+        self._fetched = 0
         self._began = time.monotonic()
 
     def run(self) -> None:
-        """Returns when all of the blob is in the file. Raises what ended it; nobody writes to the
-        file then. Raises Delivered where there is no more to do."""
+        """Return when every byte is in the file. Raises what ended the leading connection; no
+        other connection writes to the file then."""
+        self._began = time.monotonic()
         try:
-            self._check_size(self._size or 0)
-            self._fetch_all()
+            while True:
+                self._work(helping=False)
+                self._wait_for_helpers(lambda: not self._assembly.is_all_taken)
+                if self._helper_count == 0 and self._assembly.is_all_taken:
+                    return
         except BaseException:
-            self._stopped.set()
             self.abort()
-            self._helpers.wait()
+            self._wait_for_helpers(lambda: False)
             raise
 
     def abort(self) -> None:
-        """End every connection; whoever calls has set `stopped`."""
-        with self._lock:
+        self._ended.set()
+        with self._idle:
             streams = list(self._streams)
         for stream in streams:
             stream.abort()
 
-    def help_at(self, offset: int) -> None:
-        """A reader waits for this byte: with another connection, if no other is on its way."""
-        with self._lock:
-            helping = (
-                self._size is not None
-                and not self._segments.is_coming(self._ingest.ranges, offset)
-                and self._take_helper()
-            )
-        if helping:
-            self._helpers.call(self._help)
+    def help(self) -> None:
+        """Start another connection, if one may and could help."""
+        with self._idle:
+            if self._helper_count >= self._most_helpers:
+                return
+            if not self._ranges_work or self._ended.is_set() or self._assembly.is_all_taken:
+                return
+            self._helper_count += 1
+        try:
+            helper = self._download.spawn(self._run_helper)
+        except RuntimeError:
+            self._helper_ended()  # the threads are being shut down
+            return
+        with self._idle:
+            self._helpers.add(helper)
+        helper.add_done_callback(self._helper_ended)
 
-    def _fetch_all(self) -> None:
-        while True:
-            self._work(helping=False)
-            self._helpers.wait(lambda: not self._is_all_taken())
-            with self._lock:
-                if self._helpers.count == 0 and self._is_all_taken():
-                    return
+    # One connection
 
     def _work(self, *, helping: bool) -> None:
-        limits = self._limits
-        attempts = retrying(tries=limits.retries, wait_max=limits.retry_wait_max, sleep=self._sleep)
         while (segment := self._take_segment()) is not None:
             try:
                 while segment.start < segment.stop:
-                    attempts(self._stream, segment, helping)
+                    self._retries(self._request, segment, helping)
             finally:
-                with self._helpers.idle:
-                    self._segments.release(segment)
-                    self._helpers.idle.notify_all()
+                self._assembly.release(segment)
+                with self._idle:
+                    self._idle.notify_all()
 
-    def _sleep(self, seconds: float) -> None:
-        self._stopped.wait(seconds)
+    def _take_segment(self) -> Segment | None:
+        most = self._rate() * _SEGMENT_SECONDS / (1 + self._helper_count)
+        return self._assembly.take(int(most))
 
-    def _help(self) -> None:
-        """Another connection. Its failure is not the fill's: the leading one takes over what is
-        left."""
-        try:
-            with contextlib.suppress(Delivered, _NoHelp):
-                self._work(helping=True)
-        except OciProxyError as exc:
-            log.event(logging.DEBUG, "connection lost", digest=self._ingest.digest, reason=exc)
-
-    def _stream(self, segment: Segment, helping: bool) -> None:
+    def _request(self, segment: Segment, helping: bool) -> None:
         """One request: as much of the segment as it brings."""
-        self._check_stopped()
-        whole = segment.start == 0 and segment.stop == self._size
-        stream = self._origin.open_blob(start=segment.start, stop=None if whole else segment.stop)
-        with self._lock:
+        self._check_running()
+        whole = segment.start == 0 and segment.stop == self._download.size
+        stream = self._open_blob(start=segment.start, stop=None if whole else segment.stop)
+        with self._idle:
             self._streams.add(stream)
         first = segment.start
         try:
-            self._learn(stream, segment)
-            if stream.deliver():
-                self.bytes_fetched += self._size or 0
-                raise Delivered
+            self._take_head(stream, segment)
             if helping and stream.start != segment.start:
                 raise _NoHelp
             self._receive(stream, segment)
         except UpstreamUnavailable as exc:
-            if segment.start - first < _PROGRESS or self._stopped.is_set():
+            if self._ended.is_set() or not resuming(self._tries, segment.start - first):
                 raise
             log.event(
                 logging.WARNING,
                 "resuming",
-                digest=self._ingest.digest,
-                upstream=self._origin.upstream,
+                digest=self._download.digest,
+                upstream=self._upstream,
                 offset=segment.start,
                 reason=exc.reason,
             )
         finally:
-            with self._lock:
+            with self._idle:
                 self._streams.discard(stream)
             stream.close()
 
-    def _learn(self, stream: BlobStream, segment: Segment) -> None:
+    def _take_head(self, stream: BlobStream, segment: Segment) -> None:
         """What the response's head says about the blob."""
-        with self._lock:
-            if stream.size is not None:
-                self._check_size(stream.size)
-                if self._size not in (None, stream.size):
-                    raise SizeMismatch(f"blob {self._ingest.digest}", self._size, stream.size)
-                self._size = stream.size
-            if self._size is not None:
-                self._ingest.set_size(self._size)
-                self._learned(self._size)
-                segment.stop = min(segment.stop, self._size)
-            elif stream.stop is not None:
-                raise UpstreamInvalid(
-                    self._origin.upstream, "sends a range without the blob's size"
-                )
-            if self._end(stream) > segment.stop or stream.start != segment.start:
-                # The upstream ignored the range: this body is the whole blob.
-                self._ranges = False
-        self._progressed()
+        size = self._download.size if stream.size is None else stream.size
+        if size is not None:
+            self._download.learn_size(size)
+            segment.stop = min(segment.stop, size)
+        elif stream.stop is not None:
+            raise UpstreamInvalid(self._upstream, "sends a range without the blob's size")
+        if self._end(stream) > segment.stop or stream.start != segment.start:
+            # The upstream ignored the range: this body is the whole blob.
+            self._ranges_work = False
 
     def _receive(self, stream: BlobStream, segment: Segment) -> None:
         offset = stream.start
@@ -223,86 +205,83 @@ class Transfer:
         while self._goes_on(stream, segment, offset):
             data = stream.read(_CHUNK)
             if not data:
-                if self._size is not None:
-                    raise self._unavailable(f"body ended at byte {offset}")
-                self._ended(offset, segment)
+                if self._download.size is not None:
+                    raise UpstreamUnavailable(self._upstream, f"body ended at byte {offset}")
+                # A body without a stated length has ended: this is the size.
+                self._download.learn_size(offset)
+                segment.stop = offset
                 return
-            self.bytes_fetched += len(data)
+            with self._idle:
+                self._fetched += len(data)
+                self._download.bytes_fetched += len(data)
             stop = offset + len(data)
             while self._goes_on(stream, segment, offset) and segment.start < stop:
-                # Of a body that is more than what was asked for, what is here already is skipped.
-                self._put(segment, data[segment.start - offset : segment.stop - offset])
+                # A body that ignored the range also brings bytes that are here: skip them.
+                self._download.put(segment, data[segment.start - offset : segment.stop - offset])
             offset = stop
-            self._check_stopped()
+            self._check_running()
             self._call_for_help(began)
 
     def _goes_on(self, stream: BlobStream, segment: Segment, offset: int) -> bool:
-        """Whether this body, from offset on, may still bring something of its segment, which is
-        moved on where it is used up."""
+        """Whether this body, from offset on, may still bring bytes that are missing. A used-up
+        segment is moved on to them."""
         if segment.start < segment.stop:
             return True
-        with self._lock:
-            return self._segments.move(segment, self._ingest.ranges, offset, self._end(stream))
+        return self._assembly.move(segment, offset, self._end(stream))
 
     def _end(self, stream: BlobStream) -> int:
         """Where the body ends in the blob."""
-        ends = (UNKNOWN, self._size, stream.stop)
+        ends = (UNKNOWN, self._download.size, stream.stop)
         return min(end for end in ends if end is not None)
 
-    def _put(self, segment: Segment, data: bytes) -> None:
-        start = segment.start
-        self._check_size(start + len(data))
-        self._ingest.write(start, data)
-        with self._lock:
-            segment.start = start + len(data)
-            self._ingest.arrived(start, segment.start, flush=segment.start == segment.stop)
-        self._progressed()
-        self._arrived(start, data)
-
-    def _ended(self, size: int, segment: Segment) -> None:
-        """A body without a stated length has ended: now the size is known."""
-        with self._lock:
-            self._size = segment.stop = size
-            self._ingest.set_size(size)
-            self._learned(size)
-
-    def _take_segment(self) -> Segment | None:
-        with self._lock:
-            most = int(self._rate() * _CLAIM_SECONDS / (1 + self._helpers.count))
-            return self._segments.take(self._ingest.ranges, self._size, most)
-
-    def _is_all_taken(self) -> bool:
-        return self._segments.free_gap(self._ingest.ranges, self._size) is None
-
-    def _take_helper(self) -> bool:
-        """With the lock held: whether another connection may, and could, help."""
-        if not self._ranges or self._stopped.is_set() or self._is_all_taken():
-            return False
-        return self._helpers.take()
+    # Helping connections
 
     def _call_for_help(self, began: float) -> None:
-        elapsed = time.monotonic() - began
-        if elapsed < _PATIENCE or self._size is None or self._helpers.is_full:
+        """Where what is left is more than this connection will bring in a moment."""
+        if time.monotonic() - began < _PATIENCE or self._download.size is None:
             return
-        with self._lock:
-            left = self._size - self._ingest.ranges.total
-            helping = left > self._rate() * _WORTH_HELP and self._take_helper()
-        if helping:
-            self._helpers.call(self._help)
+        if self._assembly.bytes_left > self._rate() * _WORTH_HELP:
+            self.help()
+
+    def _run_helper(self) -> None:
+        """In a thread of its own. A helper's failure is not the download's: the leading connection
+        takes over what is left."""
+        try:
+            with contextlib.suppress(_NoHelp):
+                self._work(helping=True)
+        except OciProxyError as exc:
+            log.event(logging.DEBUG, "connection lost", digest=self._download.digest, reason=exc)
+
+    def _helper_ended(self, helper: Future[None] | None = None) -> None:
+        with self._idle:
+            if helper is not None:
+                self._helpers.discard(helper)
+            self._helper_count -= 1
+            self._idle.notify_all()
+
+    def _wait_for_helpers(self, enough: Callable[[], bool]) -> None:
+        """Until no helper is left, or `enough`.
+
+        Helpers whose turn has not come are cancelled: other downloads that wait for help as this
+        one does may hold their threads.
+        """
+        while True:
+            with self._idle:
+                helpers = list(self._helpers)
+            for helper in helpers:
+                helper.cancel()
+            with self._idle:
+                # A helper that was called just now may not be in the set yet: look again.
+                if self._idle.wait_for(lambda: self._helper_count == 0 or enough(), _LOOK):
+                    return
 
     def _rate(self) -> float:
         """Bytes a second so far, over all connections."""
-        return self.bytes_fetched / max(time.monotonic() - self._began, 0.001)
+        return self._fetched / max(time.monotonic() - self._began, 0.001)
 
-    def _check_stopped(self) -> None:
-        if self._stopped.is_set():
-            raise self._unavailable("shutting down")
+    def _wait(self, seconds: float) -> None:
+        self._ended.wait(seconds)
 
-    def _check_size(self, size: int) -> None:
-        """Of what is said, and of what has come where nothing is."""
-        limit = self._limits.blob_limit
-        if size > limit:
-            raise BlobTooLarge(self._origin.upstream, self._ingest.digest, limit)
-
-    def _unavailable(self, reason: str) -> UpstreamUnavailable:
-        return UpstreamUnavailable(self._origin.upstream, reason)
+    def _check_running(self) -> None:
+        if self._ended.is_set() or self._download.stopped.is_set():
+            raise UpstreamUnavailable(self._upstream, "shutting down")

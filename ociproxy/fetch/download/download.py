@@ -1,7 +1,10 @@
-"""The thread side of a fill: one blob from an upstream into `pulls/`, verified, then committed.
+"""One blob on its way into the store: who fetches it, what has arrived, whether it is right.
 
-One process leads and fetches (`fetch.download.connections`); others follow it on the disk. What is
-there is hashed in order as it comes, and published only when that was right.
+A backend brings the bytes, in a thread of the download's own. The process that holds the lock on
+the file in `pulls/` is the leader: it writes and hashes. Other processes follow: they read the
+leader's file and journal. `Fill` is the same download as the readers in the event loop see it.
+
+Tests: tests/fetch/download/test_fill.py, tests/serve/test_fills.py.
 """
 
 from __future__ import annotations
@@ -9,8 +12,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from threading import Event, Lock
-from typing import TYPE_CHECKING, Final
+from enum import IntEnum
+from threading import Event
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy import log
 from ociproxy.errors import (
@@ -22,9 +26,8 @@ from ociproxy.errors import (
     StoreError,
     UpstreamUnavailable,
 )
-from ociproxy.fetch.download.connections import BlobOrigin, Delivered, Transfer
+from ociproxy.fetch.download.assembly import Assembly
 from ociproxy.fetch.download.hasher import InOrderHasher
-from ociproxy.fetch.download.segments import Segments
 from ociproxy.store.files import store_errors
 
 if TYPE_CHECKING:
@@ -32,232 +35,251 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from ociproxy.config.settings import Fetch
+    from ociproxy.fetch.backend import Backend
+    from ociproxy.fetch.download.segments import Segment
     from ociproxy.oci.digest import Digest
+    from ociproxy.oci.reference import Repository
     from ociproxy.store.staging import Ingest
     from ociproxy.store.store import Store
 
 _FOLLOW_INTERVAL: Final = 0.02
-"""Seconds between looks at what another process has fetched."""
+"""Seconds between a follower's looks at the leader's journal."""
 _WORTH_A_THREAD: Final = 1024 * 1024
-"""Bytes above which a blob is hashed beside the connection, and not by it."""
+"""Bytes from which a blob is hashed by a thread of its own. A connection's thread hashes a smaller
+one sooner than another thread wakes up."""
+
+
+class State(IntEnum):
+    """How far a download is. It only moves forward."""
+
+    STARTING = 0
+    """The size is not known; readers wait for it."""
+    ARRIVING = 1
+    """The size is known; readers may read what has arrived."""
+    WHOLE = 2
+    """All bytes are in the file. The digest is not compared yet."""
+    VERIFIED = 3
+    """The bytes are right; readers may read the last byte."""
+
+
+class Fetcher(Protocol):
+    """What brings the bytes of a download that leads: the connections of the HTTP backend."""
+
+    def run(self) -> None:
+        """Return when all bytes are in the file. Raises what ended it."""
+
+    def abort(self) -> None:
+        """Make `run` end soon; any thread."""
+
+    def help(self) -> None:
+        """A reader waits for bytes that no connection is on its way to; any thread."""
 
 
 class Download:
-    """Public attributes may be read from any thread; `run` is called once, in a thread of its
-    own."""
+    """Any thread may read the public attributes. `run` is called once, in a thread of its own."""
 
     def __init__(
         self,
+        repository: Repository,
         digest: Digest,
-        source: BlobOrigin,
         store: Store,
         limits: Fetch,
         *,
+        partition: str,
         expected_size: int | None,
         notify: Callable[[], None],
         spawn: Callable[[Callable[[], None]], Future[None]],
     ) -> None:
+        """`partition` is who may share the bytes before they are verified (`Config.partition`).
+        `notify` tells the readers of news. `spawn` runs one more connection in a thread."""
         self.digest = digest
-        self.size = expected_size
-        self.started = False
-        self.whole = False
-        """All of it is there, verified or not: what is left is soon over."""
-        self.verified = False
+        self.state = State.STARTING
+        self.limits = limits
+        self.spawn = spawn
+        self.stopped = Event()
+        self.bytes_fetched = 0
+        """Bytes that the upstream has sent for this download, those it sent twice included."""
         self.bytes_resumed = 0
-        self._origin = source
+        self.assembly = Assembly(
+            digest, repository.registry, size=expected_size, segment=limits.segment
+        )
+        self._repository = repository
+        self._partition = partition
         self._store = store
-        self._limits = limits
         self._notify = notify
-        self._spawn = spawn
-        self._lock = Lock()
-        self._stopped = Event()
-        self._segments = Segments(limits.segment)
-        self._ingest: Ingest | None = None
         self._hasher: InOrderHasher | None = None
-        self._transfer: Transfer | None = None
+        self._fetcher: Fetcher | None = None
+
+    # For readers
 
     @property
-    def bytes_fetched(self) -> int:
-        """Bytes that the upstream has sent for it."""
-        return 0 if self._transfer is None else self._transfer.bytes_fetched
-
-    def available(self, offset: int) -> int:
-        """The end of the bytes that can be read from offset. The last byte waits for
-        verification, so that a reader of the whole never gets the whole of something wrong."""
-        with self._lock:
-            if self.size is None:
-                return offset
-            if self.verified:
-                return self.size
-            if self._ingest is None:
-                return offset
-            return max(offset, min(self._ingest.ranges.stop_after(offset), self.size - 1))
+    def size(self) -> int | None:
+        return self.assembly.size
 
     def want(self, offset: int) -> None:
-        """A reader waits for the byte at offset: fetch it first."""
-        with self._lock:
-            self._segments.want(offset)
-            transfer = self._transfer
-        if transfer is not None:
-            transfer.help_at(offset)
-
-    def unwant(self, offset: int) -> None:
-        with self._lock:
-            self._segments.unwant(offset)
+        """A reader waits for the byte at offset: it is fetched first."""
+        needs_help, fetcher = self.assembly.want(offset), self._fetcher
+        if needs_help and fetcher is not None:
+            fetcher.help()
 
     def duplicate_file(self) -> int:
-        """A file descriptor of the bytes that are `available`; the caller closes it."""
-        with self._lock:
-            if self._ingest is not None:
-                return os.dup(self._ingest.file)
+        """A file descriptor of the bytes that are available; the caller closes it."""
+        file = self.assembly.duplicate_file()
+        if file is not None:
+            return file
         path = self._store.blobs.path(self.digest)
         with store_errors(path):
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
+    # For the owner
+
+    def run(self, backend: Backend) -> None:
+        """Return when the blob is in the store. Raises what ended the download."""
+        backend.fetch_blob(self._repository, self.digest, self, tries=self.limits.retries)
+        if self.state is not State.VERIFIED and not self._take_committed():
+            raise self._unavailable("the blob has gone from the store again")
+
     def abort(self) -> None:
         """Stop soon; what has arrived stays in `pulls/`."""
-        self._stopped.set()
-        if self._transfer is not None:
-            self._transfer.abort()
-
-    def run(self) -> None:
-        """Raises what ended the download. Returns when the blob is in the store."""
-        while True:
-            ingest = self._store.staging.lead(self.digest, self._origin.partition)
-            if self._follow() if ingest is None else self._lead(ingest):
-                return
+        self.stopped.set()
+        fetcher = self._fetcher
+        if fetcher is not None:
+            fetcher.abort()
 
     def close(self) -> None:
-        """After `run`: readers keep the descriptors they duplicated."""
-        with self._lock:
-            ingest, self._ingest = self._ingest, None
-        if ingest is not None:
-            ingest.close()
+        """After `run`."""
+        self.assembly.close()
+
+    # For backends
+
+    def learn_size(self, size: int) -> None:
+        """The upstream says how many bytes the blob has. Raises BlobTooLarge or SizeMismatch."""
+        self.check_limit(size)
+        self.assembly.learn_size(size)
+        self._reach(State.ARRIVING)
+        self._start_hasher()
+
+    def check_limit(self, size: int) -> None:
+        """Raises BlobTooLarge for a blob of at least this many bytes."""
+        if size > self.limits.blob_limit:
+            raise BlobTooLarge(self._repository.registry, self.digest, self.limits.blob_limit)
+
+    def put(self, segment: Segment, data: bytes) -> None:
+        """Write the next bytes of a segment, tell the readers, hash. Raises StoreError or
+        BlobTooLarge."""
+        start = segment.start
+        self.check_limit(start + len(data))
+        self.assembly.put(segment, data)
+        self._notify()
+        self.assembly.hash(start, data)
+
+    def wait(self, seconds: float) -> None:
+        """Between two tries: shorter where the download is stopped."""
+        self.stopped.wait(seconds)
+
+    def lead(self, fetcher: Fetcher) -> None:
+        """Fetch the blob, or follow the process that does; return when it is in the store.
+
+        A second call goes on with what the first one brought. Raises what `fetcher` raises,
+        IntegrityError kinds, StoreError or UpstreamUnavailable.
+        """
+        while True:
+            ingest = self.assembly.led or self._store.staging.lead(self.digest, self._partition)
+            if self._follow() if ingest is None else self._fetch(ingest, fetcher):
+                return
+
+    # Leading and following
 
     def _follow(self) -> bool:
         """Another process leads: read along until it is done (True) or gone (False)."""
-        ingest = self._store.staging.follow(self.digest, self._origin.partition)
+        ingest = self._store.staging.follow(self.digest, self._partition)
         if ingest is None:
             return self._store.blobs.find_size(self.digest) is not None
-        self._adopt(ingest)
-        while not self._stopped.wait(_FOLLOW_INTERVAL):
+        self.assembly.adopt(ingest)
+        while not self.stopped.wait(_FOLLOW_INTERVAL):
             led = ingest.is_led()
             committed = self._store.blobs.find_size(self.digest)
-            with self._lock:
-                ingest.refresh()
-                self.size = ingest.size if committed is None else committed
-                self.started = self.size is not None
-            # Another one than is being followed is of no use to those who have read from this one.
+            self.assembly.refresh()
+            if committed is not None:
+                self.assembly.size = committed
+            # A reader of this file cannot go on in another one: wait until the leader is done.
             if committed is not None and (
                 not led or not ingest.ranges.total or ingest.is_committed(self._store.blobs)
             ):
                 return self._take_committed()
-            self._notify()
+            if self.size is not None:
+                self._reach(State.ARRIVING)
             if not led:
                 return False
         raise self._unavailable("shutting down")
 
-    def _lead(self, ingest: Ingest) -> bool:
-        """Fetch it, True; or find that what arrived before belongs to something else, False."""
-        if self._store.blobs.find_size(self.digest) is not None:
-            # Another process was done between our look and our lock.
-            ingest.discard()
-            ingest.close()
+    def _fetch(self, ingest: Ingest, fetcher: Fetcher) -> bool:
+        """This process leads. False where it has to look for a leader anew."""
+        if ingest is not self.assembly.led and not self._begin(ingest):
             return self._take_committed()
-        if self.size is not None and ingest.size not in (None, self.size):
-            # Not emptied: whoever follows this file was promised its bytes.
-            ingest.discard()
-            ingest.close()
-            return False
-        self._adopt(ingest)
-        self.size = self.size if ingest.size is None else ingest.size
-        if self.size is not None:
-            ingest.set_size(self.size)
-        self.bytes_resumed = ingest.ranges.total
         began = time.monotonic()
-        delivered = False
-        hasher = self._hasher = InOrderHasher(self.digest, ingest, self._arrived_until)
+        hasher = self._hasher = InOrderHasher(self.digest, ingest, self.assembly.arrived_until)
+        self.assembly.hash_with(hasher)
+        self._fetcher = fetcher
         try:
-            self._fetch(ingest, hasher)
-            self.whole = True
-            self._notify()
+            self.check_limit(self.size or 0)
+            self._start_hasher()
+            fetcher.run()
+            self._reach(State.WHOLE)
             self._verify(hasher)
-        except Delivered:
-            delivered = True
         except (IntegrityError, StoreError, BlobTooLarge):
             ingest.discard()
             raise
         except OciProxyError:
             if ingest.ranges.total == 0:
                 ingest.discard()
+                self.close()
             raise
         finally:
+            self._fetcher = None
             hasher.stop()
-        if delivered:
-            ingest.discard()
-            return self._take_committed()
-        self.started = self.verified = True
-        self._notify()
+        self._reach(State.VERIFIED)
         ingest.commit(self._store.blobs)
-        seconds = time.monotonic() - began
         log.event(
             logging.INFO,
             "filled",
             digest=self.digest,
-            upstream=self._origin.upstream,
+            upstream=self._repository.registry,
             bytes=self.size,
             resumed=self.bytes_resumed or None,
-            seconds=seconds,
+            seconds=time.monotonic() - began,
         )
         return True
 
+    def _begin(self, ingest: Ingest) -> bool:
+        """Take over what arrived before; False where the file is of no use."""
+        stored = self._store.blobs.find_size(self.digest) is not None
+        if stored or (self.size is not None and ingest.size not in (None, self.size)):
+            # Another process committed the blob between our look and our lock; or the file holds
+            # bytes of another size. It is removed and not emptied: followers read it.
+            ingest.discard()
+            ingest.close()
+            return False
+        self.assembly.adopt(ingest)
+        size = self.size if ingest.size is None else ingest.size
+        if size is not None:
+            self.assembly.learn_size(size)
+        self.bytes_resumed = ingest.ranges.total
+        return True
+
     def _take_committed(self) -> bool:
-        """The blob is in the store: readers go on there. False where it has gone again."""
+        """The blob is in the store: readers go on there. False where it is not."""
         path = self._store.blobs.path(self.digest)
         size = self._store.blobs.find_size(self.digest)
         if size is None:
             return False
-        self._adopt(self._store.staging.open_committed(path, self.digest))
-        self.size = size
-        self.started = self.whole = self.verified = True
-        self._notify()
+        self.assembly.adopt(self._store.staging.open_committed(path, self.digest))
+        self.assembly.size = size
+        self._reach(State.VERIFIED)
         return True
 
-    def _adopt(self, ingest: Ingest) -> None:
-        """Readers see this ingest from now on; those that have read from another file were
-        promised its bytes."""
-        with self._lock:
-            old = self._ingest
-            if old is not None and old.ranges.total and not old.is_same_file(ingest):
-                ingest.close()
-                raise UpstreamUnavailable(
-                    self._origin.upstream, "the process that fetched it gave up"
-                )
-            self._ingest = ingest
-        if old is not None:
-            old.close()
-
-    def _fetch(self, ingest: Ingest, hasher: InOrderHasher) -> None:
-        transfer = Transfer(
-            ingest,
-            self._origin,
-            self._limits,
-            size=self.size,
-            plan=self._segments,
-            lock=self._lock,
-            stopped=self._stopped,
-            spawn=self._spawn,
-            learned=self._learned,
-            progressed=self._notify,
-            arrived=hasher.take,
-        )
-        with self._lock:
-            self._transfer = transfer
-        transfer.run()
-
-    def _learned(self, size: int) -> None:
-        self.size, self.started = size, True
-        if self._hasher is not None and size > _WORTH_A_THREAD:
+    def _start_hasher(self) -> None:
+        if self._hasher is not None and (self.size or 0) > _WORTH_A_THREAD:
             self._hasher.start()
 
     def _verify(self, hasher: InOrderHasher) -> None:
@@ -267,14 +289,10 @@ class Download:
         if actual != self.digest:
             raise DigestMismatch("blob", self.digest, actual)
 
-    def _arrived_until(self, offset: int) -> int:
-        with self._lock:
-            return self._staged().ranges.stop_after(offset)
-
-    def _staged(self) -> Ingest:
-        if self._ingest is None:
-            raise self._unavailable("the download has ended")
-        return self._ingest
+    def _reach(self, state: State) -> None:
+        self.state = max(self.state, state)
+        self.assembly.verified = self.state is State.VERIFIED
+        self._notify()
 
     def _unavailable(self, reason: str) -> UpstreamUnavailable:
-        return UpstreamUnavailable(self._origin.upstream, reason)
+        return UpstreamUnavailable(self._repository.registry, reason)

@@ -1,7 +1,7 @@
-"""Fills: at most one download per digest and partition, whoever asks, under whatever repository.
+"""Fills: at most one download per digest and partition, whichever repository it is asked for.
 
-A `Fill` is the event loop's side of a `Download`: readers wait on it for bytes, each at its own
-pace, and none of them owns it. `Fills` keeps those that are running, and a bounded queue of what to
+A `Fill` is a download as the event loop sees it: readers wait on it for bytes, each at its own
+pace, and none of them owns it. `Fills` keeps the running ones, and a bounded queue of blobs to
 fetch in the background.
 """
 
@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
 from ociproxy.errors import IntegrityError, OciProxyError, UpstreamUnavailable
-from ociproxy.fetch.download.connections import BlobOrigin
-from ociproxy.fetch.download.download import Download
-from ociproxy.fetch.upstreams.threads import LISTED, UNLISTED, Pools
+from ociproxy.fetch.download.download import Download, State
+from ociproxy.fetch.upstreams.threads import LISTED, UNLISTED, UpstreamThreads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,10 +31,10 @@ if TYPE_CHECKING:
 _Key = tuple[str, "Digest"]
 
 _NOTIFY_INTERVAL: Final = 0.02
-"""Seconds between wake-ups of the readers of one fill: enough to batch what a fast upstream
-sends. Shorter ones take processor time from the hashing, which the last byte waits for."""
+"""Seconds between wake-ups of the readers of one fill: long enough to batch what a fast upstream
+sends. More wake-ups take processor time from the hashing, which the last byte waits for."""
 _BACKGROUND_QUEUE: Final = 10_000
-"""Blobs that may wait for a background fill; more are left to the clients' own requests."""
+"""Blobs that may wait for a background fill. Further ones are fetched when a client asks."""
 
 
 class Fill:
@@ -56,26 +55,26 @@ class Fill:
 
     @property
     def size(self) -> int:
-        """Bytes; meaningful once `started` has returned."""
+        """Bytes; the right number once `started` has returned."""
         return self.download.size or 0
 
     async def started(self) -> None:
-        """Until the upstream has answered and the size is known. Raises what ended the fill
-        instead."""
-        while not (self.download.started or self.done):
+        """Wait until the size is known. Raises what ended the fill before that."""
+        while self.download.state is State.STARTING and not self.done:
             await self._change()
 
     async def available(self, offset: int) -> int:
-        """Until there are bytes at offset; returns where they end. Raises what ended the fill."""
-        stop = self.download.available(offset)
+        """Wait for the byte at offset; return the end of the bytes that are there. Raises what
+        ended the fill."""
+        stop = self.download.assembly.available(offset)
         if stop > offset:
             return stop
         self.download.want(offset)
         try:
-            while (stop := self.download.available(offset)) <= offset:
+            while (stop := self.download.assembly.available(offset)) <= offset:
                 await self._change()
         finally:
-            self.download.unwant(offset)
+            self.download.assembly.unwant(offset)
         return stop
 
     def duplicate_file(self) -> int:
@@ -83,47 +82,50 @@ class Fill:
         return self.download.duplicate_file()
 
     async def finished(self) -> None:
-        """Until the blob is in the store. Raises what ended the fill."""
+        """Wait until the blob is in the store. Raises what ended the fill."""
         while not self.done:
             await self._change()
 
     def notify(self) -> None:
-        """From any thread: there is news for the readers. Many calls make one wake-up, but for the
-        last, which no others follow."""
-        if not self._scheduled or self.download.whole:
+        """Thread-safe. Coalesces wake-ups of the readers; never drops the final one."""
+        if not self._scheduled or self._is_whole:
             self._scheduled = True
             try:
                 self._loop.call_soon_threadsafe(self._wake)
             except RuntimeError:
-                return  # the loop has closed: nobody is left to tell
+                return  # the loop is closed, and its readers with it
 
     def end(self, error: Exception | None) -> None:
-        """The thread has ended, well or with this error."""
+        """The download's thread has ended, with this error or well."""
         self.error = error
         self.done = error is None
         self.download.close()
         self._wake()
 
     def abandon(self, error: Exception) -> None:
-        """Nobody will tell how the thread ends: its readers are told this instead."""
+        """Give readers this error. The download's thread goes on, and its end will be unknown."""
         self.error = error
         self._wake()
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-        if self.done or self.error or self.download.whole or not self.download.bytes_fetched:
-            # The last bytes are followed by no others, and the first are not to wait for the end
-            # of a pause that began with the size.
+        if self.done or self.error or self._is_whole or not self.download.bytes_fetched:
+            # No news follows the last bytes. The first bytes must not wait for the end of a pause
+            # that began when the size came.
             self._scheduled = False
         else:
             self._loop.call_later(_NOTIFY_INTERVAL, self._rearm)
 
     def _rearm(self) -> None:
-        # News that came during the pause has not scheduled anything: look once more.
+        # News during the pause scheduled no wake-up: wake the readers once more.
         self._scheduled = False
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+    @property
+    def _is_whole(self) -> bool:
+        return self.download.state >= State.WHOLE
 
     async def _change(self) -> None:
         if self.error is not None:
@@ -143,8 +145,8 @@ class Fills:
         self._limits = limits
         self._running: dict[_Key, Fill] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._threads = Pools("fills", size=limits.fills, queue=limits.queue)
-        # For each fill, one on the average.
+        self._threads = UpstreamThreads("fills", size=limits.fills, queue=limits.queue)
+        # For further connections of a download: on average one for each fill.
         self._helpers = ThreadPoolExecutor(limits.fills, thread_name_prefix="helper")
         self._queue: deque[tuple[Callable[[], Fill | None], _Key]] = deque()
         self._queued: set[_Key] = set()
@@ -162,8 +164,8 @@ class Fills:
         return self._running.get((partition, digest))
 
     def check_room(self, partition: str) -> None:
-        """Raises Busy where as many fills are running and waiting as may. Not asked for those in
-        the background, which are few by themselves."""
+        """Raises Busy where as many fills are running and waiting as may. Background fills do not
+        ask: `background_fills` bounds them."""
         self._threads.check_room(_pool_of(partition))
 
     def start(
@@ -173,24 +175,21 @@ class Fills:
         *,
         partition: str,
         backend: Backend,
-        connections: int,
         size: int | None,
         ended: Callable[[OciProxyError | None], None],
     ) -> Fill:
         """The fill of this digest in this partition (`Config.partition`): the one that runs, else a
-        new one; `ended` hears how that went."""
+        new one. `ended` is told how a new one ends."""
         fill = self.running(digest, partition)
         if fill is None:
-            fill = self._launch(
-                repository, digest, partition, backend, connections, size, ended, again=True
-            )
+            fill = self._launch(repository, digest, partition, backend, size, ended, again=True)
         return fill
 
     def queue(
         self, descriptor: Descriptor, partition: str, start: Callable[[], Fill | None]
     ) -> None:
-        """Fetch this blob in the background, when it is its turn; `start` says how, or that it
-        need not be."""
+        """Fetch this blob in the background, when it is its turn. `start` begins it, and returns
+        None where it is stored by then."""
         key = (partition, descriptor.digest)
         if (
             self._closed
@@ -207,13 +206,13 @@ class Fills:
             self._own(asyncio.create_task(self._work_queue()))
 
     async def drain(self) -> None:
-        """Take nothing more from the queue; returns when what is running has ended."""
+        """Drop the queue; return when the running fills have ended."""
         self._queue.clear()
         while self._tasks:
             await asyncio.wait(self._tasks)
 
     async def close(self) -> None:
-        """End every fill soon, keeping what arrived; returns when their tasks have ended."""
+        """End every fill soon, keeping what arrived; return when their tasks have ended."""
         self._closed = True
         self._queue.clear()
         for fill in list(self._running.values()):
@@ -229,24 +228,18 @@ class Fills:
         digest: Digest,
         partition: str,
         backend: Backend,
-        connections: int,
         size: int | None,
         ended: Callable[[OciProxyError | None], None],
         *,
         again: bool,
     ) -> Fill:
         fill: Fill
-        source = BlobOrigin(
-            repository.registry,
-            partition,
-            lambda *, start, stop: backend.open_blob(repository, digest, start=start, stop=stop),
-            connections,
-        )
         download = Download(
+            repository,
             digest,
-            source,
             self._store,
             self._limits,
+            partition=partition,
             expected_size=size,
             notify=lambda: fill.notify(),
             spawn=self._helpers.submit,
@@ -256,7 +249,7 @@ class Fills:
             fill.end(UpstreamUnavailable(repository.registry, "shutting down"))
             return fill
 
-        running = self._threads.submit(_pool_of(partition), download.run)
+        running = self._threads.submit(_pool_of(partition), lambda: download.run(backend))
 
         async def run() -> None:
             error: Exception | None = None
@@ -272,7 +265,7 @@ class Fills:
                 error = exc
                 log.failure("fill failed", exc, digest=digest)
             except asyncio.CancelledError:
-                # The process ends. The thread may go on for a moment, so its file stays open.
+                # The process ends. The thread may go on for a moment: its file stays open.
                 fill.abandon(UpstreamUnavailable(repository.registry, "shutting down"))
                 raise
             finally:
@@ -280,11 +273,9 @@ class Fills:
                 self._ended_bytes += download.bytes_fetched
             fill.end(error)
             if isinstance(error, IntegrityError) and again:
-                # What came may have been damaged on its way, or joined to a stale beginning:
-                # once more, from zero.
-                self._launch(
-                    repository, digest, partition, backend, connections, size, ended, again=False
-                )
+                # The bytes may have been damaged on their way, or follow a stale beginning: fetch
+                # the blob once more, from zero.
+                self._launch(repository, digest, partition, backend, size, ended, again=False)
 
         self._running[partition, digest] = fill
         self._own(asyncio.create_task(run()))
@@ -310,6 +301,5 @@ class Fills:
 
 
 def _pool_of(partition: str) -> str:
-    """Registries that clients named must not keep those that the operator listed from being
-    fetched from."""
+    """Registries that clients name must not hold up those that the operator listed."""
     return UNLISTED if partition else LISTED

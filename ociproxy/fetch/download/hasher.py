@@ -17,42 +17,40 @@ if TYPE_CHECKING:
     from ociproxy.store.staging import Ingest
 
 _BEHIND: Final = 3
-"""Pieces that may wait to be hashed in memory, of as many bytes as a connection brings at once."""
-_PIECE: Final = 256 * 1024
-"""Bytes at least: TLS brings 16 KiB at once, which are hashed sooner than another thread wakes."""
+"""Pieces that may wait in memory to be hashed, each of as many bytes as one read brings."""
 _READ_SIZE: Final = 1024 * 1024
 _CATCH_UP: Final = 4
-"""Bytes that whoever brings one reads and hashes beside: with what arrived before, or came out of
-order, it is caught up by and by, and no connection is idle for long."""
+"""For each new byte, also hash up to 4 bytes of backlog from disk, so that resumed data catches up
+without idling a connection."""
 
 
 class InOrderHasher:
-    """Hashes what arrives, in order: from memory what comes in order, from the file what does not.
+    """Hashes in order: from memory the bytes that arrive in order, from the file all others.
 
-    `start` lets a thread of its own do it beside the connections, for hashing takes about as long
-    as a fast upstream. `stop` when nothing arrives any more.
+    `start` gives it a thread of its own, for hashing takes about as long as a fast upstream. `stop`
+    it when nothing arrives any more.
     """
 
     def __init__(self, digest: Digest, ingest: Ingest, arrived_until: Callable[[int], int]) -> None:
+        """`arrived_until` tells the end of the bytes that are in the file from an offset on."""
         self.position = 0
+        """Where the next byte to hash is; no byte before it is missing."""
         self._algorithm = digest.algorithm
         self._hasher = digest.hasher()
         self._ingest = ingest
         self._arrived_until = arrived_until
         self._lock = Lock()
         self._hashing: Hashing | None = None
-        self._waiting: list[bytes] = []
-        self._waiting_size = 0
 
     def start(self) -> None:
-        """More than one call changes nothing."""
+        """A second call changes nothing."""
         if self._hashing is None:
-            with suppress(RuntimeError):  # without a thread whoever brings bytes hashes them
+            with suppress(RuntimeError):  # without a thread the connections' threads hash
                 self._hashing = Hashing("fill-hash", behind=_BEHIND)
 
     def take(self, start: int, data: bytes) -> None:
         """These bytes are in the file. Waits while hashing is too far behind. Raises StoreError."""
-        # Whoever hashes now finds them in the file, or who comes next does.
+        # While another connection's thread hashes, leave them: they are read from the file later.
         if self._lock.acquire(blocking=False):
             try:
                 if start == self.position:
@@ -66,7 +64,6 @@ class InOrderHasher:
         with self._lock:
             while self._catch_up(_READ_SIZE):
                 pass
-            self._give()
             if self._hashing is not None:
                 self._hashing.wait()
         return Digest.finish(self._hasher, self._algorithm)
@@ -78,21 +75,13 @@ class InOrderHasher:
 
     def _hash(self, data: bytes) -> None:
         self.position += len(data)
-        self._waiting.append(data)
-        self._waiting_size += len(data)
-        if self._waiting_size >= _PIECE:
-            self._give()
-
-    def _give(self) -> None:
-        data = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
-        self._waiting, self._waiting_size = [], 0
         if self._hashing is None:
             self._hasher.update(data)
         else:
             self._hashing.update(data, self._hasher)
 
     def _catch_up(self, most: int) -> bool:
-        """With so many bytes of the file; whether there may be more."""
+        """Hash at most so many bytes of the file; True where there may be more."""
         limit = self.position + most
         with store_errors(self._ingest.path):
             while (stop := min(self._arrived_until(self.position), limit)) > self.position:

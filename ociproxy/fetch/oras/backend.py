@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
@@ -28,6 +28,7 @@ from ociproxy.errors import (
 )
 from ociproxy.fetch.backend import Listing
 from ociproxy.fetch.credential_source import CredentialSource
+from ociproxy.fetch.download.connections import Connections
 from ociproxy.fetch.oras.auth import RepositoryAuth
 from ociproxy.fetch.oras.blob import OrasBlobStream, content_length
 from ociproxy.fetch.oras.endpoint import Endpoint
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     import requests
 
     from ociproxy.config.settings import Fetch, Upstream
+    from ociproxy.fetch.download.download import Download
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Reference
 
@@ -140,6 +142,7 @@ class OrasBackend:
     def open_blob(
         self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
     ) -> OrasBlobStream:
+        """One GET of a blob, or of its bytes from `start` up to but not including `stop`."""
         ranged = start > 0 or stop is not None
         headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if ranged else {}
         response = self._request("GET", repository, f"blobs/{digest}", headers)
@@ -151,6 +154,20 @@ class OrasBackend:
         if response.status_code != 206 or not ranged:
             self._expect_ok(response, repository, BlobUnknown(digest, "unknown to the upstream"))
         return OrasBlobStream(response, self._name, self._upstream.timeouts, start=start)
+
+    def fetch_blob(
+        self, repository: Repository, digest: Digest, download: Download, *, tries: int
+    ) -> None:
+        """Over as many connections as the upstream's entry says, by ranges where they help."""
+        download.lead(
+            Connections(
+                download,
+                self._name,
+                partial(self.open_blob, repository, digest),
+                most=self._upstream.connections,
+                tries=tries,
+            )
+        )
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         target = f"{path}?{query}" if query else path

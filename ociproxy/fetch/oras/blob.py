@@ -52,9 +52,6 @@ class OrasBlobStream:
     def stop(self) -> int | None:
         return self._stop
 
-    def deliver(self) -> bool:
-        return False
-
     def read(self, limit: int) -> bytes:
         try:
             # Not `read`, which waits for all of `limit`.

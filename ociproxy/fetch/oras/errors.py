@@ -35,6 +35,7 @@ from ociproxy.errors import (
     UpstreamUntrusted,
 )
 from ociproxy.fetch.oras.session import read_bounded
+from ociproxy.fetch.retry import clamp_retry_after
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,8 +48,6 @@ FOREIGN: Final = (RequestException, HTTPError, http.client.HTTPException, OSErro
 
 _ERROR_BODY_LIMIT: Final = 16 * 1024
 _MESSAGE_LIMIT: Final = 200
-_RETRY_AFTER: Final = (1.0, 30.0, 3600.0)
-"""Seconds: least, without a usable header, most."""
 
 # RFC 9110 and 8470: a time-out of the server's, too early; and what no server will ever do better.
 _TRANSIENT_4XX: Final = (408, 425)
@@ -171,12 +170,11 @@ def _printable(value: object) -> str:
 
 
 def _retry_after(response: requests.Response) -> float:
-    least, default, most = _RETRY_AFTER
     try:
         seconds = urllib3.Retry().parse_retry_after(response.headers.get("Retry-After", ""))
     except (InvalidHeader, ValueError, OverflowError):
-        return default
-    return min(max(float(seconds), least), most)
+        return clamp_retry_after(None)
+    return clamp_retry_after(float(seconds))
 
 
 def _causes(exc: BaseException) -> Iterator[BaseException]:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import dataclass
 from threading import Event
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qs, urlencode
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import (
@@ -26,15 +26,17 @@ from ociproxy.errors import (
     UpstreamError,
 )
 from ociproxy.fetch.backend import Listing
-from ociproxy.fetch.skopeo.blob_index import BlobIndex, Image
+from ociproxy.fetch.retry import retrying
 from ociproxy.fetch.skopeo.copy import CopyJobs
 from ociproxy.fetch.skopeo.process import Program
-from ociproxy.fetch.skopeo.stream import StoredBlobStream
+from ociproxy.fetch.tags import TagsQuery, page_of_tags
 from ociproxy.fetch.verify import media_type_in, verify_manifest
-from ociproxy.oci.manifest import MANIFEST_MAX_SIZE
+from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, MalformedManifest
+from ociproxy.store.manifests import with_media_type
 
 if TYPE_CHECKING:
     from ociproxy.config.settings import Fetch, Upstream
+    from ociproxy.fetch.download.download import Download
     from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import Descriptor, ManifestHolder
@@ -42,7 +44,64 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 _RECENT: Final = 4 * MANIFEST_MAX_SIZE
-"""Bytes of manifests kept for whoever asks by digest after asking what a tag is."""
+"""Bytes of manifests kept for a client that resolves a tag and then asks by digest."""
+_KNOWN: Final = 16_384
+"""Blobs of any image that are kept in memory. The others are looked up in the store."""
+_SEARCHED: Final = 4096
+"""Stored manifests of a repository that one look-up of a blob reads at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image manifest of a repository, and the blobs that a registry holds for it."""
+
+    repository: Repository
+    descriptor: Descriptor
+    blobs: tuple[Descriptor, ...]
+
+    @property
+    def key(self) -> tuple[Repository, Digest]:
+        return self.repository, self.descriptor.digest
+
+    def find(self, digest: Digest) -> Descriptor | None:
+        return next((blob for blob in self.blobs if blob.digest == digest), None)
+
+
+class BlobIndex:
+    """Which image a blob is copied with: skopeo copies images and cannot ask for a blob.
+
+    Thread-safe. Two threads that look for the same blob may both read the store.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._of: BoundedCache[tuple[Repository, Digest], Image] = BoundedCache(_KNOWN)
+
+    def learn(self, repository: Repository, holder: ManifestHolder) -> None:
+        """Remember the blobs of a manifest that the upstream has just sent, or that is stored."""
+        try:
+            manifest = holder.manifest
+        except MalformedManifest:
+            return
+        if isinstance(manifest, ImageManifest):
+            image = Image(repository, holder.descriptor, manifest.blobs)
+            for blob in image.blobs:
+                self._of.put((repository, blob.digest), image)
+
+    def find(self, repository: Repository, digest: Digest) -> Image | None:
+        """The image of this repository that has this blob. Raises StoreError."""
+        known = self._of.get((repository, digest))
+        if known is not None:
+            return known
+        for each in self._store.refs.manifests(repository)[:_SEARCHED]:
+            described = self._store.refs.find_manifest(repository, each)
+            holder = self._store.manifests.find(each, use=False)
+            if holder is not None:
+                self.learn(repository, with_media_type(holder, described))
+                found = self._of.get((repository, digest))
+                if found is not None:
+                    return found
+        return None
 
 
 class SkopeoBackend:
@@ -63,8 +122,8 @@ class SkopeoBackend:
         except UpstreamError:
             workspace.remove()
             raise
-        self._images = BlobIndex(store)
-        self._copies = CopyJobs(
+        self._blobs = BlobIndex(store)
+        self._jobs = CopyJobs(
             upstream, self._program, store, self._stopped, blob_limit=fetch.blob_limit
         )
         self._recent: BoundedCache[tuple[Repository, Digest], ManifestHolder] = BoundedCache(
@@ -94,20 +153,19 @@ class SkopeoBackend:
         """What the manifest says; the upstream is not asked."""
         return self._find(repository, digest)[1]
 
-    def open_blob(
-        self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
-    ) -> StoredBlobStream:
+    def fetch_blob(
+        self, repository: Repository, digest: Digest, download: Download, *, tries: int
+    ) -> None:
+        """With the image that names the blob; the other blobs of that image come too."""
         image, size = self._find(repository, digest)
-        return StoredBlobStream(
-            image,
-            digest,
-            size,
-            copies=self._copies,
-            store=self._store,
-            upstream=self._name,
-            start=start,
-            stop=stop,
+        download.learn_size(size)
+        attempts = retrying(
+            tries=tries,
+            wait_max=download.limits.retry_wait_max,
+            sleep=download.wait,
         )
+        attempts(self._jobs.bring, image, digest, download.stopped)
+        download.bytes_fetched += size
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         """All tags, of which `n` and `last` choose a page."""
@@ -125,12 +183,12 @@ class SkopeoBackend:
             tags = json.loads(run.stdout)["Tags"] or ()
         except (ValueError, LookupError, TypeError) as exc:
             raise ManifestInvalid(self._name, f"skopeo gives no list of {path}") from exc
-        return _page(repository, sorted(set(tags)), query)
+        return page_of_tags(repository, sorted(set(tags)), TagsQuery.parse(query))
 
     def close(self) -> None:
         """Ends what is running, without waiting for it."""
         self._stopped.set()
-        self._copies.close(self._workspace.remove)
+        self._jobs.close(self._workspace.remove)
 
     def _fetch(self, reference: Reference) -> ManifestHolder:
         repository = reference.repository
@@ -151,12 +209,12 @@ class SkopeoBackend:
             expected=reference.digest,
             subject=reference,
         )
-        self._images.learn(repository, holder)
+        self._blobs.learn(repository, holder)
         return holder
 
     def _find(self, repository: Repository, digest: Digest) -> tuple[Image, int]:
         """The image a blob comes with, and the blob's size in bytes."""
-        image = self._images.find(repository, digest)
+        image = self._blobs.find(repository, digest)
         blob = None if image is None else image.find(digest)
         if image is None or blob is None:
             reason = f"skopeo copies images, and no manifest pulled from {repository} names it"
@@ -166,14 +224,3 @@ class SkopeoBackend:
     def _check_name(self, repository: Repository) -> None:
         if repository.name != repository.name.lower():
             raise NameUnknown(str(repository), "skopeo accepts no capitals in repository names")
-
-
-def _page(repository: Repository, tags: list[str], query: str) -> Listing:
-    """Distribution-spec, listing tags: at most `n` tags that come after `last`."""
-    asked = parse_qs(query)
-    last, n = asked.get("last", [""])[0], asked.get("n", [""])[0]
-    tags = [tag for tag in tags if tag > last]
-    page = tags[: int(n)] if n.isascii() and n.isdigit() else tags
-    following = urlencode({"n": n, "last": page[-1]}) if page and len(page) < len(tags) else ""
-    raw = json.dumps({"name": repository.name, "tags": page}).encode()
-    return Listing(raw, "application/json", next_query=following)

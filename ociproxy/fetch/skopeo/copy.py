@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ociproxy.config.settings import Upstream
-    from ociproxy.fetch.skopeo.blob_index import Image
+    from ociproxy.fetch.skopeo.backend import Image
     from ociproxy.fetch.skopeo.process import Program, Run
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import Descriptor
@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 _AT_ONCE: Final = 4
 """Runs at a time for one upstream; each fetches up to six layers at once."""
 _LOOK: Final = 0.2
-"""Seconds between looks at what other copies, or other processes, have brought."""
+"""Seconds between looks at what other copies or other processes have brought, and at whether the
+caller was stopped."""
 _FLUSH_LIMIT: Final = 600.0
 """Seconds that skopeo may take to make a layer durable that has arrived."""
 _TEMPORARY: Final = "oci-put-blob*"
@@ -92,7 +93,7 @@ class CopyJobs:
         blob_limit: int,
     ) -> None:
         self.changed = Condition()
-        """Told whenever a blob has come, or a copy has ended."""
+        """Notified whenever a blob has come, or a copy has ended."""
         self._upstream = upstream
         self._program = program
         self._store = store
@@ -102,11 +103,20 @@ class CopyJobs:
         self._coming: set[Digest] = set()
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="skopeo")
 
-    @property
-    def closed(self) -> bool:
-        return self._stopped.is_set()
+    def bring(self, image: Image, blob: Digest, stopped: Event) -> None:
+        """Return when this blob of the image is in the store. Raises what ended the copy, or
+        UpstreamUnavailable once `stopped` is set."""
+        copy: Copy | None = None
+        with self.changed:
+            while self._store.blobs.find_size(blob) is None:
+                if stopped.is_set() or self._stopped.is_set():
+                    raise self._unavailable("shutting down")
+                copy = copy or self._join(image)
+                if copy.done:
+                    raise copy.error_for(blob, self._upstream.name)
+                self.changed.wait(_LOOK)
 
-    def join(self, image: Image) -> Copy:
+    def _join(self, image: Image) -> Copy:
         """The copy of this image that is running, else a new one. Raises UpstreamUnavailable."""
         with self.changed:
             copy = self._running.get(image.key)

@@ -1,7 +1,11 @@
-"""What skopeo says when it fails, in our words: the one function that reads its messages.
+"""What skopeo writes on its standard error, and what that means in our errors.
 
-They are Go's and the containers/image library's (1.9 to 1.18 were read), and are no interface:
-what is not recognised is UpstreamUnavailable with skopeo's own words.
+The messages are Go's and the containers/image library's (1.9 to 1.18 were read), and are no
+interface: an unknown one becomes UpstreamUnavailable with skopeo's own words. skopeo runs with
+`--debug`, for only there does it tell a manifest's Content-Type, and that it sleeps because of a
+429. Without these lines the document and the time limit decide.
+
+Tests: tests/fetch/skopeo/test_errors.py, tests/fetch/skopeo/test_backend.py.
 """
 
 from __future__ import annotations
@@ -22,12 +26,19 @@ from ociproxy.errors import (
     UpstreamUnavailable,
     UpstreamUntrusted,
 )
-from ociproxy.fetch.skopeo.stderr import SkopeoStderr
+from ociproxy.fetch.retry import clamp_retry_after
 from ociproxy.oci.digest import Digest
 
+_LINE_LIMIT: Final = 64 * 1024
+"""Bytes; of a longer line the beginning is lost."""
+
+_FATAL: Final = re.compile(r'level=(?:fatal|panic) msg="((?:[^"\\]|\\.)*)"')
+_CONTENT_TYPE: Final = re.compile(r'Content-Type from manifest GET is \\"([^"\\]*)\\"')
+_PING: Final = re.compile(r"Ping \S+ status \d")
+_RETRY_AFTER: Final = re.compile(r"Detected 'Retry-After' header \\\"(\d{1,9})\\\"")
+_THROTTLED: Final = re.compile(r"Too many requests to .*sleeping for")
+
 _REASON_LIMIT: Final = 300
-_RETRY_AFTER: Final = (1.0, 30.0, 3600.0)
-"""Seconds: least, where the upstream names none, most."""
 
 _MISMATCH: Final = re.compile(r"[Dd]igest did not match, expected (\S+), got (\S+)")
 _BLOB: Final = re.compile(r"reading blob (\S+:[0-9a-f]{32,})")
@@ -45,6 +56,47 @@ _UNREACHABLE: Final = (
 _TIMED_OUT: Final = ("i/o timeout", "handshake timeout", "deadline exceeded", "awaiting headers")
 _UNTRUSTED: Final = ("x509:", "certificate", "tls: handshake failure", "tls: unknown")
 _NO_MANIFEST: Final = ("manifest does not match", "manifest digest")
+
+
+class SkopeoStderr:
+    """What one run has written so far. Only `fatal` may go into a log, cut to one line."""
+
+    def __init__(self) -> None:
+        self.fatal = ""
+        self.content_type = ""
+        self.answered = False
+        """Whether the upstream has answered the first request."""
+        self.throttled = False
+        self.retry_after: float | None = None
+        """Seconds, where the upstream named a time."""
+        self._rest = b""
+        self._other = ""
+
+    def feed(self, data: bytes) -> None:
+        *lines, rest = (self._rest + data).split(b"\n")
+        self._rest = rest[-_LINE_LIMIT:]
+        for line in lines:
+            self._take(line.decode("utf-8", "replace"))
+
+    def end(self) -> None:
+        self.feed(b"\n")
+        if not self.fatal:
+            # skopeo ended before it had a logger: a wrong option, or a crash.
+            self.fatal = self._other
+
+    def _take(self, line: str) -> None:
+        if found := _FATAL.search(line):
+            self.fatal = re.sub(r"\\(.)", r"\1", found[1])
+        elif found := _CONTENT_TYPE.search(line):
+            self.content_type = found[1]
+        elif found := _RETRY_AFTER.search(line):
+            self.retry_after = float(found[1])
+        elif _THROTTLED.search(line):
+            self.throttled = True
+        elif _PING.search(line):
+            self.answered = True
+        elif line.strip() and " level=" not in line and not self._other:
+            self._other = line.strip()
 
 
 def translate(said: SkopeoStderr, upstream: str, unknown: OciProxyError) -> OciProxyError:
@@ -80,11 +132,8 @@ def translate(said: SkopeoStderr, upstream: str, unknown: OciProxyError) -> OciP
 
 
 def rate_limited(said: SkopeoStderr, upstream: str) -> UpstreamRateLimited:
-    least, default, most = _RETRY_AFTER
-    seconds = default if said.retry_after is None else said.retry_after
-    return UpstreamRateLimited(
-        upstream, "answers 429 Too Many Requests", retry_after=min(max(seconds, least), most)
-    )
+    retry_after = clamp_retry_after(said.retry_after)
+    return UpstreamRateLimited(upstream, "answers 429 Too Many Requests", retry_after=retry_after)
 
 
 def _unknown(words: str, unknown: OciProxyError) -> OciProxyError:

@@ -21,8 +21,7 @@ from urllib.parse import urlsplit
 from ociproxy.config.skopeo import PROGRAM
 from ociproxy.errors import ManifestInvalid, OciProxyError, UpstreamUnavailable, UpstreamUntrusted
 from ociproxy.fetch.credentials import credentials_for
-from ociproxy.fetch.skopeo.errors import rate_limited, translate
-from ociproxy.fetch.skopeo.stderr import SkopeoStderr
+from ociproxy.fetch.skopeo.errors import SkopeoStderr, rate_limited, translate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

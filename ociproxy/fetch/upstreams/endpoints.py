@@ -1,8 +1,7 @@
-"""An upstream with several endpoints: a backend that asks them in order, the first that works.
+"""An upstream with several endpoints: a backend that asks them in order and takes the first answer.
 
-An endpoint that fails, in whatever way, is left alone for a back-off of its own, and so is one that
-throttles. What one endpoint does not have, refuses or gives damaged, the next one is asked for; the
-last one has the last word.
+An endpoint that fails or throttles is left alone for a back-off of its own. The next endpoint is
+asked for what one does not have, refuses or sends damaged; the last one's error is raised.
 """
 
 from __future__ import annotations
@@ -14,20 +13,24 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from ociproxy import log
 from ociproxy.clock import SystemClock
 from ociproxy.errors import (
+    IntegrityError,
     OciProxyError,
+    StoreError,
     UpstreamForbidden,
     UpstreamRateLimited,
     UpstreamUnavailable,
     UpstreamUntrusted,
 )
+from ociproxy.fetch.retry import resuming, retrying
 from ociproxy.fetch.upstreams.health import Health
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ociproxy.clock import Clock
-    from ociproxy.config.settings import Upstream
-    from ociproxy.fetch.backend import Backend, BlobStream, Listing
+    from ociproxy.config.settings import Fetch, Upstream
+    from ociproxy.fetch.backend import Backend, Listing
+    from ociproxy.fetch.download.download import Download
     from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import Descriptor, ManifestHolder
@@ -52,15 +55,17 @@ class Endpoints:
         self,
         upstream: Upstream,
         make_backend: Callable[[Upstream], Backend],
+        fetch: Fetch,
         *,
-        pause: float,
         clock: Clock | None = None,
     ) -> None:
-        """`pause` is the most seconds that an endpoint is left alone."""
         self._name = upstream.name
+        self._retry_wait_max = fetch.retry_wait_max
         self._clock = clock or SystemClock()
         self._endpoints = [
-            _Endpoint(each.endpoint or each.name, make_backend(each), Health(each.name, pause))
+            _Endpoint(
+                each.endpoint or each.name, make_backend(each), Health(each.name, fetch.pause)
+            )
             for each in upstream.each_endpoint
         ]
 
@@ -78,15 +83,31 @@ class Endpoints:
     def stat_blob(self, repository: Repository, digest: Digest) -> int:
         return self._first(lambda endpoint: endpoint.backend.stat_blob(repository, digest))
 
-    def open_blob(
-        self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
-    ) -> BlobStream:
-        return self._first(
-            lambda endpoint: _Watched(
-                endpoint.backend.open_blob(repository, digest, start=start, stop=stop),
-                lambda error: self._note(endpoint, error),
-            )
-        )
+    def fetch_blob(
+        self, repository: Repository, digest: Digest, download: Download, *, tries: int
+    ) -> None:
+        """An endpoint whose connection breaks is left alone, and another one goes on."""
+
+        def fetch_once() -> bool:
+            before = download.bytes_fetched
+            try:
+                self._first(
+                    lambda endpoint: endpoint.backend.fetch_blob(
+                        repository, digest, download, tries=1
+                    ),
+                    final=(IntegrityError, StoreError),
+                )
+            except UpstreamUnavailable:
+                if download.stopped.is_set() or not resuming(
+                    tries, download.bytes_fetched - before
+                ):
+                    raise
+                return False
+            return True
+
+        attempts = retrying(tries=tries, wait_max=self._retry_wait_max, sleep=download.wait)
+        while not attempts(fetch_once):
+            pass
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         return self._first(lambda endpoint: endpoint.backend.fetch_listing(repository, path, query))
@@ -95,8 +116,13 @@ class Endpoints:
         for endpoint in self._endpoints:
             endpoint.backend.close()
 
-    def _first(self, question: Callable[[_Endpoint], T]) -> T:
-        """The first answer. Raises what the last endpoint said."""
+    def _first(
+        self,
+        request: Callable[[_Endpoint], T],
+        *,
+        final: tuple[type[OciProxyError], ...] = (),
+    ) -> T:
+        """The first answer. Raises what the last endpoint said, and `final` errors at once."""
         error: OciProxyError | None = None
         left_alone = []
         for endpoint in self._endpoints:
@@ -110,31 +136,33 @@ class Endpoints:
                 left_alone.append(endpoint)
                 continue
             try:
-                return self._ask(endpoint, question)
+                return self._call(endpoint, request)
+            except final:
+                raise
             except OciProxyError as exc:
                 error = exc
         if isinstance(error, UpstreamUnavailable):
-            # Nobody is left: whoever lets questions through here has decided that it is time.
+            # Every endpoint is left alone. The caller has decided that it is time to ask: ask them.
             for endpoint in left_alone:
                 try:
-                    return self._ask(endpoint, question)
+                    return self._call(endpoint, request)
                 except OciProxyError as exc:
                     error = exc
         raise error or UpstreamUnavailable(self._name, "has no endpoint")
 
-    def _ask(self, endpoint: _Endpoint, question: Callable[[_Endpoint], T]) -> T:
+    def _call(self, endpoint: _Endpoint, request: Callable[[_Endpoint], T]) -> T:
         try:
-            answer = question(endpoint)
+            answer = request(endpoint)
         except OciProxyError as exc:
-            self._note(endpoint, exc)
+            self._record_failure(endpoint, exc)
             raise
         if endpoint.health.answered():
             log.event(logging.INFO, "endpoint is back", upstream=self._name, endpoint=endpoint.url)
         return answer
 
-    def _note(self, endpoint: _Endpoint, error: OciProxyError) -> None:
+    def _record_failure(self, endpoint: _Endpoint, error: OciProxyError) -> None:
         if isinstance(error, _FAILURES):
-            # There are others: no reason to ask it again at once, whatever may be left of it.
+            # There are other endpoints: this one is left alone even where it does answer.
             error = UpstreamUnavailable(error.upstream, error.reason, unreachable=True)
         if endpoint.health.failed(error, self._clock.monotonic()):
             log.event(
@@ -144,45 +172,3 @@ class Endpoints:
                 endpoint=endpoint.url,
                 reason=error,
             )
-
-
-class _Watched:
-    """A `BlobStream` that tells when it breaks: the rest is fetched from another endpoint then."""
-
-    def __init__(self, stream: BlobStream, broke: Callable[[OciProxyError], None]) -> None:
-        self._stream = stream
-        self._broke = broke
-        self._aborted = False
-
-    @property
-    def size(self) -> int | None:
-        return self._stream.size
-
-    @property
-    def start(self) -> int:
-        return self._stream.start
-
-    @property
-    def stop(self) -> int | None:
-        return self._stream.stop
-
-    def deliver(self) -> bool:
-        return self._watch(self._stream.deliver)
-
-    def read(self, limit: int) -> bytes:
-        return self._watch(lambda: self._stream.read(limit))
-
-    def abort(self) -> None:
-        self._aborted = True
-        self._stream.abort()
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def _watch(self, work: Callable[[], T]) -> T:
-        try:
-            return work()
-        except UpstreamUnavailable as exc:
-            if not self._aborted:
-                self._broke(exc)
-            raise

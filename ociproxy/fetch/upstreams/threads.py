@@ -1,4 +1,4 @@
-"""Threads for work that an upstream may hold up."""
+"""Threads: those that wait for upstreams, and those that block on the store."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ UNLISTED: Final = "unlisted"
 LISTED: Final = "listed"
 
 
-class Pools:
-    """Several pools of `size` threads, made as their names turn up: those who share a name can hold
-    up each other, and nobody else. Names must not come from clients. Belongs to one event loop."""
+class UpstreamThreads:
+    """Several pools of `size` threads, made as their names turn up. Work of one name can hold up
+    work of the same name only. Names must not come from clients. Belongs to one event loop."""
 
     def __init__(self, what: str, *, size: int, queue: int) -> None:
         self._what = what
@@ -35,13 +35,14 @@ class Pools:
             raise Busy(f"{self._count[name]} {self._what}, and more may not wait")
 
     def submit(self, name: str, work: Callable[[], T]) -> asyncio.Future[T]:
-        """Begin it when it is its turn. Cancelling the answer does not end what has begun."""
+        """Begin the work when it is its turn. Cancelling the future does not end work that has
+        begun."""
         pool = self._pools.get(name)
         if pool is None:
             pool = self._pools[name] = ThreadPoolExecutor(
                 self._size, thread_name_prefix=f"{name} {self._what}"
             )
-        # Counted from now on, and not from its turn: many may come at once.
+        # Counted now and not when it begins: much work may come at once.
         self._count[name] += 1
         answer = asyncio.get_running_loop().run_in_executor(pool, work)
         answer.add_done_callback(lambda _: self._count.subtract((name,)))
@@ -51,3 +52,17 @@ class Pools:
         """Without waiting for work that has begun."""
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+class StoreThreads:
+    """Threads for work that blocks on the disk and asks no upstream: no upstream can hold it up."""
+
+    def __init__(self, size: int) -> None:
+        self._pool = ThreadPoolExecutor(size, thread_name_prefix="store")
+
+    async def run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def close(self) -> None:
+        """Without waiting for work that has begun."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,53 +1,51 @@
-"""Which upstream answers for a registry, whether it may be asked just now, and the asking itself.
+"""Which upstream answers for a registry, and whether it may be asked now.
 
-Everything short that is asked of an upstream goes through `Upstreams.ask`: one question at a time
-for one key, however many want the answer; in threads of a pool of its own; with the retry policy; a
-refusal is kept for a while, and an upstream that cannot be reached is left alone.
+Permission is a rule of the configuration; `health` is the circuit breaker of each upstream.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
 from ociproxy.bounded import BoundedCache
 from ociproxy.clock import SystemClock
 from ociproxy.config.settings import Upstream
 from ociproxy.errors import (
+    BlobUnknown,
+    ManifestUnknown,
+    NameUnknown,
     OciProxyError,
     UpstreamForbidden,
     UpstreamUnavailable,
 )
-from ociproxy.fetch.backend import Backend, retrying
+from ociproxy.fetch.backend import Backend
 from ociproxy.fetch.upstreams.endpoints import Endpoints
 from ociproxy.fetch.upstreams.health import PROBE_WAIT, Condition, Health, Quota
-from ociproxy.fetch.upstreams.threads import UNLISTED, Pools
 
 if TYPE_CHECKING:
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Config
     from ociproxy.oci.reference import Repository
 
-T = TypeVar("T")
 MakeBackend = Callable[[Upstream], Backend]
+Unknown = type[ManifestUnknown] | type[BlobUnknown] | type[NameUnknown] | type[UpstreamUnavailable]
 
 _UNLISTED_BACKENDS: Final = 256
-"""Unlisted upstreams whose connections are kept; their names come from outside."""
-_NEGATIVE_ANSWERS: Final = 10_000
+"""Unlisted upstreams whose connections are kept; clients choose their names."""
+_HEALTHS: Final = 10_000
 _QUOTA_INTERVAL: Final = 60.0
 """Seconds between two log lines about what is left of an upstream's rate limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamState:
-    """One upstream as of now, for whoever watches: its condition, the seconds until it is asked
-    again, and what it last said of its rate limit."""
+    """One upstream now: its condition, the seconds until it is asked again, and what it last said
+    of its rate limit."""
 
     registry: str
     condition: Condition
@@ -56,31 +54,26 @@ class UpstreamState:
 
 
 class Upstreams:
-    """Owned by one event loop; `close` when it ends."""
+    """Belongs to one event loop; `close` when it ends."""
 
     def __init__(
         self, config: Config, make_backend: MakeBackend, *, clock: Clock | None = None
     ) -> None:
+        self.offline = config.serve.offline
         self._config = config
         self._isolated = config.isolated
         self._make_backend = make_backend
         self._clock = clock or SystemClock()
         self._listed: dict[str, Backend] = {}
         self._unlisted: BoundedCache[str, Backend] = BoundedCache(_UNLISTED_BACKENDS)
-        self._health: BoundedCache[str, Health] = BoundedCache(_NEGATIVE_ANSWERS)
-        self._quotas: BoundedCache[str, tuple[float, Quota]] = BoundedCache(_UNLISTED_BACKENDS)
-        self._negative: BoundedCache[Hashable, tuple[float, OciProxyError]] = BoundedCache(
-            _NEGATIVE_ANSWERS
-        )
         self._making = Lock()
-        self._asking: dict[Hashable, asyncio.Task[object]] = {}
-        self._questions = Pools(
-            "questions to upstreams", size=config.fetch.requests, queue=config.fetch.queue
-        )
-        self._threads = ThreadPoolExecutor(config.fetch.requests, thread_name_prefix="work")
+        self._healths: BoundedCache[str, Health] = BoundedCache(_HEALTHS)
+        self._quotas: BoundedCache[str, tuple[float, Quota]] = BoundedCache(_UNLISTED_BACKENDS)
 
-    def upstream(self, registry: str) -> Upstream:
-        """Raises UpstreamForbidden where the configuration allows no question to this registry."""
+    # Which upstream
+
+    def entry(self, registry: str) -> Upstream:
+        """Raises UpstreamForbidden where the configuration allows no request to this registry."""
         upstream = self._config.upstreams.get(registry)
         if upstream is not None:
             return upstream
@@ -89,14 +82,21 @@ class Upstreams:
         return self._config.unlisted_upstream(registry)
 
     def backend(self, registry: str) -> Backend:
-        """From any thread."""
-        upstream = self.upstream(registry)
+        """From any thread. Raises UpstreamForbidden or UpstreamUntrusted."""
+        upstream = self.entry(registry)
         with self._making:
-            return self._backend_of(upstream)
+            known = (self._listed if upstream.listed else self._unlisted).get(registry)
+            if known is None:
+                known = self._make(upstream)
+                if upstream.listed:
+                    self._listed[registry] = known
+                else:
+                    self._unlisted.put(registry, known)
+            return known
 
     def prepare(self) -> None:
-        """Make the listed backends before anybody asks; blocks, for it reads certificates."""
-        if self._config.serve.offline:
+        """Make the listed backends before a client asks. Blocks: it reads certificates."""
+        if self.offline:
             return
         for registry in self._config.upstreams:
             try:
@@ -104,24 +104,9 @@ class Upstreams:
             except OciProxyError as exc:
                 log.event(logging.ERROR, "upstream unusable", upstream=registry, reason=exc)
 
-    def _backend_of(self, upstream: Upstream) -> Backend:
-        registry = upstream.name
-        known = (self._listed if upstream.listed else self._unlisted).get(registry)
-        if known is None:
-            known = (
-                Endpoints(
-                    upstream, self._make_backend, pause=self._config.fetch.pause, clock=self._clock
-                )
-                if upstream.endpoints
-                else self._make_backend(upstream)
-            )
-            if upstream.listed:
-                self._listed[registry] = known
-            else:
-                self._unlisted.put(registry, known)
-        return known
+    # May it be asked
 
-    def permit(self, repository: Repository) -> None:
+    def check_allowed(self, repository: Repository) -> None:
         """Raises UpstreamForbidden where a rule forbids to serve this repository, stored or not."""
         if self._isolated and repository.registry not in self._config.upstreams:
             reason = "not listed in the configuration, which isolates repositories"
@@ -130,38 +115,41 @@ class Upstreams:
         if rule is not None:
             raise UpstreamForbidden(repository.registry, f"repository {repository.name}: {rule}")
 
+    def check_online(self, unknown: Unknown, subject: object, reason: str = "not stored") -> None:
+        """The one place that refuses to ask an upstream with `--offline`: raises `unknown`, the
+        error for a subject that is not there."""
+        if self.offline:
+            raise unknown(subject, f"{reason}, and this mirror is offline")  # type: ignore[arg-type]
+
     def check(self, repository: Repository) -> None:
-        """Raises at once what asking for something of this repository now would end in: forbidden,
-        offline, left alone, throttled."""
-        self.permit(repository)
-        registry = repository.registry
-        if self._config.serve.offline:
-            raise UpstreamUnavailable(registry, "this mirror is offline")
-        health = self._health.get(registry)
+        """Raise at once what a request about this repository would end in now: forbidden, offline,
+        left alone, throttled."""
+        self.check_allowed(repository)
+        self.check_online(UpstreamUnavailable, repository.registry)
+        health = self._healths.get(repository.registry)
         if health is not None:
             health.admit(self._clock.monotonic())
 
-    def wait_limit(self, registry: str) -> float | None:
-        """Seconds that a client may wait for this upstream beyond all other bounds: little while
-        one question finds out whether it is back."""
-        health = self._health.get(registry)
+    def probe_wait(self, registry: str) -> float | None:
+        """PROBE_WAIT while one request finds out whether this upstream is back, else None."""
+        health = self._healths.get(registry)
         if health is None or health.condition(self._clock.monotonic())[0] != "probing":
             return None
         return PROBE_WAIT
 
-    def note(self, registry: str, error: OciProxyError | None) -> None:
-        """Learn from how a question, or a fill, ended; None is well."""
-        health = self._health.get(registry)
+    def record_result(self, registry: str, error: OciProxyError | None) -> None:
+        """A request or a download has ended, with this error or well."""
+        health = self._healths.get(registry)
         if error is None:
             if health is not None and health.answered():
                 log.event(logging.INFO, "upstream is back", upstream=registry)
             return
         health = health or Health(registry, self._config.fetch.pause)
         if health.failed(error, self._clock.monotonic()):
-            self._health.put(registry, health)
+            self._healths.put(registry, health)
             log.event(logging.WARNING, "upstream paused", upstream=registry, reason=error)
         elif isinstance(error, UpstreamUnavailable):
-            self._health.put(registry, health)  # it counts
+            self._healths.put(registry, health)  # it counts time-outs in a row
 
     def states(self) -> list[UpstreamState]:
         """Of every upstream that has been asked and is remembered."""
@@ -170,109 +158,20 @@ class Upstreams:
             backends = [*self._listed.items(), *self._unlisted.items()]
         states = []
         for registry, backend in backends:
-            health = self._health.get(registry)
+            health = self._healths.get(registry)
             condition, seconds = (health or Health(registry, 0.0)).condition(now)
             states.append(UpstreamState(registry, condition, seconds, backend.quota))
         return states
 
-    def refusal(self, key: Hashable) -> OciProxyError | None:
-        """What this question was refused with a moment ago."""
-        kept = self._negative.get(key)
-        if kept is None or kept[0] < self._clock.monotonic():
-            return None
-        return kept[1]
-
-    def keep_refusal(self, key: Hashable, error: OciProxyError) -> None:
-        if error.negative_cacheable:
-            self._negative.put(
-                key, (self._clock.monotonic() + self._config.fetch.negative_ttl, error)
-            )
-
-    def is_asking(self, key: Hashable) -> bool:
-        return key in self._asking
-
-    async def ask(
-        self,
-        repository: Repository,
-        key: Hashable,
-        question: Callable[[Backend], T],
-        *,
-        tries: int = 2,
-    ) -> T:
-        """The answer to one question, asked once for all who want it now.
-
-        `question` runs in a thread and blocks; the key names question and answer. A caller that is
-        cancelled leaves the question running for the others. Raises what the question raised, what
-        `check` would, or Busy where as many questions are waiting as may.
-        """
-        registry = repository.registry
-        task = self._asking.get(key)
-        if task is None:
-            refusal = self.refusal(key)
-            if refusal is not None:
-                raise refusal.with_traceback(None)
-            self._questions.check_room(self._pool_of(registry))
-            self.check(repository)
-            backend = self.backend(registry)
-            attempts = retrying(tries=tries, wait_max=self._config.fetch.retry_wait_max)
-            answer = self._questions.submit(
-                self._pool_of(registry), lambda: attempts(question, backend)
-            )
-            task = asyncio.create_task(self._run(registry, key, backend, answer))
-            self._asking[key] = task
-        try:
-            async with asyncio.timeout(self.wait_limit(registry)):
-                return cast("T", await asyncio.shield(task))
-        except TimeoutError as exc:
-            raise still_away(registry) from exc
-
-    async def call(self, work: Callable[[], T]) -> T:
-        """Run something that blocks, but asks nobody, in threads that no upstream can hold up."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-
-    async def close(self) -> None:
-        """Returns without waiting for upstreams that do not answer."""
-        for task in self._asking.values():
-            task.cancel()
-        await asyncio.gather(*self._asking.values(), return_exceptions=True)
-        self._questions.shutdown()
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for backend in (*self._listed.values(), *self._unlisted.values()):
-            backend.close()
-
-    async def _run(
-        self,
-        registry: str,
-        key: Hashable,
-        backend: Backend,
-        answering: asyncio.Future[T],
-    ) -> T:
-        try:
-            answer = await answering
-        except OciProxyError as exc:
-            self.note(registry, exc)
-            self.keep_refusal(key, exc)
-            raise
-        else:
-            self.note(registry, None)
-            return answer
-        finally:
-            self._watch_quota(registry, backend)
-            del self._asking[key]
-
-    def _pool_of(self, registry: str) -> str:
-        """An upstream that hangs holds up itself; unlisted ones, named by clients, each other."""
-        return registry if registry in self._config.upstreams else UNLISTED
-
-    def _watch_quota(self, registry: str, backend: Backend) -> None:
-        """Log what is left of it: at most once in a while, and when little is left."""
+    def log_quota(self, registry: str, backend: Backend) -> None:
+        """Once in a while, and at once when little is left."""
         quota, now = backend.quota, self._clock.monotonic()
         if quota is None:
             return
-        told = self._quotas.get(registry)
-        if told is not None:
-            sinks = quota.is_low and not told[1].is_low
-            if told[1] == quota or (now - told[0] < _QUOTA_INTERVAL and not sinks):
+        last = self._quotas.get(registry)
+        if last is not None:
+            sinks = quota.is_low and not last[1].is_low
+            if last[1] == quota or (now - last[0] < _QUOTA_INTERVAL and not sinks):
                 return
         self._quotas.put(registry, (now, quota))
         log.event(
@@ -284,7 +183,12 @@ class Upstreams:
             window=quota.window,
         )
 
+    def close(self) -> None:
+        """Drop the backends' connections, without waiting for upstreams that do not answer."""
+        for backend in (*self._listed.values(), *self._unlisted.values()):
+            backend.close()
 
-def still_away(registry: str) -> UpstreamUnavailable:
-    """What a client is told who could not wait for the question that finds out."""
-    return UpstreamUnavailable(registry, "still does not answer", timed_out=True)
+    def _make(self, upstream: Upstream) -> Backend:
+        if not upstream.endpoints:
+            return self._make_backend(upstream)
+        return Endpoints(upstream, self._make_backend, self._config.fetch, clock=self._clock)

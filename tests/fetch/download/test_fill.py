@@ -34,7 +34,7 @@ async def test_a_fill_does_not_wait_for_help_that_finds_no_thread(
     upstream.fault("/blobs/", Fault(stall_after=MIB // 2))
     store = Store(tmp_path / "store")
     fills = Fills(store, Fetch(fills=1, segment=MIB))
-    backend = open_backend(upstream)
+    backend = open_backend(upstream, connections=4)
 
     def start(number: int) -> Fill:
         return fills.start(
@@ -42,7 +42,6 @@ async def test_a_fill_does_not_wait_for_help_that_finds_no_thread(
             Digest.parse(blobs[number].digest),
             partition="somebody" * number,
             backend=backend,
-            connections=4,
             size=None,
             ended=lambda _: None,
         )
@@ -76,7 +75,6 @@ async def fill(
             Digest.parse(blob.digest),
             partition="",
             backend=backend,
-            connections=1,
             size=size,
             ended=lambda _: None,
         ).finished()
@@ -100,7 +98,7 @@ async def test_what_has_arrived_is_not_written_again(
         begun.arrived(start, start + MIB)
     begun.close()
     fills = Fills(store, Fetch(segment=MIB // 2))
-    await fill(fills, upstream, open_backend(upstream), blob)
+    await fill(fills, upstream, open_backend(upstream, connections=1), blob)
     await fills.close()
     assert store.blobs.path(digest).read_bytes() == blob.data
     assert [each.sent for each in upstream.requests if "/blobs/" in each.path] == [blob.size]
@@ -115,7 +113,7 @@ async def test_a_blob_whose_size_nobody_states(
     upstream.fault("/blobs/", Fault(chunked=True, no_range=True))
     store = Store(tmp_path / "store")
     fills = Fills(store, Fetch(segment=MIB))
-    await fill(fills, upstream, open_backend(upstream), blob)
+    await fill(fills, upstream, open_backend(upstream, connections=1), blob)
     await fills.close()
     assert store.blobs.path(Digest.parse(blob.digest)).read_bytes() == blob.data
     assert [each.sent for each in upstream.requests if "/blobs/" in each.path] == [size]
@@ -136,7 +134,7 @@ async def test_all_had_arrived_before_anybody_knew(
     begun.arrived(0, MIB)
     begun.close()
     fills = Fills(store, Fetch(segment=MIB))
-    await fill(fills, upstream, open_backend(upstream), blob, MIB if knows else None)
+    await fill(fills, upstream, open_backend(upstream, connections=1), blob, MIB if knows else None)
     await fills.close()
     assert store.blobs.path(digest).read_bytes() == blob.data
 
@@ -152,7 +150,7 @@ async def test_a_range_of_a_blob_without_its_size_is_refused(
     upstream.fault("/blobs/", Fault(status=206, body=part, headers=headers, no_range=True))
     fills = Fills(Store(tmp_path / "store"), Fetch(segment=MIB))
     with pytest.raises(UpstreamInvalid, match="without the blob's size"):
-        await fill(fills, upstream, open_backend(upstream), blob)
+        await fill(fills, upstream, open_backend(upstream, connections=1), blob)
     await fills.close()
     assert len([each for each in upstream.requests if "/blobs/" in each.path]) == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,9 +27,9 @@ from ociproxy.errors import (
     UpstreamRateLimited,
     UpstreamUnavailable,
 )
-from ociproxy.fetch.backend import retrying
 from ociproxy.fetch.oras.backend import OrasBackend
 from ociproxy.fetch.oras.endpoint import api_base
+from ociproxy.fetch.retry import retrying
 from ociproxy.fetch.upstreams.health import Quota
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import DOCKER_SCHEMA1_SIGNED
@@ -38,6 +39,7 @@ from tests.fetch.conftest import TIMEOUTS, OpenBackend, entry
 from tests.fetch.contract import BackendContract, digest, read_all, reference, repository
 from tests.images import (
     OCI_INDEX,
+    OCI_LAYER,
     OCI_MANIFEST,
     Content,
     content,
@@ -255,6 +257,47 @@ def test_blob_of_unknown_length(upstream: FakeUpstream, backend: OrasBackend) ->
     upstream.fault("/blobs/", Fault(chunked=True, no_range=True, cut_after=100_000))
     with pytest.raises(UpstreamUnavailable, match="before the end"):
         read_all(backend.open_blob(repository(upstream), digest(blob)))
+
+
+def test_a_blob_whole_and_in_part(upstream: FakeUpstream, backend: OrasBackend) -> None:
+    blob = upstream.add_content("team/app", random_blob(300_000))
+    where = (repository(upstream), digest(blob))
+    for start, stop in ((0, None), (0, 1), (1, None), (100_000, 200_000), (299_999, 300_000)):
+        stream = backend.open_blob(*where, start=start, stop=stop)
+        assert stream.size == blob.size
+        data = read_all(stream)
+        assert data == blob.data[stream.start : stream.stop]
+        assert stream.start == start
+        assert stream.stop == (blob.size if stop is None else stop)
+
+
+def test_a_range_of_an_empty_blob(upstream: FakeUpstream, backend: OrasBackend) -> None:
+    blob = upstream.add_content("team/app", content(b"", OCI_LAYER))
+    assert read_all(backend.open_blob(repository(upstream), digest(blob), stop=1000)) == b""
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100_000, 299_999])
+def test_a_body_that_is_cut(upstream: FakeUpstream, backend: OrasBackend, cut: int) -> None:
+    blob = upstream.add_content("team/app", random_blob(300_000))
+    upstream.fault("/blobs/", Fault(cut_after=cut))
+    stream = backend.open_blob(repository(upstream), digest(blob))
+    with pytest.raises(UpstreamUnavailable):
+        read_all(stream)
+
+
+def test_abort_ends_a_read(upstream: FakeUpstream, backend: OrasBackend) -> None:
+    blob = upstream.add_content("team/app", random_blob(300_000))
+    upstream.fault("/blobs/", Fault(stall_after=100_000))
+    stream = backend.open_blob(repository(upstream), digest(blob))
+    timer = threading.Timer(0.2, stream.abort)
+    timer.start()
+    with pytest.raises(UpstreamUnavailable):
+        read_all(stream)
+    timer.join()
+    stream.abort()
+    with pytest.raises(UpstreamUnavailable):
+        stream.read(1)
+    stream.close()
 
 
 @pytest.mark.parametrize("fault", [Fault(status=405), Fault(chunked=True)])

@@ -32,7 +32,7 @@ from ociproxy.fetch.skopeo.backend import SkopeoBackend
 from ociproxy.oci.manifest import ManifestHolder
 from ociproxy.store.store import Store
 from tests.fetch.conftest import TIMEOUTS, entry
-from tests.fetch.contract import BackendContract, digest, hold, read_all, reference, repository
+from tests.fetch.contract import BackendContract, digest, fetch_blob, hold, reference, repository
 from tests.images import artifact, image, image_of, layer, random_blob, random_bytes
 from tests.parts.tools import require_tool
 from tests.upstream import FakeUpstream
@@ -50,7 +50,7 @@ class TestSkopeo(BackendContract):
     names: ClassVar[tuple[str, ...]] = ("a", "team/app.js", "a/b/c/d.e/f__g/h-i", "v2/manifests")
 
     @pytest.fixture(autouse=True)
-    def _use(self, store: Store) -> None:
+    def _store(self, store: Store) -> None:
         self.store = store
 
     def open_backend(self, upstream: FakeUpstream) -> Backend:
@@ -114,7 +114,7 @@ def test_image_is_stored_whole_with_its_digest(
     held = upstream.add("team/app", image(docker=docker, layers=3), tag="v1")
     backend = open_skopeo(upstream)
     backend.fetch_manifest(reference(upstream))
-    assert read_all(backend.open_blob(repository(upstream), digest(held.layers[0])))
+    assert fetch_blob(backend, repository(upstream), digest(held.layers[0]), store)
     wait_until(lambda: store.manifests.find(digest(held.top)) is not None)
     for blob in held.blobs:
         found = store.blobs.find(digest(blob))
@@ -135,7 +135,7 @@ def test_stored_layer_is_not_fetched(
     for name, each in (("team/one", first), ("team/two", second)):
         backend.fetch_manifest(reference(upstream, f"{name}:v1"))
         for blob in each.blobs:
-            read_all(backend.open_blob(repository(upstream, name), digest(blob)))
+            fetch_blob(backend, repository(upstream, name), digest(blob), store)
     assert upstream.count(shared.content.digest) == 1
 
 
@@ -148,7 +148,7 @@ def test_image_with_a_blob_above_the_limit_is_not_copied(
     backend = open_skopeo(upstream, blob_limit=largest.size - 1)
     backend.fetch_manifest(reference(upstream))
     with pytest.raises(BlobTooLarge, match=r"fetch\.blob_limit"):
-        read_all(backend.open_blob(repository(upstream), digest(largest)))
+        fetch_blob(backend, repository(upstream), digest(largest), store)
     assert upstream.count("/blobs/") == 0
 
 
@@ -162,11 +162,11 @@ def test_blobs_of_a_manifest_that_only_the_store_knows(
     backend = open_skopeo(upstream)
     where = repository(upstream), digest(held.layers[0])
     assert backend.stat_blob(*where) == held.layers[0].size
-    assert read_all(backend.open_blob(*where)) == held.layers[0].data
+    assert fetch_blob(backend, *where, store) == held.layers[0].data
 
 
 def test_tag_that_was_looked_up_is_fetched_once(
-    upstream: FakeUpstream, open_skopeo: OpenSkopeo
+    upstream: FakeUpstream, store: Store, open_skopeo: OpenSkopeo
 ) -> None:
     held = upstream.add("team/app", image(), tag="v1")
     backend = open_skopeo(upstream)
@@ -188,7 +188,7 @@ def test_two_processes_copy_an_image_once(
             each.fetch_manifest(reference(upstream))
         with ThreadPoolExecutor(2) as pool:
             work = [
-                pool.submit(read_all, each.open_blob(repository(upstream), digest(blob)))
+                pool.submit(fetch_blob, each, repository(upstream), digest(blob), store)
                 for each, blob in zip(backends, held.layers[:2], strict=True)
             ]
             assert [each.result() for each in work] == [b.data for b in held.layers[:2]]
@@ -210,7 +210,7 @@ def test_layers_that_a_dead_process_got_are_not_fetched_again(
     backend = open_skopeo(upstream)
     backend.fetch_manifest(reference(upstream))
     for blob in held.blobs:
-        assert read_all(backend.open_blob(repository(upstream), digest(blob))) == blob.data
+        assert fetch_blob(backend, repository(upstream), digest(blob), store) == blob.data
     assert (upstream.count(got.digest), upstream.count(broken.digest)) == (0, 1)
     wait_until(lambda: not layout.parent.exists())
 
@@ -225,7 +225,11 @@ def test_layers_that_a_dead_process_got_are_not_fetched_again(
     ],
 )
 def test_one_bad_layer(
-    upstream: FakeUpstream, open_skopeo: OpenSkopeo, fault: Fault, kind: type[OciProxyError]
+    upstream: FakeUpstream,
+    store: Store,
+    open_skopeo: OpenSkopeo,
+    fault: Fault,
+    kind: type[OciProxyError],
 ) -> None:
     held = upstream.add("team/app", image(layers=2, layer_size=200_000), tag="v1")
     bad, good = held.layers
@@ -233,16 +237,16 @@ def test_one_bad_layer(
     backend = open_skopeo(upstream)
     backend.fetch_manifest(reference(upstream))
     with pytest.raises(kind):
-        read_all(backend.open_blob(repository(upstream), digest(bad)))
+        fetch_blob(backend, repository(upstream), digest(bad), store)
     if kind is not UpstreamDenied:
         # What is wrong with one blob is not said of another.
         with contextlib.suppress(UpstreamUnavailable):
-            assert read_all(backend.open_blob(repository(upstream), digest(good))) == good.data
+            assert fetch_blob(backend, repository(upstream), digest(good), store) == good.data
     upstream.heal()
-    assert read_all(backend.open_blob(repository(upstream), digest(bad))) == bad.data
+    assert fetch_blob(backend, repository(upstream), digest(bad), store) == bad.data
 
 
-def test_silent_upstream(upstream: FakeUpstream, open_skopeo: OpenSkopeo) -> None:
+def test_silent_upstream(upstream: FakeUpstream, store: Store, open_skopeo: OpenSkopeo) -> None:
     upstream.fault("", Fault(delay=20))
     backend = open_skopeo(upstream, timeouts=replace(TIMEOUTS, connect=0.2, headers=0.3))
     began = time.monotonic()
@@ -253,24 +257,24 @@ def test_silent_upstream(upstream: FakeUpstream, open_skopeo: OpenSkopeo) -> Non
     assert skopeos() == {}
 
 
-def test_stalled_layer(upstream: FakeUpstream, open_skopeo: OpenSkopeo) -> None:
+def test_stalled_layer(upstream: FakeUpstream, store: Store, open_skopeo: OpenSkopeo) -> None:
     blob = random_blob(3_000_000)
     backend = open_skopeo(upstream, timeouts=replace(TIMEOUTS, stall=0.5))
     hold(upstream, backend, blob)
     upstream.fault(blob.digest, Fault(stall_after=2_000_000))
     with pytest.raises(UpstreamUnavailable, match="without data") as caught:
-        read_all(backend.open_blob(repository(upstream), digest(blob)))
+        fetch_blob(backend, repository(upstream), digest(blob), store)
     assert (caught.value.timed_out, caught.value.unreachable) == (True, False)
     wait_until(lambda: skopeos() == {})
 
 
-def test_throttled_layer(upstream: FakeUpstream, open_skopeo: OpenSkopeo) -> None:
+def test_throttled_layer(upstream: FakeUpstream, store: Store, open_skopeo: OpenSkopeo) -> None:
     blob = random_blob(1000)
     backend = open_skopeo(upstream)
     hold(upstream, backend, blob)
     upstream.fault(blob.digest, too_many_requests("9"))
     with pytest.raises(UpstreamRateLimited) as caught:
-        read_all(backend.open_blob(repository(upstream), digest(blob)))
+        fetch_blob(backend, repository(upstream), digest(blob), store)
     assert caught.value.retry_after == 9
 
 
@@ -281,9 +285,8 @@ def test_close_ends_what_runs(
     backend = open_skopeo(upstream)
     hold(upstream, backend, blob)
     upstream.fault(blob.digest, Fault(stall_after=1000))
-    stream = backend.open_blob(repository(upstream), digest(blob))
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(read_all, stream)
+        reading = pool.submit(fetch_blob, backend, repository(upstream), digest(blob), store)
         wait_until(lambda: skopeos() != {})
         backend.close()
         with pytest.raises(UpstreamUnavailable):
@@ -356,35 +359,42 @@ def test_program_that_cannot_be_run(
         open_skopeo(upstream).fetch_manifest(reference(upstream))
 
 
-def test_layer_that_does_not_end(upstream: FakeUpstream, open_skopeo: OpenSkopeo) -> None:
+def test_layer_that_does_not_end(
+    upstream: FakeUpstream, store: Store, open_skopeo: OpenSkopeo
+) -> None:
     blob = random_blob(1000)
     backend = open_skopeo(upstream)
     hold(upstream, backend, blob)
     upstream.fault(blob.digest, Fault(body=random_bytes(20_000_000), rate=2_000_000))
     with pytest.raises(SizeMismatch, match="expected size"):
-        read_all(backend.open_blob(repository(upstream), digest(blob)))
+        fetch_blob(backend, repository(upstream), digest(blob), store)
     wait_until(lambda: skopeos() == {})
 
 
-def test_one_image_in_two_repositories(upstream: FakeUpstream, open_skopeo: OpenSkopeo) -> None:
+def test_one_image_in_two_repositories(
+    upstream: FakeUpstream, store: Store, open_skopeo: OpenSkopeo
+) -> None:
     """That one refuses is not the other's answer."""
     names = ("team/closed", "team/open")
     (blob,) = {upstream.add(name, image(), tag="v1").layers[0] for name in names}
     upstream.fault("/v2/team/closed/blobs/", Fault(status=403, delay=0.5))
     backend = open_skopeo(upstream)
-    streams = []
     for name in names:
         backend.fetch_manifest(reference(upstream, f"{name}:v1"))
-        streams.append(backend.open_blob(repository(upstream, name), digest(blob)))
     with ThreadPoolExecutor(2) as pool:
-        closed, opened = (pool.submit(read_all, stream) for stream in streams)
+        closed, opened = (
+            pool.submit(fetch_blob, backend, repository(upstream, name), digest(blob), store)
+            for name in names
+        )
         assert opened.result() == blob.data
         with contextlib.suppress(UpstreamDenied):
             # The other one may have come first.
             assert closed.result() == blob.data
 
 
-def test_name_that_skopeo_refuses(upstream: FakeUpstream, open_skopeo: OpenSkopeo) -> None:
+def test_name_that_skopeo_refuses(
+    upstream: FakeUpstream, store: Store, open_skopeo: OpenSkopeo
+) -> None:
     upstream.add("Team/App", image(), tag="v1")
     backend = open_skopeo(upstream)
     for ask in (backend.resolve, backend.fetch_manifest):

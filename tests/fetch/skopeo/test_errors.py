@@ -15,8 +15,7 @@ from ociproxy.errors import (
     UpstreamUnavailable,
     UpstreamUntrusted,
 )
-from ociproxy.fetch.skopeo.errors import translate
-from ociproxy.fetch.skopeo.stderr import SkopeoStderr
+from ociproxy.fetch.skopeo.errors import SkopeoStderr, translate
 from ociproxy.oci.digest import Digest
 
 UPSTREAM = "registry.example"

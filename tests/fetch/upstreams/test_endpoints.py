@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from ociproxy.config.settings import Auth, Endpoint, Fetch, Secret, Upstream
 from ociproxy.errors import (
     BlobUnknown,
+    DigestMismatch,
     ManifestUnknown,
     OciProxyError,
     UpstreamRateLimited,
     UpstreamUnavailable,
 )
-from ociproxy.fetch.backend import BlobStream
 from ociproxy.fetch.oras.backend import OrasBackend
 from ociproxy.fetch.upstreams.endpoints import Endpoints
 from ociproxy.oci.reference import Reference, Repository
+from ociproxy.store.store import Store
 from tests.clock import HandClock
 from tests.fetch.conftest import TIMEOUTS
-from tests.fetch.contract import BackendContract, digest, read_all
+from tests.fetch.contract import BackendContract, digest, fetch_blob, new_download, run
 from tests.images import Image, image, random_blob
 from tests.upstream import FakeUpstream
 from tests.upstream_auth import BasicAuth
@@ -40,6 +43,11 @@ def clock() -> HandClock:
 
 
 @pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
 def open_endpoints(clock: HandClock) -> Iterator[OpenEndpoints]:
     opened: list[Endpoints] = []
 
@@ -47,7 +55,9 @@ def open_endpoints(clock: HandClock) -> Iterator[OpenEndpoints]:
         each = tuple(e if isinstance(e, Endpoint) else Endpoint(url=e.url) for e in endpoints)
         upstream = Upstream(name=name, endpoints=each, timeouts=TIMEOUTS, **entry)  # type: ignore[arg-type]
         opened.append(
-            Endpoints(upstream, lambda one: OrasBackend(one, Fetch()), pause=30.0, clock=clock)
+            Endpoints(
+                upstream, lambda one: OrasBackend(one, Fetch()), Fetch(pause=30.0), clock=clock
+            )
         )
         return opened[-1]
 
@@ -68,7 +78,7 @@ class TestBehindADeadEndpoint(BackendContract):
         # Port 9 of a loopback address that nothing listens on.
         dead, alive = Endpoint(url="http://127.0.0.9:9"), Endpoint(url=upstream.url)
         entry = Upstream(name=upstream.registry, endpoints=(dead, alive), timeouts=TIMEOUTS)
-        return Endpoints(entry, lambda one: OrasBackend(one, Fetch()), pause=30.0)
+        return Endpoints(entry, lambda one: OrasBackend(one, Fetch()), Fetch(pause=30.0))
 
 
 def add(upstream: FakeUpstream, held: Image) -> Image:
@@ -101,7 +111,7 @@ def test_the_next_one_is_asked_for_what_one_does_not_give(
 
 
 def test_the_first_one_is_preferred_and_asked_with_ns(
-    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints
+    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints, store: Store
 ) -> None:
     held = add(two[0], image())
     add(two[1], image())
@@ -110,7 +120,7 @@ def test_the_first_one_is_preferred_and_asked_with_ns(
     backend.fetch_manifest(V1)
     blob = held.blobs[0]
     assert backend.stat_blob(APP, digest(blob)) == blob.size
-    assert read_all(backend.open_blob(APP, digest(blob))) == blob.data
+    assert fetch_blob(backend, APP, digest(blob), store) == blob.data
     backend.fetch_listing(APP, "tags/list", "n=1")
     assert {request.query for request in two[0].requests} == {
         "ns=registry.example",
@@ -171,40 +181,60 @@ def test_one_that_throttles_is_left_alone_for_as_long_as_it_says(
     assert [each.count("/manifests/") for each in two] == [3, 3]
 
 
+@pytest.mark.parametrize("size", [500_000, 3_000_000])
 def test_a_blob_that_breaks_off_goes_on_at_the_next_one(
-    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints
+    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints, store: Store, size: int
 ) -> None:
+    """Whether the first endpoint brought little or much."""
+    blob = random_blob(size)
+    for each in two:
+        each.add_content("team/app", blob)
+    two[0].fault("/blobs/", Fault(cut_after=size * 2 // 5))
+    assert fetch_blob(open_endpoints(*two), APP, digest(blob), store) == blob.data
+    assert two[1].bytes_sent("/blobs/") == size - size * 2 // 5
+
+
+def test_an_endpoint_that_breaks_off_a_blob_is_left_alone(
+    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints, store: Store
+) -> None:
+    blob, other = (random_blob(500_000, seed=seed) for seed in ("one", "other"))
+    for each in two:
+        each.add_content("team/app", blob)
+        each.add_content("team/app", other)
+    two[0].fault("/blobs/", Fault(cut_after=200_000), times=1)
+    backend = open_endpoints(*two)
+    for wanted in (blob, other):
+        assert fetch_blob(backend, APP, digest(wanted), store) == wanted.data
+    assert two[0].count("/blobs/") == 1
+
+
+def test_wrong_bytes_of_one_endpoint_are_not_joined_to_those_of_another(
+    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints, store: Store
+) -> None:
+    """The blob is fetched once more from zero, by the caller."""
     blob = random_blob(500_000)
     for each in two:
         each.add_content("team/app", blob)
-    two[0].fault("/blobs/", Fault(cut_after=200_000))
-    backend = open_endpoints(*two)
-    got = bytearray()
-
-    def read_on(stream: BlobStream) -> None:
-        while data := stream.read(65536):
-            got.extend(data)
-
-    with pytest.raises(UpstreamUnavailable):
-        read_on(backend.open_blob(APP, digest(blob)))
-    read_on(backend.open_blob(APP, digest(blob), start=len(got)))
-    assert bytes(got) == blob.data
-    assert two[1].bytes_sent("/blobs/") == 300_000
+    two[0].fault("/blobs/", Fault(flip_at=200_000))
+    with pytest.raises(DigestMismatch):
+        fetch_blob(open_endpoints(*two), APP, digest(blob), store)
+    assert two[1].requests == []
 
 
-def test_an_aborted_read_is_nobodys_fault(
-    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints
+def test_an_aborted_download_is_no_endpoints_fault(
+    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints, store: Store
 ) -> None:
     blob = two[0].add_content("team/app", random_blob(500_000))
     two[0].fault("/blobs/", Fault(stall_after=1000), times=1)
     backend = open_endpoints(*two)
-    stream = backend.open_blob(APP, digest(blob))
-    stream.read(1000)
-    stream.abort()
-    with pytest.raises(UpstreamUnavailable, match="aborted"):
-        stream.read(1000)
-    stream.close()
-    assert read_all(backend.open_blob(APP, digest(blob))) == blob.data
+    download = new_download(APP, digest(blob), store)
+    timer = threading.Timer(0.2, download.abort)
+    timer.start()
+    with pytest.raises(UpstreamUnavailable, match=r"aborted|shutting down"):
+        run(download, backend)
+    timer.join()
+    assert two[1].requests == []
+    assert fetch_blob(backend, APP, digest(blob), store) == blob.data
 
 
 def test_when_all_are_away_they_are_asked_all_the_same(
@@ -261,7 +291,7 @@ def test_no_endpoint_sees_the_credentials_of_another(make_upstream: MakeUpstream
     # A mirror that asks for a password does not get the registry's.
     mirror.fault("/v2/", Fault(status=401, headers={"WWW-Authenticate": "Basic realm=give"}))
     held = add(origin, image())
-    backend = Endpoints(entry, lambda one: OrasBackend(one, Fetch()), pause=30.0)
+    backend = Endpoints(entry, lambda one: OrasBackend(one, Fetch()), Fetch(pause=30.0))
     try:
         holder = backend.fetch_manifest(Reference(Repository(origin.registry, "team/app"), "v1"))
     finally:

@@ -8,11 +8,11 @@ import threading
 import pytest
 
 from ociproxy.errors import Busy
-from ociproxy.fetch.upstreams.threads import Pools
+from ociproxy.fetch.upstreams.threads import UpstreamThreads
 
 
 async def test_a_name_that_hangs_leaves_the_others_alone() -> None:
-    pools = Pools("fills", size=2, queue=1)
+    pools = UpstreamThreads("fills", size=2, queue=1)
     release = threading.Event()
     hanging = [pools.submit("slow", release.wait) for _ in range(3)]
     try:

@@ -11,6 +11,7 @@ from ociproxy.config.settings import Config, Fetch, Upstream
 from ociproxy.errors import OciProxyError, UpstreamForbidden, UpstreamUnavailable
 from ociproxy.fetch.oras.backend import OrasBackend
 from ociproxy.fetch.upstreams.health import Quota
+from ociproxy.fetch.upstreams.requests import Requests
 from ociproxy.fetch.upstreams.upstreams import Upstreams, UpstreamState
 from ociproxy.oci.reference import Reference, Repository
 from tests.clock import HandClock
@@ -33,52 +34,59 @@ async def upstreams(upstream: FakeUpstream, clock: HandClock) -> AsyncIterator[U
     config = Config(fetch=Fetch(pause=30.0), upstreams={entry.name: entry})
     opened = Upstreams(config, lambda one: OrasBackend(one, config.fetch), clock=clock)
     yield opened
+    opened.close()
+
+
+@pytest.fixture
+async def requests(upstreams: Upstreams, clock: HandClock) -> AsyncIterator[Requests]:
+    opened = Requests(upstreams, Config(fetch=Fetch(pause=30.0)), clock=clock)
+    yield opened
     await opened.close()
 
 
-async def resolve(upstreams: Upstreams, upstream: FakeUpstream, tag: str = "v1") -> None:
+async def resolve(requests: Requests, upstream: FakeUpstream, tag: str = "v1") -> None:
     reference = Reference(Repository(upstream.registry, "app"), tag)
-    await upstreams.ask(reference.repository, reference, lambda backend: backend.resolve(reference))
+    await requests.call(reference.repository, reference, lambda backend: backend.resolve(reference))
 
 
 async def test_states_tell_the_condition_and_the_quota(
-    upstreams: Upstreams, upstream: FakeUpstream, clock: HandClock
+    upstreams: Upstreams, requests: Requests, upstream: FakeUpstream, clock: HandClock
 ) -> None:
     assert upstreams.states() == []
     upstream.add("app", image(), tag="v1")
     said = {"ratelimit-limit": "100;w=60", "ratelimit-remaining": "7;w=60"}
     upstream.fault("/manifests/", Fault(headers=said), times=1)
-    await resolve(upstreams, upstream)
+    await resolve(requests, upstream)
     quota = Quota(100, 7, 60)
     assert upstreams.states() == [UpstreamState(upstream.registry, "available", 0.0, quota)]
     upstream.fault("/manifests/", too_many_requests("9"), times=1)
     with pytest.raises(OciProxyError):
-        await resolve(upstreams, upstream)
+        await resolve(requests, upstream)
     clock.time = 4.0
     assert upstreams.states() == [UpstreamState(upstream.registry, "limited", 5.0, quota)]
     clock.time = 9.0
     await asyncio.to_thread(upstream.stop_listening)
     with pytest.raises(OciProxyError):
-        await resolve(upstreams, upstream)
+        await resolve(requests, upstream)
     assert upstreams.states() == [UpstreamState(upstream.registry, "unreachable", 2.0, quota)]
     await asyncio.to_thread(upstream.listen_again)
 
 
 async def test_whoever_waits_for_the_question_that_finds_out_is_not_kept(
-    upstreams: Upstreams, upstream: FakeUpstream, clock: HandClock
+    upstreams: Upstreams, requests: Requests, upstream: FakeUpstream, clock: HandClock
 ) -> None:
     upstream.add("app", image(), tag="v1")
     await asyncio.to_thread(upstream.stop_listening)
     with pytest.raises(UpstreamUnavailable):
-        await resolve(upstreams, upstream)
+        await resolve(requests, upstream)
     await asyncio.to_thread(upstream.listen_again)
     clock.time = 2.0
     upstream.fault("/manifests/", Fault(delay=30), times=1)
     before = asyncio.get_running_loop().time()
-    first = asyncio.create_task(resolve(upstreams, upstream))
+    first = asyncio.create_task(resolve(requests, upstream))
     await asyncio.sleep(0.1)
     with pytest.raises(UpstreamUnavailable, match="while one request finds out"):
-        await resolve(upstreams, upstream, "v2")
+        await resolve(requests, upstream, "v2")
     with pytest.raises(UpstreamUnavailable, match="still does not answer"):
         await first
     assert asyncio.get_running_loop().time() - before < 1.5
@@ -87,7 +95,7 @@ async def test_whoever_waits_for_the_question_that_finds_out_is_not_kept(
         await asyncio.sleep(0.02)
         if upstreams.states()[0].condition == "available":
             break
-    await resolve(upstreams, upstream)
+    await resolve(requests, upstream)
 
 
 async def test_a_registry_that_a_rule_forbids_is_not_asked(
@@ -97,6 +105,6 @@ async def test_a_registry_that_a_rule_forbids_is_not_asked(
     config = Config(upstreams={isolated.name: isolated})
     opened = Upstreams(config, lambda one: OrasBackend(one, config.fetch), clock=clock)
     with pytest.raises(UpstreamForbidden, match="isolates repositories"):
-        await resolve(opened, upstream)
+        await resolve(Requests(opened, config, clock=clock), upstream)
     assert opened.states() == []
-    await opened.close()
+    opened.close()

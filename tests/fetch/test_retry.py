@@ -14,7 +14,7 @@ from ociproxy.errors import (
     UpstreamRateLimited,
     UpstreamUnavailable,
 )
-from ociproxy.load.retry import Progress, Retry
+from ociproxy.fetch.retry import ImageRetry, Progress
 from tests.clock import HandClock
 
 REGISTRY = "registry.example"
@@ -48,8 +48,8 @@ def waits() -> list[tuple[UpstreamError, float]]:
 
 
 @pytest.fixture
-def retry(clock: HandClock, waits: list[tuple[UpstreamError, float]]) -> Retry:
-    return Retry(60.0, wait_max=0.0, clock=clock, waiting=lambda *wait: waits.append(wait))
+def retry(clock: HandClock, waits: list[tuple[UpstreamError, float]]) -> ImageRetry:
+    return ImageRetry(60.0, wait_max=0.0, clock=clock, waiting=lambda *wait: waits.append(wait))
 
 
 def down() -> UpstreamUnavailable:
@@ -63,27 +63,27 @@ async def outcome(work: Callable[[], Awaitable[object]]) -> object:
         return type(error)
 
 
-async def test_what_passes_is_tried_again(clock: HandClock, retry: Retry) -> None:
+async def test_what_passes_is_tried_again(clock: HandClock, retry: ImageRetry) -> None:
     upstream = Upstream(clock, down(), down(), "answer")
     assert await retry.run(REGISTRY, Progress(clock.time), upstream) == "answer"
     assert upstream.asked == 3
 
 
-async def test_what_lasts_is_given_up_after_the_limit(clock: HandClock, retry: Retry) -> None:
+async def test_what_lasts_is_given_up_after_the_limit(clock: HandClock, retry: ImageRetry) -> None:
     upstream = Upstream(clock, down())
     with pytest.raises(UpstreamUnavailable):
         await retry.run(REGISTRY, Progress(clock.time), upstream)
     assert upstream.asked == 7
 
 
-async def test_what_cannot_pass_is_not_tried_again(clock: HandClock, retry: Retry) -> None:
+async def test_what_cannot_pass_is_not_tried_again(clock: HandClock, retry: ImageRetry) -> None:
     upstream = Upstream(clock, ManifestUnknown("x", "gone"))
     with pytest.raises(ManifestUnknown):
         await retry.run(REGISTRY, Progress(clock.time), upstream)
     assert upstream.asked == 1
 
 
-async def test_bytes_that_came_start_the_limit_anew(clock: HandClock, retry: Retry) -> None:
+async def test_bytes_that_came_start_the_limit_anew(clock: HandClock, retry: ImageRetry) -> None:
     progress, upstream = Progress(clock.time), Upstream(clock, down(), seconds=40.0)
 
     async def work() -> object:
@@ -96,7 +96,7 @@ async def test_bytes_that_came_start_the_limit_anew(clock: HandClock, retry: Ret
 
 
 async def test_rest_of_a_dead_upstream_fails_at_the_first_try(
-    clock: HandClock, retry: Retry
+    clock: HandClock, retry: ImageRetry
 ) -> None:
     first, second, other = (Upstream(clock, down()) for _ in range(3))
     await outcome(lambda: retry.run(REGISTRY, Progress(clock.time), first))
@@ -111,7 +111,7 @@ async def test_rest_of_a_dead_upstream_fails_at_the_first_try(
 
 
 async def test_one_bad_image_does_not_make_its_upstream_dead(
-    clock: HandClock, retry: Retry
+    clock: HandClock, retry: ImageRetry
 ) -> None:
     bad = Upstream(clock, down())
 
@@ -126,7 +126,7 @@ async def test_one_bad_image_does_not_make_its_upstream_dead(
 
 async def test_throttling_is_waited_out_where_it_fits(
     clock: HandClock,
-    retry: Retry,
+    retry: ImageRetry,
     waits: list[tuple[UpstreamError, float]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

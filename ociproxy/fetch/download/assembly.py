@@ -1,0 +1,169 @@
+"""The bytes of one blob being put together: what is here, what is being fetched, what is wanted.
+
+Readers in the event loop and the threads of all connections meet here, so one lock guards the file,
+its byte ranges and the segments. No other object takes it.
+
+Tests: tests/fetch/download/test_fill.py, tests/serve/test_fills.py.
+"""
+
+from __future__ import annotations
+
+import os
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from ociproxy.errors import SizeMismatch, UpstreamUnavailable
+from ociproxy.fetch.download.segments import Segment, Segments
+
+if TYPE_CHECKING:
+    from ociproxy.fetch.download.hasher import InOrderHasher
+    from ociproxy.oci.digest import Digest
+    from ociproxy.store.staging import Ingest
+
+
+class Assembly:
+    """`size` is what a manifest claims until the upstream has told it; None where neither has."""
+
+    def __init__(self, digest: Digest, upstream: str, *, size: int | None, segment: int) -> None:
+        self.size = size
+        self.verified = False
+        """The bytes are right: readers may read the last one."""
+        self._digest = digest
+        self._upstream = upstream
+        self._lock = Lock()
+        self._segments = Segments(segment)
+        self._ingest: Ingest | None = None
+        self._hasher: InOrderHasher | None = None
+
+    # For readers
+
+    def available(self, offset: int) -> int:
+        """The end of the bytes that can be read from offset. The last byte waits for the
+        verification, so that no reader ever has all of a wrong blob."""
+        with self._lock:
+            if self.size is None:
+                return offset
+            if self.verified:
+                return self.size
+            if self._ingest is None:
+                return offset
+            return max(offset, min(self._ingest.ranges.stop_after(offset), self.size - 1))
+
+    def want(self, offset: int) -> bool:
+        """A reader waits for the byte at offset: it is fetched first. True where no connection is
+        on its way to it."""
+        with self._lock:
+            self._segments.want(offset)
+            if self.size is None or self._ingest is None:
+                return False
+            return not self._segments.is_coming(self._ingest.ranges, offset)
+
+    def unwant(self, offset: int) -> None:
+        with self._lock:
+            self._segments.unwant(offset)
+
+    def duplicate_file(self) -> int | None:
+        """A file descriptor of the bytes that are `available`, which the caller closes; None once
+        the file is closed here."""
+        with self._lock:
+            return None if self._ingest is None else os.dup(self._ingest.file)
+
+    # For the download
+
+    @property
+    def led(self) -> Ingest | None:
+        """The file, where this process leads."""
+        ingest = self._ingest
+        return ingest if ingest is not None and ingest.leading else None
+
+    def adopt(self, ingest: Ingest) -> None:
+        """Readers read this file from now on. Raises UpstreamUnavailable where they have read from
+        another one, for its bytes were promised to them."""
+        with self._lock:
+            old = self._ingest
+            if old is not None and old.ranges.total and not old.is_same_file(ingest):
+                ingest.close()
+                reason = "the process that fetched it gave up"
+                raise UpstreamUnavailable(self._upstream, reason)
+            self._ingest = ingest
+        if old is not None:
+            old.close()
+
+    def refresh(self) -> None:
+        """A follower: take in what the leader's journal says."""
+        with self._lock:
+            ingest = self._current()
+            ingest.refresh()
+            self.size = ingest.size
+
+    def learn_size(self, size: int) -> None:
+        """Raises SizeMismatch where another size was known."""
+        with self._lock:
+            if self.size not in (None, size):
+                raise SizeMismatch(f"blob {self._digest}", self.size, size)
+            self.size = size
+            if self._ingest is not None and self._ingest.leading:
+                self._ingest.set_size(size)
+
+    def hash_with(self, hasher: InOrderHasher) -> None:
+        self._hasher = hasher
+
+    def arrived_until(self, offset: int) -> int:
+        """The end of the bytes that are in the file from offset on."""
+        with self._lock:
+            return self._current().ranges.stop_after(offset)
+
+    def close(self) -> None:
+        """No more bytes come from this file. Readers keep the descriptors that they duplicated."""
+        with self._lock:
+            ingest, self._ingest = self._ingest, None
+        if ingest is not None:
+            ingest.close()
+
+    # For connections
+
+    def take(self, most: int) -> Segment | None:
+        """The next bytes to fetch: a segment, or `most` bytes where that is more. None where all
+        bytes are here or being fetched."""
+        with self._lock:
+            return self._segments.take(self._current().ranges, self.size, most)
+
+    def move(self, segment: Segment, offset: int, stop: int) -> bool:
+        """Let a used-up segment go on within [offset, stop); False where nothing is left there."""
+        with self._lock:
+            return self._segments.move(segment, self._current().ranges, offset, stop)
+
+    def release(self, segment: Segment) -> None:
+        """A connection ends: others may fetch what its segment still covers."""
+        with self._lock:
+            self._segments.release(segment)
+
+    @property
+    def is_all_taken(self) -> bool:
+        """Whether every byte is here or being fetched."""
+        with self._lock:
+            ingest = self._ingest
+            return ingest is None or self._segments.free_gap(ingest.ranges, self.size) is None
+
+    @property
+    def bytes_left(self) -> int:
+        with self._lock:
+            return (self.size or 0) - self._current().ranges.total
+
+    def put(self, segment: Segment, data: bytes) -> None:
+        """Write the next bytes of a segment. Raises StoreError."""
+        ingest = self._current()
+        ingest.write(segment.start, data)
+        with self._lock:
+            start, segment.start = segment.start, segment.start + len(data)
+            ingest.arrived(start, segment.start, flush=segment.start == segment.stop)
+
+    def hash(self, start: int, data: bytes) -> None:
+        """Of bytes that were put. Waits while hashing is too far behind. Raises StoreError."""
+        if self._hasher is not None:
+            self._hasher.take(start, data)
+
+    def _current(self) -> Ingest:
+        if self._ingest is None:
+            raise UpstreamUnavailable(self._upstream, "the download has ended")
+        return self._ingest

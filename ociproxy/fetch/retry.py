@@ -1,0 +1,137 @@
+"""Trying again. Everything that asks an upstream a second time takes its rule from here.
+
+What is repeated                  By                       How often
+a request for a document          upstreams.requests       twice
+a connection of a blob            download.connections     `fetch.retries` in a row without progress
+the same at the next endpoint     upstreams.endpoints      the same
+an image of a list                load, by ImageRetry      until no progress for `load.pull_timeout`
+a blob whose bytes were wrong     download.fill            once, from zero
+a request whose token is refused  oras.auth                once, with a new token
+
+The first four wait with jitter, at most `fetch.retry_wait_max`; `load` waits out a Retry-After.
+Only errors that say `transient` are repeated, and no commit ever is. A 429 is waited out by `load`
+alone: the server passes it on to its client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import tenacity
+
+from ociproxy.bounded import BoundedCache
+from ociproxy.errors import UpstreamError, UpstreamRateLimited, UpstreamUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ociproxy.clock import Clock
+
+T = TypeVar("T")
+
+_FIRST_WAIT: Final = 0.2
+"""Seconds; each further wait is up to twice as long."""
+_PROGRESS: Final = 256 * 1024
+"""Bytes that a broken connection must have brought for the next one not to count as another try."""
+_REGISTRIES: Final = 1024
+_RETRY_AFTER: Final = (1.0, 30.0, 3600.0)
+"""Seconds: the least, the value where the upstream names none, the most."""
+
+
+def clamp_retry_after(seconds: float | None) -> float:
+    """What a 429 asks for, within reason; None where it names no time."""
+    least, default, most = _RETRY_AFTER
+    return default if seconds is None else min(max(seconds, least), most)
+
+
+def retrying(
+    *, tries: int, wait_max: float, sleep: Callable[[float], None] = time.sleep
+) -> tenacity.Retrying:
+    """Repeat what UpstreamUnavailable ended: at most `tries` times in all, with jittered waits of
+    at most `wait_max` seconds; the last error is raised as it is. An address that swallows packets
+    is tried twice at most, for each try costs a whole time-out."""
+
+    def stop(state: tenacity.RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome is not None else None
+        swallowed = isinstance(error, UpstreamUnavailable) and error.unreachable and error.timed_out
+        return state.attempt_number >= (min(tries, 2) if swallowed else tries)
+
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(UpstreamUnavailable),
+        stop=stop,
+        wait=tenacity.wait_random_exponential(multiplier=_FIRST_WAIT, max=wait_max),
+        reraise=True,
+        sleep=sleep,
+    )
+
+
+def resuming(tries: int, brought: int) -> bool:
+    """Whether a connection that broke after so many bytes is resumed without counting as a try."""
+    return tries > 1 and brought >= _PROGRESS
+
+
+class Progress:
+    """When (monotonic seconds) something last came in for one image."""
+
+    def __init__(self, now: float) -> None:
+        self.when = now
+
+
+class ImageRetry:
+    """Repeats what may pass until an image has made no progress for `limit` seconds.
+
+    An upstream from which no image has got anything for as long is taken for dead: until something
+    comes from it again, the rest of its images fail at the first try.
+    """
+
+    def __init__(
+        self,
+        limit: float,
+        *,
+        wait_max: float,
+        clock: Clock,
+        waiting: Callable[[UpstreamError, float], None],
+    ) -> None:
+        """`waiting` hears of each wait: why, and for how many seconds."""
+        self._limit = limit
+        self._wait_max = wait_max
+        self._clock = clock
+        self._waiting = waiting
+        self._answered: BoundedCache[str, float] = BoundedCache(_REGISTRIES)
+        self._dead: BoundedCache[str, bool] = BoundedCache(_REGISTRIES)
+
+    async def run(self, registry: str, progress: Progress, work: Callable[[], Awaitable[T]]) -> T:
+        """What `work` returns in the end. Raises its last error."""
+        tries = 0
+        while True:
+            try:
+                result = await work()
+            except (UpstreamRateLimited, UpstreamUnavailable) as error:
+                wait = self._wait(error, tries)
+                if self._dead.get(registry) or not self._may_wait(registry, progress, wait):
+                    raise
+                tries += 1
+                self._waiting(error, wait)
+            else:
+                progress.when = self._clock.monotonic()
+                self._answered.put(registry, progress.when)
+                self._dead.drop(registry)
+                return result
+            await asyncio.sleep(wait)
+
+    def _wait(self, error: UpstreamError, tries: int) -> float:
+        if isinstance(error, UpstreamRateLimited):
+            return error.retry_after
+        longest = min(self._wait_max, _FIRST_WAIT * math.pow(2, min(tries, 30)))
+        return random.uniform(longest / 2, longest)  # noqa: S311 - jitter
+
+    def _may_wait(self, registry: str, progress: Progress, wait: float) -> bool:
+        if self._clock.monotonic() + wait - progress.when <= self._limit:
+            return True
+        if (self._answered.get(registry) or -math.inf) < progress.when:
+            self._dead.put(registry, True)
+        return False

@@ -1,0 +1,118 @@
+"""Short requests to upstreams: manifests, heads, lists.
+
+Callers that want the same answer at the same time share one request. A refusal is kept for a while
+(`fetch.negative_ttl`). The threads that wait for one listed upstream are its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Final, TypeVar, cast
+
+from ociproxy.bounded import BoundedCache
+from ociproxy.clock import SystemClock
+from ociproxy.errors import OciProxyError, UpstreamUnavailable
+from ociproxy.fetch.retry import retrying
+from ociproxy.fetch.upstreams.threads import UNLISTED, UpstreamThreads
+
+if TYPE_CHECKING:
+    from ociproxy.clock import Clock
+    from ociproxy.config.settings import Config
+    from ociproxy.fetch.backend import Backend
+    from ociproxy.fetch.upstreams.upstreams import Upstreams
+    from ociproxy.oci.reference import Repository
+
+T = TypeVar("T")
+
+_TRIES: Final = 2
+_NEGATIVE_ANSWERS: Final = 10_000
+
+
+class Requests:
+    """Belongs to one event loop."""
+
+    def __init__(self, upstreams: Upstreams, config: Config, *, clock: Clock | None = None) -> None:
+        self._upstreams = upstreams
+        self._config = config
+        self._clock = clock or SystemClock()
+        self._running: dict[Hashable, asyncio.Task[object]] = {}
+        self._refusals: BoundedCache[Hashable, tuple[float, OciProxyError]] = BoundedCache(
+            _NEGATIVE_ANSWERS
+        )
+        self._threads = UpstreamThreads(
+            "requests to upstreams", size=config.fetch.requests, queue=config.fetch.queue
+        )
+
+    async def call(
+        self, repository: Repository, key: Hashable, request: Callable[[Backend], T]
+    ) -> T:
+        """The answer to one request, sent once for all callers that want it now.
+
+        `request` runs in a thread and blocks; `key` names request and answer. A caller that is
+        cancelled leaves the request running for the others. Raises what the request raised, what
+        `Upstreams.check` would, or Busy where `fetch.queue` is full.
+        """
+        registry = repository.registry
+        task = self._running.get(key)
+        if task is None:
+            self.check_refused(key)
+            name = self._threads_of(registry)
+            self._threads.check_room(name)
+            self._upstreams.check(repository)
+            backend = self._upstreams.backend(registry)
+            attempts = retrying(tries=_TRIES, wait_max=self._config.fetch.retry_wait_max)
+            answer = self._threads.submit(name, lambda: attempts(request, backend))
+            task = asyncio.create_task(self._run(registry, key, backend, answer))
+            self._running[key] = task
+        try:
+            async with asyncio.timeout(self._upstreams.probe_wait(registry)):
+                return cast("T", await asyncio.shield(task))
+        except TimeoutError as exc:
+            raise still_away(registry) from exc
+
+    def is_running(self, key: Hashable) -> bool:
+        return key in self._running
+
+    def check_refused(self, key: Hashable) -> None:
+        """Raises what the same request was refused with less than `fetch.negative_ttl` ago."""
+        kept = self._refusals.get(key)
+        if kept is not None and kept[0] >= self._clock.monotonic():
+            raise kept[1].with_traceback(None)
+
+    def keep_refusal(self, key: Hashable, error: OciProxyError) -> None:
+        if error.negative_cacheable:
+            until = self._clock.monotonic() + self._config.fetch.negative_ttl
+            self._refusals.put(key, (until, error))
+
+    async def close(self) -> None:
+        for task in self._running.values():
+            task.cancel()
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        self._threads.shutdown()
+
+    async def _run(
+        self, registry: str, key: Hashable, backend: Backend, answering: asyncio.Future[T]
+    ) -> T:
+        try:
+            answer = await answering
+        except OciProxyError as exc:
+            self._upstreams.record_result(registry, exc)
+            self.keep_refusal(key, exc)
+            raise
+        else:
+            self._upstreams.record_result(registry, None)
+            return answer
+        finally:
+            self._upstreams.log_quota(registry, backend)
+            del self._running[key]
+
+    def _threads_of(self, registry: str) -> str:
+        """A listed upstream that hangs holds up itself; unlisted ones, which clients name, hold up
+        each other."""
+        return registry if registry in self._config.upstreams else UNLISTED
+
+
+def still_away(registry: str) -> UpstreamUnavailable:
+    """For a client that could not wait for the request that probes the upstream."""
+    return UpstreamUnavailable(registry, "still does not answer", timed_out=True)
