@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from ociproxy.oci.reference import Reference
 
 _QUIET: Final = 10.0
-"""Seconds in which a second wait for the same upstream is not printed: many images wait at once.
-A wait that ends later than the printed one by more than this is printed all the same."""
+"""Many images wait for one upstream: for so many seconds after one wait was printed, and until it
+ends, no other is printed, unless that ends later by more seconds than these."""
 _FAILURES_HEAD: Final = "# images that were not loaded; `ociproxy load` accepts this list\n"
 _PLAN_COLUMNS: Final = ("REFERENCE", "DIGEST", "PLATFORMS", "SIZE", "NEW")
 

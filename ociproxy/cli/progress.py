@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ociproxy.cli.terminal import Step
 
 _INTERVAL: Final = 0.125
-"""Seconds between two redraws: eight a second look smooth and cost no measurable time."""
+"""Seconds between two redraws: eight a second look smooth."""
 _MOST_BARS: Final = 16
 """More bars than a person follows; a small terminal shows fewer."""
 _NAME_WIDTH: Final = 48

@@ -114,16 +114,15 @@ def serve(
         layers = [stack.enter_context(Bundle(path)) for path in config.serve.bundles]
         for bundle in layers:
             log.event(logging.INFO, "bundle opened", path=bundle.path, images=bundle.images)
-        grouped(
-            {bundle.path: bundle.label for bundle in layers}
-        )  # raises unless every volume of a set is there
+        # Raises ConfigError unless all volumes of each set are given.
+        grouped({bundle.path: bundle.label for bundle in layers})
         store = Store(config.store.path, hot_manifests=config.store.hot_manifests, layers=layers)
         if config.serve.offline:
             # No upstream can send what a bundle made with `--since` left out.
             for bundle in layers:
                 _warn_of_absent_base(bundle, store)
         else:
-            # Only an offline mirror writes nothing, and may serve a read-only store.
+            # An offline mirror fetches nothing, so that it may serve a read-only store.
             store.check_writable()
 
         # Made before the workers fork, so that they share the keys of TLS session tickets.

@@ -73,7 +73,7 @@ class Serve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """`jobs` images load at once. An image fails after `pull_timeout` seconds without a byte."""
+    """`jobs` images load at once. An image fails after `pull_timeout` seconds without progress."""
 
     jobs: int = 8
     pull_timeout: float = 60.0

@@ -112,7 +112,7 @@ class Rules:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """One of several URLs of an upstream. `auth` and `tls` that are None are taken from the
-    upstream, but only for a URL at the upstream's own host. `ns` adds `?ns=` to each request."""
+    upstream, but only for a URL at the upstream's own host. `ns` is whether requests have `?ns=`."""
 
     url: str
     auth: Auth | None = None

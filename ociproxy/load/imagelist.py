@@ -107,7 +107,7 @@ def pinned(
     wanted: Iterable[Wanted], locked: Mapping[Reference, Reference]
 ) -> tuple[list[Wanted], list[ConfigError]]:
     """The images with the digests of a lock, and the problems: images that the lock lacks, or has
-    another digest for. `locked` maps a reference without a digest to one with it."""
+    another digest for. `locked` maps references, by tag if they have one, to those with digests."""
     found: list[Wanted] = []
     problems: list[ConfigError] = []
     for each in wanted:
