@@ -112,7 +112,7 @@ class Rules:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """One of several URLs of an upstream. `auth` and `tls` that are None are taken from the
-    upstream, but only for a URL at the upstream's own host. `ns` is whether requests have `?ns=`."""
+    upstream, but only for a URL at the upstream's own host. `ns` is whether `?ns=` is sent."""
 
     url: str
     auth: Auth | None = None
@@ -279,8 +279,8 @@ class Config:
         return None if rule is None else f"fetch.unlisted: {rule}"
 
     def partition(self, registry: str) -> str:
-        """The group of upstreams that share unverified bytes of a blob and what is known of it: ""
-        for all that the operator listed; its own name for any other, for a client chose that."""
+        """The group of upstreams that share unverified bytes of a blob and its size: "" for those
+        that the operator listed. An unlisted one is a group by itself: a client named it."""
         return "" if registry in self.upstreams else registry
 
     def unlisted_upstream(self, registry: str) -> Upstream:
