@@ -20,6 +20,7 @@ from ociproxy.archive.importer.volume_reader import LABEL_MAX_SIZE, parse_label
 from ociproxy.archive.lock import LOCK_MAX_SIZE, Lock
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import ConfigError, DigestMismatch, LayoutDamaged, LayoutInvalid
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.layout import (
     INDEX,
@@ -32,9 +33,7 @@ from ociproxy.oci.layout import (
 )
 from ociproxy.oci.manifest import (
     MANIFEST_MAX_SIZE,
-    Descriptor,
     Index,
-    MalformedManifest,
     ManifestHolder,
     guess_media_type,
     referrer_descriptor,

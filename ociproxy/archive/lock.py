@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import DigestInvalid, LockInvalid, NameInvalid
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.manifest import Descriptor, MalformedManifest
 from ociproxy.oci.platform import Platform
 from ociproxy.oci.reference import Reference
 

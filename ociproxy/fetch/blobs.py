@@ -22,7 +22,8 @@ from ociproxy.errors import (
 )
 from ociproxy.fetch.cache_status import FILL, FOLLOW, HIT, PASSED_ON, CacheStatus
 from ociproxy.fetch.upstreams.requests import still_away
-from ociproxy.oci.manifest import ImageManifest, MalformedManifest, parse_manifest
+from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.manifest import ImageManifest, parse_manifest
 from ociproxy.store.read_only import BlobFile
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from ociproxy.fetch.upstreams.requests import Requests
     from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.manifest import Descriptor, ManifestHolder
+    from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Repository
     from ociproxy.store.read_only import ReadOnlyContent
     from ociproxy.store.store import Store

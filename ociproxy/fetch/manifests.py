@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from ociproxy.fetch.upstreams.requests import Requests
     from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
-    from ociproxy.oci.manifest import Descriptor, ManifestHolder
+    from ociproxy.oci.descriptor import Descriptor
+    from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
 

@@ -13,15 +13,9 @@ from ociproxy import log
 from ociproxy.errors import DigestMismatch, ManifestInvalid, ManifestUnknown, NameUnknown
 from ociproxy.load.imagelist import ALL_PLATFORMS
 from ociproxy.load.tasks import all_of
-from ociproxy.oci.manifest import (
-    DOCKER_SCHEMA1,
-    DOCKER_SCHEMA1_SIGNED,
-    OCI_INDEX,
-    ImageManifest,
-    Index,
-    MalformedManifest,
-    parse_manifest,
-)
+from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.manifest import ImageManifest, Index, parse_manifest
+from ociproxy.oci.media_types import DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED, OCI_INDEX
 from ociproxy.oci.platform import choose
 from ociproxy.oci.reference import DEFAULT_TAG, Reference
 from ociproxy.store.manifests import with_media_type
@@ -33,8 +27,9 @@ if TYPE_CHECKING:
     from ociproxy.fetch.retry import ImageRetry, Progress
     from ociproxy.fetch.upstreams.requests import Requests
     from ociproxy.load.imagelist import Wanted
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.manifest import Descriptor, Manifest, ManifestHolder
+    from ociproxy.oci.manifest import Manifest, ManifestHolder
     from ociproxy.oci.platform import Platform
     from ociproxy.store.store import Store
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from ociproxy.errors import UpstreamError
     from ociproxy.fetch.engine import Engine
     from ociproxy.load.imagelist import Wanted
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.manifest import Descriptor
 
 
 class Watcher:

@@ -13,16 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import DigestInvalid, LayoutInvalid, NameInvalid
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.manifest import (
-    MANIFEST_MAX_SIZE,
-    OCI_INDEX,
-    Descriptor,
-    Index,
-    MalformedManifest,
-    json_object,
-    parse_manifest,
-)
+from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, Index, json_object, parse_manifest
+from ociproxy.oci.media_types import OCI_INDEX
 from ociproxy.oci.reference import Reference, is_tag
 
 if TYPE_CHECKING:

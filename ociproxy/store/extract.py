@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy.clock import SystemClock
 from ociproxy.errors import DigestMismatch, IntegrityError, LayoutInvalid
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import (
     MANIFEST_MAX_SIZE,
-    Descriptor,
     ImageManifest,
     Index,
-    MalformedManifest,
     ManifestHolder,
     OtherManifest,
     guess_media_type,

@@ -12,7 +12,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.oci.manifest import MalformedManifest, json_object
+from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.manifest import json_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

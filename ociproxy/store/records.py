@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.manifest import Descriptor
     from ociproxy.oci.reference import Repository
 
 

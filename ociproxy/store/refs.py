@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import DigestInvalid, NameInvalid
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.manifest import Descriptor, MalformedManifest
 from ociproxy.oci.reference import Repository
 from ociproxy.store.files import store_errors, write_atomically
 from ociproxy.store.records import TagRecord

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.archive.naming import GivenName, name_all
 from ociproxy.archive.promises import Promises
-from ociproxy.oci.manifest import MalformedManifest, parse_manifest
+from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.manifest import parse_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

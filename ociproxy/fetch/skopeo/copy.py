@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Upstream
     from ociproxy.fetch.skopeo.backend import Image
     from ociproxy.fetch.skopeo.process import Program, Run
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.manifest import Descriptor
     from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
 
