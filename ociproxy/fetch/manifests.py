@@ -239,10 +239,8 @@ class ManifestPuller:
     def _record(self, reference: Reference, descriptor: Descriptor) -> None:
         if reference.tag is None:
             return
-        self._store.refs.put_tag(
-            reference.repository,
-            reference.tag,
-            TagRecord(descriptor, self._clock.now(), reference.repository.registry),
+        self._store.record_tag(
+            reference.repository, reference.tag, descriptor, now=self._clock.now()
         )
 
     def _own(self, task: asyncio.Task[tuple[ManifestHolder, CacheStatus]]) -> None:

@@ -23,7 +23,6 @@ from ociproxy.load.tasks import all_of
 from ociproxy.oci.manifest import ImageManifest, Index
 from ociproxy.oci.platform import choose
 from ociproxy.store.image import platform_of
-from ociproxy.store.records import TagRecord
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -189,8 +188,7 @@ class Loader:
             self._store.commit_manifest(repository, holder)
         now = self._clock.now()
         for tag, descriptor in image.tags.items():
-            record = TagRecord(descriptor, now, repository.registry)
-            self._store.refs.put_tag(repository, tag, record)
+            self._store.record_tag(repository, tag, descriptor, now=now)
 
     def _check_platform(self, wanted: Wanted, image: UpstreamImage) -> None:
         """Only the config of an image tells its platform where no index does. Raises

@@ -28,7 +28,6 @@ from ociproxy.oci.manifest import (
 from ociproxy.oci.platform import is_attestation
 from ociproxy.store.manifests import with_media_type
 from ociproxy.store.reader import PeekableReader
-from ociproxy.store.records import TagRecord
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -270,10 +269,8 @@ class Extractor:
         for descriptor in examined.manifests.values():
             self._store.commit_manifest(repository, self._holder(descriptor))
         if tag is not None:
-            record = TagRecord(
-                examined.manifests[examined.top.digest], self._clock.now(), repository.registry
-            )
-            self._store.refs.put_tag(repository, tag, record)
+            top = examined.manifests[examined.top.digest]
+            self._store.record_tag(repository, tag, top, now=self._clock.now())
 
     # What is here
 

@@ -20,8 +20,9 @@ from ociproxy.errors import DigestInvalid, NameInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
-from ociproxy.store.files import store_errors, write_atomically
+from ociproxy.store.files import store_errors
 from ociproxy.store.records import TagRecord
+from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -24,7 +24,7 @@ from ociproxy.oci.platform import Platform
 from ociproxy.oci.reference import Reference, Repository
 from ociproxy.serve.blob_response import requested_range
 from ociproxy.serve.path import parse_path
-from ociproxy.store.staging import Ingest
+from ociproxy.store.ingest import Ingest
 from tests.fuzz.counting import TRIED, inputs
 
 HEX = "0123456789abcdef"
