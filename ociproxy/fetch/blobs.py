@@ -194,17 +194,17 @@ class BlobPuller:
             found.file.close()
             verifying = self._verifying.get(digest)
             if verifying is None:
-                verifying = asyncio.create_task(self._verify(digest, found.layer))
+                verifying = asyncio.create_task(self._verify(digest, found.content))
                 self._verifying[digest] = verifying
                 verifying.add_done_callback(partial(self._verified, digest))
             # Shielded: other clients wait for the same verification.
             await asyncio.shield(verifying)
         raise StoreError(self._store.blobs.path(digest), "changes while it is read")
 
-    async def _verify(self, digest: Digest, layer: ReadOnlyContent | None) -> None:
+    async def _verify(self, digest: Digest, content: ReadOnlyContent | None) -> None:
         """One at a time for one blob: clients that wait for it take no thread."""
         try:
-            await self._threads.run(partial(self._store.blobs.verify, digest, layer))
+            await self._threads.run(partial(self._store.blobs.verify, digest, content))
         except IntegrityError as exc:
             log.event(logging.ERROR, "damaged blob", digest=digest, reason=exc)
 

@@ -1,8 +1,8 @@
 """The OCI image layout: its file names, its two JSON files, and the names that it gives images.
 
 Image-spec: image-layout.md and annotations.md. `io.containerd.image.name` is containerd's
-convention and not the specification's, but the one place where full names are written for certain.
-Only the bytes are looked at here; `ociproxy.store.extract` is who trusts none of them.
+convention and not the specification's, but the one place that is certain to hold full names. Only
+names and bytes are read here; `store.extract` verifies them.
 """
 
 from __future__ import annotations
@@ -168,5 +168,5 @@ def open_regular(root: Path, path: str) -> FileIO | None:
 
 
 def _opener(path: str, flags: int) -> int:
-    # Without O_NONBLOCK a pipe that somebody put there would be waited for.
+    # Without O_NONBLOCK the open of a pipe would wait for a writer.
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -331,7 +331,7 @@ class Extractor:
         if found.sealed:
             return True
         with suppress(DigestMismatch):
-            self._store.blobs.verify(digest, found.layer)
+            self._store.blobs.verify(digest, found.content)
         return self._store.blobs.find_size(digest) is not None
 
     def _stored_document(self, digest: Digest) -> bytes | None:

@@ -54,7 +54,7 @@ _BLOCK: Final = b"\xff" * 4096
 class Store:
     """Raises StoreError, naming the path, where the store cannot be used.
 
-    What its own files lack is looked for in the layers, which are only read.
+    Content that its own files lack is looked for `below`, which is only read.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Store:
         *,
         clock: Clock | None = None,
         hot_manifests: int = _HOT_MANIFEST_BYTES,
-        layers: Sequence[ReadOnlyContent] = (),
+        below: Sequence[ReadOnlyContent] = (),
     ) -> None:
         self.root = root
         clock = clock or SystemClock()
@@ -73,16 +73,16 @@ class Store:
                 (root / name).mkdir(parents=True, exist_ok=True)
         _check_format(root)
         self.staging = Staging(staging)
-        self.blobs = Blobs(root / "blobs", root / "quarantine", clock, layers)
+        self.blobs = Blobs(root / "blobs", root / "quarantine", clock, below)
         self.manifests = Manifests(
             root / _INDEXES,
             root / _IMAGES,
             staging=staging,
             hot_bytes=hot_manifests,
             clock=clock,
-            layers=layers,
+            below=below,
         )
-        self.refs = Refs(root / "refs", root / "referrers", staging=staging, layers=layers)
+        self.refs = Refs(root / "refs", root / "referrers", staging=staging, below=below)
 
     def check_writable(self) -> None:
         """Raises StoreError where nothing can be staged. A full disk will do: what is stored can be

@@ -1,8 +1,8 @@
-"""Blobs that come from front to end, as out of an archive: staged, hashed on the way, committed.
+"""Blobs that come from front to end, as out of an archive, and those that a program left in a file.
 
-One caller reads; hashing runs in a thread beside it, and so do the commits, which mostly wait for
-the disk. What is staged bears a lock, so that what a killed process left behind can be told apart
-and goes when the next one begins.
+`BlobWriter` stages, hashes on the way and commits. Its caller reads; hashing and the commits, which
+mostly wait for the disk, run in threads beside it. Staged files are locked: the next writer removes
+those of a killed process.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ _MAX_COMMITS: Final = 8
 """Staged blobs that may wait for their commit; each costs an open file."""
 _BUFFERS: Final = BEHIND + 1
 _BUFFER_SIZE: Final = 512 * 1024
-"""Bytes. Reading may be so far ahead of hashing that neither has to wait for the other's thread to
-be given a processor."""
+"""Bytes. Reading runs far enough ahead of hashing for neither thread to wait for a processor."""
 _INLINE: Final = 128 * 1024
-"""Bytes that are hashed sooner than another thread has woken up."""
+"""Bytes that are hashed sooner than another thread wakes up."""
 
 
 class BlobWriter:
