@@ -111,15 +111,15 @@ def serve(
     if config.serve.preload_images is not None:
         wanted = read_wanted([str(config.serve.preload_images)], [], machine_platform())
     with ExitStack() as stack:
-        bundles = [stack.enter_context(Bundle(path)) for path in config.serve.bundles]
-        for bundle in bundles:
+        opened = [stack.enter_context(Bundle(path)) for path in config.serve.bundles]
+        for bundle in opened:
             log.event(logging.INFO, "bundle opened", path=bundle.path, images=bundle.images)
         # Raises ConfigError unless all volumes of each set are given.
-        grouped({bundle.path: bundle.label for bundle in bundles})
-        store = Store(config.store.path, hot_manifests=config.store.hot_manifests, below=bundles)
+        grouped({bundle.path: bundle.label for bundle in opened})
+        store = Store(config.store.path, hot_manifests=config.store.hot_manifests, below=opened)
         if config.serve.offline:
             # No upstream can send what a bundle made with `--since` left out.
-            for bundle in bundles:
+            for bundle in opened:
                 _warn_of_absent_base(bundle, store)
         else:
             # An offline mirror fetches nothing, so that it may serve a read-only store.
