@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ociproxy.archive.lock import Lock
     from ociproxy.oci.reference import Reference
-    from ociproxy.store.extract import Examined, Extractor
+    from ociproxy.store.examined import Examined
+    from ociproxy.store.extract import Extractor
 
 
 class Promises:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import ConfigError, DigestMismatch, Incomplete, ManifestUnknown, NothingMatches
 from ociproxy.oci.reference import Reference
-from ociproxy.store.image import closure
+from ociproxy.store.image import read_contents
 from ociproxy.store.inventory import references
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.platform import Platform
-    from ociproxy.store.image import Closure, ReachedImage
+    from ociproxy.store.image import ImageContents, ReachedImage
     from ociproxy.store.store import Store
 
 _TAG_OF_SUBJECT: Final = re.compile(r"(?P<algorithm>sha256|sha512)-(?P<hex>[a-f0-9]{64,128})")
@@ -48,7 +48,7 @@ class Chosen:
     """
 
     reference: Reference
-    closure: Closure
+    contents: ImageContents
     flattened_from: Digest | None = None
 
 
@@ -114,15 +114,17 @@ def reach(
         if wish.reference in chosen:
             continue
         repository = wish.reference.repository
-        found = closure(store, repository, wish.descriptor, wish.platforms, referrers=referrers)
+        found = read_contents(
+            store, repository, wish.descriptor, wish.platforms, referrers=referrers
+        )
         chosen[wish.reference] = Chosen(wish.reference, found)
         if referrers:
             waiting.extend(_tagged_referrers(store, wish.reference, found))
     ordered = sorted(chosen.values(), key=lambda each: str(each.reference))
     gaps = {
-        str(each.reference): [str(missing) for missing in each.closure.missing.values()]
+        str(each.reference): [str(missing) for missing in each.contents.missing.values()]
         for each in ordered
-        if not each.closure.complete
+        if not each.contents.complete
     }
     if gaps and not allow_partial:
         raise Incomplete(gaps, _REMEDY)
@@ -136,8 +138,8 @@ def flatten(store: Store, chosen: Iterable[Chosen], *, referrers: bool) -> Itera
     but images stays.
     """
     for each in chosen:
-        top = each.closure.top
-        images = [image for image in each.closure.images if _is_for_a_machine(image)]
+        top = each.contents.top
+        images = [image for image in each.contents.images if _is_for_a_machine(image)]
         if top.digest in {image.digest for image in images} or not images:
             yield each
             continue
@@ -149,11 +151,11 @@ def flatten(store: Store, chosen: Iterable[Chosen], *, referrers: bool) -> Itera
                 key="--platform",
             )
         [image] = images
-        child = replace(each.closure.manifests[image.digest], platform=image.platform)
+        child = replace(each.contents.manifests[image.digest], platform=image.platform)
         repository, tag = each.reference.repository, each.reference.tag
         yield Chosen(
             Reference(repository, tag) if tag else Reference(repository, digest=child.digest),
-            closure(store, repository, child, referrers=referrers),
+            read_contents(store, repository, child, referrers=referrers),
             flattened_from=top.digest,
         )
 
@@ -163,7 +165,7 @@ def _is_for_a_machine(image: ReachedImage) -> bool:
     return platform is not None and platform.os != "unknown"
 
 
-def _tagged_referrers(store: Store, reference: Reference, found: Closure) -> Iterator[Wish]:
+def _tagged_referrers(store: Store, reference: Reference, found: ImageContents) -> Iterator[Wish]:
     repository = reference.repository
     for tag in store.refs.tags(repository):
         match = _TAG_OF_SUBJECT.match(tag)
