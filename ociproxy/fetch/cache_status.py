@@ -22,7 +22,7 @@ class CacheStatus:
     """`word` is one of hit, fill, follow, stale, miss."""
 
     word: str
-    cache_status: str
+    header: str
 
 
 HIT: Final = CacheStatus("hit", "ociproxy; hit")

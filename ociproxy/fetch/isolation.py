@@ -16,7 +16,6 @@ from ociproxy.errors import BlobUnknown
 from ociproxy.store.membership import Membership
 
 if TYPE_CHECKING:
-    from ociproxy.config.settings import Config
     from ociproxy.fetch.upstreams.requests import Requests
     from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
@@ -37,9 +36,7 @@ class Isolation:
         upstreams: Upstreams,
         requests: Requests,
         threads: StoreThreads,
-        config: Config,
     ) -> None:
-        self._active = config.isolated
         self._store = store
         self._upstreams = upstreams
         self._requests = requests
@@ -49,15 +46,13 @@ class Isolation:
 
     def has_manifest(self, repository: Repository, digest: Digest) -> bool:
         """Whether a stored manifest may be served under this repository without asking."""
-        return not self._active or self._store.refs.find_manifest(repository, digest) is not None
+        return self._store.refs.find_manifest(repository, digest) is not None
 
     async def check_allowed(self, repository: Repository, blob: Digest) -> None:
         """Returns where a blob may be served under this repository, stored or not.
 
         Raises BlobUnknown, or what the upstream's refusal to say so is, or StoreError.
         """
-        if not self._active:
-            return
         found = self._membership.refers(repository, blob)
         if found is None:
             found = await self._threads.run(lambda: self._membership.read(repository, blob))

@@ -50,7 +50,25 @@ class ListingPuller:
 
     async def tags(self, repository: Repository, query: TagsQuery) -> tuple[Listing, CacheStatus]:
         """Raises NameUnknown, UpstreamError kinds or StoreError."""
-        if not self._upstreams.offline:
+        async with self._upstreams.answer_time(repository.registry):
+            return await self._tags(repository, query)
+
+    async def referrers(
+        self, repository: Repository, subject: Digest, artifact_type: str
+    ) -> tuple[Listing, CacheStatus]:
+        """An index of what refers to the subject, empty where no referrer is known.
+
+        Raises StoreError, or UpstreamUnavailable where the answer takes too long.
+        """
+        async with self._upstreams.answer_time(repository.registry):
+            return await self._referrers(repository, subject, artifact_type)
+
+    async def _tags(self, repository: Repository, query: TagsQuery) -> tuple[Listing, CacheStatus]:
+        if self._upstreams.offline:
+            if not self._store.refs.has_repository(repository):
+                self._upstreams.check_online(NameUnknown, str(repository))
+            status = HIT
+        else:
             try:
                 return await self._ask(repository, "tags/list", query.encode()), PASSED_ON
             except OciProxyError as exc:
@@ -58,17 +76,11 @@ class ListingPuller:
                     raise
                 status = stale_because(exc)
                 log.event(logging.WARNING, "serving stale", reference=repository, reason=exc)
-        else:
-            if not self._store.refs.has_repository(repository):
-                self._upstreams.check_online(NameUnknown, str(repository))
-            status = HIT
         return page_of_tags(repository, self._store.refs.tags(repository), query), status
 
-    async def referrers(
+    async def _referrers(
         self, repository: Repository, subject: Digest, artifact_type: str
     ) -> tuple[Listing, CacheStatus]:
-        """An index of what refers to the subject; an empty one where nothing does, or nothing is
-        known."""
         cached = self._store.refs.referrers(repository, subject)
         if self._upstreams.offline:
             return _index(cached, artifact_type), HIT

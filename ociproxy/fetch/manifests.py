@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ociproxy.fetch.upstreams.requests import Requests
     from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
+    from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import Descriptor, ManifestHolder
     from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
@@ -65,7 +66,7 @@ class ManifestPuller:
         requests: Requests,
         threads: StoreThreads,
         blobs: BlobPuller,
-        isolation: Isolation,
+        isolation: Isolation | None,
         config: Config,
         *,
         clock: Clock | None = None,
@@ -82,31 +83,23 @@ class ManifestPuller:
         self._ttls: BoundedCache[Reference, float] = BoundedCache(_PAUSES)
         self._tasks: set[asyncio.Task[tuple[ManifestHolder, CacheStatus]]] = set()
 
-    def find(self, reference: Reference, *, body: bool) -> ManifestAnswer | None:
-        """What `pull` answers where it need not wait: stored and fresh. Else None.
-
-        Raises StoreError.
-        """
-        record, stored = self._look_up(reference)
-        if stored is None or self._has_expired(reference, record):
-            return None
-        return self._answer(reference.repository, stored, HIT, body=body)
-
     async def pull(self, reference: Reference, *, body: bool) -> ManifestAnswer:
         """The manifest of a tag or digest; with `body` False its descriptor is enough.
 
-        Raises ManifestUnknown, NameUnknown, UpstreamError kinds, IntegrityError kinds or
-        StoreError.
+        What is stored and fresh is answered without a task switch. Everything else has
+        `fetch.timeouts.answer` seconds. Raises ManifestUnknown, NameUnknown, UpstreamError kinds,
+        IntegrityError kinds or StoreError.
         """
         record, stored = self._look_up(reference)
         expired = self._has_expired(reference, record)
-        if stored is not None:
-            if expired:
-                return await self._revalidate(reference, stored, body=body)
+        if stored is not None and not expired:
             return self._answer(reference.repository, stored, HIT, body=body)
-        if record is not None and not expired:
-            return await self._unstored(reference, record, body=body)
-        return await self._from_upstream(reference, body=body)
+        async with self._upstreams.answer_time(reference.repository.registry):
+            if stored is not None:
+                return await self._revalidate(reference, stored, body=body)
+            if record is not None and not expired:
+                return await self._unstored(reference, record, body=body)
+            return await self._from_upstream(reference, body=body)
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -117,19 +110,21 @@ class ManifestPuller:
         """The tag's record, and the stored manifest under the media type it is recorded with, if
         this repository may be served it."""
         repository, digest = reference.repository, reference.digest
+        record: TagRecord | None = None
         if digest is None:
             record = self._store.refs.find_tag(repository, reference.tag or "")
             if record is None:
                 return None, None
             digest = record.descriptor.digest
-            found = self._store.manifests.find(digest)
-            if found is None or not self._isolation.has_manifest(repository, digest):
-                return record, None
-            return record, with_media_type(found, record.descriptor)
         found = self._store.manifests.find(digest)
-        if found is None or not self._isolation.has_manifest(repository, digest):
-            return None, None
+        if found is None or not self._is_allowed(repository, digest):
+            return record, None
+        if record is not None:
+            return record, with_media_type(found, record.descriptor)
         return None, with_media_type(found, self._store.refs.find_manifest(repository, digest))
+
+    def _is_allowed(self, repository: Repository, digest: Digest) -> bool:
+        return self._isolation is None or self._isolation.has_manifest(repository, digest)
 
     def _has_expired(self, reference: Reference, record: TagRecord | None) -> bool:
         """Only what a tag stands for can; a digest is for ever."""
@@ -158,7 +153,7 @@ class ManifestPuller:
             return ManifestAnswer(record.descriptor, None, HIT)
         by_digest = Reference(reference.repository, digest=record.descriptor.digest)
         try:
-            return await self.pull(by_digest, body=True)
+            return await self._from_upstream(by_digest, body=True)
         except (ManifestUnknown, DigestMismatch):
             # The tag has moved since, or the head named a digest that was never right.
             return await self._from_upstream(reference, body=True)
@@ -214,26 +209,26 @@ class ManifestPuller:
     async def _resolve(self, reference: Reference, stored: Descriptor | None = None) -> Descriptor:
         """HEAD at the upstream; records what the tag is, unless it moved from what is stored."""
 
-        def question(backend: Backend) -> Descriptor:
+        def request(backend: Backend) -> Descriptor:
             descriptor = backend.resolve(reference)
             if stored is None or stored.digest == descriptor.digest:
                 self._record(reference, stored or descriptor)
             return descriptor
 
         self._upstreams.check_online(ManifestUnknown, reference)
-        return await self._requests.call(reference.repository, ("resolve", reference), question)
+        return await self._requests.call(reference.repository, ("resolve", reference), request)
 
     async def _fetch(self, reference: Reference) -> ManifestHolder:
         """GET at the upstream, into the store; by tag, the tag's record last."""
 
-        def question(backend: Backend) -> ManifestHolder:
+        def request(backend: Backend) -> ManifestHolder:
             holder = backend.fetch_manifest(reference)
             self._store.commit_manifest(reference.repository, holder)
             self._record(reference, holder.descriptor)
             return holder
 
         self._upstreams.check_online(ManifestUnknown, reference)
-        return await self._requests.call(reference.repository, _fetching(reference), question)
+        return await self._requests.call(reference.repository, _fetching(reference), request)
 
     def _record(self, reference: Reference, descriptor: Descriptor) -> None:
         if reference.tag is None:
