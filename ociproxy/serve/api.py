@@ -31,6 +31,8 @@ from ociproxy.serve.lists import referrers, tags
 from ociproxy.serve.manifests import manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from ociproxy.config.settings import Config
     from ociproxy.fetch.engine import Engine
     from ociproxy.serve.exchange import Answer, Target
@@ -121,16 +123,16 @@ class RegistryApi:
             _log(request, response, target, answer, error, time.perf_counter() - began)
         return response
 
-    async def _answer(self, request: web.BaseRequest, target: Target) -> Answer:
+    def _answer(self, request: web.BaseRequest, target: Target) -> Awaitable[Answer]:
         match target:
             case ManifestPath():
-                return await manifest(self._engine, request, target)
+                return manifest(self._engine, request, target)
             case BlobPath():
-                return await blob(self._engine, request, target)
+                return blob(self._engine, request, target)
             case TagsPath():
-                return await tags(self._engine, request, target)
+                return tags(self._engine, request, target)
             case ReferrersPath():
-                return await referrers(self._engine, request, target)
+                return referrers(self._engine, request, target)
 
 
 def _version() -> web.Response:
