@@ -1,9 +1,10 @@
 """Lists, passed on: the tags of a repository and the referrers of a manifest.
 
-They are the upstream's answers as they come; where it does not answer, what is cached. Referrers
-follow the
-distribution-spec (listing referrers): an upstream without that API is read by its fallback tag, and
-the answer is never a 404.
+The upstream's answer is passed on as it comes; where the upstream fails, the list is made of what
+the store has. Referrers follow the distribution-spec (listing referrers): where the upstream lacks
+that API its fallback tag is read, and the answer is never a 404.
+
+Tests: tests/serve/test_lists.py.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class ListingPuller:
 
 
 def _filtered(listing: Listing, artifact_type: str) -> Listing:
-    """The index without the entries of other artifact types; what is no index lists nothing."""
+    """The index without entries of other artifact types; an empty one for what is no index."""
     try:
         index = parse_manifest(listing.raw, OCI_INDEX)
     except MalformedManifest:

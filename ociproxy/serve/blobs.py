@@ -68,14 +68,14 @@ def _not_modified(headers: dict[str, str], status: CacheStatus, digest: Digest) 
 
 
 class BlobResponse(web.StreamResponse):
-    """Whoever does not `send` it calls `close`."""
+    """Holds a file open until `send` returns; where `send` is not called, `close` must be."""
 
     def __init__(self, source: BlobFile | Fill, headers: Mapping[str, str]) -> None:
         super().__init__(headers=headers)
         self.sent = 0
         self._source = source
         self._first, self._end = 0, source.size
-        # That of a fill is opened with its first bytes: until then it may become another one.
+        # A fill's file is opened with its first bytes: the fill may begin another file before.
         self._file: BinaryIO | None = source.file if isinstance(source, BlobFile) else None
 
     def limit_to(self, start: int, stop: int, partial: bool) -> None:
@@ -90,14 +90,14 @@ class BlobResponse(web.StreamResponse):
             self._file.close()
 
     async def send(self, request: web.BaseRequest, senders: Senders) -> None:
-        """Headers and body. Raises OSError where the client left or the file cannot be read, or
-        what ended the fill: the response is cut short."""
+        """Send headers and body. Raises OSError where the client left or the file cannot be read,
+        and the error that ended the fill; the response is then cut short."""
         try:
             await self.prepare(request)
             await self._send_body(request, senders)
             await self.write_eof()
-            # Or a client that reads nothing, and asks again and again, fills the memory with blobs
-            # of a chunk.
+            # A client that asks again and again and reads nothing would otherwise fill the memory
+            # with blobs of one chunk.
             await request.writer.drain()
         finally:
             self.close()
@@ -120,7 +120,7 @@ class BlobResponse(web.StreamResponse):
                 sent = await self._send_chunks(file.fileno(), start, size)
             self.sent += sent
             if sent < size:
-                # What follows on this connection must not be taken for the bytes that are missing.
+                # The client must not take the next response for the missing bytes.
                 raise ConnectionResetError("the file has become shorter")
             position = stop
 
@@ -135,12 +135,11 @@ class BlobResponse(web.StreamResponse):
                 return await senders.send(transport, file, start, size)
             return await loop.sendfile(transport, file, start, size, fallback=False)
         except asyncio.SendfileNotAvailableError:
-            # Not every file system can, and reading says what is wrong where that is not it.
+            # The file system has no sendfile; or the file is unreadable, which reading reports.
             return await self._send_chunks(file.fileno(), start, size)
 
     async def _send_chunks(self, file: int, start: int, size: int) -> int:
-        # Reads say where, unlike those that asyncio would fall back to: others may read the file by
-        # the same position.
+        # pread, because other responses may share the file's position; asyncio's fallback uses it.
         loop = asyncio.get_running_loop()
         sent = 0
         while sent < size:
@@ -152,7 +151,7 @@ class BlobResponse(web.StreamResponse):
                 break
             await self.write(chunk)
             sent += len(chunk)
-            # Where the client is fast and all is cached nothing above has waited.
+            # With a fast client and cached bytes nothing above has let other tasks run.
             await asyncio.sleep(0)
         return sent
 
@@ -165,7 +164,7 @@ def _transport(request: web.BaseRequest) -> asyncio.Transport:
 
 
 async def _flush(request: web.BaseRequest) -> None:
-    """Until nothing waits to be written, which the bytes of a file would overtake."""
+    """Wait until the transport has written everything: sendfile would overtake the rest."""
     transport = _transport(request)
     if transport.get_write_buffer_size():
         transport.set_write_buffer_limits(high=0)
@@ -176,10 +175,10 @@ async def _flush(request: web.BaseRequest) -> None:
 
 
 def _read_cached(file: int, size: int, position: int) -> bytes | memoryview:
-    """What the page cache has of a file, without waiting for the disk; nothing where it has not."""
+    """Bytes of a file that are in the page cache; b"" where the disk would have to be read."""
     buffer = bytearray(size)
     try:
         found = os.preadv(file, [buffer], position, os.RWF_NOWAIT)
-    except OSError:  # not in the cache, or not with this file system
+    except OSError:  # not cached, or the file system has no RWF_NOWAIT
         return b""
     return memoryview(buffer)[:found]
