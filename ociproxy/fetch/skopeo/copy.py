@@ -30,7 +30,8 @@ from ociproxy.errors import (
 )
 from ociproxy.oci.layout import LayoutDirectory, blob_path
 from ociproxy.store.extract import Extractor
-from ociproxy.store.files import file_name, store_errors
+from ociproxy.store.files import store_errors
+from ociproxy.store.seal import file_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
