@@ -55,12 +55,12 @@ class Blobs:
         except OSError:
             with store_errors(self.path(digest)):
                 raise
-        with store_errors(self.path(digest)):
-            try:
-                state = os.fstat(file.fileno())
-                touch(file.fileno(), state, self._clock.now())
-            except BaseException:
-                file.close()
+        try:
+            state = os.fstat(file.fileno())
+            touch(file.fileno(), state, self._clock.now())
+        except BaseException:
+            file.close()
+            with store_errors(self.path(digest)):
                 raise
         return BlobFile(file, state.st_size, self._is_verified(digest, state))
 
