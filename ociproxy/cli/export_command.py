@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from ociproxy.archive.export.export import Exported, Shape, check_target, export, size_of
 from ociproxy.archive.export.output import STDOUT
 from ociproxy.archive.export.selection import by_lock, by_patterns, by_references, flatten, reach
-from ociproxy.archive.lock_reader import read_lock, read_lock_file
+from ociproxy.archive.lock import read_lock, read_lock_file
 from ociproxy.cli.options import (
     PlatformType,
     SizeType,
@@ -28,7 +28,7 @@ from ociproxy.cli.sources import read_wanted
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ociproxy.archive.export.selection import Chosen, Wish
+    from ociproxy.archive.export.selection import Chosen, Selected
     from ociproxy.oci.platform import Platform
     from ociproxy.store.store import Store
 
@@ -151,12 +151,12 @@ def export_command(
     if file == STDOUT and os.isatty(_STDOUT_NUMBER):
         raise click.UsageError("an archive is nothing for a terminal: give a file, or a pipe")
     store = existing_store(config_path, image_path)
-    wishes: Iterable[Wish] = by_patterns(store, patterns, platforms)
+    selected: Iterable[Selected] = by_patterns(store, patterns, platforms)
     if wanted:
-        wishes = by_references(store, ((each.reference, each.platforms) for each in wanted))
+        selected = by_references(store, ((each.reference, each.platforms) for each in wanted))
     elif locked is not None:
-        wishes = by_lock(read_lock_file(locked), platforms)
-    chosen = reach(store, wishes, referrers=not no_referrers, allow_partial=allow_partial)
+        selected = by_lock(read_lock_file(locked), platforms)
+    chosen = reach(store, selected, referrers=not no_referrers, allow_partial=allow_partial)
     if shape.flattened:
         chosen = list(flatten(store, chosen, referrers=not no_referrers))
     exported = _export(screen, store, chosen, file, shape)

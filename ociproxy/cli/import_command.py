@@ -11,8 +11,8 @@ import click
 from ociproxy import log
 from ociproxy.archive.importer.decompress import MAX_SIZE
 from ociproxy.archive.importer.importer import Importer, Rules
-from ociproxy.archive.importer.publishing import OnExisting
-from ociproxy.archive.naming import GivenName
+from ociproxy.archive.importer.naming import GivenName
+from ociproxy.archive.importer.results import OnExisting
 from ociproxy.cli.import_report import Report
 from ociproxy.cli.leave import INTERRUPTED
 from ociproxy.cli.options import (
