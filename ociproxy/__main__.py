@@ -1,4 +1,4 @@
-"""`python -m ociproxy`."""
+"""`python -m ociproxy`. Tests: tests/load."""
 
 from ociproxy.cli.main import main
 

@@ -1,4 +1,4 @@
-"""A mapping that forgets entries nobody asks for: the only kind of cache in this program."""
+"""A cache with a limit, which drops the entries that are not asked for (CLOCK)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,10 @@ class _Entry(Generic[V]):
 
 
 class BoundedCache(Generic[K, V]):
-    """Holds entries up to a total weight (bytes, or a count where every entry weighs 1);
-    thread-safe.
+    """Holds entries up to a total weight: bytes, or a count if each entry weighs 1. Thread-safe.
 
-    The oldest go first, except that an entry which was asked for since it was last looked at gets
-    another round (CLOCK, or second chance): asking moves nothing and takes no lock, and every warm
-    request asks several times.
+    The oldest entry is dropped first, but an entry that was asked for gets one more round (CLOCK,
+    or second chance). `get` moves nothing and takes no lock: a warm request calls it several times.
     """
 
     def __init__(self, limit: int) -> None:
@@ -42,7 +40,7 @@ class BoundedCache(Generic[K, V]):
         return entry.value
 
     def put(self, key: K, value: V, weight: int = 1) -> None:
-        """An entry heavier than the whole cache is not kept."""
+        """Add or replace an entry; one that is heavier than the whole cache is not kept."""
         with self._lock:
             if weight > self._limit:
                 self._drop(key)
@@ -51,7 +49,7 @@ class BoundedCache(Generic[K, V]):
             if old is not None:
                 self._weight -= old.weight
             self._make_room(weight, key)
-            # In the place of the old one: whoever asks meanwhile finds one or the other.
+            # Replaced in place: a thread that calls `get` now finds the old entry or the new one.
             self._entries[key] = entry = _Entry(value, weight)
             self._weight += weight
             entry.used = old is not None
@@ -61,12 +59,12 @@ class BoundedCache(Generic[K, V]):
             self._drop(key)
 
     def _make_room(self, weight: int, key: K) -> None:
-        """For an entry with this key, which is not weighed and stays where it is one already."""
+        """Drop entries until `weight` fits; an old entry of this key stays, and is not counted."""
         while self._weight + weight > self._limit:
             oldest, entry = next(iter(self._entries.items()))
             if entry.used or oldest == key:
                 entry.used = False
-                # Not out and in again, which would hide it for a moment.
+                # Not removed and added again: for a moment `get` would not find it.
                 self._entries.move_to_end(oldest)
             else:
                 self._drop(oldest)

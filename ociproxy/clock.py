@@ -1,4 +1,4 @@
-"""The two clocks, behind a seam so that tests can move them."""
+"""The two clocks, as a protocol so that tests can set the time. Tests: tests/clock.py."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Protocol
 
 class Clock(Protocol):
     def now(self) -> float:
-        """Seconds since the epoch: for what is written to the store."""
+        """Seconds since 1970, UTC: for times that are written to the store."""
 
     def monotonic(self) -> float:
-        """Seconds from an arbitrary start: for pauses and expiries within this process."""
+        """Seconds from an arbitrary start: for waits and expiries within this process."""
 
 
 class SystemClock:

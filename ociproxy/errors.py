@@ -1,39 +1,19 @@
-"""Every error a user or a client can cause or meet, in one tree.
+"""Every error that a user, a client or an upstream can cause, in one tree.
 
 OciProxyError
-  + ConfigError            the configuration file or an option is wrong
-  + NameInvalid            text is not a repository name, tag or reference
-  + DigestInvalid          text is not a digest
-  + NameUnknown            no upstream may be asked for this registry
-  + ManifestUnknown        upstream has no such manifest, or we are offline and do not have it
-  + NothingMatches         nothing in the store is what was selected
-  + BlobUnknown            the same for a blob
-  x UpstreamError          the upstream's fault; the base of:
-    + UpstreamUnavailable  no answer, a 5xx, a broken connection: the only one worth another try
-    + UpstreamRateLimited  429, with the time the upstream asked for
-    + UpstreamDenied       401 or 403 to the credentials we have for it
-    + UpstreamForbidden    the configuration, or the address it leads to, forbids asking it
-    + UpstreamInvalid      an answer that makes no sense, and would make none the next time
-      + BlobTooLarge       a blob above `fetch.blob_limit`
-    + UpstreamUntrusted    its certificate, or ours, is not accepted
-    + ManifestInvalid      too large, not JSON, or not what its media type says
-  x IntegrityError         bytes are not what their descriptor says; the base of:
-    + SizeMismatch
-    + DigestMismatch
-  + StoreError             the store cannot be read or written
-    + StoreFull            no space left
-  + LayoutInvalid          what is to be imported is no image layout, or not one to be trusted
-    + LayoutDamaged        it is broken from some point on; what came before may be good
-  + AddressInUse           the server cannot listen where it was told to
-  + Incomplete             the store lacks part of what is to be exported
-  + VolumeTooSmall         something that is never split does not fit a volume of an archive
-  + OutputError            a file that was asked for cannot be written
-  + Busy                   this server does as much at once as it was told to
-  + LockInvalid            a file is not a lock, or not one this program reads
+    ConfigError  NameInvalid  DigestInvalid  LockInvalid  VolumeTooSmall  AddressInUse
+    NameUnknown  ManifestUnknown  BlobUnknown  NothingMatches  Incomplete
+    UpstreamError: UpstreamUnavailable  UpstreamRateLimited  UpstreamDenied  UpstreamForbidden
+                   UpstreamInvalid (BlobTooLarge)  UpstreamUntrusted  ManifestInvalid
+    IntegrityError: SizeMismatch  DigestMismatch
+    StoreError (StoreFull)  OutputError
+    LayoutInvalid (LayoutDamaged)
+    Busy
 
-Classes marked x are never raised themselves. Each class carries its facts as attributes, the exit
-code the command line ends with, and whether it is `negative_cacheable`; HTTP statuses are the
-business of `ociproxy.serve.errors`. A programming error is not in this tree.
+UpstreamError and IntegrityError are never raised themselves. Each class has its facts as
+attributes, the exit code of the command line, and whether the error is `negative_cacheable` or
+`transient`. `ociproxy.serve.errors` has the HTTP statuses. A programming error is not in the tree.
+Tests: tests/test_docs.py, tests/serve/test_limits.py.
 """
 
 from __future__ import annotations
@@ -52,11 +32,13 @@ class OciProxyError(Exception):
 
     exit_code = 1
     negative_cacheable = False
-    """Whether asking again in a moment would end the same: such an answer may be kept a while."""
+    """Whether the same request would fail the same in a few seconds: the answer may be cached."""
+    transient = False
+    """Whether the same request may succeed later, when the upstream or this server recovers."""
 
 
 class ConfigError(OciProxyError):
-    """The configuration is wrong; says where."""
+    """The configuration file or an option is wrong; `line` counts from 1, `key` is a key path."""
 
     exit_code = 2
 
@@ -125,7 +107,7 @@ class ManifestUnknown(OciProxyError):
 
 
 class NothingMatches(OciProxyError):
-    """What the user selects by is not in the store, or nothing is."""
+    """Nothing in the store matches `pattern`; if it is None, the store is empty."""
 
     exit_code = 3
 
@@ -148,7 +130,7 @@ class BlobUnknown(OciProxyError):
 
 
 class UpstreamError(OciProxyError):
-    """Something the upstream did; `upstream` is its registry name."""
+    """The upstream is at fault; `upstream` is its registry name."""
 
     exit_code = 3
     negative_cacheable = True
@@ -160,13 +142,14 @@ class UpstreamError(OciProxyError):
 
 
 class UpstreamUnavailable(UpstreamError):
-    """No answer, a 5xx or a broken connection; another try may help.
+    """No answer, a 5xx or a broken connection.
 
-    `timed_out` tells a silent upstream from a broken one; `unreachable` says that no connection was
-    made at all, which is what puts an upstream into its back-off.
+    `timed_out` tells a silent upstream from a broken one. `unreachable` means that no connection
+    was made: the breaker pauses the upstream at once, else only after several time-outs.
     """
 
     exit_code = 75
+    transient = True
     negative_cacheable = False
 
     def __init__(
@@ -178,9 +161,10 @@ class UpstreamUnavailable(UpstreamError):
 
 
 class UpstreamRateLimited(UpstreamError):
-    """429 Too Many Requests; `retry_after` is in seconds."""
+    """The upstream throttles us (429); it may be asked again after `retry_after` seconds."""
 
     exit_code = 75
+    transient = True
     negative_cacheable = False
 
     def __init__(self, upstream: str, reason: str, *, retry_after: float) -> None:
@@ -189,7 +173,8 @@ class UpstreamRateLimited(UpstreamError):
 
 
 class UpstreamDenied(UpstreamError):
-    """The upstream refuses the credentials configured for it, or asks for some; `status` is its."""
+    """The upstream refuses our credentials, or wants some where none are configured; `status` is
+    401 or 403."""
 
     def __init__(self, upstream: str, reason: str, *, status: int) -> None:
         self.status = status
@@ -197,17 +182,16 @@ class UpstreamDenied(UpstreamError):
 
 
 class UpstreamForbidden(UpstreamError):
-    """The configuration forbids the question; or the upstream, a redirect or a token realm leads
-    to an address or a scheme that we refuse to use."""
+    """The configuration forbids the request; or the upstream, a redirect or a token realm leads to
+    an address or a scheme that this mirror refuses to use."""
 
 
 class UpstreamInvalid(UpstreamError):
-    """What it answers is of no use: a status, an encoding or a redirect that another try would
-    meet again."""
+    """The answer has a status, an encoding or a redirect that another try would meet again."""
 
 
 class BlobTooLarge(UpstreamInvalid):
-    """A blob of more bytes than `limit`, whether it says so or not."""
+    """The blob has more than `limit` bytes, as announced or as counted."""
 
     def __init__(self, upstream: str, digest: object, limit: int) -> None:
         self.digest = digest
@@ -216,15 +200,15 @@ class BlobTooLarge(UpstreamInvalid):
 
 
 class UpstreamUntrusted(UpstreamError):
-    """The TLS handshake failed over a certificate: another try cannot help."""
+    """The upstream's certificate is not accepted, ours is not, or ours cannot be used."""
 
 
 class ManifestInvalid(UpstreamError):
-    """What came is not a manifest: too large, not JSON, or another media type than it says."""
+    """The upstream sent no manifest: too large, not JSON, or not of the media type it claims."""
 
 
 class IntegrityError(OciProxyError):
-    """Bytes are not what their descriptor says; `subject` names what was verified."""
+    """Bytes do not match their descriptor; `subject` names the content that was verified."""
 
     exit_code = 5
     negative_cacheable = True
@@ -266,8 +250,8 @@ class StoreFull(StoreError):
 
 
 class LayoutInvalid(OciProxyError):
-    """What is to be imported is not an archive or a layout, or none to be trusted; `source` names
-    it."""
+    """The file or folder to import is no archive or layout, or one that must not be trusted;
+    `source` is its name."""
 
     exit_code = 5
 
@@ -278,7 +262,7 @@ class LayoutInvalid(OciProxyError):
 
 
 class LayoutDamaged(LayoutInvalid):
-    """An archive that is cut off, or broken from some point on; what came before may be good."""
+    """The archive is cut off, or broken from some point on; images before that may be whole."""
 
 
 class AddressInUse(OciProxyError):
@@ -293,7 +277,7 @@ class AddressInUse(OciProxyError):
 
 
 class Incomplete(OciProxyError):
-    """The store lacks part of images; `gaps` says by reference what, `remedy` what to do."""
+    """The store lacks parts of images: `gaps` lists them by reference; `remedy` says what to do."""
 
     exit_code = 3
 
@@ -311,7 +295,7 @@ class Incomplete(OciProxyError):
 
 
 class OutputError(OciProxyError):
-    """A file that the user asked for cannot be written."""
+    """A file that the user asked for cannot be written; `path` names it."""
 
     exit_code = 4
 
@@ -322,7 +306,7 @@ class OutputError(OciProxyError):
 
 
 class VolumeTooSmall(OciProxyError):
-    """Something that is never split needs a larger volume; sizes are in bytes."""
+    """A part that is never split needs a larger volume of an archive; sizes are bytes."""
 
     exit_code = 2
 
@@ -336,7 +320,7 @@ class VolumeTooSmall(OciProxyError):
 
 
 class LockInvalid(OciProxyError):
-    """A file is not a lock; `source` names it."""
+    """The file `source` is not a lock, or not one that this version reads."""
 
     exit_code = 2
 
@@ -347,9 +331,10 @@ class LockInvalid(OciProxyError):
 
 
 class Busy(OciProxyError):
-    """A limit of this server is reached; `retry_after` is in seconds."""
+    """This server is at one of its limits; the client may try again after `retry_after` seconds."""
 
     exit_code = 75
+    transient = True
 
     def __init__(self, reason: str, *, retry_after: float = 5.0) -> None:
         self.retry_after = retry_after
@@ -357,6 +342,6 @@ class Busy(OciProxyError):
 
 
 def shorten(text: str, limit: int = 120) -> str:
-    """Hostile text, fit for one line of a log or an error body."""
-    printable = text if len(text) <= limit else text[: limit - 3] + "..."
-    return repr(printable)
+    """Hostile text as a quoted literal, for one line of a log or of an error."""
+    shown = text if len(text) <= limit else text[: limit - 3] + "..."
+    return repr(shown)

@@ -1,7 +1,6 @@
 """Log lines: `event key=value ...`, as text or as JSON, always on stderr.
 
-Values are written as they are unless they need quotes. Secrets are never passed here: `Secret`
-prints as asterisks wherever it turns up.
+A value is quoted, as JSON does, only if it needs to be. A `Secret` prints as asterisks.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ _style: str = "text"
 
 
 def event(level: int, name: str, **fields: object) -> None:
-    """Log one event with its facts; a fact that is None is left out."""
+    """Log one event with its fields; a field that is None is left out."""
     if level >= _threshold:
         _write(time.time(), level, name, fields, "")
 
 
 def failure(name: str, exc: BaseException, **fields: object) -> None:
-    """Log a bug, with its traceback: what no domain error describes."""
+    """Log an exception that is no `OciProxyError`, with its traceback: a bug of ours."""
     trace = "".join(traceback.format_exception(exc)).rstrip("\n")
     _write(time.time(), logging.ERROR, name, fields, trace)
 
@@ -54,19 +53,18 @@ def enabled(level: int) -> bool:
 
 
 def set_up(level: str, style: str) -> None:
-    """Send everything of this level and above to stderr, in `text` or `json`; may be called
-    again."""
+    """Log this level and above to stderr, as `text` or `json`. A second call replaces the first."""
     global _threshold, _style
     _threshold, _style = LEVELS[level], style
     root = logging.getLogger()
     root.handlers[:] = [_Foreign()]
-    # Libraries speak up when something is wrong; their chatter is not the operator's.
+    # Of libraries only warnings and errors are logged: the rest is of no use to the operator.
     root.setLevel(max(LEVELS[level], logging.WARNING))
 
 
 class _Foreign(logging.Handler):
-    """What libraries log, in our lines. Our own lines do without records, handlers and filters:
-    a warm manifest costs little more than its log line."""
+    """Writes what libraries log as lines of ours. Our own events skip `logging`'s records and
+    handlers: the log line is a large part of what a cached manifest costs."""
 
     def emit(self, record: logging.LogRecord) -> None:
         trace = ""
@@ -82,10 +80,10 @@ class _Foreign(logging.Handler):
 def _write(created: float, level: int, name: str, fields: Mapping[str, object], trace: str) -> None:
     line = _json if _style == "json" else _text
     try:
-        # One write a line: lines of several threads and processes do not mix.
+        # One write for a line, so that lines of several threads and processes do not mix.
         sys.stderr.write(line(created, _NAMES.get(level, "INFO"), name, fields, trace) + "\n")
     except (OSError, ValueError):
-        return  # nobody may be reading the log any more: no reason to stop serving
+        return  # stderr is closed or its reader has gone: the server goes on without a log
 
 
 def _time(created: float) -> str:
@@ -97,8 +95,7 @@ _last: tuple[int, str] = (0, "")
 
 
 def _whole_second(seconds: int) -> str:
-    # strftime is most of the cost of a log line, and most lines share their second with the one
-    # before.
+    # strftime is most of the cost of a log line, and most lines have the second of the last one.
     global _last
     last = _last
     if last[0] != seconds:
@@ -106,21 +103,21 @@ def _whole_second(seconds: int) -> str:
     return last[1]
 
 
-# Printable ASCII but for space, quotes, `=` and backslash: what needs no quotes.
+# A value that needs no quotes: printable ASCII without space, `"`, `'`, `=` and backslash.
 _PLAIN: Final = re.compile(r"[!#-&(-<>-\[\]-~]+")
 _PLAIN_BYTES: Final = bytes(code for code in range(128) if _PLAIN.fullmatch(chr(code)))
 
 
 def _facts(fields: Mapping[str, object]) -> str:
-    """`key=value ` for each fact, the space included."""
+    """`key=value ` for each field, the space included."""
     facts = [
         f"{key}={value:.3f} " if value.__class__ is float else f"{key}={value} "
         for key, value in fields.items()
         if value is not None
     ]
     line = "".join(facts)
-    # Nearly every line needs no quotes anywhere, which one look at the whole of it tells: nothing
-    # but `=` and space stands out, once for each fact, and no value is empty.
+    # Most lines need no quotes at all, which one test of the whole line tells: each field has one
+    # `=` and one space, no other character needs quotes, and no value is empty.
     standing_out = line.encode("ascii", "backslashreplace").translate(None, _PLAIN_BYTES)
     if standing_out == b"= " * len(facts) and "= " not in line:
         return line
@@ -133,7 +130,7 @@ def _value(value: object) -> str:
 
 
 def _quoted(text: str) -> str:
-    # JSON escapes every control character but this one.
+    # json.dumps escapes every control character except DEL.
     return json.dumps(text).replace("\x7f", "\\u007f")
 
 
@@ -141,7 +138,7 @@ def _text(created: float, level: str, name: str, fields: Mapping[str, object], t
     line = f"{_time(created)} {level:<5} {_one_line(name)} {_facts(fields)}"[:-1]
     if not trace:
         return line
-    # What an exception says may come from anybody: indented, it is no line of ours.
+    # An exception may quote hostile text: indented, no line of it can pass for a line of ours.
     return "\n".join([line, *(f"  {_one_line(each)}" for each in trace.splitlines())])
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ociproxy.oci.descriptor import Descriptor
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.manifest import Descriptor, ManifestHolder
+from ociproxy.oci.manifest import ManifestHolder
 from ociproxy.oci.reference import Reference
 from ociproxy.store.records import TagRecord
 from ociproxy.store.store import Store

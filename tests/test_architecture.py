@@ -1,8 +1,10 @@
-"""Imports point one way, third-party libraries stay behind their fence, files keep one subject."""
+"""Imports point one way, third-party libraries stay behind their fence, files keep one subject, and
+each has tests that a reader finds."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from fnmatch import fnmatchcase
@@ -15,7 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PACKAGE = Path(__file__).parent.parent / "ociproxy"
-MAX_LINES = 400
+CHECKOUT = PACKAGE.parent
+MAX_LINES = 350
+MAX_ARROWS = 50
+"""Pairs of parts of which one imports the other: a reader must be able to keep them in mind."""
+RIDDLES = re.compile(r"whoever|nobody|somebody|anybody", re.IGNORECASE)
+"""Words that hide who acts: a client, a reader, an upstream, a worker, an operator, a caller."""
+MAX_RIDDLES = 10
+TESTS = re.compile(r"\bTests: ([^:]+?)\.\s*\Z")
 
 # From the composition root down. A part imports itself and parts of lower tiers, nothing else.
 TIERS: tuple[frozenset[str], ...] = (
@@ -28,7 +37,7 @@ TIERS: tuple[frozenset[str], ...] = (
     frozenset({"oci"}),
     frozenset({"errors"}),
 )
-# Leaves import nothing of ours and may be imported by everybody but errors.
+# Leaves import nothing of ours; all parts but errors may import them.
 LEAVES = frozenset({"bounded", "clock", "log"})
 
 # Library -> modules that may import it. A library that is not here has no place in the product.
@@ -193,6 +202,147 @@ def test_rightful_import_is_left_alone(tmp_path: Path, file: str, source: str) -
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(source, encoding="utf-8")
     assert violations(tmp_path) == []
+
+
+def modules(package: Path) -> Iterator[tuple[str, ast.Module]]:
+    """Dotted name below `package` and tree of each file that is no `__init__`."""
+    for path in sorted(package.rglob("*.py")):
+        if path.name != "__init__.py":
+            name = ".".join(path.relative_to(package).with_suffix("").parts)
+            yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def needed_to_run(tree: ast.Module) -> ast.Module:
+    """The tree without what stands under `if TYPE_CHECKING`."""
+
+    class Remover(ast.NodeTransformer):
+        def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+            if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+                return node.orelse
+            return self.generic_visit(node)
+
+    stripped = Remover().visit(tree)
+    assert isinstance(stripped, ast.Module)
+    return stripped
+
+
+def imported_of_ours(tree: ast.Module, known: frozenset[str]) -> set[str]:
+    """The modules among `known` that the tree imports, as a whole or a name of theirs."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {
+        name.removeprefix("ociproxy.") for name in found if name.startswith("ociproxy.")
+    } & known
+
+
+def circles(package: Path) -> list[list[str]]:
+    """Groups of modules that import each other, directly or through others."""
+    trees = dict(modules(package))
+    known = frozenset(trees)
+    graph = {name: imported_of_ours(needed_to_run(tree), known) for name, tree in trees.items()}
+    reached: dict[str, set[str]] = {}
+    for name in graph:
+        seen: set[str] = set()
+        waiting = list(graph[name])
+        while waiting:
+            each = waiting.pop()
+            if each not in seen:
+                seen.add(each)
+                waiting += graph[each]
+        reached[name] = seen
+    groups = {
+        tuple(sorted(other for other in reached[name] if name in reached[other]))
+        for name in graph
+        if name in reached[name]
+    }
+    return sorted(map(list, groups))
+
+
+def arrows(package: Path) -> set[tuple[str, str]]:
+    """Each part with each other part that it imports, for type checkers or to run."""
+    trees = dict(modules(package))
+    known = frozenset(trees)
+    return {
+        (part_of(name), part_of(other))
+        for name, tree in trees.items()
+        for other in imported_of_ours(tree, known)
+        if part_of(name) != part_of(other)
+    }
+
+
+def untested(package: Path, checkout: Path) -> list[str]:
+    """Modules that have no test file of their name at the mirrored path, and whose docstring ends
+    with no `Tests: path, path.` of files or folders that exist."""
+    found = []
+    for name, tree in modules(package):
+        *folders, stem = name.split(".")
+        if (checkout / "tests" / Path(*folders) / f"test_{stem}.py").exists():
+            continue
+        named = TESTS.search(ast.get_docstring(tree) or "")
+        if named is None:
+            found.append(f"{name}: no test file of its name, and no line `Tests: ...`")
+            continue
+        found += [
+            f"{name}: there is no {path}"
+            for path in re.split(r",\s+", named[1])
+            if not (checkout / path).exists()
+        ]
+    return found
+
+
+def test_no_module_needs_itself_to_be_imported() -> None:
+    assert circles(PACKAGE) == []
+
+
+def test_a_circle_is_found_and_a_type_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("from ociproxy.b import B")
+    (tmp_path / "b.py").write_text("def f():\n    from ociproxy import c")
+    (tmp_path / "c.py").write_text("import ociproxy.a")
+    (tmp_path / "d.py").write_text("if TYPE_CHECKING:\n    from ociproxy.e import E")
+    (tmp_path / "e.py").write_text("from ociproxy.d import D")
+    assert circles(tmp_path) == [["a", "b", "c"]]
+
+
+def test_parts_have_few_arrows_between_them() -> None:
+    found = arrows(PACKAGE)
+    assert len(found) <= MAX_ARROWS, sorted(found)
+
+
+def test_each_module_says_or_shows_where_its_tests_are() -> None:
+    assert untested(PACKAGE, CHECKOUT) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ('"""Doc.\n\nMore.\nTests: tests/test_a.py, tests/b.\n"""', []),
+        ('"""Doc. Tests: tests/test_a.py,\ntests/b.\n"""', []),
+        ('"""Doc."""', ["store.x: no test file of its name, and no line `Tests: ...`"]),
+        ('"""Doc. Tests: tests/test_c.py."""', ["store.x: there is no tests/test_c.py"]),
+    ],
+)
+def test_missing_tests_are_found(tmp_path: Path, source: str, expected: list[str]) -> None:
+    package, tests = tmp_path / "ociproxy", tmp_path / "tests"
+    for folder in (package / "store", tests / "b", tests / "store"):
+        folder.mkdir(parents=True)
+    for file in (tests / "test_a.py", tests / "store" / "test_y.py", package / "store" / "y.py"):
+        file.touch()
+    (package / "store" / "x.py").write_text(source)
+    assert untested(package, tmp_path) == expected
+
+
+def test_prose_names_who_acts() -> None:
+    found = [
+        f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if RIDDLES.search(line)
+    ]
+    assert len(found) <= MAX_RIDDLES, "\n".join(found)
 
 
 def loaded_with(*commands: str) -> set[str]:

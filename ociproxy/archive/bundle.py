@@ -15,8 +15,9 @@ from ociproxy.archive.bundle_index import BundleIndex
 from ociproxy.archive.importer.decompress import GZIP, ZSTD
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import ConfigError, DigestMismatch, LayoutInvalid
+from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, MalformedManifest, ManifestHolder
+from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ManifestHolder
 from ociproxy.store.files import READ_SIZE, read_buffer
 from ociproxy.store.read_only import BlobFile
 

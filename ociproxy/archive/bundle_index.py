@@ -15,6 +15,7 @@ from ociproxy.archive.importer.tar_reader import members
 from ociproxy.archive.lock import LOCK_MAX_SIZE, LOCK_NAME, Lock
 from ociproxy.archive.volumes import LABEL_MAX_SIZE, LABEL_NAME, VolumeLabel
 from ociproxy.errors import DigestMismatch, LayoutDamaged, LayoutInvalid
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.layout import (
     INDEX,
@@ -27,9 +28,7 @@ from ociproxy.oci.layout import (
 )
 from ociproxy.oci.manifest import (
     MANIFEST_MAX_SIZE,
-    Descriptor,
     Index,
-    MalformedManifest,
     ManifestHolder,
     guess_media_type,
     referrer_descriptor,

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.archive.importer.decompress import ArchiveStream
 from ociproxy.archive.importer.tar_reader import members
 from ociproxy.errors import DigestInvalid, LockInvalid, NameInvalid
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.manifest import Descriptor, MalformedManifest
 from ociproxy.oci.platform import Platform
 from ociproxy.oci.reference import Reference
 

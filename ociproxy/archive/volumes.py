@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.archive.importer.decompress import ArchiveStream
 from ociproxy.archive.importer.tar_reader import members
 from ociproxy.errors import ConfigError, LayoutInvalid
-from ociproxy.oci.manifest import MalformedManifest, json_object
+from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.manifest import json_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,4 +1,7 @@
-"""Which backends there are, and which one an upstream gets."""
+"""The backends that exist, and the one that an upstream gets.
+
+Tests: tests/load/test_loader.py, tests/real/test_skopeo_upstream.py.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,9 @@ BACKENDS: Final[Mapping[str, Callable[[Upstream, Fetch, Store], Backend]]] = {
 
 
 def backends(store: Store, config: Config, *, everywhere: BackendName | None = None) -> MakeBackend:
-    """What makes an upstream's backend: the one it is configured for, or one for all, those
-    without an entry included.
+    """A function that makes an upstream's backend: `everywhere`, or else the configured one.
 
-    Raises ConfigError where the one for all needs a program that is not there.
+    Raises ConfigError if `everywhere` needs a program that is not installed.
     """
     if everywhere == "skopeo" and shutil.which(PROGRAM) is None:
         raise ConfigError(MISSING)

@@ -13,16 +13,17 @@ from urllib.parse import urlsplit
 
 import click
 
-from ociproxy.errors import NameInvalid, OutputError
+from ociproxy.cli.terminal import output_errors
+from ociproxy.errors import NameInvalid
 from ociproxy.oci.reference import parse_registry
 
-# Podman and CRI-O have no mirror for everything: each registry is named.
+# Podman and CRI-O cannot mirror all registries with one entry: each is named.
 _REGISTRIES: Final = ("docker.io", "gcr.io", "ghcr.io", "quay.io", "registry.k8s.io")
 
 
 @dataclass(frozen=True, slots=True)
 class ClientFile:
-    """A file on the client's machine. A part is to be merged into the file of that path."""
+    """A file on the client's machine. A `part` is to be merged into the file of that path."""
 
     path: str
     text: str
@@ -32,9 +33,9 @@ class ClientFile:
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """Where this server is, as its clients reach it, and what they show at its door.
+    """The URL by which clients reach this server, the CA of its certificate, and their credentials.
 
-    The files are on the clients' machines, and are not looked at here.
+    The files are on the clients' machines: this command does not read them.
     """
 
     scheme: str
@@ -49,7 +50,7 @@ class Mirror:
         return f"{self.scheme}://{self.host}"
 
     def copies(self, folder: str) -> tuple[str, ...]:
-        """What Docker and the containers tools take from a folder of this host, under its names."""
+        """Notes on the files that Docker and Podman read from a folder named after the server."""
         names = ((self.ca, "ca.crt"), (self.cert, "client.cert"), (self.key, "client.key"))
         return tuple(f"Copy {file} to {folder}/{self.host}/{name}" for file, name in names if file)
 
@@ -61,9 +62,8 @@ def _mirror(ctx: click.Context, param: click.Parameter, value: str) -> Mirror:
         parse_registry(parts.netloc)
     except (ValueError, NameInvalid) as error:
         raise click.BadParameter(wanted, ctx, param) from error
-    if parts.scheme not in ("http", "https") or parts.path.strip("/"):
-        raise click.BadParameter(wanted, ctx, param)
-    if parts.query or parts.fragment:
+    more = parts.path.strip("/") or parts.query or parts.fragment
+    if more or parts.scheme not in ("http", "https"):
         raise click.BadParameter(wanted, ctx, param)
     return Mirror(parts.scheme, parts.netloc)
 
@@ -91,7 +91,7 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
         type=click.Path(file_okay=False, path_type=Path),
         help="Write the files below this directory instead of printing them.",
     )
-    door = [
+    access = [
         click.option("--ca", metavar="FILE", default="", help="CA of its certificate."),
         click.option("--cert", metavar="FILE", default="", help="Client certificate it wants."),
         click.option("--key", metavar="FILE", default="", help="Key of the client certificate."),
@@ -99,7 +99,7 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
     ]
 
     @functools.wraps(command)
-    def with_door(mirror: Mirror, ca: str, cert: str, key: str, user: str, **more: object) -> None:
+    def with_all(mirror: Mirror, ca: str, cert: str, key: str, user: str, **more: object) -> None:
         if bool(cert) != bool(key):
             raise click.UsageError("--cert and --key go together")
         if mirror.scheme == "http" and (ca or cert):
@@ -108,8 +108,8 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
             raise click.UsageError("a file or user name must not have quotes or backslashes")
         command(dataclasses.replace(mirror, ca=ca, cert=cert, key=key, user=user), **more)
 
-    complete: Callable[..., None] = with_door
-    for option in (*reversed(door), write, mirror):
+    complete: Callable[..., None] = with_all
+    for option in (*reversed(access), write, mirror):
         complete = option(complete)
     return complete
 
@@ -170,7 +170,7 @@ def k3s(mirror: Mirror, folder: Path | None) -> None:
 
 
 def containerd_files(mirror: Mirror) -> tuple[ClientFile, ...]:
-    # Without a `server` line containerd asks the image's own registry when the mirror fails.
+    # Without a line `server`, containerd asks the image's own registry if the mirror fails.
     hosts = f'[host."{mirror.url}"]\n  capabilities = ["pull", "resolve"]\n'
     if mirror.ca:
         hosts += f'  ca = "{mirror.ca}"\n'
@@ -187,11 +187,7 @@ def containerd_files(mirror: Mirror) -> tuple[ClientFile, ...]:
         )
         notes.append("It is a password: the file is for root alone to read.")
     return (
-        ClientFile(
-            "/etc/containerd/certs.d/_default/hosts.toml",
-            hosts,
-            tuple(notes),
-        ),
+        ClientFile("/etc/containerd/certs.d/_default/hosts.toml", hosts, tuple(notes)),
         _config_path(2, "containerd 1.x", "io.containerd.grpc.v1.cri"),
         _config_path(3, "containerd 2.x", "io.containerd.cri.v1.images"),
     )
@@ -226,7 +222,7 @@ def docker_files(mirror: Mirror) -> tuple[ClientFile, ...]:
 def containers_files(
     mirror: Mirror, registries: Iterable[str], note: str
 ) -> tuple[ClientFile, ...]:
-    # The image's registry leads the path, and `insecure` is what allows plain HTTP.
+    # The first part of the path is the image's registry; `insecure` allows plain HTTP.
     insecure = "insecure = true\n" if mirror.scheme == "http" else ""
     text = "\n".join(
         f'[[registry]]\nprefix = "{registry}"\nlocation = "{registry}"\n\n'
@@ -259,14 +255,12 @@ def _give(files: Iterable[ClientFile], folder: Path | None) -> None:
         click.echo("\n".join(_printed(file) for file in files), nl=False)
         return
     for file in files:
-        # Two versions of a part cannot both have the file's name.
+        # Parts for several versions have the same path: the version makes the names differ.
         suffix = f".{file.part.replace(' ', '-')}" if file.part else ""
         target = folder / f"{file.path.lstrip('/')}{suffix}"
-        try:
+        with output_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(file.text, encoding="utf-8")
-        except OSError as exc:
-            raise OutputError(target, (exc.strerror or str(exc)).lower()) from exc
         click.echo(str(target))
 
 

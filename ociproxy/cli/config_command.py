@@ -1,4 +1,7 @@
-"""`ociproxy config`: is this file right, and what may be in it."""
+"""`ociproxy config`: check a configuration file; print its JSON Schema.
+
+Tests: tests/config/test_config.py.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,12 @@ def config() -> None:
 def check(ctx: click.Context, file: Path) -> None:
     """Say what is wrong with FILE, a line per problem; exit with 2 if anything is.
 
-    The files it names are looked at too; no upstream is contacted.
+    The files that FILE names are checked too; no upstream is asked.
     """
     try:
         found = read_config(file)
     except ConfigError as error:
-        # As they stand, without the program's name in front: editors jump to `file:line:`.
+        # Printed without `Error: ` in front: editors jump to `file:line:`.
         click.echo(str(error), err=True)
         ctx.exit(error.exit_code)
     number = len(found.upstreams)

@@ -10,7 +10,7 @@ import click
 from rich.filesize import decimal
 
 from ociproxy.archive.diff import Difference, diff, open_lock
-from ociproxy.cli.printing import short
+from ociproxy.cli.terminal import short
 
 if TYPE_CHECKING:
     from ociproxy.archive.lock import LockedImage

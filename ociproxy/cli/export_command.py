@@ -21,9 +21,8 @@ from ociproxy.cli.options import (
     existing_store,
     image_path,
 )
-from ociproxy.cli.progress import Step
-from ociproxy.cli.screen import Screen
 from ociproxy.cli.sources import read_wanted
+from ociproxy.cli.terminal import Screen, Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

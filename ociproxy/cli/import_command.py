@@ -14,7 +14,6 @@ from ociproxy.archive.importer.importer import Importer, Rules
 from ociproxy.archive.importer.naming import GivenName
 from ociproxy.archive.importer.results import OnExisting
 from ociproxy.cli.import_report import Report
-from ociproxy.cli.leave import INTERRUPTED
 from ociproxy.cli.options import (
     SizeType,
     config_path,
@@ -24,8 +23,7 @@ from ociproxy.cli.options import (
     log_format,
     quiet_log_level,
 )
-from ociproxy.cli.progress import Step
-from ociproxy.cli.screen import Screen
+from ociproxy.cli.terminal import INTERRUPTED, Screen, Step
 from ociproxy.config.units import show_size
 from ociproxy.errors import ConfigError
 from ociproxy.store.store import Store

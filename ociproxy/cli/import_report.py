@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.archive.importer.importer import Watcher
 from ociproxy.archive.importer.results import EXIT_CODES, ImportResult, Status
-from ociproxy.cli.printing import print_event
+from ociproxy.cli.terminal import print_event
 
 if TYPE_CHECKING:
-    from ociproxy.cli.screen import Screen
+    from ociproxy.cli.terminal import Screen
     from ociproxy.errors import OciProxyError
 
 _SHOWN: Final = 10

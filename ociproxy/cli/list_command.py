@@ -1,4 +1,4 @@
-"""`ociproxy list`."""
+"""`ociproxy list`: what is cached, as a table, as JSON or as references."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import click
 from rich.filesize import decimal
 
 from ociproxy.cli.options import config_path, existing_store, image_path
-from ociproxy.cli.printing import short
-from ociproxy.cli.tables import print_table
+from ociproxy.cli.terminal import print_table, short
 from ociproxy.store.image import ReachedImage
 from ociproxy.store.inventory import Entry, inventory
 

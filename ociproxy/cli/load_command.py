@@ -1,4 +1,7 @@
-"""`ociproxy load`."""
+"""`ociproxy load`: its options, and the order in which a load is prepared, run and reported.
+
+Tests: tests/load/test_loader.py, tests/cli/test_load_lock.py, tests/load/test_interrupted.py.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,9 @@ import click
 
 from ociproxy import log
 from ociproxy.cli.backends import BACKENDS, backends
-from ociproxy.cli.files import check_target, write_file
-from ociproxy.cli.leave import INTERRUPTED, leave
 from ociproxy.cli.load_lock import LockWriter, obey
-from ociproxy.cli.load_report import Report
-from ociproxy.cli.load_run import LoadRun
+from ociproxy.cli.load_report import PlanReport, Report
+from ociproxy.cli.load_run import LoadRun, leave
 from ociproxy.cli.options import (
     PlatformType,
     config_path,
@@ -25,9 +26,8 @@ from ociproxy.cli.options import (
     pull_timeout,
     quiet_log_level,
 )
-from ociproxy.cli.plan_report import Plan
-from ociproxy.cli.screen import Screen
 from ociproxy.cli.sources import chosen_platforms, machine_platform, read_wanted
+from ociproxy.cli.terminal import INTERRUPTED, Screen, check_target, write_file
 from ociproxy.errors import ConfigError
 from ociproxy.store.store import Store
 
@@ -179,28 +179,28 @@ def load(
             check_target(target)
     store = Store(config.store.path, hot_manifests=config.store.hot_manifests)
     store.check_writable()
-    writer = LockWriter() if lock is not None else None
-    outcome = Plan(report, store.root, as_json=as_json) if plan else report
+    outcome = PlanReport(report, store.root, as_json=as_json) if plan else report
+    writer = LockWriter(outcome)
     run = LoadRun(
         config,
         backends(store, config, everywhere=backend),
         screen,
-        [outcome] if writer is None else [outcome, writer],
+        writer,
         referrers=referrers,
         fail_fast=fail_fast,
     )
     try:
         asyncio.run(run.run(store, wanted, only_find=plan))
-        if lock is not None and writer is not None:
+        if lock is not None:
             if run.summary.loaded == len(wanted):
                 write_file(lock, writer.encode())
             else:
                 report.note(f"{lock} is not written: it would lack what is not loaded")
     except KeyboardInterrupt:
-        run.interrupted = True  # for the second time: the first one ends the work in order
+        run.interrupted = True  # the second signal: the first one cancels the work in order
     finally:
         try:
-            # First, for whoever reads what is said may have gone.
+            # Before the last line is printed: printing fails if the reader of stderr has gone.
             if failures is not None:
                 write_file(failures, report.failure_list(wanted).encode())
         finally:

@@ -1,4 +1,4 @@
-"""`load --lock FILE`: tags pinned to digests, written by one load and obeyed by the next."""
+"""`load --lock FILE`: one load writes the digests of its tags, the next obeys them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ociproxy.load.loader import Watcher
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ociproxy.errors import OciProxyError, UpstreamError
     from ociproxy.load.loader import Result
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.platform import Platform
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
 
 
 class LockWriter(Watcher):
-    """Gathers what the images consist of that were loaded, or found."""
+    """Collects the images that were loaded or found, with the sizes of their contents, and passes
+    all that it hears to `next_watcher`."""
 
-    def __init__(self) -> None:
+    def __init__(self, next_watcher: Watcher) -> None:
+        self._next = next_watcher
         self._images: list[LockedImage] = []
         self._contents: dict[Digest, int] = {}
 
@@ -34,22 +37,25 @@ class LockWriter(Watcher):
             self._contents[digest] = len(holder.raw)
         for digest, blob in image.blobs.items():
             self._contents[digest] = blob.size
+        self._next.loaded(result)
+
+    def failed(self, wanted: Wanted, error: OciProxyError) -> None:
+        self._next.failed(wanted, error)
+
+    def waiting(self, error: UpstreamError, seconds: float) -> None:
+        self._next.waiting(error, seconds)
 
     def encode(self) -> bytes:
         return Lock(tuple(self._images), self._contents).encode()
 
 
 def obey(
-    path: Path,
-    wanted: list[Wanted],
-    platforms: tuple[Platform, ...] | None,
-    *,
-    everything: bool,
+    path: Path, wanted: list[Wanted], platforms: tuple[Platform, ...] | None, *, everything: bool
 ) -> list[Wanted]:
-    """What is wanted, with the digests of the lock; `everything` is what the lock has, for the
-    platforms given, else for the lock's own.
+    """The images with the digests that the lock has for them. With `everything` all images of the
+    lock, for `platforms` or else for the platforms of the lock.
 
-    Raises LockInvalid; ImageListInvalid names all that the lock lacks.
+    Raises LockInvalid, or ImageListInvalid with every image that the lock lacks.
     """
     lock = read_lock_file(path)
     if everything:

@@ -1,31 +1,40 @@
-"""What `load` says: a line an image, or JSON events, and at the end how it went."""
+"""What `load` and `load --plan` print: a line an image or JSON events, and the outcome at the end.
+
+Tests: tests/load/test_loader.py, tests/cli/test_progress.py.
+"""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Final
 
+import click
 from rich.filesize import decimal
 
-from ociproxy.cli.printing import print_event
+from ociproxy.cli.terminal import print_event, print_table, short
 from ociproxy.errors import UpstreamRateLimited
-from ociproxy.load.loader import TRANSIENT, Watcher
+from ociproxy.load.loader import Watcher
+from ociproxy.load.plan import Plan, PlannedImage, free_space
 
 if TYPE_CHECKING:
-    from ociproxy.cli.screen import Screen
+    from pathlib import Path
+
+    from ociproxy.cli.terminal import Screen
     from ociproxy.errors import OciProxyError, UpstreamError
     from ociproxy.load.imagelist import Wanted
-    from ociproxy.load.loader import Result, Summary
+    from ociproxy.load.loader import Result
+    from ociproxy.load.progress import Summary
     from ociproxy.oci.reference import Reference
 
 _QUIET: Final = 10.0
-"""Seconds between two lines on one upstream's being waited for, unless that takes longer by as
-much."""
+"""Many images wait for one upstream: for so many seconds after one wait was printed, and until it
+ends, no other is printed, unless that ends later by more seconds than these."""
 _FAILURES_HEAD: Final = "# images that were not loaded; `ociproxy load` accepts this list\n"
+_PLAN_COLUMNS: Final = ("REFERENCE", "DIGEST", "PLATFORMS", "SIZE", "NEW")
 
 
 class Report(Watcher):
-    """Keeps what is needed for the end: the failures, and how often whatever else happened."""
+    """Prints each image as it ends; keeps the failures and the references that were loaded."""
 
     def __init__(self, screen: Screen, *, as_json: bool) -> None:
         self._screen = screen
@@ -51,9 +60,7 @@ class Report(Watcher):
                 seconds=round(result.seconds, 3),
             )
             return
-        lacking = ""
-        if image.lacking:
-            lacking = f", lacks {', '.join(map(str, image.lacking))}"
+        lacking = f", lacks {', '.join(map(str, image.lacking))}" if image.lacking else ""
         shown = f"{reference}" if reference.digest else f"{reference}@{digest}"
         self._screen.line(
             f"loaded {shown} {decimal(image.size)}, {decimal(result.fetched)} fetched, "
@@ -82,7 +89,7 @@ class Report(Watcher):
             self._screen.line(f"waiting {round(seconds, 1):g} s: {error}")
 
     def note(self, text: str) -> None:
-        """Something that is no failure and should be known."""
+        """Print something that the user should know and that is no failure."""
         if self._json:
             print_event("note", text=text)
         else:
@@ -110,13 +117,13 @@ class Report(Watcher):
         text = f"{', '.join(parts)}; {decimal(summary.fetched)} fetched in {seconds:.1f} s"
         if interrupted:
             text += "; interrupted: run it again to go on"
-        elif summary.exit_code == TRANSIENT:
+        elif summary.transient:
             text += "; what failed may pass: run it again"
         self._screen.line(text)
 
     def failure_list(self, wanted: list[Wanted]) -> str:
-        """A list of all that is not loaded, with the reasons."""
-        lines = [f"{image}  # {_one_line(error)}\n" for image, error in self.failures]
+        """An image list of what was not loaded; the reason is a comment on each line."""
+        lines = [f"{image}  # {' '.join(str(error).split())}\n" for image, error in self.failures]
         ended = self._loaded | {image.reference for image, _ in self.failures}
         lines += [f"{each}  # not finished\n" for each in wanted if each.reference not in ended]
         return _FAILURES_HEAD + "".join(lines)
@@ -128,9 +135,69 @@ def _failure(wanted: Wanted, error: OciProxyError) -> dict[str, object]:
         "place": wanted.place,
         "error": type(error).__name__,
         "reason": str(error),
-        "transient": error.exit_code == TRANSIENT,
+        "transient": error.transient,
     }
 
 
-def _one_line(error: OciProxyError) -> str:
-    return " ".join(str(error).split())
+class PlanReport(Watcher):
+    """Prints what a load would fetch into the store at `root`; `report` prints the failures."""
+
+    def __init__(self, report: Report, root: Path, *, as_json: bool) -> None:
+        self._report = report
+        self._root = root
+        self._json = as_json
+        self._plan = Plan()
+
+    def loaded(self, result: Result) -> None:
+        self._plan.add(result.image, result.missing)
+
+    def failed(self, wanted: Wanted, error: OciProxyError) -> None:
+        self._report.failed(wanted, error)
+
+    def waiting(self, error: UpstreamError, seconds: float) -> None:
+        self._report.waiting(error, seconds)
+
+    def end(self, summary: Summary, *, interrupted: bool) -> None:
+        """Print each image, then all of them together with shared blobs counted once."""
+        if interrupted:
+            self._report.end(summary, interrupted=True)
+            return
+        plan, free = self._plan, free_space(self._root)
+        if self._json:
+            print_event(
+                "plan",
+                images=[_document(image) for image in plan.images],
+                failed=summary.failed,
+                size=plan.size,
+                new=plan.new,
+                free=free,
+            )
+            return
+        print_table(_PLAN_COLUMNS, map(_row, plan.images), numbers=("SIZE", "NEW"))
+        enough = "" if plan.new < free else ": NOT ENOUGH"
+        failed = f", {summary.failed} failed" if summary.failed else ""
+        click.echo(
+            f"{summary.loaded} images{failed}: {decimal(plan.size)} in different blobs, "
+            f"{decimal(plan.new)} to fetch, {decimal(free)} free in {self._root}{enough}"
+        )
+
+
+def _document(image: PlannedImage) -> dict[str, object]:
+    return {
+        "reference": str(image.reference),
+        "digest": str(image.digest),
+        "platforms": [str(platform) for platform in image.platforms],
+        "lacking": [str(platform) for platform in image.lacking],
+        "size": image.size,
+        "new": image.new,
+    }
+
+
+def _row(image: PlannedImage) -> tuple[str, ...]:
+    return (
+        str(image.reference),
+        short(image.digest),
+        ",".join(map(str, image.platforms)) or "-",
+        decimal(image.size),
+        decimal(image.new),
+    )

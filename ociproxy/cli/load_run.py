@@ -1,70 +1,83 @@
-"""One load, from its engine's start to its end: bars, signals, the order of stopping."""
+"""One load in a process of its own: engine, bars, signals, and how the process ends.
+
+Tests: tests/load/test_interrupted.py, tests/cli/test_progress.py.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import sys
+import threading
+import time
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from ociproxy.cli.progress import Step
+from ociproxy.cli.terminal import Step
 from ociproxy.fetch.engine import Engine
-from ociproxy.load.loader import Loader, Summary, Watcher
+from ociproxy.load.loader import Loader
+from ociproxy.load.progress import LoadProgress, Summary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from ociproxy.cli.screen import Screen
+    from ociproxy.cli.terminal import Screen
     from ociproxy.config.settings import Config
-    from ociproxy.errors import OciProxyError, UpstreamError
     from ociproxy.fetch.upstreams.upstreams import MakeBackend
     from ociproxy.load.imagelist import Wanted
-    from ociproxy.load.loader import Result
+    from ociproxy.load.loader import Watcher
     from ociproxy.store.store import Store
+
+_GRACE: Final = 2.0
+"""Seconds that threads have, once the load is interrupted, to close what they write: that takes
+milliseconds, and a user who pressed Ctrl-C is waiting."""
 
 
 class LoadRun:
-    """`summary` and `interrupted` say how far it came, however it ended."""
+    """Runs one loader. `summary` and `interrupted` are true at any moment, also after an error."""
 
     def __init__(
         self,
         config: Config,
         make_backend: MakeBackend,
         screen: Screen,
-        watchers: Sequence[Watcher],
+        watcher: Watcher,
         *,
         referrers: bool,
         fail_fast: bool,
     ) -> None:
-        # The loader itself waits out what may pass: an upstream is never left alone for long.
+        # The loader retries by itself: the breaker must not refuse an upstream for longer than
+        # the loader waits between two tries.
         pause = min(config.fetch.pause, config.fetch.retry_wait_max)
         self._config = replace(config, fetch=replace(config.fetch, pause=pause))
         self._make_backend = make_backend
         self._screen = screen
-        self._watchers = watchers
+        self._watcher = watcher
         self._referrers = referrers
         self._fail_fast = fail_fast
         self.summary = Summary()
         self.interrupted = False
 
     async def run(self, store: Store, wanted: list[Wanted], *, only_find: bool) -> None:
-        """Raises StoreError."""
+        """Load, or with `only_find` fetch manifests and store nothing. Raises StoreError."""
         engine = Engine(store, self._config, self._make_backend)
         loader = Loader(
             engine,
             self._config,
-            _Each(self._watchers),
+            self._watcher,
             referrers=self._referrers,
             fail_fast=self._fail_fast,
         )
-        self.summary = loader.summary
+        self.summary = loader.progress.summary
         work = loader.find(wanted) if only_find else loader.run(wanted)
         working = asyncio.create_task(work)
         _interruptible(working)
         try:
             async with self._screen.watching(
-                lambda: _overall(loader, len(wanted), only_find=only_find),
-                lambda: _steps(loader),
+                lambda: _overall(loader.progress, len(wanted), only_find=only_find),
+                lambda: _steps(loader.progress),
             ):
                 await asyncio.wait([working])
         finally:
@@ -74,25 +87,22 @@ class LoadRun:
             working.result()
 
 
-class _Each(Watcher):
-    def __init__(self, watchers: Sequence[Watcher]) -> None:
-        self._watchers = watchers
-
-    def loaded(self, result: Result) -> None:
-        for watcher in self._watchers:
-            watcher.loaded(result)
-
-    def failed(self, wanted: Wanted, error: OciProxyError) -> None:
-        for watcher in self._watchers:
-            watcher.failed(wanted, error)
-
-    def waiting(self, error: UpstreamError, seconds: float) -> None:
-        for watcher in self._watchers:
-            watcher.waiting(error, seconds)
+def leave(code: int) -> NoReturn:
+    """End the process now. A thread that waits for a silent upstream would keep the interpreter
+    alive until its time-out, and nothing that the thread could bring is of use any more."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the process at once
+    limit = time.monotonic() + _GRACE
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, limit - time.monotonic()))
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _interruptible(work: asyncio.Task[Summary]) -> None:
-    """SIGINT and SIGTERM end the work in order; a second one ends everything."""
+    """The first SIGINT or SIGTERM cancels the work; a second one of the same ends the process."""
     loop = asyncio.get_running_loop()
 
     def interrupt(number: signal.Signals) -> None:
@@ -103,13 +113,13 @@ def _interruptible(work: asyncio.Task[Summary]) -> None:
         loop.add_signal_handler(number, interrupt, number)
 
 
-def _overall(loader: Loader, total: int, *, only_find: bool) -> Step:
-    done = loader.summary.loaded + loader.summary.failed
-    expected = None if only_find else loader.expected
-    return Step("all", f"{done}/{total} images", loader.arrived, expected)
+def _overall(progress: LoadProgress, total: int, *, only_find: bool) -> Step:
+    done = progress.summary.loaded + progress.summary.failed
+    expected = None if only_find else progress.expected
+    return Step("all", f"{done}/{total} images", progress.arrived, expected)
 
 
-def _steps(loader: Loader) -> Iterator[Step]:
-    for active in loader.active:
+def _steps(progress: LoadProgress) -> Iterator[Step]:
+    for active in progress.active:
         size = None if active.image is None else active.size
-        yield Step(active, str(active.wanted.reference), loader.arrived_of(active), size)
+        yield Step(active, str(active.wanted.reference), progress.arrived_of(active), size)

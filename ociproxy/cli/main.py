@@ -1,4 +1,7 @@
-"""The command line: commands put together, errors in one line with their exit codes."""
+"""The command line: finds the command, prints an error as one line, exits with its code.
+
+Tests: tests/test_docs.py, tests/real/test_bad_start.py.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ from typing import Any, Final
 import click
 
 from ociproxy import __version__
-from ociproxy.cli.leave import INTERRUPTED
+from ociproxy.cli.terminal import INTERRUPTED
 from ociproxy.errors import OciProxyError, StoreError
 
-# Each is imported when it is asked for: a server has no use for progress bars, nor `list` for
-# HTTP, and both would pay for them in memory and in the time they take to start.
+# A command's module is imported when the command runs. A server then has no progress bars in
+# memory, and `list` starts without HTTP.
 _COMMANDS: Final = {
     "serve": "ociproxy.cli.serve_command:serve",
     "load": "ociproxy.cli.load_command:load",
@@ -31,7 +34,7 @@ class _Failure(click.ClickException):
         hint = ""
         if isinstance(error, StoreError) and isinstance(error.__cause__, PermissionError):
             hint = "; run as the user it belongs to, or say another store with --image-path"
-        # It may quote an archive or an upstream, and those what a terminal obeys.
+        # The text may quote an archive or an upstream: no control character may reach the terminal.
         said = "".join(c if c.isprintable() or c == "\n" else "?" for c in str(error))
         super().__init__(f"{said}{hint}")
         self.exit_code = error.exit_code  # type: ignore[misc] # click's own subclasses differ by class
@@ -61,7 +64,7 @@ class _Commands(click.Group):
 @click.version_option(__version__, message="%(version)s")
 def main() -> None:
     """A pull-only, pull-through, caching OCI Distribution server."""
-    # A core file would have the upstreams' passwords in it.
+    # A core dump would contain the passwords of the upstreams.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

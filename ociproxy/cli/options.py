@@ -1,5 +1,8 @@
-"""Options that commands share, and how they become a configuration: flag > environment > file >
-default."""
+"""Options that commands share, and the configuration that they make: an option wins over its
+environment variable, that over the file, and that over the default.
+
+Tests: tests/cli/test_list_command.py, tests/load/test_loader.py.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ class PlatformType(click.ParamType[Platform]):
 
 
 class PathType(click.Path):
-    """An empty one, as of a shell variable that is not set, is not the current folder."""
+    """A path. An empty one is refused: a shell variable that is not set does not mean `.`."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -47,7 +50,7 @@ class PathType(click.Path):
 
 
 class SizeType(click.ParamType[int]):
-    """Bytes, written as in the config file."""
+    """Bytes, written as in the configuration file: 700M, 4GiB."""
 
     name = "size"
 
@@ -112,6 +115,7 @@ json_events = click.option(
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a command that runs for long."""
     for option in (log_format, log_level, config_path, image_path):
         command = option(command)
     return command
@@ -126,9 +130,9 @@ def configuration(
     serve: dict[str, object] | None = None,
     load: dict[str, object] | None = None,
 ) -> Config:
-    """What the file says, with what was given on the command line or in the environment instead.
+    """The file's configuration, with each option that was given in place of the file's value.
 
-    Options that were not given are None. Raises ConfigError.
+    An option that was not given is None. Raises ConfigError.
     """
     config = Config() if config_path is None else _read(config_path)
     return replace(
@@ -141,12 +145,12 @@ def configuration(
 
 
 def existing_store(config_path: Path | None, image_path: Path | None) -> Store:
-    """For commands that only read one. Raises ConfigError, StoreError."""
+    """The store, for a command that only reads it. Raises ConfigError, StoreError."""
     return open_existing(configuration(config_path, image_path=image_path).store.path)
 
 
 def _read(config_path: Path) -> Config:
-    # YAML, TLS and the table of all keys take longer to import than most commands to run.
+    # Imported only for a file: YAML, TLS and the table of keys take longer than most commands.
     from ociproxy.config.file import read_config
 
     return read_config(config_path)

@@ -1,4 +1,7 @@
-"""`ociproxy serve`."""
+"""`ociproxy serve`: the store, bundles, TLS, listener and workers put together.
+
+Tests: tests/serve/test_shutdown.py, tests/serve/test_preload.py, tests/archive/test_bundle.py.
+"""
 
 from __future__ import annotations
 
@@ -108,24 +111,27 @@ def serve(
     if config.serve.preload_images is not None:
         wanted = read_wanted([str(config.serve.preload_images)], [], machine_platform())
     with ExitStack() as stack:
-        layers = [stack.enter_context(Bundle(path)) for path in config.serve.bundles]
-        for bundle in layers:
+        opened = [stack.enter_context(Bundle(path)) for path in config.serve.bundles]
+        for bundle in opened:
             log.event(logging.INFO, "bundle opened", path=bundle.path, images=bundle.images)
-        grouped({bundle.path: bundle.label for bundle in layers})  # every volume of a set
-        store = Store(config.store.path, hot_manifests=config.store.hot_manifests, layers=layers)
-        if config.serve.offline:  # else the upstream has it
-            for bundle in layers:
+        # Raises ConfigError unless all volumes of each set are given.
+        grouped({bundle.path: bundle.label for bundle in opened})
+        store = Store(config.store.path, hot_manifests=config.store.hot_manifests, below=opened)
+        if config.serve.offline:
+            # No upstream can send what a bundle made with `--since` left out.
+            for bundle in opened:
                 _warn_of_absent_base(bundle, store)
-        if not config.serve.offline:
-            # What is never fetched needs no room: a read-only store can be served offline.
+        else:
+            # An offline mirror fetches nothing, so that it may serve a read-only store.
             store.check_writable()
 
-        # Made before the workers are: they share it, and the keys of its session tickets.
+        # Made before the workers fork, so that they share the keys of TLS session tickets.
         context = server_context(config.serve)
         listener = stack.enter_context(listen(config))
 
         def work(*, again: bool = False) -> None:
-            # A process that replaces another goes by what is valid now.
+            # A worker that replaces a dead one reads the configuration anew; if that is wrong, the
+            # configuration of the start stays.
             setup = (again and reread()) or (config, context)
             run(setup, store, partial(backends, store), listener, reread, wanted)
 

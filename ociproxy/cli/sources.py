@@ -1,4 +1,7 @@
-"""What the command line wants loaded: image lists, Kubernetes manifests, for which platforms."""
+"""The images that a command line names: in image lists, in Kubernetes manifests, by platform.
+
+Tests: tests/load/test_loader.py, tests/load/test_kubernetes.py.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +32,14 @@ _KUBERNETES: Final = re.compile(r"^apiVersion:", re.MULTILINE)
 
 
 def machine_platform() -> tuple[Platform, ...]:
-    """Linux on this machine's processor: what is wanted where nothing says more."""
+    """Linux on this machine's processor: the default of `load`."""
     return (Platform.parse(f"linux/{machine.machine()}"),)
 
 
 def chosen_platforms(
     os: str | None, archs: Sequence[str], platforms: Sequence[Platform], *, everything: bool
 ) -> tuple[Platform, ...] | None:
-    """The platforms that the options say; None where they say nothing."""
+    """The platforms that the options name, None without any. Raises click.UsageError."""
     if sum((everything, bool(platforms), bool(os or archs))) > 1:
         raise click.UsageError(
             "--all-platforms, --platform and --arch/--os exclude each other: give one of them"
@@ -59,10 +62,9 @@ def read_wanted(
     *,
     note: Callable[[str], None] = lambda _: None,
 ) -> list[Wanted]:
-    """Everything that image lists and Kubernetes manifests name, each image once.
+    """The images of all lists and Kubernetes manifests, each once, before any of them is loaded.
 
-    All of them are read before anything else happens. Raises ImageListInvalid with all that is
-    wrong.
+    `note` gets a line for each file without an image. Raises ImageListInvalid with every problem.
     """
     if [*lists, *manifests].count(STDIN) > 1:
         raise click.UsageError(f"{STDIN} can be read only once")
@@ -83,7 +85,7 @@ def read_wanted(
         if not (found or wrong):
             note(f"{_shown(name)}: names no image")
     for name in manifests:
-        # With it comes YAML, which whoever has a list can do without.
+        # Imported here: a load from lists needs no YAML.
         from ociproxy.load import kubernetes
 
         try:
@@ -120,7 +122,7 @@ def _read(name: str, limit: int) -> str:
 
 
 def _explained(name: str, error: ConfigError) -> ConfigError:
-    """With what to do where an image stands in the place of a list."""
+    """The error, with advice if the user gave an image where a list is expected."""
     has_tag = ":" in name.rpartition("/")[2] or "@" in name
     if not has_tag or not isinstance(error.__cause__, FileNotFoundError):
         return error

@@ -1,7 +1,8 @@
-"""The configuration file, read and checked; its JSON Schema.
+"""Read and check the configuration file; print its JSON Schema.
 
-Two shapes are read: a mapping with everything, and the classic top-level list of upstreams. Every
-problem is reported with file, line and key; a file with one is not used at all.
+The file is a mapping, or a list of upstreams and nothing else. Every problem is reported with file,
+line and key; a file with a problem is not used at all.
+Tests: tests/config/test_config.py, tests/fuzz/test_parsers.py.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from ociproxy.config.reading import decode, read_file
 from ociproxy.config.settings import Config
 from ociproxy.config.table import ROOT, build_config
 from ociproxy.config.upstream_table import UPSTREAMS
-from ociproxy.config.yaml import SIZE_LIMIT, ListNode, MappingNode, Node, ScalarNode, parse_yaml
+from ociproxy.config.yaml import SIZE_LIMIT, ListNode, MappingNode, ScalarNode, parse_yaml
 from ociproxy.errors import ConfigError
 
 
 class ConfigFileInvalid(ConfigError):
-    """All that is wrong with one file, a line each; its own facts are the first problem's."""
+    """Every problem of one file, a line each; the attributes are those of the first problem."""
 
     def __init__(self, file: str, problems: Iterable[Problem]) -> None:
         self.problems = tuple(
@@ -35,35 +36,32 @@ class ConfigFileInvalid(ConfigError):
 
 
 def read_config(path: Path) -> Config:
-    """The configuration in a file. Raises ConfigError naming it."""
+    """The configuration in a file. Raises ConfigError with the file's name."""
     return parse_config(decode(read_file(path, SIZE_LIMIT), str(path)), str(path))
 
 
 def parse_config(text: str, source: str) -> Config:
-    """The configuration in a text; relative paths in it start at the folder of the source."""
+    """The configuration in a text; a relative path starts at the folder of `source`. Raises
+    ConfigError."""
     root = parse_yaml(text, source)
     if root is None or (isinstance(root, ScalarNode) and root.value is None):
         return Config()
     place = Place("", Path(source).parent)
     try:
-        return _read_root(root, place)
+        if isinstance(root, ListNode):
+            return build_config({"upstreams": UPSTREAMS.read(root, place)})
+        if not isinstance(root, MappingNode):
+            raise place.refuse(root.line, "must be a mapping, or a list of upstreams")
+        config: Config = ROOT.read(root, place)
+        return config
     except Refused:
         raise ConfigFileInvalid(source, place.problems) from None
 
 
 def schema() -> JsonObject:
-    """JSON Schema of the file, for editors; the reader's own checks go further."""
+    """JSON Schema (draft 2020-12) of the file, for editors; `parse_config` checks more."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "ociproxy configuration",
         "anyOf": [ROOT.schema(), UPSTREAMS.schema(), {"type": "null"}],
     }
-
-
-def _read_root(root: Node, place: Place) -> Config:
-    if isinstance(root, ListNode):
-        return build_config({"upstreams": UPSTREAMS.read(root, place)})
-    if not isinstance(root, MappingNode):
-        raise place.refuse(root.line, "must be a mapping, or a list of upstreams")
-    config: Config = ROOT.read(root, place)
-    return config

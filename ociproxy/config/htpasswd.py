@@ -1,4 +1,4 @@
-"""The htpasswd file: who may pull, and what their passwords hash to."""
+"""The htpasswd file: the users who may pull, and the bcrypt hashes of their passwords."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from ociproxy.config.reading import read_file
 from ociproxy.errors import ConfigError
 
 _SIZE_LIMIT: Final = 1 << 20
+"""Bytes of the file: more than ten thousand users."""
 _BCRYPT: Final = re.compile(rb"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}")
 _COSTS: Final = range(4, 16)
-"""bcrypt's cost doubles the work with each step: 12 is a quarter of a second, 16 would be four."""
+"""Each step doubles the work of one check: cost 12 takes a quarter of a second, 16 four seconds."""
 
 
 def read_htpasswd(path: Path) -> Mapping[bytes, bytes]:
-    """The bcrypt hash of each user. Raises ConfigError naming the file and the line."""
+    """Each user's bcrypt hash. Raises ConfigError with the file and the line."""
     data = read_file(path, _SIZE_LIMIT)
     users: dict[bytes, bytes] = {}
     for number, raw in enumerate(data.splitlines(), start=1):
@@ -26,7 +27,7 @@ def read_htpasswd(path: Path) -> Mapping[bytes, bytes]:
             continue
         user, colon, hashed = line.partition(b":")
         found = _BCRYPT.fullmatch(hashed)
-        # No message repeats the line: it may hold a password by mistake.
+        # No error quotes the line: by mistake the user may have written a password there.
         if not user or not colon:
             raise ConfigError("not USER:HASH", file=str(path), line=number)
         if found is None:

@@ -1,7 +1,8 @@
-"""Kinds of single values in a configuration file: how one is read, and how JSON Schema says it.
+"""Kinds of single values in a configuration file: how a value is read, checked and described.
 
-A kind reads a node, or reports what is wrong with it and raises `Refused`. No message repeats a
-value that could be a secret.
+A kind returns the value of a node, or reports the problem and raises `Refused`. No message quotes
+a value that could be a secret.
+Tests: tests/config/test_config.py, tests/fuzz/test_parsers.py.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ JsonObject = dict[str, Any]
 
 
 class Refused(Exception):
-    """What was being read is wrong and has been reported."""
+    """The value is wrong, and the problem is in the report already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a node stands: its key path, the folder that relative paths start from, the report."""
+    """The key path of a node, the folder where relative paths start, and the report of problems."""
 
     key: str
     folder: Path
@@ -55,21 +56,21 @@ class Place:
         return dataclasses.replace(self, key=f"{self.key}[{index}]")
 
     def refuse(self, line: int, reason: str) -> Refused:
+        """Report a problem here; the caller may raise the result."""
         self.problems.append(Problem(line, self.key, reason))
         return Refused()
 
 
 class Kind(Protocol):
-    """One sort of value. `show` gives a default value as a user would write it."""
-
-    @property
-    def label(self) -> str: ...
+    """One kind of value."""
 
     def read(self, node: Node, place: Place) -> Any: ...
 
     def schema(self) -> JsonObject: ...
 
-    def show(self, value: Any) -> Any: ...
+    def show(self, value: Any) -> Any:
+        """A default value as the JSON Schema has it."""
+        return value
 
 
 def _scalar(node: Node, place: Place, wanted: str) -> str | int | float | bool:
@@ -83,10 +84,9 @@ def _scalar(node: Node, place: Place, wanted: str) -> str | int | float | bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """A string; `parse` may normalise it or raise ValueError with the reason."""
+class Text(Kind):
+    """A string; `parse` makes the value of it, or raises ValueError with the reason."""
 
-    label: str = "string"
     pattern: str | None = None
     parse: Callable[[str], object] = str
     empty: bool = False
@@ -117,87 +117,59 @@ class Text:
             schema["pattern"] = f"^(?:{self.pattern})$"
         return schema
 
-    def show(self, value: Any) -> Any:
-        return str(value)
-
 
 @dataclass(frozen=True, slots=True)
-class Flag:
-    label: str = "true or false"
-
+class Flag(Kind):
     def read(self, node: Node, place: Place) -> bool:
-        value = _scalar(node, place, self.label)
+        value = _scalar(node, place, "true or false")
         if not isinstance(value, bool):
-            raise place.refuse(node.line, f"must be {self.label}")
+            raise place.refuse(node.line, "must be true or false")
         return value
 
     def schema(self) -> JsonObject:
         return {"type": "boolean"}
 
-    def show(self, value: Any) -> Any:
-        return value
-
 
 @dataclass(frozen=True, slots=True)
-class Number:
+class Number(Kind):
     at_least: int
     at_most: int
 
-    @property
-    def label(self) -> str:
-        return f"{self.at_least} to {self.at_most}"
-
     def read(self, node: Node, place: Place) -> int:
         value = _scalar(node, place, "a whole number")
+        bounds = f"{self.at_least} to {self.at_most}"
         if not isinstance(value, int) or isinstance(value, bool):
-            raise place.refuse(node.line, f"must be a whole number, {self.label}")
+            raise place.refuse(node.line, f"must be a whole number, {bounds}")
         if not self.at_least <= value <= self.at_most:
-            raise place.refuse(node.line, f"must be {self.label}, not {value}")
+            raise place.refuse(node.line, f"must be {bounds}, not {value}")
         return value
 
     def schema(self) -> JsonObject:
         return {"type": "integer", "minimum": self.at_least, "maximum": self.at_most}
 
-    def show(self, value: Any) -> Any:
-        return value
-
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Kind):
     values: tuple[str, ...]
 
-    @property
-    def label(self) -> str:
-        return " or ".join(f"`{value}`" for value in self.values)
-
     def read(self, node: Node, place: Place) -> str:
-        value = _scalar(node, place, self._wanted)
+        wanted = " or ".join(self.values)
+        value = _scalar(node, place, wanted)
         if value not in self.values:
-            raise place.refuse(node.line, f"must be {self._wanted}, not {shorten(str(value), 40)}")
+            raise place.refuse(node.line, f"must be {wanted}, not {shorten(str(value), 40)}")
         return str(value)
-
-    @property
-    def _wanted(self) -> str:
-        return " or ".join(self.values)
 
     def schema(self) -> JsonObject:
         return {"enum": list(self.values)}
 
-    def show(self, value: Any) -> Any:
-        return value
-
 
 @dataclass(frozen=True, slots=True)
-class Duration:
-    """Seconds as a float; with `never`, that word too, which is None."""
+class Duration(Kind):
+    """Seconds as a float. With `never`, the word `never` is read as None."""
 
     at_least: float = 0.0
     at_most: float = 3650 * 86400.0
     never: bool = False
-
-    @property
-    def label(self) -> str:
-        return "duration, `0` or `never`" if self.never else "duration"
 
     def read(self, node: Node, place: Place) -> float | None:
         wanted = "a duration such as 500ms, 30s, 15m, 1h or 7d"
@@ -213,7 +185,7 @@ class Duration:
         return seconds
 
     def schema(self) -> JsonObject:
-        # A schema cannot weigh "90s" against "1m": the bounds hold for bare numbers only.
+        # A JSON Schema cannot compare "90s" with "1m": its bounds hold for bare numbers only.
         pattern = rf"^(?:{DURATION}|0{'|never' if self.never else ''})$"
         return {
             "type": ["string", "number"],
@@ -227,12 +199,11 @@ class Duration:
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class Size(Kind):
     """Bytes as an int."""
 
     at_least: int
     at_most: int
-    label: str = "size"
 
     def read(self, node: Node, place: Place) -> int:
         wanted = "a size such as 65536, 512KiB, 32MiB or 1GiB"
@@ -258,11 +229,11 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
-class FilePath:
-    """A path; a relative one starts at the folder of the configuration file."""
+class FilePath(Kind):
+    """A path; a relative one starts at the configuration file's folder. With `exists` the file must
+    be readable."""
 
     exists: bool = True
-    label: str = "path"
 
     def read(self, node: Node, place: Place) -> Path:
         text: str = Text().read(node, place)

@@ -1,4 +1,7 @@
-"""Files that people write: their bytes, up to a limit, and their text."""
+"""Read files that people write: bytes up to a limit, then text.
+
+Tests: tests/config/test_config.py, tests/load/test_loader.py.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ from ociproxy.errors import ConfigError
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """Raises ConfigError naming the file: it cannot be read, or has more than `limit` bytes."""
+    """All bytes. Raises ConfigError if the file cannot be read or has more than `limit` bytes."""
     with _named_errors(str(path)), path.open("rb") as file:
         return read_stream(file, str(path), limit)
 
 
 def read_stream(stream: BinaryIO, source: str, limit: int) -> bytes:
-    """The same for what is open already, to its end."""
+    """All bytes of an open stream. Raises ConfigError like `read_file`."""
     with _named_errors(source):
         data = stream.read(limit + 1)
     if len(data) > limit:
@@ -26,7 +29,7 @@ def read_stream(stream: BinaryIO, source: str, limit: int) -> bytes:
 
 
 def decode(data: bytes, source: str, encoding: str = "utf-8") -> str:
-    """Raises ConfigError naming the line that is no text."""
+    """The text. Raises ConfigError with the line that is not in the encoding."""
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:

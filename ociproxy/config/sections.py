@@ -1,6 +1,7 @@
 """Mappings and lists in a configuration file: known keys, defaults, rules between keys.
 
-They go on after a problem, so that one run of `config check` shows all of them.
+Reading goes on after a problem, so that one run of `config check` reports all of them.
+Tests: tests/config/test_config.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ociproxy.config.yaml import ListNode, MappingNode, Node, ScalarNode
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key of a section. An inherited default is no constant: another section has it."""
+    """A key of a section. If it is `inherited`, another section has the default."""
 
     kind: Kind
     meaning: str
@@ -25,15 +26,15 @@ class Key:
     inherited: bool = False
 
 
-# A rule between the keys of a section; it reports what it finds.
+# Checks the values of a section together; reports each problem to the place.
 Rule = Callable[[Mapping[str, Any], MappingNode, Place], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
-    """A mapping with known keys. What is not given keeps the default of the dataclass `shape`.
+class Section(Kind):
+    """A mapping with known keys, read into the dataclass `shape`, which has the defaults.
 
-    With `build` it becomes something other than its shape; the shape still says the defaults.
+    With `build` the result is what that function makes of the values that were given.
     """
 
     shape: type[Any]
@@ -41,7 +42,6 @@ class Section:
     build: Callable[[dict[str, Any]], Any] | None = None
     rules: Sequence[Rule] = ()
     schema_rules: Mapping[str, Any] = field(default_factory=dict)
-    label: str = "mapping"
 
     def read(self, node: Node, place: Place) -> Any:
         if not isinstance(node, MappingNode):
@@ -94,7 +94,7 @@ class Section:
         }
 
     def _defaults(self) -> Mapping[str, Any]:
-        """Defaults worth telling: a leaf's, and not that a key is absent."""
+        """The defaults that the schema tells: those of single values, unless None says "absent"."""
         return {
             item.name: item.default
             for item in dataclasses.fields(self.shape)
@@ -106,17 +106,13 @@ class Section:
             and (item.default is not None or getattr(self.keys[item.name].kind, "never", False))
         }
 
-    def show(self, value: Any) -> Any:
-        return value
-
 
 @dataclass(frozen=True, slots=True)
-class Items:
-    """A list of one kind. `identity` names what two items must not share."""
+class Items(Kind):
+    """A list of one kind. No two items may have the same `identity`."""
 
     kind: Kind
     identity: Callable[[Any], str] | None = None
-    label: str = "list"
 
     def read(self, node: Node, place: Place) -> tuple[Any, ...]:
         if not isinstance(node, ListNode):
@@ -144,12 +140,9 @@ class Items:
     def schema(self) -> JsonObject:
         return {"type": "array", "items": self.kind.schema()}
 
-    def show(self, value: Any) -> Any:
-        return list(value)
-
 
 def line_of(node: MappingNode, key: str) -> int:
-    """The line of a key of the mapping, or where the mapping starts."""
+    """The line of a key of the mapping; if the key is absent, the mapping's first line."""
     return next((pair.line for pair in node.pairs if pair.key == key), node.line)
 
 
@@ -159,16 +152,12 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Either:
-    """One of several kinds, told apart by what the node is: `first` reads it if `when` says so."""
+class Either(Kind):
+    """One of two kinds: `first` if `when` is true of the node, else `second`."""
 
     when: Callable[[Node], bool]
     first: Kind
     second: Kind
-
-    @property
-    def label(self) -> str:
-        return f"{self.first.label}, or {self.second.label}"
 
     def read(self, node: Node, place: Place) -> Any:
         kind = self.first if self.when(node) else self.second

@@ -1,8 +1,10 @@
 """What the operator decides, as frozen values with their defaults.
 
 `ociproxy.config.file` makes a `Config` out of YAML, the command line replaces what its options say,
-and everything below is given the part it needs. Durations are seconds, sizes are bytes, registry
-names are normalised: nobody below parses again. A secret cannot be printed by accident.
+and the parts below take the whole `Config` or one section of it. Durations are seconds, sizes are
+bytes, registry names are normalised: no part below parses a setting again. A secret prints as
+asterisks. `ociproxy.config.local_settings` has the sections of this machine.
+Tests: tests/config/test_config.py, tests/fetch/upstreams/test_endpoints.py.
 """
 
 from __future__ import annotations
@@ -10,27 +12,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
+from ociproxy.config.local_settings import Load, Log, Serve, Store
+from ociproxy.config.units import GIB, MIB
 from ociproxy.oci.reference import DOCKER_HUB, Reference, Repository, parse_registry
 
-KIB: Final = 1024
-MIB: Final = 1024 * KIB
-GIB: Final = 1024 * MIB
-
-# Docker Hub's API does not live under its name; an `endpoint` in the config still wins.
+# The host of Docker Hub's API is not the registry's name; an `endpoint` in the config wins.
 _DOCKER_HUB_ENDPOINT: Final = "registry-1.docker.io"
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 Scheme = Literal["https", "http", "auto"]
 Isolation = Literal["none", "repository"]
 BackendName = Literal["oras", "skopeo"]
-LogLevel = Literal["trace", "debug", "info", "warn", "error"]
-LogFormat = Literal["text", "json"]
-Network = IPv4Network | IPv6Network
 
 
 class Secret:
@@ -56,23 +52,20 @@ class Secret:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """How long one upstream may take, in seconds."""
+    """How long one upstream may take, in seconds; docs/configuration.md explains each."""
 
     connect: float = 5.0
     headers: float = 15.0
     stall: float = 20.0
     revalidate: float = 2.0
-    # containerd gives up on a mirror after 30 s without response headers; 20 s is the contract.
+    # containerd gives up after 30 s without response headers; the mirror promises them in 20 s.
     answer: float = 18.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """How an upstream is verified, and the certificate shown to it.
-
-    Without `ca` the operating system's trust store is used. `insecure_skip_verify` verifies
-    nothing, `ca` or not.
-    """
+    """How an upstream is verified, and the client certificate that it gets. Without `ca` the
+    system's trust store decides; `insecure_skip_verify` verifies nothing, even if `ca` is set."""
 
     ca: Path | None = None
     cert: Path | None = None
@@ -84,9 +77,9 @@ class Tls:
 class Auth:
     """Where an upstream's credentials come from: exactly one source is set.
 
-    `password`, `password_env` and `password_file` go with `user`. `docker_config` is True for
-    Docker's own place of the file. `ociproxy.fetch.credentials` reads them. `lifetime` is how
-    many seconds a helper's answer is used.
+    `password`, `password_env` and `password_file` need `user`. `docker_config` is a path, or True
+    for the place where Docker keeps the file. A credential helper's answer is used for `lifetime`
+    seconds. `ociproxy.fetch.credentials` reads all of them.
     """
 
     user: str | None = None
@@ -100,14 +93,14 @@ class Auth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """Globs on names: what `allow` lists, or everything where it is empty, less what `deny`
-    lists."""
+    """Globs on names. A name that `deny` matches is refused; if `allow` is not empty, so is every
+    name that `allow` does not match."""
 
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
 
     def refusal(self, name: str) -> str | None:
-        """Which rule refuses the name, in words, or None."""
+        """Why the name is refused, as an error text; None if it is not."""
         for pattern in self.deny:
             if fnmatchcase(name, pattern):
                 return f"repositories.deny has {pattern!r}"
@@ -118,8 +111,8 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One of several places that an upstream is asked at. Without `auth` and `tls` it has those of
-    its upstream only if it is at the upstream's own host. `ns` is whether `?ns=` goes along."""
+    """One of several URLs of an upstream. `auth` and `tls` that are None are taken from the
+    upstream, but only for a URL at the upstream's own host. `ns` is whether `?ns=` is sent."""
 
     url: str
     auth: Auth | None = None
@@ -129,7 +122,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upstream:
-    """A registry that may be asked; `name` is its normalised name, `host[:port]`."""
+    """A registry that may be asked; `listed` is False if the configuration has no entry for it."""
 
     name: str
     description: str = ""
@@ -149,7 +142,7 @@ class Upstream:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The base URLs to try in this order, without a slash at the end."""
+        """The base URLs, in the order in which they are tried; none ends with a slash."""
         if self.endpoint is not None:
             return (self.endpoint,)
         if self.scheme == "auto":
@@ -158,10 +151,10 @@ class Upstream:
 
     @property
     def each_endpoint(self) -> tuple[Upstream, ...]:
-        """This upstream as it is at each of its `endpoints`, or just itself.
+        """One upstream for each of `endpoints`; without any, only this one.
 
-        Credentials go where they were written: those of the entry to the upstream's own host, and
-        there not over plain HTTP if it is an endpoint over HTTPS too.
+        The entry's credentials go to the upstream's own host only. If that host has an HTTPS
+        endpoint, the credentials do not go to its plain HTTP endpoint.
         """
         if not self.endpoints:
             return (self,)
@@ -169,36 +162,31 @@ class Upstream:
         found = []
         for each in self.endpoints:
             own = self.is_own(each.url)
-            auth, tls = each.auth, each.tls
-            if own and auth is None and (each.url.startswith("https:") or not secure):
-                auth = self.auth
-            if tls is None:
-                tls = self.tls if own else Tls()
+            inherited = own and (each.url.startswith("https:") or not secure)
+            auth = each.auth or (self.auth if inherited else None)
+            tls = each.tls or (self.tls if own else Tls())
             found.append(
                 replace(self, endpoint=each.url, endpoints=(), auth=auth, tls=tls, ns=each.ns)
             )
         return tuple(found)
 
     def is_own(self, url: str) -> bool:
-        """Whether this URL is at the host that the upstream's name is of."""
+        """Whether this URL has the host and port of the upstream's name."""
         own, other = urlsplit(f"//{self._host}"), urlsplit(url)
-        ports = {
-            own.port or _DEFAULT_PORTS[other.scheme],
-            other.port or _DEFAULT_PORTS[other.scheme],
-        }
-        return own.hostname == other.hostname and len(ports) == 1
+        port = _DEFAULT_PORTS[other.scheme]
+        return (own.hostname, own.port or port) == (other.hostname, other.port or port)
 
     @property
     def server(self) -> str:
-        """The registry that credentials are looked up for: where they are sent."""
+        """The registry that gets the credentials, and under which they are looked up."""
         if self.endpoint is None or self.is_own(self.endpoint):
             return self.name
         return parse_registry(urlsplit(self.endpoint).netloc)
 
     @property
     def namespace(self) -> str | None:
-        """The `ns` that goes along: a mirror of many registries has to be told which. Not to the
-        registry itself, and not where a path says it, unless `ns` does."""
+        """The value of `?ns=`, by which a mirror of many registries knows the one that is meant.
+        Unless `ns` decides, None for the registry itself and for a URL whose path tells it."""
         if self.endpoint is None:
             return None
         asked = not self.is_own(self.endpoint) and urlsplit(self.endpoint).path in ("", "/v2")
@@ -211,68 +199,15 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TagRule:
-    """How long a matching tag is fresh: `ttl` None is for ever, 0 asks the upstream every time."""
+    """Seconds that a matching tag is fresh: None is for ever, with 0 each request asks upstream."""
 
     match: str
     ttl: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Store:
-    path: Path = Path("/var/lib/ociproxy")
-    hot_manifests: int = 16 * MIB
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerTls:
-    """HTTPS on the main port; with `client_ca` only for clients that show a certificate."""
-
-    cert: Path
-    key: Path
-    client_ca: Path | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerAuth:
-    """Who may pull: the users of an htpasswd file."""
-
-    htpasswd: Path
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Serve:
-    """`default_upstream` is empty when a path without a registry is refused.
-
-    `connections`, and all limits below it, are those of one process. `head_limit` is the size of
-    a request line and its headers together, `head_timeout` how long they may take.
-    """
-
-    host: str = "0.0.0.0"  # noqa: S104 - a mirror is there for other machines
-    port: int = 8080
-    default_upstream: str = DOCKER_HUB
-    offline: bool = False
-    workers: int = 1
-    preload_images: Path | None = None
-    bundles: tuple[Path, ...] = ()
-    shutdown_grace: float = 30.0
-    keepalive: float = 300.0
-    client_stall: float = 300.0
-    tls: ServerTls | None = None
-    auth: ServerAuth | None = None
-    networks: tuple[Network, ...] = ()
-    connections: int = 4096
-    header_limit: int = 16 * KIB
-    line_limit: int = 16 * KIB
-    headers: int = 64
-    head_limit: int = 64 * KIB
-    head_timeout: float = 20.0
-    handshake_timeout: float = 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Unlisted:
-    """What becomes of a registry that has no entry in `upstreams`; its `repositories` are matched
-    with the registry's name before them."""
+    """How a registry without an entry is treated; `repositories` matches `registry/repository`."""
 
     policy: Literal["allow", "deny"] = "allow"
     scheme: Literal["https", "auto"] = "https"
@@ -284,11 +219,11 @@ class Unlisted:
 class Fetch:
     """Bounds of the pull engine.
 
-    `segment` is the size above which a blob is large: only large ones use several `connections`.
-    `blob_limit` is the size of the largest blob that is fetched.
-    `queue` is how many fills, and how many requests, may wait for their turn.
-    `background_fills` 0 fetches a blob only when a client asks for it. `retries` counts tries in a
-    row that brought nothing. `pause` is how long an upstream is left alone after it failed.
+    A blob larger than `segment` is fetched over `connections` connections, a smaller one over one.
+    A blob larger than `blob_limit` is refused. Up to `queue` fills, and as many short requests,
+    wait for their turn. With `background_fills` 0 a blob is fetched only when a client asks for
+    it. `retries` counts tries in a row that brought no byte. An upstream that failed is left alone
+    for `pause` seconds.
     """
 
     timeouts: Timeouts = Timeouts()
@@ -308,50 +243,32 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """`jobs` images at once; `pull_timeout` is how long an image may go without progress."""
-
-    jobs: int = 8
-    pull_timeout: float = 60.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Log:
-    level: LogLevel = "info"
-    format: LogFormat = "text"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything the operator decides. `upstreams` is by normalised registry name."""
 
-    store: Store = Store()
-    serve: Serve = Serve()
+    store: Store = field(default_factory=Store)
+    serve: Serve = field(default_factory=Serve)
     fetch: Fetch = Fetch()
-    load: Load = Load()
+    load: Load = field(default_factory=Load)
     tags: tuple[TagRule, ...] = ()
     upstreams: Mapping[str, Upstream] = field(default_factory=dict)
-    log: Log = Log()
-
-    @property
-    def default_ttl(self) -> float | None:
-        return self.fetch.tag_ttl
+    log: Log = field(default_factory=Log)
 
     def tag_ttl(self, reference: Reference) -> float | None:
-        """Seconds that the reference's tag is fresh, None for ever. The first match wins."""
+        """Seconds that the reference's tag is fresh, None for ever; the first match decides."""
         name = f"{reference.repository}:{reference.tag}"
         for rule in self.tags:
             if fnmatchcase(name, rule.match):
                 return rule.ttl
-        return self.default_ttl
+        return self.fetch.tag_ttl
 
     @property
     def isolated(self) -> bool:
-        """Whether what is stored has to be looked at for whose it is, at every upstream."""
+        """Whether any upstream has `isolation: repository`."""
         return any(each.isolation == "repository" for each in self.upstreams.values())
 
     def repository_refusal(self, repository: Repository) -> str | None:
-        """Which rule forbids to serve this repository, stored or not; None where none does."""
+        """Why this repository is not served, stored or not, as an error text; else None."""
         upstream = self.upstreams.get(repository.registry)
         if upstream is not None:
             return upstream.repositories.refusal(repository.name)
@@ -362,13 +279,13 @@ class Config:
         return None if rule is None else f"fetch.unlisted: {rule}"
 
     def partition(self, registry: str) -> str:
-        """Among whom bytes of a blob are shared before they are verified, and what is said of it
-        believed: "" is that of all listed upstreams, for the operator chose them; an unlisted one,
-        whose name came from a client, has a partition to itself."""
+        """The group of upstreams that share unverified bytes of a blob and its size: "" for those
+        that the operator listed. An unlisted one is a group by itself: a client named it."""
         return "" if registry in self.upstreams else registry
 
     def unlisted_upstream(self, registry: str) -> Upstream:
-        """An anonymous upstream for a registry without an entry; callers obey `unlisted.policy`."""
+        """The upstream of a registry without an entry, asked without credentials. The caller
+        checks `fetch.unlisted.policy` before."""
         return Upstream(
             name=registry,
             scheme=self.fetch.unlisted.scheme,

@@ -1,4 +1,7 @@
-"""What `backend: skopeo` asks for, known before an upstream is."""
+"""What `backend: skopeo` needs, checked before an upstream is asked.
+
+Tests: tests/config/test_config.py.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ MISSING: Final = "skopeo is not installed, or not on the PATH (Debian: apt-get i
 
 
 def find_problems(upstream: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The key of an entry of `upstreams` and what is wrong with it."""
+    """Yield a key of an entry of `upstreams`, and what is wrong with its value."""
     if upstream.get("backend") != "skopeo":
         return
     if shutil.which(PROGRAM) is None:
         yield "backend", MISSING
     if upstream.get("scheme") == "auto":
-        # Without verification it falls back to plain HTTP, with verification it does not.
+        # skopeo falls back to plain HTTP only if it does not verify TLS.
         yield "scheme", "skopeo cannot do auto: say https or http"

@@ -1,7 +1,8 @@
-"""The one table of the configuration file's keys: kind, meaning and the rules between them.
+"""The one table of the configuration file's keys: kinds, meanings and the rules between keys.
 
-Defaults are those of the dataclasses in `ociproxy.config.settings`. The reader, the JSON Schema and
-the test of the documentation all go by this table.
+The dataclasses in `ociproxy.config.settings` have the defaults. The reader, the JSON Schema and the
+test of docs/configuration.md all use this table.
+Tests: tests/config/test_config.py.
 """
 
 from __future__ import annotations
@@ -10,26 +11,16 @@ import dataclasses
 from typing import Any, Final
 
 from ociproxy.config.kinds import Choice, Duration, FilePath, Flag, Number, Size, Text
-from ociproxy.config.listener import NETWORKS, SERVER_AUTH, SERVER_TLS
+from ociproxy.config.local_settings import Load, Log, Store
 from ociproxy.config.sections import Either, Items, Key, Section, is_mapping
-from ociproxy.config.settings import (
-    MIB,
-    Config,
-    Fetch,
-    Load,
-    Log,
-    Serve,
-    Store,
-    TagRule,
-    Timeouts,
-    Unlisted,
-    Upstream,
-)
-from ociproxy.config.upstream_table import CONNECTIONS, RULES, TIMEOUT_KEYS, UPSTREAMS, registry
+from ociproxy.config.serve_table import SERVE
+from ociproxy.config.settings import Config, Fetch, TagRule, Timeouts, Unlisted, Upstream
+from ociproxy.config.units import MIB
+from ociproxy.config.upstream_table import CONNECTIONS, RULES, TIMEOUT_KEYS, UPSTREAMS
 
 
 def build_config(values: dict[str, Any]) -> Config:
-    """An upstream without time-outs or connections of its own has those of `fetch`."""
+    """Time-outs and connections that an upstream does not set are those of `fetch`."""
     fetch: Fetch = values.get("fetch", Fetch())
     upstreams: dict[str, Upstream] = {}
     for entry in values.pop("upstreams", ()):
@@ -37,10 +28,6 @@ def build_config(values: dict[str, Any]) -> Config:
         own = {"connections": fetch.connections, **entry, "timeouts": timeouts}
         upstreams[entry["name"]] = Upstream(**own)
     return Config(**values, upstreams=upstreams)
-
-
-def _default_upstream(text: str) -> str:
-    return registry(text) if text else ""
 
 
 def _pattern(text: str) -> str:
@@ -54,7 +41,7 @@ _TAG_RULE: Final = Section(
     TagRule,
     {
         "match": Key(
-            Text(parse=_pattern, label="pattern"),
+            Text(parse=_pattern),
             "Glob on registry/repository:tag; * crosses slashes. The first rule that matches wins.",
             required=True,
         ),
@@ -67,52 +54,6 @@ _STORE: Final = Section(
     {
         "path": Key(FilePath(exists=False), "Where the store is."),
         "hot_manifests": Key(Size(0, 1024 * MIB), "Memory for manifests that are asked for often."),
-    },
-)
-
-_SERVE: Final = Section(
-    Serve,
-    {
-        "host": Key(Text(label="address"), "Address to listen on; :: for IPv6."),
-        "port": Key(Number(0, 65535), "Port to listen on; 0 lets the system choose."),
-        "default_upstream": Key(
-            Text(parse=_default_upstream, empty=True, label="host[:port] or empty"),
-            "Upstream of a path that names no registry; empty refuses such paths.",
-        ),
-        "offline": Key(Flag(), "Never contact an upstream."),
-        "workers": Key(Number(1, 64), "Server processes."),
-        "preload_images": Key(FilePath(), "Image list: these are loaded while the server serves."),
-        "bundles": Key(Items(FilePath()), "Archives to serve from as they are, under the store."),
-        "shutdown_grace": Key(
-            Duration(at_most=3600.0), "How long running responses may take to finish at shutdown."
-        ),
-        "keepalive": Key(
-            Duration(at_least=1.0, at_most=3600.0),
-            "How long an idle client connection is kept open.",
-        ),
-        "client_stall": Key(
-            Duration(at_least=1.0, at_most=86400.0),
-            "How long a client may take no data before its connection is dropped.",
-        ),
-        "tls": Key(SERVER_TLS, "HTTPS on the port; without it plain HTTP."),
-        "auth": Key(SERVER_AUTH, "Who may pull; without it everybody."),
-        "networks": Key(NETWORKS, "Networks that clients may connect from; empty is all."),
-        "connections": Key(
-            Number(1, 1_000_000), "Client connections of one process; more are answered 503."
-        ),
-        "header_limit": Key(Size(1024, MIB), "Largest header line of a request."),
-        "line_limit": Key(Size(1024, MIB), "Largest request line."),
-        "headers": Key(Number(8, 1000), "Most header lines of a request."),
-        "head_limit": Key(
-            Size(4096, 16 * MIB), "Largest size of a request's line and headers together."
-        ),
-        "head_timeout": Key(
-            Duration(at_least=1.0, at_most=600.0),
-            "How long a client may take to send a request's line and headers.",
-        ),
-        "handshake_timeout": Key(
-            Duration(at_least=0.5, at_most=600.0), "How long a TLS handshake may take."
-        ),
     },
 )
 
@@ -160,7 +101,7 @@ _FETCH: Final = Section(
         ),
         "unlisted": Key(
             Either(is_mapping, _UNLISTED, Choice(("allow", "deny"))),
-            "What becomes of a registry that has no entry in upstreams.",
+            "How a registry without an entry in upstreams is treated.",
         ),
     },
     build=lambda values: Fetch(**{**values, "unlisted": _unlisted(values.get("unlisted"))}),
@@ -190,7 +131,7 @@ ROOT: Final = Section(
     Config,
     {
         "store": Key(_STORE, "The store."),
-        "serve": Key(_SERVE, "The server."),
+        "serve": Key(SERVE, "The server."),
         "fetch": Key(_FETCH, "The pull engine."),
         "load": Key(_LOAD, "Loading whole images."),
         "tags": Key(Items(_TAG_RULE), "How long tags are fresh."),

@@ -1,4 +1,7 @@
-"""Whether the files of a `tls` section are usable, before the first handshake needs them."""
+"""Check that OpenSSL can use the files of a `tls` section, before the first handshake.
+
+Tests: tests/config/test_config.py.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from ociproxy.config.settings import Tls
 
 
 def find_problems(tls: Tls) -> Iterator[tuple[str, str]]:
-    """The key and what is wrong with its file."""
+    """Yield a key of the section, and what is wrong with its file."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if tls.ca is not None:
         try:

@@ -1,4 +1,7 @@
-"""Durations and sizes as people write them, and back."""
+"""Durations and sizes as people write them, and back.
+
+Tests: tests/config/test_config.py.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,11 @@ import re
 from decimal import Decimal
 from typing import Final
 
-# What JSON Schema is told; the functions below obey the same patterns.
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# The JSON Schema has these patterns, and the functions below accept nothing else.
 DURATION: Final = r"[0-9]{1,12}(?:\.[0-9]{1,6})?(?:ms|s|m|h|d)"
 SIZE: Final = r"[0-9]{1,15}(?:(?:\.[0-9]{1,6})?[kKMGT]i?B?)?"
 
@@ -28,6 +35,7 @@ def parse_duration(value: object) -> float | None:
 
 
 def show_duration(seconds: float) -> str:
+    """In the largest unit that gives a whole number, as a user would write it."""
     for unit in ("d", "h", "m", "s"):
         if seconds >= _SECONDS[unit] and seconds % _SECONDS[unit] == 0:
             return f"{int(seconds // _SECONDS[unit])}{unit}"
@@ -47,6 +55,7 @@ def parse_size(value: object) -> int | None:
 
 
 def show_size(size: int) -> str:
+    """Like `show_duration`, in binary units."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         count, rest = divmod(size, 1024 ** _POWERS[unit[0]])
         if count and not rest:

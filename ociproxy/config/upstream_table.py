@@ -1,6 +1,6 @@
 """The part of the table of configuration keys that says what an upstream is.
 
-The rest, and what goes for all of it, is in `ociproxy.config.table`.
+`ociproxy.config.table` has the rest. Tests: tests/config/test_config.py.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ociproxy.oci.reference import parse_registry
 
 
 def registry(text: str) -> str:
+    """A normalised registry name. Raises ValueError, as the kind `Text` wants it."""
     try:
         return parse_registry(text)
     except NameInvalid as error:
@@ -27,7 +28,7 @@ def registry(text: str) -> str:
 
 
 def _endpoint(text: str) -> str:
-    """A base URL. A path is kept: a registry that proxies others has each at a path of its own."""
+    """A base URL. Its path is kept: a proxy registry has each upstream at a path of its own."""
     wanted = "must be http://HOST[:PORT][/PATH] or https://HOST[:PORT][/PATH]"
     parts = urlsplit(text)
     if "@" in parts.netloc:
@@ -40,7 +41,7 @@ def _endpoint(text: str) -> str:
         parse_registry(parts.netloc)
     except NameInvalid as error:
         raise ValueError(f"{wanted}: {error.reason}") from error
-    # Not parse_registry's result: registry-1.docker.io is a host here, not a name of docker.io.
+    # parse_registry would make docker.io of registry-1.docker.io: here the host itself is meant.
     return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
 
 
@@ -124,18 +125,15 @@ _AUTH: Final = Section(
     Auth,
     {
         "user": Key(Text(pattern=r"[^:]+"), "User name for basic auth and for the token service."),
-        "password": Key(
-            Text(parse=Secret, label="string, secret"), "Its password, in the file itself."
-        ),
+        "password": Key(Text(parse=Secret), "Its password, in the file itself."),
         "password_env": Key(
-            Text(pattern=r"[A-Za-z_][A-Za-z0-9_]*", label="variable name"),
-            "Environment variable that holds the password.",
+            Text(pattern=r"[A-Za-z_][A-Za-z0-9_]*"), "Environment variable that holds the password."
         ),
         "password_file": Key(
             FilePath(), "File that holds the password; one line end after it is not part of it."
         ),
         "helper": Key(
-            Text(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", label="program name"),
+            Text(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"),
             "Credential helper: the program docker-credential-NAME is asked.",
         ),
         "docker_config": Key(
@@ -143,7 +141,7 @@ _AUTH: Final = Section(
             "Docker's config.json: true for its usual place, or a path.",
         ),
         "lifetime": Key(
-            Duration(at_most=7 * 86400.0), "How long what a credential helper answered is used."
+            Duration(at_most=7 * 86400.0), "How long a credential helper's answer is used."
         ),
     },
     rules=(_one_source_of_credentials,),
@@ -158,7 +156,7 @@ _TLS: Final = Section(
         ),
         "cert": Key(FilePath(), "PEM client certificate (mTLS), with its chain; needs key."),
         "key": Key(FilePath(), "PEM private key of cert, without a passphrase."),
-        "insecure_skip_verify": Key(Flag(), "Verify nothing, ca or not."),
+        "insecure_skip_verify": Key(Flag(), "Verify nothing, even if ca is set."),
     },
     rules=(_certificates,),
     schema_rules={"dependentRequired": {"cert": ["key"], "key": ["cert"]}},
@@ -167,22 +165,20 @@ _TLS: Final = Section(
 RULES: Final = Section(
     Rules,
     {
-        "allow": Key(
-            Items(Text(label="pattern")), "Only what one of these matches; all where it is empty."
-        ),
-        "deny": Key(Items(Text(label="pattern")), "Nothing that one of these matches."),
+        "allow": Key(Items(Text()), "Only names that one of these matches; empty is all."),
+        "deny": Key(Items(Text()), "No name that one of these matches."),
     },
 )
 
-_URL: Final = Text(parse=_endpoint, pattern="https?://.+", label="URL")
+_URL: Final = Text(parse=_endpoint, pattern="https?://.+")
 
 _ENDPOINT: Final = Section(
     Endpoint,
     {
-        "url": Key(_URL, "Where; a path leads the repository's.", required=True),
+        "url": Key(_URL, "The endpoint; a path in it goes before the repository.", required=True),
         "auth": Key(_AUTH, "Credentials for this endpoint, and for no other."),
         "tls": Key(_TLS, "How this endpoint is verified."),
-        "ns": Key(Flag(), "Whether the registry's name goes along as ?ns=."),
+        "ns": Key(Flag(), "Whether requests have the registry's name as ?ns=."),
     },
     rules=(_plain_endpoint,),
 )
@@ -190,24 +186,15 @@ _ENDPOINT: Final = Section(
 _UPSTREAM: Final = Section(
     Upstream,
     {
-        "name": Key(Text(parse=registry, label="host[:port]"), "Registry name.", required=True),
+        "name": Key(Text(parse=registry), "Registry name.", required=True),
         "description": Key(Text(empty=True), "For people."),
         "scheme": Key(
             Choice(("https", "http", "auto")), "How to reach it; auto is HTTPS, then plain HTTP."
         ),
-        "endpoint": Key(
-            _URL,
-            "URL that is asked instead of the name.",
-        ),
+        "endpoint": Key(_URL, "URL that is asked instead of the name."),
         "endpoints": Key(
-            Items(
-                Either(
-                    is_mapping,
-                    _ENDPOINT,
-                    Text(parse=_bare_endpoint, pattern="https?://.+", label="URL"),
-                )
-            ),
-            "URLs that are asked instead of the name, the first that works.",
+            Items(Either(is_mapping, _ENDPOINT, Text(parse=_bare_endpoint, pattern="https?://.+"))),
+            "URLs of which the first that works is asked instead of the name.",
         ),
         "auth": Key(_AUTH, "Credentials; without it the upstream is asked anonymously."),
         "tls": Key(_TLS, "How the upstream is verified."),

@@ -1,23 +1,28 @@
-"""YAML text as a tree of nodes that remember their line: the only file that knows PyYAML.
+"""YAML text as a tree of nodes that remember their line. Only this part and load/kubernetes.py
+import PyYAML.
 
-Scalars follow YAML 1.2's core schema: PyYAML's own rules read `no` as false and `1:30` as ninety,
-which turns a password or a duration into something else without a word. The input may be hostile:
-size, depth and the number of nodes after expanding aliases are bounded, no tag builds an object.
+Scalars follow YAML 1.2's core schema. By PyYAML's own rules `no` is false and `1:30` is ninety,
+which would silently change a password or a duration. The input may be hostile: size, depth and the
+number of nodes after expanding aliases are bounded, and no tag builds an object.
+Tests: tests/config/test_config.py, tests/fuzz/test_parsers.py.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
 from ociproxy.errors import ConfigError, shorten
 
 SIZE_LIMIT: Final = 1024 * 1024
+"""Bytes of a file: several thousand upstreams."""
 _DEPTH_LIMIT: Final = 32
+"""Levels of nesting: the configuration needs seven."""
 _NODE_LIMIT: Final = 200_000
+"""Nodes after expanding aliases: a thousand upstreams of twenty values each are a tenth of that."""
 
 _NULL: Final = "tag:yaml.org,2002:null"
 _BOOL: Final = "tag:yaml.org,2002:bool"
@@ -51,7 +56,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class MappingNode:
-    """Pairs as they stand in the file: a key may come twice, whoever reads them says so."""
+    """Pairs in the order of the file. A key may come twice: `Section` reports it."""
 
     line: int
     pairs: tuple[Pair, ...]
@@ -61,7 +66,7 @@ Node = ScalarNode | ListNode | MappingNode
 
 
 def parse_yaml(text: str, source: str) -> Node | None:
-    """The document in the text, None if it is empty. Raises ConfigError with the place."""
+    """The document in the text, None if it is empty. Raises ConfigError with the line."""
     if len(text) > SIZE_LIMIT:
         raise ConfigError(f"larger than {SIZE_LIMIT} bytes", file=source)
     try:
@@ -71,17 +76,17 @@ def parse_yaml(text: str, source: str) -> Node | None:
         reason = f"character U+{ord(text[error.position]):04X} is not allowed"
         raise ConfigError(reason, file=source, line=line) from error
     except yaml.MarkedYAMLError as error:
-        raise _translated(error, source) from error
+        raise translated(error, source) from error
     return None if root is None else _Conversion(source).node(root, depth=0)
 
 
 class _Loader(yaml.SafeLoader):
-    # Empty, then filled below: the rules of the parent are YAML 1.1's.
+    # The parent's rules are YAML 1.1's: start with none, and add those of YAML 1.2 below.
     yaml_implicit_resolvers = {}  # noqa: RUF012 - the parent declares it
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        # The composer recurses: a page of "[[[[" must not end in a RecursionError.
+        # The parent recurses: a file full of "[[[[" must not end in a RecursionError.
         self._depth += 1
         try:
             if self._depth > _DEPTH_LIMIT:
@@ -106,14 +111,14 @@ for _tag, _pattern, _first in (
 
 
 class _Conversion:
-    """PyYAML's nodes to ours, counting: ten lines of aliases can mean a thousand million nodes."""
+    """Makes our nodes of PyYAML's, and counts: ten lines of aliases can expand to 10^9 nodes."""
 
     def __init__(self, source: str) -> None:
         self._source = source
         self._count = 0
 
     def node(self, node: yaml.Node, *, depth: int) -> Node:
-        line = _line(node.start_mark)
+        line = line_of_mark(node.start_mark)
         self._count += 1
         if self._count > _NODE_LIMIT or depth > _DEPTH_LIMIT:
             raise ConfigError("aliases expand to too much", file=self._source, line=line)
@@ -127,7 +132,7 @@ class _Conversion:
         raise self._unsupported(node, line)
 
     def _pair(self, key: yaml.Node, value: yaml.Node, *, depth: int) -> Pair:
-        line = _line(key.start_mark)
+        line = line_of_mark(key.start_mark)
         if not isinstance(key, yaml.ScalarNode):
             raise ConfigError("a key must be a word", file=self._source, line=line)
         return Pair(key.value, line, self.node(value, depth=depth + 1))
@@ -155,12 +160,14 @@ class _Conversion:
         )
 
 
-def _line(mark: yaml.Mark | None) -> int:
-    return 1 if mark is None else mark.line + 1
+def line_of_mark(mark: Any) -> int:
+    """Counted from 1. PyYAML's two parsers have a type of mark each, and both may have none."""
+    return 1 if mark is None else int(mark.line) + 1
 
 
-def _translated(error: yaml.MarkedYAMLError, source: str) -> ConfigError:
+def translated(error: yaml.MarkedYAMLError, source: str) -> ConfigError:
+    """The error of either of PyYAML's parsers as one line."""
     mark = error.problem_mark or error.context_mark
     column = "" if mark is None else f" (column {mark.column + 1})"
     what = ", ".join(part for part in (error.context, error.problem) if part)
-    return ConfigError(f"not valid YAML: {what}{column}", file=source, line=_line(mark))
+    return ConfigError(f"not valid YAML: {what}{column}", file=source, line=line_of_mark(mark))

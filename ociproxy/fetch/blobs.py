@@ -22,7 +22,8 @@ from ociproxy.errors import (
 )
 from ociproxy.fetch.cache_status import FILL, FOLLOW, HIT, PASSED_ON, CacheStatus
 from ociproxy.fetch.upstreams.requests import still_away
-from ociproxy.oci.manifest import ImageManifest, MalformedManifest, parse_manifest
+from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.manifest import ImageManifest, parse_manifest
 from ociproxy.store.read_only import BlobFile
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from ociproxy.fetch.upstreams.requests import Requests
     from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.manifest import Descriptor, ManifestHolder
+    from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Repository
     from ociproxy.store.read_only import ReadOnlyContent
     from ociproxy.store.store import Store
@@ -192,17 +194,17 @@ class BlobPuller:
             found.file.close()
             verifying = self._verifying.get(digest)
             if verifying is None:
-                verifying = asyncio.create_task(self._verify(digest, found.layer))
+                verifying = asyncio.create_task(self._verify(digest, found.content))
                 self._verifying[digest] = verifying
                 verifying.add_done_callback(partial(self._verified, digest))
             # Shielded: other clients wait for the same verification.
             await asyncio.shield(verifying)
         raise StoreError(self._store.blobs.path(digest), "changes while it is read")
 
-    async def _verify(self, digest: Digest, layer: ReadOnlyContent | None) -> None:
+    async def _verify(self, digest: Digest, content: ReadOnlyContent | None) -> None:
         """One at a time for one blob: clients that wait for it take no thread."""
         try:
-            await self._threads.run(partial(self._store.blobs.verify, digest, layer))
+            await self._threads.run(partial(self._store.blobs.verify, digest, content))
         except IntegrityError as exc:
             log.event(logging.ERROR, "damaged blob", digest=digest, reason=exc)
 

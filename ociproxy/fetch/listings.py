@@ -18,8 +18,10 @@ from ociproxy.errors import ManifestUnknown, NameUnknown, OciProxyError
 from ociproxy.fetch.backend import Listing
 from ociproxy.fetch.cache_status import HIT, PASSED_ON, CacheStatus, stale_because
 from ociproxy.fetch.tags import page_of_tags
-from ociproxy.oci.manifest import OCI_INDEX, Descriptor, Index, MalformedManifest, parse_manifest
-from ociproxy.oci.reference import Reference
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest
+from ociproxy.oci.manifest import Index, parse_manifest
+from ociproxy.oci.media_types import OCI_INDEX
+from ociproxy.oci.reference import Reference, referrers_tag
 
 if TYPE_CHECKING:
     from ociproxy.fetch.manifests import ManifestPuller
@@ -96,9 +98,9 @@ class ListingPuller:
     async def _fallback(
         self, repository: Repository, subject: Digest, artifact_type: str
     ) -> tuple[Listing, CacheStatus]:
-        tag = f"{subject.algorithm}-{subject.encoded}"[:128]
         try:
-            answer = await self._manifests.pull(Reference(repository, tag), body=True)
+            reference = Reference(repository, referrers_tag(subject))
+            answer = await self._manifests.pull(reference, body=True)
         except OciProxyError as exc:
             status = PASSED_ON if isinstance(exc, ManifestUnknown) else stale_because(exc)
             return _index([], artifact_type), status

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from ociproxy.fetch.upstreams.requests import Requests
     from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
-    from ociproxy.oci.manifest import Descriptor, ManifestHolder
+    from ociproxy.oci.descriptor import Descriptor
+    from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
 
@@ -238,10 +239,8 @@ class ManifestPuller:
     def _record(self, reference: Reference, descriptor: Descriptor) -> None:
         if reference.tag is None:
             return
-        self._store.refs.put_tag(
-            reference.repository,
-            reference.tag,
-            TagRecord(descriptor, self._clock.now(), reference.repository.registry),
+        self._store.record_tag(
+            reference.repository, reference.tag, descriptor, now=self._clock.now()
         )
 
     def _own(self, task: asyncio.Task[tuple[ManifestHolder, CacheStatus]]) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from ociproxy.errors import DigestMismatch, ManifestInvalid
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import (
-    DOCKER_SCHEMA1_SIGNED,
-    KNOWN_MEDIA_TYPES,
-    Descriptor,
-    MalformedManifest,
     ManifestHolder,
-    is_generic,
-    is_media_type,
     json_object,
     media_type_of,
     own_media_type,
     parse_document,
+)
+from ociproxy.oci.media_types import (
+    DOCKER_SCHEMA1_SIGNED,
+    KNOWN_MEDIA_TYPES,
+    is_generic,
+    is_media_type,
 )
 
 

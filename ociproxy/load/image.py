@@ -13,17 +13,11 @@ from ociproxy import log
 from ociproxy.errors import DigestMismatch, ManifestInvalid, ManifestUnknown, NameUnknown
 from ociproxy.load.imagelist import ALL_PLATFORMS
 from ociproxy.load.tasks import all_of
-from ociproxy.oci.manifest import (
-    DOCKER_SCHEMA1,
-    DOCKER_SCHEMA1_SIGNED,
-    OCI_INDEX,
-    ImageManifest,
-    Index,
-    MalformedManifest,
-    parse_manifest,
-)
+from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.manifest import ImageManifest, Index, parse_manifest
+from ociproxy.oci.media_types import DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED, OCI_INDEX
 from ociproxy.oci.platform import choose
-from ociproxy.oci.reference import DEFAULT_TAG, Reference
+from ociproxy.oci.reference import DEFAULT_TAG, Reference, referrers_tag
 from ociproxy.store.manifests import with_media_type
 
 if TYPE_CHECKING:
@@ -33,8 +27,9 @@ if TYPE_CHECKING:
     from ociproxy.fetch.retry import ImageRetry, Progress
     from ociproxy.fetch.upstreams.requests import Requests
     from ociproxy.load.imagelist import Wanted
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.manifest import Descriptor, Manifest, ManifestHolder
+    from ociproxy.oci.manifest import Manifest, ManifestHolder
     from ociproxy.oci.platform import Platform
     from ociproxy.store.store import Store
 
@@ -217,10 +212,10 @@ class _Walk:
             await self._add(image, holder)
             await self._add_referrers(image, referrer.digest, depth=depth + 1)
         for suffix in _COSIGN_SUFFIXES:
-            tagged = await self._find_tag(_tag_of(subject) + suffix)
+            tagged = await self._find_tag(referrers_tag(subject) + suffix)
             if tagged is not None:
                 await self._add(image, tagged)
-                image.tags[_tag_of(subject) + suffix] = tagged.descriptor
+                image.tags[referrers_tag(subject) + suffix] = tagged.descriptor
 
     async def _referrers_of(self, image: UpstreamImage, subject: Digest) -> list[Descriptor]:
         """What the referrers API lists or, at an upstream without it, the tag in its place."""
@@ -239,12 +234,12 @@ class _Walk:
                 if not query:
                     break
         except NameUnknown:
-            tagged = await self._find_tag(_tag_of(subject))
+            tagged = await self._find_tag(referrers_tag(subject))
             # Who pushes may give any image a tag like this.
             if tagged is None or not isinstance(self._parse(tagged), Index):
                 return []
             image.manifests[tagged.descriptor.digest] = tagged
-            image.tags[_tag_of(subject)] = tagged.descriptor
+            image.tags[referrers_tag(subject)] = tagged.descriptor
             return self._listed(tagged.raw)[:_REFERRERS]
         return found[:_REFERRERS]
 
@@ -289,8 +284,3 @@ class _Walk:
             self._progress,
             lambda: self._requests.call(self._repository, key, question),
         )
-
-
-def _tag_of(subject: Digest) -> str:
-    """The tag in place of the referrers API (distribution-spec, referrers tag schema)."""
-    return f"{subject.algorithm}-{subject.encoded}"[:128]

@@ -4,7 +4,7 @@
     nginx
     quay.io/team/app:v1@sha256:...   platform=linux/amd64,linux/arm64   # another comment
 
-A list is read whole, and everything that is wrong with it is reported with its place.
+A list is read to its end, and every problem in it is reported with its line.
 """
 
 from __future__ import annotations
@@ -31,11 +31,10 @@ ALL_PLATFORMS: Final[tuple[Platform, ...]] = ()
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An image to load.
+    """An image to load, named at `place`, which is `source:line`.
 
-    Without platforms all of them are wanted. With `strict` each must be there; else it is enough
-    that one is. The tag of a `pinned` one is what its digest says: nobody is asked about it.
-    `place` is `source:line`.
+    Empty `platforms` mean all. If `strict`, the image must have each of them, else at least one.
+    If `pinned`, the digest comes from a lock, and the upstream is not asked what the tag means.
     """
 
     reference: Reference
@@ -45,13 +44,13 @@ class Wanted:
     pinned: bool = False
 
     def __str__(self) -> str:
-        """A line of a list."""
+        """As a line of a list."""
         platforms = ",".join(map(str, self.platforms)) if self.platforms else _ALL
         return f"{self.reference} {_PLATFORM}{platforms}"
 
 
 class ImageListInvalid(ConfigError):
-    """All that is wrong with the lists, a line each; its own facts are the first problem's."""
+    """Every problem of the lists, a line each; the attributes are those of the first problem."""
 
     def __init__(self, problems: Iterable[ConfigError]) -> None:
         self.problems = tuple(problems)
@@ -65,7 +64,7 @@ class ImageListInvalid(ConfigError):
 def parse_list(
     text: str, source: str, *, platforms: tuple[Platform, ...] = ALL_PLATFORMS
 ) -> tuple[list[Wanted], list[ConfigError]]:
-    """What the list wants, for `platforms` where a line names none, and its problems."""
+    """The images of the list, and its problems. `platforms` are for lines that name none."""
     wanted: list[Wanted] = []
     problems: list[ConfigError] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -88,7 +87,7 @@ def parse_list(
 
 
 def parse_reference(text: str) -> Reference:
-    """A reference as lists have it. Raises NameInvalid or DigestInvalid."""
+    """A reference without a scheme such as docker://. Raises NameInvalid or DigestInvalid."""
     for scheme in _SCHEMES:
         if text.startswith(scheme):
             raise NameInvalid(text, f"write it without {scheme}")
@@ -96,7 +95,7 @@ def parse_reference(text: str) -> Reference:
 
 
 def merged(wanted: Iterable[Wanted]) -> list[Wanted]:
-    """Each reference once, in order, for the platforms of all its lines."""
+    """Each reference once, in the order of the lists, with the platforms of all its lines."""
     unique: dict[Reference, Wanted] = {}
     for each in wanted:
         known = unique.get(each.reference)
@@ -107,8 +106,8 @@ def merged(wanted: Iterable[Wanted]) -> list[Wanted]:
 def pinned(
     wanted: Iterable[Wanted], locked: Mapping[Reference, Reference]
 ) -> tuple[list[Wanted], list[ConfigError]]:
-    """The same images with the digests of a lock, `locked` by what was asked for; what it lacks,
-    or has another digest for, is a problem."""
+    """The images with the digests of a lock, and the problems: images that the lock lacks, or has
+    another digest for. `locked` maps references, by tag if they have one, to those with digests."""
     found: list[Wanted] = []
     problems: list[ConfigError] = []
     for each in wanted:
@@ -129,7 +128,7 @@ def pinned(
 
 
 def _own_platforms(words: list[str]) -> tuple[Platform, ...] | None:
-    """Raises NameInvalid or ValueError."""
+    """The platforms of `platform=...`, None without it. Raises NameInvalid or ValueError."""
     found: tuple[Platform, ...] | None = None
     for word in words:
         if not word.startswith(_PLATFORM):
@@ -142,7 +141,7 @@ def _own_platforms(words: list[str]) -> tuple[Platform, ...] | None:
 
 
 def parse_platforms(text: str) -> tuple[Platform, ...]:
-    """`linux/amd64,linux/arm64`, each once. Raises NameInvalid."""
+    """Parse `linux/amd64,linux/arm64`; each platform once. Raises NameInvalid."""
     return tuple(dict.fromkeys(Platform.parse(part) for part in text.split(",")))
 
 

@@ -1,8 +1,8 @@
-"""The images that Kubernetes manifests name: plain ones and rendered Helm charts.
+"""The images that Kubernetes manifests and rendered Helm charts name.
 
-YAML is read as a stream of events, so that nesting, aliases and size cost nothing: no tree is
-built, and an anchor's content is seen where it stands. Wherever a mapping has an `image` it is
-looked at: a container's must be a reference; elsewhere it is one if it looks like one.
+The YAML is read as a stream of events: no tree is built and no alias is expanded, so that a hostile
+file costs little. The value of each key `image` is looked at. In a container it must be a
+reference; elsewhere it is taken if it looks like one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import yaml
 
+from ociproxy.config.yaml import line_of_mark, translated
 from ociproxy.errors import ConfigError, DigestInvalid, NameInvalid, shorten
 from ociproxy.load.imagelist import parse_reference
 from ociproxy.oci.reference import Reference
@@ -21,20 +22,22 @@ SIZE_LIMIT: Final = 64 * 1024 * 1024
 
 _IMAGE: Final = "image"
 _OWNER_LIMIT: Final = 200
+"""Characters of `kind/name` in a message: Kubernetes allows 253 for the name, mostly far less."""
 _DEPTH_LIMIT: Final = 256
+"""Levels of nesting: the parser's own work grows with the square of the depth."""
 _CONTAINERS: Final = frozenset({"containers", "initContainers", "ephemeralContainers"})
 _LIKE_CONTAINERS: Final = frozenset({"container", "script", "sidecars", "steps"})
-"""Where workflow engines have theirs: with templates of their own, so not all are references."""
+"""Keys where workflow engines have containers. Their images may be templates, not references."""
 _INJECTED: Final = "auto"
-"""What Istio has in a container whose image it fills in."""
+"""Istio replaces this image of a container when the pod starts."""
 _NOTHING: Final = frozenset({"", "~", "null"})
-# Ten times as fast, where PyYAML was built with it.
+# The C parser is ten times as fast; not every build of PyYAML has it.
 _LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """An image, and who wants it: `Deployment/web` on that line."""
+    """An image, the line that names it, and the object that wants it, such as `Deployment/web`."""
 
     reference: Reference
     line: int
@@ -43,7 +46,7 @@ class Named:
 
 @dataclass(slots=True)
 class Findings:
-    """`passed_over` are lines of what may have been meant as an image and was not taken."""
+    """`passed_over` has a line for each `image` that is no reference and was not taken."""
 
     images: list[Named] = field(default_factory=list)
     problems: list[ConfigError] = field(default_factory=list)
@@ -52,7 +55,7 @@ class Findings:
 
 @dataclass(slots=True)
 class _Candidate:
-    """`required` must be a reference; `likely` is one where it can be, be it a bare word."""
+    """A value of `image`. It must be a reference if `required`; if `likely`, one word is enough."""
 
     text: str
     line: int
@@ -62,7 +65,7 @@ class _Candidate:
 
 @dataclass(slots=True)
 class _Frame:
-    """An open mapping or list; `key` is under which key of its parent it stands."""
+    """An open mapping or list and its key in the parent; `pending` is a key whose value is next."""
 
     key: str
     mapping: bool
@@ -74,7 +77,7 @@ class _Frame:
 
 
 def find_images(text: str, source: str) -> Findings:
-    """Every image in a file of any number of documents, in order."""
+    """Every image of a file, which may have several documents, in the order of the file."""
     findings = Findings()
     walk = _Walk(source, findings)
     try:
@@ -93,16 +96,15 @@ class _Walk:
         self._stack: list[_Frame] = []
 
     def take(self, event: yaml.Event) -> bool:
-        """False where there is no use in going on."""
+        """Take in one event. False if the rest of the file must not be read."""
         if isinstance(event, yaml.ScalarEvent):
-            self._scalar(event.value, _line(event.start_mark))
+            self._scalar(event.value, line_of_mark(event.start_mark))
         elif isinstance(event, yaml.AliasEvent):
-            self._scalar("", _line(event.start_mark))
+            self._scalar("", line_of_mark(event.start_mark))
         elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
             mapping = isinstance(event, yaml.MappingStartEvent)
-            line = _line(event.start_mark)
+            line = line_of_mark(event.start_mark)
             if len(self._stack) == _DEPTH_LIMIT:
-                # The parser's own cost grows with the depth squared.
                 reason = f"nested deeper than {_DEPTH_LIMIT} levels"
                 self._findings.problems.append(ConfigError(reason, file=self._source, line=line))
                 return False
@@ -112,7 +114,7 @@ class _Walk:
         return True
 
     def _next_key(self) -> str:
-        """Under which key the value that begins now stands; a list's items stand under its own."""
+        """The key of the value that begins now. Items of a list have the key of the list."""
         if not self._stack:
             return ""
         parent = self._stack[-1]
@@ -170,7 +172,7 @@ class _Walk:
                 self._findings.problems.append(problem)
                 return
         else:
-            # `image: logo` of some custom resource is hardly Docker Hub's.
+            # `image: logo` in a custom resource is hardly an image of Docker Hub.
             if candidate.required or candidate.likely or any(mark in text for mark in ":/@"):
                 self._findings.images.append(Named(reference, line, owner))
                 return
@@ -179,20 +181,13 @@ class _Walk:
 
 
 def _printable(text: str) -> str:
-    """It may end on a terminal, and nobody knows who wrote the chart."""
+    """Without control characters: the chart may be hostile, and the text may reach a terminal."""
     return "".join(c for c in text[:_OWNER_LIMIT] if c.isprintable())
 
 
-def _line(mark: Any) -> int:
-    """PyYAML's two parsers have a type each for this, and both may have none."""
-    return 1 if mark is None else int(mark.line) + 1
-
-
 def _joined(values: dict[str, str]) -> str:
-    """An image in parts, as charts and operators have it; empty where it is none.
-
-    Also an image volume's `image: {reference: ...}`.
-    """
+    """The image of a chart's `{registry, repository, tag, digest}` or of an image volume's
+    `{reference}`; empty if the mapping is neither."""
     values = {key: value for key, value in values.items() if value not in _NOTHING}
     whole = values.get("reference")
     if whole:
@@ -209,9 +204,7 @@ def _joined(values: dict[str, str]) -> str:
 
 def _translated(error: yaml.YAMLError, text: str, source: str) -> ConfigError:
     if isinstance(error, yaml.MarkedYAMLError):
-        mark = error.problem_mark or error.context_mark
-        what = ", ".join(part for part in (error.context, error.problem) if part)
-        return ConfigError(f"not valid YAML: {what}", file=source, line=_line(mark))
+        return translated(error, source)
     if isinstance(error, yaml.reader.ReaderError) and isinstance(error.position, int):
         line = text.count("\n", 0, error.position) + 1
         return ConfigError(f"not valid YAML: {error.reason}", file=source, line=line)

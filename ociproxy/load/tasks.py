@@ -1,4 +1,7 @@
-"""Several things at once, all of them or none."""
+"""Run coroutines together; the first error ends them all.
+
+Tests: tests/load/test_loader.py.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ T = TypeVar("T")
 
 
 async def all_of(works: Iterable[Coroutine[object, object, T]]) -> list[T]:
-    """Their results. The first error is raised, as it is, when the others have been cancelled and
-    have ended."""
+    """The results, in order. The first error cancels the other coroutines, and is raised as it is
+    once all of them have ended."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
         return await asyncio.gather(*tasks)

@@ -1,8 +1,8 @@
 """The OCI image layout: its file names, its two JSON files, and the names that it gives images.
 
 Image-spec: image-layout.md and annotations.md. `io.containerd.image.name` is containerd's
-convention and not the specification's, but the one place where full names are written for certain.
-Only the bytes are looked at here; `ociproxy.store.extract` is who trusts none of them.
+convention and not the specification's, but the one place that is certain to hold full names. Only
+names and bytes are read here; `store.extract` verifies them.
 """
 
 from __future__ import annotations
@@ -13,16 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import DigestInvalid, LayoutInvalid, NameInvalid
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.manifest import (
-    MANIFEST_MAX_SIZE,
-    OCI_INDEX,
-    Descriptor,
-    Index,
-    MalformedManifest,
-    json_object,
-    parse_manifest,
-)
+from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, Index, json_object, parse_manifest
+from ociproxy.oci.media_types import OCI_INDEX
 from ociproxy.oci.reference import Reference, is_tag
 
 if TYPE_CHECKING:
@@ -174,5 +168,5 @@ def open_regular(root: Path, path: str) -> FileIO | None:
 
 
 def _opener(path: str, flags: int) -> int:
-    # Without O_NONBLOCK a pipe that somebody put there would be waited for.
+    # Without O_NONBLOCK the open of a pipe would wait for a writer.
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

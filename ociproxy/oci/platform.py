@@ -1,7 +1,7 @@
-"""Platforms: where an image runs, spelled in one way, and which children of an index are meant.
+"""Platforms: where an image runs, spelled in one way, and which children of an index are chosen.
 
-Normalised as containerd does (platforms/database.go), so that whoever asks for `aarch64` or
-`arm64/v8` gets what an index calls `arm64`.
+Normalised as containerd does (platforms/database.go), so that a user who asks for `aarch64` or
+`arm64/v8` gets the child that an index calls `arm64`.
 """
 
 from __future__ import annotations

@@ -135,3 +135,9 @@ def _parse_repository(registry: str, name: str) -> Repository:
     if len(name) > _NAME_LIMIT:
         raise NameInvalid(name, f"a repository name has at most {_NAME_LIMIT} characters")
     return Repository(registry, name)
+
+
+def referrers_tag(subject: Digest) -> str:
+    """The tag that lists what refers to a subject, at a registry without the referrers API
+    (distribution-spec, referrers tag schema)."""
+    return f"{subject.algorithm}-{subject.encoded}"[:128]

@@ -28,7 +28,7 @@ from ociproxy.serve.errors import Unauthorized
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ociproxy.config.settings import ServerAuth
+    from ociproxy.config.local_settings import ServerAuth
 
 _THREADS: Final = 2
 """Passwords checked at once: a flood of wrong ones must leave processors for the rest."""

@@ -19,7 +19,7 @@ from ociproxy import log
 from ociproxy.serve.errors import RequestInvalid, error_response, internal_error, last_words
 
 if TYPE_CHECKING:
-    from ociproxy.config.settings import Serve
+    from ociproxy.config.local_settings import Serve
     from ociproxy.errors import OciProxyError
 
 _BODY_TIME: Final = 1.0

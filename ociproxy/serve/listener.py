@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from ociproxy.config.settings import Network, Serve
+    from ociproxy.config.local_settings import Network, Serve
 
 _AT_ONCE: Final = 64
 """Connections accepted before running requests get their turn."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from ociproxy import log
 from ociproxy.errors import OciProxyError
 from ociproxy.fetch.engine import Engine
-from ociproxy.load.loader import TRANSIENT, Loader, Watcher
+from ociproxy.load.loader import Loader, Watcher
 from ociproxy.store.image import closure
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class _Log(Watcher):
 
     def failed(self, wanted: Wanted, error: OciProxyError) -> None:
         _report(self._store, wanted, error)
-        if error.exit_code == TRANSIENT:
+        if error.transient:
             self.again.append(wanted)
 
 

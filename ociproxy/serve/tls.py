@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ociproxy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ociproxy.config.settings import Serve
+    from ociproxy.config.local_settings import Serve
 
 
 def server_context(serve: Serve) -> ssl.SSLContext | None:

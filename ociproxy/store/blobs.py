@@ -10,20 +10,10 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import DigestMismatch
 from ociproxy.oci.digest import Digest
-from ociproxy.store.files import (
-    UNTOUCHABLE,
-    file_name,
-    fsync_directory,
-    is_at,
-    is_sealed,
-    publish,
-    seal,
-    store_errors,
-    touch,
-    try_lock,
-)
+from ociproxy.store.files import file_name, fsync_directory, is_at, publish, store_errors, try_lock
 from ociproxy.store.hashing import hash_file
 from ociproxy.store.read_only import BlobFile
+from ociproxy.store.seal import UNTOUCHABLE, is_sealed, seal, touch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +24,7 @@ if TYPE_CHECKING:
 
 
 _UNSEALABLE: Final = 8192
-"""Verified blobs remembered where the store is read-only and cannot say so itself."""
+"""Verified blobs that are remembered where the store is read-only: no file can be sealed there."""
 _LOCK_LIMIT: Final = 30.0
 """Seconds that one process waits for another one's hashing: some 30 GB."""
 _LOCK_INTERVAL: Final = 0.02
@@ -42,25 +32,25 @@ _LOCK_INTERVAL: Final = 0.02
 
 class Blobs:
     def __init__(
-        self, root: Path, quarantine: Path, clock: Clock, layers: Sequence[ReadOnlyContent] = ()
+        self, root: Path, quarantine: Path, clock: Clock, below: Sequence[ReadOnlyContent] = ()
     ) -> None:
         self._root = root
         self._prefix = f"{root}{os.sep}"
         self._quarantine = quarantine
         self._clock = clock
-        self._layers = layers
+        self._below = below
         self._verified: BoundedCache[Digest, tuple[int, int, int]] = BoundedCache(_UNSEALABLE)
 
     def path(self, digest: Digest) -> Path:
         return self._root / file_name(digest)
 
     def find(self, digest: Digest) -> BlobFile | None:
-        """Open a stored blob and record its use. A few microseconds: made for the event loop."""
+        """Open a stored blob and record its use: a few microseconds, for the event loop."""
         name = file_name(digest)
         try:
             file = open(self._prefix + name, "rb", buffering=0)  # noqa: PTH123, SIM115 hot path; the caller closes
         except FileNotFoundError:
-            found = (layer.find_blob(digest) for layer in self._layers)
+            found = (content.find_blob(digest) for content in self._below)
             return next((blob for blob in found if blob is not None), None)
         except OSError:
             with store_errors(self.path(digest)):
@@ -79,16 +69,16 @@ class Blobs:
         try:
             return os.stat(self._prefix + file_name(digest)).st_size  # noqa: PTH116 hot path
         except FileNotFoundError:
-            found = (layer.find_blob_size(digest) for layer in self._layers)
+            found = (content.find_blob_size(digest) for content in self._below)
             return next((size for size in found if size is not None), None)
         except OSError:
             with store_errors(self.path(digest)):
                 raise
 
     def commit(self, staged: Path, digest: Digest, *, flush: bool = True) -> None:
-        """Publish a staged file whose bytes were verified; the caller keeps what it has open.
+        """Publish a staged file whose bytes were verified. The caller's open files stay open.
 
-        Without a flush its name outlives a power cut only once `flush` was called.
+        Without `flush` the name outlives a power cut only after a call of `flush()`.
         """
         target = self.path(digest)
         with store_errors(target):
@@ -106,17 +96,17 @@ class Blobs:
         with store_errors(self._root):
             fsync_directory(self._root)
 
-    def verify(self, digest: Digest, layer: ReadOnlyContent | None = None) -> None:
-        """Hash a stored blob anew (blocks for its whole length) and seal it; that of a layer,
-        where it was found there. Whoever comes meanwhile, in any process, waits for that.
+    def verify(self, digest: Digest, content: ReadOnlyContent | None = None) -> None:
+        """Hash a stored blob anew and seal it; blocks for its whole length. `content` is what lies
+        below the store, where the blob was found there.
 
-        Afterwards what is to be found is verified, unless it was written to meanwhile; or it is
-        gone. Where a file cannot be sealed this process remembers it instead. Raises DigestMismatch
-        for what is wrong, which has gone to `quarantine/` unless something else has its name by
-        then.
+        Other callers for this blob, in any process, wait meanwhile. A file that cannot be sealed is
+        remembered by this process. A file that was written to meanwhile stays unverified. Raises
+        DigestMismatch for a wrong blob, which has gone to `quarantine/`; a file that has taken its
+        name by then has not.
         """
-        if layer is not None:
-            layer.verify_blob(digest)
+        if content is not None:
+            content.verify_blob(digest)
             return
         path = self.path(digest)
         with store_errors(path), suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
@@ -128,11 +118,11 @@ class Blobs:
             hash_file(file, hasher)
             actual = Digest.finish(hasher, digest.algorithm)
             if actual == digest:
-                # What was written to while it was read is not sealed: the next reader looks again.
+                # A file that was written to while it was read is not sealed: hash it next time.
                 if os.fstat(file.fileno()).st_mtime_ns == before.st_mtime_ns:
                     self._mark_verified(digest, file.fileno(), path.name)
                 return
-            # Not what has taken its place since.
+            # Another file may have taken the name since: leave that one.
             if is_at(file.fileno(), path):
                 self.quarantine(digest)
             raise DigestMismatch(f"stored blob {path.name}", digest, actual)
@@ -147,7 +137,7 @@ class Blobs:
             if exc.errno not in UNTOUCHABLE:
                 raise
         state = os.fstat(file)
-        # Where it is read-only, or keeps no microseconds.
+        # The file is read-only, or the file system keeps no microseconds.
         if not is_sealed(state, name):
             self._verified.put(digest, _identity(state))
 
@@ -160,7 +150,8 @@ class Blobs:
 
 
 def _await_lock(file: int) -> None:
-    """Where files cannot be locked, or somebody holds a lock for too long, several may hash it."""
+    """Wait for another process that hashes this file. After `_LOCK_LIMIT`, or where files cannot be
+    locked, both hash it."""
     deadline = time.monotonic() + _LOCK_LIMIT
     with suppress(OSError):
         while not try_lock(file) and time.monotonic() < deadline:

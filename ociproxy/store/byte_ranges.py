@@ -17,7 +17,7 @@ class ByteRanges:
         self._stops: list[int] = []
 
     def add(self, start: int, stop: int) -> None:
-        """Record that [start, stop) arrived, whether or not parts of it had before."""
+        """Record that [start, stop) arrived; parts of it may have arrived before."""
         if start >= stop:
             return
         first = bisect_left(self._stops, start)

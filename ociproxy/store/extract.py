@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy.clock import SystemClock
 from ociproxy.errors import DigestMismatch, IntegrityError, LayoutInvalid
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import (
     MANIFEST_MAX_SIZE,
-    Descriptor,
     ImageManifest,
     Index,
-    MalformedManifest,
     ManifestHolder,
     OtherManifest,
     guess_media_type,
@@ -29,7 +28,6 @@ from ociproxy.oci.manifest import (
 from ociproxy.oci.platform import is_attestation
 from ociproxy.store.manifests import with_media_type
 from ociproxy.store.reader import PeekableReader
-from ociproxy.store.records import TagRecord
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -271,10 +269,8 @@ class Extractor:
         for descriptor in examined.manifests.values():
             self._store.commit_manifest(repository, self._holder(descriptor))
         if tag is not None:
-            record = TagRecord(
-                examined.manifests[examined.top.digest], self._clock.now(), repository.registry
-            )
-            self._store.refs.put_tag(repository, tag, record)
+            top = examined.manifests[examined.top.digest]
+            self._store.record_tag(repository, tag, top, now=self._clock.now())
 
     # What is here
 
@@ -335,7 +331,7 @@ class Extractor:
         if found.sealed:
             return True
         with suppress(DigestMismatch):
-            self._store.blobs.verify(digest, found.layer)
+            self._store.blobs.verify(digest, found.content)
         return self._store.blobs.find_size(digest) is not None
 
     def _stored_document(self, digest: Digest) -> bytes | None:

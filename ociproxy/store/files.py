@@ -1,11 +1,7 @@
-"""File primitives of the store: names, atomic publication, seals, translation of OSError.
+"""File primitives of the store: names, locks, publication, translation of OSError.
 
 Publication is stage -> fsync -> seal -> rename -> fsync directory, so a reader sees a whole file
 or none and a power cut costs at most what was in flight.
-
-A *seal* says "these bytes were verified": the microseconds of the file's mtime are a function of
-its name, its size and the mtime's seconds. Any later write moves the mtime and so breaks the seal;
-`cp -a` and `rsync -a` keep it. It needs no second file that could disagree, and no memory.
 """
 
 from __future__ import annotations
@@ -14,25 +10,18 @@ import errno
 import fcntl
 import mmap
 import os
-import tempfile
 from contextlib import contextmanager
-from hashlib import blake2s
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import StoreError, StoreFull
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from ociproxy.oci.digest import Digest
 
 READ_SIZE: Final = 1024 * 1024
-_WRITING: Final = ".write-"
-TOUCH_AFTER: Final = 60.0
-"""Seconds: last use (atime) is written at most this often."""
-UNTOUCHABLE: Final = frozenset({errno.EROFS, errno.EPERM, errno.EACCES})
-"""What setting a file's times fails with where the store is somebody else's, or read-only."""
 
 
 def read_buffer(size: int) -> memoryview:
@@ -64,9 +53,9 @@ def store_errors(path: Path) -> Iterator[None]:
 
 
 def publish(staged: Path, target: Path, *, flush: bool = True) -> None:
-    """Move a complete, verified, fsynced and sealed file to the name readers look for.
+    """Move a complete, verified, fsynced and sealed file to the name that readers look for.
 
-    Without `flush` it is the caller's to fsync the directory, once for many.
+    Without `flush` the caller flushes the directory, once for many files.
     """
     make_folder(target.parent)
     staged.replace(target)
@@ -74,62 +63,8 @@ def publish(staged: Path, target: Path, *, flush: bool = True) -> None:
         fsync_directory(target.parent)
 
 
-def write_atomically(target: Path, data: bytes, *, staging: Path, sealed: bool = False) -> None:
-    """Write a small file so that readers see all of it or none of it."""
-    with store_errors(target):
-        descriptor, staged = stage(staging)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fchmod(descriptor, 0o644)
-                os.fsync(descriptor)
-                if sealed:
-                    seal(descriptor, target.name)
-                # Before its lock goes with the file.
-                publish(staged, target)
-        except BaseException:
-            staged.unlink(missing_ok=True)
-            raise
-
-
-def stage(staging: Path) -> tuple[int, Path]:
-    """A new file, open and locked for as long as it is, so that what a killed process left behind
-    can be told apart and goes with `remove_abandoned`."""
-    while True:
-        file, name = tempfile.mkstemp(prefix=_WRITING, dir=staging)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            # Another process may have taken it for abandoned before it was locked.
-            if os.fstat(file).st_nlink:
-                return file, Path(name)
-        except BaseException:
-            os.close(file)
-            raise
-        os.close(file)
-
-
-def remove_abandoned(staging: Path) -> None:
-    """Remove what killed processes have staged. Raises StoreError."""
-    with store_errors(staging):
-        for path in staging.glob(f"{_WRITING}*"):
-            _remove_unlocked(path)
-
-
-def _remove_unlocked(path: Path) -> None:
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return
-    try:
-        if try_lock(file):
-            path.unlink(missing_ok=True)
-    finally:
-        os.close(file)
-
-
 def try_lock(file: int, kind: int = fcntl.LOCK_EX) -> bool:
-    """False where somebody else has the open file locked."""
+    """False where another open file, of this process or another, holds the lock."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -138,8 +73,8 @@ def try_lock(file: int, kind: int = fcntl.LOCK_EX) -> bool:
 
 
 def is_at(file: int, path: Path) -> bool:
-    """Whether the open file is the one of this name: between an open and a lock it may have been
-    moved or replaced."""
+    """Whether the open file is the one of this name. Between an open and a lock another process may
+    have moved or replaced it."""
     try:
         return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:
@@ -147,8 +82,8 @@ def is_at(file: int, path: Path) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """With its parents, each of which knows of it for good: else a power cut takes a folder away
-    with all that was published in it."""
+    """With its parents. Each parent is flushed, for a power cut must not take away a folder with
+    what was published in it."""
     if path.is_dir():
         return
     make_folder(path.parent)
@@ -162,33 +97,3 @@ def fsync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def seal(file: int, name: str) -> None:
-    """Mark an open file as verified under this name."""
-    state = os.fstat(file)
-    seconds = state.st_mtime_ns // 10**9
-    mtime = seconds * 10**9 + _seal_microseconds(name, state.st_size, seconds) * 1000
-    os.utime(file, ns=(state.st_atime_ns, mtime))
-
-
-def is_sealed(state: os.stat_result, name: str) -> bool:
-    """Whether nothing was written to the file since it was verified under this name."""
-    seconds, nanoseconds = divmod(state.st_mtime_ns, 10**9)
-    return nanoseconds == _seal_microseconds(name, state.st_size, seconds) * 1000
-
-
-def touch(file: int, state: os.stat_result, now: float) -> None:
-    """Record the last use as the atime, leaving the seal alone. A read-only store keeps none."""
-    if now - state.st_atime < TOUCH_AFTER:
-        return
-    try:
-        os.utime(file, ns=(int(now * 10**9), state.st_mtime_ns))
-    except OSError as exc:
-        if exc.errno not in UNTOUCHABLE:
-            raise
-
-
-def _seal_microseconds(name: str, size: int, seconds: int) -> int:
-    digest = blake2s(f"{name} {size} {seconds}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % 10**6

@@ -1,4 +1,7 @@
-"""Hashing: a whole file, and what a thread beside other work is given, in order."""
+"""Hashing: a whole file, and pieces in order by a thread beside other work.
+
+Tests: tests/fetch/download/test_hasher.py, tests/store/test_writer.py.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,14 @@ if TYPE_CHECKING:
     from ociproxy.oci.digest import Hasher
 
 BEHIND: Final = 7
-"""How many pieces a thread may be behind: whoever gives it buffers uses one of them again when it
-has given so many others."""
+"""How many pieces the thread may be behind. A caller that gives it buffers may use a buffer again
+once it has given so many others."""
 
 _Piece = tuple["bytes | memoryview", "tuple[Hasher, ...]"]
 
 
 def hash_file(file: FileIO, hasher: Hasher) -> int:
-    """Give the hasher all that follows in the file; returns how many bytes that were."""
+    """Give the hasher the rest of the file; returns how many bytes that is."""
     size = 0
     buffer = read_buffer(READ_SIZE)
     while count := file.readinto(buffer):
@@ -31,11 +34,11 @@ def hash_file(file: FileIO, hasher: Hasher) -> int:
 
 
 class Hashing:
-    """Belongs to one thread, which gives and waits; `close` ends the other one."""
+    """A thread that hashes what its owner gives it. All methods belong to the owner's thread."""
 
     def __init__(self, name: str, *, behind: int = BEHIND) -> None:
-        """Raises RuntimeError where no thread is to be had."""
-        # One more is in the thread's hands.
+        """Raises RuntimeError where the system gives no thread."""
+        # The thread works on one more.
         self._pieces: Queue[_Piece | None] = Queue(behind - 1)
         self._thread = Thread(target=self._run, name=name, daemon=True)
         self._thread.start()

@@ -12,21 +12,18 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.oci.manifest import (
-    MANIFEST_MAX_SIZE,
-    ImageManifest,
-    Index,
-    MalformedManifest,
-    is_generic,
-)
+from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
+from ociproxy.oci.media_types import is_generic
 from ociproxy.oci.platform import Platform, choose, is_attestation
 from ociproxy.store.manifests import with_media_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.manifest import Descriptor, ManifestHolder
+    from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
 

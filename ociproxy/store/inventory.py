@@ -11,8 +11,8 @@ from ociproxy.store.image import closure, roots
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.manifest import Descriptor
     from ociproxy.store.image import Missing, ReachedImage
     from ociproxy.store.store import Store
 

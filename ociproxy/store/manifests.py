@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import ManifestInvalid
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.manifest import (
-    MANIFEST_MAX_SIZE,
-    Descriptor,
-    MalformedManifest,
-    ManifestHolder,
-    guess_media_type,
-    is_generic,
-)
-from ociproxy.store.files import TOUCH_AFTER, file_name, store_errors, touch, write_atomically
+from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ManifestHolder, guess_media_type
+from ociproxy.oci.media_types import is_generic
+from ociproxy.store.files import file_name, store_errors
+from ociproxy.store.seal import TOUCH_AFTER, touch
+from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,13 +48,13 @@ class Manifests:
         staging: Path,
         hot_bytes: int,
         clock: Clock,
-        layers: Sequence[ReadOnlyContent] = (),
+        below: Sequence[ReadOnlyContent] = (),
     ) -> None:
         self._index_root = index_root
         self._image_root = image_root
         self._staging = staging
         self._clock = clock
-        self._layers = layers
+        self._below = below
         self._hot: BoundedCache[Digest, _Hot] = BoundedCache(hot_bytes)
 
     def find(self, digest: Digest, *, use: bool = True) -> ManifestHolder | None:
@@ -68,13 +65,13 @@ class Manifests:
         where the upstream said something else.
         """
         own = self._find_own(digest, use=use)
-        if own is not None or not self._layers:
+        if own is not None or not self._below:
             return own
-        found = (layer.find_manifest(digest) for layer in self._layers)
+        found = (content.find_manifest(digest) for content in self._below)
         return next((holder for holder in found if holder is not None), None)
 
     def peek(self, digest: Digest) -> ManifestHolder | None:
-        """The same for whoever reads many: neither kept in memory nor recorded as a use."""
+        """The same for a caller that reads many: neither kept in memory nor recorded as a use."""
         found = self._read(digest)
         return None if found is None else found.holder
 
@@ -153,8 +150,7 @@ class Manifests:
 
 
 def with_media_type(holder: ManifestHolder, descriptor: Descriptor | None) -> ManifestHolder:
-    """The same bytes under the media type that the upstream gave them, where a record has one that
-    says more than that it is a document."""
+    """The same bytes under the media type that the upstream gave, unless that is generic."""
     if descriptor is None or descriptor.media_type == holder.descriptor.media_type:
         return holder
     if is_generic(descriptor.media_type):
@@ -163,8 +159,7 @@ def with_media_type(holder: ManifestHolder, descriptor: Descriptor | None) -> Ma
 
 
 def check_manifest(holder: ManifestHolder, upstream: str) -> None:
-    """Raises ManifestInvalid, blaming the upstream, unless the bytes parse as what they are
-    called."""
+    """Raises ManifestInvalid, naming the upstream, unless the bytes are of their media type."""
     try:
         _ = holder.manifest
     except MalformedManifest as exc:

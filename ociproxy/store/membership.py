@@ -1,7 +1,7 @@
 """Which blobs the manifests of a repository refer to.
 
-Derived from the repository's manifests, which are the truth; memory holds a bounded part of it,
-good for as long as the folder of the repository's records stays as it is.
+Derived from the repository's manifests, which are the truth. Memory holds a bounded part, which is
+good until the folder of the repository's records changes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.oci.manifest import MalformedManifest, json_object
+from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.manifest import json_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +29,6 @@ _MOST_OF_ONE: Final = 65_536
 """Of one repository, the newest manifests first."""
 _SETTLED: Final = 0.1
 """Seconds after which another change of a folder shows in its time of modification."""
-
-
 _LOCKS: Final = 16
 """Repositories that are read at the same time, at most."""
 
@@ -89,7 +88,7 @@ class Membership:
             if wanted in known.blobs:
                 break
             if len(known.blobs) >= _MOST_OF_ONE or len(known.manifests) >= _MOST_OF_ONE:
-                known.complete = True  # as complete as it gets
+                known.complete = True  # the limit is reached: more is not read
                 break
             if digest not in known.manifests:
                 holder = self._manifests.peek(digest)
@@ -106,8 +105,8 @@ class Membership:
 
 
 def _blobs(raw: bytes) -> Iterator[bytes]:
-    """What an image manifest, an artifact or a schema 1 manifest needs from this registry: blobs
-    with `urls` are kept elsewhere, and anybody may name them."""
+    """The blobs of an image manifest, an artifact or a schema 1 manifest that this registry keeps.
+    Blobs with `urls` are kept elsewhere, and any manifest may name them."""
     try:
         document = json_object(raw)
     except MalformedManifest:

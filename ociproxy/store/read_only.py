@@ -1,7 +1,9 @@
-"""What may lie under the store's own files: content that is only read, such as a bundle's.
+"""Content below the store's own files that is only read, such as a bundle's.
 
-The store looks at its own files first, then at its layers in their order, and writes only to the
-former.
+The store looks at its own files first, then at what lies below them, in order. It writes only its
+own files.
+
+Tests: tests/archive/test_bundle.py, tests/store/test_blobs.py.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BlobFile:
-    """An open stored blob; whoever got it closes it. Pruning does not harm an open one.
+    """An open stored blob, which the caller closes. Pruning does not harm an open one.
 
-    Its bytes begin at `offset` of the file. In a `layer` it is not a file of the store's own.
+    Its bytes begin at `offset` of the file. `content` is what lies below the store, where the file
+    is not the store's own.
     """
 
     file: FileIO
@@ -29,7 +32,7 @@ class BlobFile:
     sealed: bool
     """False where the file was written to since it was verified: verify it before serving."""
     offset: int = 0
-    layer: ReadOnlyContent | None = None
+    content: ReadOnlyContent | None = None
 
 
 class ReadOnlyContent(Protocol):
@@ -39,13 +42,14 @@ class ReadOnlyContent(Protocol):
     def records(self) -> Records: ...
 
     def find_blob(self, digest: Digest) -> BlobFile | None:
-        """Open, and `sealed` only once it was verified; whoever got it closes it."""
+        """Open, and `sealed` only once it was verified; the caller closes it."""
         ...
 
     def find_blob_size(self, digest: Digest) -> int | None: ...
 
     def verify_blob(self, digest: Digest) -> None:
-        """Blocks for the length of the blob. Raises DigestMismatch; the layer then lacks it."""
+        """Blocks for the length of the blob. Raises DigestMismatch for a blob that is not found
+        any more then."""
         ...
 
     def find_manifest(self, digest: Digest) -> ManifestHolder | None:

@@ -1,4 +1,4 @@
-"""Where bytes come from that go into the store: read in whole pieces, or looked at first."""
+"""Where bytes that go into the store come from: read in whole pieces, or looked at first."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def fill(source: Reader, view: memoryview) -> int:
 
 
 def read(source: Reader, size: int) -> bytes:
-    """So many bytes, or those up to the end."""
+    """So many bytes; fewer where the reader ends."""
     view = memoryview(bytearray(size))
     return bytes(view[: fill(source, view)])
 
 
 class PeekableReader:
-    """Itself a Reader: what was peeked at is read again."""
+    """A Reader whose first bytes can be looked at before they are read."""
 
     def __init__(self, source: Reader) -> None:
         self._source = source

@@ -1,4 +1,7 @@
-"""What is recorded beside content: tags, which repository has a manifest, what refers to what."""
+"""Records beside content: tags, which repository has a manifest, what refers to what.
+
+Tests: tests/store/test_refs.py, tests/archive/test_bundle.py.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.manifest import Descriptor
     from ociproxy.oci.reference import Repository
 
 
@@ -22,8 +25,8 @@ class TagRecord:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """What a layer knows of tags, of which manifests a repository has, and of referrers by
-    subject. Layers of one store add up."""
+    """The records of content below the store: tags and manifests by repository, referrers by
+    subject."""
 
     tags: dict[Repository, dict[str, TagRecord]] = field(default_factory=dict)
     manifests: dict[Repository, dict[Digest, Descriptor]] = field(default_factory=dict)

@@ -1,8 +1,8 @@
 """`refs/` and `referrers/`: which tags and manifests a repository has, and what refers to what.
 
 One small JSON file a record, so that `jq`, `cp -a` and other processes can take part. Records are
-written last, after what they point at; they are last-writer-wins, since they only keep what an
-upstream said and when.
+written last, after what they point at. The last writer wins: they only keep what an upstream said
+and when.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import DigestInvalid, NameInvalid
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.manifest import Descriptor, MalformedManifest
 from ociproxy.oci.reference import Repository
-from ociproxy.store.files import store_errors, write_atomically
+from ociproxy.store.files import store_errors
 from ociproxy.store.records import TagRecord
+from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,12 +43,12 @@ class Refs:
         referrers_root: Path,
         *,
         staging: Path,
-        layers: Sequence[ReadOnlyContent] = (),
+        below: Sequence[ReadOnlyContent] = (),
     ) -> None:
         self._root = root
         self._referrers_root = referrers_root
         self._staging = staging
-        self._below = [layer.records for layer in layers]
+        self._below = [content.records for content in below]
         self._hot: BoundedCache[str, tuple[tuple[int, int, int], object]] = BoundedCache(
             _HOT_RECORDS
         )
@@ -160,7 +161,7 @@ class Refs:
 
     def _find(self, path: str, parse: Callable[[dict[str, object]], T | None]) -> T | None:
         """The record at a path, parsed once for as long as the file stays the same; a path is
-        always parsed by the same function. None where there is none, or somebody damaged it."""
+        always parsed by the same function. None where there is none, or it is damaged."""
         try:
             state = os.stat(path)  # noqa: PTH116 hot path
         except (FileNotFoundError, NotADirectoryError):

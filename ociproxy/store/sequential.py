@@ -1,8 +1,8 @@
-"""Writing a file from front to end, the disk beginning early.
+"""Writing a file from front to end, so that the disk begins early.
 
-The kernel keeps what is written in memory until it must, or is told to, and so does the disk, or
-what stands for one on a virtual machine: an fsync at the end of a large file then waits for all of
-it. Told on the way, both work beside the writer.
+The kernel keeps written bytes in memory until it must write them, or is told to. So does the disk,
+or the host of a virtual machine. An fsync at the end of a large file then waits for all of it. Told
+on the way, both work beside the writer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _EVERY: Final = 8 * 1024 * 1024
 """Bytes after which the kernel is told: large enough for the disk's queue, soon over at an
 fsync."""
 _FLUSH_EVERY: Final = 64 * 1024 * 1024
-"""Bytes after which the disk is told, and somebody waits for it."""
+"""Bytes after which the disk is told, by a thread that waits for it."""
 _WRITE_SIZE: Final = 128 * 1024
 """Bytes given to the kernel in one call, as cp does: for more it looks for larger pieces of memory,
 which is dear on virtual machines."""
@@ -26,8 +26,8 @@ _NO_DISK: Final = frozenset({errno.EINVAL, errno.ENOTSUP})
 
 
 class SequentialWriter:
-    """Writes to an open file, which is its own from now on; what it is not told of, as a seek, is
-    the caller's to avoid. `settle` comes before the file is flushed for the last time."""
+    """Owns an open file from now on. The caller does not seek in it, and calls `settle` before the
+    last fsync."""
 
     def __init__(self, file: int) -> None:
         self._file = file
@@ -38,7 +38,7 @@ class SequentialWriter:
         self._failure: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> None:
-        """All of it. Raises OSError, also for what was written before."""
+        """Write all of it. Raises OSError, also for bytes that were written before."""
         view = memoryview(data)
         self._written += len(view)
         while view:
@@ -55,30 +55,30 @@ class SequentialWriter:
             self._start_flush()
 
     def settle(self) -> None:
-        """Returns when nothing is under way any more. Raises OSError for what could not be written:
-        the kernel says so once only, so an fsync afterwards may not."""
+        """Return when no flush is under way. Raises OSError for bytes that could not be written:
+        the kernel reports that once, so a later fsync may not."""
         if self._flushing is not None:
             self._flushing.join()
         if self._failure is not None:
             raise self._failure
 
     def close(self) -> None:
-        """At once; what could not be written is not said here."""
+        """At once, without an error for bytes that could not be written."""
         os.close(self._file)
 
     def _start_flush(self) -> None:
-        """In a thread, if the last one is over."""
+        """Flush in a thread, if the last one has ended."""
         if self._flushing is not None and self._flushing.is_alive():
             return
         self.settle()
-        # With a number of its own, which nobody closes under it.
+        # A descriptor of its own: the owner may close the file meanwhile.
         file = os.dup(self._file)
         flushing = Thread(target=self._flush, args=(file,), name="flush", daemon=True)
         try:
             flushing.start()
         except RuntimeError:
             os.close(file)
-            return  # no thread is to be had: the fsync at the end waits longer
+            return  # the system gives no thread: the fsync at the end waits longer
         self._flushing, self._flushed = flushing, self._told
 
     def _flush(self, file: int) -> None:

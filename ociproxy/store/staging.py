@@ -1,11 +1,9 @@
-"""`pulls/`: blobs that are arriving.
+"""`pulls/`: everything that is not published yet, and who owns it.
 
-`pulls/<name>` holds the bytes, each at its final offset (`pulls/<name>-<partition>` where nobody
-outside a partition may read them before they are verified), and `pulls/<name>.spans` is an
-append-only journal of which ranges are there: first `size <bytes>`, then `<start> <stop>` a line,
-written after the bytes; `empty` where what was there has gone. One process leads, holding `flock`
-on the bytes; others tail the journal and read the bytes as they come. After a crash the next leader
-goes on from the journal; it is a hint, for everything is hashed before commit.
+`pulls/<name>` is an arriving blob (`ingest`), `pulls/<name>-<partition>` one that others may not
+read before it is verified. A `Workspace` is a directory for another program. Temporary files of our
+own begin with `.write-`. The process that writes holds `flock` on the file or directory. An
+unlocked one was left by a process that ended: it goes to the next owner of its name, or is swept.
 """
 
 from __future__ import annotations
@@ -14,158 +12,16 @@ import fcntl
 import os
 import shutil
 import stat
-import time
-from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+import tempfile
+from pathlib import Path
+from typing import Final, Self
 
-from ociproxy.errors import StoreError
 from ociproxy.oci.digest import Digest
-from ociproxy.store.byte_ranges import ByteRanges
-from ociproxy.store.files import file_name, is_at, remove_abandoned, store_errors, try_lock
-from ociproxy.store.workspace import Workspace
+from ociproxy.store.files import file_name, is_at, publish, store_errors, try_lock
+from ociproxy.store.ingest import JOURNAL_SUFFIX, Ingest
+from ociproxy.store.seal import seal
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from ociproxy.store.blobs import Blobs
-
-_JOURNAL_SUFFIX: Final = ".spans"
-_JOURNAL_INTERVAL: Final = 0.02
-"""Seconds between journal lines: how far behind a follower in another process may be."""
-
-
-class Ingest:
-    """One arriving blob, seen by its leader or by a follower in another process."""
-
-    def __init__(self, path: Path, digest: Digest, file: int, *, leading: bool) -> None:
-        self.path = path
-        self.digest = digest
-        self.file = file
-        self.leading = leading
-        self.size: int | None = None
-        self.ranges = ByteRanges()
-        self._journal_path = path.with_name(path.name + _JOURNAL_SUFFIX)
-        self._journal: int | None = None
-        self._read = 0
-        self._pending = ByteRanges()
-        self._journalled = 0.0
-
-    def refresh(self) -> None:
-        """Take in what the journal says by now; on a follower, how far the leader has come."""
-        with store_errors(self._journal_path):
-            try:
-                with self._journal_path.open("rb") as journal:
-                    journal.seek(self._read)
-                    data = journal.read()
-            except FileNotFoundError:
-                return
-        held = os.fstat(self.file).st_size
-        complete = data[: data.rfind(b"\n") + 1]
-        self._read += len(complete)
-        for line in complete.decode("ascii", "replace").splitlines():
-            self._apply(line.split(), held)
-
-    def disown_journal(self) -> None:
-        """Leader: where nothing is in the file, a journal is that of a blob which was committed by
-        a process killed just then. Followers read it too."""
-        if os.fstat(self.file).st_size == 0 and self._read:
-            # The last line may be half a one.
-            self._append("\nempty\n")
-
-    def set_size(self, size: int) -> None:
-        """Leader: the blob's size in bytes is known."""
-        if self.size != size:
-            self.size = size
-            self._append(f"size {size}\n")
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Leader: put bytes in place; any thread. They count once `arrived` says so."""
-        with store_errors(self.path):
-            view = memoryview(data)
-            while view:
-                count = os.pwrite(self.file, view, offset)
-                offset += count
-                view = view[count:]
-
-    def arrived(self, start: int, stop: int, *, flush: bool = False) -> None:
-        """Leader: these bytes are in place. The journal follows when it is time, or at once on
-        `flush`."""
-        self.ranges.add(start, stop)
-        self._pending.add(start, stop)
-        now = time.monotonic()
-        if flush or now - self._journalled >= _JOURNAL_INTERVAL:
-            self._journalled = now
-            self._flush()
-
-    def is_led(self) -> bool:
-        """Follower: whether some process still leads."""
-        if not try_lock(self.file, fcntl.LOCK_SH):
-            return True
-        fcntl.flock(self.file, fcntl.LOCK_UN)
-        return False
-
-    def is_same_file(self, other: Ingest) -> bool:
-        return os.path.samestat(os.fstat(self.file), os.fstat(other.file))
-
-    def is_committed(self, blobs: Blobs) -> bool:
-        """Follower: whether the stored blob is this very file."""
-        return is_at(self.file, blobs.path(self.digest))
-
-    def commit(self, blobs: Blobs) -> None:
-        """Leader: publish the verified bytes and end the staging."""
-        if self.size is not None:
-            with store_errors(self.path):
-                # A leader that was killed may have written more than it said, or was verified.
-                os.ftruncate(self.file, self.size)
-        blobs.commit(self.path, self.digest)
-        self._unlink_journal()
-
-    def discard(self) -> None:
-        """Leader: these bytes are worth nothing."""
-        with store_errors(self.path):
-            self._unlink_journal()
-            self.path.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        """Give up the lead, or stop following; what arrived stays for the next leader."""
-        # A journal is a hint: one that cannot be written costs the next leader some bytes.
-        with suppress(StoreError):
-            self._flush()
-        if self._journal is not None:
-            os.close(self._journal)
-            self._journal = None
-        if self.leading:
-            # Readers may hold duplicates of this descriptor, and those would keep the lock.
-            fcntl.flock(self.file, fcntl.LOCK_UN)
-        os.close(self.file)
-
-    def _flush(self) -> None:
-        if self._pending.total:
-            self._append("".join(f"{first} {last}\n" for first, last in self._pending))
-            self._pending = ByteRanges()
-
-    def _append(self, text: str) -> None:
-        with store_errors(self._journal_path):
-            if self._journal is None:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-                self._journal = os.open(self._journal_path, flags, 0o644)
-            os.write(self._journal, text.encode())
-
-    def _apply(self, words: list[str], held: int) -> None:
-        """A line that claims more than the file holds, or than the size, speaks of other bytes."""
-        match words:
-            case ["empty"]:
-                self.ranges = ByteRanges()
-            case ["size", size] if size.isdecimal():
-                self.size = int(size)
-            case [start, stop] if start.isdecimal() and stop.isdecimal():
-                limit = held if self.size is None else min(held, self.size)
-                self.ranges.add(int(start), min(int(stop), limit))
-
-    def _unlink_journal(self) -> None:
-        self._pending = ByteRanges()
-        with store_errors(self._journal_path):
-            self._journal_path.unlink(missing_ok=True)
+_WRITING: Final = ".write-"
 
 
 class Staging:
@@ -173,8 +29,8 @@ class Staging:
         self.root = root
 
     def lead(self, digest: Digest, partition: str = "") -> Ingest | None:
-        """Become the one who fetches this blob in this partition; None where another process is.
-        Blocks for no lock."""
+        """Become the process that fetches this blob in this partition; None where another one is.
+        Waits for no lock."""
         path = self._path(digest, partition)
         with store_errors(path):
             while True:
@@ -200,7 +56,7 @@ class Staging:
         return ingest
 
     def follow(self, digest: Digest, partition: str = "") -> Ingest | None:
-        """Watch another process fetch this blob; None where nobody is any more."""
+        """Watch another process fetch this blob; None where none does any more."""
         path = self._path(digest, partition)
         with store_errors(path):
             try:
@@ -215,8 +71,8 @@ class Staging:
             return Ingest(path, digest, os.open(path, os.O_RDONLY | os.O_CLOEXEC), leading=False)
 
     def claim(self, name: str) -> int | None:
-        """Become the one process that does a thing; None where another one is. Whoever closes the
-        file descriptor gives it up."""
+        """Become the one process that does a thing; None where another one is. Closing the file
+        descriptor gives it up."""
         path = self.root / f".{name}"
         with store_errors(path):
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -226,14 +82,13 @@ class Staging:
         return None
 
     def sweep(self, older_than: float) -> int:
-        """Remove what nobody leads and nothing was written to since `older_than` (seconds since
-        the epoch), and what nobody can go on with whatever its age; returns how many of the former
-        went."""
+        """Remove abandoned temporary files, and unlocked blobs and workspaces that were not written
+        to since `older_than` (seconds since the epoch). Returns how many of the latter went."""
         removed = 0
         remove_abandoned(self.root)
         with store_errors(self.root):
             for path in sorted(self.root.iterdir()):
-                if path.suffix == _JOURNAL_SUFFIX and path.with_suffix("").exists():
+                if path.suffix == JOURNAL_SUFFIX and path.with_suffix("").exists():
                     continue
                 try:
                     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -245,7 +100,7 @@ class Staging:
                         if stat.S_ISDIR(state.st_mode):  # a workspace
                             shutil.rmtree(path, ignore_errors=True)
                         else:
-                            path.with_name(path.name + _JOURNAL_SUFFIX).unlink(missing_ok=True)
+                            path.with_name(path.name + JOURNAL_SUFFIX).unlink(missing_ok=True)
                             path.unlink(missing_ok=True)
                         removed += 1
                 finally:
@@ -253,10 +108,108 @@ class Staging:
         return removed
 
     def workspace(self, name: str) -> Workspace | None:
-        """Own the directory of this name; None while somebody else does."""
+        """Own the directory of this name; None while another owner has it."""
         return Workspace.lead(self.root / name)
 
     def _path(self, digest: Digest, partition: str) -> Path:
-        # It is called as a registry, which is too long for a file name beside the digest.
+        # A partition has the name of a registry: too long for a file name beside the digest.
         suffix = f"-{Digest.of(partition.encode()).encoded[:16]}" if partition else ""
         return self.root / f"{file_name(digest)}{suffix}"
+
+
+class Workspace:
+    """A directory in `pulls/` for what another program writes before it is verified. Its owner
+    calls `remove`, or uses it as a context manager."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self._lock = lock
+
+    @staticmethod
+    def lead(path: Path) -> Workspace | None:
+        """Own this directory, made if need be; None while another owner has it, in this process or
+        another. Waits for no lock. Raises StoreError."""
+        with store_errors(path):
+            while True:
+                path.mkdir(mode=0o700, exist_ok=True)
+                try:
+                    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                except FileNotFoundError:
+                    continue  # its owner has just removed it
+                try:
+                    mine = try_lock(lock)
+                    if mine and is_at(lock, path):
+                        return Workspace(path, lock)
+                except BaseException:
+                    os.close(lock)
+                    raise
+                os.close(lock)
+                if not mine:
+                    return None
+
+    def remove(self) -> None:
+        """Give it up with all that is in it."""
+        try:
+            shutil.rmtree(self.path, ignore_errors=True)
+        finally:
+            os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def write_atomically(target: Path, data: bytes, *, staging: Path, sealed: bool = False) -> None:
+    """Write a small file so that readers see all of it or none of it."""
+    with store_errors(target):
+        descriptor, staged = stage(staging)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fchmod(descriptor, 0o644)
+                os.fsync(descriptor)
+                if sealed:
+                    seal(descriptor, target.name)
+                # Before its lock goes with the file.
+                publish(staged, target)
+        except BaseException:
+            staged.unlink(missing_ok=True)
+            raise
+
+
+def stage(staging: Path) -> tuple[int, Path]:
+    """A new file, open and locked. `remove_abandoned` tells it from the files of a killed process
+    by its lock."""
+    while True:
+        file, name = tempfile.mkstemp(prefix=_WRITING, dir=staging)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Another process may have taken it for abandoned before it was locked.
+            if os.fstat(file).st_nlink:
+                return file, Path(name)
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def remove_abandoned(staging: Path) -> None:
+    """Remove what killed processes have staged. Raises StoreError."""
+    with store_errors(staging):
+        for path in staging.glob(f"{_WRITING}*"):
+            _remove_unlocked(path)
+
+
+def _remove_unlocked(path: Path) -> None:
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        if try_lock(file):
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(file)

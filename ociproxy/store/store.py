@@ -24,17 +24,19 @@ from ociproxy.errors import StoreError
 from ociproxy.oci.manifest import referrer_descriptor
 from ociproxy.store.blobs import Blobs
 from ociproxy.store.document_spool import DocumentSpool
-from ociproxy.store.files import store_errors, write_atomically
+from ociproxy.store.files import store_errors
 from ociproxy.store.manifests import Manifests, check_manifest
+from ociproxy.store.records import TagRecord
 from ociproxy.store.refs import Refs
-from ociproxy.store.staging import Staging
-from ociproxy.store.writer import BlobWriter
+from ociproxy.store.staging import Staging, write_atomically
+from ociproxy.store.writer import BlobWriter, adopt_blob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from ociproxy.clock import Clock
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Repository
     from ociproxy.store.read_only import ReadOnlyContent
@@ -52,7 +54,7 @@ _BLOCK: Final = b"\xff" * 4096
 class Store:
     """Raises StoreError, naming the path, where the store cannot be used.
 
-    What its own files lack is looked for in the layers, which are only read.
+    Content that its own files lack is looked for `below`, which is only read.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Store:
         *,
         clock: Clock | None = None,
         hot_manifests: int = _HOT_MANIFEST_BYTES,
-        layers: Sequence[ReadOnlyContent] = (),
+        below: Sequence[ReadOnlyContent] = (),
     ) -> None:
         self.root = root
         clock = clock or SystemClock()
@@ -71,16 +73,16 @@ class Store:
                 (root / name).mkdir(parents=True, exist_ok=True)
         _check_format(root)
         self.staging = Staging(staging)
-        self.blobs = Blobs(root / "blobs", root / "quarantine", clock, layers)
+        self.blobs = Blobs(root / "blobs", root / "quarantine", clock, below)
         self.manifests = Manifests(
             root / _INDEXES,
             root / _IMAGES,
             staging=staging,
             hot_bytes=hot_manifests,
             clock=clock,
-            layers=layers,
+            below=below,
         )
-        self.refs = Refs(root / "refs", root / "referrers", staging=staging, layers=layers)
+        self.refs = Refs(root / "refs", root / "referrers", staging=staging, below=below)
 
     def check_writable(self) -> None:
         """Raises StoreError where nothing can be staged. A full disk will do: what is stored can be
@@ -100,6 +102,18 @@ class Store:
     def blob_writer(self) -> BlobWriter:
         """For blobs that come from front to end, as out of an archive."""
         return BlobWriter(self.staging.root, self.blobs)
+
+    def adopt_blob(self, path: Path, blob: Descriptor) -> None:
+        """Verify and publish a blob that another program wrote; the file at `path` stays. Raises
+        SizeMismatch, DigestMismatch or StoreError."""
+        adopt_blob(self.blobs, path, blob)
+
+    def record_tag(
+        self, repository: Repository, tag: str, descriptor: Descriptor, *, now: float
+    ) -> None:
+        """The one way a tag is recorded; its manifest is stored, or was only resolved. `now` is
+        seconds since the epoch."""
+        self.refs.put_tag(repository, tag, TagRecord(descriptor, now, repository.registry))
 
     def document_spool(self) -> DocumentSpool:
         """For documents of which it is not known yet whether they belong here."""

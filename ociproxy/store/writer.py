@@ -1,8 +1,8 @@
-"""Blobs that come from front to end, as out of an archive: staged, hashed on the way, committed.
+"""Blobs that come from front to end, as out of an archive, and those that a program left in a file.
 
-One caller reads; hashing runs in a thread beside it, and so do the commits, which mostly wait for
-the disk. What is staged bears a lock, so that what a killed process left behind can be told apart
-and goes when the next one begins.
+`BlobWriter` stages, hashes on the way and commits. Its caller reads; hashing and the commits, which
+mostly wait for the disk, run in threads beside it. Staged files are locked: the next writer removes
+those of a killed process.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import DigestMismatch, SizeMismatch
 from ociproxy.oci.digest import Digest
-from ociproxy.store.files import read_buffer, remove_abandoned, stage, store_errors
-from ociproxy.store.hashing import BEHIND, Hashing
+from ociproxy.store.files import read_buffer, store_errors
+from ociproxy.store.hashing import BEHIND, Hashing, hash_file
 from ociproxy.store.reader import fill
 from ociproxy.store.sequential import SequentialWriter
+from ociproxy.store.staging import remove_abandoned, stage
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.store.blobs import Blobs
     from ociproxy.store.reader import Reader
 
@@ -29,10 +31,9 @@ _MAX_COMMITS: Final = 8
 """Staged blobs that may wait for their commit; each costs an open file."""
 _BUFFERS: Final = BEHIND + 1
 _BUFFER_SIZE: Final = 512 * 1024
-"""Bytes. Reading may be so far ahead of hashing that neither has to wait for the other's thread to
-be given a processor."""
+"""Bytes. Reading runs far enough ahead of hashing for neither thread to wait for a processor."""
 _INLINE: Final = 128 * 1024
-"""Bytes that are hashed sooner than another thread has woken up."""
+"""Bytes that are hashed sooner than another thread wakes up."""
 
 
 class BlobWriter:
@@ -144,3 +145,21 @@ class BlobWriter:
             raise
         finally:
             writing.close()
+
+
+def adopt_blob(blobs: Blobs, path: Path, blob: Descriptor) -> None:
+    """`Store.adopt_blob`. What is hashed and published has a name of its own: the program may put
+    another file in the place of the first."""
+    own = path.with_name("verified")
+    with store_errors(own):
+        own.unlink(missing_ok=True)  # left by a process that died just here
+        own.hardlink_to(path)
+    hasher = blob.digest.hasher()
+    with store_errors(own), own.open("rb", buffering=0) as file:
+        size = hash_file(file, hasher)
+    if size != blob.size:
+        raise SizeMismatch(f"blob {blob.digest}", blob.size, size)
+    actual = Digest.finish(hasher, blob.digest.algorithm)
+    if actual != blob.digest:
+        raise DigestMismatch("blob", blob.digest, actual)
+    blobs.commit(own, blob.digest)

@@ -423,7 +423,7 @@ def test_a_foreign_layout_is_a_bundle_too(tmp_path: Path) -> None:
             member.size, member.mtime = len(data), 1.5
             tar.addfile(member, io.BytesIO(data))
     with Bundle(tmp_path / "f.tar") as bundle:
-        check_layers(Store(tmp_path / "store", layers=[bundle]), made)
+        check_layers(Store(tmp_path / "store", below=[bundle]), made)
 
 
 def check_layers(store: Store, made: Image) -> None:
@@ -437,7 +437,7 @@ def check_layers(store: Store, made: Image) -> None:
     blob = store.blobs.find(digest)
     assert blob is not None
     assert not blob.sealed
-    store.blobs.verify(digest, blob.layer)
+    store.blobs.verify(digest, blob.content)
     blob.file.close()
     again = store.blobs.find(digest)
     assert again is not None
@@ -464,7 +464,7 @@ def test_what_is_damaged_in_a_bundle_is_taken_from_elsewhere(tmp_path: Path) -> 
     flip(path, layer.data[:1000])
     digest = Digest.parse(layer.digest)
     with Bundle(path) as bundle:
-        store = Store(tmp_path / "over", layers=[bundle])
+        store = Store(tmp_path / "over", below=[bundle])
         with Extractor(store) as extractor:
             extractor.take(digest, layer.size, io.BytesIO(layer.data))
             extractor.drain()

@@ -15,17 +15,15 @@ import yaml
 
 from ociproxy.config.file import ConfigFileInvalid, parse_config, read_config, schema
 from ociproxy.config.kinds import Kind
+from ociproxy.config.local_settings import Log, Serve, Store
 from ociproxy.config.sections import Either, Items, Key, Section
 from ociproxy.config.settings import (
     Auth,
     Config,
     Endpoint,
     Fetch,
-    Log,
     Rules,
     Secret,
-    Serve,
-    Store,
     TagRule,
     Timeouts,
     Tls,

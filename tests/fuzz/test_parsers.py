@@ -15,23 +15,16 @@ from ociproxy.config.file import parse_config
 from ociproxy.errors import ConfigError, DigestInvalid, NameInvalid, OciProxyError
 from ociproxy.fetch.oras.auth import find_challenge, parse_challenges
 from ociproxy.fetch.oras.endpoint import api_base
+from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.layout import parse_index
-from ociproxy.oci.manifest import (
-    DOCKER_LIST,
-    DOCKER_MANIFEST,
-    MANIFEST_MAX_SIZE,
-    OCI_INDEX,
-    OCI_MANIFEST,
-    MalformedManifest,
-    guess_media_type,
-    parse_manifest,
-)
+from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, guess_media_type, parse_manifest
+from ociproxy.oci.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from ociproxy.oci.platform import Platform
 from ociproxy.oci.reference import Reference, Repository
 from ociproxy.serve.blob_response import requested_range
 from ociproxy.serve.path import parse_path
-from ociproxy.store.staging import Ingest
+from ociproxy.store.ingest import Ingest
 from tests.fuzz.counting import TRIED, inputs
 
 HEX = "0123456789abcdef"

@@ -10,8 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ociproxy.errors import DigestMismatch, SizeMismatch
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import (
+    ImageManifest,
+    Index,
+    ManifestHolder,
+    OtherManifest,
+    guess_media_type,
+    parse_manifest,
+    referrer_descriptor,
+)
+from ociproxy.oci.media_types import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
     DOCKER_SCHEMA1,
@@ -19,15 +29,6 @@ from ociproxy.oci.manifest import (
     OCI_INDEX,
     OCI_MANIFEST,
     UNKNOWN_MEDIA_TYPE,
-    Descriptor,
-    ImageManifest,
-    Index,
-    MalformedManifest,
-    ManifestHolder,
-    OtherManifest,
-    guess_media_type,
-    parse_manifest,
-    referrer_descriptor,
 )
 from ociproxy.oci.platform import Platform
 from tests.images import Content, artifact, image, multi_platform

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from ociproxy.errors import NameInvalid
-from ociproxy.oci.manifest import OCI_INDEX, OCI_MANIFEST, Index, parse_manifest
+from ociproxy.oci.manifest import Index, parse_manifest
+from ociproxy.oci.media_types import OCI_INDEX, OCI_MANIFEST
 from ociproxy.oci.platform import Platform, choose
 from tests.images import content
 

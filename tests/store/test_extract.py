@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from ociproxy.oci.descriptor import Descriptor
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.layout import LayoutDirectory
-from ociproxy.oci.manifest import Descriptor
 from ociproxy.oci.reference import Repository
 from ociproxy.store.extract import Examined, Extractor
 from ociproxy.store.store import Store

@@ -15,18 +15,9 @@ import pytest
 
 from ociproxy.errors import StoreError, StoreFull
 from ociproxy.oci.digest import Digest
-from ociproxy.store.files import (
-    TOUCH_AFTER,
-    file_name,
-    is_sealed,
-    publish,
-    remove_abandoned,
-    seal,
-    stage,
-    store_errors,
-    touch,
-    write_atomically,
-)
+from ociproxy.store.files import file_name, publish, store_errors
+from ociproxy.store.seal import TOUCH_AFTER, is_sealed, seal, touch
+from ociproxy.store.staging import remove_abandoned, stage, write_atomically
 
 
 @pytest.fixture

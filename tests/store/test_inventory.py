@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ociproxy.oci.descriptor import Descriptor
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.manifest import Descriptor, ManifestHolder
+from ociproxy.oci.manifest import ManifestHolder
 from ociproxy.oci.reference import Repository
 from ociproxy.store.inventory import Entry, inventory
 from ociproxy.store.records import TagRecord

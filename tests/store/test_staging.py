@@ -11,7 +11,7 @@ import pytest
 
 from ociproxy.errors import StoreFull
 from ociproxy.oci.digest import Digest
-from ociproxy.store.staging import Ingest
+from ociproxy.store.ingest import Ingest
 from ociproxy.store.store import Store
 from tests.images import random_bytes
 

@@ -14,7 +14,8 @@ from ociproxy.archive.lock import Lock, LockedImage
 from ociproxy.errors import ManifestUnknown
 from ociproxy.oci.layout import IMAGE_NAME, MARKER, REF_NAME, VERSION, VERSION_KEY, blob_path
 from ociproxy.oci.layout import INDEX as INDEX_NAME
-from ociproxy.oci.manifest import OCI_INDEX, ImageManifest
+from ociproxy.oci.manifest import ImageManifest
+from ociproxy.oci.media_types import OCI_INDEX
 from ociproxy.oci.reference import Reference
 from ociproxy.store.manifests import with_media_type
 
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ociproxy.archive.export.selection import Chosen
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.manifest import Descriptor, ManifestHolder
+    from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.store.store import Store
 
 DOCKER_NAME: Final = "manifest.json"

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from ociproxy.archive.lock import Lock
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.manifest import Descriptor
     from ociproxy.oci.platform import Platform
     from ociproxy.oci.reference import Repository
     from ociproxy.store.image import Closure, ReachedImage

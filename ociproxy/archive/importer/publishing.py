@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.archive.importer.naming import GivenName, name_all
 from ociproxy.archive.importer.results import ImportResult, OnExisting, Status
 from ociproxy.archive.lock import Lock
-from ociproxy.oci.manifest import MalformedManifest, parse_manifest
+from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.manifest import parse_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

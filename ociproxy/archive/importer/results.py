@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.oci.descriptor import Descriptor
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.layout import NamedImage
-from ociproxy.oci.manifest import OCI_MANIFEST, Descriptor
+from ociproxy.oci.media_types import OCI_MANIFEST
 
 if TYPE_CHECKING:
     from ociproxy.archive.lock import Lock

@@ -18,7 +18,7 @@ from ociproxy.fetch.download.segments import Segment, Segments
 if TYPE_CHECKING:
     from ociproxy.fetch.download.hasher import InOrderHasher
     from ociproxy.oci.digest import Digest
-    from ociproxy.store.staging import Ingest
+    from ociproxy.store.ingest import Ingest
 
 
 class Assembly:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ociproxy.fetch.download.segments import Segment
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
-    from ociproxy.store.staging import Ingest
+    from ociproxy.store.ingest import Ingest
     from ociproxy.store.store import Store
 
 _FOLLOW_INTERVAL: Final = 0.02

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from ociproxy.config.settings import Fetch
     from ociproxy.fetch.backend import Backend
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.manifest import Descriptor
     from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
 

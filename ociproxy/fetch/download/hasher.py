@@ -14,7 +14,7 @@ from ociproxy.store.hashing import Hashing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ociproxy.store.staging import Ingest
+    from ociproxy.store.ingest import Ingest
 
 _BEHIND: Final = 3
 """Pieces that may wait in memory to be hashed, each of as many bytes as one read brings."""

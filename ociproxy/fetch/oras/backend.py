@@ -36,16 +36,10 @@ from ociproxy.fetch.oras.errors import refuse, translated
 from ociproxy.fetch.oras.session import discard, open_session, read_bounded
 from ociproxy.fetch.upstreams.health import Quota
 from ociproxy.fetch.verify import media_type_in, verify_manifest
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.manifest import (
-    ACCEPTED_MEDIA_TYPES,
-    MANIFEST_MAX_SIZE,
-    OCI_INDEX,
-    UNKNOWN_MEDIA_TYPE,
-    Descriptor,
-    MalformedManifest,
-    json_object,
-)
+from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, json_object
+from ociproxy.oci.media_types import ACCEPTED_MEDIA_TYPES, OCI_INDEX, UNKNOWN_MEDIA_TYPE
 from ociproxy.oci.reference import Repository
 
 if TYPE_CHECKING:

@@ -31,15 +31,17 @@ from ociproxy.fetch.skopeo.copy import CopyJobs
 from ociproxy.fetch.skopeo.process import Program
 from ociproxy.fetch.tags import TagsQuery, page_of_tags
 from ociproxy.fetch.verify import media_type_in, verify_manifest
-from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, MalformedManifest
+from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest
 from ociproxy.store.manifests import with_media_type
 
 if TYPE_CHECKING:
     from ociproxy.config.settings import Fetch, Upstream
     from ociproxy.fetch.download.download import Download
     from ociproxy.fetch.upstreams.health import Quota
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.manifest import Descriptor, ManifestHolder
+    from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Reference, Repository
     from ociproxy.store.store import Store
 

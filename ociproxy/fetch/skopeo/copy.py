@@ -31,7 +31,6 @@ from ociproxy.errors import (
 from ociproxy.oci.layout import LayoutDirectory, blob_path
 from ociproxy.store.extract import Extractor
 from ociproxy.store.files import file_name, store_errors
-from ociproxy.store.hashing import hash_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,8 +39,8 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Upstream
     from ociproxy.fetch.skopeo.backend import Image
     from ociproxy.fetch.skopeo.process import Program, Run
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.manifest import Descriptor
     from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
 
@@ -244,27 +243,10 @@ class CopyJobs:
         for blob in self._missing(image).values():
             path = layout / blob_path(blob.digest)
             if path.is_file():
-                self._commit(blob, path)
+                # The layout keeps the file: skopeo looks there for a layer that occurs twice.
+                self._store.adopt_blob(path, blob)
                 with self.changed:
                     self.changed.notify_all()
-
-    def _commit(self, blob: Descriptor, path: Path) -> None:
-        """Raises SizeMismatch, DigestMismatch or StoreError."""
-        # The layout keeps it: skopeo looks there for a layer that occurs twice. What is hashed has
-        # a name of its own, for by the other one there may be another file by then.
-        verified = path.with_name("verified")
-        with store_errors(verified):
-            verified.unlink(missing_ok=True)  # of a process that died just here
-            verified.hardlink_to(path)
-        hasher = blob.digest.hasher()
-        with store_errors(verified), verified.open("rb", buffering=0) as file:
-            size = hash_file(file, hasher)
-        if size != blob.size:
-            raise SizeMismatch(f"blob {blob.digest}", blob.size, size)
-        actual = blob.digest.finish(hasher, blob.digest.algorithm)
-        if actual != blob.digest:
-            raise DigestMismatch("blob", blob.digest, actual)
-        self._store.blobs.commit(verified, blob.digest)
 
     def _link_stored(self, image: Image, layout: Path) -> None:
         for blob in image.blobs:

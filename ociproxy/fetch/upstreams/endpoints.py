@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from ociproxy.fetch.backend import Backend, Listing
     from ociproxy.fetch.download.download import Download
     from ociproxy.fetch.upstreams.health import Quota
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.manifest import Descriptor, ManifestHolder
+    from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Reference, Repository
 
 T = TypeVar("T")

@@ -13,7 +13,8 @@ import pytest
 
 from ociproxy.fetch.download.hasher import InOrderHasher
 from ociproxy.oci.digest import Digest
-from ociproxy.store.staging import Ingest, Staging
+from ociproxy.store.ingest import Ingest
+from ociproxy.store.staging import Staging
 
 MIB = 1024 * 1024
 DATA = os.urandom(9 * MIB + 7)

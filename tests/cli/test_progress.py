@@ -14,8 +14,8 @@ import time
 import pytest
 from rich.console import Console
 
-from ociproxy.cli.bars import Bars
-from ociproxy.cli.progress import Step
+from ociproxy.cli.progress import Bars
+from ociproxy.cli.terminal import Step
 from tests.images import OCI_MANIFEST, Image, content, image
 from tests.load.loading import LIMIT, Load, lines_of
 from tests.server import ROOT

@@ -1,0 +1,162 @@
+"""What a command gives its user: lines and bars on standard error, JSON and tables on standard
+output, files.
+
+Commands that need no bar and no table do not import rich, which takes as long as a small archive.
+Tests: tests/cli/test_progress.py, tests/load/test_loader.py, tests/cli/test_list_command.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+)
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from ociproxy.errors import OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from ociproxy.cli.progress import Bars
+    from ociproxy.oci.digest import Digest
+
+INTERRUPTED: Final = 130
+"""Exit code of a command that SIGINT or SIGTERM ended: 128 and SIGINT's number, as in shells."""
+
+_STDOUT: Final = 1
+_STDERR: Final = 2
+_DIGITS: Final = 12
+"""Hex digits of a digest that a person reads: as many as Docker shows."""
+_PIPE_WIDTH: Final = 10_000
+"""Columns of a table in a pipe: more than the longest row, so that no reference is cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A piece of running work, as one bar shows it. `key` tells steps apart; `done` and `size`
+    are bytes; `size` is None while it is unknown."""
+
+    key: object
+    name: str
+    done: int
+    size: int | None
+
+
+class Screen:
+    """Standard error: lines that stay, and on a terminal bars below them.
+
+    Standard output stays free for what a program reads.
+    """
+
+    def __init__(self) -> None:
+        self._bars: Bars | None = None
+        if os.isatty(_STDERR):  # False where standard error is closed
+            from ociproxy.cli.progress import open_bars
+
+            self._bars = open_bars()
+
+    def line(self, text: str) -> None:
+        """Print one line. An upstream or an archive may have put control characters and line
+        breaks into the text: they are replaced."""
+        shown = "".join(map(_shown, text))
+        if self._bars is None:
+            click.echo(shown, err=True)
+        else:
+            self._bars.line(shown)
+
+    def watching(
+        self, overall: Callable[[], Step], steps: Callable[[], Iterable[Step]]
+    ) -> AbstractAsyncContextManager[None]:
+        """Show bars while an async block runs: one for all with rate and time left, one a step.
+
+        A task of the event loop reads `overall` and `steps`. Without a terminal nothing is shown.
+        """
+        return nullcontext() if self._bars is None else self._bars.moving(overall, steps)
+
+    def watching_work(self, overall: Callable[[], Step]) -> AbstractContextManager[None]:
+        """Show one bar while a blocking block runs; a thread reads `overall`."""
+        return nullcontext() if self._bars is None else self._bars.moving_beside(overall)
+
+
+def _shown(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character.isspace() else "?"
+
+
+def print_event(name: str, **fields: object) -> None:
+    """Print one JSON object on a line of standard output."""
+    click.echo(json.dumps({"event": name, **fields}))
+
+
+def short(digest: Digest) -> str:
+    """A digest cut short for a person; JSON has all of it."""
+    return f"{digest.algorithm}:{digest.encoded[:_DIGITS]}"
+
+
+def print_table(
+    names: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[str] = ()
+) -> None:
+    """Print a table on standard output; the columns in `numbers` are aligned to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column(
+            name, no_wrap=True, overflow="ignore", justify="right" if name in numbers else "left"
+        )
+    for row in rows:
+        table.add_row(*row)
+    on_terminal = os.isatty(_STDOUT)  # rich would believe FORCE_COLOR in a pipe
+    console = Console(
+        highlight=False,
+        markup=False,
+        emoji=False,
+        force_terminal=on_terminal,
+        width=None if on_terminal else _PIPE_WIDTH,
+    )
+    console.print(table)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace the file: a reader sees the old one or all of the new one. Raises OutputError."""
+    with output_errors(path):
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)  # a terminal, a pipe
+            return
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                os.fchmod(descriptor, 0o644)
+            os.replace(name, path)  # noqa: PTH105 - mkstemp gives a string
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def check_target(path: Path) -> None:
+    """Raise OutputError if `write_file` could not write here: an hour of work comes first."""
+    with output_errors(path):
+        if not path.exists() or path.is_file():
+            tempfile.TemporaryFile(prefix=f".{path.name}.", dir=path.parent).close()
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Raise OutputError in place of OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(path, (error.strerror or str(error)).lower()) from error

@@ -1,0 +1,134 @@
+"""How far a load has come: images and bytes, for its bars, its last line and its exit code.
+
+A blob that several images share is counted once in the whole, and once in each image.
+Tests: tests/cli/test_progress.py, tests/load/test_loader.py.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from ociproxy.errors import IntegrityError, OciProxyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ociproxy.fetch.retry import Progress
+    from ociproxy.load.image import UpstreamImage
+    from ociproxy.load.imagelist import Wanted
+    from ociproxy.oci.digest import Digest
+    from ociproxy.oci.reference import Repository
+
+_INCOMPLETE: Final = 3
+_TRANSIENT: Final = 75
+
+
+@dataclass(slots=True, eq=False)
+class ActiveImage:
+    """An image that is being loaded; `progress` is when bytes last came for it."""
+
+    wanted: Wanted
+    progress: Progress
+    began: float = field(default_factory=time.monotonic)
+    image: UpstreamImage | None = None
+    """None until all its manifests are known."""
+    missing: dict[Digest, int] = field(default_factory=dict)
+    """Bytes of each blob that the store still lacks."""
+    size: int = 0
+    """Bytes of all blobs that the store lacked when the manifests became known."""
+    fetched: int = 0
+    """Bytes that the upstream sent for this image; bytes of a shared blob that another image
+    fetched are not among them."""
+
+
+@dataclass(slots=True)
+class Summary:
+    """Numbers of images, and bytes fetched. `untried` images were not begun, or not ended."""
+
+    loaded: int = 0
+    failed: int = 0
+    untried: int = 0
+    fetched: int = 0
+    transient: bool = False
+    """Whether every failure may pass: the caller may run the same load again."""
+    _corrupt: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """The gravest failure decides: wrong bytes, then what another run cannot mend."""
+        if self._corrupt:
+            return IntegrityError.exit_code
+        if self.transient:
+            return _TRANSIENT
+        return _INCOMPLETE if self.failed else 0
+
+    def add_loaded(self) -> None:
+        self.untried -= 1
+        self.loaded += 1
+
+    def add_failed(self, error: OciProxyError) -> None:
+        self.transient = error.transient and (self.transient or not self.failed)
+        self._corrupt = self._corrupt or isinstance(error, IntegrityError)
+        self.untried -= 1
+        self.failed += 1
+
+
+class LoadProgress:
+    """Belongs to one event loop. `arrived` says how many bytes of a blob are here already."""
+
+    def __init__(self, arrived: Callable[[Repository, Digest], int]) -> None:
+        self.active: list[ActiveImage] = []
+        self.summary = Summary()
+        self._arrived = arrived
+        self._known_images = 0
+        self._expected = 0
+        self._filled = 0
+        self._pending: dict[Digest, tuple[Repository, int]] = {}
+        """Where each missing blob comes from, and its bytes."""
+
+    @property
+    def arrived(self) -> int:
+        """Bytes that are here of all blobs that were missing."""
+        pending = ((repository, digest) for digest, (repository, _) in self._pending.items())
+        return self._filled + sum(self._arrived(*each) for each in pending)
+
+    @property
+    def expected(self) -> int | None:
+        """Bytes that will be here in the end: the images that are not known yet are taken to need
+        as much as the average of those that are. None before the first is known."""
+        if not self._known_images:
+            return None
+        active = sum(each.image is not None for each in self.active)
+        unknown = max(self.summary.untried - active, 0)
+        return self._expected + self._expected * unknown // self._known_images
+
+    def arrived_of(self, active: ActiveImage) -> int:
+        """Bytes that are here of the blobs that one image lacked."""
+        repository = active.wanted.reference.repository
+        arriving = (self._arrived(repository, digest) for digest in active.missing)
+        return active.size - sum(active.missing.values()) + sum(arriving)
+
+    def found(self, active: ActiveImage, image: UpstreamImage, missing: dict[Digest, int]) -> None:
+        """The manifests of an image are known, and `missing` are the blobs to fetch."""
+        active.image, active.missing, active.size = image, missing, sum(missing.values())
+        self._known_images += 1
+        for digest, size in missing.items():
+            if digest not in self._pending:
+                self._pending[digest] = active.wanted.reference.repository, size
+                self._expected += size
+
+    def filled(self, active: ActiveImage, digest: Digest) -> None:
+        """A blob of this image is in the store."""
+        active.missing.pop(digest, None)
+        _, size = self._pending.pop(digest, (None, 0))
+        self._filled += size
+
+    def end(self, active: ActiveImage) -> None:
+        """An image has ended: what it still lacks is expected only if another image lacks it."""
+        self.active.remove(active)
+        for digest in active.missing:
+            if not any(digest in other.missing for other in self.active):
+                _, size = self._pending.pop(digest, (None, 0))
+                self._expected -= size

@@ -1,0 +1,165 @@
+"""One arriving blob: its file in `pulls/`, and the journal of the byte ranges that are in it.
+
+`pulls/<name>` holds the bytes, each at its final offset. `pulls/<name>.spans` is an append-only
+journal: `size <bytes>`, then `<start> <stop>` a line, written after the bytes; `empty` where the
+bytes before it are gone. The leader writes both; followers in other processes read them. After a
+crash the next leader goes on from the journal. It is a hint: everything is hashed before commit.
+
+Tests: tests/store/test_staging.py, tests/fuzz/test_parsers.py.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from ociproxy.errors import StoreError
+from ociproxy.store.byte_ranges import ByteRanges
+from ociproxy.store.files import is_at, store_errors, try_lock
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ociproxy.oci.digest import Digest
+    from ociproxy.store.blobs import Blobs
+
+JOURNAL_SUFFIX: Final = ".spans"
+_JOURNAL_INTERVAL: Final = 0.02
+"""Seconds between journal lines: how far behind a follower in another process may be."""
+
+
+class Ingest:
+    """One arriving blob, seen by its leader or by a follower in another process."""
+
+    def __init__(self, path: Path, digest: Digest, file: int, *, leading: bool) -> None:
+        self.path = path
+        self.digest = digest
+        self.file = file
+        self.leading = leading
+        self.size: int | None = None
+        self.ranges = ByteRanges()
+        self._journal_path = path.with_name(path.name + JOURNAL_SUFFIX)
+        self._journal: int | None = None
+        self._read = 0
+        self._pending = ByteRanges()
+        self._journalled = 0.0
+
+    def refresh(self) -> None:
+        """Take in what the journal says now: on a follower, how far the leader has come."""
+        with store_errors(self._journal_path):
+            try:
+                with self._journal_path.open("rb") as journal:
+                    journal.seek(self._read)
+                    data = journal.read()
+            except FileNotFoundError:
+                return
+        held = os.fstat(self.file).st_size
+        complete = data[: data.rfind(b"\n") + 1]
+        self._read += len(complete)
+        for line in complete.decode("ascii", "replace").splitlines():
+            self._apply(line.split(), held)
+
+    def disown_journal(self) -> None:
+        """Leader: an empty data file beside a journal is left by a crash after commit. Void the
+        journal, for followers read it too."""
+        if os.fstat(self.file).st_size == 0 and self._read:
+            # The last line may be half a one.
+            self._append("\nempty\n")
+
+    def set_size(self, size: int) -> None:
+        """Leader: the blob's size in bytes is known."""
+        if self.size != size:
+            self.size = size
+            self._append(f"size {size}\n")
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Leader, any thread: put bytes in place. They count once `arrived` is told of them."""
+        with store_errors(self.path):
+            view = memoryview(data)
+            while view:
+                count = os.pwrite(self.file, view, offset)
+                offset += count
+                view = view[count:]
+
+    def arrived(self, start: int, stop: int, *, flush: bool = False) -> None:
+        """Leader: these bytes are in place. The journal says so within `_JOURNAL_INTERVAL`; at once
+        with `flush`."""
+        self.ranges.add(start, stop)
+        self._pending.add(start, stop)
+        now = time.monotonic()
+        if flush or now - self._journalled >= _JOURNAL_INTERVAL:
+            self._journalled = now
+            self._flush()
+
+    def is_led(self) -> bool:
+        """Follower: whether some process still leads."""
+        if not try_lock(self.file, fcntl.LOCK_SH):
+            return True
+        fcntl.flock(self.file, fcntl.LOCK_UN)
+        return False
+
+    def is_same_file(self, other: Ingest) -> bool:
+        return os.path.samestat(os.fstat(self.file), os.fstat(other.file))
+
+    def is_committed(self, blobs: Blobs) -> bool:
+        """Follower: whether the stored blob is this very file."""
+        return is_at(self.file, blobs.path(self.digest))
+
+    def commit(self, blobs: Blobs) -> None:
+        """Leader: publish the verified bytes and end the staging."""
+        if self.size is not None:
+            with store_errors(self.path):
+                # A killed leader may have written more bytes than the journal says.
+                os.ftruncate(self.file, self.size)
+        blobs.commit(self.path, self.digest)
+        self._unlink_journal()
+
+    def discard(self) -> None:
+        """Leader: remove the bytes; they are wrong, or none."""
+        with store_errors(self.path):
+            self._unlink_journal()
+            self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give up the lead, or stop following. What arrived stays for the next leader."""
+        # A journal is a hint: one that cannot be written costs the next leader some bytes.
+        with suppress(StoreError):
+            self._flush()
+        if self._journal is not None:
+            os.close(self._journal)
+            self._journal = None
+        if self.leading:
+            # Readers may hold duplicates of this descriptor, and those would keep the lock.
+            fcntl.flock(self.file, fcntl.LOCK_UN)
+        os.close(self.file)
+
+    def _flush(self) -> None:
+        if self._pending.total:
+            self._append("".join(f"{first} {last}\n" for first, last in self._pending))
+            self._pending = ByteRanges()
+
+    def _append(self, text: str) -> None:
+        with store_errors(self._journal_path):
+            if self._journal is None:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                self._journal = os.open(self._journal_path, flags, 0o644)
+            os.write(self._journal, text.encode())
+
+    def _apply(self, words: list[str], held: int) -> None:
+        """Bytes beyond the end of the file, or beyond the size, are not taken from a line."""
+        match words:
+            case ["empty"]:
+                self.ranges = ByteRanges()
+            case ["size", size] if size.isdecimal():
+                self.size = int(size)
+            case [start, stop] if start.isdecimal() and stop.isdecimal():
+                limit = held if self.size is None else min(held, self.size)
+                self.ranges.add(int(start), min(int(stop), limit))
+
+    def _unlink_journal(self) -> None:
+        self._pending = ByteRanges()
+        with store_errors(self._journal_path):
+            self._journal_path.unlink(missing_ok=True)
