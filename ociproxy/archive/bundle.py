@@ -139,7 +139,7 @@ class Bundle:
             self._damaged[digest] = DigestMismatch(f"{self.path}: blob {digest}", digest, actual)
             raise self._damaged[digest]
         with self._guard:
-            # If the file was written to meanwhile, the next reader hashes the blob again.
+            # If the file was written to during the hashing, the next reader hashes the blob again.
             if state == self._state == _state(self._file):
                 self._verified.add(digest)
 

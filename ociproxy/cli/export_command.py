@@ -1,4 +1,7 @@
-"""`ociproxy export`."""
+"""`ociproxy export`: its options, the choice of images, and what it prints.
+
+Tests: tests/archive/export/test_export.py.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 _STDOUT_NUMBER: Final = 1
 
 
-@click.command("export", short_help="Write what is cached into an archive.")
+@click.command("export", short_help="Write cached images into an archive.")
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
 @image_path
@@ -62,7 +65,7 @@ _STDOUT_NUMBER: Final = 1
     metavar="OS/ARCH[/VARIANT]",
     multiple=True,
     envvar="OCIPROXY_PLATFORM",
-    help="Of indexes, only this platform; repeat for more.  [default: all that is stored]",
+    help="Take only this platform of an index; repeat for more.  [default: all that are stored]",
 )
 @click.option(
     "--format",
@@ -90,7 +93,7 @@ _STDOUT_NUMBER: Final = 1
     metavar="LOCK|ARCHIVE",
     type=click.Path(path_type=Path),
     envvar="OCIPROXY_SINCE",
-    help="Leave out the blobs that are in this one.",
+    help="Leave out the blobs that this lock or archive has.",
 )
 @click.option(
     "--volume-size",
@@ -131,7 +134,7 @@ def export_command(
     allow_partial: bool,
     as_json: bool,
 ) -> None:
-    """Write what is cached into FILE, an archive to carry; no network.
+    """Write cached images into FILE, an archive to carry; no network is used.
 
     PATTERN is a glob on the reference, such as '*/library/*:1.*'. '-' is standard output.
     """

@@ -1,4 +1,7 @@
-"""What `import` says: a line an image, or JSON events, and at the end how it went."""
+"""What `import` prints: a line for each image, or JSON events, and a summary at the end.
+
+Tests: tests/archive/importer/test_importer.py.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
     from ociproxy.errors import OciProxyError
 
 _SHOWN: Final = 10
-"""Problems of one image that a line is spent on; JSON has more."""
+"""Problems, or platforms, of one image that are printed; `--json` prints more."""
 _PUBLISHED: Final = (Status.IMPORTED, Status.REPLACED, Status.UNCHANGED)
 
 

@@ -169,7 +169,7 @@ def flatten(store: Store, chosen: Iterable[Chosen], *, referrers: bool) -> Itera
 
 
 def _is_runnable(image: ReachedImage) -> bool:
-    """False for attestations, whose platform is `unknown/unknown`."""
+    """False for attestations, whose platform is `unknown/unknown`, and for unknown platforms."""
     platform = image.platform
     return platform is not None and platform.os != "unknown"
 
@@ -185,7 +185,7 @@ def _tagged_referrers(store: Store, repository: Repository, found: Closure) -> I
 
 
 def _names(match: re.Match[str], manifests: Iterable[Digest]) -> bool:
-    # A tag has 128 characters at most, so that one for a sha512 has only the first of its digits.
+    # The specification limits the digits to 64, so that a tag for a sha512 has half of them.
     return any(
         digest.algorithm == match["algorithm"] and digest.encoded.startswith(match["hex"])
         for digest in manifests
