@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from ociproxy.config.skopeo import PROGRAM
 from ociproxy.errors import ManifestInvalid, OciProxyError, UpstreamUnavailable, UpstreamUntrusted
+from ociproxy.fetch.credential_helper import run_helper
 from ociproxy.fetch.credentials import credentials_for
 from ociproxy.fetch.skopeo.errors import SkopeoStderr, rate_limited, translate
 
@@ -204,7 +205,8 @@ class Program:
     @contextmanager
     def _authentication(self, prefix: str) -> Iterator[tuple[list[str], int | None]]:
         auth = self._upstream.auth
-        credentials = None if auth is None else credentials_for(auth, self._upstream.server)
+        server = self._upstream.server
+        credentials = None if auth is None else credentials_for(auth, server, run_helper)
         if credentials is None:
             yield [f"{prefix}no-creds"], None
             return
