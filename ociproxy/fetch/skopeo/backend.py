@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import dataclass
 from threading import Event
 from typing import TYPE_CHECKING, Final
 
@@ -27,17 +26,17 @@ from ociproxy.errors import (
 )
 from ociproxy.fetch.backend import Listing
 from ociproxy.fetch.retry import retrying
+from ociproxy.fetch.skopeo.blob_index import BlobIndex
 from ociproxy.fetch.skopeo.copy import CopyJobs
 from ociproxy.fetch.skopeo.process import Program
 from ociproxy.fetch.tags import TagsQuery, page_of_tags
 from ociproxy.fetch.verify import media_type_in, verify_manifest
-from ociproxy.oci.descriptor import MalformedManifest
-from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest
-from ociproxy.store.manifests import with_media_type
+from ociproxy.oci.manifest import MANIFEST_MAX_SIZE
 
 if TYPE_CHECKING:
     from ociproxy.config.settings import Fetch, Upstream
     from ociproxy.fetch.download.download import Download
+    from ociproxy.fetch.skopeo.blob_index import Image
     from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
@@ -47,63 +46,6 @@ if TYPE_CHECKING:
 
 _RECENT: Final = 4 * MANIFEST_MAX_SIZE
 """Bytes of manifests kept for a client that resolves a tag and then asks by digest."""
-_KNOWN: Final = 16_384
-"""Blobs of any image that are kept in memory. The others are looked up in the store."""
-_SEARCHED: Final = 4096
-"""Stored manifests of a repository that one look-up of a blob reads at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """An image manifest of a repository, and the blobs that a registry holds for it."""
-
-    repository: Repository
-    descriptor: Descriptor
-    blobs: tuple[Descriptor, ...]
-
-    @property
-    def key(self) -> tuple[Repository, Digest]:
-        return self.repository, self.descriptor.digest
-
-    def find(self, digest: Digest) -> Descriptor | None:
-        return next((blob for blob in self.blobs if blob.digest == digest), None)
-
-
-class BlobIndex:
-    """Which image a blob is copied with: skopeo copies images and cannot ask for a blob.
-
-    Thread-safe. Two threads that look for the same blob may both read the store.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._of: BoundedCache[tuple[Repository, Digest], Image] = BoundedCache(_KNOWN)
-
-    def learn(self, repository: Repository, holder: ManifestHolder) -> None:
-        """Remember the blobs of a manifest that the upstream has just sent, or that is stored."""
-        try:
-            manifest = holder.manifest
-        except MalformedManifest:
-            return
-        if isinstance(manifest, ImageManifest):
-            image = Image(repository, holder.descriptor, manifest.blobs)
-            for blob in image.blobs:
-                self._of.put((repository, blob.digest), image)
-
-    def find(self, repository: Repository, digest: Digest) -> Image | None:
-        """The image of this repository that has this blob. Raises StoreError."""
-        known = self._of.get((repository, digest))
-        if known is not None:
-            return known
-        for each in self._store.refs.manifests(repository)[:_SEARCHED]:
-            described = self._store.refs.find_manifest(repository, each)
-            holder = self._store.manifests.find(each, use=False)
-            if holder is not None:
-                self.learn(repository, with_media_type(holder, described))
-                found = self._of.get((repository, digest))
-                if found is not None:
-                    return found
-        return None
 
 
 class SkopeoBackend:
@@ -166,7 +108,7 @@ class SkopeoBackend:
             wait_max=download.limits.retry_wait_max,
             sleep=download.wait,
         )
-        attempts(self._jobs.bring, image, digest, download.stopped)
+        attempts(self._jobs.fetch, image, digest, download.stopped)
         download.bytes_fetched += size
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
@@ -175,7 +117,7 @@ class SkopeoBackend:
         if path != "tags/list":
             raise NameUnknown(str(repository), f"skopeo does not ask for {path}")
         self._check_name(repository)
-        run = self._program.ask(
+        run = self._program.call(
             "list-tags",
             f"docker://{self._program.name_of(repository)}",
             output_limit=MANIFEST_MAX_SIZE,
@@ -197,7 +139,7 @@ class SkopeoBackend:
         self._check_name(repository)
         # By tag where there is one: with a digest beside it, the two have to agree.
         which = f":{reference.tag}" if reference.tag else f"@{reference.digest}"
-        run = self._program.ask(
+        run = self._program.call(
             "inspect",
             "--raw",
             f"docker://{self._program.name_of(repository)}{which}",
@@ -206,7 +148,7 @@ class SkopeoBackend:
         )
         holder = verify_manifest(
             bytes(run.stdout),
-            media_type_in(run.said.content_type),
+            media_type_in(run.stderr.content_type),
             upstream=self._name,
             expected=reference.digest,
             subject=reference,

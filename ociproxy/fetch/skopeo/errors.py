@@ -99,13 +99,13 @@ class SkopeoStderr:
             self._other = line.strip()
 
 
-def translate(said: SkopeoStderr, upstream: str, unknown: OciProxyError) -> OciProxyError:
+def translate(stderr: SkopeoStderr, upstream: str, unknown: OciProxyError) -> OciProxyError:
     """A domain error for a run that failed; `unknown` is the one for a 404."""
-    words = said.fatal.lower()
-    reason = _shown(said.fatal) or "skopeo failed and does not say why"
-    if said.throttled or "too many requests" in words or "toomanyrequests" in words:
-        return rate_limited(said, upstream)
-    if found := _MISMATCH.search(said.fatal):
+    words = stderr.fatal.lower()
+    reason = _shown(stderr.fatal) or "skopeo failed and does not say why"
+    if stderr.throttled or "too many requests" in words or "toomanyrequests" in words:
+        return rate_limited(stderr, upstream)
+    if found := _MISMATCH.search(stderr.fatal):
         return DigestMismatch("blob", _digest(found[1]), found[2].rstrip(".,"))
     if any(sign in words for sign in _UNTRUSTED):
         return UpstreamUntrusted(upstream, reason)
@@ -114,7 +114,7 @@ def translate(said: SkopeoStderr, upstream: str, unknown: OciProxyError) -> OciP
     if any(sign in words for sign in _DENIED_403):
         return UpstreamDenied(upstream, reason, status=403)
     if "404 (not found)" in words or "unknown:" in words or "not known to registry" in words:
-        return _unknown(said.fatal, unknown)
+        return _unknown(stderr.fatal, unknown)
     if "invalid reference format" in words or "repository name must" in words:
         return NameUnknown(upstream, f"skopeo accepts no such name: {reason}")
     if "exceeded maximum allowed size" in words:
@@ -131,8 +131,8 @@ def translate(said: SkopeoStderr, upstream: str, unknown: OciProxyError) -> OciP
     )
 
 
-def rate_limited(said: SkopeoStderr, upstream: str) -> UpstreamRateLimited:
-    retry_after = clamp_retry_after(said.retry_after)
+def rate_limited(stderr: SkopeoStderr, upstream: str) -> UpstreamRateLimited:
+    retry_after = clamp_retry_after(stderr.retry_after)
     return UpstreamRateLimited(upstream, "answers 429 Too Many Requests", retry_after=retry_after)
 
 

@@ -59,7 +59,7 @@ class Run:
         auth: int | None,
         stdout_limit: int,
     ) -> None:
-        self.said = SkopeoStderr()
+        self.stderr = SkopeoStderr()
         self.stdout = bytearray()
         self._upstream = upstream
         self._stopped = stopped
@@ -109,19 +109,19 @@ class Run:
             if not data:
                 self._selector.unregister(key.fileobj)
             elif key.fileobj is self._process.stderr:
-                self.said.feed(data)
+                self.stderr.feed(data)
             else:
                 self.stdout += data
         if self._stopped.is_set():
             raise UpstreamUnavailable(self._upstream, "shutting down")
-        if self.said.throttled:
-            raise rate_limited(self.said, self._upstream)
+        if self.stderr.throttled:
+            raise rate_limited(self.stderr, self._upstream)
         if len(self.stdout) > self._limit:
             reason = f"a document of more than {self._limit} bytes is too large"
             raise ManifestInvalid(self._upstream, reason)
         if self._selector.get_map():
             return True
-        self.said.end()
+        self.stderr.end()
         return False
 
     def check(self, unknown: OciProxyError) -> None:
@@ -130,16 +130,16 @@ class Run:
             code = self._process.wait(_END_LIMIT)
         except subprocess.TimeoutExpired as exc:
             raise UpstreamUnavailable(self._upstream, f"{PROGRAM} does not end") from exc
-        if code < 0 and not self.said.fatal:
+        if code < 0 and not self.stderr.fatal:
             name = signal.Signals(-code).name
             raise UpstreamUnavailable(self._upstream, f"{PROGRAM} was ended by {name}")
         if code != 0:
-            raise translate(self.said, self._upstream, unknown)
+            raise translate(self.stderr, self._upstream, unknown)
 
     def timed_out(self, seconds: float, what: str) -> UpstreamUnavailable:
         reason = f"timed out after {seconds:g} s {what}"
         return UpstreamUnavailable(
-            self._upstream, reason, timed_out=True, unreachable=not self.said.answered
+            self._upstream, reason, timed_out=True, unreachable=not self.stderr.answered
         )
 
 
@@ -162,7 +162,7 @@ class Program:
         """What skopeo calls a repository."""
         return "/".join(part for part in (self._host, self._prefix, repository.name) if part)
 
-    def ask(self, *words: str, output_limit: int, unknown: OciProxyError) -> Run:
+    def call(self, *words: str, output_limit: int, unknown: OciProxyError) -> Run:
         """Run a short command to its end. Raises UpstreamError kinds or `unknown`."""
         timeouts = self._upstream.timeouts
         limit = timeouts.connect + timeouts.headers
