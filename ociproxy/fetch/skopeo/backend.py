@@ -1,11 +1,11 @@
 """The skopeo backend: an upstream registry asked by a subprocess, image by image.
 
-Manifests come from `skopeo inspect --raw`, which gives the exact bytes, and blobs by copying the
+Manifests come from `skopeo inspect --raw`, which gives the exact bytes. Blobs come by copying the
 image that names them. `skopeo copy --all` is never used: into a layout it converts Docker's types,
-and with `--preserve-digests` it refuses Docker's lists (tests/fetch/test_skopeo_backend.py).
+and with `--preserve-digests` it refuses Docker's lists.
 
-What skopeo cannot do: HEAD (a tag is looked up by a GET, which costs a pull), ranges, the referrers
-API (its absence sends the caller to the fallback tag), repository names with capitals.
+skopeo has no HEAD, so looking up a tag costs a pull. It has no ranges, no referrers API (the caller
+then asks for the fallback tag), and accepts no capitals in repository names.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 _RECENT: Final = 4 * MANIFEST_MAX_SIZE
-"""Bytes of manifests kept for a client that resolves a tag and then asks by digest."""
+"""Bytes of manifests kept for a client that resolves a tag and then asks by digest: at least the
+last four."""
 
 
 class SkopeoBackend:
-    """A `Backend` for one upstream, which fetches into this store."""
+    """A `Backend` for one upstream and one store."""
 
     def __init__(self, upstream: Upstream, fetch: Fetch, store: Store) -> None:
-        """Raises UpstreamUntrusted if the upstream's certificate files cannot be used, or
-        StoreError."""
+        """Raises StoreError, or UpstreamUntrusted for certificate files that cannot be used."""
         self._name = upstream.name
         self._store = store
         workspace = store.staging.workspace(f"skopeo-{uuid.uuid4()}")
@@ -76,11 +76,11 @@ class SkopeoBackend:
 
     @property
     def quota(self) -> Quota | None:
-        """skopeo does not pass on what the upstream says."""
+        """None: skopeo shows no response headers."""
         return None
 
     def resolve(self, reference: Reference) -> Descriptor:
-        """A GET: skopeo asks for no heads. The bytes are kept for a moment."""
+        """By a GET, whose bytes are kept for the request by digest that mostly follows."""
         holder = self._fetch(reference)
         key = (reference.repository, holder.descriptor.digest)
         self._recent.put(key, holder, len(holder.raw))
@@ -94,13 +94,13 @@ class SkopeoBackend:
         return self._fetch(reference)
 
     def stat_blob(self, repository: Repository, digest: Digest) -> int:
-        """What the manifest says; the upstream is not asked."""
+        """From the manifest; the upstream is not asked."""
         return self._find(repository, digest)[1]
 
     def fetch_blob(
         self, repository: Repository, digest: Digest, download: Download, *, tries: int
     ) -> None:
-        """With the image that names the blob; the other blobs of that image come too."""
+        """By copying an image that has the blob; the other blobs of that image come too."""
         image, size = self._find(repository, digest)
         download.learn_size(size)
         attempts = retrying(
@@ -112,7 +112,7 @@ class SkopeoBackend:
         download.bytes_fetched += size
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
-        """All tags, of which `n` and `last` choose a page."""
+        """`tags/list` only: skopeo gets all tags, of which `n` and `last` choose a page."""
         unknown = NameUnknown(str(repository), f"the upstream has no {path}")
         if path != "tags/list":
             raise NameUnknown(str(repository), f"skopeo does not ask for {path}")
@@ -130,14 +130,14 @@ class SkopeoBackend:
         return page_of_tags(repository, sorted(set(tags)), TagsQuery.parse(query))
 
     def close(self) -> None:
-        """Ends what is running, without waiting for it."""
+        """End the running programs, without waiting for their end."""
         self._stopped.set()
         self._jobs.close(self._workspace.remove)
 
     def _fetch(self, reference: Reference) -> ManifestHolder:
         repository = reference.repository
         self._check_name(repository)
-        # By tag where there is one: with a digest beside it, the two have to agree.
+        # By tag if the reference has one: a digest beside it must then agree with the answer.
         which = f":{reference.tag}" if reference.tag else f"@{reference.digest}"
         run = self._program.call(
             "inspect",
@@ -157,7 +157,7 @@ class SkopeoBackend:
         return holder
 
     def _find(self, repository: Repository, digest: Digest) -> tuple[Image, int]:
-        """The image a blob comes with, and the blob's size in bytes."""
+        """An image that has the blob, and the blob's size in bytes. Raises BlobUnknown."""
         image = self._blobs.find(repository, digest)
         blob = None if image is None else image.find(digest)
         if image is None or blob is None:
