@@ -1,6 +1,6 @@
-"""What moved between two locks, and what there is to carry from the first to the second.
+"""What moved between two locks, and which contents the second has and the first lacks.
 
-Only metadata is read: of an archive its lock, of a store its records and manifests.
+No blob is read: of an archive only its lock, of a store only its records and manifests.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ociproxy.archive.export.content import contents, lock_of
-from ociproxy.archive.export.selection import Wish, reach
-from ociproxy.archive.lock_reader import read_lock
+from ociproxy.archive.export.selection import Selected, reach
+from ociproxy.archive.lock import read_lock
 from ociproxy.store.files import store_errors
 from ociproxy.store.inventory import references
 from ociproxy.store.store import open_existing
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Difference:
     """From a first lock to a second. `moved` are references with another digest, `changed` those
-    with the same digest but other platforms, or complete only in one. `carry` is the size in bytes
-    of what the second has and the first lacks, `dropped` the other way round."""
+    with the same digest and other platforms, or complete in one lock only. `carry` has the sizes in
+    bytes of contents that only the second lock has, `dropped` of those that only the first has."""
 
     added: tuple[LockedImage, ...]
     removed: tuple[LockedImage, ...]
@@ -44,7 +44,7 @@ class Difference:
 
 
 def diff(first: Lock, second: Lock) -> Difference:
-    """In the order of references and digests."""
+    """All parts are in the order of references and digests."""
     old = {str(each.reference): each for each in first.images}
     new = {str(each.reference): each for each in second.images}
     both = [(old[name], new[name]) for name in sorted(old.keys() & new.keys())]
@@ -67,15 +67,16 @@ def diff(first: Lock, second: Lock) -> Difference:
 def open_lock(path: Path) -> Lock:
     """The lock of a store where the path is a folder, else of a lock file or an archive.
 
-    Raises StoreError, LockInvalid or LayoutInvalid.
+    The lock of a store is made of all that is cached, incomplete images included. Raises
+    StoreError, LockInvalid or LayoutInvalid.
     """
     with store_errors(path):
         folder = path.is_dir()
     if not folder:
         return read_lock(path)
     store = open_existing(path)
-    wishes = (Wish(reference, descriptor) for reference, descriptor, _ in references(store))
-    chosen = reach(store, wishes, referrers=True, allow_partial=True)
+    selected = (Selected(reference, descriptor) for reference, descriptor, _ in references(store))
+    chosen = reach(store, selected, referrers=True, allow_partial=True)
     return lock_of(chosen, contents(chosen))
 
 

@@ -1,25 +1,30 @@
-"""Locks: which digests a set of references stood for, and everything those digests reach.
+"""Locks: the digest that each of a set of references stood for, and the size of all contents.
 
-A lock pins a load, says what an archive holds, and tells `export --since` what a receiver has. It
-is JSON in one canonical form, so that equal locks are equal bytes:
+`load --locked` loads what a lock names, an archive has a lock of its contents, and `export --since`
+reads from one what the receiver has. It is JSON in one canonical form, so that equal locks are
+equal bytes:
 
     {"format": "ociproxy-lock/1",
      "images": [{"reference", "digest", "mediaType", "size", "platforms": [...],
                  "complete": true}],
      "contents": [{"digest", "size"}]}
 
-`size` of an image is that of its manifest. An incomplete image has `missing`, the digests it
-lacks; one that was flattened has `flattenedFrom`, the digest of the index it was taken from. The
-lock of a delta has `base`, the digest of the lock it builds on, and `omitted`, the digests that
-the receiver is to have already.
+The `size` of an image is that of its manifest, and sizes are in bytes. An incomplete image has
+`missing`, the digests it lacks. A flattened image has `flattenedFrom`, the digest of the index it
+was taken from. The lock of a delta has `base`, the digest of the lock it builds on, and `omitted`,
+the digests that the archive leaves out because the receiver has them.
 """
 
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.archive.importer.decompress import ArchiveStream
+from ociproxy.archive.importer.tar_reader import members
 from ociproxy.errors import DigestInvalid, LockInvalid, NameInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
@@ -27,16 +32,24 @@ from ociproxy.oci.platform import Platform
 from ociproxy.oci.reference import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from io import FileIO
+    from pathlib import Path
 
+LOCK_NAME: Final = "ociproxy-lock.json"
+"""The member of an archive that is its lock."""
 FORMAT: Final = "ociproxy-lock/1"
 LOCK_MAX_SIZE: Final = 64 * 1024 * 1024
-"""Bytes: half a million blobs and manifests. Whoever reads a lock reads no more than this."""
+"""Bytes, of half a million blobs and manifests: it bounds the memory that reading a lock takes."""
+_FRONT: Final = 16
+"""Members at the front of an archive that are searched for its lock, which is among the first four
+where ociproxy wrote the archive."""
 
 
 @dataclass(frozen=True, slots=True)
 class LockedImage:
-    """A reference, a tag's or by digest, and the manifest it stood for; platforms are in order."""
+    """A reference by tag or by digest, and the descriptor of the manifest it stood for. `missing`
+    are the digests that an incomplete image lacks."""
 
     reference: Reference
     descriptor: Descriptor
@@ -63,7 +76,8 @@ class LockedImage:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """`contents` is the size in bytes of every manifest and blob that the images reach."""
+    """`contents` is the size in bytes of every manifest and blob that the images reach; `omitted`
+    are those of them that a delta leaves out."""
 
     images: tuple[LockedImage, ...]
     contents: Mapping[Digest, int] = field(default_factory=dict)
@@ -72,7 +86,7 @@ class Lock:
 
     @staticmethod
     def parse(raw: bytes, source: str) -> Lock:
-        """Raises LockInvalid, naming the source, for what is no lock."""
+        """Raises LockInvalid, naming the source, for bytes that are not a lock."""
         if len(raw) > LOCK_MAX_SIZE:
             raise LockInvalid(source, f"is larger than {LOCK_MAX_SIZE} bytes")
         try:
@@ -112,15 +126,47 @@ class Lock:
 
     @property
     def digest(self) -> Digest:
-        """What a delta that builds on this lock calls it."""
+        """The `base` of a delta that builds on this lock."""
         return Digest.of(self.encode())
 
-    def find(self, reference: Reference) -> LockedImage | None:
-        return next((each for each in self.images if each.reference == reference), None)
+
+def read_lock(path: Path) -> Lock:
+    """The lock in a lock file, or in an archive of which only the front is read.
+
+    Raises LockInvalid, also for an archive without a lock, or LayoutInvalid for a file that is
+    neither of the two.
+    """
+    with _opened(path) as file:
+        head = file.read(1)
+    if head in (b"{", b" ", b"\n", b""):
+        return read_lock_file(path)
+    with _opened(path) as file:
+        for member in islice(members(ArchiveStream(file, str(path))), _FRONT):
+            if member.name == LOCK_NAME:
+                return Lock.parse(member.read(LOCK_MAX_SIZE), f"{path}: {LOCK_NAME}")
+    raise LockInvalid(
+        str(path), f"has no {LOCK_NAME}: it is no archive of ociproxy's, or not its first volume"
+    )
+
+
+def read_lock_file(path: Path) -> Lock:
+    """Raises LockInvalid."""
+    with _opened(path) as file:
+        return Lock.parse(file.read(LOCK_MAX_SIZE + 1), str(path))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[FileIO]:
+    try:
+        file = path.open("rb", buffering=0)
+    except OSError as exc:
+        raise LockInvalid(str(path), f"cannot be read: {exc.strerror or exc}".lower()) from exc
+    with file:
+        yield file
 
 
 class _Malformed(ValueError):
-    """Part of a lock is not what it has to be."""
+    """Part of a lock is not what the format says."""
 
 
 def _image(value: object) -> LockedImage:

@@ -1,4 +1,7 @@
-"""`ociproxy diff`."""
+"""`ociproxy diff`: what it prints, and its exit code.
+
+Tests: tests/archive/test_diff.py.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _DIFFERENT: Final = 1
 )
 @click.pass_context
 def diff_command(context: click.Context, first: Path, second: Path, as_json: bool) -> None:
-    """Print what is different in B, and how much there is to carry to who has A.
+    """Print how B differs from A, and how much of B a store that has A lacks.
 
     A and B are each a store's folder, an archive or a lock. Exits with 1 where they differ.
     """

@@ -1,4 +1,7 @@
-"""`ociproxy export`."""
+"""`ociproxy export`: its options, the choice of images, and what it prints.
+
+Tests: tests/archive/export/test_export.py.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from rich.filesize import decimal
 from ociproxy.archive.export.export import Exported, Shape, check_target, export, size_of
 from ociproxy.archive.export.output import STDOUT
 from ociproxy.archive.export.selection import by_lock, by_patterns, by_references, flatten, reach
-from ociproxy.archive.lock_reader import read_lock, read_lock_file
+from ociproxy.archive.lock import read_lock, read_lock_file
 from ociproxy.cli.options import (
     PlatformType,
     SizeType,
@@ -27,14 +30,14 @@ from ociproxy.cli.terminal import Screen, Step
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ociproxy.archive.export.selection import Chosen, Wish
+    from ociproxy.archive.export.selection import Chosen, Selected
     from ociproxy.oci.platform import Platform
     from ociproxy.store.store import Store
 
 _STDOUT_NUMBER: Final = 1
 
 
-@click.command("export", short_help="Write what is cached into an archive.")
+@click.command("export", short_help="Write cached images into an archive.")
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
 @image_path
@@ -62,7 +65,7 @@ _STDOUT_NUMBER: Final = 1
     metavar="OS/ARCH[/VARIANT]",
     multiple=True,
     envvar="OCIPROXY_PLATFORM",
-    help="Of indexes, only this platform; repeat for more.  [default: all that is stored]",
+    help="Take only this platform of an index; repeat for more.  [default: all that are stored]",
 )
 @click.option(
     "--format",
@@ -90,7 +93,7 @@ _STDOUT_NUMBER: Final = 1
     metavar="LOCK|ARCHIVE",
     type=click.Path(path_type=Path),
     envvar="OCIPROXY_SINCE",
-    help="Leave out the blobs that are in this one.",
+    help="Leave out the blobs that this lock or archive has.",
 )
 @click.option(
     "--volume-size",
@@ -131,7 +134,7 @@ def export_command(
     allow_partial: bool,
     as_json: bool,
 ) -> None:
-    """Write what is cached into FILE, an archive to carry; no network.
+    """Write cached images into FILE, an archive to carry; no network is used.
 
     PATTERN is a glob on the reference, such as '*/library/*:1.*'. '-' is standard output.
     """
@@ -150,12 +153,12 @@ def export_command(
     if file == STDOUT and os.isatty(_STDOUT_NUMBER):
         raise click.UsageError("an archive is nothing for a terminal: give a file, or a pipe")
     store = existing_store(config_path, image_path)
-    wishes: Iterable[Wish] = by_patterns(store, patterns, platforms)
+    selected: Iterable[Selected] = by_patterns(store, patterns, platforms)
     if wanted:
-        wishes = by_references(store, ((each.reference, each.platforms) for each in wanted))
+        selected = by_references(store, ((each.reference, each.platforms) for each in wanted))
     elif locked is not None:
-        wishes = by_lock(read_lock_file(locked), platforms)
-    chosen = reach(store, wishes, referrers=not no_referrers, allow_partial=allow_partial)
+        selected = by_lock(read_lock_file(locked), platforms)
+    chosen = reach(store, selected, referrers=not no_referrers, allow_partial=allow_partial)
     if shape.flattened:
         chosen = list(flatten(store, chosen, referrers=not no_referrers))
     exported = _export(screen, store, chosen, file, shape)

@@ -1,4 +1,7 @@
-"""`ociproxy import`."""
+"""`ociproxy import`: its options, and the import from its start to its exit code.
+
+Tests: tests/archive/importer/test_importer.py, tests/real/test_import.py.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ import click
 from ociproxy import log
 from ociproxy.archive.importer.decompress import MAX_SIZE
 from ociproxy.archive.importer.importer import Importer, Rules
-from ociproxy.archive.importer.publishing import OnExisting
-from ociproxy.archive.naming import GivenName
+from ociproxy.archive.importer.naming import GivenName
+from ociproxy.archive.importer.results import OnExisting
 from ociproxy.cli.import_report import Report
 from ociproxy.cli.options import (
     SizeType,
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
-@click.command("import", short_help="Take images in from archives and folders.")
+@click.command("import", short_help="Take images from archives and folders.")
 @click.argument(
     "sources", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path)
 )
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
     "--name",
     metavar="REGISTRY/REPOSITORY[:TAG]",
     envvar="OCIPROXY_NAME",
-    help="What to call images that have no full name in there; without a tag they keep theirs.",
+    help="Name for images that have no full name in their source; without a tag they keep theirs.",
 )
 @click.option(
     "--on-existing",
@@ -52,7 +55,7 @@ if TYPE_CHECKING:
     default=OnExisting.REPLACE.value,
     show_default=True,
     envvar="OCIPROXY_ON_EXISTING",
-    help="What to do where a tag is there and stands for something else; error imports nothing.",
+    help="What to do with a tag that the store has with another digest; error imports nothing.",
 )
 @click.option(
     "--max-size",
@@ -80,8 +83,8 @@ def import_command(
 
     FILE is an archive of `export` (all its volumes, for one that has volumes), an OCI image layout
     as a folder or a tar, a tar of `docker save`, or the cache folder of an ociregistry; `-` is
-    standard input. Tars may be packed with gzip or zstd. An image is seen only when all of it is
-    there; an interrupted import is simply run again.
+    standard input. Tars may be packed with gzip or zstd. Clients see an image only when all of it
+    is there. After an interruption run the same import again.
     """
     config = configuration(
         config_path, image_path=image_path, log_level=log_level, log_format=log_format
@@ -109,12 +112,13 @@ def import_command(
 
 
 def _check_apart(sources: tuple[Path, ...], store: Path) -> None:
-    """Before there is a store in a folder that is to be read. Raises ConfigError."""
+    """Raises ConfigError where a source is the store; called before the store makes its folders in
+    it."""
     for source in sources:
         try:
             same = source.is_dir() and source.resolve() == store.resolve()
         except OSError:
-            continue  # said when it is to be read
+            continue  # The importer reports it.
         if same:
             raise ConfigError(
                 "is the store itself: say another folder with --image-path", file=str(source)
@@ -122,5 +126,5 @@ def _check_apart(sources: tuple[Path, ...], store: Path) -> None:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """SIGTERM ends it in order, as SIGINT does."""
+    """SIGTERM ends the import in order, as SIGINT does."""
     raise KeyboardInterrupt

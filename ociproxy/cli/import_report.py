@@ -1,4 +1,7 @@
-"""What `import` says: a line an image, or JSON events, and at the end how it went."""
+"""What `import` prints: a line for each image, or JSON events, and a summary at the end.
+
+Tests: tests/archive/importer/test_importer.py.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.archive.importer.importer import Watcher
-from ociproxy.archive.importer.publishing import EXIT_CODES, ImportResult, Status
+from ociproxy.archive.importer.results import EXIT_CODES, ImportResult, Status
 from ociproxy.cli.terminal import print_event
 
 if TYPE_CHECKING:
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
     from ociproxy.errors import OciProxyError
 
 _SHOWN: Final = 10
-"""Problems of one image that a line is spent on; JSON has more."""
+"""Problems, or platforms, of one image that are printed; `--json` prints more."""
 _PUBLISHED: Final = (Status.IMPORTED, Status.REPLACED, Status.UNCHANGED)
 
 
@@ -34,21 +37,21 @@ class Report(Watcher):
         codes = (code for status, code in EXIT_CODES.items() if self._counts[status])
         return next(codes, 0)
 
-    def image(self, outcome: ImportResult) -> None:
-        self._counts[outcome.status] += 1
+    def image(self, result: ImportResult) -> None:
+        self._counts[result.status] += 1
         if self._json:
             print_event(
                 "image",
-                source=outcome.source,
-                reference=outcome.name,
-                digest=str(outcome.digest),
-                status=outcome.status.value,
-                previous=str(outcome.previous) if outcome.previous else None,
-                problems=list(outcome.problems),
-                leftOut=list(outcome.left_out),
+                source=result.source,
+                reference=result.name,
+                digest=str(result.digest),
+                status=result.status.value,
+                previous=str(result.previous) if result.previous else None,
+                problems=list(result.problems),
+                leftOut=list(result.left_out),
             )
             return
-        for line in _lines(outcome):
+        for line in _lines(result):
             self._screen.line(line)
 
     def note(self, source: str, text: str) -> None:
@@ -85,19 +88,19 @@ class Report(Watcher):
         self._screen.line(text)
 
 
-def _lines(outcome: ImportResult) -> list[str]:
-    name = outcome.name
-    shown = name if str(outcome.digest) in name else f"{name}@{outcome.digest}"
-    head = f"{outcome.status.value} {shown}"
-    if outcome.previous is not None and outcome.previous != outcome.digest:
-        verb = "was" if outcome.status is Status.REPLACED else "is"
-        head += f", {verb} {outcome.previous}"
-    if outcome.left_out and outcome.status in _PUBLISHED:
-        head += f", without {', '.join(outcome.left_out[:_SHOWN])}"
-    if not outcome.problems:
+def _lines(result: ImportResult) -> list[str]:
+    name = result.name
+    shown = name if str(result.digest) in name else f"{name}@{result.digest}"
+    head = f"{result.status.value} {shown}"
+    if result.previous is not None and result.previous != result.digest:
+        verb = "was" if result.status is Status.REPLACED else "is"
+        head += f", {verb} {result.previous}"
+    if result.left_out and result.status in _PUBLISHED:
+        head += f", without {', '.join(result.left_out[:_SHOWN])}"
+    if not result.problems:
         return [head]
-    lines = [f"{head} ({outcome.source}):"]
-    lines += [f"  {problem}" for problem in outcome.problems[:_SHOWN]]
-    if len(outcome.problems) > _SHOWN:
-        lines.append(f"  and {len(outcome.problems) - _SHOWN} more: see --json")
+    lines = [f"{head} ({result.source}):"]
+    lines += [f"  {problem}" for problem in result.problems[:_SHOWN]]
+    if len(result.problems) > _SHOWN:
+        lines.append(f"  and {len(result.problems) - _SHOWN} more: see --json")
     return lines

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ociproxy.archive.lock import Lock, LockedImage
-from ociproxy.archive.lock_reader import read_lock_file
+from ociproxy.archive.lock import Lock, LockedImage, read_lock_file
 from ociproxy.load.imagelist import ImageListInvalid, Wanted, pinned
 from ociproxy.load.loader import Watcher
 

@@ -14,7 +14,7 @@ import click
 
 from ociproxy import log
 from ociproxy.archive.bundle import Bundle
-from ociproxy.archive.importer.volume_reader import grouped
+from ociproxy.archive.volumes import grouped
 from ociproxy.cli.backends import backends
 from ociproxy.cli.options import common, configuration, pull_timeout
 from ociproxy.cli.sources import machine_platform, read_wanted

@@ -61,7 +61,7 @@ class BlobPuller:
         requests: Requests,
         threads: StoreThreads,
         fills: Fills,
-        isolation: Isolation,
+        isolation: Isolation | None,
         config: Config,
     ) -> None:
         self._store = store
@@ -82,8 +82,10 @@ class BlobPuller:
 
         Raises BlobUnknown, UpstreamError kinds, IntegrityError kinds, Busy or StoreError.
         """
-        await self._isolation.check_allowed(repository, digest)
-        return await self._pull(repository, digest)
+        async with self._upstreams.answer_time(repository.registry):
+            if self._isolation is not None:
+                await self._isolation.check_allowed(repository, digest)
+            return await self._pull(repository, digest)
 
     async def _pull(
         self, repository: Repository, digest: Digest
@@ -147,7 +149,12 @@ class BlobPuller:
 
     async def size(self, repository: Repository, digest: Digest) -> tuple[int, CacheStatus]:
         """Bytes of a blob. Where it is not stored the upstream is asked, but sends no body."""
-        await self._isolation.check_allowed(repository, digest)
+        async with self._upstreams.answer_time(repository.registry):
+            if self._isolation is not None:
+                await self._isolation.check_allowed(repository, digest)
+            return await self._size(repository, digest)
+
+    async def _size(self, repository: Repository, digest: Digest) -> tuple[int, CacheStatus]:
         size = self._store.blobs.find_size(digest)
         if size is not None:
             return size, HIT

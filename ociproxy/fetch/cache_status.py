@@ -1,4 +1,7 @@
-"""How a request was answered: for the log line and the `Cache-Status` header (RFC 9211)."""
+"""How a request was answered: for the log line and the `Cache-Status` header (RFC 9211).
+
+Tests: tests/serve/test_manifests.py, tests/serve/test_blobs.py.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,10 @@ from ociproxy.errors import (
 
 @dataclass(frozen=True, slots=True)
 class CacheStatus:
-    """`word` is one of hit, fill, follow, stale, miss."""
+    """`word` is for the log: hit, fill, follow, stale or miss. `header` is the whole header."""
 
     word: str
-    cache_status: str
+    header: str
 
 
 HIT: Final = CacheStatus("hit", "ociproxy; hit")
@@ -38,7 +41,7 @@ SLOW: Final = CacheStatus("stale", "ociproxy; fwd=stale; detail=upstream-slow")
 
 
 def stale_because(error: OciProxyError) -> CacheStatus:
-    """What is stored was served although it has expired, for the upstream gave this error."""
+    """Expired content was served, because the upstream failed with this error."""
     match error:
         case UpstreamDenied(status=status):
             detail = f"fwd-status={status}; detail=upstream-denied"

@@ -47,7 +47,11 @@ class Engine:
         self.upstreams = Upstreams(config, make_backend, clock=clock)
         self.requests = Requests(self.upstreams, config, clock=clock)
         self.threads = StoreThreads(config.fetch.requests)
-        isolation = Isolation(store, self.upstreams, self.requests, self.threads, config)
+        isolation = (
+            Isolation(store, self.upstreams, self.requests, self.threads)
+            if config.isolated
+            else None
+        )
         self.blobs = BlobPuller(
             store, self.upstreams, self.requests, self.threads, self._fills, isolation, config
         )

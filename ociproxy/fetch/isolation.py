@@ -1,10 +1,12 @@
-"""Isolation: what is stored is served under a repository only if that repository has it.
+"""Isolation: stored content is served under a repository only if that repository has it.
 
-One upstream with `isolation: repository` is enough for every request to be judged: what is private
-there could otherwise be had by its digest under another name. A manifest has to have come, once,
-from the upstream for this repository; a blob has to be one that such a manifest refers to, or one
-that the upstream says this repository has. Registries that nobody listed are not served at all
-then: whoever runs one could claim to have anything.
+One upstream with `isolation: repository` subjects all requests to it: its private content could
+otherwise be had by digest under another repository. A manifest is allowed where the upstream has
+once sent it for this repository. A blob is allowed where such a manifest refers to it, or where the
+upstream says that this repository has it. Unlisted registries are refused altogether, in
+`Upstreams.check_allowed`: their operators could claim to have any content.
+
+Tests: tests/serve/test_isolation.py.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from ociproxy.errors import BlobUnknown
 from ociproxy.store.membership import Membership
 
 if TYPE_CHECKING:
-    from ociproxy.config.settings import Config
     from ociproxy.fetch.upstreams.requests import Requests
     from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 _CONSENTS: Final = 16_384
-"""Blobs that upstreams said a repository has, and that no manifest here refers to."""
+"""Blobs kept that an upstream said a repository has, though no stored manifest refers to them."""
 
 
 class Isolation:
-    """Belongs to one event loop."""
+    """Made only where the configuration isolates repositories. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -37,9 +38,7 @@ class Isolation:
         upstreams: Upstreams,
         requests: Requests,
         threads: StoreThreads,
-        config: Config,
     ) -> None:
-        self._active = config.isolated
         self._store = store
         self._upstreams = upstreams
         self._requests = requests
@@ -48,16 +47,14 @@ class Isolation:
         self._consents: BoundedCache[tuple[Repository, Digest], bool] = BoundedCache(_CONSENTS)
 
     def has_manifest(self, repository: Repository, digest: Digest) -> bool:
-        """Whether a stored manifest may be served under this repository without asking."""
-        return not self._active or self._store.refs.find_manifest(repository, digest) is not None
+        """Whether a stored manifest may be served under this repository. Raises StoreError."""
+        return self._store.refs.find_manifest(repository, digest) is not None
 
     async def check_allowed(self, repository: Repository, blob: Digest) -> None:
-        """Returns where a blob may be served under this repository, stored or not.
+        """Returns where this repository has the blob, stored or not; may ask the upstream.
 
-        Raises BlobUnknown, or what the upstream's refusal to say so is, or StoreError.
+        Raises BlobUnknown, UpstreamError kinds, Busy or StoreError.
         """
-        if not self._active:
-            return
         found = self._membership.refers(repository, blob)
         if found is None:
             found = await self._threads.run(lambda: self._membership.read(repository, blob))

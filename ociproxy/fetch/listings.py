@@ -1,9 +1,10 @@
 """Lists, passed on: the tags of a repository and the referrers of a manifest.
 
-They are the upstream's answers as they come; where it does not answer, what is cached. Referrers
-follow the
-distribution-spec (listing referrers): an upstream without that API is read by its fallback tag, and
-the answer is never a 404.
+The upstream's answer is passed on as it comes; where the upstream fails, the list is made of what
+the store has. Referrers follow the distribution-spec (listing referrers): where the upstream lacks
+that API its fallback tag is read, and the answer is never a 404.
+
+Tests: tests/serve/test_lists.py.
 """
 
 from __future__ import annotations
@@ -52,7 +53,25 @@ class ListingPuller:
 
     async def tags(self, repository: Repository, query: TagsQuery) -> tuple[Listing, CacheStatus]:
         """Raises NameUnknown, UpstreamError kinds or StoreError."""
-        if not self._upstreams.offline:
+        async with self._upstreams.answer_time(repository.registry):
+            return await self._tags(repository, query)
+
+    async def referrers(
+        self, repository: Repository, subject: Digest, artifact_type: str
+    ) -> tuple[Listing, CacheStatus]:
+        """An index of what refers to the subject, empty where no referrer is known.
+
+        Raises StoreError, or UpstreamUnavailable where the answer takes too long.
+        """
+        async with self._upstreams.answer_time(repository.registry):
+            return await self._referrers(repository, subject, artifact_type)
+
+    async def _tags(self, repository: Repository, query: TagsQuery) -> tuple[Listing, CacheStatus]:
+        if self._upstreams.offline:
+            if not self._store.refs.has_repository(repository):
+                self._upstreams.check_online(NameUnknown, str(repository))
+            status = HIT
+        else:
             try:
                 return await self._ask(repository, "tags/list", query.encode()), PASSED_ON
             except OciProxyError as exc:
@@ -60,17 +79,11 @@ class ListingPuller:
                     raise
                 status = stale_because(exc)
                 log.event(logging.WARNING, "serving stale", reference=repository, reason=exc)
-        else:
-            if not self._store.refs.has_repository(repository):
-                self._upstreams.check_online(NameUnknown, str(repository))
-            status = HIT
         return page_of_tags(repository, self._store.refs.tags(repository), query), status
 
-    async def referrers(
+    async def _referrers(
         self, repository: Repository, subject: Digest, artifact_type: str
     ) -> tuple[Listing, CacheStatus]:
-        """An index of what refers to the subject; an empty one where nothing does, or nothing is
-        known."""
         cached = self._store.refs.referrers(repository, subject)
         if self._upstreams.offline:
             return _index(cached, artifact_type), HIT
@@ -109,7 +122,7 @@ class ListingPuller:
 
 
 def _filtered(listing: Listing, artifact_type: str) -> Listing:
-    """The index without the entries of other artifact types; what is no index lists nothing."""
+    """The index without entries of other artifact types; an empty one for what is no index."""
     try:
         index = parse_manifest(listing.raw, OCI_INDEX)
     except MalformedManifest:

@@ -1,8 +1,10 @@
-"""Manifests, pulled through: what is stored and fresh, else what the upstream says, else what is
-stored.
+"""Manifests, pulled through: the stored one while it is fresh, else the upstream's, else the stored
+one although it has expired.
 
-A tag has a time to live. After it one HEAD asks whether it moved, and only if it did is the
-manifest fetched; an upstream that fails, refuses or dawdles leaves the client with what is stored.
+A tag has a time to live. After it one HEAD asks the upstream whether the tag moved; the manifest is
+fetched only if it did. Where the upstream fails, refuses or is slow, the stored manifest is served.
+
+Tests: tests/serve/test_manifests.py, tests/serve/test_answer_time.py.
 """
 
 from __future__ import annotations
@@ -41,15 +43,17 @@ if TYPE_CHECKING:
     from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
     from ociproxy.oci.descriptor import Descriptor
+    from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
 
-_PAUSES: Final = 10_000
+_TAGS: Final = 10_000
+"""Tags whose pause and whose time to live are kept in memory."""
 
 
 class ManifestAnswer(NamedTuple):
-    """`raw` is None where only the head was asked for and the bytes are not stored."""
+    """`raw` is None for a HEAD of a manifest that is not stored."""
 
     descriptor: Descriptor
     raw: bytes | None
@@ -66,7 +70,7 @@ class ManifestPuller:
         requests: Requests,
         threads: StoreThreads,
         blobs: BlobPuller,
-        isolation: Isolation,
+        isolation: Isolation | None,
         config: Config,
         *,
         clock: Clock | None = None,
@@ -79,35 +83,27 @@ class ManifestPuller:
         self._isolation = isolation
         self._config = config
         self._clock = clock or SystemClock()
-        self._paused: BoundedCache[Reference, float] = BoundedCache(_PAUSES)
-        self._ttls: BoundedCache[Reference, float] = BoundedCache(_PAUSES)
+        self._paused: BoundedCache[Reference, float] = BoundedCache(_TAGS)
+        self._ttls: BoundedCache[Reference, float] = BoundedCache(_TAGS)
         self._tasks: set[asyncio.Task[tuple[ManifestHolder, CacheStatus]]] = set()
-
-    def find(self, reference: Reference, *, body: bool) -> ManifestAnswer | None:
-        """What `pull` answers where it need not wait: stored and fresh. Else None.
-
-        Raises StoreError.
-        """
-        record, stored = self._look_up(reference)
-        if stored is None or self._has_expired(reference, record):
-            return None
-        return self._answer(reference.repository, stored, HIT, body=body)
 
     async def pull(self, reference: Reference, *, body: bool) -> ManifestAnswer:
         """The manifest of a tag or digest; with `body` False its descriptor is enough.
 
-        Raises ManifestUnknown, NameUnknown, UpstreamError kinds, IntegrityError kinds or
-        StoreError.
+        What is stored and fresh is answered without a task switch. Everything else has
+        `fetch.timeouts.answer` seconds. Raises ManifestUnknown, NameUnknown, UpstreamError kinds,
+        IntegrityError kinds or StoreError.
         """
         record, stored = self._look_up(reference)
         expired = self._has_expired(reference, record)
-        if stored is not None:
-            if expired:
-                return await self._revalidate(reference, stored, body=body)
+        if stored is not None and not expired:
             return self._answer(reference.repository, stored, HIT, body=body)
-        if record is not None and not expired:
-            return await self._unstored(reference, record, body=body)
-        return await self._from_upstream(reference, body=body)
+        async with self._upstreams.answer_time(reference.repository.registry):
+            if stored is not None:
+                return await self._revalidate(reference, stored, body=body)
+            if record is not None and not expired:
+                return await self._unstored(reference, record, body=body)
+            return await self._from_upstream(reference, body=body)
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -115,25 +111,27 @@ class ManifestPuller:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _look_up(self, reference: Reference) -> tuple[TagRecord | None, ManifestHolder | None]:
-        """The tag's record, and the stored manifest under the media type it is recorded with, if
-        this repository may be served it."""
+        """The tag's record; and the stored manifest, under the media type that this repository
+        has it with, where it may be served under this repository."""
         repository, digest = reference.repository, reference.digest
+        record: TagRecord | None = None
         if digest is None:
             record = self._store.refs.find_tag(repository, reference.tag or "")
             if record is None:
                 return None, None
             digest = record.descriptor.digest
-            found = self._store.manifests.find(digest)
-            if found is None or not self._isolation.has_manifest(repository, digest):
-                return record, None
-            return record, with_media_type(found, record.descriptor)
         found = self._store.manifests.find(digest)
-        if found is None or not self._isolation.has_manifest(repository, digest):
-            return None, None
+        if found is None or not self._is_allowed(repository, digest):
+            return record, None
+        if record is not None:
+            return record, with_media_type(found, record.descriptor)
         return None, with_media_type(found, self._store.refs.find_manifest(repository, digest))
 
+    def _is_allowed(self, repository: Repository, digest: Digest) -> bool:
+        return self._isolation is None or self._isolation.has_manifest(repository, digest)
+
     def _has_expired(self, reference: Reference, record: TagRecord | None) -> bool:
-        """Only what a tag stands for can; a digest is for ever."""
+        """Whether a tag's time to live is over. A digest has no record and never expires."""
         if record is None or self._upstreams.offline:
             return False
         ttl = self._ttls.get(reference)
@@ -141,7 +139,7 @@ class ManifestPuller:
             configured = self._config.tag_ttl(reference)
             ttl = float("inf") if configured is None else configured
             self._ttls.put(reference, ttl)
-        # A record from a clock ahead of ours is not fresh for longer than the time to live.
+        # abs: a record from a clock that is ahead must not stay fresh for longer.
         return abs(self._clock.now() - record.resolved) >= ttl
 
     async def _from_upstream(self, reference: Reference, *, body: bool) -> ManifestAnswer:
@@ -154,20 +152,21 @@ class ManifestPuller:
     async def _unstored(
         self, reference: Reference, record: TagRecord, *, body: bool
     ) -> ManifestAnswer:
-        """The tag is known, for somebody asked for its head; the manifest is not here yet."""
+        """The tag is known from a HEAD; its manifest is not stored, or not for this repository."""
         if not body:
             return ManifestAnswer(record.descriptor, None, HIT)
         by_digest = Reference(reference.repository, digest=record.descriptor.digest)
         try:
-            return await self.pull(by_digest, body=True)
+            return await self._from_upstream(by_digest, body=True)
         except (ManifestUnknown, DigestMismatch):
-            # The tag has moved since, or the head named a digest that was never right.
+            # The tag has moved since, or the HEAD named a wrong digest.
             return await self._from_upstream(reference, body=True)
 
     async def _revalidate(
         self, reference: Reference, stored: ManifestHolder, *, body: bool
     ) -> ManifestAnswer:
-        """The tag has expired: ask, but do not let the client wait for long, nor for nothing."""
+        """Ask whether an expired tag moved; serve the stored manifest where the upstream fails,
+        takes longer than `fetch.timeouts.revalidate`, or did so within `fetch.pause`."""
         repository = reference.repository
         if (self._paused.get(reference) or 0) > self._clock.monotonic():
             return self._answer(repository, stored, PAUSED, body=body)
@@ -190,7 +189,8 @@ class ManifestPuller:
         descriptor = await self._resolve(reference, stored.descriptor)
         status = REVALIDATED
         if descriptor.digest != stored.descriptor.digest:
-            # The tag moves once the new manifest is here: until then the old one can be served.
+            # Record the move only when the new manifest is stored: the old one is served until
+            # then.
             stored = await self._fetch(Reference(reference.repository, digest=descriptor.digest))
             await self._threads.run(lambda: self._record(reference, stored.descriptor))
             status = UPDATED
@@ -213,28 +213,28 @@ class ManifestPuller:
         return ManifestAnswer(holder.descriptor, holder.raw, status)
 
     async def _resolve(self, reference: Reference, stored: Descriptor | None = None) -> Descriptor:
-        """HEAD at the upstream; records what the tag is, unless it moved from what is stored."""
+        """HEAD at the upstream. Records the tag, unless it moved away from `stored`."""
 
-        def question(backend: Backend) -> Descriptor:
+        def request(backend: Backend) -> Descriptor:
             descriptor = backend.resolve(reference)
             if stored is None or stored.digest == descriptor.digest:
                 self._record(reference, stored or descriptor)
             return descriptor
 
         self._upstreams.check_online(ManifestUnknown, reference)
-        return await self._requests.call(reference.repository, ("resolve", reference), question)
+        return await self._requests.call(reference.repository, ("resolve", reference), request)
 
     async def _fetch(self, reference: Reference) -> ManifestHolder:
-        """GET at the upstream, into the store; by tag, the tag's record last."""
+        """GET at the upstream, into the store. A tag's record is written last."""
 
-        def question(backend: Backend) -> ManifestHolder:
+        def request(backend: Backend) -> ManifestHolder:
             holder = backend.fetch_manifest(reference)
             self._store.commit_manifest(reference.repository, holder)
             self._record(reference, holder.descriptor)
             return holder
 
         self._upstreams.check_online(ManifestUnknown, reference)
-        return await self._requests.call(reference.repository, _fetching(reference), question)
+        return await self._requests.call(reference.repository, _fetching(reference), request)
 
     def _record(self, reference: Reference, descriptor: Descriptor) -> None:
         if reference.tag is None:
@@ -250,7 +250,7 @@ class ManifestPuller:
     def _ended(self, task: asyncio.Task[tuple[ManifestHolder, CacheStatus]]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # the client was told, or had its answer before
+            task.exception()  # asyncio complains about errors that are never taken
 
 
 def _fetching(reference: Reference) -> tuple[str, Reference]:

@@ -1,13 +1,7 @@
-"""The main port: routes, error bodies, headers that every answer has, and the request log.
-
-The distribution API's paths are matched from their end, so they are split in
-`ociproxy.serve.path` and not by
-a router's patterns; this module is what remains of an application after that.
-"""
+"""The main port: which handler answers, headers that every answer has, and the request log."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from typing import TYPE_CHECKING, Final
@@ -15,11 +9,9 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from ociproxy import log
-from ociproxy.errors import OciProxyError, StoreError, UpstreamUnavailable
-from ociproxy.serve.answer import API_VERSION, Answer
+from ociproxy.errors import OciProxyError, StoreError
 from ociproxy.serve.auth import BasicAuth
-from ociproxy.serve.blob_response import BlobResponse
-from ociproxy.serve.blobs import blob
+from ociproxy.serve.blobs import BlobResponse, blob
 from ociproxy.serve.errors import (
     SERVER,
     ResponseCut,
@@ -27,29 +19,30 @@ from ociproxy.serve.errors import (
     error_response,
     internal_error,
 )
+from ociproxy.serve.exchange import (
+    API_VERSION_PATH,
+    BlobPath,
+    ManifestPath,
+    ReferrersPath,
+    TagsPath,
+    parse_path,
+)
 from ociproxy.serve.lists import referrers, tags
-from ociproxy.serve.manifests import manifest, stored_manifest
-from ociproxy.serve.path import API_VERSION_PATH, DistributionPath, Kind, parse_path
+from ociproxy.serve.manifests import manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
 
     from ociproxy.config.settings import Config
     from ociproxy.fetch.engine import Engine
+    from ociproxy.serve.exchange import Answer, Target
     from ociproxy.serve.sendfile import Senders
 
-    Handler = Callable[[Engine, web.BaseRequest, DistributionPath], Awaitable[Answer]]
-
-_HANDLERS: Final[dict[Kind, Handler]] = {
-    Kind.MANIFEST: manifest,
-    Kind.BLOB: blob,
-    Kind.TAGS: tags,
-    Kind.REFERRERS: referrers,
-}
+_API_VERSION: Final = ("Docker-Distribution-Api-Version", "registry/2.0")
 
 
 class RegistryApi:
-    """Called by `web.Server` with each request. `auth` is None where everybody may pull."""
+    """Called by `web.Server` with each request. With `auth` None every client may pull."""
 
     def __init__(
         self, engine: Engine, config: Config, auth: BasicAuth | None, senders: Senders
@@ -61,12 +54,11 @@ class RegistryApi:
         self._engine = engine
         self._auth = auth
         self._default_upstream = config.serve.default_upstream
-        self._answer_limit = config.fetch.timeouts.answer
         self._offline = config.serve.offline
 
     async def replace(self, engine: Engine, config: Config, auth: BasicAuth | None) -> None:
-        """Answer from another engine from now on; returns when the old one has finished its
-        work."""
+        """Answer from another engine from now on. Returns when the old engine has finished its
+        downloads and is closed."""
         old = self._engine
         self._use(engine, config, auth)
         await old.retire()
@@ -96,7 +88,7 @@ class RegistryApi:
 
     async def _distribution(self, request: web.BaseRequest) -> web.StreamResponse:
         began = time.perf_counter()
-        target: DistributionPath | None = None
+        target: Target | None = None
         answer: Answer | None = None
         error: OciProxyError | None = None
         try:
@@ -105,53 +97,52 @@ class RegistryApi:
             if request.method not in ("GET", "HEAD"):
                 raise Unsupported("this mirror only pulls", status=405)
             if request.path in (API_VERSION_PATH, "/v2"):
-                return web.Response(
-                    body=b"{}",
-                    headers={
-                        "Content-Type": "application/json",
-                        "Server": SERVER,
-                        API_VERSION[0]: API_VERSION[1],
-                    },
-                )
+                return _version()
             target = parse_path(request.raw_path, self._default_upstream)
             self._engine.upstreams.check_allowed(target.repository)
-            if target.reference is not None:
-                answer = stored_manifest(self._engine, request, target.reference)
-            if answer is None:
-                answer = await self._ask(request, target)
+            answer = await self._answer(request, target)
             response = answer.response
         except OciProxyError as exc:
             error = exc
             response = error_response(exc)
-        except Exception as exc:  # noqa: BLE001 a bug must not take the connection, nor show its insides
+        except Exception as exc:  # noqa: BLE001 a bug ends neither the connection nor the server
             log.failure("request failed", exc, path=request.path)
             response = internal_error()
         headers = response.headers
         headers["Server"] = SERVER
-        headers[API_VERSION[0]] = API_VERSION[1]
-        headers["Cache-Status"] = (
-            answer.outcome.cache_status if answer else "ociproxy; detail=error"
-        )
+        headers[_API_VERSION[0]] = _API_VERSION[1]
+        headers["Cache-Status"] = answer.status.header if answer else "ociproxy; detail=error"
         if target is not None and target.namespace is not None:
             headers["OCI-Namespace"] = target.namespace
         if request.body_exists:
-            response.force_close()  # nobody reads it, so nothing after it is looked at either
+            # The body is not read, so no request behind it can be told from it.
+            response.force_close()
         if type(response) is BlobResponse:
             error = await _send(request, response, self._senders)
         if log.enabled(logging.INFO):
             _log(request, response, target, answer, error, time.perf_counter() - began)
         return response
 
-    async def _ask(self, request: web.BaseRequest, target: DistributionPath) -> Answer:
-        try:
-            async with asyncio.timeout(self._answer_limit):
-                return await _HANDLERS[target.kind](self._engine, request, target)
-        except TimeoutError as exc:
-            raise UpstreamUnavailable(
-                target.repository.registry,
-                f"no answer within {self._answer_limit:g} s",
-                timed_out=True,
-            ) from exc
+    def _answer(self, request: web.BaseRequest, target: Target) -> Awaitable[Answer]:
+        match target:
+            case ManifestPath():
+                return manifest(self._engine, request, target)
+            case BlobPath():
+                return blob(self._engine, request, target)
+            case TagsPath():
+                return tags(self._engine, request, target)
+            case ReferrersPath():
+                return referrers(self._engine, request, target)
+
+
+def _version() -> web.Response:
+    """The answer to `GET /v2/`, by which a client finds out that this is a registry."""
+    headers = {
+        "Content-Type": "application/json",
+        "Server": SERVER,
+        _API_VERSION[0]: _API_VERSION[1],
+    }
+    return web.Response(body=b"{}", headers=headers)
 
 
 def _text(status: int, text: str) -> web.Response:
@@ -161,8 +152,8 @@ def _text(status: int, text: str) -> web.Response:
 async def _send(
     request: web.BaseRequest, response: BlobResponse, senders: Senders
 ) -> OciProxyError | None:
-    """Send a blob here, so that the log knows how it ended: what went wrong with it, if anything
-    did and it was not the client who left."""
+    """Send a blob here and not in aiohttp, so that the log line says how it ended. Returns what
+    went wrong on this side; None also where the client left."""
     error: OciProxyError | None = None
     try:
         await response.send(request, senders)
@@ -170,10 +161,12 @@ async def _send(
     except OciProxyError as exc:
         error = exc
     except (ConnectionError, TimeoutError, RuntimeError):
-        pass  # It left, took nothing for `client_stall`, or is just leaving, says asyncio.
+        # The client left, took no byte for `serve.client_stall`, or is leaving just now, which
+        # asyncio reports as RuntimeError.
+        pass
     except OSError as exc:
         error = ResponseCut((exc.strerror or str(exc)).lower())
-    # The headers are out: the one way left to say that this is not the blob is to cut it short.
+    # The headers are out: only a response cut short can tell the client that this is not the blob.
     if request.transport is not None:
         request.transport.abort()
     return error
@@ -182,7 +175,7 @@ async def _send(
 def _log(
     request: web.BaseRequest,
     response: web.StreamResponse,
-    target: DistributionPath | None,
+    target: Target | None,
     answer: Answer | None,
     error: OciProxyError | None,
     seconds: float,
@@ -199,7 +192,7 @@ def _log(
         reference=target.name if target else None,
         digest=answer.digest if answer else None,
         upstream=target.repository.registry if target else None,
-        outcome=answer.outcome.word if answer else "error",
+        outcome=answer.status.word if answer else "error",
         bytes=size if request.method == "GET" else 0,
         seconds=seconds,
         client=request.remote,

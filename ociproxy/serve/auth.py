@@ -1,7 +1,7 @@
 """Basic authentication of clients against an htpasswd file.
 
-bcrypt is slow on purpose: a password is checked in a thread of a small pool, once however many
-requests carry it, and the outcome is remembered under a keyed hash until the file changes.
+bcrypt is slow on purpose. A password is checked once for all requests that carry it, in a small
+pool of threads; the result is kept under a keyed hash until the file changes.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ if TYPE_CHECKING:
     from ociproxy.config.local_settings import ServerAuth
 
 _THREADS: Final = 2
-"""Passwords checked at once: a flood of wrong ones must leave processors for the rest."""
+"""Passwords checked at once: a flood of wrong ones must leave processors for other clients."""
 _WAITING: Final = 64
-"""Different passwords that may wait for those threads."""
+"""Different passwords that may run and wait; further ones are answered Busy."""
 _WAIT_LIMIT: Final = 10.0
 """Seconds that a request waits for its password to be checked."""
 _REMEMBERED: Final = 4096
+"""Right passwords, and as many wrong ones, whose result is kept."""
 _LOOK_INTERVAL: Final = 1.0
-"""Seconds between two looks at whether the file has changed."""
+"""Seconds between two looks at the file's stat."""
 _BCRYPT_LIMIT: Final = 72
-"""Bytes of a password that bcrypt, and so htpasswd, takes into account."""
+"""Bytes of a password that bcrypt uses; htpasswd ignores the rest as well."""
 
 
 class BasicAuth:
-    """Belongs to one event loop; `close` when it ends. Once another has taken over, the threads go
-    with the last request that has come to this one.
+    """Belongs to one event loop; `close` when that ends. One that a reload replaces is not closed:
+    requests may still wait for its threads, which end with it.
 
-    To make one reads the file, which blocks. Raises ConfigError where that is bad.
+    The constructor blocks: it reads the file. Raises ConfigError.
     """
 
     def __init__(self, auth: ServerAuth) -> None:
@@ -59,14 +60,14 @@ class BasicAuth:
         self._use(read_htpasswd(self._path))
 
     def _use(self, users: Mapping[bytes, bytes]) -> None:
-        # Nothing that was found out about the old file holds for the new one.
+        # Results for the old file do not hold for the new one.
         self._users = users
         self._right: BoundedCache[bytes, bool] = BoundedCache(_REMEMBERED)
         self._wrong: BoundedCache[bytes, bool] = BoundedCache(_REMEMBERED)
         self._checking: dict[bytes, asyncio.Future[bool]] = {}
 
     async def check(self, authorization: str | None) -> None:
-        """Of the Authorization header. Raises Unauthorized, or Busy where too many ask at once."""
+        """Check an Authorization header. Raises Unauthorized, or Busy where too many wait."""
         if time.monotonic() - self._looked >= _LOOK_INTERVAL:
             await self._look()
         if authorization is None:
@@ -82,7 +83,7 @@ class BasicAuth:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _key(self, user: bytes, password: bytes) -> bytes:
-        # The name has no colon, so no two pairs are the same text. The password is not kept.
+        # A name has no colon, so the text names one pair. The password itself is not kept.
         return hashlib.blake2b(user + b":" + password, key=self._secret).digest()
 
     async def _verify(self, key: bytes, user: bytes, password: bytes) -> bool:
@@ -90,7 +91,7 @@ class BasicAuth:
         if checking is None:
             if len(self._checking) >= _WAITING:
                 raise Busy("too many passwords to check")
-            # A user who does not exist costs the same time as one who does.
+            # An unknown user takes as long as a known one: the time must not tell which exist.
             hashed = self._users.get(user) or next(iter(self._users.values()))
             work = partial(_matches, password, hashed, known=user in self._users)
             checking = asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -98,7 +99,7 @@ class BasicAuth:
             checking.add_done_callback(partial(self._learn, key, self._checking))
         try:
             async with asyncio.timeout(_WAIT_LIMIT):
-                # Others may be waiting for the same answer.
+                # Shielded: other requests wait for the same result.
                 return await asyncio.shield(checking)
         except TimeoutError as exc:
             raise Busy("too many passwords to check") from exc
@@ -116,7 +117,7 @@ class BasicAuth:
             (self._right if answer.result() else self._wrong).put(key, True)
 
     async def _look(self) -> None:
-        """Read the file again if it has changed; one that is bad leaves the users as they are."""
+        """Read the file again if it has changed; a bad file leaves the users as they are."""
         self._looked = time.monotonic()
         try:
             users = await asyncio.get_running_loop().run_in_executor(None, self._changed)
@@ -128,7 +129,7 @@ class BasicAuth:
             log.event(logging.INFO, "users reloaded", users=len(users))
 
     def _changed(self) -> Mapping[bytes, bytes] | None:
-        """The users in the file, None where it is the one that was read last."""
+        """The users of a changed file, else None. Blocks. Raises ConfigError."""
         stamp = self._file_stamp()
         if stamp == self._stamp:
             return None
@@ -144,7 +145,7 @@ class BasicAuth:
 
 
 def _parse(authorization: str) -> tuple[bytes, bytes]:
-    """User name and password, as bytes: the challenge asks for UTF-8, as htpasswd has it."""
+    """User name and password as bytes: the challenge asks for UTF-8, and htpasswd has bytes."""
     scheme, _, encoded = authorization.partition(" ")
     if scheme.lower() != "basic":
         raise Unauthorized("only basic authentication is accepted")

@@ -1,25 +1,42 @@
-"""GET and HEAD /v2/<name>/blobs/<digest>."""
+"""GET and HEAD /v2/<name>/blobs/<digest>, and the response that sends a blob.
+
+A blob is sent from the store, or from a file that still grows. Headers go out by aiohttp. The body
+goes by sendfile from the page cache to the socket; under TLS, or where it is short, in chunks.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import os
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from ociproxy.oci.digest import Digest
-from ociproxy.serve.answer import Answer, matches
-from ociproxy.serve.blob_response import BlobResponse, requested_range
 from ociproxy.serve.errors import range_response
+from ociproxy.serve.exchange import Answer, client_has, requested_range
+from ociproxy.store.read_only import BlobFile
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import BinaryIO
+
     from ociproxy.fetch.cache_status import CacheStatus
+    from ociproxy.fetch.download.fill import Fill
     from ociproxy.fetch.engine import Engine
-    from ociproxy.serve.path import DistributionPath
+    from ociproxy.oci.digest import Digest
+    from ociproxy.serve.exchange import BlobPath
+    from ociproxy.serve.sendfile import Senders
+
+_CHUNK: Final = 64 * 1024
+"""Bytes read at once, and so what one slow client keeps in memory."""
+_SHORT: Final = 4 * 1024 * 1024
+"""Bytes that the event loop's thread sends by itself: the socket's buffer takes them in about a
+millisecond, and handing them to another thread costs half of one."""
 
 
-async def blob(engine: Engine, request: web.BaseRequest, target: DistributionPath) -> Answer:
+async def blob(engine: Engine, request: web.BaseRequest, target: BlobPath) -> Answer:
     """Stored or arriving, whole or one range of it."""
-    digest = Digest.parse(target.last)
+    repository, digest = target.repository, target.digest
     headers = {
         "Docker-Content-Digest": str(digest),
         "ETag": f'"{digest}"',
@@ -27,24 +44,141 @@ async def blob(engine: Engine, request: web.BaseRequest, target: DistributionPat
         "Content-Type": "application/octet-stream",
     }
     if request.method == "HEAD":
-        size, outcome = await engine.blobs.size(target.repository, digest)
-        if matches(request, digest):
-            return _not_modified(headers, outcome, digest)
+        size, status = await engine.blobs.size(repository, digest)
+        if client_has(request, digest):
+            return _not_modified(headers, status, digest)
         headers["Content-Length"] = str(size)
-        return Answer(web.Response(headers=headers), outcome, digest)
-    source, outcome = await engine.blobs.pull(target.repository, digest)
+        return Answer(web.Response(headers=headers), status, digest)
+    source, status = await engine.blobs.pull(repository, digest)
     response = BlobResponse(source, headers)
-    if matches(request, digest):
+    if client_has(request, digest):
         response.close()
-        return _not_modified(headers, outcome, digest)
+        return _not_modified(headers, status, digest)
     wanted = requested_range(request, source.size)
     if wanted is None:
         response.close()
-        return Answer(range_response(source.size), outcome, digest)
+        return Answer(range_response(source.size), status, digest)
     response.limit_to(*wanted)
-    return Answer(response, outcome, digest)
+    return Answer(response, status, digest)
 
 
-def _not_modified(headers: dict[str, str], outcome: CacheStatus, digest: Digest) -> Answer:
+def _not_modified(headers: dict[str, str], status: CacheStatus, digest: Digest) -> Answer:
     del headers["Content-Type"]
-    return Answer(web.Response(status=304, headers=headers), outcome, digest)
+    return Answer(web.Response(status=304, headers=headers), status, digest)
+
+
+class BlobResponse(web.StreamResponse):
+    """Holds a file open until `send` returns; where `send` is not called, `close` must be."""
+
+    def __init__(self, source: BlobFile | Fill, headers: Mapping[str, str]) -> None:
+        super().__init__(headers=headers)
+        self.sent = 0
+        self._source = source
+        self._first, self._end = 0, source.size
+        # A fill's file is opened with its first bytes: the fill may begin another file before.
+        self._file: BinaryIO | None = source.file if isinstance(source, BlobFile) else None
+
+    def limit_to(self, start: int, stop: int, partial: bool) -> None:
+        self._first, self._end = start, stop
+        self.content_length = stop - start
+        if partial:
+            self.set_status(206)
+            self.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{self._source.size}"
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    async def send(self, request: web.BaseRequest, senders: Senders) -> None:
+        """Send headers and body. Raises OSError where the client left or the file cannot be read,
+        and the error that ended the fill; the response is then cut short."""
+        try:
+            await self.prepare(request)
+            await self._send_body(request, senders)
+            await self.write_eof()
+            # A client that asks again and again and reads nothing would otherwise fill the memory
+            # with blobs of one chunk.
+            await request.writer.drain()
+        finally:
+            self.close()
+
+    async def _send_body(self, request: web.BaseRequest, senders: Senders) -> None:
+        in_clear = _transport(request).get_extra_info("sslcontext") is None
+        source, position = self._source, self._first
+        offset = source.offset if isinstance(source, BlobFile) else 0
+        file: BinaryIO
+        while position < self._end:
+            if isinstance(source, BlobFile):
+                stop, file = self._end, source.file
+            else:
+                stop = min(await source.available(position), self._end)
+                file = self._file = self._file or os.fdopen(source.duplicate_file(), "rb", 0)
+            start, size = offset + position, stop - position
+            if size > _CHUNK and in_clear:
+                sent = await self._send_file(request, senders, file, start, size)
+            else:
+                sent = await self._send_chunks(file.fileno(), start, size)
+            self.sent += sent
+            if sent < size:
+                # The client must not take the next response for the missing bytes.
+                raise ConnectionResetError("the file has become shorter")
+            position = stop
+
+    async def _send_file(
+        self, request: web.BaseRequest, senders: Senders, file: BinaryIO, start: int, size: int
+    ) -> int:
+        await _flush(request)
+        transport = _transport(request)
+        loop = asyncio.get_running_loop()
+        try:
+            if size > _SHORT:
+                return await senders.send(transport, file, start, size)
+            return await loop.sendfile(transport, file, start, size, fallback=False)
+        except asyncio.SendfileNotAvailableError:
+            # The file system has no sendfile; or the file is unreadable, which reading reports.
+            return await self._send_chunks(file.fileno(), start, size)
+
+    async def _send_chunks(self, file: int, start: int, size: int) -> int:
+        # pread, because other responses may share the file's position; asyncio's fallback uses it.
+        loop = asyncio.get_running_loop()
+        sent = 0
+        while sent < size:
+            wanted = min(size - sent, _CHUNK)
+            chunk = _read_cached(file, wanted, start + sent)
+            if not chunk:
+                chunk = await loop.run_in_executor(None, os.pread, file, wanted, start + sent)
+            if not chunk:
+                break
+            await self.write(chunk)
+            sent += len(chunk)
+            # With a fast client and cached bytes nothing above has let other tasks run.
+            await asyncio.sleep(0)
+        return sent
+
+
+def _transport(request: web.BaseRequest) -> asyncio.Transport:
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("client left")
+    return transport
+
+
+async def _flush(request: web.BaseRequest) -> None:
+    """Wait until the transport has written everything: sendfile would overtake the rest."""
+    transport = _transport(request)
+    if transport.get_write_buffer_size():
+        transport.set_write_buffer_limits(high=0)
+        try:
+            await request.writer.drain()
+        finally:
+            transport.set_write_buffer_limits()
+
+
+def _read_cached(file: int, size: int, position: int) -> bytes | memoryview:
+    """Bytes of a file that are in the page cache; b"" where the disk would have to be read."""
+    buffer = bytearray(size)
+    try:
+        found = os.preadv(file, [buffer], position, os.RWF_NOWAIT)
+    except OSError:  # not cached, or the file system has no RWF_NOWAIT
+        return b""
+    return memoryview(buffer)[:found]

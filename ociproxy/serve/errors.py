@@ -2,8 +2,10 @@
 bodies.
 
 Codes are those of the distribution-spec ("Error codes") where it has one; UNAVAILABLE, UNKNOWN and
-RANGE_INVALID are Docker's registry's. What an upstream says of our credentials never becomes a 401:
-that is about the client's own, at this server's door.
+RANGE_INVALID are those of Docker's registry. An upstream that refuses our credentials is a 403: a
+401 is only for the client's own credentials.
+
+Tests: tests/serve/test_openapi.py, tests/test_docs.py.
 """
 
 from __future__ import annotations
@@ -50,11 +52,12 @@ class QueryInvalid(OciProxyError):
 
 
 class Unauthorized(OciProxyError):
-    """The client showed no credentials, or wrong ones, to a server that wants some."""
+    """`serve.auth` is set, and the client sent no credentials or wrong ones."""
 
 
 class RequestInvalid(OciProxyError):
-    """What came is not an HTTP request, or is larger or slower than one may be; `status` says."""
+    """The client sent bytes that are no HTTP request (`status` 400), that are too many (431) or
+    too slow (408)."""
 
     def __init__(self, reason: str, *, status: int) -> None:
         self.status = status
@@ -62,7 +65,7 @@ class RequestInvalid(OciProxyError):
 
 
 class ResponseCut(OciProxyError):
-    """Where the rest of a blob could not be sent, though its headers were: for the log only."""
+    """The rest of a blob could not be read after its headers were sent: for the log only."""
 
 
 STATUS: Final[dict[type[OciProxyError], tuple[int, str]]] = {
@@ -91,7 +94,7 @@ STATUS: Final[dict[type[OciProxyError], tuple[int, str]]] = {
 
 RANGE_INVALID: Final = "RANGE_INVALID"
 SERVER: Final = "ociproxy"
-"""The Server header: neither the library nor a version is a client's business."""
+"""The Server header. It names neither the library nor a version: attackers look for both."""
 _CHALLENGE: Final = 'Basic realm="ociproxy", charset="UTF-8"'
 
 
@@ -122,12 +125,12 @@ def error_response(error: OciProxyError) -> web.Response:
 
 
 def internal_error() -> web.Response:
-    """For a bug: the log has the traceback, the client gets no detail."""
+    """500 for a bug: the log has the traceback, the client gets no detail."""
     return _response(500, "UNKNOWN", "internal error, see the mirror's log", {})
 
 
 def range_response(size: int) -> web.Response:
-    """416, with the size the client should have known."""
+    """416 (RFC 9110 section 15.5.17), with the size of the blob in bytes."""
     headers = {"Content-Range": f"bytes */{size}"}
     return _response(416, RANGE_INVALID, f"the blob has {size} bytes", headers)
 
@@ -141,7 +144,7 @@ def _response(status: int, code: str, message: str, headers: dict[str, str]) -> 
 
 
 def last_words(error: OciProxyError) -> bytes:
-    """A whole response for a connection that has no request to answer, and ends with this."""
+    """A whole response as bytes, for a connection that ends without a request to answer."""
     status, code = status_and_code(error)
     body = _body(code, str(error))
     head = (

@@ -1,8 +1,10 @@
-"""The main port's door: who is let in, how many at once, and under which TLS.
+"""Accepts connections on the main port: from which networks, how many at once, under which TLS.
 
-A client from a network that is not allowed is hung up on before a byte is exchanged. Beyond the
-cap on connections a few more are let in to hear 503, and the rest are hung up on. All of this
-is per process; workers share the port, not their counts.
+A client outside `serve.networks` is disconnected before a byte is exchanged. Above
+`serve.connections` a few clients are answered 503; the rest are disconnected. Each process counts
+for itself: workers share the port, not their counts.
+
+Tests: tests/serve/test_limits.py, tests/serve/test_networks.py, tests/serve/test_tls.py.
 """
 
 from __future__ import annotations
@@ -32,19 +34,20 @@ if TYPE_CHECKING:
 _AT_ONCE: Final = 64
 """Connections accepted before running requests get their turn."""
 _TOLD_BUSY: Final = 64
-"""Connections above the cap that are answered instead of closed."""
+"""Connections above the cap that are answered 503; further ones are closed at once."""
 _BUSY_TIME: Final = 5.0
-"""Seconds such a connection may last."""
+"""Seconds that such a connection may take to send its request."""
 _PAUSE: Final = 0.5
-"""Seconds without accepting where the system has no file or memory left, or no network."""
+"""Seconds without accepting after an error of the system, such as no free file: retrying at once
+would spin."""
 _SHUTDOWN_TIME: Final = 5.0
-"""Seconds that a client may take to acknowledge the end of TLS."""
+"""Seconds for a client to acknowledge the end of TLS."""
 _SPARE_FILES: Final = 256
-"""Files that are neither a connection nor what it is served from: the store's, upstreams'."""
+"""Files kept free for the store and for connections to upstreams."""
 
 
 class Listener:
-    """Belongs to one event loop. Opens with `open`, ends with `close`."""
+    """Belongs to one event loop. Accepts from `open` until `close`."""
 
     def __init__(
         self,
@@ -62,7 +65,7 @@ class Listener:
         self.use(serve, context)
 
     def use(self, serve: Serve, context: ssl.SSLContext | None) -> None:
-        """What holds from now on for connections that are made; those that are open stay."""
+        """Apply this configuration to new connections; open ones keep theirs."""
         self._context = context
         self._networks = serve.networks
         self._handshake_timeout = serve.handshake_timeout
@@ -75,11 +78,11 @@ class Listener:
         self._loop.add_reader(self._listener, self._accept)
 
     async def close(self, grace: float) -> None:
-        """Accept nobody more; running responses have `grace` seconds to finish."""
+        """Accept no more connections; running responses have `grace` seconds to finish."""
         if self._paused is not None:
             self._paused.cancel()
         self._loop.remove_reader(self._listener)
-        # Who has not been accepted yet is refused now, and goes elsewhere.
+        # Connections that wait to be accepted are refused now; their clients go elsewhere.
         self._listener.close()
         for task in self._arriving:
             task.cancel()
@@ -141,7 +144,7 @@ class Listener:
             )
         except OSError as exc:
             server.forget(connection)
-            # A port scan or a TCP probe says nothing at all; a bad certificate is worth a line.
+            # A port scan or a TCP probe is not worth a line; a bad certificate is.
             level = logging.DEBUG if isinstance(exc, ConnectionError) else logging.INFO
             reason = f"TLS handshake: {exc}" if secure else exc
             log.event(level, "client refused", client=host, reason=reason)
@@ -161,7 +164,7 @@ async def _say_busy(request: web.BaseRequest) -> web.StreamResponse:
 
 
 def is_within(host: str, networks: tuple[Network, ...]) -> bool:
-    """Whether an address is in one of the networks; IPv4 written as IPv6 is IPv4."""
+    """Whether an address is in one of the networks; an IPv4-mapped IPv6 address counts as IPv4."""
     address = ip_address(host)
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
@@ -169,8 +172,11 @@ def is_within(host: str, networks: tuple[Network, ...]) -> bool:
 
 
 def _affordable(connections: int, *, secure: bool) -> int:
-    """The cap, less where the process may not have a socket and a file for each, and without TLS
-    both twice, while a thread sends the one to the other."""
+    """`serve.connections`, lowered to what the limit on open files allows.
+
+    A connection needs a socket and a file. Without TLS it needs both twice, because a thread sends
+    with duplicates. Raises the soft limit to the hard one first.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with suppress(ValueError, OSError):

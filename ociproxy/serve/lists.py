@@ -8,18 +8,17 @@ from aiohttp import web
 from yarl import URL
 
 from ociproxy.fetch.tags import TagsQuery
-from ociproxy.oci.digest import Digest
-from ociproxy.serve.answer import Answer
 from ociproxy.serve.errors import QueryInvalid
+from ociproxy.serve.exchange import Answer
 
 if TYPE_CHECKING:
     from ociproxy.fetch.backend import Listing
     from ociproxy.fetch.cache_status import CacheStatus
     from ociproxy.fetch.engine import Engine
-    from ociproxy.serve.path import DistributionPath
+    from ociproxy.serve.exchange import DistributionPath, ReferrersPath, TagsPath
 
 
-async def tags(engine: Engine, request: web.BaseRequest, target: DistributionPath) -> Answer:
+async def tags(engine: Engine, request: web.BaseRequest, target: TagsPath) -> Answer:
     count = target.query.get("n")
     if count is not None and not (count.isascii() and count.isdecimal() and len(count) < 10):
         raise QueryInvalid(f"n={count[:50]!r} is not a count of tags")
@@ -27,23 +26,22 @@ async def tags(engine: Engine, request: web.BaseRequest, target: DistributionPat
     return _answer(request, target, *await engine.listings.tags(target.repository, query))
 
 
-async def referrers(engine: Engine, request: web.BaseRequest, target: DistributionPath) -> Answer:
-    subject = Digest.parse(target.last)
+async def referrers(engine: Engine, request: web.BaseRequest, target: ReferrersPath) -> Answer:
     artifact_type = target.query.get("artifactType", "")
-    listing, outcome = await engine.listings.referrers(target.repository, subject, artifact_type)
-    return _answer(request, target, listing, outcome)
+    found = await engine.listings.referrers(target.repository, target.subject, artifact_type)
+    return _answer(request, target, *found)
 
 
 def _answer(
-    request: web.BaseRequest, target: DistributionPath, listing: Listing, outcome: CacheStatus
+    request: web.BaseRequest, target: DistributionPath, listing: Listing, status: CacheStatus
 ) -> Answer:
     headers = {"Content-Type": listing.media_type}
     if listing.next_query:
-        # The next page is asked of us, under the path and namespace of this one.
+        # The client asks this server for the next page, under the path and `ns` of this one.
         following = URL(request.path).with_query(listing.next_query)
         if target.namespace is not None:
             following = following.update_query(ns=target.namespace)
         headers["Link"] = f'<{following}>; rel="next"'
     if listing.filters_applied:
         headers["OCI-Filters-Applied"] = listing.filters_applied
-    return Answer(web.Response(body=listing.raw, headers=headers), outcome)
+    return Answer(web.Response(body=listing.raw, headers=headers), status)

@@ -1,8 +1,8 @@
 """`serve --preload-images`: the images of a list are loaded while the server serves.
 
-By one of the processes that share the store, with an engine of its own: what it fetches, clients
-read along. What may pass is tried again for as long as the server runs, and an image that is whole
-in the store needs no upstream, so a start without a network is a start like any other.
+One of the processes that share the store loads them, with an engine of its own; clients follow its
+downloads. Transient failures are retried for as long as the server runs. An image that is whole in
+the store needs no upstream, so the server also starts without a network.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 _AGAIN: Final = 60.0
-"""Seconds until what may have passed is tried again, or until another process is asked after."""
+"""Seconds between two tries of failed images, and between two looks at whether the process that
+loads them still runs."""
 
 
 async def preload(
     store: Store, config: Config, make_backend: MakeBackend, wanted: Sequence[Wanted]
 ) -> None:
-    """Cancel it at the end of the server."""
+    """Runs as long as the server, which cancels it."""
     if not wanted:
         return
     try:
         await _preload(store, config, make_backend, wanted)
-    except Exception as exc:  # noqa: BLE001 a task's end: reported; the server goes on
+    except Exception as exc:  # noqa: BLE001 the task's end: logged; the server goes on
         log.failure("preload failed", exc)
 
 
@@ -51,7 +52,7 @@ async def _preload(
         for each in wanted:
             _report(store, each, "this mirror is offline")
         return
-    # One process for each list; it lets go when it ends, and another one takes over.
+    # One process for each list. When it ends, its lock is free and another process takes over.
     name = sha256("\n".join(map(str, wanted)).encode()).hexdigest()[:16]
     while (claim := store.staging.claim(f"preload-{name}")) is None:  # noqa: ASYNC110 held elsewhere
         await asyncio.sleep(_AGAIN)
@@ -71,7 +72,7 @@ async def _load(
         try:
             summary = await Loader(engine, config, watcher).run(wanted)
         except OciProxyError as exc:
-            # The store is full, or worse: `/readyz` says so too.
+            # The store is full or unusable; `/readyz` says so, too.
             log.event(logging.ERROR, "preload failed", reason=exc)
         else:
             log.event(
@@ -89,7 +90,7 @@ async def _load(
 
 
 class _Log(Watcher):
-    """`again` are the images for which another try may help."""
+    """`again` collects the images whose failure was transient."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -112,7 +113,7 @@ class _Log(Watcher):
 
 
 def _report(store: Store, wanted: Wanted, reason: object) -> None:
-    """No upstream was of use: say whether the store has the image anyway."""
+    """Log an image that could not be fetched, and whether the store has it all the same."""
     if _is_stored(store, wanted):
         log.event(logging.INFO, "image kept", reference=wanted.reference, reason=reason)
     else:

@@ -1,10 +1,8 @@
-"""Threads that send files.
+"""Threads that send files, so that the server's event loop answers other clients meanwhile.
 
-A `sendfile` takes about a millisecond for what a socket's buffer holds, and as long as the disk
-takes where a file is not in the page cache. The server's event loop answers others meanwhile, and
-blobs are sent with more than one core. Each thread runs an event loop of its own, whose
-`sock_sendfile` waits for slow clients: any number of them costs a thread nothing. A slow disk does
-hold up what else the same thread sends.
+One `sendfile` call takes about a millisecond to fill a socket's buffer, and as long as the disk
+takes where the file is not in the page cache. Several threads use several cores. Each runs an event
+loop, so a slow client holds up no other client; a slow disk holds up all files of its thread.
 """
 
 from __future__ import annotations
@@ -20,8 +18,9 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 _THREADS: Final = min(len(os.sched_getaffinity(0)), 4)
+"""One for each core; with more than four the network is the limit, not the processor."""
 _STOP_TIME: Final = 1.0
-"""Seconds for a thread to end; one that waits for a dead disk is left to the process's end."""
+"""Seconds that `close` waits for each thread: one may hang in a dead disk's read."""
 
 
 class Senders:
@@ -33,13 +32,13 @@ class Senders:
     async def send(
         self, transport: asyncio.Transport, file: BinaryIO, position: int, size: int
     ) -> int:
-        """Send a part of a file over a transport without TLS, to which nothing waits to be written.
-        How many bytes it was: less than `size` where the file is shorter.
+        """Send `size` bytes of a file, from `position` on, over a transport without TLS whose
+        write buffer is empty. Returns the bytes sent: fewer where the file is shorter.
 
-        Raises OSError; SendfileNotAvailableError where it was the first byte that failed.
+        Raises OSError, and SendfileNotAvailableError where not one byte could be sent.
         """
         sender = min(self._senders, key=lambda each: each.running)
-        # Both may be closed, and their numbers given to others, before a thread hears of it.
+        # Duplicates: this loop may close socket and file while the thread uses them.
         client: socket.socket = transport.get_extra_info("socket").dup()
         try:
             copy = os.fdopen(os.dup(file.fileno()), "rb", 0)
@@ -51,7 +50,7 @@ class Senders:
         transport.pause_reading()
         sender.running += 1
         try:
-            # Not cancelled with the waiting: what had not begun then would never close its files.
+            # Shielded: a job cancelled before it begins would never close its duplicates.
             sent = await asyncio.shield(asyncio.wrap_future(job))
         except asyncio.CancelledError:
             sender.loop.call_soon_threadsafe(_hang_up, client)
@@ -65,7 +64,7 @@ class Senders:
         return sent
 
     def close(self) -> None:
-        """What is still being sent is cut short."""
+        """Cut short what is still being sent."""
         for sender in self._senders:
             sender.stop()
 
@@ -90,7 +89,7 @@ class _Sender:
 async def _send(
     client: socket.socket, file: BinaryIO, position: int, size: int
 ) -> int | OSError | RuntimeError:
-    """Returns its errors: raised, one that nobody waits for any more would be logged."""
+    """Returns its errors: asyncio would log one that is raised after the caller has left."""
     with client, file:
         try:
             loop = asyncio.get_running_loop()
@@ -100,5 +99,5 @@ async def _send(
 
 
 def _hang_up(client: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it has ended meanwhile
+    with contextlib.suppress(OSError):  # the client left before
         client.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,7 @@
-"""One process of the server: sockets, signals, the order of starting and of stopping."""
+"""One process of the server: sockets, signals, the order of starting and of stopping.
+
+Tests: tests/serve/test_shutdown.py, tests/serve/test_upstream_rules.py, tests/serve/test_tls.py.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +32,16 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 Setup = tuple[Config, ssl.SSLContext | None]
-"""A configuration, and the TLS that its files make; None is plain HTTP."""
+"""A configuration, and the TLS of its certificate files; None is plain HTTP."""
 
 _BACKLOG: Final = 1024
 _SAME_SIGNAL: Final = 1.0
-"""Seconds in which a signal is the one before: to stop a service, systemd tells each of its
-processes, and so does the one that leads the workers."""
+"""Seconds in which a second signal counts as the first: systemd signals every process of a service,
+and the leader of the workers signals them too."""
 
 
 def listen(config: Config) -> socket.socket:
-    """The listening socket. Raises AddressInUse, for whatever reason it cannot be had."""
+    """The listening socket. Raises AddressInUse, with the reason, for every failure."""
     host, port = config.serve.host, config.serve.port
     try:
         family, *_, address = socket.getaddrinfo(
@@ -60,8 +63,8 @@ def listen(config: Config) -> socket.socket:
         elif number == errno.EACCES:
             reason = "permission denied; ports from 1024 need none"
         raise AddressInUse(host, port, reason) from exc
-    # A client that takes no data for this long is gone, however alive its kernel looks; accepted
-    # sockets inherit it.
+    # The kernel drops a client that acknowledges no data for this long. Accepted sockets inherit
+    # the option.
     listener.setsockopt(
         socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(config.serve.client_stall * 1000)
     )
@@ -69,7 +72,7 @@ def listen(config: Config) -> socket.socket:
 
 
 def _without_brackets(host: str) -> str:
-    """An IPv6 address may stand in them, as in a URL."""
+    """The host without the brackets of an IPv6 address in a URL."""
     return host[1:-1] if host.startswith("[") and host.endswith("]") and ":" in host else host
 
 
@@ -82,9 +85,10 @@ def run(
     wanted: Sequence[Wanted] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT; running responses then have `shutdown_grace` to finish.
-    What is `wanted` is loaded meanwhile.
+    Meanwhile the images `wanted` are loaded.
 
-    On SIGHUP `reload` reads the configuration and its files anew; None keeps the running one.
+    On SIGHUP `reload` reads the configuration and its files again; where it returns None the
+    running configuration stays.
     """
     with contextlib.closing(Senders()) as senders:
         asyncio.run(_serve(setup, store, make_backend, listener, reload, wanted, senders))
@@ -103,12 +107,12 @@ async def _serve(
     config, context = setup
     stopping = asyncio.Event()
     auth = await loop.run_in_executor(None, _auth, config)
-    app = RegistryApi(Engine(store, config, make_backend(config)), config, auth, senders)
-    door = Listener(listener, app, config.serve, context)
+    api = RegistryApi(Engine(store, config, make_backend(config)), config, auth, senders)
+    main_port = Listener(listener, api, config.serve, context)
     reloads: set[asyncio.Task[None]] = set()
 
     async def replace_engine() -> None:
-        # A large file takes long to parse.
+        # In a thread: a large configuration takes long to parse.
         reloaded = await loop.run_in_executor(None, reload)
         if reloaded is None:
             return
@@ -118,9 +122,9 @@ async def _serve(
         except ConfigError as exc:
             log.event(logging.ERROR, "configuration not reloaded", reason=exc)
             return
-        door.use(fresh.serve, fresh_context)
+        main_port.use(fresh.serve, fresh_context)
         log.event(logging.INFO, "configuration reloaded")
-        await app.replace(Engine(store, fresh, make_backend(fresh)), fresh, fresh_auth)
+        await api.replace(Engine(store, fresh, make_backend(fresh)), fresh, fresh_auth)
 
     def hang_up() -> None:
         task = asyncio.create_task(replace_engine())
@@ -131,14 +135,14 @@ async def _serve(
         loop.add_signal_handler(number, stopping.set)
     loop.add_signal_handler(signal.SIGHUP, hang_up)
 
-    door.open()
+    main_port.open()
     host, port = listener.getsockname()[:2]
     scheme = "http" if config.serve.tls is None else "https"
     log.event(logging.INFO, "listening", scheme=scheme, host=host, port=port, store=store.root)
     preloading = asyncio.create_task(preload(store, config, make_backend(config), wanted))
     await stopping.wait()
     log.event(logging.INFO, "stopping", grace=config.serve.shutdown_grace)
-    cleanup = asyncio.create_task(door.close(config.serve.shutdown_grace))
+    cleanup = asyncio.create_task(main_port.close(config.serve.shutdown_grace))
     began = loop.time()
 
     def hurry() -> None:
@@ -151,12 +155,12 @@ async def _serve(
     with contextlib.suppress(asyncio.CancelledError):
         await cleanup
     preloading.cancel()
-    await asyncio.gather(preloading, app.close(), return_exceptions=True)
+    await asyncio.gather(preloading, api.close(), return_exceptions=True)
     log.event(logging.INFO, "stopped")
 
 
 def _auth(config: Config) -> BasicAuth | None:
-    """Blocks, for it reads a file. Raises ConfigError."""
+    """Blocks: it reads a file. Raises ConfigError."""
     if config.serve.auth is None:
         return None
     if config.serve.tls is None:

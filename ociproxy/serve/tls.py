@@ -1,4 +1,4 @@
-"""What the main port's TLS is made of."""
+"""The TLS of the main port."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 def server_context(serve: Serve) -> ssl.SSLContext | None:
-    """TLS 1.2 or newer, HTTP/1.1 inside; with `client_ca` only for clients it has signed.
+    """TLS 1.2 or newer, HTTP/1.1 inside; None for plain HTTP. With `serve.tls.client_ca` only
+    clients with a certificate of that CA are let in.
 
-    None where plain HTTP is spoken. Blocks, for it reads files. Raises ConfigError.
+    Blocks: it reads files. Raises ConfigError.
     """
     tls = serve.tls
     if tls is None:
@@ -30,6 +31,6 @@ def server_context(serve: Serve) -> ssl.SSLContext | None:
             context.load_verify_locations(cafile=tls.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ValueError) as exc:
-        # ssl.SSLError is an OSError; config check says more of what is wrong with which file.
+        # ssl.SSLError is an OSError. `config check` says which file is wrong, and why.
         raise ConfigError(f"files not usable: {exc}", key="serve.tls") from exc
     return context

@@ -1,7 +1,9 @@
-"""Several processes behind one port: forked from one that keeps their number and passes signals on.
+"""Several processes behind one port.
 
-They share the listening socket and the store; a download in one is followed by the others
-through `pulls/`.
+The leader forks the workers, replaces those that die, and passes signals on. The workers share the
+listening socket and the store; a worker follows a download of another through `pulls/`.
+
+Tests: tests/serve/test_shutdown.py, tests/serve/test_fills.py.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ if TYPE_CHECKING:
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _RESTART_PAUSE: Final = 1.0
-"""Seconds before a worker that died is replaced: one that cannot start must not spin."""
+"""Seconds before a dead worker is replaced: workers that cannot start must not spin."""
 _END_MARGIN: Final = 30.0
-"""Seconds beyond the grace period after which a worker that has not ended is killed."""
+"""Seconds beyond `serve.shutdown_grace` after which a worker that still runs is killed: closing the
+engine takes some."""
 
 
 class Work(Protocol):
-    """What one process does; `again` in one that replaces a process that died."""
+    """What one worker does; `again` is True in one that replaces a dead worker."""
 
     def __call__(self, *, again: bool) -> None: ...
 
@@ -34,11 +37,11 @@ class Work(Protocol):
 def run_workers(count: int, work: Work, *, listener: socket.socket, grace: float) -> None:
     """Run `work` in `count` processes until SIGTERM or SIGINT; returns when all have ended.
 
-    The listener is closed as soon as they are told to: connections that nobody will accept are
-    refused then, so that their clients go elsewhere.
+    The leader closes the listener when it tells the workers to stop: new connections are then
+    refused, and their clients go elsewhere.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    # Written to by nobody: that it is closed is how a worker learns that this process was killed.
+    # A pipe that is never written to: a worker reads its end when the leader was killed.
     lifeline = os.pipe()
     children = {_fork(work, lifeline, grace, again=False) for _ in range(count)}
     stopping = False
@@ -81,7 +84,7 @@ def _fork(work: Work, lifeline: tuple[int, int], grace: float, *, again: bool) -
 
 
 def _end_with_parent(lifeline: int, grace: float) -> None:
-    """Else the port would stay taken, by processes that no signal reaches any more."""
+    """Stop when the leader is gone: the port would stay taken by workers that no signal reaches."""
     os.read(lifeline, 1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(grace + _END_MARGIN)

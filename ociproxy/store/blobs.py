@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import DigestMismatch
 from ociproxy.oci.digest import Digest
-from ociproxy.store.files import file_name, fsync_directory, is_at, publish, store_errors, try_lock
+from ociproxy.store.files import fsync_directory, is_at, publish, store_errors, try_lock
 from ociproxy.store.hashing import hash_file
 from ociproxy.store.read_only import BlobFile
-from ociproxy.store.seal import UNTOUCHABLE, is_sealed, seal, touch
+from ociproxy.store.seal import UNTOUCHABLE, file_name, is_sealed, seal, touch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,12 +55,12 @@ class Blobs:
         except OSError:
             with store_errors(self.path(digest)):
                 raise
-        with store_errors(self.path(digest)):
-            try:
-                state = os.fstat(file.fileno())
-                touch(file.fileno(), state, self._clock.now())
-            except BaseException:
-                file.close()
+        try:
+            state = os.fstat(file.fileno())
+            touch(file.fileno(), state, self._clock.now())
+        except BaseException:
+            file.close()
+            with store_errors(self.path(digest)):
                 raise
         return BlobFile(file, state.st_size, self._is_verified(digest, state))
 

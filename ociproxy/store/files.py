@@ -1,4 +1,4 @@
-"""File primitives of the store: names, locks, publication, translation of OSError.
+"""File primitives of the store: locks, publication, translation of OSError.
 
 Publication is stage -> fsync -> seal -> rename -> fsync directory, so a reader sees a whole file
 or none and a power cut costs at most what was in flight.
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ociproxy.oci.digest import Digest
 
 READ_SIZE: Final = 1024 * 1024
 
@@ -31,13 +30,6 @@ def read_buffer(size: int) -> memoryview:
     times as long on some processors (measured: 2.2 instead of 8.9 GB/s on an AMD EPYC).
     """
     return memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-
-
-def file_name(digest: Digest) -> str:
-    """`<hex>` for sha256, `<algorithm>-<hex>` for the rest."""
-    if digest.algorithm == "sha256":
-        return digest.encoded
-    return f"{digest.algorithm}-{digest.encoded}"
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ManifestHolder, guess_media_type
 from ociproxy.oci.media_types import is_generic
-from ociproxy.store.files import file_name, store_errors
-from ociproxy.store.seal import TOUCH_AFTER, touch
+from ociproxy.store.files import store_errors
+from ociproxy.store.seal import TOUCH_AFTER, file_name, touch
 from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Seals and last uses: what the times of a stored file say.
+"""What the name and the times of a stored file say: its digest, its seal, its last use.
 
 A *seal* says "these bytes were verified": the microseconds of the file's mtime are a function of
 its name, its size and the mtime's seconds. Any later write moves the mtime and so breaks the seal;
@@ -14,12 +14,22 @@ from __future__ import annotations
 import errno
 import os
 from hashlib import blake2s
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from ociproxy.oci.digest import Digest
 
 TOUCH_AFTER: Final = 60.0
 """Seconds: last use (atime) is written at most this often."""
 UNTOUCHABLE: Final = frozenset({errno.EROFS, errno.EPERM, errno.EACCES})
 """What setting a file's times fails with where another user owns the store, or it is read-only."""
+
+
+def file_name(digest: Digest) -> str:
+    """`<hex>` for sha256, `<algorithm>-<hex>` for the rest."""
+    if digest.algorithm == "sha256":
+        return digest.encoded
+    return f"{digest.algorithm}-{digest.encoded}"
 
 
 def seal(file: int, name: str) -> None:

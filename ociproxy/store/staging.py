@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Final, Self
 
 from ociproxy.oci.digest import Digest
-from ociproxy.store.files import file_name, is_at, publish, store_errors, try_lock
+from ociproxy.store.files import is_at, publish, store_errors, try_lock
 from ociproxy.store.ingest import JOURNAL_SUFFIX, Ingest
-from ociproxy.store.seal import seal
+from ociproxy.store.seal import file_name, seal
 
 _WRITING: Final = ".write-"
 

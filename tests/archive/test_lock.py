@@ -81,11 +81,6 @@ def test_equal_locks_are_equal_bytes_whatever_the_order() -> None:
     assert FULL.encode().endswith(b"}\n")
 
 
-def test_an_image_is_found_by_its_reference() -> None:
-    assert FULL.find(Reference.parse("quay.io/b/b:1")) is FULL.images[0]
-    assert FULL.find(Reference.parse("quay.io/b/b:2")) is None
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import schemathesis
@@ -15,9 +15,15 @@ import yaml
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi import checks
 
-from ociproxy.serve.api import _HANDLERS
 from ociproxy.serve.errors import RANGE_INVALID, STATUS
-from ociproxy.serve.path import Kind, parse_path
+from ociproxy.serve.exchange import (
+    BlobPath,
+    ManifestPath,
+    ReferrersPath,
+    TagsPath,
+    Target,
+    parse_path,
+)
 from tests.images import artifact, image
 from tests.server import Answer, Mirror, upstream_entry
 from tests.upstream import FakeUpstream
@@ -70,13 +76,18 @@ def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
 def test_every_route_is_described_and_nothing_else() -> None:
     described = set(API["paths"])
     expected = {"/v2/", "/v2/_catalog", "/healthz", "/readyz"}
-    assert set(_HANDLERS) == set(Kind)
-    for kind in Kind:
-        last = {Kind.MANIFEST: "{reference}", Kind.TAGS: "list"}.get(kind, "{digest}")
-        path = f"/v2/{{name}}/{kind.value}/{last}"
+    endpoints: dict[type[Target], str] = {
+        ManifestPath: "manifests/{reference}",
+        BlobPath: "blobs/{digest}",
+        TagsPath: "tags/list",
+        ReferrersPath: "referrers/{digest}",
+    }
+    assert set(endpoints) == set(get_args(Target))
+    for kind, rest in endpoints.items():
+        path = f"/v2/{{name}}/{rest}"
         expected.add(path)
         filled = path.format(name="a/b", reference="v1", digest=DIGEST)
-        assert parse_path(filled, "docker.io").kind is kind
+        assert type(parse_path(filled, "docker.io")) is kind
     assert described == expected
 
 

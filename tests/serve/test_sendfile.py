@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from ociproxy.serve.blob_response import BlobResponse
+from ociproxy.serve.blobs import BlobResponse
 from ociproxy.serve.sendfile import Senders
 from ociproxy.store.read_only import BlobFile
 from tests.images import Content, random_blob

@@ -15,8 +15,8 @@ import pytest
 
 from ociproxy.errors import StoreError, StoreFull
 from ociproxy.oci.digest import Digest
-from ociproxy.store.files import file_name, publish, store_errors
-from ociproxy.store.seal import TOUCH_AFTER, is_sealed, seal, touch
+from ociproxy.store.files import publish, store_errors
+from ociproxy.store.seal import TOUCH_AFTER, file_name, is_sealed, seal, touch
 from ociproxy.store.staging import remove_abandoned, stage, write_atomically
 
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.store.store import Store
 
-LOCK_NAME: Final = "ociproxy-lock.json"
 DOCKER_NAME: Final = "manifest.json"
 SUBJECT: Final = "io.containerd.manifest.subject"
 """containerd's convention: an entry of index.json that only refers to this digest."""

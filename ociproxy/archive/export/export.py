@@ -1,7 +1,10 @@
-"""Export: images of a store into one file, or several, that carries them where no network goes.
+"""Export: images of a store into an archive, which is one file or several volumes.
 
-The file is an OCI image layout in a plain GNU tar. Every byte of it is hashed as it is written;
-a wrong one, or a missing one, leaves nothing behind.
+An archive is an OCI image layout in a GNU tar. Every blob is hashed as it is copied, and an export
+that meets a damaged or a missing one leaves no file behind.
+
+Tests: tests/archive/export/test_export.py, tests/archive/test_import_export.py,
+tests/real/test_export.py.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.archive.export.content import (
     DOCKER_NAME,
-    LOCK_NAME,
     Document,
     contents,
     docker_manifest,
@@ -23,15 +25,10 @@ from ociproxy.archive.export.content import (
     read_manifest,
 )
 from ociproxy.archive.export.output import STDOUT, Output, Written, open_output, write_small
+from ociproxy.archive.export.split import Body, Part, parts_document, split
 from ociproxy.archive.export.tar_writer import TarWriter
-from ociproxy.archive.export.volume_writer import (
-    Body,
-    Part,
-    other_volumes,
-    parts_document,
-    split,
-    volume_path,
-)
+from ociproxy.archive.lock import LOCK_NAME
+from ociproxy.archive.volumes import stale_volumes, volume_paths
 from ociproxy.errors import ConfigError, Incomplete
 from ociproxy.oci.digest import Digest
 from ociproxy.store.files import store_errors
@@ -44,13 +41,13 @@ if TYPE_CHECKING:
     from ociproxy.archive.lock import Lock
     from ociproxy.store.store import Store
 
-CHECKSUM_SUFFIX: Final = ".sha256"
-ZSTD_SUFFIX: Final = ".zst"
+_ZSTD: Final = ".zst"
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How the archive is written: `volume_size` in bytes, `since` what the receiver has."""
+    """How the archive is written: `volume_size` in bytes, `since` the lock of what the receiver
+    has."""
 
     flattened: bool = False
     digest_names: bool = False
@@ -61,7 +58,8 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written. `omitted` are the bytes that the receiver has already."""
+    """What was written. `contents` counts manifests and blobs; `omitted` is the size in bytes of
+    blobs that were left out because the receiver has them."""
 
     files: tuple[Written, ...]
     lock: Lock
@@ -75,14 +73,14 @@ class Exported:
 
 
 def check_target(path: Path, shape: Shape) -> None:
-    """Raises ConfigError for a name that does not go with the shape."""
+    """Raises ConfigError for a file name that contradicts the shape."""
     if path == STDOUT:
         if shape.volume_size is not None:
             raise ConfigError("volumes need a file name, standard output is one", key="FILE")
         return
-    if shape.zstd != (path.suffix == ZSTD_SUFFIX):
+    if shape.zstd != (path.suffix == _ZSTD):
         raise ConfigError(
-            f"{path}: a name ends in {ZSTD_SUFFIX} exactly where --zstd is given; readers go by it",
+            f"{path}: a name ends in {_ZSTD} exactly where --zstd is given; readers go by it",
             key="FILE",
         )
 
@@ -95,20 +93,21 @@ def export(
     *,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Exported:
-    """Write the images; `progress` is told of bytes as they are written.
+    """Write the images; `progress` is called with the size in bytes of each manifest and blob.
 
-    Raises OutputError, IntegrityError kinds for content that is not what it is called, StoreError
-    or ManifestUnknown for what is gone meanwhile, VolumeTooSmall.
+    Raises OutputError, VolumeTooSmall or StoreError; DigestMismatch or SizeMismatch for a damaged
+    blob; Incomplete or ManifestUnknown for a blob or manifest that is gone since it was chosen.
     """
-    held = contents(chosen)
-    lock, held = _without_base(lock_of(chosen, held), held, shape.since)
+    lock, held = _plan(chosen, shape)
     documents = _documents(store, chosen, lock, shape)
-    if shape.volume_size is None:
-        files = [_write_one(store, Part(documents, tuple(held)), path, shape, progress)]
-    else:
-        files = _write_volumes(store, documents, held, lock, path, shape, progress)
+    set_id = None
+    parts = {path: Part(documents, tuple(held))}
+    if shape.volume_size is not None:
+        set_id = Digest.of(lock.encode() + str(shape.volume_size).encode())
+        volumes = split(documents, held, shape.volume_size, set_id=set_id)
+        parts = dict(zip(volume_paths(path, len(volumes)), volumes, strict=True))
+    files = _write(store, parts, path, shape, set_id, progress)
     if path != STDOUT:
-        # Since the archive has its name there is none, rather than that of an older archive.
         lines = [f"{each.digest.encoded}  {each.path.name}\n" for each in files]
         write_small(_checksum(path), "".join(lines).encode())
     return Exported(
@@ -121,14 +120,15 @@ def export(
 
 
 def size_of(chosen: Sequence[Chosen], shape: Shape) -> int:
-    """Bytes of content that the export will write."""
+    """Bytes of the manifests and blobs that the export will write."""
+    return sum(each.size for each in _plan(chosen, shape)[1])
+
+
+def _plan(chosen: Sequence[Chosen], shape: Shape) -> tuple[Lock, list[Content]]:
+    """The lock, and what goes into the archive. A delta leaves out blobs, but no manifests: they
+    are small, and an import needs them to tell which blobs belong to an image."""
     held = contents(chosen)
-    _, held = _without_base(lock_of(chosen, held), held, shape.since)
-    return sum(each.size for each in held)
-
-
-def _without_base(lock: Lock, held: list[Content], base: Lock | None) -> tuple[Lock, list[Content]]:
-    """A delta leaves out blobs, not manifests: those are small, and say what there is to have."""
+    lock, base = lock_of(chosen, held), shape.since
     if base is None:
         return lock, held
     omitted = {
@@ -150,58 +150,46 @@ def _documents(
     )
 
 
-def _write_one(
-    store: Store, part: Part, path: Path, shape: Shape, progress: Callable[[int], None]
-) -> Written:
-    with open_output(path, zstd=shape.zstd) as output:
-        tar = TarWriter(output)
-        _write_part(store, part, tar, progress)
-        tar.finish()
-        written = output.finish()
-        if path != STDOUT:
-            _checksum(path).unlink(missing_ok=True)
-        output.commit()
-    return written
-
-
-def _write_volumes(
+def _write(
     store: Store,
-    documents: tuple[Document, ...],
-    held: Sequence[Content],
-    lock: Lock,
+    parts: dict[Path, Part],
     path: Path,
     shape: Shape,
+    set_id: Digest | None,
     progress: Callable[[int], None],
 ) -> list[Written]:
-    assert shape.volume_size is not None  # noqa: S101 the caller's branch
-    set_id = Digest.of(lock.encode() + str(shape.volume_size).encode())
-    parts = split(documents, held, shape.volume_size, set_id=set_id)
-    names = [volume_path(path, number, len(parts)) for number in range(1, len(parts) + 1)]
+    """Write each part under its name; with a `set_id` they are the volumes of this set. All files
+    get their names at the end, or none does."""
     with ExitStack() as stack:
-        opened: list[Output] = []
-        bodies = []
-        for name, part in zip(names, parts, strict=True):
+        outputs: list[Output] = []
+        bodies: list[Body] = []
+        for name, part in parts.items():
             output = stack.enter_context(open_output(name, zstd=shape.zstd))
-            opened.append(output)
+            outputs.append(output)
             _write_part(store, part, TarWriter(output), progress)
-            bodies.append(Body(part.size, output.peek()))
-        last = parts_document(set_id, bodies)
+            if set_id is not None:
+                bodies.append(Body(part.size, output.tar_digest()))
         written = []
-        for output in opened:
+        for output in outputs:
             tar = TarWriter(output)
-            tar.add(last.name, last.data)
+            if set_id is not None:
+                last = parts_document(set_id, bodies)
+                tar.add(last.name, last.data)
             tar.finish()
             written.append(output.finish())
-        for stale in other_volumes(path, names):
-            stale.unlink(missing_ok=True)
-        _checksum(path).unlink(missing_ok=True)
-        for output in opened:
+        if set_id is not None:
+            for stale in stale_volumes(path, list(parts)):
+                stale.unlink(missing_ok=True)
+        if path != STDOUT:
+            # No checksum at all, if the export is killed now, rather than that of an older archive.
+            _checksum(path).unlink(missing_ok=True)
+        for output in outputs:
             output.commit()
     return written
 
 
 def _checksum(path: Path) -> Path:
-    return path.with_name(path.name + CHECKSUM_SUFFIX)
+    return path.with_name(path.name + ".sha256")
 
 
 def _write_part(store: Store, part: Part, tar: TarWriter, progress: Callable[[int], None]) -> None:

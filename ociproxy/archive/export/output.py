@@ -1,4 +1,4 @@
-"""The file an archive is written to: hashed on the way, and under its name only when whole."""
+"""The file of an archive, or standard output: hashed on the way, and named only when whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import zstandard
 
@@ -26,14 +26,17 @@ if TYPE_CHECKING:
 STDOUT: Final = Path("-")
 
 _ZSTD_LEVEL: Final = 3
+"""zstd's own default: layers are compressed already, and a higher level gains next to nothing."""
 _ZSTD_WINDOW_LOG: Final = 25
-"""32 MiB: the most that k3s and rke2 read."""
+"""Power of two: 32 MiB, the largest window that k3s and rke2 read."""
 _ZSTD_THREADS: Final = 2
+"""Beside the two threads that write and hash; more would starve a small machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """`digest` is the file's; that of the plain tar inside it is `tar_digest`."""
+    """A file with its size in bytes and its digest; `tar_digest` is that of the tar inside it,
+    which differs where the file is compressed."""
 
     path: Path
     size: int
@@ -41,21 +44,11 @@ class Written:
     tar_digest: Digest
 
 
-class Sink(Protocol):
-    """Where the bytes of a tar go; data may be read until BEHIND more pieces were written."""
-
-    def write(self, data: bytes | memoryview, hasher: Hasher | None = None) -> None:
-        """The hasher is given the data too."""
-
-    def settle(self) -> None:
-        """Wait until every hasher has what was written."""
-
-
 class Output:
-    """A file under `<name>.tmp` until `commit`; `-` is standard output, which has no name.
+    """A file that is called `<name>.tmp` until `commit`; `-` is standard output.
 
-    What is written is hashed beside the writing, by a thread of its own: once for the tar and,
-    while it is in the processor's cache, once more for whoever gave it.
+    A thread of its own hashes what is written: for the digest of the tar and, while the data is in
+    the processor's cache, for the hasher of the caller.
     """
 
     def __init__(self, path: Path, file: int, *, zstd: bool) -> None:
@@ -69,7 +62,8 @@ class Output:
         self._compressor = _compressor() if zstd else None
 
     def write(self, data: bytes | memoryview, hasher: Hasher | None = None) -> None:
-        """Raises OutputError."""
+        """Write the data, and have `hasher` updated with it. The caller leaves the data alone until
+        it has written BEHIND more pieces, for the thread may still hash it. Raises OutputError."""
         self._hashing.update(data, self._tar_hash, *((hasher,) if hasher else ()))
         if self._compressor is None:
             self._put(data)
@@ -77,10 +71,11 @@ class Output:
             self._put_packed(self._compressor.compress(data))
 
     def settle(self) -> None:
+        """Wait until each hasher has been updated with all that was written for it."""
         self._hashing.wait()
 
     def finish(self) -> Written:
-        """Everything is in the file, though not yet under its name. Raises OutputError."""
+        """Write out all that is left, under the temporary name still. Raises OutputError."""
         if self._compressor is not None:
             self._put_packed(self._compressor.flush())
         self._hashing.wait()
@@ -93,13 +88,14 @@ class Output:
             Digest.finish(self._tar_hash, "sha256"),
         )
 
-    def peek(self) -> Digest:
-        """The digest of the tar up to here."""
+    def tar_digest(self) -> Digest:
+        """The digest of what was written of the tar so far."""
         self._hashing.wait()
         return Digest.finish(self._tar_hash, "sha256")
 
     def commit(self) -> None:
-        """Give the finished file its name; a power cut leaves it whole or under its old name."""
+        """Give the finished file its name, durably: after a power cut the name has the whole new
+        file or the old one. Raises OutputError."""
         if self.path == STDOUT:
             return
         with output_errors(self.path):
@@ -123,41 +119,28 @@ class Output:
 
 @contextmanager
 def open_output(path: Path, *, zstd: bool = False) -> Iterator[Output]:
-    """Raises OutputError. What is not committed in the end is removed."""
-    if path == STDOUT:
-        with output_errors(path):
-            file = os.dup(sys.stdout.fileno())
-        output = Output(path, file, zstd=zstd)
-        try:
-            yield output
-        finally:
-            output.close()
-        return
+    """A file that is not committed is removed at the end. Raises OutputError, also where another
+    export writes this file."""
     with output_errors(path):
-        if path.is_dir():
-            raise OutputError(path, "is a folder; give the name of a file")
-        if path.exists() and not path.is_file():
-            # The finished file takes the place of what has the name: not of a device or a pipe.
-            raise OutputError(path, "is not a regular file; write to - and redirect it")
-        file = _own(path)
+        file = os.dup(sys.stdout.fileno()) if path == STDOUT else _own(path)
     output = Output(path, file, zstd=zstd)
     try:
         yield output
     finally:
         try:
-            # After a commit the file is there under its name only.
+            # After a commit there is no file of the temporary name, or that of another export.
             with suppress(OSError):
-                if is_at(file, staged(path)):
+                if path != STDOUT and is_at(file, staged(path)):
                     staged(path).unlink()
         finally:
             output.close()
 
 
 def write_small(path: Path, data: bytes) -> None:
-    """A sidecar, whole or not at all. Raises OutputError."""
+    """Write a small file beside the archive, whole or not at all. Raises OutputError."""
     with output_errors(path):
         temporary = staged(path)
-        # In a folder that others may write to, the name may lead anywhere.
+        # In a folder that other users may write to, the name may be a link that leads anywhere.
         temporary.unlink(missing_ok=True)
         with temporary.open("xb") as file:
             file.write(data)
@@ -170,7 +153,7 @@ def staged(path: Path) -> Path:
 
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """The one translation of OSError where an archive is written."""
+    """Translates OSError to OutputError wherever an archive is written."""
     try:
         yield
     except OSError as exc:
@@ -178,15 +161,23 @@ def output_errors(path: Path) -> Iterator[None]:
 
 
 def _own(path: Path) -> int:
-    """The staged file, locked and empty: what a killed export left is in nobody's way; what another
-    one writes is. Raises OutputError or OSError."""
+    """The temporary file, open, locked and empty. One that a killed export left is taken over.
+
+    Raises OutputError where another export has it locked, or where `path` is no regular file;
+    OSError.
+    """
+    if path.is_dir():
+        raise OutputError(path, "is a folder; give the name of a file")
+    if path.exists() and not path.is_file():
+        # `commit` replaces the file of this name, which must not be a device or a pipe.
+        raise OutputError(path, "is not a regular file; write to - and redirect it")
     while True:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         file = os.open(staged(path), flags, 0o666)
         try:
             if not try_lock(file):
                 raise OutputError(path, "another export writes it now")
-            # Between the two another export may have finished it: then it has its own name now.
+            # Between the open and the lock another export may have given this file its name.
             if is_at(file, staged(path)):
                 os.ftruncate(file, 0)
                 return file

@@ -1,4 +1,7 @@
-"""Which images of a store an archive is made of, and what each of them reaches."""
+"""Which images of a store go into an archive, and everything that each of them consists of.
+
+Tests: tests/archive/export/test_export.py.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,13 @@ if TYPE_CHECKING:
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.platform import Platform
+    from ociproxy.oci.reference import Repository
     from ociproxy.store.image import ImageContents, ReachedImage
     from ociproxy.store.store import Store
 
 _TAG_OF_SUBJECT: Final = re.compile(r"(?P<algorithm>sha256|sha512)-(?P<hex>[a-f0-9]{64,128})")
-"""How tags begin that stand for the referrers API, or that cosign puts signatures under
-(distribution-spec, referrers tag schema)."""
+"""The beginning of a tag that leads to what refers to a digest: the fallback tag of the referrers
+API (distribution-spec, referrers tag schema), or one of cosign's with a suffix."""
 
 _REMEDY: Final = (
     "load them again, leave them out, or export with --allow-partial, which records the gaps"
@@ -32,8 +36,8 @@ _REMEDY: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """An image to take, and the platforms to take of it: all that is stored where it names none."""
+class Selected:
+    """An image to take and its platforms; without platforms, all that are stored."""
 
     reference: Reference
     descriptor: Descriptor
@@ -42,9 +46,9 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """An image that goes into the archive; the reference has a tag, or else a digest.
+    """An image that goes into the archive; its reference has a tag or a digest, never both.
 
-    `flattened_from` is the index that its one platform was taken from.
+    `flattened_from` is the digest of the index that its one platform was taken from.
     """
 
     reference: Reference
@@ -54,10 +58,10 @@ class Chosen:
 
 def by_patterns(
     store: Store, patterns: Sequence[str], platforms: tuple[Platform, ...]
-) -> Iterator[Wish]:
-    """What is cached and matches a glob on the reference; everything without one.
+) -> Iterator[Selected]:
+    """Cached images whose reference matches one of the globs; all of them without globs.
 
-    Raises NothingMatches, also where nothing is stored.
+    Raises NothingMatches for a glob without an image, and for an empty store.
     """
     unused = set(patterns)
     found = False
@@ -66,7 +70,7 @@ def by_patterns(
         if matching or not patterns:
             found = True
             unused.difference_update(matching)
-            yield Wish(reference, descriptor, platforms)
+            yield Selected(reference, descriptor, platforms)
     if unused:
         raise NothingMatches(min(unused))
     if not found:
@@ -75,9 +79,9 @@ def by_patterns(
 
 def by_references(
     store: Store, wanted: Iterable[tuple[Reference, tuple[Platform, ...]]]
-) -> Iterator[Wish]:
-    """Raises ManifestUnknown for what the store does not have, DigestMismatch for a tag that has
-    another digest than the reference says."""
+) -> Iterator[Selected]:
+    """Raises ManifestUnknown for an image that is not stored, DigestMismatch for a tag that the
+    store has with another digest than the reference."""
     for reference, platforms in wanted:
         repository, tag, digest = reference.repository, reference.tag, reference.digest
         descriptor: Descriptor | None = None
@@ -90,36 +94,40 @@ def by_references(
             raise ManifestUnknown(reference, "not stored; load it first")
         if digest not in (None, descriptor.digest):
             raise DigestMismatch(f"stored {repository}:{tag}", digest, descriptor.digest)
-        name = replace(reference, digest=None) if tag is not None else reference
-        yield Wish(name, descriptor, platforms)
+        yield Selected(_by_tag(reference), descriptor, platforms)
 
 
-def by_lock(lock: Lock, platforms: tuple[Platform, ...]) -> Iterator[Wish]:
-    """The locked digests, whatever their tags stand for by now."""
+def by_lock(lock: Lock, platforms: tuple[Platform, ...]) -> Iterator[Selected]:
+    """The digests of the lock, though their tags may have moved in the store since."""
     for image in lock.images:
-        reference = image.reference
-        name = replace(reference, digest=None) if reference.tag is not None else reference
-        yield Wish(name, image.descriptor, platforms or image.platforms)
+        yield Selected(_by_tag(image.reference), image.descriptor, platforms or image.platforms)
+
+
+def _by_tag(reference: Reference) -> Reference:
+    return reference if reference.tag is None else replace(reference, digest=None)
 
 
 def reach(
-    store: Store, wishes: Iterable[Wish], *, referrers: bool, allow_partial: bool
+    store: Store, selected: Iterable[Selected], *, referrers: bool, allow_partial: bool
 ) -> list[Chosen]:
-    """The images with all they consist of, in order. `referrers` takes in what refers to them,
-    also by the tags that older tools use. Raises Incomplete unless `allow_partial`."""
+    """The images with all they consist of, in the order of their references. `referrers` adds
+    stored signatures and the like, found by the referrers API or by the tags of older tools.
+
+    Raises Incomplete, naming the gaps of all images, unless `allow_partial`.
+    """
     chosen: dict[Reference, Chosen] = {}
-    waiting = list(wishes)
+    waiting = list(selected)
     while waiting:
-        wish = waiting.pop()
-        if wish.reference in chosen:
+        image = waiting.pop()
+        reference = image.reference
+        if reference in chosen:
             continue
-        repository = wish.reference.repository
         found = read_contents(
-            store, repository, wish.descriptor, wish.platforms, referrers=referrers
+            store, reference.repository, image.descriptor, image.platforms, referrers=referrers
         )
-        chosen[wish.reference] = Chosen(wish.reference, found)
+        chosen[reference] = Chosen(reference, found)
         if referrers:
-            waiting.extend(_tagged_referrers(store, wish.reference, found))
+            waiting.extend(_tagged_referrers(store, reference.repository, found))
     ordered = sorted(chosen.values(), key=lambda each: str(each.reference))
     gaps = {
         str(each.reference): [str(missing) for missing in each.contents.missing.values()]
@@ -132,14 +140,14 @@ def reach(
 
 
 def flatten(store: Store, chosen: Iterable[Chosen], *, referrers: bool) -> Iterator[Chosen]:
-    """Images of one platform in place of indexes, for tools that want no index.
+    """For tools that want no index: the one image of each index in its place. An index of other
+    things than images stays.
 
-    Raises ConfigError for an index of which several platforms were chosen. An index of anything
-    but images stays.
+    Raises ConfigError for an index of which several platforms were chosen.
     """
     for each in chosen:
         top = each.contents.top
-        images = [image for image in each.contents.images if _is_for_a_machine(image)]
+        images = [image for image in each.contents.images if _is_runnable(image)]
         if top.digest in {image.digest for image in images} or not images:
             yield each
             continue
@@ -160,24 +168,26 @@ def flatten(store: Store, chosen: Iterable[Chosen], *, referrers: bool) -> Itera
         )
 
 
-def _is_for_a_machine(image: ReachedImage) -> bool:
+def _is_runnable(image: ReachedImage) -> bool:
+    """False for attestations, whose platform is `unknown/unknown`, and for unknown platforms."""
     platform = image.platform
     return platform is not None and platform.os != "unknown"
 
 
-def _tagged_referrers(store: Store, reference: Reference, found: ImageContents) -> Iterator[Wish]:
-    repository = reference.repository
+def _tagged_referrers(
+    store: Store, repository: Repository, found: ImageContents
+) -> Iterator[Selected]:
     for tag in store.refs.tags(repository):
         match = _TAG_OF_SUBJECT.match(tag)
         if match is None or not _names(match, found.manifests):
             continue
         record = store.refs.find_tag(repository, tag)
         if record is not None:
-            yield Wish(Reference(repository, tag), record.descriptor)
+            yield Selected(Reference(repository, tag), record.descriptor)
 
 
 def _names(match: re.Match[str], manifests: Iterable[Digest]) -> bool:
-    # A sha512's hex does not fit a tag and is cut.
+    # The specification limits the digits to 64, so that a tag for a sha512 has half of them.
     return any(
         digest.algorithm == match["algorithm"] and digest.encoded.startswith(match["hex"])
         for digest in manifests

@@ -1,7 +1,9 @@
-"""An archive's bytes from front to end: plain, gzip or zstd, out of a file or a pipe.
+"""The bytes of an archive from front to end: plain, gzip or zstd, from a file or a pipe.
 
-Nothing is ever read twice, and what a plain file need not give up is skipped, not read. An archive
-is hostile until shown otherwise: what it expands to is bounded, in all and in proportion.
+No byte is read twice, and members that the reader skips in a plain file are not read at all. An
+archive may be hostile, so its expanded size is bounded, in all and in proportion.
+
+Tests: tests/archive/importer/test_tar_reader.py, tests/archive/importer/test_hostile.py.
 """
 
 from __future__ import annotations
@@ -22,17 +24,23 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 MAX_SIZE: Final = 16 * 1024**4
-"""Bytes that an archive may expand to, unless told otherwise."""
+"""Bytes that an archive may expand to, unless `--max-size` says otherwise: far above any archive,
+and a bound for one that never ends."""
 _MAX_RATIO: Final = 200
-"""How far an archive may expand, in proportion; layers, packed once more, come to about 1."""
+"""Times its own size that an archive may expand to; packed layers expand to about their own size
+when they are packed once more."""
 _RATIO_FREE: Final = 256 * 1024 * 1024
-"""Bytes that may come before the proportion counts."""
+"""Expanded bytes before the ratio is checked: documents at the front of an archive pack well."""
 _MAX_WINDOW: Final = 128 * 1024 * 1024
-"""Bytes of memory that a zstd frame may ask for: `zstd --long`, and no more."""
+"""Bytes of memory that a zstd frame may ask for. `zstd --long` asks for as much; `--long=31` asks
+for more and is refused."""
 _SKIP_SIZE: Final = 1024 * 1024
+"""Bytes that are read at once where skipping means reading."""
 
-_GZIP: Final = b"\x1f\x8b"
-_ZSTD: Final = b"\x28\xb5\x2f\xfd"
+GZIP: Final = b"\x1f\x8b"
+ZSTD: Final = b"\x28\xb5\x2f\xfd"
+_HEAD_SIZE: Final = 8
+"""Bytes that tell one compression from another."""
 _OTHERS: Final = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}
 
 
@@ -41,21 +49,21 @@ class _Reader(Protocol):
 
 
 class ArchiveStream:
-    """The expanded bytes. Raises LayoutInvalid for what is refused, LayoutDamaged for what is
-    broken from here on."""
+    """The expanded bytes. All methods raise LayoutInvalid for an archive that is refused, and
+    LayoutDamaged for one that cannot be read any further."""
 
     def __init__(self, file: BinaryIO, source: str, *, max_size: int = MAX_SIZE) -> None:
-        """`file` is unbuffered and stays the caller's."""
+        """`file` is unbuffered; the caller closes it."""
         self.source = source
         self.offset = 0
         self._counted = _Counted(file)
         self._max_size = max_size
-        head = _head(self._counted)
+        head = self._counted.head
         self._reader: _Reader = self._counted
         self._seekable: int | None = None
-        if head.startswith(_GZIP):
+        if head.startswith(GZIP):
             self._reader = gzip.GzipFile(fileobj=cast("BinaryIO", self._counted), mode="rb")
-        elif head.startswith(_ZSTD):
+        elif head.startswith(ZSTD):
             unpacker = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
             self._reader = cast(
                 "_Reader",
@@ -71,7 +79,7 @@ class ArchiveStream:
 
     @property
     def consumed(self) -> int:
-        """Bytes of the file that are done with: how far this has come."""
+        """Bytes of the file that have been read or skipped."""
         return self._counted.count
 
     def readinto(self, buffer: memoryview, /) -> int:
@@ -87,11 +95,11 @@ class ArchiveStream:
         return count
 
     def read(self, count: int) -> bytes:
-        """Exactly so many bytes, or those up to the end."""
+        """`count` bytes, or fewer where the stream ends."""
         return read(self, count)
 
     def skip(self, count: int) -> bool:
-        """Leave out so many bytes; False where the end came first."""
+        """Skip `count` bytes; False where the stream ends before."""
         if self._seekable is not None:
             if self.offset + count > self._seekable:
                 return False
@@ -119,16 +127,12 @@ class ArchiveStream:
 
 
 class _Counted:
-    """The file, with the bytes looked at first put back in front of it."""
+    """Counts the bytes of a file; the head that told the compression is put back in front."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._front = b""
+        self.head = self._front = read(cast("io.RawIOBase", file), _HEAD_SIZE)
         self.count = 0
-
-    def put_back(self, data: bytes) -> None:
-        self._front = data
-        self.count -= len(data)
 
     def read(self, size: int = -1) -> bytes:
         if size < 0:
@@ -148,16 +152,8 @@ class _Counted:
         return count
 
     def skip(self, count: int) -> None:
-        """Only on a plain file."""
+        """Only where the file can seek."""
         front = min(count, len(self._front))
         self._front = self._front[front:]
         self._file.seek(count - front, io.SEEK_CUR)
         self.count += count
-
-
-def _head(file: _Counted) -> bytes:
-    head = b""
-    while len(head) < 8 and (more := file.read(8 - len(head))):
-        head += more
-    file.put_back(head)
-    return head

@@ -1,8 +1,9 @@
-"""`docker save` archives: a `manifest.json` that names configs, tags and layers, but no manifests.
+"""`docker save` archives: their `manifest.json` names configs, tags and layers, but no manifests.
 
-The manifest that the image was pulled with is not in there, so one is made: OCI, of the config and
-the layers as they are, the same bytes for the same archive. Its digest is not the registry's.
-Format: moby's image specification v1.2, "Combined Image JSON + Filesystem Changeset Format".
+The archive lacks the manifest that the registry has, so this module makes an OCI manifest of the
+config and the layers as they are. It is the same for the same archive, and its digest is not the
+registry's. Format: moby's image specification v1.2, "Combined Image JSON + Filesystem Changeset
+Format".
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import posixpath
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.archive.importer.decompress import GZIP, ZSTD
+from ociproxy.archive.importer.results import unreadable
 from ociproxy.errors import DigestInvalid, LayoutInvalid, NameInvalid, shorten
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
@@ -23,21 +26,23 @@ from ociproxy.oci.reference import Reference
 if TYPE_CHECKING:
     from ociproxy.store.extract import Extractor
 
-OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
 _LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
-_PACKED: Final = {b"\x1f\x8b": "+gzip", b"\x28\xb5\x2f\xfd": "+zstd"}
+_PACKED: Final = {GZIP: "+gzip", ZSTD: "+zstd"}
 _MAX_LINKS: Final = 8
+"""Links that are followed from one name to the next; a circle must end."""
 _MAX_LAYERS: Final = 1000
-NOTE: Final = (
+"""Layers of an image; Docker itself stops at 125."""
+_NOTE: Final = (
     "docker save keeps no manifests: they are made anew, so digests differ from the registry's"
 )
 
 
 @dataclass(slots=True)
-class Saved:
-    """The files and links of the archive by name."""
+class SavedFiles:
+    """The files of the archive, by name the digest of each, and its links with their targets."""
 
-    files: dict[str, Digest] = field(default_factory=dict)
+    digests: dict[str, Digest] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
 
     def add_link(self, name: str, target: str) -> None:
@@ -46,9 +51,9 @@ class Saved:
         ).lstrip("/")
 
     def find(self, name: str) -> Digest | None:
-        """The content of a file, by way of links within the archive."""
+        """The digest of a file, which may be a link to another file of the archive."""
         for _ in range(_MAX_LINKS):
-            digest = self.files.get(name) or parse_blob_path(name)
+            digest = self.digests.get(name) or parse_blob_path(name)
             if digest is not None:
                 return digest
             if name not in self.links:
@@ -58,12 +63,10 @@ class Saved:
 
 
 def saved_images(
-    raw: bytes, saved: Saved, extractor: Extractor, source: str
+    raw: bytes, saved: SavedFiles, extractor: Extractor, source: str
 ) -> tuple[list[NamedImage], list[str]]:
-    """The images that a `manifest.json` names, with manifests made for them, and what to tell.
-
-    Whoever examines them finds out what is missing. Raises LayoutInvalid.
-    """
+    """The images that a `manifest.json` names, with manifests made for them, and notes for the
+    operator. An image that cannot be made is `unreadable`. Raises LayoutInvalid."""
     try:
         entries = json.loads(raw)
     except (ValueError, RecursionError) as exc:
@@ -76,18 +79,15 @@ def saved_images(
         try:
             images += _images(entry, saved, extractor)
         except (_Malformed, MalformedManifest, NameInvalid) as exc:
-            images.append(NamedImage(_NOTHING, None, problem=f"{where}: {exc}"))
-    return images, [NOTE] if images else []
+            images.append(unreadable(f"{where}: {exc}"))
+    return images, [_NOTE] if images else []
 
 
 class _Malformed(ValueError):
     """An entry of manifest.json that makes no image."""
 
 
-_NOTHING: Final = Descriptor(OCI_MANIFEST, Digest.of(b""), 0)
-
-
-def _images(entry: object, saved: Saved, extractor: Extractor) -> list[NamedImage]:
+def _images(entry: object, saved: SavedFiles, extractor: Extractor) -> list[NamedImage]:
     if not isinstance(entry, dict):
         raise _Malformed("is not an object")
     config_digest = _find(saved, entry.get("Config"), "config")
@@ -102,7 +102,7 @@ def _images(entry: object, saved: Saved, extractor: Extractor) -> list[NamedImag
     document = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
-        "config": Descriptor(OCI_CONFIG, config_digest, len(config)).to_json(),
+        "config": Descriptor(_CONFIG, config_digest, len(config)).to_json(),
         "layers": [layer.to_json() for layer in layers],
     }
     raw = json.dumps(document, separators=(",", ":")).encode()
@@ -116,7 +116,7 @@ def _images(entry: object, saved: Saved, extractor: Extractor) -> list[NamedImag
     return [NamedImage(descriptor, Reference.parse(tag)) for tag in tags]
 
 
-def _find(saved: Saved, name: object, what: str) -> Digest:
+def _find(saved: SavedFiles, name: object, what: str) -> Digest:
     if not isinstance(name, str):
         raise _Malformed(f"has no {what}")
     digest = saved.find(posixpath.normpath(name))
@@ -136,7 +136,8 @@ def _layer(digest: Digest, extractor: Extractor) -> Descriptor:
 
 
 def _check_layers(config: bytes, layers: list[Descriptor]) -> None:
-    """A config names its layers by the digest of their tar, which shows what was mixed up."""
+    """The config has the digest of each layer's plain tar (`diff_ids`), which shows a layer in the
+    wrong place. Packed layers are not compared: they have another digest. Raises _Malformed."""
     rootfs = json_object(config).get("rootfs")
     diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     if not isinstance(diff_ids, list) or len(diff_ids) != len(layers):

@@ -1,7 +1,11 @@
 """Import: archives and folders into the store, without a network.
 
-A source is read once, and its blobs are kept as they come; images are published at its end, each
-when all of it is there. What is wrong with one image, or one source, holds back no other.
+Each source is read once, from front to end, and its blobs are stored as they come. Its images are
+published after its end, each when all of it is there. A problem with one image or one source holds
+back no other.
+
+Tests: tests/archive/importer/test_importer.py, tests/archive/test_import_export.py,
+tests/archive/importer/test_hostile.py, tests/real/test_import.py.
 """
 
 from __future__ import annotations
@@ -15,10 +19,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy.archive.importer.decompress import MAX_SIZE, ArchiveStream
 from ociproxy.archive.importer.ociregistry import CacheFolder
-from ociproxy.archive.importer.publishing import ImportResult, OnExisting, Publisher
-from ociproxy.archive.importer.tar_import import Received, TarImport
-from ociproxy.archive.importer.volume_reader import VolumeLabel, grouped, read_label
-from ociproxy.archive.naming import GivenName
+from ociproxy.archive.importer.publishing import Publisher
+from ociproxy.archive.importer.results import OnExisting, Received
+from ociproxy.archive.importer.tar_import import TarImport
+from ociproxy.archive.volumes import VolumeLabel, grouped, read_label
 from ociproxy.errors import ConfigError, LayoutInvalid
 from ociproxy.oci.layout import MARKER, LayoutDirectory
 from ociproxy.store.extract import Extractor
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import BinaryIO
 
+    from ociproxy.archive.importer.naming import GivenName
+    from ociproxy.archive.importer.results import ImportResult
     from ociproxy.errors import OciProxyError
     from ociproxy.store.store import Store
 
@@ -35,20 +41,20 @@ _STORE_MARKER: Final = "store.json"
 
 
 class Watcher(Protocol):
-    """Who is told what happens."""
+    """Hears how an import goes; called from the importing thread."""
 
-    def image(self, outcome: ImportResult) -> None: ...
+    def image(self, result: ImportResult) -> None: ...
 
     def note(self, source: str, text: str) -> None:
-        """Something that is no failure and should be known."""
+        """A fact that is no failure and that the operator should know."""
 
     def failed(self, source: str, error: OciProxyError) -> None:
-        """A source that cannot be used, or not to its end."""
+        """A source could not be read, or not to its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How to import; `max_size` is in bytes, of what an archive expands to."""
+    """How to import; `max_size` is how many bytes an archive may expand to."""
 
     on_existing: OnExisting = OnExisting.REPLACE
     name: GivenName | None = None
@@ -60,7 +66,6 @@ class Importer:
         self._store = store
         self._rules = rules
         self._watcher = watcher
-        self._publisher = Publisher(store, rules.on_existing, rules.name, watcher.image)
         self._stream: ArchiveStream | None = None
         self._done = 0
         self._nameless = False
@@ -73,23 +78,24 @@ class Importer:
         return self._done + (self._stream.consumed if self._stream else 0)
 
     def run(self, sources: Sequence[Path]) -> None:
-        """Import everything that can be; the watcher is told what cannot.
+        """Import all images that are whole, and tell the watcher of the others.
 
         Raises ConfigError where a source cannot be opened or a volume is missing, before anything
-        is read, and StoreError.
+        is written; StoreError at any time.
         """
-        labels = {source: self._look_at(source) for source in sources}
-        for group in grouped(labels):
+        labels = {source: self._open_once(source) for source in sources}
+        for volumes in grouped(labels):
             try:
-                self._import(group)
+                self._import(volumes)
             except LayoutInvalid as exc:
-                self._watcher.failed(str(group[0]), exc)
+                self._watcher.failed(str(volumes[0]), exc)
         if self._rules.name is not None and not self._nameless:
             self._watcher.note(
                 "--name", "every image has a name of its own; it is for those without"
             )
 
-    def _look_at(self, source: Path) -> VolumeLabel | None:
+    def _open_once(self, source: Path) -> VolumeLabel | None:
+        """The label of a volume; None for all other sources. Adds to `size`. Raises ConfigError."""
         if source == STDIN:
             self.size = None
             return None
@@ -97,71 +103,76 @@ class Importer:
             state = source.stat()
         except OSError as exc:
             raise ConfigError((exc.strerror or str(exc)).lower(), file=str(source)) from exc
-        if self.size is not None:
-            self.size = self.size + state.st_size if stat.S_ISREG(state.st_mode) else None
         if not stat.S_ISREG(state.st_mode):
+            self.size = None
             return None
+        if self.size is not None:
+            self.size += state.st_size
         try:
             with _opened(source) as file:
                 return read_label(file, str(source))
         except LayoutInvalid:
-            return None  # said when it is this one's turn
+            return None  # The watcher hears of it when the source is read.
 
-    def _import(self, group: list[Path]) -> None:
+    def _import(self, volumes: list[Path]) -> None:
         with Extractor(self._store) as extractor:
-            if group[0] != STDIN and group[0].is_dir():
-                received = self._receive_folder(group[0], extractor)
+            if volumes[0] != STDIN and volumes[0].is_dir():
+                received = _receive_folder(volumes[0], extractor)
             else:
-                received = self._receive_files(group, extractor)
+                received = self._receive_files(volumes, extractor)
             for note in received.notes:
                 self._watcher.note(received.source, note)
             self._nameless |= any(image.reference is None for image in received.images)
-            self._publisher.publish(received, extractor)
+            Publisher(
+                self._store,
+                received,
+                extractor,
+                on_existing=self._rules.on_existing,
+                tell=self._watcher.image,
+            ).publish(self._rules.name)
             if received.damage:
-                self._watcher.failed(
-                    received.source, LayoutInvalid(received.source, received.damage)
-                )
+                error = LayoutInvalid(received.source, received.damage)
+                self._watcher.failed(received.source, error)
 
-    def _receive_files(self, group: list[Path], extractor: Extractor) -> Received:
-        """An archive, or the volumes of one in order."""
-        whole: Received | None = None
-        for path in group:
+    def _receive_files(self, volumes: list[Path], extractor: Extractor) -> Received:
+        """An archive in one file, or the volumes of one in order."""
+        received = Received(str(volumes[0]))
+        for path in volumes:
             with _opened(path) as file:
                 self._stream = ArchiveStream(file, str(path), max_size=self._rules.max_size)
-                whole = TarImport(extractor, self._stream, first=whole).run()
+                TarImport(extractor, self._stream, received, first=path == volumes[0]).run()
                 self._done += self._stream.consumed
                 self._stream = None
-        assert whole is not None, "a group has a source"  # noqa: S101 a bug in us
-        return whole
-
-    def _receive_folder(self, root: Path, extractor: Extractor) -> Received:
-        received = Received(str(root))
-        if (root / MARKER).is_file():
-            layout = LayoutDirectory(root)
-            layout.check()
-            received.images += layout.images()
-            for image in received.images:
-                extractor.take_layout(layout, image.descriptor)
-        elif (root / _STORE_MARKER).is_file():
-            raise LayoutInvalid(
-                str(root), "is a store of ociproxy's: export it, or copy the folder as it is"
-            )
-        elif CacheFolder.is_one(root):
-            cache = CacheFolder(root)
-            received.images += cache.images(extractor)
-            for image in received.images:
-                if not image.problem:
-                    extractor.take_layout(cache, image.descriptor)
-        else:
-            raise LayoutInvalid(
-                str(root), f"has no {MARKER}, and is no cache of ociregistry's: nothing to import"
-            )
-        extractor.drain()
         return received
+
+
+def _receive_folder(root: Path, extractor: Extractor) -> Received:
+    received = Received(str(root))
+    folder: LayoutDirectory | CacheFolder
+    if (root / MARKER).is_file():
+        folder = LayoutDirectory(root)
+        folder.check()
+        received.images += folder.images()
+    elif (root / _STORE_MARKER).is_file():
+        raise LayoutInvalid(
+            str(root), "is a store of ociproxy's: export it, or copy the folder as it is"
+        )
+    elif CacheFolder.is_one(root):
+        folder = CacheFolder(root)
+        received.images += folder.images(extractor)
+    else:
+        raise LayoutInvalid(
+            str(root), f"has no {MARKER}, and is no cache of ociregistry's: nothing to import"
+        )
+    for image in received.images:
+        extractor.take_layout(folder, image.descriptor)
+    extractor.drain()
+    return received
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
+    """An unbuffered file. Raises ConfigError."""
     if path == STDIN:
         with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as file:
             yield file

@@ -1,9 +1,9 @@
 """The cache folder of an ociregistry, versions 1.3 (`blobs/ fat/ img/`) to 1.17 (`blobs/ img/
 lts/`).
 
-Blobs are named by the hexadecimal part of their digest. Each manifest is a JSON *holder*: its exact
-bytes in base64 under `bytes`, what it was asked for as under `imageUrl`, its digest, and its type
-as a media type (1.3) or as a number (later).
+A blob is a file named by the hexadecimal part of its digest. A manifest is in a JSON *holder*, with
+its exact bytes in base64 as `bytes`, its `digest`, the reference that a client pulled as
+`imageUrl`, and its `mediaType` (1.3) or its `type` as a number (later).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.archive.importer.results import unreadable
 from ociproxy.errors import DigestInvalid, DigestMismatch, NameInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
 _BLOBS: Final = "blobs"
 _MANIFESTS: Final = ("fat", "img", "lts")
 _TYPES: Final = (DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST)
-"""By the number that a holder has as its type."""
+"""The `type` of a holder is a position in this list."""
 _HOLDER_MAX_SIZE: Final = 4 * MANIFEST_MAX_SIZE
-"""Bytes: a manifest in base64, and once more in a form of ociregistry's own."""
+"""Bytes: a holder has the manifest in base64, and once more as ociregistry parsed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +46,16 @@ class CacheFolder:
         return (root / _BLOBS).is_dir() and any((root / name).is_dir() for name in _MANIFESTS)
 
     def images(self, extractor: Extractor) -> list[NamedImage]:
-        """Give the extractor all manifests, and return what they were asked for as.
-
-        A tag that has moved has an old holder too: the newest has the tag, the others go by digest.
-        """
+        """Give all manifests to the extractor, and return each with the reference that it was
+        pulled by. Of several holders with one tag the newest keeps the tag, and the others go by
+        digest: upstream had moved the tag."""
         found: list[NamedImage] = []
         taken: dict[Reference, Digest] = {}
         for where in self._holders():
             try:
                 image = self._image(where, extractor)
             except (MalformedManifest, NameInvalid, DigestInvalid, DigestMismatch) as exc:
-                nothing = Descriptor(OCI_MANIFEST, Digest.of(b""), 0)
-                found.append(NamedImage(nothing, None, problem=f"{where}: {exc}"))
+                found.append(unreadable(f"{where}: {exc}"))
                 continue
             reference, digest = image.reference, image.descriptor.digest
             if reference is not None and taken.setdefault(reference, digest) != digest:
@@ -65,7 +64,7 @@ class CacheFolder:
         return found
 
     def _holders(self) -> list[str]:
-        """Their paths, the newest first."""
+        """Paths below the root, the newest file first."""
         times: dict[str, float] = {}
         for folder in _MANIFESTS:
             path = self.root / folder
@@ -75,10 +74,11 @@ class CacheFolder:
         return sorted(times, key=lambda where: (-times[where], where))
 
     def open_blob(self, digest: Digest) -> FileIO | None:
-        """None where it is not there."""
+        """None where the cache lacks the blob. Raises LayoutInvalid."""
         return open_regular(self.root, f"{_BLOBS}/{digest.encoded}")
 
     def _image(self, where: str, extractor: Extractor) -> NamedImage:
+        """Raises MalformedManifest, NameInvalid, DigestInvalid, DigestMismatch, LayoutInvalid."""
         file = open_regular(self.root, where)
         if file is None:
             raise MalformedManifest("went away")
@@ -87,8 +87,7 @@ class CacheFolder:
         if not raw or len(raw) > _HOLDER_MAX_SIZE:
             raise MalformedManifest(f"is empty or larger than {_HOLDER_MAX_SIZE} bytes")
         holder = json_object(raw)
-        texts = {key: holder.get(key) for key in ("bytes", "digest", "imageUrl")}
-        encoded, digest_text, name = texts.values()
+        encoded, digest_text, name = map(holder.get, ("bytes", "digest", "imageUrl"))
         if (
             not isinstance(encoded, str)
             or not isinstance(digest_text, str)

@@ -1,25 +1,27 @@
-"""Publishing what a source held: which images are whole, what they are called, what was there.
+"""Publishing what a source held: which images are whole, their names, and the tags they move.
 
-Nothing is published of a delta whose base is not here, nor, where an existing tag is an error, of a
-source that would move one.
+Nothing is published of a delta whose base is not in the store, nor, with `--on-existing error`, of
+a source that would move a tag.
+
+Tests: tests/archive/importer/test_importer.py, tests/archive/test_import_export.py.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.archive.naming import GivenName, name_all
-from ociproxy.archive.promises import Promises
+from ociproxy.archive.importer.naming import GivenName, name_all
+from ociproxy.archive.importer.results import ImportResult, OnExisting, Status
+from ociproxy.archive.lock import Lock
 from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.manifest import parse_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ociproxy.archive.importer.tar_import import Received
+    from ociproxy.archive.importer.results import Received
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.layout import NamedImage
     from ociproxy.oci.reference import Reference, Repository
@@ -27,124 +29,46 @@ if TYPE_CHECKING:
     from ociproxy.store.extract import Extractor
     from ociproxy.store.store import Store
 
-_PUBLISHERS: Final = 8
+_THREADS: Final = 8
+"""Publishing one image mostly waits for fsync, and a disk serves several at once."""
 _BATCH: Final = 64
-"""Images that are looked at before their manifests are written, several at a time."""
-MOST_PROBLEMS: Final = 100
-"""Of one image that are told one by one."""
-
-
-class OnExisting(StrEnum):
-    """What to do where a tag is there and stands for another digest."""
-
-    KEEP = "keep"
-    REPLACE = "replace"
-    ERROR = "error"
-
-
-class Status(StrEnum):
-    IMPORTED = "imported"
-    UNCHANGED = "unchanged"
-    REPLACED = "replaced"
-    KEPT = "kept"
-    HELD_BACK = "held back"
-    EXISTS = "exists"
-    UNNAMED = "unnamed"
-    INCOMPLETE = "incomplete"
-
-
-EXIT_CODES: Final = {
-    Status.INCOMPLETE: 5,
-    Status.EXISTS: 3,
-    Status.HELD_BACK: 3,
-    Status.UNNAMED: 2,
-}
-"""Of what is not published; the first in this order that happened counts."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImportResult:
-    """What became of one image. `previous` is what its tag stood for before, `left_out` the
-    platforms that its index offers and the source did not carry."""
-
-    source: str
-    name: str
-    digest: Digest
-    status: Status
-    previous: Digest | None = None
-    problems: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
-
-
-@dataclass(slots=True, eq=False)
-class _Whole:
-    """An image that can be published."""
-
-    reference: Reference
-    examined: Examined
-    previous: Digest | None
-
-    @property
-    def status(self) -> Status:
-        """What it is once it is published."""
-        if self.previous is None:
-            return Status.IMPORTED
-        same = self.previous == self.examined.top.digest
-        return Status.UNCHANGED if same else Status.REPLACED
+"""Images that are examined before their manifests are written: it keeps the threads busy, and the
+operator hears of the first images early."""
+_MOST_PROBLEMS: Final = 100
+"""Problems of one image that are told one by one: a delta without its base can have thousands."""
 
 
 class Publisher:
-    """Tells each outcome as soon as it is one."""
+    """Publishes what one source held, and tells the result of each image as soon as it is known."""
 
     def __init__(
         self,
         store: Store,
-        on_existing: OnExisting,
-        given: GivenName | None,
-        tell: Callable[[ImportResult], None],
-    ) -> None:
-        self._store = store
-        self._on_existing = on_existing
-        self._given = given
-        self._tell = tell
-
-    def publish(self, received: Received, extractor: Extractor) -> None:
-        """Raises StoreError."""
-        with ThreadPoolExecutor(_PUBLISHERS, "publish") as pool:
-            publication = _Publication(
-                self._store, self._on_existing, self._tell, received, extractor, pool
-            )
-            publication.run(self._given)
-
-
-class _Publication:
-    """Of what one source held."""
-
-    def __init__(
-        self,
-        store: Store,
-        on_existing: OnExisting,
-        tell: Callable[[ImportResult], None],
         received: Received,
         extractor: Extractor,
-        pool: ThreadPoolExecutor,
+        *,
+        on_existing: OnExisting,
+        tell: Callable[[ImportResult], None],
     ) -> None:
         self._store = store
+        self._received = received
+        self._source = received.source
+        self._extractor = extractor
         self._on_existing = on_existing
         self._tell = tell
-        self._received = received
-        self._extractor = extractor
-        self._pool = pool
-        self._promises = Promises(received.lock)
+        self._lock = received.lock or Lock(())
+        self._gaps = {digest for image in self._lock.images for digest in image.missing}
+        self._incomplete = {each.reference for each in self._lock.images if not each.complete}
         self._repositories: dict[Digest, set[Repository]] | None = None
-        """Which repositories a published manifest is in, where there are referrers to place."""
+        """The repositories of each published manifest; None where no referrer has to find them."""
 
-    def run(self, given: GivenName | None) -> None:
-        reasons = self._promises.absent_base(self._extractor)
-        if reasons:
+    def publish(self, given: GivenName | None) -> None:
+        """Raises StoreError."""
+        base = self._missing_base()
+        if base:
             for image in self._received.images:
-                self._refuse(image, Status.INCOMPLETE, reasons)
-                reasons = ["the base of this delta is not in the store: import it first"]
+                self._refuse(image, Status.INCOMPLETE, base)
+                base = ["the base of this delta is not in the store: import it first"]
             return
         images: list[NamedImage] = []
         referrers: list[NamedImage] = []
@@ -156,60 +80,72 @@ class _Publication:
             else:
                 images.append(image)
         named, nameless = name_all(images, given)
-        for each in nameless:
-            status = Status.INCOMPLETE if each.image.reference else Status.UNNAMED
-            self._refuse(each.image, status, [each.reason])
+        for image, reason in nameless:
+            self._refuse(image, Status.INCOMPLETE if image.reference else Status.UNNAMED, [reason])
         if self._on_existing is OnExisting.ERROR and self._tell_existing(named):
             return
         if referrers:
             self._repositories = {}
-        for first in range(0, len(named), _BATCH):
-            self._publish_batch(named[first : first + _BATCH])
+        with ThreadPoolExecutor(_THREADS, "publish") as pool:
+            for first in range(0, len(named), _BATCH):
+                self._publish_batch(named[first : first + _BATCH], pool)
         self._publish_referrers(referrers)
 
+    def _missing_base(self) -> list[str]:
+        """The blobs that a delta leaves out and the store does not have."""
+        return [
+            f"{digest}: of the base of this delta, and not in the store; import the base first"
+            for digest in sorted(self._lock.omitted, key=str)
+            if not self._extractor.holds(digest)
+        ]
+
     def _tell_existing(self, named: list[tuple[NamedImage, Reference]]) -> bool:
-        """Whether a tag stands for something else already; then nothing is to be published."""
+        """Whether an image would move a tag; if so, no image is to be published, and all are told
+        so."""
         found = [(image, reference, self._previous(reference)) for image, reference in named]
         if all(previous in (None, image.descriptor.digest) for image, _, previous in found):
             return False
         for image, reference, previous in found:
-            moves = previous not in (None, image.descriptor.digest)
-            status = Status.EXISTS if moves else Status.HELD_BACK
-            self._told(reference, image.descriptor.digest, status, previous)
+            digest = image.descriptor.digest
+            status = Status.HELD_BACK if previous in (None, digest) else Status.EXISTS
+            self._tell(ImportResult(self._source, str(reference), digest, status, previous))
         return True
 
-    def _publish_batch(self, named: list[tuple[NamedImage, Reference]]) -> None:
-        whole: list[_Whole] = []
+    def _publish_batch(
+        self, named: list[tuple[NamedImage, Reference]], pool: ThreadPoolExecutor
+    ) -> None:
+        whole: list[tuple[Reference, Examined, ImportResult]] = []
         for image, reference in named:
             examined = self._examine(image)
-            problems = [*map(str, examined.problems)]
-            problems += self._promises.broken(reference, examined)
+            problems = [*map(str, examined.problems), *self._broken_lock(reference, examined)]
             if problems:
                 self._refuse(image, Status.INCOMPLETE, problems)
                 continue
-            each = _Whole(reference, examined, self._previous(reference))
-            if each.status is Status.REPLACED and self._on_existing is OnExisting.KEEP:
-                self._told(reference, image.descriptor.digest, Status.KEPT, each.previous)
+            digest, previous = image.descriptor.digest, self._previous(reference)
+            result = ImportResult(self._source, str(reference), digest, Status.IMPORTED, previous)
+            if previous == digest:
+                result = replace(result, status=Status.UNCHANGED)
+            elif previous is not None and self._on_existing is OnExisting.KEEP:
+                self._tell(replace(result, status=Status.KEPT))
                 continue
+            elif previous is not None:
+                result = replace(result, status=Status.REPLACED)
             self._extractor.prepare(examined)
-            whole.append(each)
+            left_out = tuple(str(child.platform or child.digest) for child in examined.left_out)
+            whole.append((reference, examined, replace(result, left_out=left_out)))
         self._extractor.drain()
-        # Mostly waits for the disk, which has time for several at once.
-        for each in self._pool.map(self._publish, whole):
-            self._note(each.examined, [each.reference.repository])
-            left_out = tuple(
-                str(child.platform or child.digest) for child in each.examined.left_out
-            )
-            top = each.examined.top.digest
-            self._told(each.reference, top, each.status, each.previous, left_out)
+        revealed = pool.map(self._reveal, whole)
+        for (reference, examined, result), _ in zip(whole, revealed, strict=True):
+            self._remember(examined, [reference.repository])
+            self._tell(result)
 
-    def _publish(self, each: _Whole) -> _Whole:
-        reference = each.reference
-        self._extractor.reveal(reference.repository, each.examined, reference.tag)
-        return each
+    def _reveal(self, whole: tuple[Reference, Examined, ImportResult]) -> None:
+        reference, examined, _ = whole
+        self._extractor.reveal(reference.repository, examined, reference.tag)
 
     def _publish_referrers(self, waiting: list[NamedImage]) -> None:
-        """What has no name but a subject goes where its subject is, be that a referrer itself."""
+        """A referrer without a name goes to all repositories that have its subject, which may be
+        another referrer."""
         while waiting and self._repositories is not None:
             later: list[NamedImage] = []
             for image in waiting:
@@ -224,18 +160,30 @@ class _Publication:
                     continue
                 for repository in repositories:
                     self._extractor.publish(repository, examined)
-                self._note(examined, repositories)
+                self._remember(examined, repositories)
             if len(later) == len(waiting):
-                return  # their subjects are not published: nobody can ask for them
+                return  # Their subjects are not published, so no client can ask for them.
             waiting = later
 
     def _examine(self, image: NamedImage) -> Examined:
-        # A lock says what has to be here. Without one a cut may have taken children of an index.
+        # A lock says which children of an index have to be here. Without a lock, a cut archive may
+        # have lost children, so none may be absent.
         sparse = self._received.lock is not None or not self._received.damage
         return self._extractor.examine(image.descriptor, sparse=sparse)
 
+    def _broken_lock(self, reference: Reference, examined: Examined) -> list[str]:
+        """What the lock in the archive says of the image and is not so."""
+        problems = [
+            f"manifest {child.digest}: listed, but not in the archive"
+            for child in examined.left_out
+            if child.digest in self._lock.contents and child.digest not in self._gaps
+        ]
+        if reference in self._incomplete:
+            problems.append("was incomplete when it was exported, with --allow-partial")
+        return problems
+
     def _previous(self, reference: Reference) -> Digest | None:
-        """What the tag stands for."""
+        """The digest that the tag has in the store."""
         if reference.tag is None:
             return None
         record = self._store.refs.find_tag(reference.repository, reference.tag)
@@ -249,31 +197,14 @@ class _Publication:
             return None
         return manifest.subject.digest if manifest.subject else None
 
-    def _note(self, examined: Examined, repositories: Iterable[Repository]) -> None:
+    def _remember(self, examined: Examined, repositories: Iterable[Repository]) -> None:
         if self._repositories is not None:
             for digest in examined.manifests:
                 self._repositories.setdefault(digest, set()).update(repositories)
 
-    def _told(
-        self,
-        reference: Reference,
-        digest: Digest,
-        status: Status,
-        previous: Digest | None,
-        left_out: tuple[str, ...] = (),
-    ) -> None:
-        source = self._received.source
-        self._tell(
-            ImportResult(
-                source, str(reference), digest, status, previous=previous, left_out=left_out
-            )
-        )
-
     def _refuse(self, image: NamedImage, status: Status, problems: list[str]) -> None:
-        shown = problems[:MOST_PROBLEMS]
-        if len(problems) > MOST_PROBLEMS:
-            shown.append(f"and {len(problems) - MOST_PROBLEMS} more")
-        digest = image.descriptor.digest
-        self._tell(
-            ImportResult(self._received.source, str(image), digest, status, problems=tuple(shown))
-        )
+        shown = problems[:_MOST_PROBLEMS]
+        if len(problems) > _MOST_PROBLEMS:
+            shown.append(f"and {len(problems) - _MOST_PROBLEMS} more")
+        digest, told = image.descriptor.digest, tuple(shown)
+        self._tell(ImportResult(self._source, str(image), digest, status, problems=told))

@@ -1,21 +1,22 @@
-"""What comes out of a tar, given to the Extractor member by member in one pass.
+"""Takes a tar in, one pass over its members, each given to the Extractor as it comes.
 
-The tar of an OCI layout says by itself what each blob has to be. A `docker save` tar does not:
-its layers are hashed as they come and found again under the names that `manifest.json` uses.
+In the tar of an OCI layout a blob's name is its digest. A `docker save` tar has no digests: its
+layers are hashed as they come, and found again under the file names that `manifest.json` uses.
+
+Tests: tests/archive/importer/test_importer.py, tests/archive/importer/test_dockersave.py,
+tests/archive/importer/test_hostile.py.
 """
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.archive.export.content import DOCKER_NAME, LOCK_NAME
-from ociproxy.archive.export.volume_writer import VOLUME_NAME
-from ociproxy.archive.importer.dockersave import Saved, saved_images
+from ociproxy.archive.export.content import DOCKER_NAME
+from ociproxy.archive.importer.dockersave import SavedFiles, saved_images
 from ociproxy.archive.importer.tar_reader import members
-from ociproxy.archive.importer.volume_reader import LABEL_MAX_SIZE, parse_label
-from ociproxy.archive.lock import LOCK_MAX_SIZE, Lock
+from ociproxy.archive.lock import LOCK_MAX_SIZE, LOCK_NAME, Lock
+from ociproxy.archive.volumes import LABEL_MAX_SIZE, LABEL_NAME, VolumeLabel
 from ociproxy.errors import LayoutDamaged, LayoutInvalid, LockInvalid, SizeMismatch
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.layout import (
@@ -29,82 +30,67 @@ from ociproxy.oci.layout import (
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ociproxy.archive.importer.decompress import ArchiveStream
+    from ociproxy.archive.importer.results import Received
     from ociproxy.archive.importer.tar_reader import Member
     from ociproxy.oci.layout import NamedImage
     from ociproxy.store.extract import Extractor
 
+_DOCUMENTS: Final = {
+    MARKER: MANIFEST_MAX_SIZE,
+    INDEX: INDEX_MAX_SIZE,
+    LOCK_NAME: LOCK_MAX_SIZE,
+    LABEL_NAME: LABEL_MAX_SIZE,
+    DOCKER_NAME: INDEX_MAX_SIZE,
+}
+"""The members that say what an archive holds, and how many bytes each may have."""
 _OWN: Final = "ociproxy-"
 _MAX_NAMES: Final = 32 * 1024 * 1024
-"""Characters of all the names that are remembered of one archive."""
+"""Characters of all file names of one `docker save` archive together: they are kept in memory."""
 _LAYER_NAMES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 
 
-@dataclass(slots=True)
-class Received:
-    """What one source held. `damage` says why it is not known to have come whole."""
-
-    source: str
-    images: list[NamedImage] = field(default_factory=list)
-    lock: Lock | None = None
-    damage: str = ""
-    notes: list[str] = field(default_factory=list)
-
-
 class TarImport:
-    """Of one file. `first` is what came out of the volumes before this one, which is added to."""
+    """The import of one file; what the file holds is added to `received`. Of the volumes of a set
+    only the `first` has to say what the archive holds."""
 
     def __init__(
-        self, extractor: Extractor, stream: ArchiveStream, *, first: Received | None = None
+        self, extractor: Extractor, stream: ArchiveStream, received: Received, *, first: bool
     ) -> None:
         self._extractor = extractor
         self._stream = stream
+        self._received = received
+        self._is_first = first
         self._seen: set[str] = set()
-        self._saved: Saved = Saved()
+        self._files = SavedFiles()
         self._names = 0
         self._docker: bytes | None = None
         self._index: tuple[NamedImage, ...] | None = None
-        self._is_first = first is None
-        self._received = first or Received(stream.source)
-        self._special: dict[str, Callable[[Member], None]] = {
-            MARKER: self._take_marker,
-            INDEX: self._take_index,
-            LOCK_NAME: self._take_lock,
-            VOLUME_NAME: self._take_label,
-            DOCKER_NAME: self._take_docker,
-        }
 
-    def run(self) -> Received:
-        """Take everything in. Raises LayoutInvalid, StoreError; damage is noted instead."""
+    def run(self) -> None:
+        """Take all members in. Damage is noted in `received`, so that what came before it counts.
+
+        Raises LayoutInvalid, StoreError.
+        """
+        source, received = self._stream.source, self._received
         try:
             for member in members(self._stream):
                 self._take(member)
         except LayoutDamaged as exc:
-            self._received.damage = self._received.damage or exc.reason
+            received.damage = received.damage or exc.reason
         self._extractor.drain()
         if self._index is not None:
-            self._received.images += self._index
+            received.images += self._index
         elif self._docker is not None:
-            images, notes = saved_images(
-                self._docker, self._saved, self._extractor, self._stream.source
-            )
-            self._received.images += images
-            self._received.notes += notes
+            images, notes = saved_images(self._docker, self._files, self._extractor, source)
+            received.images += images
+            received.notes += notes
         elif self._is_first:
-            raise LayoutInvalid(self._stream.source, self._why_nothing())
-        return self._received
+            raise LayoutInvalid(source, self._why_nothing())
 
     def _take(self, member: Member) -> None:
-        special = self._special.get(member.name)
-        if special is not None:
-            if member.name in self._seen:
-                raise LayoutInvalid(self._stream.source, f"has two files {member.name}")
-            if member.link:
-                raise LayoutInvalid(self._stream.source, f"{member.name} is a link")
-            self._seen.add(member.name)
-            special(member)
+        if member.name in _DOCUMENTS:
+            self._take_document(member)
             return
         digest = parse_blob_path(member.name)
         if digest is None:
@@ -115,35 +101,39 @@ class TarImport:
         elif self._received.lock is None or digest in self._received.lock.contents:
             self._extractor.take(digest, member.size, member)
 
-    def _take_marker(self, member: Member) -> None:
-        check_marker(self._read(member, MANIFEST_MAX_SIZE), self._stream.source)
-
-    def _take_index(self, member: Member) -> None:
-        self._index = parse_index(self._read(member, INDEX_MAX_SIZE), self._stream.source)
-
-    def _take_lock(self, member: Member) -> None:
-        raw = self._read(member, LOCK_MAX_SIZE)
-        try:
-            self._received.lock = Lock.parse(raw, LOCK_NAME)
-        except LockInvalid as exc:
-            raise LayoutInvalid(self._stream.source, str(exc)) from exc
-
-    def _take_label(self, member: Member) -> None:
-        # Which volume it is was looked at before; here only whether it is one at all.
-        parse_label(self._read(member, LABEL_MAX_SIZE), self._stream.source)
-
-    def _take_docker(self, member: Member) -> None:
-        self._docker = self._read(member, INDEX_MAX_SIZE)
+    def _take_document(self, member: Member) -> None:
+        source, name = self._stream.source, member.name
+        if name in self._seen:
+            raise LayoutInvalid(source, f"has two files {name}")
+        if member.link:
+            raise LayoutInvalid(source, f"{name} is a link")
+        self._seen.add(name)
+        raw = member.read(_DOCUMENTS[name])
+        if len(raw) < member.size:
+            raise LayoutDamaged(source, f"is cut off inside {name}")
+        if name == MARKER:
+            check_marker(raw, source)
+        elif name == INDEX:
+            self._index = parse_index(raw, source)
+        elif name == LOCK_NAME:
+            try:
+                self._received.lock = Lock.parse(raw, LOCK_NAME)
+            except LockInvalid as exc:
+                raise LayoutInvalid(source, str(exc)) from exc
+        elif name == LABEL_NAME:
+            VolumeLabel.parse(raw, source)  # `grouped` has put the volumes in order; here a check.
+        else:
+            self._docker = raw
 
     def _take_saved(self, member: Member) -> None:
-        """A file or a link that `manifest.json` may speak of further on."""
+        """Take in a file or a link that a `manifest.json` further on may name."""
         if member.name.startswith(_OWN):
             return
         self._names += len(member.name) + len(member.link)
         if self._names > _MAX_NAMES:
             raise LayoutInvalid(self._stream.source, "has too many names that are too long")
         if member.link:
-            self._saved.add_link(member.name, member.link)
+            self._files.add_link(member.name, member.link)
             return
         is_layer = member.name.endswith(_LAYER_NAMES)
         if not is_layer and member.size > MANIFEST_MAX_SIZE:
@@ -158,18 +148,12 @@ class TarImport:
                 digest = Digest.of(raw)
                 self._extractor.take(digest, len(raw), io.BytesIO(raw))
         except SizeMismatch:
-            return  # the stream is at its end, which is noticed next
-        self._saved.files[member.name] = digest
-
-    def _read(self, member: Member, limit: int) -> bytes:
-        raw = member.read(limit)
-        if len(raw) < member.size:
-            raise LayoutDamaged(self._stream.source, f"is cut off inside {member.name}")
-        return raw
+            return  # The stream is at its end, which `members` reports next.
+        self._files.digests[member.name] = digest
 
     def _why_nothing(self) -> str:
         if self._received.damage:
             return f"{self._received.damage}, before it said what it holds: nothing to import"
-        if "repositories" in self._saved.files:
+        if "repositories" in self._files.digests:
             return f"has no {DOCKER_NAME}: Docker 1.10 and later write one"
         return f"has neither {INDEX} nor {DOCKER_NAME}: no image archive"

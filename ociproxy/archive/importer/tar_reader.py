@@ -1,12 +1,12 @@
-"""The members of a tar, one after the other, out of a stream that cannot go back.
+"""The members of a tar, one after the other, from a stream that cannot go back.
 
-`tarfile` reads each header, but not the archive: it believes sizes and keeps every member, and
-what it cannot read it takes for the end. Here the end is only what says so, and whatever no tool
-writes into an image archive is refused: devices, sparse files, names that lead elsewhere, two sizes
-for one member. Links are handed on, never followed: nothing is unpacked under its name.
+`tarfile` parses each header, but does not walk the archive: it would believe any size, keep all
+members in memory, and take a broken header for the end. Here only the end mark is the end. What no
+tool writes into an image archive is refused: devices, sparse files, names that lead out of it, two
+sizes for one member. No member is unpacked under its name, and no link is followed here.
 
-Formats: ustar, GNU (long names, sizes in base 256) and pax (POSIX.1-2001), of which only `path`,
-`linkpath` and `size` mean anything here.
+Formats: ustar, GNU (long names, sizes in base 256) and pax (POSIX.1-2001), of whose records only
+`path`, `linkpath` and `size` are used.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from ociproxy.archive.importer.decompress import ArchiveStream
 
 MAX_MEMBERS: Final = 300_000
-"""Of one archive: some hundred bytes are remembered of each that is a document, or damaged."""
+"""Members of one archive: an import keeps some hundred bytes in memory of each document and of each
+damaged blob, a bundle of each blob."""
 _MAX_EXTENSION: Final = 64 * 1024
-"""Bytes of a long name or of a pax header."""
+"""Bytes of a long name or of a pax header; file systems take names of at most 4 KiB."""
 _MAX_EXTENSIONS: Final = 8
-"""Headers that may come before the member they speak of."""
+"""Headers before one member; GNU and pax write one or two."""
 _OCTAL_MAX: Final = 8 * 1024**3 - 1
-"""Bytes: the largest size that a plain header can state."""
+"""Bytes: the largest size that the octal field of a header can state."""
 _REGULAR: Final = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
 _LINKS: Final = frozenset({tarfile.SYMTYPE, tarfile.LNKTYPE})
 _EXTENSIONS: Final = frozenset(
@@ -52,7 +53,7 @@ _ZEROS: Final = bytes(tarfile.BLOCKSIZE)
 
 @dataclass(slots=True)
 class Member:
-    """A file, or a link with the name it leads to. Read it before asking for the next one."""
+    """A file, or a link with its target in `link`. Read it before you ask for the next member."""
 
     name: str
     size: int
@@ -66,7 +67,8 @@ class Member:
         return count
 
     def read(self, limit: int) -> bytes:
-        """All of it. Raises LayoutInvalid where that is more than the limit, in bytes."""
+        """The whole member, or less where the stream ends. Raises LayoutInvalid for a member of
+        more than `limit` bytes."""
         if self.size > limit:
             raise LayoutInvalid(self._stream.source, f"{self.name} is larger than {limit} bytes")
         raw = self._stream.read(self.size)
@@ -74,17 +76,17 @@ class Member:
         return raw
 
     def leave(self) -> None:
-        """Go past what was not read, and the padding."""
+        """Skip the rest and the padding. Raises LayoutDamaged where the stream ends before."""
         if not self._stream.skip(self._left + -self.size % tarfile.BLOCKSIZE):
             raise LayoutDamaged(self._stream.source, f"is cut off inside {self.name}")
         self._left = 0
 
 
 def members(stream: ArchiveStream) -> Iterator[Member]:
-    """The files and links, in order.
+    """The files and links in order; folders are left out.
 
-    Raises LayoutInvalid for what is no tar or is refused; LayoutDamaged where it is cut off or
-    broken from here on, so that what came before may still be good.
+    Raises LayoutInvalid for a stream that is no tar or is refused. Raises LayoutDamaged where it is
+    cut off or broken; the members before may still be good.
     """
     for _ in range(MAX_MEMBERS):
         member = _next(stream)
@@ -97,30 +99,30 @@ def members(stream: ArchiveStream) -> Iterator[Member]:
 
 
 def _next(stream: ArchiveStream) -> Member | None:
-    said: dict[str, str] = {}
+    stated: dict[str, str] = {}
     for _ in range(_MAX_EXTENSIONS):
         header = _header(stream)
         if header is None:
-            if said:
+            if stated:
                 raise LayoutDamaged(stream.source, "ends after the header of a member")
             return None
         if header.type not in _EXTENSIONS:
-            return _member(stream, header, said)
+            return _member(stream, header, stated)
         raw = _extension(stream, header)
         if header.type == tarfile.GNUTYPE_LONGNAME:
-            said["path"] = _text(raw.split(b"\0", 1)[0])
+            stated["path"] = _text(raw.split(b"\0", 1)[0])
         elif header.type == tarfile.GNUTYPE_LONGLINK:
-            said["linkpath"] = _text(raw.split(b"\0", 1)[0])
+            stated["linkpath"] = _text(raw.split(b"\0", 1)[0])
         elif header.type == tarfile.XGLTYPE:
             if not {"path", "linkpath", "size"}.isdisjoint(_records(stream, raw)):
                 raise LayoutInvalid(stream.source, "has one name or size for all its members")
         else:
-            said.update(_records(stream, raw))
+            stated.update(_records(stream, raw))
     raise LayoutInvalid(stream.source, f"has more than {_MAX_EXTENSIONS} headers for one member")
 
 
 def _header(stream: ArchiveStream) -> tarfile.TarInfo | None:
-    """The next header; None at the end mark."""
+    """The next header, or None at the end mark."""
     offset = stream.offset
     block = stream.read(tarfile.BLOCKSIZE)
     if block == _ZEROS:
@@ -139,6 +141,7 @@ def _header(stream: ArchiveStream) -> tarfile.TarInfo | None:
 
 
 def _extension(stream: ArchiveStream, header: tarfile.TarInfo) -> bytes:
+    """The data of a header that describes the member after it."""
     if header.size > _MAX_EXTENSION:
         raise LayoutInvalid(stream.source, f"has a header of {header.size} bytes")
     raw = stream.read(header.size)
@@ -147,9 +150,9 @@ def _extension(stream: ArchiveStream, header: tarfile.TarInfo) -> bytes:
     return raw
 
 
-def _member(stream: ArchiveStream, header: tarfile.TarInfo, said: dict[str, str]) -> Member:
-    name = said.get("path", header.name)
-    if any(key.startswith("GNU.sparse") for key in said):
+def _member(stream: ArchiveStream, header: tarfile.TarInfo, stated: dict[str, str]) -> Member:
+    name = stated.get("path", header.name)
+    if any(key.startswith("GNU.sparse") for key in stated):
         header.type = tarfile.GNUTYPE_SPARSE
     if header.type == tarfile.DIRTYPE:
         _check_name(stream, name)
@@ -161,15 +164,15 @@ def _member(stream: ArchiveStream, header: tarfile.TarInfo, said: dict[str, str]
         )
     clean = _check_name(stream, name)
     if header.type in _LINKS:
-        target = said.get("linkpath", header.linkname)
-        # A hard link's target counts from the root of the archive, a symbolic one's from itself.
+        target = stated.get("linkpath", header.linkname)
+        # The target of a hard link is a name in the archive; that of a symbolic link is relative.
         return Member(clean, 0, target if header.issym() else f"/{target}", stream, 0)
-    size = _size(stream, header, said)
+    size = _size(stream, header, stated)
     return Member(clean, size, "", stream, size)
 
 
-def _size(stream: ArchiveStream, header: tarfile.TarInfo, said: dict[str, str]) -> int:
-    text = said.get("size")
+def _size(stream: ArchiveStream, header: tarfile.TarInfo, stated: dict[str, str]) -> int:
+    text = stated.get("size")
     if text is None:
         return header.size
     size = int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else -1
@@ -181,7 +184,7 @@ def _size(stream: ArchiveStream, header: tarfile.TarInfo, said: dict[str, str]) 
 
 
 def _check_name(stream: ArchiveStream, name: str) -> str:
-    """The name without a leading `./`; refused where it leads out of the archive."""
+    """The name without a leading `./`. Raises LayoutInvalid where it leads out of the archive."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\0" in name:
         raise LayoutInvalid(
@@ -191,7 +194,7 @@ def _check_name(stream: ArchiveStream, name: str) -> str:
 
 
 def _records(stream: ArchiveStream, raw: bytes) -> dict[str, str]:
-    """`<length> <key>=<value>` and a newline, over and over."""
+    """The records of a pax header, each `<length> <key>=<value>` and a newline."""
     records: dict[str, str] = {}
     while raw:
         digits, _, _ = raw.partition(b" ")

@@ -5,8 +5,10 @@ Permission is a rule of the configuration; `health` is the circuit breaker of ea
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Final
@@ -136,6 +138,19 @@ class Upstreams:
         if health is None or health.condition(self._clock.monotonic())[0] != "probing":
             return None
         return PROBE_WAIT
+
+    @asynccontextmanager
+    async def answer_time(self, registry: str) -> AsyncIterator[None]:
+        """Raises UpstreamUnavailable, timed out, where a client has waited for
+        `fetch.timeouts.answer` seconds for what this upstream is asked."""
+        limit = self._config.fetch.timeouts.answer
+        try:
+            async with asyncio.timeout(limit):
+                yield
+        except TimeoutError as exc:
+            raise UpstreamUnavailable(
+                registry, f"no answer within {limit:g} s", timed_out=True
+            ) from exc
 
     def record_result(self, registry: str, error: OciProxyError | None) -> None:
         """A request or a download has ended, with this error or well."""

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ociproxy.archive.importer.importer import Importer, Rules
-from ociproxy.archive.importer.publishing import ImportResult
+from ociproxy.archive.importer.results import ImportResult
 from ociproxy.errors import OciProxyError
 from ociproxy.store.inventory import inventory
 from ociproxy.store.store import Store

@@ -1,4 +1,7 @@
-"""What the images of a source are called: by the source, or by whoever imports it."""
+"""The name under which each image of a source is published: the source's own, or that of `--name`.
+
+Tests: tests/archive/importer/test_importer.py.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class GivenName:
-    """What to call images that have no full name; without a tag they keep the one they have."""
+    """The `--name` for images that have no full name; without a tag they keep their own tag."""
 
     repository: Repository
     tag: str | None = None
@@ -32,26 +35,19 @@ class GivenName:
         return GivenName(reference.repository, reference.tag if has_tag else None)
 
 
-@dataclass(frozen=True, slots=True)
-class Nameless:
-    """An image that cannot be published under any name; `reason` says what to do."""
-
-    image: NamedImage
-    reason: str
-
-
 def name_all(
     images: Iterable[NamedImage], given: GivenName | None
-) -> tuple[list[tuple[NamedImage, Reference]], list[Nameless]]:
-    """Each image with its reference, once; and those that have none."""
+) -> tuple[list[tuple[NamedImage, Reference]], list[tuple[NamedImage, str]]]:
+    """Images with their references, each reference once; and images that cannot be published under
+    any name, with the reason."""
     named: list[tuple[NamedImage, Reference]] = []
-    nameless: list[Nameless] = []
+    nameless: list[tuple[NamedImage, str]] = []
     taken: dict[Reference, Digest] = {}
     for image in images:
         try:
             reference = image.reference or _given_name(image, given)
         except NameInvalid as exc:
-            nameless.append(Nameless(image, exc.reason if given is None else str(exc)))
+            nameless.append((image, exc.reason if given is None else str(exc)))
             continue
         digest = image.descriptor.digest
         if reference not in taken:
@@ -59,12 +55,12 @@ def name_all(
             named.append((image, reference))
         elif taken[reference] != digest:
             reason = f"another image here, {taken[reference]}, is {reference} already"
-            nameless.append(Nameless(image, reason))
+            nameless.append((image, reason))
     return named, nameless
 
 
 def _given_name(image: NamedImage, given: GivenName | None) -> Reference:
-    """Raises NameInvalid, saying what to do."""
+    """Raises NameInvalid, which tells the operator what to do."""
     if given is None:
         what = f"only the tag {image.tag!r}" if image.tag else "no name"
         raise NameInvalid(

@@ -1,0 +1,196 @@
+"""What is known of a bundle once it is open: where each blob lies, and what the archive names.
+
+Opening reads the headers of the tar and all manifests, which are hashed. It reads no blobs.
+
+Tests: tests/archive/test_bundle.py.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from ociproxy.archive.importer.decompress import ArchiveStream
+from ociproxy.archive.importer.tar_reader import members
+from ociproxy.archive.lock import LOCK_MAX_SIZE, LOCK_NAME, Lock
+from ociproxy.archive.volumes import LABEL_MAX_SIZE, LABEL_NAME, VolumeLabel
+from ociproxy.errors import DigestMismatch, LayoutDamaged, LayoutInvalid
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.layout import (
+    INDEX,
+    INDEX_MAX_SIZE,
+    MARKER,
+    NamedImage,
+    check_marker,
+    parse_blob_path,
+    parse_index,
+)
+from ociproxy.oci.manifest import (
+    MANIFEST_MAX_SIZE,
+    Index,
+    ManifestHolder,
+    guess_media_type,
+    referrer_descriptor,
+)
+from ociproxy.store.manifests import with_media_type
+from ociproxy.store.records import Records, TagRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from io import FileIO
+
+    from ociproxy.oci.reference import Repository
+
+_DOCUMENTS: Final = {
+    MARKER: MANIFEST_MAX_SIZE,
+    INDEX: INDEX_MAX_SIZE,
+    LOCK_NAME: LOCK_MAX_SIZE,
+    LABEL_NAME: LABEL_MAX_SIZE,
+}
+"""The members that say what an archive holds, and how many bytes each may have."""
+_NEVER_RESOLVED: Final = 0.0
+"""An archive does not say when its tags were resolved. Epoch 0 is long expired, so that an upstream
+is asked first wherever one can be reached."""
+
+
+class BundleIndex:
+    """Raises LayoutInvalid for a file that is no layout, and LayoutDamaged or DigestMismatch for a
+    damaged one; `source` names the file in errors."""
+
+    def __init__(self, file: FileIO, source: str) -> None:
+        self.extents: dict[Digest, tuple[int, int]] = {}
+        """Of each blob the offset in the file and the size, both in bytes."""
+        self.records = Records()
+        self.label: VolumeLabel | None = None
+        """None where the archive is not split into volumes."""
+        self.base: tuple[Digest, ...] = ()
+        """Blobs that a delta leaves out: the store or another bundle must have them."""
+        self._file = file
+        self._source = source
+        documents = self._read_headers()
+        images = self._read_images(documents)
+        self._check_lock(documents)
+        self._record(images)
+        self.images = sum(image.reference is not None for image in images)
+        """Count of the images that have a name."""
+
+    def _read_headers(self) -> dict[str, bytes]:
+        """Fill `extents`; returns the documents by name."""
+        documents: dict[str, bytes] = {}
+        stream = ArchiveStream(self._file, self._source)
+        for member in members(stream):
+            digest = parse_blob_path(member.name)
+            if member.link and digest is not None:
+                raise LayoutInvalid(self._source, f"{member.name} is a link: import the archive")
+            if digest is not None:
+                self.extents[digest] = (stream.offset, member.size)
+            elif member.name in _DOCUMENTS:
+                documents[member.name] = member.read(_DOCUMENTS[member.name])
+        return documents
+
+    def _read_images(self, documents: dict[str, bytes]) -> tuple[NamedImage, ...]:
+        if LABEL_NAME in documents:
+            self.label = VolumeLabel.parse(documents[LABEL_NAME], self._source)
+            if INDEX not in documents:
+                return ()  # Only the first volume of a set names images.
+        for name in (MARKER, INDEX):
+            if name not in documents:
+                raise LayoutInvalid(self._source, f"has no {name}, so it is no OCI image layout")
+        check_marker(documents[MARKER], self._source)
+        return parse_index(documents[INDEX], self._source)
+
+    def _check_lock(self, documents: dict[str, bytes]) -> None:
+        """All contents of the lock must be here in their size, except those that another volume or
+        the base of a delta has. Raises LayoutDamaged."""
+        if LOCK_NAME not in documents:
+            return
+        lock = Lock.parse(documents[LOCK_NAME], f"{self._source}: {LOCK_NAME}")
+        self.base = tuple(digest for digest in lock.omitted if digest not in self.extents)
+        for digest, size in lock.contents.items():
+            extent = self.extents.get(digest)
+            if extent is None and (self.label is not None or digest in lock.omitted):
+                continue
+            if extent is None or extent[1] != size:
+                raise LayoutDamaged(self._source, f"{digest} is not there, or not {size} bytes")
+
+    def _record(self, images: tuple[NamedImage, ...]) -> None:
+        """Record tags, the manifests of each repository, and referrers."""
+        owners: dict[Digest, set[Repository]] = {}
+        nameless = []
+        for image in images:
+            reference = image.reference
+            if reference is None:
+                nameless.append(image.descriptor)
+                continue
+            repository = reference.repository
+            if reference.tag is not None:
+                record = TagRecord(image.descriptor, _NEVER_RESOLVED, repository.registry)
+                self.records.tags.setdefault(repository, {})[reference.tag] = record
+            self._own(repository, image.descriptor, owners)
+        # A referrer may stand before the referrer that is its subject, so that one pass may not do.
+        for _ in range(len(nameless)):
+            left = [each for each in nameless if not self._refer(each, owners)]
+            if len(left) == len(nameless):
+                break
+            nameless = left
+
+    def _own(
+        self, repository: Repository, top: Descriptor, owners: dict[Digest, set[Repository]]
+    ) -> None:
+        for descriptor in self._walk(top):
+            known = self.records.manifests.setdefault(repository, {})
+            known[descriptor.digest] = descriptor
+            owners.setdefault(descriptor.digest, set()).add(repository)
+
+    def _refer(self, descriptor: Descriptor, owners: dict[Digest, set[Repository]]) -> bool:
+        """Record a manifest without a name as a referrer, in all repositories that have its
+        subject; False where none is known to have it."""
+        holder = self._manifest(descriptor)
+        subject = None if holder is None else holder.manifest.subject
+        if holder is None or subject is None or subject.digest not in owners:
+            return False
+        listed = referrer_descriptor(holder)
+        self.records.referrers.setdefault(subject.digest, {})[descriptor.digest] = listed
+        for repository in sorted(owners[subject.digest], key=str):
+            self._own(repository, descriptor, owners)
+        return True
+
+    def _walk(self, top: Descriptor) -> Iterator[Descriptor]:
+        """The manifests of an image that are in the archive."""
+        waiting, seen = [top], {top.digest}
+        while waiting:
+            holder = self._manifest(waiting.pop())
+            if holder is None:
+                continue
+            yield holder.descriptor
+            if isinstance(holder.manifest, Index):
+                # Only children that are in the archive: a hostile index may list any number.
+                fresh = {
+                    each.digest: each
+                    for each in holder.manifest.manifests
+                    if each.digest in self.extents and each.digest not in seen
+                }
+                seen.update(fresh)
+                waiting.extend(fresh.values())
+
+    def _manifest(self, descriptor: Descriptor) -> ManifestHolder | None:
+        """None where the archive lacks it. Raises LayoutInvalid for one that is too large,
+        DigestMismatch or LayoutDamaged for a damaged one."""
+        digest = descriptor.digest
+        extent = self.extents.get(digest)
+        if extent is None:
+            return None
+        if extent[1] > MANIFEST_MAX_SIZE:
+            raise LayoutInvalid(self._source, f"manifest {digest} has {extent[1]} bytes")
+        raw = os.pread(self._file.fileno(), extent[1], extent[0])
+        actual = Digest.of(raw, digest.algorithm)
+        if actual != digest:
+            raise DigestMismatch(f"{self._source}: manifest {digest}", digest, actual)
+        try:
+            own = ManifestHolder(Descriptor(guess_media_type(raw), digest, len(raw)), raw)
+            holder = with_media_type(own, descriptor)
+            _ = holder.manifest
+        except MalformedManifest as exc:
+            raise LayoutDamaged(self._source, f"manifest {digest}: {exc}") from exc
+        return holder

@@ -1,0 +1,171 @@
+"""What a client asks of the distribution API, and what a handler answers.
+
+The endpoints are those of the distribution-spec's pull and discovery categories. Their paths are
+split from the end, because a repository may have components of any name, `manifests` included.
+Names, tags and digests are parsed here; handlers get them typed.
+
+Tests: tests/serve/test_api.py, tests/serve/test_blobs.py, tests/fuzz/test_parsers.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from yarl import URL
+
+from ociproxy.errors import NameInvalid, NameUnknown
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.reference import Reference, Repository, is_registry
+from ociproxy.serve.errors import Unsupported
+
+if TYPE_CHECKING:
+    from aiohttp import web
+    from multidict import MultiMapping
+
+    from ociproxy.fetch.cache_status import CacheStatus
+
+API_VERSION_PATH: Final = "/v2/"
+_CACHED_LENGTH: Final = 1024
+"""Characters: longer request targets are parsed each time, which bounds the cache to 4 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class DistributionPath:
+    """`name` is what the log calls it, `namespace` the `ns` parameter."""
+
+    repository: Repository
+    name: str
+    namespace: str | None
+    query: MultiMapping[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestPath(DistributionPath):
+    reference: Reference
+
+
+@dataclass(frozen=True, slots=True)
+class BlobPath(DistributionPath):
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class TagsPath(DistributionPath):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class ReferrersPath(DistributionPath):
+    subject: Digest
+
+
+Target = ManifestPath | BlobPath | TagsPath | ReferrersPath
+
+
+class Answer(NamedTuple):
+    """A response, and what `Cache-Status` and the log say about it."""
+
+    response: web.StreamResponse
+    status: CacheStatus
+    digest: Digest | None = None
+
+
+def client_has(request: web.BaseRequest, digest: Digest) -> bool:
+    """Whether If-None-Match names this content: its digest is its ETag."""
+    if "If-None-Match" not in request.headers:
+        return False
+    tags = request.if_none_match or ()
+    return any(tag.value in ("*", str(digest)) for tag in tags)
+
+
+def requested_range(request: web.BaseRequest, size: int) -> tuple[int, int, bool] | None:
+    """The bytes to send as [start, stop), and whether that is a part; None is 416.
+
+    One range is honoured. Several ranges, other units, and an If-Range with another ETag get the
+    whole blob, as RFC 9110 section 14.2 allows.
+    """
+    header = request.headers.get("Range")
+    if header is None or not _may_range(request):
+        return 0, size, False
+    unit, _, spec = header.partition("=")
+    if unit.strip().lower() != "bytes" or "," in spec:
+        return 0, size, False
+    try:
+        wanted = request.http_range
+    except ValueError:
+        return None
+    start, stop, _ = wanted.indices(size)
+    if start >= stop:
+        return None
+    return start, stop, True
+
+
+def _may_range(request: web.BaseRequest) -> bool:
+    condition = request.headers.get("If-Range")
+    return condition is None or condition.strip('"') == request.rel_url.path.rpartition("/")[2]
+
+
+def parse_path(raw: str, default_upstream: str) -> Target:
+    """Parse a request target below `/v2/`.
+
+    Raises NameInvalid, DigestInvalid, NameUnknown or Unsupported.
+    """
+    if len(raw) > _CACHED_LENGTH:
+        return _parse(raw, default_upstream)
+    return _parse_cached(raw, default_upstream)
+
+
+def _parse(raw: str, default_upstream: str) -> Target:
+    try:
+        url = URL(raw, encoded=True)
+        path, query = url.path, url.query
+    except ValueError as exc:
+        raise NameInvalid(raw, "not a request target") from exc
+    name, endpoint, last = _split(path)
+    namespace = query.get("ns")
+    repository = _repository(name, namespace, default_upstream)
+    called = f"{repository}{'@' if ':' in last else ':'}{last}"
+    common = (repository, called, namespace, query)
+    match endpoint:
+        case "manifests":
+            return ManifestPath(*common, Reference.of(repository, last))
+        case "blobs":
+            return BlobPath(*common, Digest.parse(last))
+        case "referrers":
+            return ReferrersPath(*common, Digest.parse(last))
+        case _:
+            return TagsPath(*common)
+
+
+_parse_cached = lru_cache(maxsize=4096)(_parse)
+
+
+def _split(path: str) -> tuple[str, str, str]:
+    """The repository's name, the endpoint and the last component: a tag, a digest or `list`."""
+    if path == "/v2/_catalog":
+        raise Unsupported("a pull-through mirror has no catalog", status=404)
+    name, _, last = path.removeprefix(API_VERSION_PATH).rpartition("/")
+    name, _, endpoint = name.rpartition("/")
+    known = endpoint in ("manifests", "blobs", "referrers") or (endpoint, last) == ("tags", "list")
+    if known and name and last:
+        return name, endpoint, last
+    raise Unsupported(
+        "not part of the pull API: expected /v2/<name>/manifests|blobs|referrers/... or tags/list",
+        status=404,
+    )
+
+
+def _repository(name: str, namespace: str | None, default_upstream: str) -> Repository:
+    """Which upstream: `ns`, else a registry as the first component, else the default."""
+    if namespace is not None:
+        return Repository.parse(namespace, name)
+    first, slash, rest = name.partition("/")
+    if slash and is_registry(first):
+        return Repository.parse(first, rest)
+    if not default_upstream:
+        raise NameUnknown(
+            name, "names no upstream: use ?ns=<registry> or /v2/<registry>/<repository>/..."
+        )
+    return Repository.parse(default_upstream, name)
