@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _ABSENT: Final = "neither here nor in the store"
 _HEAD: Final = 8
-"""Bytes at the start of a layer that tell how it is compressed: the longest magic has six."""
+"""Bytes at the start of a layer that tell how it is compressed. Gzip needs two, zstd four."""
 _PEEK: Final = 512
 """Bytes of which the first that is no space is `{` in a manifest or a config, not in a layer."""
 
