@@ -26,7 +26,8 @@ from ociproxy.cli.options import (
     log_format,
     quiet_log_level,
 )
-from ociproxy.cli.terminal import INTERRUPTED, Screen, Step
+from ociproxy.cli.screen import Screen
+from ociproxy.cli.terminal import INTERRUPTED, Step
 from ociproxy.config.units import show_size
 from ociproxy.errors import ConfigError
 from ociproxy.store.store import Store
