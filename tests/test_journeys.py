@@ -20,17 +20,24 @@ import pytest
 
 import ociproxy
 from ociproxy.cli.backends import backends
-from ociproxy.config.settings import Config
+from ociproxy.config.settings import Config, Fetch, Upstream
 from ociproxy.fetch.engine import Engine
+from ociproxy.load.imagelist import Wanted
+from ociproxy.load.loader import Loader, Watcher
 from ociproxy.oci.digest import Digest
+from ociproxy.oci.reference import Reference
 from ociproxy.serve.api import RegistryApi
 from ociproxy.serve.listener import Listener
 from ociproxy.serve.sendfile import Senders
 from ociproxy.serve.server import listen
 from ociproxy.store.store import Store
-from tests.images import random_blob
+from tests.images import image, random_blob
+from tests.parts.tools import require_tool
+from tests.upstream import FakeUpstream
 
 PACKAGE = Path(ociproxy.__file__).parent
+WARM, COLD, LOAD = 12, 42, 44
+"""The bounds; docs/internals.md lists the modules of each journey."""
 EVERYWHERE = frozenset({"errors", "log", "clock", "bounded"})
 
 
@@ -144,4 +151,44 @@ def test_a_blob_from_the_store(tmp_path: Path, size: int) -> None:
             with tracer.journey() as modules:
                 assert server.get(path).status == 200
             journeys.append(modules)
-    assert_at_most(12, journeys)
+    assert_at_most(WARM, journeys)
+
+
+def test_a_cold_tag_and_its_blobs(tmp_path: Path, upstream: FakeUpstream) -> None:
+    """At an upstream that was asked before, so that its backend exists."""
+    entry = Upstream(name=upstream.registry, scheme="http")
+    config = Config(upstreams={entry.name: entry}, fetch=Fetch(background_fills=0))
+    journeys = []
+    with Tracer() as tracer, Server(Store(tmp_path), config) as server:
+        for tag in ("before", "v1", "v2"):
+            made = image(tag, layers=1, layer_size=3 << 20)
+            pushed = upstream.add("app", made, tag=tag)
+            query = f"?ns={upstream.registry}"
+            with tracer.journey() as modules:
+                assert server.get(f"/v2/app/manifests/{tag}{query}").status == 200
+                for blob in pushed.blobs:
+                    assert server.get(f"/v2/app/blobs/{blob.digest}{query}").status == 200
+            journeys.append(modules)
+    assert_at_most(COLD, journeys)
+
+
+def test_a_load_of_one_image_by_skopeo(tmp_path: Path, upstream: FakeUpstream) -> None:
+    require_tool("skopeo")
+    upstream.add("app", image(), tag="v1")
+    entry = Upstream(name=upstream.registry, scheme="http", backend="skopeo")
+    config = Config(upstreams={entry.name: entry})
+    store = Store(tmp_path)
+    wanted = Wanted(Reference.parse(f"{upstream.registry}/app:v1"))
+
+    async def load(tracer: Tracer) -> set[str]:
+        engine = Engine(store, config, backends(store, config))
+        try:
+            with tracer.journey() as modules:
+                summary = await Loader(engine, config, Watcher()).run([wanted])
+            assert (summary.loaded, summary.failed) == (1, 0)
+        finally:
+            await engine.close()
+        return modules
+
+    with Tracer(and_here=True) as tracer:
+        assert_at_most(LOAD, [asyncio.run(load(tracer))])

@@ -12,12 +12,18 @@ import pytest
 
 from ociproxy.config.settings import Auth, Secret
 from ociproxy.errors import UpstreamDenied
-from ociproxy.fetch import credentials
-from ociproxy.fetch.credentials import Credentials, credentials_for
+from ociproxy.fetch import credential_helper
+from ociproxy.fetch.credential_helper import run_helper
+from ociproxy.fetch.credentials import Credentials
+from ociproxy.fetch.credentials import credentials_for as credentials_by
 
 EXPECTED = Credentials("me", Secret("s3cret"))
 
 MakeHelper = Callable[[str, str], None]
+
+
+def credentials_for(auth: Auth, registry: str) -> Credentials | None:
+    return credentials_by(auth, registry, run_helper)
 
 
 # Answers the one server it knows, as helpers do, and writes down how it was asked.
@@ -116,7 +122,7 @@ def test_helper_that_is_not_installed() -> None:
 def test_helper_that_hangs_is_ended_with_what_it_started(
     make_helper: MakeHelper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(credentials, "HELPER_TIMEOUT", 0.3)
+    monkeypatch.setattr(credential_helper, "_RUN_LIMIT", 0.3)
     child = tmp_path / "child"
     # The child keeps the pipe open after the helper itself has ended.
     make_helper("slow", f"sleep 60 & echo $! > {child}")

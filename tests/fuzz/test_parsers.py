@@ -14,7 +14,7 @@ from ociproxy.archive.lock import Lock
 from ociproxy.config.file import parse_config
 from ociproxy.errors import ConfigError, DigestInvalid, NameInvalid, OciProxyError
 from ociproxy.fetch.oras.auth import find_challenge, parse_challenges
-from ociproxy.fetch.oras.endpoint import api_base
+from ociproxy.fetch.oras.client import api_base
 from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.layout import parse_index

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy import log
 from ociproxy.errors import OciProxyError, UpstreamInvalid, UpstreamUnavailable
-from ociproxy.fetch.download.segments import UNKNOWN
+from ociproxy.fetch.download.assembly import UNKNOWN
 from ociproxy.fetch.retry import resuming, retrying
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
+    from ociproxy.fetch.download.assembly import Segment
     from ociproxy.fetch.download.download import Download
-    from ociproxy.fetch.download.segments import Segment
 
 _CHUNK: Final = 1024 * 1024
 """Bytes asked from a connection at a time; a few of these wait in memory to be hashed. Half as many

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from ociproxy.config.settings import Fetch
     from ociproxy.fetch.backend import Backend
-    from ociproxy.fetch.download.segments import Segment
+    from ociproxy.fetch.download.assembly import Segment
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
     from ociproxy.store.ingest import Ingest

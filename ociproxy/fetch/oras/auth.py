@@ -26,10 +26,10 @@ from ociproxy.fetch.oras.errors import refuse, translated
 from ociproxy.fetch.oras.session import Session, origin, read_bounded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from ociproxy.config.settings import Timeouts
-    from ociproxy.fetch.credential_source import CredentialSource
+    from ociproxy.fetch.credential_helper import CredentialSource
     from ociproxy.fetch.credentials import Credentials
     from ociproxy.oci.reference import Repository
 
@@ -83,7 +83,7 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         *,
         session: Session,
         timeouts: Timeouts,
-        credentials: Callable[[], CredentialSource | None],
+        credentials: CredentialSource | None,
         secure: bool,
     ) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
     def _obtain(self, challenge: Challenge, *, refused: str | None = None) -> None:
         """Another try with what a helper says now, where its earlier answer is not accepted."""
         self._challenge = challenge
-        source = self._credentials()
+        source = self._credentials
         credentials = None if source is None else source.get()
         if challenge.scheme == "basic":
             if source is not None and credentials is not None and _basic(credentials) == refused:

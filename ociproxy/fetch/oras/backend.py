@@ -1,19 +1,14 @@
-"""The oras-py backend: an upstream registry over HTTP.
+"""The oras-py backend: an upstream registry asked over HTTP.
 
-oras' `Registry.do_request` sends a request and answers a 401; everything it should not do is kept
-from it: its retry decorator, its Docker credentials file, its container names, its shared token
-(see `auth`).
+`client` sends the requests. Here are the requests a `Backend` makes, and what their answers mean.
 """
 
 from __future__ import annotations
 
 import re
-import threading
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
-
-from oras.provider import Registry
 
 from ociproxy.errors import (
     BlobUnknown,
@@ -27,67 +22,56 @@ from ociproxy.errors import (
     UpstreamUnavailable,
 )
 from ociproxy.fetch.backend import Listing
-from ociproxy.fetch.credential_source import CredentialSource
 from ociproxy.fetch.download.connections import Connections
-from ociproxy.fetch.oras.auth import RepositoryAuth
-from ociproxy.fetch.oras.blob import OrasBlobStream, content_length
-from ociproxy.fetch.oras.endpoint import Endpoint
+from ociproxy.fetch.oras.blob_stream import HttpBlobStream
+from ociproxy.fetch.oras.client import NAMESPACE, RegistryClient
 from ociproxy.fetch.oras.errors import refuse, translated
-from ociproxy.fetch.oras.session import discard, open_session, read_bounded
-from ociproxy.fetch.upstreams.health import Quota
+from ociproxy.fetch.oras.session import content_length, discard, read_bounded
 from ociproxy.fetch.verify import media_type_in, verify_manifest
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, json_object
 from ociproxy.oci.media_types import ACCEPTED_MEDIA_TYPES, OCI_INDEX, UNKNOWN_MEDIA_TYPE
-from ociproxy.oci.reference import Repository
 
 if TYPE_CHECKING:
     import requests
 
     from ociproxy.config.settings import Fetch, Upstream
     from ociproxy.fetch.download.download import Download
+    from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.oci.manifest import ManifestHolder
-    from ociproxy.oci.reference import Reference
+    from ociproxy.oci.reference import Reference, Repository
 
 _MANIFESTS: Final = {"Accept": ", ".join(ACCEPTED_MEDIA_TYPES)}
 _LISTINGS: Final = {"Accept": f"{OCI_INDEX}, application/json"}
-_NAMESPACE: Final = "ns"
 _FILTERS: Final = re.compile(r"[A-Za-z]{1,32}(?:, ?[A-Za-z]{1,32}){0,7}")
+"""The value of OCI-Filters-Applied in the distribution specification: a list of words."""
 _HEAD_REFUSED: Final = (405, 501)
-
-# Repository names come from clients, so what is kept for each must be bounded.
-_REPOSITORIES: Final = 1024
+"""Statuses of upstreams that know no HEAD; a GET may get an answer."""
+_UNKNOWN: Final = "unknown to the upstream"
 
 
 class OrasBackend:
-    """A `Backend` for one upstream; all its threads share one connection pool."""
+    """A `Backend` for one upstream."""
 
     def __init__(self, upstream: Upstream, fetch: Fetch) -> None:
         """Raises UpstreamUntrusted if the upstream's certificate files cannot be used."""
         self._upstream = upstream
         self._name = upstream.name
         connections = fetch.fills * upstream.connections + fetch.requests
-        self._session = open_session(upstream, connections=connections)
-        self._endpoint = Endpoint(upstream, self._session)
-        auth = upstream.auth
-        self._own_source = None if auth is None else CredentialSource(auth, upstream.server)
-        self._lock = threading.Lock()
-        self._registry_of = lru_cache(_REPOSITORIES)(self._make_registry)
-        self.quota: Quota | None = None
+        self._client = RegistryClient(upstream, connections=connections)
+
+    @property
+    def quota(self) -> Quota | None:
+        return self._client.quota
 
     def resolve(self, reference: Reference) -> Descriptor:
-        response = self._request(
-            "HEAD", reference.repository, _manifest_path(reference), _MANIFESTS
-        )
-        if response.status_code in _HEAD_REFUSED:
-            discard(response)
-            return self.fetch_manifest(reference).descriptor
-        self._expect_ok(
-            response, reference.repository, ManifestUnknown(reference, "unknown to the upstream")
-        )
+        repository = reference.repository
+        response = self._client.request("HEAD", repository, _manifest_path(reference), _MANIFESTS)
+        if response.status_code not in _HEAD_REFUSED:
+            self._expect_ok(response, repository, ManifestUnknown(reference, _UNKNOWN))
         discard(response)
-        digest = _digest_header(response)
+        digest = _digest_header(response) if response.ok else None
         if digest is None:
             return self.fetch_manifest(reference).descriptor
         expected = reference.digest
@@ -97,18 +81,37 @@ class OrasBackend:
         return Descriptor(media_type, expected or digest, content_length(response) or 0)
 
     def fetch_manifest(self, reference: Reference) -> ManifestHolder:
-        response = self._request("GET", reference.repository, _manifest_path(reference), _MANIFESTS)
-        self._expect_ok(
-            response, reference.repository, ManifestUnknown(reference, "unknown to the upstream")
+        response, raw = self._get_document(
+            reference.repository,
+            _manifest_path(reference),
+            _MANIFESTS,
+            ManifestUnknown(reference, _UNKNOWN),
         )
-        raw = self._read_document(response)
-        expected = reference.digest or _digest_header(response)
         return verify_manifest(
             raw,
             _content_type(response),
             upstream=self._name,
-            expected=expected,
+            expected=reference.digest or _digest_header(response),
             subject=reference,
+        )
+
+    def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
+        response, raw = self._get_document(
+            repository,
+            f"{path}?{query}" if query else path,
+            _LISTINGS,
+            NameUnknown(str(repository), f"the upstream has no {path}"),
+        )
+        try:
+            json_object(raw)
+        except MalformedManifest as exc:
+            raise ManifestInvalid(self._name, f"its {path} is {exc}") from exc
+        next_url = urljoin(response.url, response.links.get("next", {}).get("url", ""))
+        return Listing(
+            raw=raw,
+            media_type=_content_type(response) or UNKNOWN_MEDIA_TYPE,
+            next_query=_without_namespace(next_url) if "next" in response.links else "",
+            filters_applied=_filters_applied(response),
         )
 
     def stat_blob(self, repository: Repository, digest: Digest) -> int:
@@ -122,37 +125,41 @@ class OrasBackend:
         return size
 
     def _size_by_head(self, repository: Repository, digest: Digest) -> int | None:
-        """None where a GET may know better."""
+        """The size in bytes; None where only a GET can tell."""
         try:
-            response = self._request("HEAD", repository, f"blobs/{digest}", {})
+            response = self._client.request("HEAD", repository, f"blobs/{digest}", {})
         except UpstreamDenied:
-            # Storage that the upstream redirects to may have signed the URL for GET only.
+            # The upstream may redirect to storage with a URL that is signed for GET only.
             return None
         if response.status_code not in _HEAD_REFUSED:
-            self._expect_ok(response, repository, BlobUnknown(digest, "unknown to the upstream"))
+            self._expect_ok(response, repository, BlobUnknown(digest, _UNKNOWN))
         discard(response)
         return content_length(response) if response.ok else None
 
     def open_blob(
         self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
-    ) -> OrasBlobStream:
-        """One GET of a blob, or of its bytes from `start` up to but not including `stop`."""
+    ) -> HttpBlobStream:
+        """One GET of the blob's bytes [start, stop), or to its end where `stop` is None.
+
+        Raises UpstreamError kinds, BlobUnknown or NameUnknown.
+        """
+        path = f"blobs/{digest}"
         ranged = start > 0 or stop is not None
         headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if ranged else {}
-        response = self._request("GET", repository, f"blobs/{digest}", headers)
+        response = self._client.request("GET", repository, path, headers)
         if response.status_code == 416 and ranged:
-            # An empty blob has no range that could be satisfied; nor has one that ends before what
-            # has arrived, as when nobody knew its size. The whole tells the size.
+            # No such range: the blob is empty, or was thought longer than it is. The whole blob
+            # tells the size.
             discard(response)
-            response = self._request("GET", repository, f"blobs/{digest}", {})
+            response = self._client.request("GET", repository, path, {})
         if response.status_code != 206 or not ranged:
-            self._expect_ok(response, repository, BlobUnknown(digest, "unknown to the upstream"))
-        return OrasBlobStream(response, self._name, self._upstream.timeouts, start=start)
+            self._expect_ok(response, repository, BlobUnknown(digest, _UNKNOWN))
+        return HttpBlobStream(response, self._name, self._upstream.timeouts, start=start)
 
     def fetch_blob(
         self, repository: Repository, digest: Digest, download: Download, *, tries: int
     ) -> None:
-        """Over as many connections as the upstream's entry says, by ranges where they help."""
+        """Over as many connections as the upstream's entry allows, by ranges where they help."""
         download.lead(
             Connections(
                 download,
@@ -163,70 +170,8 @@ class OrasBackend:
             )
         )
 
-    def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
-        target = f"{path}?{query}" if query else path
-        response = self._request("GET", repository, target, _LISTINGS)
-        unknown = NameUnknown(str(repository), f"the upstream has no {path}")
-        self._expect_ok(response, repository, unknown)
-        raw = self._read_document(response)
-        try:
-            json_object(raw)
-        except MalformedManifest as exc:
-            raise ManifestInvalid(self._name, f"its {path} is {exc}") from exc
-        next_url = urljoin(response.url, response.links.get("next", {}).get("url", ""))
-        return Listing(
-            raw=raw,
-            media_type=_content_type(response) or UNKNOWN_MEDIA_TYPE,
-            next_query=_own_query(next_url) if "next" in response.links else "",
-            filters_applied=_filters_applied(response),
-        )
-
     def close(self) -> None:
-        self._session.close()
-
-    def _request(
-        self, method: str, repository: Repository, path: str, headers: dict[str, str]
-    ) -> requests.Response:
-        """An answer of any status, its body not read. The one place that calls oras."""
-        url = f"{self._endpoint.base()}{repository.name}/{path}"
-        if self._upstream.namespace is not None:
-            url += (
-                f"{'&' if '?' in path else '?'}{urlencode({_NAMESPACE: self._upstream.namespace})}"
-            )
-        with self._lock:
-            registry = self._registry_of(repository)
-        with translated(self._name, self._upstream.timeouts):
-            headers = {**headers, **registry.auth.get_auth_header()}
-            # Undecorated: the decorator sleeps and tries again on any exception.
-            response: requests.Response = Registry.do_request.__wrapped__(
-                registry, url, method, headers=headers, stream=True
-            )
-        self.quota = Quota.parse(response.headers) or self.quota
-        return response
-
-    def _make_registry(self, repository: Repository) -> Registry:
-        """oras' client for one repository, with authentication of its own and the shared
-        connections."""
-        registry = Registry()
-        registry.session = self._session
-        # What the upstream calls it: an endpoint may keep it below another repository.
-        prefix = urlsplit(self._endpoint.base()).path.removeprefix("/v2/")
-        registry.auth = RepositoryAuth(
-            Repository(self._name, f"{prefix}{repository.name}"),
-            session=self._session,
-            timeouts=self._upstream.timeouts,
-            credentials=self._source,
-            secure=self._is_secure,
-        )
-        return registry
-
-    @property
-    def _is_secure(self) -> bool:
-        return self._endpoint.base().startswith("https:")
-
-    def _source(self) -> CredentialSource | None:
-        # That `auto` ended with plain HTTP was not the operator's decision but whoever answers'.
-        return None if self._upstream.scheme == "auto" and not self._is_secure else self._own_source
+        self._client.close()
 
     def _expect_ok(
         self, response: requests.Response, repository: Repository, unknown: OciProxyError
@@ -234,7 +179,16 @@ class OrasBackend:
         if response.status_code != 200:
             raise refuse(response, self._name, unknown=unknown, repository=repository)
 
-    def _read_document(self, response: requests.Response) -> bytes:
+    def _get_document(
+        self,
+        repository: Repository,
+        path: str,
+        headers: dict[str, str],
+        unknown: OciProxyError,
+    ) -> tuple[requests.Response, bytes]:
+        """The answer and its body, of MANIFEST_MAX_SIZE bytes at most. A 404 raises `unknown`."""
+        response = self._client.request("GET", repository, path, headers)
+        self._expect_ok(response, repository, unknown)
         encoding = response.headers.get("Content-Encoding", "identity").lower()
         if encoding != "identity":
             response.close()
@@ -248,7 +202,7 @@ class OrasBackend:
         if len(raw) > MANIFEST_MAX_SIZE:
             reason = f"a document of more than {MANIFEST_MAX_SIZE} bytes is too large"
             raise ManifestInvalid(self._name, reason)
-        return raw
+        return response, raw
 
 
 def _content_type(response: requests.Response) -> str:
@@ -256,14 +210,15 @@ def _content_type(response: requests.Response) -> str:
 
 
 def _manifest_path(reference: Reference) -> str:
-    """By tag where there is one: with a digest beside it, the two have to agree."""
+    """By tag if the reference has one: a digest beside the tag must then agree with the answer."""
     return f"manifests/{reference.tag or reference.digest}"
 
 
-def _own_query(url: str) -> str:
-    """The query without the `ns` that a mirror repeats: whoever asks us has another, or none."""
+def _without_namespace(url: str) -> str:
+    """The query without `ns`, which an upstream that is a mirror repeats: our client sends its own
+    `ns`, or none."""
     pairs = parse_qsl(urlsplit(url).query, keep_blank_values=True)
-    return urlencode([(name, value) for name, value in pairs if name != _NAMESPACE])
+    return urlencode([(name, value) for name, value in pairs if name != NAMESPACE])
 
 
 def _digest_header(response: requests.Response) -> Digest | None:
@@ -274,6 +229,6 @@ def _digest_header(response: requests.Response) -> Digest | None:
 
 
 def _filters_applied(response: requests.Response) -> str:
-    """What it says is passed on, so it must be the list of words that the specification has."""
+    """The header's value, which our answer repeats; empty where it is not as specified."""
     text: str = response.headers.get("OCI-Filters-Applied", "")
     return text if _FILTERS.fullmatch(text) else ""

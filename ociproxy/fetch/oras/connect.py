@@ -1,8 +1,8 @@
-"""Where connections go: the connection classes that refuse addresses and time what they wait for.
+"""The connections of one upstream: which addresses they go to, and how long they wait for what.
 
-The address really connected to is known only here, below redirects, token realms and name
-resolution. Behind a proxy that is the proxy's own address, which is the operator's choice and not
-judged: there only hosts that are written as an address are.
+The address of a connection is known only here, after redirects, token realms and name resolution.
+A proxy's address is the operator's choice and is not judged. Behind a proxy only those hosts are
+judged that are written as an address.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import http.client
 import io
 import socket
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,15 +27,17 @@ if TYPE_CHECKING:
     from urllib3.response import HTTPResponse
 
 _PIECE: Final = 256 * 1024
-"""Bytes: with 16 KiB a blob over TLS cost five times the processor time (measured on loopback)."""
+"""Bytes that one read of a body gathers: with the 16 KiB of a TLS record, a blob cost five times
+the processor time (measured on loopback)."""
 _GATHER: Final = 0.02
-"""Seconds: as long as the readers of a fill wait between two wake-ups."""
+"""Seconds that a read may gather: as long as the readers of a fill wait between two wake-ups."""
+_LEAST_SHARE: Final = 0.1
+"""Seconds that each address gets, however little time is left: a round trip on one continent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Whose connections these are, which addresses they may go to, and how long a body may be
-    silent."""
+    """The rules of one upstream's connections. `stall` is how many seconds a body may be silent."""
 
     upstream: str
     listed: bool
@@ -44,21 +45,24 @@ class Policy:
     deny_private: bool = False
 
     def refusal(self, address: str) -> str | None:
-        """The kind of address that this upstream must not lead to, or None where it may."""
+        """The kind of address that this upstream must not lead to; None for a permitted address."""
         return refused_kind(address, listed=self.listed, deny_private=self.deny_private)
 
     def check_literal(self, host: str) -> None:
-        """Raises UpstreamForbidden for a host that is written as a refused address: behind a proxy
-        nobody here sees what a name resolves to."""
+        """Raises UpstreamForbidden for a host that is written as a refused address.
+
+        For hosts behind a proxy: the proxy resolves names, and its result is not seen here.
+        """
         for address in literal_addresses(host):
             refusal = self.refusal(address)
             if refusal is not None:
                 raise UpstreamForbidden(self.upstream, f"{host} is {refusal}")
 
     def connect(self, connection: HTTPConnection) -> socket.socket:
-        """The first address that answers, of those permitted; together within the connect timeout.
+        """A socket to the first permitted address that answers.
 
-        Raises UpstreamForbidden if the name has only refused ones.
+        All addresses together get the connect time-out. Raises UpstreamForbidden for a name that
+        has only refused addresses.
         """
         addresses, refused = self._resolve(connection)
         if not addresses:
@@ -67,8 +71,10 @@ class Policy:
         deadline = None if timeout is None else time.monotonic() + timeout
         error: OSError | None = None
         for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
-            # One address that swallows packets must not use up the time of the next.
-            share = None if deadline is None else max((deadline - time.monotonic()) / left, 0.1)
+            # An address that swallows packets must not use up the time of the next one.
+            share = None
+            if deadline is not None:
+                share = max((deadline - time.monotonic()) / left, _LEAST_SHARE)
             try:
                 return create_connection(
                     (address, connection.port), share, socket_options=connection.socket_options
@@ -80,7 +86,8 @@ class Policy:
         raise NewConnectionError(connection, f"{connection.host}: {error}") from error
 
     def _resolve(self, connection: HTTPConnection) -> tuple[list[str], str | None]:
-        # `_dns_host` is the name with its final dot, as urllib3's own connect uses it.
+        """The permitted addresses, and the kind of the last one that is refused."""
+        # `_dns_host` keeps the name's final dot, which `host` has lost.
         host = connection._dns_host.strip("[]")
         try:
             found = socket.getaddrinfo(
@@ -100,24 +107,26 @@ class Policy:
 
 
 class _SocketFile(io.RawIOBase):
-    """The reading side of a connection: headers within one deadline, bodies in large pieces.
+    """The reading side of a connection: headers by one deadline, bodies in large pieces.
 
-    A socket's own time-out starts anew with each byte, so an upstream that sends one now and then
-    would keep a thread for ever.
+    A socket's own time-out starts anew with each byte. An upstream that sends a byte now and then
+    would hold a thread for ever.
 
-    TLS gives 16 KiB a call, and every piece costs the callers above more than its decryption: a
-    read of a body goes on until it has `_PIECE` bytes, or for `_GATHER` seconds. The first read of
-    a body does not, for a client waits for the first byte.
+    TLS gives 16 KiB a call, and each piece costs the callers more than its decryption. A read of a
+    body therefore gathers `_PIECE` bytes, or what comes within `_GATHER` seconds. Two reads return
+    at once: the first one, because a client waits for the first byte, and one that fills the small
+    buffer of `BufferedReader`, because http.client looks there for the size of a chunk.
     """
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
+        """The time-out of `sock` is that of the headers; whole headers change it to the stall's."""
         self._raw = raw
         self._sock = sock
         self._body_began = False
         self._failure: OSError | None = None
         timeout = sock.gettimeout()
         self.deadline = None if timeout is None else time.monotonic() + timeout
-        """When the headers have to be complete (monotonic seconds); None once they are."""
+        """When the headers must be complete (monotonic seconds); None once they are."""
 
     def readable(self) -> bool:
         return True
@@ -133,30 +142,32 @@ class _SocketFile(io.RawIOBase):
         if self._failure is not None:
             raise self._failure
         count = self._sock.recv_into(view)
-        if self._body_began and count:
+        if self._body_began and count and len(view) > io.DEFAULT_BUFFER_SIZE:
             count = self._gather(view, count)
         self._body_began = True
         return count
 
     def _gather(self, view: memoryview, count: int) -> int:
-        """Add what comes soon to the `count` bytes that are in the view. An error is kept for the
-        next read: what came before it is good."""
+        """Add to the view's first `count` bytes what comes soon; returns how many there are then.
+
+        An error is left to the next read, since the bytes before it are good.
+        """
         enough, until = min(len(view), _PIECE), time.monotonic() + _GATHER
         stall = self._sock.gettimeout()
         try:
-            while count < enough and (left := until - time.monotonic()) > 0:
-                self._sock.settimeout(left)
+            # Once for all reads: each call of it is a system call.
+            self._sock.settimeout(_GATHER)
+            while count < enough and time.monotonic() < until:
                 more = self._sock.recv_into(view[count:])
                 if not more:
-                    break
+                    break  # the end of the stream, which the next read meets again
                 count += more
-        except TimeoutError:
-            pass
         except OSError as exc:
-            self._failure = exc
+            # A time-out with a number is the network's (ETIMEDOUT), not that of `settimeout`.
+            if not isinstance(exc, TimeoutError) or exc.errno is not None:
+                self._failure = exc.with_traceback(None)  # whose frames would keep the view
         finally:
-            with suppress(OSError):  # closed by `abort`
-                self._sock.settimeout(stall)
+            self._sock.settimeout(stall)
         return count
 
     def close(self) -> None:
@@ -165,6 +176,8 @@ class _SocketFile(io.RawIOBase):
 
 
 class _Response(http.client.HTTPResponse):
+    """http.client's response, read through a `_SocketFile`."""
+
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         self._file = _SocketFile(self.fp.detach(), sock)
@@ -173,14 +186,14 @@ class _Response(http.client.HTTPResponse):
     def begin(self) -> None:
         super().begin()
         if self.length is None and not self.chunked and "Content-Length" in self.headers:
-            # http.client would read on until the connection ends, and then nothing is ever cut
-            # short.
+            # http.client would read until the connection ends, and could not tell a cut body from
+            # a whole one.
             raise http.client.HTTPException("Content-Length is not a number")
         self._file.deadline = None
 
 
 class _Policed(HTTPConnection):
-    """Set as `policy` by `pool_classes`; everything else is urllib3's."""
+    """urllib3's connection under a policy, which `pool_classes` sets."""
 
     policy: Policy
     response_class = _Response
@@ -191,7 +204,7 @@ class _Policed(HTTPConnection):
     def getresponse(self) -> HTTPResponse:  # type: ignore[override] # as urllib3 itself narrows it
         sock = self.sock
         response = super().getresponse()
-        # The headers are there; from here on silence is a stall, which has its own bound.
+        # The headers are complete. Silence from here on is a stall, which has its own time-out.
         sock.settimeout(self.policy.stall)
         return response
 
@@ -201,8 +214,10 @@ class _PolicedTls(_Policed, HTTPSConnection):
 
 
 def pool_classes(policy: Policy) -> dict[str, type[HTTPConnectionPool]]:
-    """What `PoolManager.pool_classes_by_scheme` takes: urllib3 makes connections of classes it is
-    given, so the policy is an attribute of two classes made for it."""
+    """Connection pools by URL scheme, as `PoolManager.pool_classes_by_scheme` takes them.
+
+    urllib3 takes classes, not instances, so each policy gets classes of its own.
+    """
 
     class Connection(_Policed):
         pass

@@ -188,6 +188,12 @@ def origin(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme)
 
 
+def content_length(response: requests.Response) -> int | None:
+    """The header where it is a number."""
+    text = response.headers.get("Content-Length", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
 def read_bounded(response: requests.Response, limit: int) -> bytes:
     """At most `limit` bytes of the undecoded body; the connection is kept only if that was all of
     it."""

@@ -1,15 +1,14 @@
-"""BlobIndex that skopeo is copying into the store: each once, however many of its blobs are waited
-for.
+"""The images that skopeo is copying into the store: each once, however many clients wait for blobs.
 
-One run writes one image into an OCI layout in `pulls/`. Blobs that are stored are in the layout
-before it starts, as hard links, so that it does not fetch them. Each layer goes to the store as
-soon as it is whole; the Extractor takes the rest, and publishes the image when all of it is there.
+One run of skopeo writes one image into an OCI layout in `pulls/` (see `image_layout`). Images that
+share layers are copied one after the other, and so are those that another process copies.
+
+Tests: tests/fetch/skopeo/test_backend.py.
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,42 +21,34 @@ from ociproxy.errors import (
     BlobUnknown,
     DigestMismatch,
     IntegrityError,
-    LayoutInvalid,
     ManifestUnknown,
     OciProxyError,
     SizeMismatch,
     UpstreamUnavailable,
 )
-from ociproxy.oci.layout import LayoutDirectory, blob_path
-from ociproxy.store.extract import Extractor
-from ociproxy.store.files import store_errors
+from ociproxy.fetch.skopeo.image_layout import ImageLayout
 from ociproxy.store.seal import file_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from ociproxy.config.settings import Upstream
-    from ociproxy.fetch.skopeo.backend import Image
+    from ociproxy.fetch.skopeo.blob_index import Image
     from ociproxy.fetch.skopeo.process import Program, Run
-    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
 
 _AT_ONCE: Final = 4
-"""Runs at a time for one upstream; each fetches up to six layers at once."""
+"""Runs at a time for one upstream: 24 connections, since each run fetches up to six layers."""
 _LOOK: Final = 0.2
-"""Seconds between looks at what other copies or other processes have brought, and at whether the
-caller was stopped."""
+"""Seconds between looks at blobs that another copy or another process brings, and at `stopped`."""
 _FLUSH_LIMIT: Final = 600.0
-"""Seconds that skopeo may take to make a layer durable that has arrived."""
-_TEMPORARY: Final = "oci-put-blob*"
-"""skopeo's name for a blob that is arriving."""
+"""Seconds that skopeo may take to make an arrived layer durable: a huge one, on a slow disk."""
 
 
 class Copy:
-    """One image on its way. `error` is set before `done`."""
+    """One image that is being copied. `error` is set before `done`."""
 
     def __init__(self, image: Image) -> None:
         self.image = image
@@ -65,8 +56,10 @@ class Copy:
         self.error: OciProxyError | None = None
 
     def error_for(self, blob: Digest, upstream: str) -> OciProxyError:
-        """What its end means for one who waits for this blob: that another blob is unknown, or
-        wrong, says nothing about this one."""
+        """The error for a caller who waits for `blob`, after the copy has ended without it.
+
+        An error about another blob of the image says nothing about this one.
+        """
         error = self.error
         if error is None:
             return UpstreamUnavailable(upstream, f"skopeo has left out blob {blob}")
@@ -81,7 +74,7 @@ class Copy:
 
 
 class CopyJobs:
-    """Owns the threads that run skopeo; `close` ends them soon."""
+    """The threads that run skopeo for one upstream. Thread-safe."""
 
     def __init__(
         self,
@@ -92,121 +85,123 @@ class CopyJobs:
         *,
         blob_limit: int,
     ) -> None:
-        self.changed = Condition()
-        """Notified whenever a blob has come, or a copy has ended."""
+        """A blob of more than `blob_limit` bytes is not fetched."""
         self._upstream = upstream
         self._program = program
         self._store = store
         self._stopped = stopped
         self._blob_limit = blob_limit
+        self._changed = Condition()
+        """Guards what follows; notified when a blob has come or a copy has ended."""
         self._running: dict[tuple[Repository, Digest], Copy] = {}
         self._coming: set[Digest] = set()
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="skopeo")
 
-    def bring(self, image: Image, blob: Digest, stopped: Event) -> None:
-        """Return when this blob of the image is in the store. Raises what ended the copy, or
-        UpstreamUnavailable once `stopped` is set."""
+    def fetch(self, image: Image, blob: Digest, stopped: Event) -> None:
+        """Return when this blob of the image is in the store.
+
+        Raises the error that ended the copy, or UpstreamUnavailable once `stopped` is set.
+        """
         copy: Copy | None = None
-        with self.changed:
+        with self._changed:
             while self._store.blobs.find_size(blob) is None:
                 if stopped.is_set() or self._stopped.is_set():
-                    raise self._unavailable("shutting down")
+                    raise self._shutting_down()
                 copy = copy or self._join(image)
                 if copy.done:
                     raise copy.error_for(blob, self._upstream.name)
-                self.changed.wait(_LOOK)
-
-    def _join(self, image: Image) -> Copy:
-        """The copy of this image that is running, else a new one. Raises UpstreamUnavailable."""
-        with self.changed:
-            copy = self._running.get(image.key)
-            if copy is None:
-                copy = Copy(image)
-                try:
-                    self._threads.submit(self._run, copy)
-                except RuntimeError as exc:
-                    raise self._unavailable("shutting down") from exc
-                self._running[image.key] = copy
-            return copy
+                self._changed.wait(_LOOK)
 
     def close(self, last: Callable[[], None]) -> None:
-        """Returns without waiting; the caller has set `stopped`. `last` runs in a thread of here,
-        for it may block."""
-        with self.changed:
-            self.changed.notify_all()
+        """Returns without waiting; the caller has set the `stopped` given to `__init__`. `last`
+        runs in one of these threads, since it may block."""
+        with self._changed:
+            self._changed.notify_all()
         with suppress(RuntimeError):  # closed before
             self._threads.submit(last)
         self._threads.shutdown(wait=False)
 
+    def _join(self, image: Image) -> Copy:
+        """The running copy of this image, else a new one; the caller holds `_changed`."""
+        copy = self._running.get(image.key)
+        if copy is None:
+            copy = Copy(image)
+            try:
+                self._threads.submit(self._run, copy)
+            except RuntimeError as exc:
+                raise self._shutting_down() from exc
+            self._running[image.key] = copy
+        return copy
+
     def _run(self, copy: Copy) -> None:
+        """A copy from its first step to its last, in one of the threads."""
         claimed: set[Digest] = set()
         try:
             claimed = self._claim(copy.image)
             if claimed:
-                self._bring(copy.image)
+                self._copy_alone(copy.image)
         except OciProxyError as exc:
             copy.error = exc
-        except Exception as exc:  # noqa: BLE001 a thread's end: reported, and told to who waits
+        except Exception as exc:  # noqa: BLE001 a thread's end: logged, and raised by `fetch`
             log.failure("skopeo failed", exc, digest=copy.image.descriptor.digest)
-            copy.error = self._unavailable(f"broken ({type(exc).__name__})")
+            name = type(exc).__name__
+            copy.error = UpstreamUnavailable(self._upstream.name, f"broken ({name})")
         finally:
-            with self.changed:
+            with self._changed:
                 self._coming -= claimed
                 del self._running[copy.image.key]
                 copy.done = True
-                self.changed.notify_all()
+                self._changed.notify_all()
 
     def _claim(self, image: Image) -> set[Digest]:
-        """What this copy will fetch. Waits while another copy is bringing any of it, so that
-        images that share layers do not fetch them twice."""
-        with self.changed:
+        """The blobs that this copy fetches. Waits while another copy fetches one of them: images
+        that share layers must not fetch them twice."""
+        with self._changed:
             while True:
-                missing = set(self._missing(image))
+                missing = set(image.missing(self._store))
                 if self._stopped.is_set():
-                    raise self._unavailable("shutting down")
+                    raise self._shutting_down()
                 if self._coming.isdisjoint(missing):
                     self._coming |= missing
                     return missing
-                self.changed.wait(_LOOK)
+                self._changed.wait(_LOOK)
 
-    def _bring(self, image: Image) -> None:
+    def _copy_alone(self, image: Image) -> None:
+        """Copy in a workspace that one process at a time can have."""
         name = f"skopeo-{file_name(image.descriptor.digest)}"
         while (workspace := self._store.staging.workspace(name)) is None:
-            # Another process copies it: what it brings is found in the store.
-            if not self._missing(image):
+            # Another process copies the image. Its blobs are found in the store.
+            if not image.missing(self._store):
                 return
             if self._stopped.wait(_LOOK):
-                raise self._unavailable("shutting down")
+                raise self._shutting_down()
         with workspace:
-            self._copy(image, workspace.path)
+            self._copy(image, ImageLayout(image, workspace.path / "layout", self._store))
 
-    def _copy(self, image: Image, folder: Path) -> None:
-        digest = image.descriptor.digest
+    def _copy(self, image: Image, layout: ImageLayout) -> None:
         began = time.monotonic()
-        layout = folder / "layout"
-        # Layers that a process had got before it died, unless they died with it.
+        # A process that died may have left whole layers, and damaged ones.
         with suppress(IntegrityError):
-            self._collect(image, layout)
-        with store_errors(folder):
-            if layout.exists():
-                shutil.rmtree(layout)
-        missing = self._missing(image)
+            self._collect(layout)
+        missing = image.missing(self._store)
         if not missing:
             return
         for blob in missing.values():
             if blob.size > self._blob_limit:
                 raise BlobTooLarge(self._upstream.name, blob.digest, self._blob_limit)
-        self._link_stored(image, layout)
+        layout.prepare()
+        digest = image.descriptor.digest
         source = f"docker://{self._program.name_of(image.repository)}@{digest}"
         options = ("--preserve-digests", "--remove-signatures", "--quiet")
-        unknown = ManifestUnknown(f"{image.repository}@{digest}", "unknown to the upstream")
         try:
-            with self._program.start("copy", *options, source, f"oci:{layout}") as run:
-                self._follow(run, image, layout)
-                run.check(unknown)
+            with self._program.start("copy", *options, source, f"oci:{layout.path}") as run:
+                self._watch(run, image, layout)
+                run.check(
+                    ManifestUnknown(f"{image.repository}@{digest}", "unknown to the upstream")
+                )
         finally:
-            self._collect(image, layout)
-        self._extract(image, layout)
+            self._collect(layout)
+        layout.publish(self._upstream.name)
         log.event(
             logging.INFO,
             "copied",
@@ -216,8 +211,9 @@ class CopyJobs:
             seconds=time.monotonic() - began,
         )
 
-    def _follow(self, run: Run, image: Image, layout: Path) -> None:
-        """Until it ends; a run that brings nothing for too long is ended."""
+    def _watch(self, run: Run, image: Image, layout: ImageLayout) -> None:
+        """Collect blobs until the run ends. Raises UpstreamUnavailable for a run that brings
+        nothing for too long, and SizeMismatch for one that brings more than the image has."""
         timeouts = self._upstream.timeouts
         limit = timeouts.connect + timeouts.headers
         state: object = None
@@ -225,12 +221,12 @@ class CopyJobs:
         sizes = {blob.size for blob in image.blobs if blob.size}
         largest = max(sizes, default=0)
         while run.pump():
-            self._collect(image, layout)
-            arriving = _arriving(layout)
+            self._collect(layout)
+            arriving = layout.arriving()
             if (most := max(arriving.values(), default=0)) > largest:
                 raise SizeMismatch(f"a blob of {image.descriptor.digest}", largest, most)
             now = time.monotonic()
-            fresh = (len(self._missing(image)), sorted(arriving.items()))
+            fresh = (len(image.missing(self._store)), sorted(arriving.items()))
             if fresh != state:
                 if state is not None:
                     limit = timeouts.stall
@@ -239,58 +235,10 @@ class CopyJobs:
             if now - seen > (max(limit, _FLUSH_LIMIT) if flushing else limit):
                 raise run.timed_out(limit, "without data")
 
-    def _collect(self, image: Image, layout: Path) -> None:
-        """Put into the store what has come. skopeo names a blob when all of it is there."""
-        for blob in self._missing(image).values():
-            path = layout / blob_path(blob.digest)
-            if path.is_file():
-                # The layout keeps the file: skopeo looks there for a layer that occurs twice.
-                self._store.adopt_blob(path, blob)
-                with self.changed:
-                    self.changed.notify_all()
+    def _collect(self, layout: ImageLayout) -> None:
+        if layout.collect():
+            with self._changed:
+                self._changed.notify_all()
 
-    def _link_stored(self, image: Image, layout: Path) -> None:
-        for blob in image.blobs:
-            link = layout / blob_path(blob.digest)
-            with store_errors(link):
-                link.parent.mkdir(parents=True, exist_ok=True)
-            if self._store.blobs.find_size(blob.digest) == blob.size:
-                # Where links are forbidden it is fetched again.
-                with suppress(OSError):
-                    link.hardlink_to(self._store.blobs.path(blob.digest))
-
-    def _extract(self, image: Image, layout: Path) -> None:
-        """Verify the layout as a whole, and publish the image. Raises DigestMismatch where skopeo
-        has changed the manifest."""
-        directory = LayoutDirectory(layout)
-        try:
-            (named,) = directory.images()
-        except (LayoutInvalid, ValueError) as exc:
-            reason = f"skopeo wrote no layout of one image: {exc}"
-            raise self._unavailable(reason) from exc
-        top, written = image.descriptor, named.descriptor
-        if written.digest != top.digest:
-            raise DigestMismatch(f"manifest {top.digest} by skopeo", top.digest, written.digest)
-        with Extractor(self._store) as extractor:
-            extractor.take_layout(directory, top)
-            extractor.drain()
-            examined = extractor.examine(top)
-            if not examined.complete:
-                raise self._unavailable(f"skopeo left {'; '.join(map(str, examined.problems))}")
-            extractor.publish(image.repository, examined)
-
-    def _missing(self, image: Image) -> dict[Digest, Descriptor]:
-        find_size = self._store.blobs.find_size
-        return {blob.digest: blob for blob in image.blobs if find_size(blob.digest) is None}
-
-    def _unavailable(self, reason: str) -> UpstreamUnavailable:
-        return UpstreamUnavailable(self._upstream.name, reason)
-
-
-def _arriving(layout: Path) -> dict[str, int]:
-    """Bytes of each blob that skopeo is writing."""
-    sizes = {}
-    for path in layout.glob(_TEMPORARY):
-        with suppress(OSError):
-            sizes[path.name] = path.stat().st_size
-    return sizes
+    def _shutting_down(self) -> UpstreamUnavailable:
+        return UpstreamUnavailable(self._upstream.name, "shutting down")

@@ -1,11 +1,9 @@
-"""What skopeo writes on its standard error, and what that means in our errors.
+"""skopeo's standard error, translated into our errors.
 
-The messages are Go's and the containers/image library's (1.9 to 1.18 were read), and are no
-interface: an unknown one becomes UpstreamUnavailable with skopeo's own words. skopeo runs with
-`--debug`, for only there does it tell a manifest's Content-Type, and that it sleeps because of a
-429. Without these lines the document and the time limit decide.
-
-Tests: tests/fetch/skopeo/test_errors.py, tests/fetch/skopeo/test_backend.py.
+The messages are those of Go and the containers/image library (1.9 to 1.18 were read). They are no
+interface: an unknown message becomes UpstreamUnavailable with skopeo's own words. skopeo runs with
+`--debug`, since only there does it show a manifest's Content-Type, and a 429 that it waits out.
+Without these lines, the document's own media type and the time limit decide.
 """
 
 from __future__ import annotations
@@ -30,7 +28,8 @@ from ociproxy.fetch.retry import clamp_retry_after
 from ociproxy.oci.digest import Digest
 
 _LINE_LIMIT: Final = 64 * 1024
-"""Bytes; of a longer line the beginning is lost."""
+"""Bytes kept of an unfinished line: far more than any real one. The beginning of a longer line is
+lost."""
 
 _FATAL: Final = re.compile(r'level=(?:fatal|panic) msg="((?:[^"\\]|\\.)*)"')
 _CONTENT_TYPE: Final = re.compile(r'Content-Type from manifest GET is \\"([^"\\]*)\\"')
@@ -39,6 +38,7 @@ _RETRY_AFTER: Final = re.compile(r"Detected 'Retry-After' header \\\"(\d{1,9})\\
 _THROTTLED: Final = re.compile(r"Too many requests to .*sleeping for")
 
 _REASON_LIMIT: Final = 300
+"""Characters of an error's reason: an image's name and a sentence fit in."""
 
 _MISMATCH: Final = re.compile(r"[Dd]igest did not match, expected (\S+), got (\S+)")
 _BLOB: Final = re.compile(r"reading blob (\S+:[0-9a-f]{32,})")
@@ -59,16 +59,17 @@ _NO_MANIFEST: Final = ("manifest does not match", "manifest digest")
 
 
 class SkopeoStderr:
-    """What one run has written so far. Only `fatal` may go into a log, cut to one line."""
+    """The facts in one run's output so far. It is the upstream's text and may hold secrets: only
+    `fatal` goes into an error, by way of `translate`."""
 
     def __init__(self) -> None:
         self.fatal = ""
         self.content_type = ""
         self.answered = False
-        """Whether the upstream has answered the first request."""
+        """Whether the upstream has answered a request."""
         self.throttled = False
         self.retry_after: float | None = None
-        """Seconds, where the upstream named a time."""
+        """Seconds, if the upstream named a time."""
         self._rest = b""
         self._other = ""
 
@@ -79,9 +80,10 @@ class SkopeoStderr:
             self._take(line.decode("utf-8", "replace"))
 
     def end(self) -> None:
+        """The output has ended."""
         self.feed(b"\n")
         if not self.fatal:
-            # skopeo ended before it had a logger: a wrong option, or a crash.
+            # skopeo ended before it had a logger, by a wrong option or a crash.
             self.fatal = self._other
 
     def _take(self, line: str) -> None:
@@ -99,13 +101,13 @@ class SkopeoStderr:
             self._other = line.strip()
 
 
-def translate(said: SkopeoStderr, upstream: str, unknown: OciProxyError) -> OciProxyError:
-    """A domain error for a run that failed; `unknown` is the one for a 404."""
-    words = said.fatal.lower()
-    reason = _shown(said.fatal) or "skopeo failed and does not say why"
-    if said.throttled or "too many requests" in words or "toomanyrequests" in words:
-        return rate_limited(said, upstream)
-    if found := _MISMATCH.search(said.fatal):
+def translate(stderr: SkopeoStderr, upstream: str, unknown: OciProxyError) -> OciProxyError:
+    """The domain error of a run that failed; `unknown` is the caller's, for a 404."""
+    words = stderr.fatal.lower()
+    reason = _shown(stderr.fatal) or "skopeo failed and does not say why"
+    if stderr.throttled or "too many requests" in words or "toomanyrequests" in words:
+        return rate_limited(stderr, upstream)
+    if found := _MISMATCH.search(stderr.fatal):
         return DigestMismatch("blob", _digest(found[1]), found[2].rstrip(".,"))
     if any(sign in words for sign in _UNTRUSTED):
         return UpstreamUntrusted(upstream, reason)
@@ -114,7 +116,7 @@ def translate(said: SkopeoStderr, upstream: str, unknown: OciProxyError) -> OciP
     if any(sign in words for sign in _DENIED_403):
         return UpstreamDenied(upstream, reason, status=403)
     if "404 (not found)" in words or "unknown:" in words or "not known to registry" in words:
-        return _unknown(said.fatal, unknown)
+        return _unknown(stderr.fatal, unknown)
     if "invalid reference format" in words or "repository name must" in words:
         return NameUnknown(upstream, f"skopeo accepts no such name: {reason}")
     if "exceeded maximum allowed size" in words:
@@ -131,13 +133,13 @@ def translate(said: SkopeoStderr, upstream: str, unknown: OciProxyError) -> OciP
     )
 
 
-def rate_limited(said: SkopeoStderr, upstream: str) -> UpstreamRateLimited:
-    retry_after = clamp_retry_after(said.retry_after)
+def rate_limited(stderr: SkopeoStderr, upstream: str) -> UpstreamRateLimited:
+    retry_after = clamp_retry_after(stderr.retry_after)
     return UpstreamRateLimited(upstream, "answers 429 Too Many Requests", retry_after=retry_after)
 
 
 def _unknown(words: str, unknown: OciProxyError) -> OciProxyError:
-    """The caller's error, unless the words name a blob or the repository."""
+    """`unknown`, unless the words say that a blob or the repository is unknown."""
     if found := _BLOB.search(words):
         digest = _digest(found[1])
         if isinstance(digest, Digest):
@@ -156,9 +158,9 @@ def _digest(text: str) -> Digest | str:
 
 
 def _shown(text: str) -> str:
-    """Printable, short, and without what may be secret in a URL."""
+    """Printable, short, and without the parts of a URL that may be secret."""
     text = _URL.sub(r"\1\2", text)
     text = "".join(c if c.isprintable() else " " for c in text)
-    # It names the image twice, and the message it ends with is the one that matters.
+    # This prefix repeats the image's name; the cause comes at the end.
     text = re.sub(r'^Error parsing image name "[^"]*": ', "", text)
     return text if len(text) <= _REASON_LIMIT else f"{text[: _REASON_LIMIT - 3]}..."

@@ -1,8 +1,10 @@
 """The skopeo program: how it is called for one upstream, and when it is ended.
 
-It gets nothing of this process but the proxies and the trust store of the environment. Credentials
-are an auth file in memory, mode 0600, which ends with the run; they are never an argument. It runs
-in a process group of its own, which is killed when a limit is reached.
+Of this process's environment skopeo gets the search path, the proxies and the trust store. It gets
+credentials as a file in memory, mode 0600, that ends with the run, and never as an argument. It
+runs in a process group of its own, which is killed when a limit is reached.
+
+Tests: tests/fetch/skopeo/test_backend.py.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from urllib.parse import urlsplit
 
 from ociproxy.config.skopeo import PROGRAM
 from ociproxy.errors import ManifestInvalid, OciProxyError, UpstreamUnavailable, UpstreamUntrusted
+from ociproxy.fetch.credential_helper import run_helper
 from ociproxy.fetch.credentials import credentials_for
 from ociproxy.fetch.skopeo.errors import SkopeoStderr, rate_limited, translate
 
@@ -32,10 +35,11 @@ if TYPE_CHECKING:
     from ociproxy.oci.reference import Repository
 
 _TICK: Final = 0.05
-"""Seconds between looks at a clock while nothing comes."""
+"""Seconds that `pump` waits for output: how late a time limit or a shutdown may be noticed."""
 _END_LIMIT: Final = 10.0
-"""Seconds for a process to end that has said its last or was killed."""
+"""Seconds for a process to end after it has closed its output or was killed."""
 _READ: Final = 64 * 1024
+"""Bytes of one read: as many as a pipe holds."""
 _PASSED_ON: Final = (
     "PATH",
     *(name for pair in ("HTTP", "HTTPS", "NO", "ALL") for name in (f"{pair}_PROXY",)),
@@ -46,7 +50,7 @@ _PASSED_ON: Final = (
 
 
 class Run:
-    """One running skopeo; use as a context manager, which ends it."""
+    """One running skopeo. Leaving the context kills it."""
 
     def __init__(
         self,
@@ -58,7 +62,7 @@ class Run:
         auth: int | None,
         stdout_limit: int,
     ) -> None:
-        self.said = SkopeoStderr()
+        self.stderr = SkopeoStderr()
         self.stdout = bytearray()
         self._upstream = upstream
         self._stopped = stopped
@@ -90,7 +94,7 @@ class Run:
         if self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):  # stuck in the kernel: it ends when that lets it
+        with suppress(subprocess.TimeoutExpired):  # stuck in the kernel, for as long as that takes
             self._process.wait(_END_LIMIT)
         self._selector.close()
         for pipe in (self._process.stdout, self._process.stderr):
@@ -98,54 +102,57 @@ class Run:
                 pipe.close()
 
     def pump(self) -> bool:
-        """Take in what it says for a moment; False when it has ended.
+        """Read its output for up to `_TICK` seconds; False when the output has ended.
 
-        Raises UpstreamRateLimited where it waits for an upstream to let it in again, and
-        ManifestInvalid where it writes more than it may.
+        Raises UpstreamRateLimited when skopeo waits out a 429, ManifestInvalid for more output than
+        the limit, and UpstreamUnavailable when the backend is closed.
         """
         for key, _ in self._selector.select(_TICK):
             data = os.read(key.fd, _READ)
             if not data:
                 self._selector.unregister(key.fileobj)
             elif key.fileobj is self._process.stderr:
-                self.said.feed(data)
+                self.stderr.feed(data)
             else:
                 self.stdout += data
         if self._stopped.is_set():
             raise UpstreamUnavailable(self._upstream, "shutting down")
-        if self.said.throttled:
-            raise rate_limited(self.said, self._upstream)
+        if self.stderr.throttled:
+            raise rate_limited(self.stderr, self._upstream)
         if len(self.stdout) > self._limit:
             reason = f"a document of more than {self._limit} bytes is too large"
             raise ManifestInvalid(self._upstream, reason)
         if self._selector.get_map():
             return True
-        self.said.end()
+        self.stderr.end()
         return False
 
     def check(self, unknown: OciProxyError) -> None:
-        """After its end: raises what it failed with."""
+        """Call after the last `pump`. Raises a failed run's error, which is `unknown` for a 404."""
         try:
             code = self._process.wait(_END_LIMIT)
         except subprocess.TimeoutExpired as exc:
             raise UpstreamUnavailable(self._upstream, f"{PROGRAM} does not end") from exc
-        if code < 0 and not self.said.fatal:
+        if code < 0 and not self.stderr.fatal:
             name = signal.Signals(-code).name
             raise UpstreamUnavailable(self._upstream, f"{PROGRAM} was ended by {name}")
         if code != 0:
-            raise translate(self.said, self._upstream, unknown)
+            raise translate(self.stderr, self._upstream, unknown)
 
     def timed_out(self, seconds: float, what: str) -> UpstreamUnavailable:
+        """The error of a run that the caller ends after so many seconds of `what`."""
         reason = f"timed out after {seconds:g} s {what}"
         return UpstreamUnavailable(
-            self._upstream, reason, timed_out=True, unreachable=not self.said.answered
+            self._upstream, reason, timed_out=True, unreachable=not self.stderr.answered
         )
 
 
 class Program:
-    """skopeo, as one upstream's entry wants it called. `folder` is a private one."""
+    """skopeo with the settings of one upstream's entry, which are files in `folder`."""
 
     def __init__(self, upstream: Upstream, folder: Path, stopped: Event) -> None:
+        """`folder` is an empty one that nothing else uses. Raises UpstreamUntrusted for certificate
+        files that cannot be used."""
         self._upstream = upstream
         self._stopped = stopped
         parts = urlsplit(upstream.urls[0])
@@ -158,11 +165,12 @@ class Program:
         self._make_folder()
 
     def name_of(self, repository: Repository) -> str:
-        """What skopeo calls a repository."""
+        """The repository as skopeo's arguments name it."""
         return "/".join(part for part in (self._host, self._prefix, repository.name) if part)
 
-    def ask(self, *words: str, output_limit: int, unknown: OciProxyError) -> Run:
-        """Run a short command to its end. Raises UpstreamError kinds or `unknown`."""
+    def call(self, *words: str, output_limit: int, unknown: OciProxyError) -> Run:
+        """Run a short command to its end, within the connect and header time-outs. Raises
+        UpstreamError kinds, or `unknown` for a 404."""
         timeouts = self._upstream.timeouts
         limit = timeouts.connect + timeouts.headers
         deadline = time.monotonic() + limit
@@ -175,7 +183,7 @@ class Program:
 
     @contextmanager
     def start(self, command: str, *words: str, output_limit: int = 0) -> Iterator[Run]:
-        """A running command; its options for the source are put in."""
+        """A running command, with the options that tell it about this upstream."""
         prefix = "--src-" if command == "copy" else "--"
         with self._authentication(prefix) as (options, auth):
             argv = [
@@ -204,13 +212,14 @@ class Program:
     @contextmanager
     def _authentication(self, prefix: str) -> Iterator[tuple[list[str], int | None]]:
         auth = self._upstream.auth
-        credentials = None if auth is None else credentials_for(auth, self._upstream.server)
+        server = self._upstream.server
+        credentials = None if auth is None else credentials_for(auth, server, run_helper)
         if credentials is None:
             yield [f"{prefix}no-creds"], None
             return
         pair = f"{credentials.user}:{credentials.password.reveal()}".encode()
         entry = {"auth": base64.b64encode(pair).decode()}
-        # Without a name on any disk: nothing is left of it, however this process ends.
+        # A file in memory has no name on a disk: however this process ends, nothing is left of it.
         file = os.memfd_create("auth.json")
         try:
             os.fchmod(file, 0o600)
@@ -223,14 +232,14 @@ class Program:
     def _make_environment(self) -> dict[str, str]:
         env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         if self._upstream.tls.ca is not None:
-            # A certificate in the folder of certificates would be trusted beside the system's.
+            # In `certs`, this certificate would be trusted beside the system's, not instead.
             env["SSL_CERT_FILE"] = str(self._upstream.tls.ca)
             env["SSL_CERT_DIR"] = str(self._folder / "empty")
         home = str(self._folder / "home")
         return {**env, "HOME": home, "XDG_RUNTIME_DIR": home, "TMPDIR": str(self._folder / "tmp")}
 
     def _make_folder(self) -> None:
-        """Raises UpstreamUntrusted if the certificates cannot be put there."""
+        """Empty settings in place of the machine's, and links to the client certificate."""
         tls = self._upstream.tls
         try:
             for name in ("registries.d", "certs", "empty", "home", "tmp"):

@@ -10,8 +10,8 @@ import pytest
 from ociproxy.config.settings import Fetch
 from ociproxy.errors import UpstreamInvalid
 from ociproxy.fetch.backend import Backend
+from ociproxy.fetch.download.assembly import Segments
 from ociproxy.fetch.download.fill import Fill, Fills
-from ociproxy.fetch.download.segments import Segments
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
 from ociproxy.store.byte_ranges import ByteRanges

@@ -28,7 +28,7 @@ from ociproxy.errors import (
     UpstreamUnavailable,
 )
 from ociproxy.fetch.oras.backend import OrasBackend
-from ociproxy.fetch.oras.endpoint import api_base
+from ociproxy.fetch.oras.client import api_base
 from ociproxy.fetch.retry import retrying
 from ociproxy.fetch.upstreams.health import Quota
 from ociproxy.oci.digest import Digest
@@ -505,7 +505,7 @@ def test_connections_are_used_again(upstream: FakeUpstream, backend: OrasBackend
         with pytest.raises(ManifestUnknown):
             backend.fetch_manifest(reference(upstream, "team/app:other"))
         read_all(backend.open_blob(repository(upstream), Digest.parse(top.digest)))
-    adapter = backend._session.get_adapter(upstream.url)
+    adapter = backend._client._session.get_adapter(upstream.url)
     assert isinstance(adapter, HTTPAdapter)
     pools = adapter.poolmanager.pools
     assert [pools[key].num_connections for key in pools.keys()] == [1]  # noqa: SIM118
@@ -513,8 +513,8 @@ def test_connections_are_used_again(upstream: FakeUpstream, backend: OrasBackend
 
 def test_state_per_repository_is_bounded(upstream: FakeUpstream, backend: OrasBackend) -> None:
     for n in range(1030):
-        backend._registry_of(repository(upstream, f"team/app-{n}"))
-    assert backend._registry_of.cache_info().currsize == 1024
+        backend._client._registry_of(repository(upstream, f"team/app-{n}"))
+    assert backend._client._registry_of.cache_info().currsize == 1024
 
 
 def test_redirects_are_followed_and_counted(

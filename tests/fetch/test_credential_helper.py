@@ -11,7 +11,7 @@ import pytest
 
 from ociproxy.config.settings import Auth, Secret
 from ociproxy.errors import UpstreamDenied
-from ociproxy.fetch.credential_source import CredentialSource
+from ociproxy.fetch.credential_helper import CredentialSource
 from ociproxy.fetch.credentials import Credentials
 from tests.clock import HandClock
 

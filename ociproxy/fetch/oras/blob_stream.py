@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import UpstreamError, UpstreamInvalid, UpstreamUnavailable
 from ociproxy.fetch.oras.errors import FOREIGN, translate
+from ociproxy.fetch.oras.session import content_length
 
 if TYPE_CHECKING:
     import requests
@@ -21,7 +22,7 @@ _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _READ_LIMIT: Final = 1024 * 1024
 
 
-class OrasBlobStream:
+class HttpBlobStream:
     """A `BlobStream` over the response of a GET."""
 
     def __init__(
@@ -95,9 +96,3 @@ class OrasBlobStream:
             reason = f"answers a request for bytes {asked}- with the range {given[:80]!r}"
             raise UpstreamUnavailable(self._upstream, reason)
         return asked, int(match[2]) + 1, None if match[3] == "*" else int(match[3])
-
-
-def content_length(response: requests.Response) -> int | None:
-    """The header where it is a number."""
-    text = response.headers.get("Content-Length", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None

@@ -1,0 +1,148 @@
+"""Requests to the registry API of one upstream: their URLs, their credentials, and oras.
+
+oras' `Registry.do_request` sends a request and answers a 401. Four other habits of oras are kept
+out: its retries, Docker's credentials file, its image names, and one token for all repositories
+(see `auth`).
+
+Tests: tests/fetch/oras/test_backend.py, tests/fetch/oras/test_tls.py.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlencode, urlsplit
+
+from oras.provider import Registry
+from requests.exceptions import ConnectionError
+
+from ociproxy.errors import OciProxyError, UpstreamUnavailable, UpstreamUntrusted
+from ociproxy.fetch.credential_helper import CredentialSource
+from ociproxy.fetch.oras.auth import RepositoryAuth
+from ociproxy.fetch.oras.errors import FOREIGN, translate, translated
+from ociproxy.fetch.oras.session import discard, open_session
+from ociproxy.fetch.upstreams.health import Quota
+from ociproxy.oci.reference import Repository
+
+if TYPE_CHECKING:
+    import requests
+
+    from ociproxy.config.settings import Upstream
+
+NAMESPACE: Final = "ns"
+"""The query parameter that tells a mirror which registry is meant."""
+_REPOSITORIES: Final = 1024
+"""Repositories whose tokens are kept. Clients choose the names, so the number must be bounded."""
+
+
+class RegistryClient:
+    """Thread-safe. All threads share one pool of connections; each repository has its own token."""
+
+    def __init__(self, upstream: Upstream, *, connections: int) -> None:
+        """`connections` is how many idle ones to a host are kept. Raises UpstreamUntrusted if the
+        upstream's certificate files cannot be used."""
+        self._upstream = upstream
+        self._name = upstream.name
+        self._session = open_session(upstream, connections=connections)
+        self._credentials = (
+            None if upstream.auth is None else CredentialSource(upstream.auth, upstream.server)
+        )
+        self._bases = tuple(api_base(url) for url in upstream.urls)
+        self._base: str | None = self._bases[0] if len(self._bases) == 1 else None
+        self._probing = threading.Lock()
+        self._making = threading.Lock()
+        self._registry_of = lru_cache(_REPOSITORIES)(self._make_registry)
+        self.quota: Quota | None = None
+
+    def request(
+        self, method: str, repository: Repository, path: str, headers: dict[str, str]
+    ) -> requests.Response:
+        """The answer to one request, of any status, its body not read.
+
+        `path` follows the repository's name and may have a query. Raises UpstreamError kinds.
+        """
+        url = f"{self._base_url()}{repository.name}/{path}"
+        if self._upstream.namespace is not None:
+            separator = "&" if "?" in path else "?"
+            url += f"{separator}{urlencode({NAMESPACE: self._upstream.namespace})}"
+        with self._making:  # two threads must not make a token each
+            registry = self._registry_of(repository)
+        with translated(self._name, self._upstream.timeouts):
+            headers = {**headers, **registry.auth.get_auth_header()}
+            # The decorator around `do_request` sleeps and repeats after any exception.
+            response: requests.Response = Registry.do_request.__wrapped__(
+                registry, url, method, headers=headers, stream=True
+            )
+        self.quota = Quota.parse(response.headers) or self.quota
+        return response
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._session.close()
+
+    def _base_url(self) -> str:
+        """The first of the upstream's URLs that speaks HTTP, found once, ending with a slash.
+
+        With scheme `auto`, HTTPS is tried before plain HTTP. Raises UpstreamError kinds.
+        """
+        if self._base is not None:
+            return self._base
+        timeouts = self._upstream.timeouts
+        if not self._probing.acquire(timeout=timeouts.connect + timeouts.headers):
+            raise UpstreamUnavailable(self._name, "timed out finding its scheme", timed_out=True)
+        try:
+            if self._base is None:
+                self._base = self._find_base()
+            return self._base
+        finally:
+            self._probing.release()
+
+    def _find_base(self) -> str:
+        """Asks without credentials, since a client may have chosen whom."""
+        error: OciProxyError | None = None
+        for base in self._bases:
+            try:
+                discard(self._session.get(base, stream=True))
+            except FOREIGN as exc:
+                failed = translate(exc, self._name, self._upstream.timeouts)
+                if not isinstance(exc, ConnectionError) or isinstance(failed, UpstreamUntrusted):
+                    # The upstream speaks TLS. Neither a certificate that is not accepted nor a late
+                    # answer may lead to plain HTTP.
+                    raise failed from exc
+                error = error or failed
+            else:
+                return base
+        raise error or UpstreamUnavailable(self._name, "has no URL")
+
+    def _make_registry(self, repository: Repository) -> Registry:
+        """oras' client for one repository, on the shared connections."""
+        base = self._base_url()
+        secure = base.startswith("https:")
+        # With `auto`, plain HTTP was chosen by the answers on the network, not by the operator.
+        trusted = secure or self._upstream.scheme != "auto"
+        registry = Registry()
+        registry.session = self._session
+        # In the upstream's words: its endpoint may keep the repository below another name.
+        prefix = urlsplit(base).path.removeprefix("/v2/")
+        registry.auth = RepositoryAuth(
+            Repository(self._name, f"{prefix}{repository.name}"),
+            session=self._session,
+            timeouts=self._upstream.timeouts,
+            credentials=self._credentials if trusted else None,
+            secure=secure,
+        )
+        return registry
+
+
+def api_base(url: str) -> str:
+    """The URL that a repository's name follows, ending with a slash.
+
+    `https://host` becomes `https://host/v2/`. A path is where a proxying registry keeps the
+    upstream: `https://host/hub` becomes `https://host/v2/hub/`. A path below `/v2` stays.
+    """
+    parts = urlsplit(url)
+    path = parts.path.strip("/")
+    if path != "v2" and not path.startswith("v2/"):
+        path = f"v2/{path}".rstrip("/")
+    return f"{parts.scheme}://{parts.netloc}/{path}/"
