@@ -98,7 +98,7 @@ class Connection(web.RequestHandler):
             self._feed(data[start : start + _SLICE])
 
     def answered(self) -> None:
-        """The server's: a handler has returned."""
+        """Called by the server when a handler has returned."""
         self._answered += 1
         if self._paused_here and self._is_idle and self.transport is not None:
             self._paused_here = False
