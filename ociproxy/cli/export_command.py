@@ -214,6 +214,6 @@ def _document(chosen: list[Chosen], exported: Exported) -> dict[str, object]:
         "size": exported.size,
         "omitted": exported.omitted,
         "lock": str(exported.lock.digest),
-        "incomplete": [str(each.reference) for each in chosen if not each.closure.complete],
+        "incomplete": [str(each.reference) for each in chosen if not each.contents.complete],
         "warnings": list(exported.warnings),
     }

@@ -1,6 +1,8 @@
-"""All that an image consists of at its upstream: manifests fetched, blobs named, nothing stored.
+"""What an image consists of at its upstream: manifests are fetched, blobs named, nothing stored.
 
-What the store has, hash-verified, is not fetched again; only tags are always asked about.
+A manifest that the store has, hash-verified, is not fetched again. The upstream is always asked
+what a tag stands for.
+Tests: tests/load/test_loader.py, tests/load/test_referrers.py.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from ociproxy.errors import DigestMismatch, ManifestInvalid, ManifestUnknown, Na
 from ociproxy.load.imagelist import ALL_PLATFORMS
 from ociproxy.load.tasks import all_of
 from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk
 from ociproxy.oci.manifest import ImageManifest, Index, parse_manifest
 from ociproxy.oci.media_types import DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED, OCI_INDEX
 from ociproxy.oci.platform import choose
@@ -21,7 +24,7 @@ from ociproxy.oci.reference import DEFAULT_TAG, Reference, referrers_tag
 from ociproxy.store.manifests import with_media_type
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ociproxy.fetch.backend import Backend
     from ociproxy.fetch.retry import ImageRetry, Progress
@@ -35,18 +38,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_DEPTH: Final = 4
-"""Indexes in indexes, and referrers of referrers: more is nobody's image."""
-_REFERRERS: Final = 1000
-"""Referrers of one manifest."""
+_MAX_REFERRER_DEPTH: Final = 4
+"""Referrers of referrers. In use are two levels: a bill of materials, and its signature."""
+_MAX_REFERRERS: Final = 1000
+"""Of one manifest. Each costs the upstream's quota a pull; more than a few dozen are not in use."""
 _COSIGN_SUFFIXES: Final = (".sig", ".att", ".sbom")
-"""What cosign, before it knew referrers, appends to the subject's digest to make a tag."""
+"""Without the referrers API, cosign makes a tag of the subject's digest and one of these."""
 
 
 @dataclass(slots=True)
 class UpstreamImage:
-    """Manifests in the order in which they may be published, each after what it needs; the
-    image's own is the last of its part, and so is its tag."""
+    """An image, with its referrers where they were asked for.
+
+    `manifests` and `tags` are in the order in which they may be published: each manifest after its
+    children, the image's own tag last.
+    """
 
     reference: Reference
     top: ManifestHolder
@@ -55,17 +61,17 @@ class UpstreamImage:
     tags: dict[str, Descriptor] = field(default_factory=dict)
     platforms: tuple[Platform, ...] = ()
     lacking: tuple[Platform, ...] = ()
-    """Platforms that were wanted and are not there."""
+    """Wanted platforms that the image does not offer."""
 
     @property
     def size(self) -> int:
-        """Bytes of it all."""
+        """Bytes of all manifests and blobs."""
         manifests = sum(len(holder.raw) for holder in self.manifests.values())
         return manifests + sum(blob.size for blob in self.blobs.values())
 
 
 class UpstreamImages:
-    """Belongs to one event loop."""
+    """Finds images at their upstreams. Belongs to one event loop."""
 
     def __init__(
         self, store: Store, requests: Requests, retry: ImageRetry, *, referrers: bool
@@ -77,7 +83,7 @@ class UpstreamImages:
 
     async def find(self, wanted: Wanted, progress: Progress) -> UpstreamImage:
         """Raises ManifestUnknown, NameUnknown, UpstreamError kinds or IntegrityError kinds."""
-        walk = _Walk(
+        finding = _Finding(
             self._store,
             self._requests,
             self._retry,
@@ -85,11 +91,11 @@ class UpstreamImages:
             wanted,
             referrers=self._referrers,
         )
-        return await walk.image()
+        return await finding.image()
 
 
-class _Walk:
-    """One image."""
+class _Finding:
+    """Finds one image."""
 
     def __init__(
         self,
@@ -108,7 +114,6 @@ class _Walk:
         self._wanted = wanted
         self._with_referrers = referrers
         self._repository = wanted.reference.repository
-        self._seen: set[Digest] = set()
         self._subjects: set[Digest] = set()
 
     async def image(self) -> UpstreamImage:
@@ -130,13 +135,13 @@ class _Walk:
             if reference.tag is not None and not self._wanted.pinned:
                 await self._check_pair(replace(reference, digest=None), reference.digest)
             if self._store.refs.find_manifest(self._repository, reference.digest) is None:
-                # Known from another repository, maybe: this one has to say that it has it too.
+                # The store may have it from another repository. This one must have it too.
                 return await self._fetch(replace(reference, tag=None))
             return await self._by_digest(reference.digest)
         record = self._store.refs.find_tag(self._repository, reference.tag or DEFAULT_TAG)
         if record is None or self._store.manifests.find(record.descriptor.digest) is None:
             return await self._fetch(reference)
-        # A HEAD costs no pull quota, and mostly nothing has moved.
+        # Most tags have not moved, and a HEAD request costs no pull quota.
         descriptor = await self._resolve(reference)
         return await self._by_digest(descriptor.digest, descriptor)
 
@@ -157,29 +162,40 @@ class _Walk:
     async def _add(
         self,
         image: UpstreamImage,
-        holder: ManifestHolder,
+        top: ManifestHolder,
         platforms: tuple[Platform, ...] = ALL_PLATFORMS,
-        *,
-        depth: int = 0,
     ) -> None:
-        """This manifest after all that it needs."""
-        digest = holder.descriptor.digest
-        if digest in self._seen:
-            return
-        self._seen.add(digest)
-        registry = self._repository.registry
-        if holder.descriptor.media_type in (DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED):
-            raise ManifestInvalid(registry, f"manifest {digest} has Docker's schema 1: outdated")
-        manifest = self._parse(holder)
-        if isinstance(manifest, Index):
-            if depth > _DEPTH:
-                raise ManifestInvalid(registry, f"index {digest}: more than {_DEPTH} in each other")
-            children = choose(manifest, platforms, attestations=self._with_referrers)
-            for child in await all_of(self._by_digest(each.digest, each) for each in children):
-                await self._add(image, child, platforms, depth=depth + 1)
-        elif isinstance(manifest, ImageManifest):
-            image.blobs.update((blob.digest, blob) for blob in manifest.blobs)
-        image.manifests[digest] = holder
+        """Add this manifest to the image, after its children for these platforms."""
+        walk = ImageWalk(top.descriptor)
+        holders = {top.descriptor.digest: top}
+
+        async def fetch(descriptor: Descriptor) -> None:
+            digest = descriptor.digest
+            if digest not in holders and digest not in image.manifests:
+                holders[digest] = await self._by_digest(digest, descriptor)
+
+        def children(digest: Digest) -> Sequence[Descriptor]:
+            if digest in image.manifests:
+                return ()
+            if holders[digest].descriptor.media_type in (DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED):
+                reason = f"manifest {digest} has Docker's schema 1: outdated"
+                raise ManifestInvalid(self._repository.registry, reason)
+            manifest = self._parse(holders[digest])
+            if isinstance(manifest, ImageManifest):
+                image.blobs.update((blob.digest, blob) for blob in manifest.blobs)
+            if not isinstance(manifest, Index):
+                return ()
+            return choose(manifest, platforms, attestations=self._with_referrers)
+
+        while walk.level:
+            await all_of(map(fetch, walk.level))
+            walk.advance([children(each.digest) for each in walk.level])
+        if walk.beyond:
+            reason = f"manifest {walk.beyond[0].digest}: {BEYOND_LIMITS}"
+            raise ManifestInvalid(self._repository.registry, reason)
+        for each in walk.children_first():
+            if each.digest not in image.manifests:
+                image.manifests[each.digest] = holders[each.digest]
 
     def _check_platforms(self, image: UpstreamImage, top: ManifestHolder) -> None:
         manifest = self._parse(top)
@@ -199,31 +215,33 @@ class _Walk:
     # Referrers
 
     async def _add_referrers(self, image: UpstreamImage, subject: Digest, *, depth: int) -> None:
-        if subject in self._subjects or depth > _DEPTH:
+        if subject in self._subjects or depth > _MAX_REFERRER_DEPTH:
             return
         self._subjects.add(subject)
         for referrer in await self._referrers_of(image, subject):
             try:
                 holder = await self._by_digest(referrer.digest, referrer)
             except (ManifestUnknown, NameUnknown) as exc:
-                # Lists outlive what they list.
+                # An upstream may still list a referrer that it has deleted.
                 log.event(logging.WARNING, "referrer is gone", digest=referrer.digest, reason=exc)
                 continue
             await self._add(image, holder)
             await self._add_referrers(image, referrer.digest, depth=depth + 1)
         for suffix in _COSIGN_SUFFIXES:
-            tagged = await self._find_tag(referrers_tag(subject) + suffix)
+            tag = referrers_tag(subject) + suffix
+            tagged = await self._find_tag(tag)
             if tagged is not None:
                 await self._add(image, tagged)
-                image.tags[referrers_tag(subject) + suffix] = tagged.descriptor
+                image.tags[tag] = tagged.descriptor
 
     async def _referrers_of(self, image: UpstreamImage, subject: Digest) -> list[Descriptor]:
-        """What the referrers API lists or, at an upstream without it, the tag in its place."""
+        """What the referrers API lists or, at an upstream without it, the index under the
+        subject's referrers tag (distribution-spec, referrers tag schema)."""
         found: list[Descriptor] = []
         path, query = f"referrers/{subject}", ""
         try:
-            while len(found) < _REFERRERS:
-                listing = await self._ask(
+            while len(found) < _MAX_REFERRERS:
+                listing = await self._request(
                     ("load", self._repository, path, query),
                     lambda backend, query=query: backend.fetch_listing(  # type: ignore[misc]
                         self._repository, path, query
@@ -234,14 +252,15 @@ class _Walk:
                 if not query:
                     break
         except NameUnknown:
-            tagged = await self._find_tag(referrers_tag(subject))
-            # Who pushes may give any image a tag like this.
+            tag = referrers_tag(subject)
+            tagged = await self._find_tag(tag)
+            # An image manifest may have such a tag by chance: it lists no referrers.
             if tagged is None or not isinstance(self._parse(tagged), Index):
                 return []
             image.manifests[tagged.descriptor.digest] = tagged
-            image.tags[referrers_tag(subject)] = tagged.descriptor
-            return self._listed(tagged.raw)[:_REFERRERS]
-        return found[:_REFERRERS]
+            image.tags[tag] = tagged.descriptor
+            found = self._listed(tagged.raw)
+        return found[:_MAX_REFERRERS]
 
     def _listed(self, raw: bytes) -> list[Descriptor]:
         try:
@@ -251,7 +270,8 @@ class _Walk:
         return list(index.manifests) if isinstance(index, Index) else []
 
     def _parse(self, holder: ManifestHolder) -> Manifest:
-        """Not `holder.manifest`: the store's hot copy would keep the parsed document."""
+        """Raises ManifestInvalid."""
+        # `holder.manifest` would keep the parsed document in the store's cache of hot manifests.
         if holder.parsed is not None:
             return holder.parsed
         try:
@@ -266,21 +286,21 @@ class _Walk:
         except (ManifestUnknown, NameUnknown):
             return None
 
-    # Questions
+    # Requests to the upstream
 
     async def _resolve(self, reference: Reference) -> Descriptor:
-        return await self._ask(
+        return await self._request(
             ("load resolve", reference), lambda backend: backend.resolve(reference)
         )
 
     async def _fetch(self, reference: Reference) -> ManifestHolder:
-        return await self._ask(
+        return await self._request(
             ("load", reference), lambda backend: backend.fetch_manifest(reference)
         )
 
-    async def _ask(self, key: object, question: Callable[[Backend], T]) -> T:
+    async def _request(self, key: object, request: Callable[[Backend], T]) -> T:
         return await self._retry.run(
             self._repository.registry,
             self._progress,
-            lambda: self._requests.call(self._repository, key, question),
+            lambda: self._requests.call(self._repository, key, request),
         )

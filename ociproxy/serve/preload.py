@@ -17,7 +17,7 @@ from ociproxy import log
 from ociproxy.errors import OciProxyError
 from ociproxy.fetch.engine import Engine
 from ociproxy.load.loader import Loader, Watcher
-from ociproxy.store.image import closure
+from ociproxy.store.image import read_contents
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,4 +129,4 @@ def _is_stored(store: Store, wanted: Wanted) -> bool:
         top = None if record is None else record.descriptor
     if top is None:
         return False
-    return closure(store, reference.repository, top, wanted.platforms).complete
+    return read_contents(store, reference.repository, top, wanted.platforms).complete

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import io
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy.clock import SystemClock
 from ociproxy.errors import DigestMismatch, IntegrityError, LayoutInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
+from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, key_of
 from ociproxy.oci.manifest import (
     MANIFEST_MAX_SIZE,
     ImageManifest,
@@ -25,64 +25,26 @@ from ociproxy.oci.manifest import (
     OtherManifest,
     guess_media_type,
 )
-from ociproxy.oci.platform import is_attestation
+from ociproxy.store.examined import Examined, Problem, join
 from ociproxy.store.manifests import with_media_type
 from ociproxy.store.reader import PeekableReader
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from io import FileIO
     from types import TracebackType
 
     from ociproxy.clock import Clock
+    from ociproxy.oci.image import Key
     from ociproxy.oci.reference import Repository
     from ociproxy.store.reader import Reader
     from ociproxy.store.store import Store
 
-_MAX_DEPTH: Final = 8
-"""Indexes within indexes; nobody nests more than two."""
-_MAX_MANIFESTS: Final = 20_000
-"""Of one image: a guard against hostile documents."""
-
-
 _ABSENT: Final = "neither here nor in the store"
-_Key = tuple[Digest, str, int]
-"""A descriptor's digest, media type and size."""
-
-
 _HEAD: Final = 8
 """Bytes that tell one compression from another."""
 _PEEK: Final = 512
 """Bytes that tell what may be a manifest or a config from a layer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What an image lacks and why; `damaged` where it is there, but not what it has to be."""
-
-    descriptor: Descriptor
-    what: str
-    reason: str
-    damaged: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.what} {self.descriptor.digest}: {self.reason}"
-
-
-@dataclass(slots=True, eq=False)
-class Examined:
-    """What an image consists of, as far as it is here or in the store."""
-
-    top: Descriptor
-    manifests: dict[Digest, Descriptor] = field(default_factory=dict)
-    """Children before their parents."""
-    blobs: dict[Digest, Descriptor] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-    left_out: list[Descriptor] = field(default_factory=list)
-    """Children of indexes that are not here: their platforms were not carried."""
-
-    @property
-    def complete(self) -> bool:
-        return not self.problems
 
 
 class BlobFolder(Protocol):
@@ -148,23 +110,20 @@ class Extractor:
 
     def take_layout(self, folder: BlobFolder, top: Descriptor) -> None:
         """Take in what an image in a folder reaches, and nothing else that is there."""
-        seen: set[Digest] = set()
-        waiting = [(top, 0)]
-        while waiting and len(seen) < _MAX_MANIFESTS:
-            descriptor, depth = waiting.pop()
-            if descriptor.digest in seen or depth > _MAX_DEPTH:
-                continue
-            seen.add(descriptor.digest)
-            self._take_from(folder, descriptor)
-            try:
-                manifest = self._holder(descriptor).manifest
-            except (_Unusable, MalformedManifest):
-                continue  # whoever examines the image says so
-            if isinstance(manifest, Index):
-                waiting.extend((child, depth + 1) for child in manifest.manifests)
-            elif isinstance(manifest, ImageManifest):
-                for blob in manifest.blobs:
-                    self._take_from(folder, blob)
+        walk = ImageWalk(top)
+        while walk.level:
+            walk.advance([self._take_one(folder, each) for each in walk.level])
+
+    def _take_one(self, folder: BlobFolder, descriptor: Descriptor) -> Sequence[Descriptor]:
+        self._take_from(folder, descriptor)
+        try:
+            manifest = self._holder(descriptor).manifest
+        except (_Unusable, MalformedManifest):
+            return ()  # `examine` says why
+        if isinstance(manifest, ImageManifest):
+            for blob in manifest.blobs:
+                self._take_from(folder, blob)
+        return manifest.manifests if isinstance(manifest, Index) else ()
 
     def find_document(self, digest: Digest) -> bytes | None:
         """A manifest or config that was taken in, or that the store has."""
@@ -200,53 +159,51 @@ class Extractor:
     # Examining
 
     def examine(self, top: Descriptor, *, sparse: bool = True) -> Examined:
-        """What an image consists of; call `drain` first.
+        """What an image consists of; call `drain` first. Raises StoreError.
 
-        `sparse` lets an index lack children as long as one is whole: right where everything that
-        was sent has come, wrong where the end was cut off.
+        `sparse` lets an index lack children as long as it has one whole image. Say False where the
+        end of the archive was cut off: children that were in it may have been lost.
         """
-        return self._walk(top, sparse, 0, {})
+        walk = ImageWalk(top)
+        parts: dict[Key, Examined] = {}
+        while walk.level:
+            walk.advance([self._examine_one(each, parts) for each in walk.level])
+        for each in walk.beyond:
+            problem = Problem(each, "manifest", BEYOND_LIMITS, damaged=True)
+            parts[key_of(each)] = Examined(each, problems=[problem])
+        return join(walk, parts, sparse=sparse)
 
-    def _walk(
-        self, descriptor: Descriptor, sparse: bool, depth: int, walked: dict[_Key, Examined]
-    ) -> Examined:
-        key = (descriptor.digest, descriptor.media_type, descriptor.size)
-        examined = walked.get(key)
-        if examined is not None:
-            return examined
-        examined = walked[key] = Examined(descriptor)
+    def _examine_one(
+        self, descriptor: Descriptor, parts: dict[Key, Examined]
+    ) -> Sequence[Descriptor]:
+        """Put a manifest and its blobs into `parts`. Returns the children to go on with."""
+        part = parts[key_of(descriptor)] = Examined(descriptor)
         try:
-            if depth > _MAX_DEPTH or len(walked) > _MAX_MANIFESTS:
-                raise _Unusable("nested too deep, or one of too many", damaged=True)
             holder = self._holder(descriptor)
             manifest = holder.manifest
         except _Unusable as exc:
-            examined.problems.append(Problem(descriptor, "manifest", str(exc), exc.damaged))
-            return examined
+            part.problems.append(Problem(descriptor, "manifest", str(exc), exc.damaged))
+            return ()
         except MalformedManifest as exc:
-            examined.problems.append(Problem(descriptor, "manifest", str(exc), damaged=True))
-            return examined
+            part.problems.append(Problem(descriptor, "manifest", str(exc), damaged=True))
+            return ()
+        part.manifests[descriptor.digest] = holder.descriptor
         if isinstance(manifest, Index):
-            children = {child.digest: child for child in manifest.manifests}
-            below = [self._walk(each, sparse, depth + 1, walked) for each in children.values()]
-            _join(examined, below, sparse)
-        elif isinstance(manifest, ImageManifest):
+            return tuple({child.digest: child for child in manifest.manifests}.values())
+        if isinstance(manifest, ImageManifest):
             for blob in manifest.blobs:
-                self._check_blob(blob, "config" if blob == manifest.config else "layer", examined)
-        examined.manifests[descriptor.digest] = holder.descriptor
-        return examined
+                self._check_blob(blob, "config" if blob == manifest.config else "layer", part)
+        return ()
 
-    def _check_blob(self, blob: Descriptor, what: str, examined: Examined) -> None:
+    def _check_blob(self, blob: Descriptor, what: str, part: Examined) -> None:
         size = self._size(blob.digest)
-        damage = self.damaged.get(blob.digest)
         if size == blob.size:
-            examined.blobs[blob.digest] = blob
-        elif size is not None:
-            reason = f"the manifest says {blob.size} bytes, it has {size}"
-            examined.problems.append(Problem(blob, what, reason, damaged=True))
-        else:
-            reason = damage or _ABSENT
-            examined.problems.append(Problem(blob, what, reason, damaged=damage is not None))
+            part.blobs[blob.digest] = blob
+            return
+        reason, damaged = self.damaged.get(blob.digest, _ABSENT), blob.digest in self.damaged
+        if size is not None:
+            reason, damaged = f"the manifest says {blob.size} bytes, it has {size}", True
+        part.problems.append(Problem(blob, what, reason, damaged))
 
     # Publishing
 
@@ -352,25 +309,6 @@ class _Unusable(Exception):
     def __init__(self, reason: str, *, damaged: bool) -> None:
         self.damaged = damaged
         super().__init__(reason)
-
-
-def _join(examined: Examined, children: list[Examined], sparse: bool) -> None:
-    """Take the children of an index into it, and leave out those that were not carried."""
-    absent: list[Examined] = []
-    whole = all(is_attestation(child.top) for child in children)
-    for child in children:
-        if sparse and child.problems and not any(each.damaged for each in child.problems):
-            absent.append(child)
-            continue
-        whole = whole or not is_attestation(child.top)
-        examined.manifests.update(child.manifests)
-        examined.blobs.update(child.blobs)
-        examined.problems += child.problems
-        examined.left_out += child.left_out
-    if whole:
-        examined.left_out += [child.top for child in absent]
-    else:
-        examined.problems += [each for child in absent for each in child.problems]
 
 
 def _is_misnamed(described: ManifestHolder, own: ManifestHolder) -> bool:

@@ -1,25 +1,24 @@
-"""All that an image in the store consists of, and what it lacks: the one place that knows whether
-an image is complete.
+"""What the store has of an image and what the image lacks; which images no tag leads to.
 
-An index may be *sparse*: a child that nobody stored is no gap unless its platform was asked for.
-What is stored must be whole.
+Only this module decides whether a stored image is complete. An index may be *sparse*: a child that
+is not stored is no gap unless the caller asked for its platform. What is stored must be whole.
 """
 
 from __future__ import annotations
 
 import json
-from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.media_types import is_generic
 from ociproxy.oci.platform import Platform, choose, is_attestation
 from ociproxy.store.manifests import with_media_type
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
@@ -27,13 +26,13 @@ if TYPE_CHECKING:
     from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
 
-_MAX_MANIFESTS: Final = 20_000
-"""Of one image: a guard against hostile documents, as the count of an index's children is."""
-
 
 @dataclass(frozen=True, slots=True)
 class ReachedImage:
-    """An image manifest, or another that stands by itself; None where nothing says what for."""
+    """A stored manifest that is no index: an image manifest, or a document of another kind.
+
+    `platform` is None where neither an index nor the image's config names one.
+    """
 
     platform: Platform | None
     digest: Digest
@@ -53,24 +52,24 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Referrer:
-    """A manifest as a referrers list shows it, and what it refers to."""
+    """A manifest as a referrers list shows it, and the digest of its subject."""
 
     descriptor: Descriptor
     subject: Digest
 
 
 @dataclass(slots=True)
-class Closure:
+class ImageContents:
     """What is stored of an image: manifests, parents first, and the bytes of each blob."""
 
     top: Descriptor
     manifests: dict[Digest, Descriptor] = field(default_factory=dict)
     blobs: dict[Digest, int] = field(default_factory=dict)
     configs: set[Digest] = field(default_factory=set)
-    """Those of `blobs` that are configs."""
+    """Digests of the configs of all images, stored or not."""
     images: list[ReachedImage] = field(default_factory=list)
     referrers: dict[Digest, Referrer] = field(default_factory=dict)
-    """Those of `manifests` that are there because they refer to another one."""
+    """Those of `manifests` that were reached from their subject."""
     missing: dict[Digest, Missing] = field(default_factory=dict)
 
     @property
@@ -79,82 +78,80 @@ class Closure:
 
     @property
     def size(self) -> int:
-        """Stored bytes, each blob once."""
+        """Bytes stored, each blob counted once."""
         return sum(each.size for each in self.manifests.values()) + sum(self.blobs.values())
 
     @property
     def platforms(self) -> tuple[Platform, ...]:
-        """Of the complete images, in order."""
+        """Of the complete images, in alphabetical order."""
         found = (each.platform for each in self.images if each.complete)
         return tuple(sorted({place.normalised() for place in found if place}, key=str))
 
 
-def closure(
+def read_contents(
     store: Store,
     repository: Repository,
     top: Descriptor,
     platforms: Sequence[Platform] = (),
     *,
     referrers: bool = False,
-) -> Closure:
-    """Walk what a manifest reaches, recording no use.
+) -> ImageContents:
+    """Read what the store has of an image, and record no use of it.
 
-    With platforms their children of an index must be stored, and nothing but these and their
-    stored attestations is walked; without, whatever is stored, which has to be something.
-    `referrers` takes in what this repository has stored that refers to a manifest reached.
+    Without `platforms`, every stored child of an index is read, and an index of images must have
+    at least one. With them, an index must have its children for these platforms, and only these
+    and their stored attestations are read. `referrers` adds what this repository has stored that
+    refers to a manifest reached. Raises StoreError.
     """
-    walk = _Walk(store, repository, Closure(top), tuple(platforms))
-    walk.run(top)
+    reading = _Reading(store, repository, ImageContents(top), tuple(platforms))
+    reading.run(top)
     if referrers:
-        walk.add_referrers()
-    return walk.closure
+        reading.add_referrers()
+    return reading.contents
 
 
-class _Walk:
-    """One walk; breadth first, so that parents come before their children."""
-
+class _Reading:
     def __init__(
         self,
         store: Store,
         repository: Repository,
-        closure: Closure,
+        contents: ImageContents,
         platforms: tuple[Platform, ...],
     ) -> None:
         self._store = store
         self._repository = repository
         self._platforms = platforms
-        self.closure = closure
+        self.contents = contents
 
     def run(self, top: Descriptor) -> None:
-        waiting = deque([top])
-        while waiting and len(self.closure.manifests) < _MAX_MANIFESTS:
-            waiting.extend(self._visit(waiting.popleft()))
-        for descriptor in waiting:
-            self._miss(descriptor, f"the image has more than {_MAX_MANIFESTS} manifests")
+        walk = ImageWalk(top)
+        while walk.level:
+            walk.advance([self._visit(each) for each in walk.level])
+        for descriptor in walk.beyond:
+            self._miss(descriptor, BEYOND_LIMITS)
 
     def add_referrers(self) -> None:
-        """Also what refers to a referrer, as a signature does to a bill of materials."""
-        subjects = deque(self.closure.manifests)
-        while subjects:
-            subject = subjects.popleft()
+        """Add referrers of referrers too: a signature may refer to a bill of materials."""
+        subjects = list(self.contents.manifests)
+        for subject in subjects:
             for referrer in self._store.refs.referrers(self._repository, subject):
                 digest = referrer.digest
-                # Records outlive what they speak of.
-                if digest not in self.closure.manifests and self._is_stored(referrer):
+                # The record of a referrer may be left when its manifest is gone.
+                if digest not in self.contents.manifests and self._is_stored(referrer):
                     self.run(referrer)
-                    self.closure.referrers[digest] = Referrer(referrer, subject)
+                    self.contents.referrers[digest] = Referrer(referrer, subject)
                     subjects.append(digest)
 
-    def _visit(self, descriptor: Descriptor) -> Iterable[Descriptor]:
-        """Take in one manifest; returns the children to go on with."""
-        if descriptor.digest in self.closure.manifests:
+    def _visit(self, descriptor: Descriptor) -> Sequence[Descriptor]:
+        """Add one manifest to the contents. Returns the children to go on with."""
+        if descriptor.digest in self.contents.manifests:
             return ()
         found = self._store.manifests.find(descriptor.digest, use=False)
         if found is None:
             self._miss(descriptor, "manifest not stored")
             return ()
         holder = with_media_type(found, descriptor)
-        self.closure.manifests[descriptor.digest] = holder.descriptor
+        self.contents.manifests[descriptor.digest] = holder.descriptor
         try:
             manifest = holder.manifest
         except MalformedManifest as exc:
@@ -162,98 +159,92 @@ class _Walk:
             return ()
         if isinstance(manifest, Index):
             return self._children(manifest)
+        complete, platform = True, descriptor.platform
         if isinstance(manifest, ImageManifest):
-            self._image(descriptor, holder, manifest)
-        else:
-            self.closure.images.append(
-                ReachedImage(descriptor.platform, descriptor.digest, complete=True)
-            )
+            complete = self._add_blobs(manifest)
+            platform = platform or platform_of(self._store, manifest)
+        self.contents.images.append(ReachedImage(platform, descriptor.digest, complete))
         return ()
 
     def _children(self, index: Index) -> list[Descriptor]:
         chosen = choose(index, self._platforms, attestations=True)
-        stored = [child for child in chosen if self._is_stored(child)]
+        stored = {child.digest for child in chosen if self._is_stored(child)}
         images = [child for child in chosen if not is_attestation(child)]
-        if self._platforms:
-            absent = [child for child in images if not self._is_stored(child)]
+        absent = [child for child in images if child.digest not in stored]
+        if self._platforms or len(absent) == len(images):
             for child in absent:
                 self._miss(child, f"{child.platform or 'platform unknown'} not stored")
-            if not images and index.manifests:
-                wanted = ", ".join(map(str, self._platforms))
-                self._miss(self.closure.top, f"the index offers nothing for {wanted}")
-        elif images and not any(map(self._is_stored, images)):
-            for child in images:
-                self._miss(child, f"{child.platform or 'platform unknown'} not stored")
-        return stored
+        if self._platforms and not images and index.manifests:
+            wanted = ", ".join(map(str, self._platforms))
+            self._miss(self.contents.top, f"the index offers nothing for {wanted}")
+        return [child for child in chosen if child.digest in stored]
 
-    def _image(
-        self, descriptor: Descriptor, holder: ManifestHolder, manifest: ImageManifest
-    ) -> None:
+    def _add_blobs(self, manifest: ImageManifest) -> bool:
+        """Whether all of them are stored in the right size."""
         complete = True
-        self.closure.configs.add(manifest.config.digest)
+        self.contents.configs.add(manifest.config.digest)
         for blob in manifest.blobs:
             size = self._store.blobs.find_size(blob.digest)
             if size == blob.size:
-                self.closure.blobs[blob.digest] = size
+                self.contents.blobs[blob.digest] = size
                 continue
             complete = False
             reason = "not stored" if size is None else f"{size} bytes stored of {blob.size}"
             role = "config" if blob.digest == manifest.config.digest else "layer"
             self._miss(blob, f"{role} {reason}")
-        platform = descriptor.platform or platform_of(self._store, manifest)
-        self.closure.images.append(ReachedImage(platform, holder.descriptor.digest, complete))
+        return complete
 
     def _is_stored(self, descriptor: Descriptor) -> bool:
         return self._store.manifests.find(descriptor.digest, use=False) is not None
 
     def _miss(self, descriptor: Descriptor, reason: str) -> None:
-        self.closure.missing[descriptor.digest] = Missing(descriptor, reason)
+        self.contents.missing[descriptor.digest] = Missing(descriptor, reason)
 
 
 def roots(store: Store, repository: Repository) -> Iterator[Descriptor]:
-    """Stored manifests of a repository that neither its tags nor other manifests lead to, by
-    digest: images that were asked for in this way, or whose tag has moved.
+    """Stored manifests of a repository that neither its tags nor its other manifests reach.
 
-    A referrer belongs to its subject where that is stored too.
+    A client asked for such an image by digest, or its tag has moved. A referrer is a root only
+    where its subject is not stored. Raises StoreError.
     """
     tags = (store.refs.find_tag(repository, tag) for tag in store.refs.tags(repository))
-    led_to: set[Digest] = set()
+    reachable: set[Digest] = set()
     for record in tags:
         if record is not None:
-            led_to.add(record.descriptor.digest)
-            led_to.update(_below(store, record.descriptor))
+            reachable.add(record.descriptor.digest)
+            reachable.update(_below(store, record.descriptor))
     loose: dict[Digest, Descriptor] = {}
     for digest in store.refs.manifests(repository):
         described = store.refs.find_manifest(repository, digest)
-        if described is None or digest in led_to:
+        if described is None or digest in reachable:
             continue
         found = store.manifests.find(digest, use=False)
         if found is None:
             continue
-        led_to.update(_below(store, described))
+        reachable.update(_below(store, described))
         if not _is_referrer(store, with_media_type(found, described)):
             loose[digest] = described
-    yield from (each for digest, each in loose.items() if digest not in led_to)
+    yield from (each for digest, each in loose.items() if digest not in reachable)
 
 
-def _below(store: Store, descriptor: Descriptor) -> set[Digest]:
-    """The digests that an index leads to, by way of other indexes too."""
-    below: set[Digest] = set()
-    waiting = [descriptor]
-    while waiting and len(below) < _MAX_MANIFESTS:
-        each = waiting.pop()
-        found = store.manifests.find(each.digest, use=False)
-        if found is None:
-            continue
+def _below(store: Store, top: Descriptor) -> set[Digest]:
+    """The digests that an index reaches, stored or not."""
+
+    def children(descriptor: Descriptor) -> Sequence[Descriptor]:
+        # No document of another media type is taken for an index: a look-up is saved.
+        if not (descriptor.is_index or is_generic(descriptor.media_type)):
+            return ()
+        found = store.manifests.find(descriptor.digest, use=False)
         try:
-            manifest = with_media_type(found, each).manifest
+            manifest = with_media_type(found, descriptor).manifest if found else None
         except MalformedManifest:
-            continue
-        if isinstance(manifest, Index):
-            fresh = [child for child in manifest.manifests if child.digest not in below]
-            below.update(child.digest for child in fresh)
-            waiting.extend(c for c in fresh if c.is_index or is_generic(c.media_type))
-    return below
+            return ()
+        return manifest.manifests if isinstance(manifest, Index) else ()
+
+    walk = ImageWalk(top)
+    while walk.level:
+        walk.advance([children(each) for each in walk.level])
+    return {each.digest for each in walk.reached.values()} - {top.digest}
 
 
 def _is_referrer(store: Store, holder: ManifestHolder) -> bool:
@@ -265,8 +256,10 @@ def _is_referrer(store: Store, holder: ManifestHolder) -> bool:
 
 
 def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
-    """What the image's config says (image-spec config.md); None where it is not stored or says
-    nothing."""
+    """The platform that the image's stored config names (image-spec config.md).
+
+    None where the config is not stored, is larger than a manifest may be, or names none.
+    """
     if manifest.config.size > MANIFEST_MAX_SIZE:
         return None
     try:
@@ -274,5 +267,5 @@ def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
         parts = document["os"], document["architecture"], document.get("variant", "")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    # A config may hold anything: it is whatever somebody pushed.
+    # An artifact's config is a blob of any content, with other JSON types in these fields.
     return Platform(*parts) if all(isinstance(part, str) for part in parts) else None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ociproxy.oci.reference import Reference
-from ociproxy.store.image import closure, roots
+from ociproxy.store.image import read_contents, roots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +39,7 @@ class Entry:
 def inventory(store: Store) -> Iterator[Entry]:
     """Everything cached, in order; reads the store as it goes and records no use."""
     for reference, descriptor, resolved in references(store):
-        found = closure(store, reference.repository, descriptor)
+        found = read_contents(store, reference.repository, descriptor)
         digest = descriptor.digest
         yield Entry(
             reference,

@@ -12,7 +12,8 @@ from ociproxy.oci.descriptor import Descriptor
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.layout import LayoutDirectory
 from ociproxy.oci.reference import Repository
-from ociproxy.store.extract import Examined, Extractor
+from ociproxy.store.examined import Examined
+from ociproxy.store.extract import Extractor
 from ociproxy.store.store import Store
 from tests import images, layouts
 from tests.images import Content, Image

@@ -14,7 +14,7 @@ from ociproxy.oci.manifest import ManifestHolder
 from ociproxy.oci.media_types import OCI_INDEX
 from ociproxy.oci.platform import Platform
 from ociproxy.oci.reference import Repository
-from ociproxy.store.image import Closure, closure
+from ociproxy.store.image import ImageContents, read_contents
 from ociproxy.store.store import Store
 from tests.images import Content, Image, artifact, content, image, index, multi_platform
 
@@ -39,12 +39,12 @@ def put(store: Store, made: Image) -> None:
         store.commit_manifest(REPOSITORY, ManifestHolder.of(each.data, each.media_type))
 
 
-def walk(store: Store, made: Image, *platforms: Platform, referrers: bool = False) -> Closure:
+def walk(store: Store, made: Image, *platforms: Platform, referrers: bool = False) -> ImageContents:
     top = Descriptor(made.top.media_type, Digest.parse(made.digest), made.top.size)
-    return closure(store, REPOSITORY, top, platforms, referrers=referrers)
+    return read_contents(store, REPOSITORY, top, platforms, referrers=referrers)
 
 
-def missing(found: Closure) -> list[str]:
+def missing(found: ImageContents) -> list[str]:
     return sorted(str(each) for each in found.missing)
 
 
@@ -177,7 +177,7 @@ def test_an_image_that_is_called_something_else_is_not_complete(
     made = make()
     put(store, made)
     top = Descriptor("application/unknown+json", Digest.parse(made.digest), made.top.size)
-    found = closure(store, REPOSITORY, top, (), referrers=False)
+    found = read_contents(store, REPOSITORY, top, (), referrers=False)
     assert missing(found) == [made.digest]
 
 
@@ -185,4 +185,4 @@ def test_a_document_of_another_kind_is_complete_by_itself(store: Store) -> None:
     raw = b'{"mediaType": ["not", "a", "text"]}'
     holder = ManifestHolder.of(raw, "application/unknown+json")
     store.commit_manifest(REPOSITORY, holder)
-    assert closure(store, REPOSITORY, holder.descriptor, (), referrers=False).complete
+    assert read_contents(store, REPOSITORY, holder.descriptor, (), referrers=False).complete

@@ -72,7 +72,7 @@ def contents(chosen: Sequence[Chosen]) -> list[Content]:
     """Everything that the images reach, each digest once, in the order of the archive."""
     found: dict[Digest, Content] = {}
     for image in chosen:
-        reached = image.closure
+        reached = image.contents
         for digest, descriptor in reached.manifests.items():
             rank = _MANIFEST
             if descriptor.is_index:
@@ -90,9 +90,9 @@ def lock_of(chosen: Sequence[Chosen], held: Sequence[Content]) -> Lock:
         LockedImage(
             reference=each.reference,
             descriptor=_described(each),
-            platforms=each.closure.platforms,
-            complete=each.closure.complete,
-            missing=tuple(each.closure.missing),
+            platforms=each.contents.platforms,
+            complete=each.contents.complete,
+            missing=tuple(each.contents.missing),
             flattened_from=each.flattened_from,
         )
         for each in chosen
@@ -116,7 +116,7 @@ def index(chosen: Sequence[Chosen], *, digest_names: bool) -> Document:
         by_digest = Reference(each.reference.repository, digest=descriptor.digest)
         if digest_names and each.reference.tag is not None:
             entries.append(_entry(descriptor, by_digest))
-        for digest, referrer in each.closure.referrers.items():
+        for digest, referrer in each.contents.referrers.items():
             nameless[digest] = _json(referrer.descriptor, {SUBJECT: str(referrer.subject)})
     unique = {_canonical(entry): entry for entry in (*entries, *nameless.values())}
     ordered = sorted(unique.items(), key=lambda pair: (SUBJECT in str(pair[1]), pair[0]))
@@ -134,12 +134,12 @@ def docker_manifest(store: Store, chosen: Sequence[Chosen]) -> Document | None:
     entries: dict[Digest, dict[str, object]] = {}
     names: dict[Digest, list[str]] = {}
     for each in chosen:
-        if not each.closure.complete:
+        if not each.contents.complete:
             return None
-        image = _manifest(store, each.closure.top).manifest
+        image = _manifest(store, each.contents.top).manifest
         if not isinstance(image, ImageManifest) or image.config.media_type not in _IMAGE_CONFIGS:
             return None
-        digest = each.closure.top.digest
+        digest = each.contents.top.digest
         entries[digest] = {
             "Config": blob_path(image.config.digest),
             "Layers": [blob_path(layer.digest) for layer in image.layers],
@@ -176,8 +176,8 @@ def _keep_lowest(found: dict[Digest, Content], content: Content) -> None:
 
 def _described(chosen: Chosen) -> Descriptor:
     """The stored manifest under the media type that its upstream gave it."""
-    top = chosen.closure.top
-    stored = chosen.closure.manifests.get(top.digest, top)
+    top = chosen.contents.top
+    stored = chosen.contents.manifests.get(top.digest, top)
     return stored if chosen.flattened_from is None else replace(stored, platform=top.platform)
 
 

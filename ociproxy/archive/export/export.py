@@ -232,7 +232,7 @@ def _warnings(chosen: Sequence[Chosen], documents: Sequence[Document], shape: Sh
     if shape.flattened and any(
         digest.algorithm != "sha256"
         for each in chosen
-        for digest in (*each.closure.manifests, *each.closure.blobs)
+        for digest in (*each.contents.manifests, *each.contents.blobs)
     ):
         found.append("containerd does not find content that is named by sha512")
     return found

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import ConfigError, DigestMismatch, Incomplete, ManifestUnknown, NothingMatches
 from ociproxy.oci.reference import Reference
-from ociproxy.store.image import closure
+from ociproxy.store.image import read_contents
 from ociproxy.store.inventory import references
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.platform import Platform
     from ociproxy.oci.reference import Repository
-    from ociproxy.store.image import Closure, ReachedImage
+    from ociproxy.store.image import ImageContents, ReachedImage
     from ociproxy.store.store import Store
 
 _TAG_OF_SUBJECT: Final = re.compile(r"(?P<algorithm>sha256|sha512)-(?P<hex>[a-f0-9]{64,128})")
@@ -52,7 +52,7 @@ class Chosen:
     """
 
     reference: Reference
-    closure: Closure
+    contents: ImageContents
     flattened_from: Digest | None = None
 
 
@@ -122,7 +122,7 @@ def reach(
         reference = image.reference
         if reference in chosen:
             continue
-        found = closure(
+        found = read_contents(
             store, reference.repository, image.descriptor, image.platforms, referrers=referrers
         )
         chosen[reference] = Chosen(reference, found)
@@ -130,9 +130,9 @@ def reach(
             waiting.extend(_tagged_referrers(store, reference.repository, found))
     ordered = sorted(chosen.values(), key=lambda each: str(each.reference))
     gaps = {
-        str(each.reference): [str(missing) for missing in each.closure.missing.values()]
+        str(each.reference): [str(missing) for missing in each.contents.missing.values()]
         for each in ordered
-        if not each.closure.complete
+        if not each.contents.complete
     }
     if gaps and not allow_partial:
         raise Incomplete(gaps, _REMEDY)
@@ -146,8 +146,8 @@ def flatten(store: Store, chosen: Iterable[Chosen], *, referrers: bool) -> Itera
     Raises ConfigError for an index of which several platforms were chosen.
     """
     for each in chosen:
-        top = each.closure.top
-        images = [image for image in each.closure.images if _is_runnable(image)]
+        top = each.contents.top
+        images = [image for image in each.contents.images if _is_runnable(image)]
         if top.digest in {image.digest for image in images} or not images:
             yield each
             continue
@@ -159,11 +159,11 @@ def flatten(store: Store, chosen: Iterable[Chosen], *, referrers: bool) -> Itera
                 key="--platform",
             )
         [image] = images
-        child = replace(each.closure.manifests[image.digest], platform=image.platform)
+        child = replace(each.contents.manifests[image.digest], platform=image.platform)
         repository, tag = each.reference.repository, each.reference.tag
         yield Chosen(
             Reference(repository, tag) if tag else Reference(repository, digest=child.digest),
-            closure(store, repository, child, referrers=referrers),
+            read_contents(store, repository, child, referrers=referrers),
             flattened_from=top.digest,
         )
 
@@ -174,7 +174,9 @@ def _is_runnable(image: ReachedImage) -> bool:
     return platform is not None and platform.os != "unknown"
 
 
-def _tagged_referrers(store: Store, repository: Repository, found: Closure) -> Iterator[Selected]:
+def _tagged_referrers(
+    store: Store, repository: Repository, found: ImageContents
+) -> Iterator[Selected]:
     for tag in store.refs.tags(repository):
         match = _TAG_OF_SUBJECT.match(tag)
         # The specification limits the digits to 64, so that a tag for a sha512 has half of them.

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.layout import NamedImage
     from ociproxy.oci.reference import Reference, Repository
-    from ociproxy.store.extract import Examined, Extractor
+    from ociproxy.store.examined import Examined
+    from ociproxy.store.extract import Extractor
     from ociproxy.store.store import Store
 
 _THREADS: Final = 8
