@@ -82,7 +82,8 @@ class UpstreamImages:
         self._referrers = referrers
 
     async def find(self, wanted: Wanted, progress: Progress) -> UpstreamImage:
-        """Raises ManifestUnknown, NameUnknown, UpstreamError kinds or IntegrityError kinds."""
+        """Raises ManifestUnknown, NameUnknown, StoreError, or kinds of UpstreamError and
+        IntegrityError."""
         finding = _Finding(
             self._store,
             self._requests,

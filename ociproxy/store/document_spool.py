@@ -1,6 +1,8 @@
-"""Small documents set aside until it is known what they are, in a file without a name.
+"""Documents that wait in a temporary file until the importer knows what they are.
 
-It ends with the process, however that ends, and costs memory only for its table of contents.
+The file has no name: the kernel removes it with the process, also one that is killed. Memory is
+used for each document's place in the file only.
+Tests: tests/store/test_extract.py.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class DocumentSpool:
-    """Use as a context manager. Whoever puts something in has verified it. Raises StoreError."""
+    """Use as a context manager. Callers put in verified bytes only. Raises StoreError."""
 
     def __init__(self, staging: Path) -> None:
         self._staging = staging
@@ -54,7 +56,7 @@ class DocumentSpool:
                 self._places[digest] = offset, len(raw)
 
     def find(self, digest: Digest) -> bytes | None:
-        """Any thread."""
+        """The bytes; from any thread."""
         place = self._places.get(digest)
         if place is None:
             return None

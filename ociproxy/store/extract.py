@@ -1,9 +1,9 @@
-"""The Extractor: content of an image layout, in whatever order it comes, verified into the store.
+"""The Extractor verifies the content of image layouts, in any order, and puts it into the store.
 
-Blobs are hashed and committed as they come, so that an interrupted run need not read them again.
-What may be a manifest is set aside in a scratch file without a name, which ends with the process.
-An image is examined before it is published: all it reaches must be here or in the store already.
-Then its manifests are committed, children first, and the tag last: nobody sees half an image.
+Blobs are hashed and committed as they come: an interrupted import need not read them again.
+Documents that may be manifests wait in a `DocumentSpool`. An image is examined before it is
+published: all that it reaches must have come, or be in the store. Then the Extractor commits the
+manifests, children first, and the tag last: no client sees half an image.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ if TYPE_CHECKING:
 
 _ABSENT: Final = "neither here nor in the store"
 _HEAD: Final = 8
-"""Bytes that tell one compression from another."""
+"""Bytes at the start of a layer that tell how it is compressed: the longest magic has six."""
 _PEEK: Final = 512
-"""Bytes that tell what may be a manifest or a config from a layer."""
+"""Bytes of which the first that is no space is `{` in a manifest or a config, not in a layer."""
 
 
 class BlobFolder(Protocol):
-    """Where blobs can be had one by one."""
+    """A folder with a file for each blob. `open_blob` raises LayoutInvalid."""
 
     def open_blob(self, digest: Digest) -> FileIO | None: ...
 
 
 class Extractor:
-    """One import into one store. Use as a context manager; not to be shared between threads."""
+    """One import into one store. Use as a context manager, and in one thread but for `reveal`."""
 
     def __init__(self, store: Store, *, clock: Clock | None = None) -> None:
         self.damaged: dict[Digest, str] = {}
-        """What came and was not what its name says."""
+        """Why the content that came under a digest was not kept."""
         self._store = store
         self._clock = clock or SystemClock()
         self._stack = ExitStack()
@@ -79,9 +79,10 @@ class Extractor:
     # Taking in
 
     def take(self, digest: Digest, size: int, source: Reader) -> bool:
-        """Take in what is said to have this digest; False where it is here already, unread.
+        """Read `size` bytes that should have this digest. False, and nothing is read, where the
+        Extractor or the store has them already.
 
-        Wrong content is noted in `damaged` and not kept. Raises StoreError.
+        Content with another digest is recorded in `damaged` and not kept. Raises StoreError.
         """
         if self.holds(digest):
             return False
@@ -98,7 +99,7 @@ class Extractor:
         return True
 
     def take_unnamed(self, size: int, source: Reader) -> Digest:
-        """Take in a blob that no digest was stated for. Raises SizeMismatch where it ends early."""
+        """Take in a blob whose digest is not known. Raises SizeMismatch where it ends early."""
         return self._writer.write(source, size)
 
     def take_document(self, raw: bytes, digest: Digest) -> None:
@@ -109,7 +110,7 @@ class Extractor:
         self._spool.put(digest, raw)
 
     def take_layout(self, folder: BlobFolder, top: Descriptor) -> None:
-        """Take in what an image in a folder reaches, and nothing else that is there."""
+        """Take in what this image reaches, and no other blob of the folder. Raises StoreError."""
         walk = ImageWalk(top)
         while walk.level:
             walk.advance([self._take_one(folder, each) for each in walk.level])
@@ -118,7 +119,7 @@ class Extractor:
         self._take_from(folder, descriptor)
         try:
             manifest = self._holder(descriptor).manifest
-        except (_Unusable, MalformedManifest):
+        except _Unusable:
             return ()  # `examine` says why
         if isinstance(manifest, ImageManifest):
             for blob in manifest.blobs:
@@ -126,7 +127,7 @@ class Extractor:
         return manifest.manifests if isinstance(manifest, Index) else ()
 
     def find_document(self, digest: Digest) -> bytes | None:
-        """A manifest or config that was taken in, or that the store has."""
+        """The bytes of a manifest or config that came or is stored; they match the digest."""
         raw = self._spool.find(digest)
         if raw is not None:
             return raw
@@ -136,7 +137,7 @@ class Extractor:
         return self._stored_document(digest)
 
     def find_blob(self, digest: Digest) -> tuple[bytes, int] | None:
-        """The first bytes and the size of what was taken in or is stored; call `drain` first."""
+        """The first 8 bytes and the size of a blob that came or is stored; call `drain` first."""
         raw = self._spool.find(digest)
         if raw is not None:
             return raw[:_HEAD], len(raw)
@@ -149,11 +150,13 @@ class Extractor:
             return found.file.read(_HEAD) or b"", found.size
 
     def holds(self, digest: Digest) -> bool:
-        """Whether this was taken in, or is in the store and right."""
-        return digest in self._spool or self._is_stored(digest)
+        """Whether this content came, or is stored and matches its digest."""
+        if digest in self._spool or self._is_stored_blob(digest):
+            return True
+        return self._store.manifests.find(digest, use=False) is not None
 
     def drain(self) -> None:
-        """Wait until every blob that was taken in is in the store. Raises StoreError."""
+        """Wait until every blob that came is in the store. Raises StoreError."""
         self._writer.drain()
 
     # Examining
@@ -180,13 +183,10 @@ class Extractor:
         part = parts[key_of(descriptor)] = Examined(descriptor)
         try:
             holder = self._holder(descriptor)
-            manifest = holder.manifest
         except _Unusable as exc:
             part.problems.append(Problem(descriptor, "manifest", str(exc), exc.damaged))
             return ()
-        except MalformedManifest as exc:
-            part.problems.append(Problem(descriptor, "manifest", str(exc), damaged=True))
-            return ()
+        manifest = holder.manifest
         part.manifests[descriptor.digest] = holder.descriptor
         if isinstance(manifest, Index):
             return tuple({child.digest: child for child in manifest.manifests}.values())
@@ -214,14 +214,14 @@ class Extractor:
         self.reveal(repository, examined, tag)
 
     def prepare(self, examined: Examined) -> None:
-        """The first step of `publish`: commit blobs that might have been manifests."""
+        """The first step of `publish`: commit the blobs that waited among the documents."""
         for digest in examined.blobs:
             if self._store.blobs.find_size(digest) is None:
                 raw = self.find_document(digest) or b""
                 self._writer.write(io.BytesIO(raw), len(raw), digest)
 
     def reveal(self, repository: Repository, examined: Examined, tag: str | None = None) -> None:
-        """The last step, after `drain`: commit the manifests, then the tag. Any thread."""
+        """The last step, after `drain`: commit the manifests, then the tag. From any thread."""
         assert examined.complete, "an incomplete image is not published"  # noqa: S101 a bug in us
         for descriptor in examined.manifests.values():
             self._store.commit_manifest(repository, self._holder(descriptor))
@@ -244,10 +244,11 @@ class Extractor:
                 size = file.seek(0, io.SEEK_END)
                 file.seek(0)
                 self.take(descriptor.digest, size, file)
-            except OSError as exc:  # the store's are StoreError by now
+            except OSError as exc:  # of the folder: an error of the store is a StoreError
                 self.damaged[descriptor.digest] = f"cannot be read: {exc.strerror or exc}".lower()
 
     def _holder(self, descriptor: Descriptor) -> ManifestHolder:
+        """A parsed manifest under the media type it is described with. Raises _Unusable."""
         digest = descriptor.digest
         raw = self.find_document(digest)
         if raw is None:
@@ -257,30 +258,26 @@ class Extractor:
             own = Descriptor(guess_media_type(raw), digest, descriptor.size)
             verified = ManifestHolder.verified(raw, own)
             holder = with_media_type(verified, descriptor)
+            misnamed = _is_misnamed(holder, verified)
         except IntegrityError as exc:
             reason = f"expected {exc.quantity} {exc.expected}, got {exc.actual}"
             raise _Unusable(reason, damaged=True) from exc
         except MalformedManifest as exc:
             raise _Unusable(str(exc), damaged=True) from exc
-        if _is_misnamed(holder, verified):
+        if misnamed:
             reason = f"is {own.media_type}, but described as {descriptor.media_type}"
             raise _Unusable(reason, damaged=True)
         return holder
 
     def _size(self, digest: Digest) -> int | None:
-        """Bytes of a blob that is here, or in the store and right."""
+        """Bytes of a blob that came, or is stored and matches its digest."""
         if self._is_stored_blob(digest):
             return self._store.blobs.find_size(digest)
         raw = self.find_document(digest)
         return None if raw is None else len(raw)
 
-    def _is_stored(self, digest: Digest) -> bool:
-        return self._is_stored_blob(digest) or (
-            self._store.manifests.find(digest, use=False) is not None
-        )
-
     def _is_stored_blob(self, digest: Digest) -> bool:
-        """Whether the store has it and it is right; what is not is taken out of service."""
+        """Whether a stored blob matches its digest. One that does not is taken out of service."""
         found = self._store.blobs.find(digest)
         if found is None:
             return False
@@ -292,7 +289,7 @@ class Extractor:
         return self._store.blobs.find_size(digest) is not None
 
     def _stored_document(self, digest: Digest) -> bytes | None:
-        """A manifest that was stored as a blob, by whoever took it for one."""
+        """A manifest that is stored as a blob, because a client asked for it as one."""
         found = self._store.blobs.find(digest)
         if found is None:
             return None
@@ -304,7 +301,7 @@ class Extractor:
 
 
 class _Unusable(Exception):
-    """A manifest that cannot be published, and whether that is damage or absence."""
+    """A manifest cannot be published: it is absent or, where `damaged`, not what it has to be."""
 
     def __init__(self, reason: str, *, damaged: bool) -> None:
         self.damaged = damaged
@@ -312,11 +309,10 @@ class _Unusable(Exception):
 
 
 def _is_misnamed(described: ManifestHolder, own: ManifestHolder) -> bool:
-    """Whether it is an image in every way, though it does not say so, and is called something that
-    nobody knows: as that it would be whole without its layers."""
-    try:
-        return isinstance(described.manifest, OtherManifest) and not isinstance(
-            own.manifest, OtherManifest
-        )
-    except MalformedManifest:
+    """Whether a document with the fields of an image is described by an unknown media type: taken
+    for that, it would be complete without its layers. Raises MalformedManifest."""
+    if not isinstance(described.manifest, OtherManifest):
         return False
+    with suppress(MalformedManifest):
+        return not isinstance(own.manifest, OtherManifest)
+    return False  # only some of the fields are an image's

@@ -1,4 +1,4 @@
-"""What is cached, reference by reference: for `list`, and for whoever chooses among images."""
+"""What is cached, reference by reference: for `list`, and for commands that choose images."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A cached tag, or an image that is there by digest only and so has no `resolved`. `size`
-    counts the stored bytes it reaches, each blob once; times are epoch seconds."""
+    """A cached tag, or an image that no tag reaches: its reference has the digest, and `resolved`
+    is None. `size` is the stored bytes, each blob counted once; times are epoch seconds."""
 
     reference: Reference
     digest: Digest
@@ -32,12 +32,12 @@ class Entry:
 
     @property
     def complete(self) -> bool:
-        """Whether at least one platform is there, and each that is there is whole."""
+        """Whether at least one platform is stored, and each stored one is whole."""
         return not self.missing
 
 
 def inventory(store: Store) -> Iterator[Entry]:
-    """Everything cached, in order; reads the store as it goes and records no use."""
+    """All that is cached, in order. Reads the store on the way, and records no use."""
     for reference, descriptor, resolved in references(store):
         found = read_contents(store, reference.repository, descriptor)
         digest = descriptor.digest
@@ -53,8 +53,8 @@ def inventory(store: Store) -> Iterator[Entry]:
 
 
 def references(store: Store) -> Iterator[tuple[Reference, Descriptor, float | None]]:
-    """What there is to name, with when a tag was resolved: of each repository its tags, then the
-    images that no tag leads to, by digest."""
+    """Each repository's tags, with the time of their last resolution (epoch seconds), then its
+    images that no tag reaches, by digest."""
     for repository in store.refs.repositories():
         for tag in store.refs.tags(repository):
             record = store.refs.find_tag(repository, tag)

@@ -1,7 +1,8 @@
-"""What an archive holds: its small documents, and the content in the order in which it is written.
+"""What an archive holds: its small documents, and its content in the order of the archive.
 
-Everything is a function of the chosen images alone, so that the same content makes the same bytes
-wherever and whenever: no clock, no host, nothing in the order in which the store was filled.
+Both depend on the chosen images only, not on clock, host, or the order in which the store was
+filled: the same images make the same bytes at any time, on any host.
+Tests: tests/archive/export/test_export.py.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 DOCKER_NAME: Final = "manifest.json"
 SUBJECT: Final = "io.containerd.manifest.subject"
-"""containerd's convention: an entry of index.json that only refers to this digest."""
+"""containerd's annotation of an entry of index.json that is a referrer: its subject's digest."""
 
 _IMAGE_CONFIGS: Final = frozenset(
     {
@@ -52,8 +53,8 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A manifest or a blob, `size` bytes of it. Parents are written before their children, so
-    that a reader needs one pass, and within each kind digests are in order."""
+    """A manifest or a blob of `size` bytes. An archive is in the order of `rank`, parents before
+    their children, so that a reader needs one pass; digests of one rank are in order."""
 
     digest: Digest
     size: int
@@ -69,7 +70,7 @@ class Content:
 
 
 def contents(chosen: Sequence[Chosen]) -> list[Content]:
-    """Everything that the images reach, each digest once, in the order of the archive."""
+    """All that the images reach, each digest once, in the order of the archive."""
     found: dict[Digest, Content] = {}
     for image in chosen:
         reached = image.contents
@@ -85,7 +86,7 @@ def contents(chosen: Sequence[Chosen]) -> list[Content]:
 
 
 def lock_of(chosen: Sequence[Chosen], held: Sequence[Content]) -> Lock:
-    """The lock of these images, before anything is taken off for a delta."""
+    """The lock of these images. `held` is their whole content, for a delta too."""
     images = tuple(
         LockedImage(
             reference=each.reference,
@@ -105,9 +106,10 @@ def marker() -> Document:
 
 
 def index(chosen: Sequence[Chosen], *, digest_names: bool) -> Document:
-    """`index.json`: an entry for every name, with the name in both annotations; what only refers
-    to another manifest has an entry without a name, and its subject in the manifest says where
-    it belongs."""
+    """`index.json`: an entry for each name, with the name in both annotations.
+
+    A referrer has an entry without a name; an importer finds its image by the subject.
+    """
     entries: list[dict[str, object]] = []
     nameless: dict[Digest, dict[str, object]] = {}
     for each in chosen:
@@ -129,8 +131,11 @@ def index(chosen: Sequence[Chosen], *, digest_names: bool) -> Document:
 
 
 def docker_manifest(store: Store, chosen: Sequence[Chosen]) -> Document | None:
-    """`manifest.json`, which some readers look for instead of index.json; None where an image is
-    incomplete, or not one that a container can be started from: it has no place there."""
+    """`manifest.json`, which `docker load` reads where it does not know index.json.
+
+    None where an image is incomplete, or no container can be started from it. Raises
+    ManifestUnknown.
+    """
     entries: dict[Digest, dict[str, object]] = {}
     names: dict[Digest, list[str]] = {}
     for each in chosen:
@@ -154,7 +159,7 @@ def docker_manifest(store: Store, chosen: Sequence[Chosen]) -> Document | None:
 
 
 def read_manifest(store: Store, digest: Digest) -> bytes:
-    """The verified bytes. Raises ManifestUnknown where they are gone or damaged by now."""
+    """The verified bytes. Raises ManifestUnknown where they have gone or been damaged since."""
     found = store.manifests.find(digest, use=False)
     if found is None:
         raise ManifestUnknown(digest, "is gone from the store or damaged; load the image again")
@@ -175,7 +180,7 @@ def _keep_lowest(found: dict[Digest, Content], content: Content) -> None:
 
 
 def _described(chosen: Chosen) -> Descriptor:
-    """The stored manifest under the media type that its upstream gave it."""
+    """The descriptor of the image's top, with the media type that its upstream gave."""
     top = chosen.contents.top
     stored = chosen.contents.manifests.get(top.digest, top)
     return stored if chosen.flattened_from is None else replace(stored, platform=top.platform)
