@@ -38,10 +38,6 @@ class Difference:
     def __bool__(self) -> bool:
         return any((self.added, self.removed, self.moved, self.changed, self.carry, self.dropped))
 
-    @property
-    def carry_size(self) -> int:
-        return sum(self.carry.values())
-
 
 def diff(first: Lock, second: Lock) -> Difference:
     """All parts are in the order of references and digests."""

@@ -17,6 +17,7 @@ from ociproxy.cli.terminal import short
 
 if TYPE_CHECKING:
     from ociproxy.archive.lock import LockedImage
+    from ociproxy.oci.digest import Digest
 
 _DIFFERENT: Final = 1
 
@@ -56,7 +57,7 @@ def _print(found: Difference) -> None:
         return
     click.echo(
         f"{len(found.added)} added, {len(found.removed)} removed, {len(found.moved)} moved, "
-        f"{len(found.changed)} changed; {decimal(found.carry_size)} to carry "
+        f"{len(found.changed)} changed; {decimal(sum(found.carry.values()))} to carry "
         f"in {len(found.carry)} manifests and blobs"
     )
 
@@ -78,15 +79,14 @@ def _document(found: Difference) -> dict[str, object]:
             {"reference": str(new.reference), "from": old.to_json(), "to": new.to_json()}
             for old, new in found.changed
         ],
-        "carry": {
-            "bytes": found.carry_size,
-            "contents": [{"digest": str(d), "size": size} for d, size in found.carry.items()],
-        },
-        "dropped": {
-            "bytes": sum(found.dropped.values()),
-            "contents": [{"digest": str(d), "size": size} for d, size in found.dropped.items()],
-        },
+        "carry": _contents(found.carry),
+        "dropped": _contents(found.dropped),
     }
+
+
+def _contents(sizes: dict[Digest, int]) -> dict[str, object]:
+    listed = [{"digest": str(digest), "size": size} for digest, size in sizes.items()]
+    return {"bytes": sum(sizes.values()), "contents": listed}
 
 
 def _short(image: LockedImage) -> str:

@@ -24,8 +24,9 @@ from ociproxy.cli.options import (
     existing_store,
     image_path,
 )
+from ociproxy.cli.screen import Screen
 from ociproxy.cli.sources import read_wanted
-from ociproxy.cli.terminal import Screen, Step
+from ociproxy.cli.terminal import Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -26,13 +25,11 @@ from ociproxy.cli.options import (
     log_format,
     quiet_log_level,
 )
-from ociproxy.cli.terminal import INTERRUPTED, Screen, Step
+from ociproxy.cli.screen import Screen
+from ociproxy.cli.terminal import INTERRUPTED, Step
 from ociproxy.config.units import show_size
 from ociproxy.errors import ConfigError
 from ociproxy.store.store import Store
-
-if TYPE_CHECKING:
-    from types import FrameType
 
 
 @click.command("import", short_help="Take images from archives and folders.")
@@ -99,7 +96,8 @@ def import_command(
     report = Report(screen, as_json=as_json)
     importer = Importer(store, rules, report)
     interrupted = False
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    # SIGTERM ends the import in order, as SIGINT does.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with screen.watching_work(lambda: Step("all", "import", importer.consumed, importer.size)):
             importer.run(sources)
@@ -123,8 +121,3 @@ def _check_apart(sources: tuple[Path, ...], store: Path) -> None:
             raise ConfigError(
                 "is the store itself: say another folder with --image-path", file=str(source)
             )
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """SIGTERM ends the import in order, as SIGINT does."""
-    raise KeyboardInterrupt

@@ -14,7 +14,7 @@ from ociproxy.archive.importer.results import EXIT_CODES, ImportResult, Status
 from ociproxy.cli.terminal import print_event
 
 if TYPE_CHECKING:
-    from ociproxy.cli.terminal import Screen
+    from ociproxy.cli.screen import Screen
     from ociproxy.errors import OciProxyError
 
 _SHOWN: Final = 10

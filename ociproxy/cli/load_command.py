@@ -26,8 +26,9 @@ from ociproxy.cli.options import (
     pull_timeout,
     quiet_log_level,
 )
+from ociproxy.cli.screen import Screen
 from ociproxy.cli.sources import chosen_platforms, machine_platform, read_wanted
-from ociproxy.cli.terminal import INTERRUPTED, Screen, check_target, write_file
+from ociproxy.cli.terminal import INTERRUPTED, check_target, write_file
 from ociproxy.errors import ConfigError
 from ociproxy.store.store import Store
 

@@ -19,7 +19,7 @@ from ociproxy.load.plan import Plan, PlannedImage, free_space
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ociproxy.cli.terminal import Screen
+    from ociproxy.cli.screen import Screen
     from ociproxy.errors import OciProxyError, UpstreamError
     from ociproxy.load.imagelist import Wanted
     from ociproxy.load.loader import Result

@@ -23,7 +23,7 @@ from ociproxy.load.progress import LoadProgress, Summary
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ociproxy.cli.terminal import Screen
+    from ociproxy.cli.screen import Screen
     from ociproxy.config.settings import Config
     from ociproxy.fetch.upstreams.upstreams import MakeBackend
     from ociproxy.load.imagelist import Wanted

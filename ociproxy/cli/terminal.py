@@ -11,10 +11,7 @@ import json
 import os
 import tempfile
 from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
     contextmanager,
-    nullcontext,
 )
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +22,14 @@ import click
 from ociproxy.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from ociproxy.cli.progress import Bars
     from ociproxy.oci.digest import Digest
 
 INTERRUPTED: Final = 130
 """Exit code of a command that SIGINT or SIGTERM ended: 128 and SIGINT's number, as in shells."""
 
 _STDOUT: Final = 1
-_STDERR: Final = 2
 _DIGITS: Final = 12
 """Hex digits of a digest that a person reads: as many as Docker shows."""
 _PIPE_WIDTH: Final = 10_000
@@ -50,48 +45,6 @@ class Step:
     name: str
     done: int
     size: int | None
-
-
-class Screen:
-    """Standard error: lines that stay, and on a terminal bars below them.
-
-    Standard output stays free for what a program reads.
-    """
-
-    def __init__(self) -> None:
-        self._bars: Bars | None = None
-        if os.isatty(_STDERR):  # False where standard error is closed
-            from ociproxy.cli.progress import open_bars
-
-            self._bars = open_bars()
-
-    def line(self, text: str) -> None:
-        """Print one line. An upstream or an archive may have put control characters and line
-        breaks into the text: they are replaced."""
-        shown = "".join(map(_shown, text))
-        if self._bars is None:
-            click.echo(shown, err=True)
-        else:
-            self._bars.line(shown)
-
-    def watching(
-        self, overall: Callable[[], Step], steps: Callable[[], Iterable[Step]]
-    ) -> AbstractAsyncContextManager[None]:
-        """Show bars while an async block runs: one for all with rate and time left, one a step.
-
-        A task of the event loop reads `overall` and `steps`. Without a terminal nothing is shown.
-        """
-        return nullcontext() if self._bars is None else self._bars.moving(overall, steps)
-
-    def watching_work(self, overall: Callable[[], Step]) -> AbstractContextManager[None]:
-        """Show one bar while a blocking block runs; a thread reads `overall`."""
-        return nullcontext() if self._bars is None else self._bars.moving_beside(overall)
-
-
-def _shown(character: str) -> str:
-    if character.isprintable():
-        return character
-    return " " if character.isspace() else "?"
 
 
 def print_event(name: str, **fields: object) -> None:

@@ -171,17 +171,23 @@ class ManifestPuller:
         if (self._paused.get(reference) or 0) > self._clock.monotonic():
             return self._answer(repository, stored, PAUSED, body=body)
         asking = asyncio.create_task(self._refresh(reference, stored))
-        self._own(asking)
+        self._tasks.add(asking)
+        asking.add_done_callback(self._ended)
+        reason: object
         try:
             async with asyncio.timeout(self._config.fetch.timeouts.revalidate):
-                holder, status = await asyncio.shield(asking)
+                # Shielded: an answer that comes too late for this client is for the next one.
+                stored, status = await asyncio.shield(asking)
         except TimeoutError:
-            status = self._serve_stale(reference, SLOW, "no answer in time")
-            return self._answer(repository, stored, status, body=body)
+            status, reason = SLOW, "no answer in time"
         except OciProxyError as exc:
-            status = self._serve_stale(reference, stale_because(exc), exc)
+            status, reason = stale_because(exc), exc
+        else:
             return self._answer(repository, stored, status, body=body)
-        return self._answer(repository, holder, status, body=body)
+        pause = self._config.fetch.pause
+        self._paused.put(reference, self._clock.monotonic() + pause)
+        log.event(logging.WARNING, "serving stale", reference=reference, reason=reason, pause=pause)
+        return self._answer(repository, stored, status, body=body)
 
     async def _refresh(
         self, reference: Reference, stored: ManifestHolder
@@ -189,21 +195,12 @@ class ManifestPuller:
         descriptor = await self._resolve(reference, stored.descriptor)
         status = REVALIDATED
         if descriptor.digest != stored.descriptor.digest:
-            # Record the move only when the new manifest is stored: the old one is served until
-            # then.
+            # The tag moves once the new manifest is stored: until then the old one is served.
             stored = await self._fetch(Reference(reference.repository, digest=descriptor.digest))
             await self._threads.run(lambda: self._record(reference, stored.descriptor))
             status = UPDATED
         self._paused.drop(reference)
         return stored, status
-
-    def _serve_stale(
-        self, reference: Reference, status: CacheStatus, reason: object
-    ) -> CacheStatus:
-        pause = self._config.fetch.pause
-        self._paused.put(reference, self._clock.monotonic() + pause)
-        log.event(logging.WARNING, "serving stale", reference=reference, reason=reason, pause=pause)
-        return status
 
     def _answer(
         self, repository: Repository, holder: ManifestHolder, status: CacheStatus, *, body: bool
@@ -242,10 +239,6 @@ class ManifestPuller:
         self._store.record_tag(
             reference.repository, reference.tag, descriptor, now=self._clock.now()
         )
-
-    def _own(self, task: asyncio.Task[tuple[ManifestHolder, CacheStatus]]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[tuple[ManifestHolder, CacheStatus]]) -> None:
         self._tasks.discard(task)

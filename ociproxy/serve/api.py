@@ -12,21 +12,8 @@ from ociproxy import log
 from ociproxy.errors import OciProxyError, StoreError
 from ociproxy.serve.auth import BasicAuth
 from ociproxy.serve.blobs import BlobResponse, blob
-from ociproxy.serve.errors import (
-    SERVER,
-    ResponseCut,
-    Unsupported,
-    error_response,
-    internal_error,
-)
-from ociproxy.serve.exchange import (
-    API_VERSION_PATH,
-    BlobPath,
-    ManifestPath,
-    ReferrersPath,
-    TagsPath,
-    parse_path,
-)
+from ociproxy.serve.errors import SERVER, ResponseCut, Unsupported, error_response, internal_error
+from ociproxy.serve.exchange import BlobPath, ManifestPath, ReferrersPath, TagsPath, parse_path
 from ociproxy.serve.lists import referrers, tags
 from ociproxy.serve.manifests import manifest
 
@@ -70,7 +57,7 @@ class RegistryApi:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
-        if path.startswith(API_VERSION_PATH) or path == "/v2":
+        if path.startswith("/v2/") or path == "/v2":
             return await self._distribution(request)
         if path == "/healthz":
             return _text(200, "ok\n")
@@ -96,7 +83,7 @@ class RegistryApi:
                 await self._auth.check(request.headers.get("Authorization"))
             if request.method not in ("GET", "HEAD"):
                 raise Unsupported("this mirror only pulls", status=405)
-            if request.path in (API_VERSION_PATH, "/v2"):
+            if request.path in ("/v2/", "/v2"):
                 return _version()
             target = parse_path(request.raw_path, self._default_upstream)
             self._engine.upstreams.check_allowed(target.repository)
@@ -137,11 +124,7 @@ class RegistryApi:
 
 def _version() -> web.Response:
     """The answer to `GET /v2/`, by which a client finds out that this is a registry."""
-    headers = {
-        "Content-Type": "application/json",
-        "Server": SERVER,
-        _API_VERSION[0]: _API_VERSION[1],
-    }
+    headers = [("Content-Type", "application/json"), ("Server", SERVER), _API_VERSION]
     return web.Response(body=b"{}", headers=headers)
 
 
@@ -180,10 +163,7 @@ def _log(
     error: OciProxyError | None,
     seconds: float,
 ) -> None:
-    if type(response) is BlobResponse:
-        size: int | None = response.sent
-    else:
-        size = response.content_length
+    size = response.sent if isinstance(response, BlobResponse) else response.content_length
     log.event(
         logging.INFO,
         "request",

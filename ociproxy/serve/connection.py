@@ -45,7 +45,16 @@ class Connection(web.RequestHandler):
     The connection is idle while as many requests are answered as were parsed.
     """
 
-    __slots__ = ("_answered", "_deadline", "_limits", "_paused_here", "_unparsed", "left")
+    __slots__ = (
+        "_answered",
+        "_deadline",
+        "_leaving",
+        "_limits",
+        "_paused_here",
+        "_server",
+        "_unparsed",
+        "left",
+    )
 
     def __init__(self, server: ConnectionServer, serve: Serve) -> None:
         super().__init__(
@@ -59,12 +68,15 @@ class Connection(web.RequestHandler):
             lingering_time=_BODY_TIME,
             auto_decompress=False,  # no body is used
         )
+        self._server = server
         self._limits = serve
         self._answered = 0
         self._unparsed = 0
         self._deadline: asyncio.TimerHandle | None = None
         self._paused_here = False
-        self.left: asyncio.Future[None] | None = None
+        self._leaving = False
+        self.left = asyncio.Event()
+        """Set when the connection is lost."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -74,9 +86,9 @@ class Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_clock()
+        self._server.forget(self)
         super().connection_lost(exc)
-        if self.left is not None and not self.left.done():
-            self.left.set_result(None)
+        self.left.set()
 
     def data_received(self, data: bytes) -> None:
         if len(data) <= self._limits.head_limit:
@@ -86,7 +98,7 @@ class Connection(web.RequestHandler):
             self._feed(data[start : start + _SLICE])
 
     def answered(self) -> None:
-        """The server's: a handler has returned."""
+        """Called by the server when a handler has returned."""
         self._answered += 1
         if self._paused_here and self._is_idle and self.transport is not None:
             self._paused_here = False
@@ -97,7 +109,7 @@ class Connection(web.RequestHandler):
         return self._answered == self._request_count
 
     def _feed(self, data: bytes) -> None:
-        if self.left is not None:
+        if self._leaving:
             return
         heads = self._request_count
         super().data_received(data)
@@ -151,21 +163,18 @@ class Connection(web.RequestHandler):
 
     def leave(self) -> None:
         """Let the client read all it was sent, drop what it sends, and end the connection when the
-        client has left or its time is up. `left` is done then.
+        client has left or its time is up.
 
         A socket that is closed with bytes unread takes those with it that it has not delivered yet,
         be they the end of the blob before.
         """
-        loop = asyncio.get_running_loop()
-        self.left = loop.create_future()
+        self._leaving = True
         self._stop_clock()
-        if self.transport is None:
-            self.left.set_result(None)
-            return
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self.transport.resume_reading()
-        loop.call_later(_LEAVE_TIME, self.force_close)
+        if self.transport is not None:
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            self.transport.resume_reading()
+            asyncio.get_running_loop().call_later(_LEAVE_TIME, self.force_close)
 
     def handle_error(
         self,
@@ -206,24 +215,18 @@ class _LastResponse(web.Response):
     async def write_eof(self, data: bytes = b"") -> None:
         await super().write_eof(data)
         self._connection.leave()
-        if self._connection.left is not None:
-            await self._connection.left
+        await self._connection.left.wait()
 
 
 class ConnectionServer(web.Server):
-    """Makes connections and knows those that are open, from before their TLS handshake on.
-
-    New connections have the limits that `use` said last.
-    """
+    """Makes connections and knows those that are open, from before their TLS handshake on."""
 
     def __init__(self, handler: Handler, serve: Serve) -> None:
         super().__init__(self._answer)
         self._handler = handler
+        self.serve = serve
+        """The limits of new connections."""
         self._open: set[web.RequestHandler] = set()
-        self.use(serve)
-
-    def use(self, serve: Serve) -> None:
-        self._serve = serve
 
     @property
     def count(self) -> int:
@@ -231,7 +234,7 @@ class ConnectionServer(web.Server):
         return len(self._open)
 
     def __call__(self) -> Connection:
-        connection = Connection(self, self._serve)
+        connection = Connection(self, self.serve)
         self._open.add(connection)
         return connection
 
@@ -244,12 +247,6 @@ class ConnectionServer(web.Server):
             request.protocol.answered()
         return response
 
-    def connection_lost(
-        self, handler: web.RequestHandler, exc: BaseException | None = None
-    ) -> None:
-        self.forget(handler)
-        super().connection_lost(handler, exc)
-
-    def forget(self, handler: web.RequestHandler) -> None:
+    def forget(self, connection: web.RequestHandler) -> None:
         """The connection has ended, or was never established."""
-        self._open.discard(handler)
+        self._open.discard(connection)

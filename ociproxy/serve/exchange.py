@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from ociproxy.fetch.cache_status import CacheStatus
 
-API_VERSION_PATH: Final = "/v2/"
 _CACHED_LENGTH: Final = 1024
 """Characters: longer request targets are parsed each time, which bounds the cache to 4 MiB."""
 
@@ -86,11 +85,11 @@ def requested_range(request: web.BaseRequest, size: int) -> tuple[int, int, bool
     One range is honoured. Several ranges, other units, and an If-Range with another ETag get the
     whole blob, as RFC 9110 section 14.2 allows.
     """
-    header = request.headers.get("Range")
-    if header is None or not _may_range(request):
-        return 0, size, False
-    unit, _, spec = header.partition("=")
+    condition = request.headers.get("If-Range")
+    unit, _, spec = request.headers.get("Range", "").partition("=")
     if unit.strip().lower() != "bytes" or "," in spec:
+        return 0, size, False
+    if condition is not None and condition.strip('"') != request.rel_url.path.rpartition("/")[2]:
         return 0, size, False
     try:
         wanted = request.http_range
@@ -102,19 +101,13 @@ def requested_range(request: web.BaseRequest, size: int) -> tuple[int, int, bool
     return start, stop, True
 
 
-def _may_range(request: web.BaseRequest) -> bool:
-    condition = request.headers.get("If-Range")
-    return condition is None or condition.strip('"') == request.rel_url.path.rpartition("/")[2]
-
-
 def parse_path(raw: str, default_upstream: str) -> Target:
     """Parse a request target below `/v2/`.
 
     Raises NameInvalid, DigestInvalid, NameUnknown or Unsupported.
     """
-    if len(raw) > _CACHED_LENGTH:
-        return _parse(raw, default_upstream)
-    return _parse_cached(raw, default_upstream)
+    parse = _parse_cached if len(raw) <= _CACHED_LENGTH else _parse
+    return parse(raw, default_upstream)
 
 
 def _parse(raw: str, default_upstream: str) -> Target:
@@ -146,7 +139,7 @@ def _split(path: str) -> tuple[str, str, str]:
     """The repository's name, the endpoint and the last component: a tag, a digest or `list`."""
     if path == "/v2/_catalog":
         raise Unsupported("a pull-through mirror has no catalog", status=404)
-    name, _, last = path.removeprefix(API_VERSION_PATH).rpartition("/")
+    name, _, last = path.removeprefix("/v2/").rpartition("/")
     name, _, endpoint = name.rpartition("/")
     known = endpoint in ("manifests", "blobs", "referrers") or (endpoint, last) == ("tags", "list")
     if known and name and last:

@@ -70,8 +70,8 @@ class Listener:
         self._networks = serve.networks
         self._handshake_timeout = serve.handshake_timeout
         self._limit = _affordable(serve.connections, secure=context is not None)
-        self._server.use(serve)
-        self._busy.use(_hurried(serve))
+        self._server.serve = serve
+        self._busy.serve = _hurried(serve)
 
     def open(self) -> None:
         self._listener.setblocking(False)

@@ -1,4 +1,4 @@
-"""Somebody wants the password, or the token, that the mirror holds."""
+"""An attacker wants the password, or the token, that the mirror holds."""
 
 from __future__ import annotations
 

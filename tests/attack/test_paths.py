@@ -95,7 +95,7 @@ def test_no_spelling_of_a_path_leaves_its_place(mirror: MakeMirror, upstream: Fa
 def test_a_link_in_the_store_s_place_is_no_way_out(
     mirror: MakeMirror, upstream: FakeUpstream
 ) -> None:
-    """Tags are records: one that somebody points elsewhere is no more than an unreadable record."""
+    """Tags are records: one that an attacker points elsewhere is an unreadable record."""
     server = mirror({"upstreams": [upstream_entry(upstream.url)]})
     tags = server.store / "refs" / upstream.registry / "app" / "_tags"
     tags.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""One registry, which anybody may name, works against the clients of another one.
+"""One registry, which every client may name, works against the clients of another one.
 
 Blobs are named by their digest, so what one upstream says of a digest could become what clients of
 all others get. Only verified bytes may cross.

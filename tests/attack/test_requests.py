@@ -69,7 +69,7 @@ def test_slow_headers_do_not_keep_a_connection(mirror: MakeMirror, upstream: Fak
             time.sleep(0.2)
             for client in slow:
                 client.sendall(b"X: y\r\n")
-        # While they trickle, everybody else is served.
+        # While they trickle, other clients are served.
         assert server.manifest(upstream.registry, "app", "v1").body == app.top.data
         for client in slow:
             with contextlib.suppress(ConnectionError):

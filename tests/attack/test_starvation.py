@@ -1,4 +1,4 @@
-"""Clients name registries that stall, until nobody else gets a turn."""
+"""Clients name registries that stall, until no other client gets a turn."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ociproxy.cli.load_report import Report
-from ociproxy.cli.terminal import Screen
+from ociproxy.cli.screen import Screen
 from ociproxy.errors import UpstreamRateLimited, UpstreamUnavailable
 from tests.images import OCI_INDEX, content, image, index, multi_platform
 from tests.load.loading import Load, lines_of

@@ -52,7 +52,7 @@ def test_who_has_the_password_may_pull(server: Mirror, upstream: FakeUpstream) -
     assert status(server, path=path) == 401
     assert upstream.requests == []
     assert status(server, basic("alice", "s3cret"), path) == 200
-    assert status(server, path=path) == 401, "what is stored is not for everybody either"
+    assert status(server, path=path) == 401, "stored content needs a password, too"
     assert status(server, basic("bob", "b:ü")) == 200
     assert "s3cret" not in server.log()
 

@@ -132,7 +132,7 @@ def test_no_other_registry_opens_it_either(mirror: MakeMirror, make_upstream: Ma
     pull(server, private, "team/secret", secret)
     answers = everything(server, public.registry, "team/secret", secret)
     assert {answer.status for answer in answers} == {404}
-    # Who owns a registry can claim to have anything, so nobody's is served.
+    # The owner of an unlisted registry can claim to have anything, so none is served.
     answers = everything(server, "evil.example", "team/secret", secret)
     assert {answer.status for answer in answers} == {403}
     assert b"isolates repositories" in answers[0].body

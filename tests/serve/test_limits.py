@@ -215,7 +215,7 @@ def test_connections_above_the_cap_hear_503_and_later_ones_are_let_in(
             said = late.read_to_end()
         assert error_of(said) == (503, "UNAVAILABLE")
         assert b"\r\nRetry-After: 5\r\n" in said
-        # Far above the cap nobody is answered any more, and nobody is kept.
+        # Far above the cap no client is answered, and no connection is kept.
         crowd = [stack.enter_context(Wire(server)) for _ in range(100)]
         assert [wire.read_to_end() for wire in crowd] == [b""] * 100
         server.wait_for_log("too many connections")

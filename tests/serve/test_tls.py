@@ -36,7 +36,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Nobody's: what it signs is not to be trusted."""
+    """One that no test trusts."""
     return Authority(tmp_path_factory.mktemp("other"))
 
 

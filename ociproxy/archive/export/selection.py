@@ -179,16 +179,12 @@ def _tagged_referrers(
 ) -> Iterator[Selected]:
     for tag in store.refs.tags(repository):
         match = _TAG_OF_SUBJECT.match(tag)
-        if match is None or not _names(match, found.manifests):
+        # The specification limits the digits to 64, so that a tag for a sha512 has half of them.
+        if match is None or not any(
+            digest.algorithm == match["algorithm"] and digest.encoded.startswith(match["hex"])
+            for digest in found.manifests
+        ):
             continue
         record = store.refs.find_tag(repository, tag)
         if record is not None:
             yield Selected(Reference(repository, tag), record.descriptor)
-
-
-def _names(match: re.Match[str], manifests: Iterable[Digest]) -> bool:
-    # The specification limits the digits to 64, so that a tag for a sha512 has half of them.
-    return any(
-        digest.algorithm == match["algorithm"] and digest.encoded.startswith(match["hex"])
-        for digest in manifests
-    )

@@ -33,15 +33,9 @@ _OCTAL_MAX: Final = 8 * 1024**3 - 1
 """Bytes: the largest size that the octal field of a header can state."""
 _REGULAR: Final = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
 _LINKS: Final = frozenset({tarfile.SYMTYPE, tarfile.LNKTYPE})
-_EXTENSIONS: Final = frozenset(
-    {
-        tarfile.GNUTYPE_LONGNAME,
-        tarfile.GNUTYPE_LONGLINK,
-        tarfile.XHDTYPE,
-        tarfile.SOLARIS_XHDTYPE,
-        tarfile.XGLTYPE,
-    }
-)
+_LONG: Final = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
+"""GNU headers whose data is a name; the pax record that says the same."""
+_PAX: Final = frozenset({tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE})
 _KINDS: Final = {
     tarfile.CHRTYPE: "a device",
     tarfile.BLKTYPE: "a device",
@@ -106,13 +100,11 @@ def _next(stream: ArchiveStream) -> Member | None:
             if stated:
                 raise LayoutDamaged(stream.source, "ends after the header of a member")
             return None
-        if header.type not in _EXTENSIONS:
+        if header.type not in _PAX and header.type not in _LONG:
             return _member(stream, header, stated)
         raw = _extension(stream, header)
-        if header.type == tarfile.GNUTYPE_LONGNAME:
-            stated["path"] = _text(raw.split(b"\0", 1)[0])
-        elif header.type == tarfile.GNUTYPE_LONGLINK:
-            stated["linkpath"] = _text(raw.split(b"\0", 1)[0])
+        if header.type in _LONG:
+            stated[_LONG[header.type]] = _text(raw.split(b"\0", 1)[0])
         elif header.type == tarfile.XGLTYPE:
             if not {"path", "linkpath", "size"}.isdisjoint(_records(stream, raw)):
                 raise LayoutInvalid(stream.source, "has one name or size for all its members")

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from ociproxy.config.settings import Fetch
-    from ociproxy.fetch.backend import Backend
     from ociproxy.fetch.download.assembly import Segment
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
@@ -103,7 +102,7 @@ class Download:
         self.assembly = Assembly(
             digest, repository.registry, size=expected_size, segment=limits.segment
         )
-        self._repository = repository
+        self.repository = repository
         self._partition = partition
         self._store = store
         self._notify = notify
@@ -133,9 +132,10 @@ class Download:
 
     # For the owner
 
-    def run(self, backend: Backend) -> None:
-        """Return when the blob is in the store. Raises what ended the download."""
-        backend.fetch_blob(self._repository, self.digest, self, tries=self.limits.retries)
+    def run(self, fetch: Callable[[Download], None]) -> None:
+        """Return when the blob is in the store. `fetch` is a backend's `fetch_blob`. Raises what
+        ended the download."""
+        fetch(self)
         if self.state is not State.VERIFIED and not self._take_committed():
             raise self._unavailable("the blob has gone from the store again")
 
@@ -162,7 +162,7 @@ class Download:
     def check_limit(self, size: int) -> None:
         """Raises BlobTooLarge for a blob of at least this many bytes."""
         if size > self.limits.blob_limit:
-            raise BlobTooLarge(self._repository.registry, self.digest, self.limits.blob_limit)
+            raise BlobTooLarge(self.repository.registry, self.digest, self.limits.blob_limit)
 
     def put(self, segment: Segment, data: bytes) -> None:
         """Write the next bytes of a segment, tell the readers, hash. Raises StoreError or
@@ -244,7 +244,7 @@ class Download:
             logging.INFO,
             "filled",
             digest=self.digest,
-            upstream=self._repository.registry,
+            upstream=self.repository.registry,
             bytes=self.size,
             resumed=self.bytes_resumed or None,
             seconds=time.monotonic() - began,
@@ -295,4 +295,4 @@ class Download:
         self._notify()
 
     def _unavailable(self, reason: str) -> UpstreamUnavailable:
-        return UpstreamUnavailable(self._repository.registry, reason)
+        return UpstreamUnavailable(self.repository.registry, reason)

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
@@ -249,7 +250,8 @@ class Fills:
             fill.end(UpstreamUnavailable(repository.registry, "shutting down"))
             return fill
 
-        running = self._threads.submit(_pool_of(partition), lambda: download.run(backend))
+        fetch = partial(backend.fetch_blob, repository, digest, tries=self._limits.retries)
+        running = self._threads.submit(_pool_of(partition), lambda: download.run(fetch))
 
         async def run() -> None:
             error: Exception | None = None

@@ -1,4 +1,4 @@
-"""The file of an archive: its own, or whole under its name, whoever else writes there."""
+"""The file of an archive: whole under its name, though other exports write there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Archives that somebody made to do harm: refused in one line, nothing visible, nothing outside."""
+"""Hostile archives: refused in one line, with no image visible and no file outside the store."""
 
 from __future__ import annotations
 
