@@ -40,8 +40,7 @@ from ociproxy.oci.manifest import (
 )
 from ociproxy.store.files import READ_SIZE, read_buffer
 from ociproxy.store.manifests import with_media_type
-from ociproxy.store.read_only import BlobFile
-from ociproxy.store.records import Records, TagRecord
+from ociproxy.store.read_only import BlobFile, Records, TagRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,18 +8,28 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.errors import DigestMismatch
+from ociproxy.errors import DigestMismatch, SizeMismatch
 from ociproxy.oci.digest import Digest
-from ociproxy.store.files import file_name, fsync_directory, is_at, publish, store_errors, try_lock
+from ociproxy.store.files import (
+    file_name,
+    fsync_directory,
+    identity,
+    is_at,
+    publish,
+    store_errors,
+    try_lock,
+)
 from ociproxy.store.hashing import hash_file
 from ociproxy.store.read_only import BlobFile
 from ociproxy.store.seal import UNTOUCHABLE, is_sealed, seal, touch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from io import FileIO
     from pathlib import Path
 
     from ociproxy.clock import Clock
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.store.read_only import ReadOnlyContent
 
 
@@ -91,6 +101,22 @@ class Blobs:
                 os.close(file)
             publish(staged, target, flush=flush)
 
+    def adopt(self, path: Path, blob: Descriptor) -> None:
+        """Verify and publish what another program wrote, which stays at `path`. Blocks for the
+        length of the blob. Raises SizeMismatch, DigestMismatch or StoreError."""
+        # A name of our own: the program may put another file at `path` while this one is hashed.
+        own = path.with_name("verified")
+        with store_errors(own):
+            own.unlink(missing_ok=True)  # a process that died just here left it
+            own.hardlink_to(path)
+            with own.open("rb", buffering=0) as file:
+                size, actual = _hash(file, blob.digest)
+        if size != blob.size:
+            raise SizeMismatch(f"blob {blob.digest}", blob.size, size)
+        if actual != blob.digest:
+            raise DigestMismatch("blob", blob.digest, actual)
+        self.commit(own, blob.digest)
+
     def flush(self) -> None:
         """Make the names of all blobs committed so far outlive a power cut."""
         with store_errors(self._root):
@@ -114,9 +140,7 @@ class Blobs:
             before = os.fstat(file.fileno())
             if not is_at(file.fileno(), path) or self._is_verified(digest, before):
                 return
-            hasher = digest.hasher()
-            hash_file(file, hasher)
-            actual = Digest.finish(hasher, digest.algorithm)
+            _, actual = _hash(file, digest)
             if actual == digest:
                 # A file that was written to while it was read is not sealed: hash it next time.
                 if os.fstat(file.fileno()).st_mtime_ns == before.st_mtime_ns:
@@ -128,7 +152,7 @@ class Blobs:
             raise DigestMismatch(f"stored blob {path.name}", digest, actual)
 
     def _is_verified(self, digest: Digest, state: os.stat_result) -> bool:
-        return is_sealed(state, file_name(digest)) or self._verified.get(digest) == _identity(state)
+        return is_sealed(state, file_name(digest)) or self._verified.get(digest) == identity(state)
 
     def _mark_verified(self, digest: Digest, file: int, name: str) -> None:
         try:
@@ -139,7 +163,7 @@ class Blobs:
         state = os.fstat(file)
         # The file is read-only, or the file system keeps no microseconds.
         if not is_sealed(state, name):
-            self._verified.put(digest, _identity(state))
+            self._verified.put(digest, identity(state))
 
     def quarantine(self, digest: Digest) -> None:
         """Take a damaged blob out of service, keeping the evidence."""
@@ -158,5 +182,7 @@ def _await_lock(file: int) -> None:
             time.sleep(_LOCK_INTERVAL)
 
 
-def _identity(state: os.stat_result) -> tuple[int, int, int]:
-    return state.st_ino, state.st_size, state.st_mtime_ns
+def _hash(file: FileIO, expected: Digest) -> tuple[int, Digest]:
+    """Size in bytes, and the digest by the algorithm of the expected one."""
+    hasher = expected.hasher()
+    return hash_file(file, hasher), Digest.finish(hasher, expected.algorithm)

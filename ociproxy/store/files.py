@@ -81,6 +81,11 @@ def is_at(file: int, path: Path) -> bool:
         return False
 
 
+def identity(state: os.stat_result) -> tuple[int, int, int]:
+    """Equal only for a file that was not replaced or written to in between."""
+    return state.st_ino, state.st_size, state.st_mtime_ns
+
+
 def make_folder(path: Path) -> None:
     """With its parents. Each parent is flushed, for a power cut must not take away a folder with
     what was published in it."""

@@ -4,8 +4,6 @@
 journal: `size <bytes>`, then `<start> <stop>` a line, written after the bytes; `empty` where the
 bytes before it are gone. The leader writes both; followers in other processes read them. After a
 crash the next leader goes on from the journal. It is a hint: everything is hashed before commit.
-
-Tests: tests/store/test_staging.py, tests/fuzz/test_parsers.py.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ManifestHolder, guess_media_type
 from ociproxy.oci.media_types import is_generic
-from ociproxy.store.files import file_name, store_errors
+from ociproxy.store.files import file_name, identity, store_errors
 from ociproxy.store.seal import TOUCH_AFTER, touch
 from ociproxy.store.staging import write_atomically
 
@@ -92,7 +92,7 @@ class Manifests:
             except OSError:
                 self._hot.drop(digest)
             else:
-                if _identity(state) == hot.identity:
+                if identity(state) == hot.identity:
                     now = self._clock.now()
                     if use and now - hot.used > TOUCH_AFTER:
                         hot.used = now
@@ -124,7 +124,7 @@ class Manifests:
             except MalformedManifest:
                 continue
             holder = ManifestHolder(Descriptor(media_type, digest, len(raw)), raw)
-            return _Hot(holder, str(path), _identity(state), self._clock.now())
+            return _Hot(holder, str(path), identity(state), self._clock.now())
         return None
 
     def last_used(self, digest: Digest) -> float | None:
@@ -164,7 +164,3 @@ def check_manifest(holder: ManifestHolder, upstream: str) -> None:
         _ = holder.manifest
     except MalformedManifest as exc:
         raise ManifestInvalid(upstream, f"manifest {holder.descriptor.digest}: {exc}") from exc
-
-
-def _identity(state: os.stat_result) -> tuple[int, int, int]:
-    return state.st_ino, state.st_size, state.st_mtime_ns

@@ -3,20 +3,40 @@
 The store looks at its own files first, then at what lies below them, in order. It writes only its
 own files.
 
-Tests: tests/archive/test_bundle.py, tests/store/test_blobs.py.
+Tests: tests/archive/test_bundle.py, tests/store/test_blobs.py, tests/store/test_refs.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from io import FileIO
 
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
-    from ociproxy.store.records import Records
+    from ociproxy.oci.reference import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class TagRecord:
+    """What a tag resolved to, when (seconds since the epoch), and at which upstream."""
+
+    descriptor: Descriptor
+    resolved: float
+    upstream: str
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """The records of content below the store: tags and manifests by repository, referrers by
+    subject."""
+
+    tags: dict[Repository, dict[str, TagRecord]] = field(default_factory=dict)
+    manifests: dict[Repository, dict[Digest, Descriptor]] = field(default_factory=dict)
+    referrers: dict[Digest, dict[Digest, Descriptor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

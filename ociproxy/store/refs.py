@@ -20,8 +20,8 @@ from ociproxy.errors import DigestInvalid, NameInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
-from ociproxy.store.files import store_errors
-from ociproxy.store.records import TagRecord
+from ociproxy.store.files import identity, store_errors
+from ociproxy.store.read_only import TagRecord
 from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:
@@ -169,9 +169,8 @@ class Refs:
         except OSError:
             with store_errors(Path(path)):
                 raise
-        identity = (state.st_ino, state.st_size, state.st_mtime_ns)
         hot = self._hot.get(path)
-        if hot is not None and hot[0] == identity:
+        if hot is not None and hot[0] == identity(state):
             return cast("T", hot[1])
         with store_errors(Path(path)):
             try:
@@ -182,7 +181,7 @@ class Refs:
             return None
         record = parse(document)
         if record is not None:
-            self._hot.put(path, (identity, record))
+            self._hot.put(path, (identity(state), record))
         return record
 
     def _put_descriptor(self, path: str, descriptor: Descriptor) -> None:

@@ -5,8 +5,6 @@ its name, its size and the mtime's seconds. Any later write moves the mtime and 
 `cp -a` and `rsync -a` keep it. It needs no second file that could disagree, and no memory.
 
 The atime is the last use of a file, written by us and not by the kernel.
-
-Tests: tests/store/test_files.py, tests/store/test_blobs.py.
 """
 
 from __future__ import annotations

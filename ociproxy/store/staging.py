@@ -13,13 +13,18 @@ import os
 import shutil
 import stat
 import tempfile
+from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from ociproxy.oci.digest import Digest
 from ociproxy.store.files import file_name, is_at, publish, store_errors, try_lock
 from ociproxy.store.ingest import JOURNAL_SUFFIX, Ingest
 from ociproxy.store.seal import seal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _WRITING: Final = ".write-"
 
@@ -33,19 +38,9 @@ class Staging:
         Waits for no lock."""
         path = self._path(digest, partition)
         with store_errors(path):
-            while True:
-                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                try:
-                    if not try_lock(file):
-                        os.close(file)
-                        return None
-                    # The file we locked may have been committed or discarded between open and lock.
-                    if is_at(file, path):
-                        break
-                except BaseException:
-                    os.close(file)
-                    raise
-                os.close(file)
+            file = _own(path, os.O_RDWR | os.O_CREAT)
+        if file is None:
+            return None
         ingest = Ingest(path, digest, file, leading=True)
         try:
             ingest.refresh()
@@ -75,11 +70,7 @@ class Staging:
         descriptor gives it up."""
         path = self.root / f".{name}"
         with store_errors(path):
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if try_lock(file):
-            return file
-        os.close(file)
-        return None
+            return _own(path, os.O_RDWR | os.O_CREAT)
 
     def sweep(self, older_than: float) -> int:
         """Remove abandoned temporary files, and unlocked blobs and workspaces that were not written
@@ -90,26 +81,26 @@ class Staging:
             for path in sorted(self.root.iterdir()):
                 if path.suffix == JOURNAL_SUFFIX and path.with_suffix("").exists():
                     continue
-                try:
-                    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-                except OSError:
-                    continue
-                try:
-                    state = os.fstat(file)
-                    if state.st_mtime <= older_than and try_lock(file):
-                        if stat.S_ISDIR(state.st_mode):  # a workspace
-                            shutil.rmtree(path, ignore_errors=True)
-                        else:
-                            path.with_name(path.name + JOURNAL_SUFFIX).unlink(missing_ok=True)
-                            path.unlink(missing_ok=True)
-                        removed += 1
-                finally:
-                    os.close(file)
+                with _abandoned(path, older_than) as state:
+                    if state is None:
+                        continue
+                    if stat.S_ISDIR(state.st_mode):  # a workspace
+                        shutil.rmtree(path, ignore_errors=True)
+                    else:
+                        path.with_name(path.name + JOURNAL_SUFFIX).unlink(missing_ok=True)
+                        path.unlink(missing_ok=True)
+                    removed += 1
         return removed
 
     def workspace(self, name: str) -> Workspace | None:
         """Own the directory of this name; None while another owner has it."""
-        return Workspace.lead(self.root / name)
+        path = self.root / name
+        with store_errors(path):
+            while True:
+                path.mkdir(mode=0o700, exist_ok=True)
+                with suppress(FileNotFoundError):  # its owner removed it after our mkdir
+                    lock = _own(path, os.O_RDONLY | os.O_DIRECTORY)
+                    return None if lock is None else Workspace(path, lock)
 
     def _path(self, digest: Digest, partition: str) -> Path:
         # A partition has the name of a registry: too long for a file name beside the digest.
@@ -124,28 +115,6 @@ class Workspace:
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
         self._lock = lock
-
-    @staticmethod
-    def lead(path: Path) -> Workspace | None:
-        """Own this directory, made if need be; None while another owner has it, in this process or
-        another. Waits for no lock. Raises StoreError."""
-        with store_errors(path):
-            while True:
-                path.mkdir(mode=0o700, exist_ok=True)
-                try:
-                    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                except FileNotFoundError:
-                    continue  # its owner has just removed it
-                try:
-                    mine = try_lock(lock)
-                    if mine and is_at(lock, path):
-                        return Workspace(path, lock)
-                except BaseException:
-                    os.close(lock)
-                    raise
-                os.close(lock)
-                if not mine:
-                    return None
 
     def remove(self) -> None:
         """Give it up with all that is in it."""
@@ -200,16 +169,40 @@ def remove_abandoned(staging: Path) -> None:
     """Remove what killed processes have staged. Raises StoreError."""
     with store_errors(staging):
         for path in staging.glob(f"{_WRITING}*"):
-            _remove_unlocked(path)
+            with _abandoned(path) as state:
+                if state is not None:
+                    path.unlink(missing_ok=True)
 
 
-def _remove_unlocked(path: Path) -> None:
+def _own(path: Path, flags: int) -> int | None:
+    """Open and lock what has this name; None while another open file has the lock."""
+    while True:
+        file = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        owned = False
+        try:
+            if not try_lock(file):
+                return None
+            # Its last owner may have published or removed it between our open and our lock.
+            owned = is_at(file, path)
+            if owned:
+                return file
+        finally:
+            if not owned:
+                os.close(file)
+
+
+@contextmanager
+def _abandoned(path: Path, older_than: float = inf) -> Iterator[os.stat_result | None]:
+    """Lock what a process left when it ended; None where its owner lives, or wrote to it since
+    `older_than`."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
+        yield None
         return
     try:
-        if try_lock(file):
-            path.unlink(missing_ok=True)
+        state = os.fstat(file)
+        # The age first: a lock on a new file would keep out the process that has just made it.
+        yield state if state.st_mtime <= older_than and try_lock(file) else None
     finally:
         os.close(file)

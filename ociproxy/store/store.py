@@ -26,10 +26,10 @@ from ociproxy.store.blobs import Blobs
 from ociproxy.store.document_spool import DocumentSpool
 from ociproxy.store.files import store_errors
 from ociproxy.store.manifests import Manifests, check_manifest
-from ociproxy.store.records import TagRecord
+from ociproxy.store.read_only import TagRecord
 from ociproxy.store.refs import Refs
 from ociproxy.store.staging import Staging, write_atomically
-from ociproxy.store.writer import BlobWriter, adopt_blob
+from ociproxy.store.writer import BlobWriter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,11 +102,6 @@ class Store:
     def blob_writer(self) -> BlobWriter:
         """For blobs that come from front to end, as out of an archive."""
         return BlobWriter(self.staging.root, self.blobs)
-
-    def adopt_blob(self, path: Path, blob: Descriptor) -> None:
-        """Verify and publish a blob that another program wrote; the file at `path` stays. Raises
-        SizeMismatch, DigestMismatch or StoreError."""
-        adopt_blob(self.blobs, path, blob)
 
     def record_tag(
         self, repository: Repository, tag: str, descriptor: Descriptor, *, now: float

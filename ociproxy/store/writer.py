@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.errors import DigestMismatch, SizeMismatch
 from ociproxy.oci.digest import Digest
 from ociproxy.store.files import read_buffer, store_errors
-from ociproxy.store.hashing import BEHIND, Hashing, hash_file
+from ociproxy.store.hashing import BEHIND, Hashing
 from ociproxy.store.reader import fill
 from ociproxy.store.sequential import SequentialWriter
 from ociproxy.store.staging import remove_abandoned, stage
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.store.blobs import Blobs
     from ociproxy.store.reader import Reader
 
@@ -145,21 +144,3 @@ class BlobWriter:
             raise
         finally:
             writing.close()
-
-
-def adopt_blob(blobs: Blobs, path: Path, blob: Descriptor) -> None:
-    """`Store.adopt_blob`. What is hashed and published has a name of its own: the program may put
-    another file in the place of the first."""
-    own = path.with_name("verified")
-    with store_errors(own):
-        own.unlink(missing_ok=True)  # left by a process that died just here
-        own.hardlink_to(path)
-    hasher = blob.digest.hasher()
-    with store_errors(own), own.open("rb", buffering=0) as file:
-        size = hash_file(file, hasher)
-    if size != blob.size:
-        raise SizeMismatch(f"blob {blob.digest}", blob.size, size)
-    actual = Digest.finish(hasher, blob.digest.algorithm)
-    if actual != blob.digest:
-        raise DigestMismatch("blob", blob.digest, actual)
-    blobs.commit(own, blob.digest)

@@ -244,7 +244,7 @@ class CopyJobs:
             path = layout / blob_path(blob.digest)
             if path.is_file():
                 # The layout keeps the file: skopeo looks there for a layer that occurs twice.
-                self._store.adopt_blob(path, blob)
+                self._store.blobs.adopt(path, blob)
                 with self.changed:
                     self.changed.notify_all()
 
