@@ -1,7 +1,7 @@
-"""Platforms: where an image runs, spelled in one way, and which children of an index are chosen.
+"""Platforms: one spelling for each, and the children of an index that are chosen for them.
 
-Normalised as containerd does (platforms/database.go), so that a user who asks for `aarch64` or
-`arm64/v8` gets the child that an index calls `arm64`.
+The spelling is containerd's (platforms/database.go). So a user who asks for `aarch64` or `arm64/v8`
+gets the child that an index calls `arm64`.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ _ARCHITECTURES: Final = {
 }
 _SYSTEMS: Final = {"macos": "darwin"}
 _DEFAULT_VARIANTS: Final = {"amd64": "v1", "arm64": "v8"}
-"""What these mean without a variant; it is left out of the normal form. `arm` has `v7` put in."""
+"""Variants that the normal form leaves out, for these architectures mean them anyway. For `arm` it
+always names one, `v7` if none was given."""
 _DOWNWARD: Final = frozenset({"amd64", "arm"})
-"""Architectures whose higher variants run what was made for lower ones."""
+"""Architectures whose higher variants run the images of lower ones."""
 
 _PART: Final = re.compile(r"[A-Za-z0-9_.-]+")
 _UNKNOWN: Final = "unknown"
 _ATTESTATION: Final = "vnd.docker.reference.digest"
-"""Annotation of BuildKit's attestation manifests: the digest of the image it speaks of."""
+"""Annotation of an attestation by BuildKit: the digest of the image that it is about."""
 
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """Where an image runs; printed `os/architecture[/variant]`."""
+    """Operating system, architecture and variant; printed `os/architecture[/variant]`."""
 
     os: str
     architecture: str
@@ -50,14 +51,14 @@ class Platform:
 
     @staticmethod
     def parse(text: str) -> Platform:
-        """What a user types, in its normal form. Raises NameInvalid."""
+        """Parse what a user typed, into the normal form. Raises NameInvalid."""
         parts = text.strip().split("/")
         if len(parts) not in (2, 3) or not all(_PART.fullmatch(part) for part in parts):
             raise NameInvalid(text, "a platform is os/architecture[/variant]")
         return Platform(*parts).normalised()
 
     def normalised(self) -> Platform:
-        """The one spelling that equal platforms share."""
+        """The normal form: the same for all spellings of one platform."""
         system = self.os.lower()
         architecture, variant = self.architecture.lower(), self.variant.lower()
         if architecture in _ARCHITECTURES:
@@ -98,12 +99,13 @@ class _Index(Protocol[C_co]):
 def choose(
     index: _Index[C], platforms: Sequence[Platform], *, attestations: bool = False
 ) -> tuple[C, ...]:
-    """The children of an index for these platforms, in its order; no platforms means all of it.
+    """The children of an index for these platforms, in the index's order. Without platforms, all
+    children, attestations included.
 
-    Where no child is made for exactly the wanted variant, the highest lower one that the wanted
-    one runs is taken, as containerd does: `linux/arm/v7` gets `linux/arm/v6`. A child that names
-    no platform fits every one: an index of indexes names them further down. `attestations` adds
-    BuildKit's for the chosen children; all of an index has them anyway.
+    An index may have no child for the wanted variant. Then the highest lower variant is taken that
+    the wanted one runs, as containerd does: `linux/arm/v7` gets `linux/arm/v6`. A child without a
+    platform fits every platform, for an index of indexes names platforms further down.
+    `attestations` adds BuildKit's attestations of the chosen children.
     """
     if not platforms:
         return index.manifests
@@ -125,7 +127,7 @@ def choose(
 
 
 def is_attestation(child: _Child) -> bool:
-    """Whether an index's child is no image but BuildKit's statement about one."""
+    """Whether a child of an index is an attestation by BuildKit, and no image."""
     if any(key == _ATTESTATION for key, _ in child.annotations):
         return True
     platform = child.platform

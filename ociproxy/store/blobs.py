@@ -1,4 +1,7 @@
-"""`blobs/`: configs and layers, by digest."""
+"""`blobs/`: configs and layers, a file for each digest.
+
+A file is right for certain while it is sealed, or while this process remembers that it was.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +37,11 @@ if TYPE_CHECKING:
 
 
 _UNSEALABLE: Final = 8192
-"""Verified blobs that are remembered where the store is read-only: no file can be sealed there."""
+"""How many verified blobs a process remembers where it cannot seal: in a read-only store."""
 _LOCK_LIMIT: Final = 30.0
-"""Seconds that one process waits for another one's hashing: some 30 GB."""
+"""Seconds to wait for another process that hashes the same blob: time for some 30 GB."""
 _LOCK_INTERVAL: Final = 0.02
+"""Seconds between two tries, for flock itself cannot wait with a limit."""
 
 
 class Blobs:
@@ -55,7 +59,8 @@ class Blobs:
         return self._root / file_name(digest)
 
     def find(self, digest: Digest) -> BlobFile | None:
-        """Open a stored blob and record its use: a few microseconds, for the event loop."""
+        """Open a stored blob and record its use; the caller closes it. The event loop may call
+        this, for it takes a few microseconds. Raises StoreError."""
         name = file_name(digest)
         try:
             file = open(self._prefix + name, "rb", buffering=0)  # noqa: PTH123, SIM115 hot path; the caller closes
@@ -75,7 +80,7 @@ class Blobs:
         return BlobFile(file, state.st_size, self._is_verified(digest, state))
 
     def find_size(self, digest: Digest) -> int | None:
-        """Bytes of a stored blob; not a use of it."""
+        """Bytes of a stored blob; records no use. Raises StoreError."""
         try:
             return os.stat(self._prefix + file_name(digest)).st_size  # noqa: PTH116 hot path
         except FileNotFoundError:
@@ -86,9 +91,9 @@ class Blobs:
                 raise
 
     def commit(self, staged: Path, digest: Digest, *, flush: bool = True) -> None:
-        """Publish a staged file whose bytes were verified. The caller's open files stay open.
+        """Publish a staged file whose bytes the caller verified. Raises StoreError.
 
-        Without `flush` the name outlives a power cut only after a call of `flush()`.
+        Without `flush` the name survives a power cut only after a call of `flush()`.
         """
         target = self.path(digest)
         with store_errors(target):
@@ -118,18 +123,17 @@ class Blobs:
         self.commit(own, blob.digest)
 
     def flush(self) -> None:
-        """Make the names of all blobs committed so far outlive a power cut."""
+        """Make the names of all committed blobs survive a power cut. Raises StoreError."""
         with store_errors(self._root):
             fsync_directory(self._root)
 
     def verify(self, digest: Digest, content: ReadOnlyContent | None = None) -> None:
-        """Hash a stored blob anew and seal it; blocks for its whole length. `content` is what lies
-        below the store, where the blob was found there.
+        """Hash a stored blob and seal it; blocks for the length of the blob. `content` is the
+        content below the store that `find` took the blob from, if it did.
 
-        Other callers for this blob, in any process, wait meanwhile. A file that cannot be sealed is
-        remembered by this process. A file that was written to meanwhile stays unverified. Raises
-        DigestMismatch for a wrong blob, which has gone to `quarantine/`; a file that has taken its
-        name by then has not.
+        Another caller for the same blob, in any process, waits up to `_LOCK_LIMIT`. A file that was
+        written to meanwhile stays unverified. Raises StoreError, or DigestMismatch for wrong bytes:
+        they are moved to `quarantine/`, unless another file has taken their name.
         """
         if content is not None:
             content.verify_blob(digest)
@@ -142,11 +146,11 @@ class Blobs:
                 return
             _, actual = _hash(file, digest)
             if actual == digest:
-                # A file that was written to while it was read is not sealed: hash it next time.
+                # Not sealed if it was written to while we read it: the next caller hashes it again.
                 if os.fstat(file.fileno()).st_mtime_ns == before.st_mtime_ns:
                     self._mark_verified(digest, file.fileno(), path.name)
                 return
-            # Another file may have taken the name since: leave that one.
+            # Another file may have taken the name meanwhile: leave that one.
             if is_at(file.fileno(), path):
                 self.quarantine(digest)
             raise DigestMismatch(f"stored blob {path.name}", digest, actual)
@@ -161,12 +165,13 @@ class Blobs:
             if exc.errno not in UNTOUCHABLE:
                 raise
         state = os.fstat(file)
-        # The file is read-only, or the file system keeps no microseconds.
+        # Either the file is read-only, or its file system keeps no microseconds.
         if not is_sealed(state, name):
             self._verified.put(digest, identity(state))
 
     def quarantine(self, digest: Digest) -> None:
-        """Take a damaged blob out of service, keeping the evidence."""
+        """Move a damaged blob out of service, where an operator can look at it. Raises
+        StoreError."""
         path = self.path(digest)
         with store_errors(path):
             self._quarantine.mkdir(exist_ok=True)
@@ -174,8 +179,8 @@ class Blobs:
 
 
 def _await_lock(file: int) -> None:
-    """Wait for another process that hashes this file. After `_LOCK_LIMIT`, or where files cannot be
-    locked, both hash it."""
+    """Wait for another process that hashes this file. After `_LOCK_LIMIT` both hash it, as they do
+    where files cannot be locked."""
     deadline = time.monotonic() + _LOCK_LIMIT
     with suppress(OSError):
         while not try_lock(file) and time.monotonic() < deadline:

@@ -1,9 +1,9 @@
-"""`pulls/`: everything that is not published yet, and who owns it.
+"""`pulls/`: files that are not published yet, and the process that owns each.
 
-`pulls/<name>` is an arriving blob (`ingest`), `pulls/<name>-<partition>` one that others may not
-read before it is verified. A `Workspace` is a directory for another program. Temporary files of our
-own begin with `.write-`. The process that writes holds `flock` on the file or directory. An
-unlocked one was left by a process that ended: it goes to the next owner of its name, or is swept.
+`pulls/<name>` is an arriving blob (`ingest`). `pulls/<name>-<partition>` is one that clients of
+other partitions may not follow. A `Workspace` is a directory for another program, `.write-*` a
+temporary file. The owner holds `flock` on its file or directory. One without a lock was left by a
+process that ended: the next owner of the name takes it over, or the sweep removes it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Staging:
         self.root = root
 
     def lead(self, digest: Digest, partition: str = "") -> Ingest | None:
-        """Become the process that fetches this blob in this partition; None where another one is.
-        Waits for no lock."""
+        """Become the process that fetches this blob in this partition; None while another one is.
+        Never waits. Raises StoreError."""
         path = self._path(digest, partition)
         with store_errors(path):
             file = _own(path, os.O_RDWR | os.O_CREAT)
@@ -51,7 +51,8 @@ class Staging:
         return ingest
 
     def follow(self, digest: Digest, partition: str = "") -> Ingest | None:
-        """Watch another process fetch this blob; None where none does any more."""
+        """Watch another process fetch this blob; None if no file of it is there. Raises
+        StoreError."""
         path = self._path(digest, partition)
         with store_errors(path):
             try:
@@ -61,20 +62,21 @@ class Staging:
         return Ingest(path, digest, file, leading=False)
 
     def open_committed(self, path: Path, digest: Digest) -> Ingest:
-        """A blob that is in the store already, in the shape of one that has arrived."""
+        """A stored blob in the shape of one that arrives. Raises StoreError."""
         with store_errors(path):
             return Ingest(path, digest, os.open(path, os.O_RDONLY | os.O_CLOEXEC), leading=False)
 
     def claim(self, name: str) -> int | None:
-        """Become the one process that does a thing; None where another one is. Closing the file
-        descriptor gives it up."""
+        """Become the one process that does the work of this name; None while another one is. The
+        caller closes the file descriptor to give it up. Raises StoreError."""
         path = self.root / f".{name}"
         with store_errors(path):
             return _own(path, os.O_RDWR | os.O_CREAT)
 
     def sweep(self, older_than: float) -> int:
-        """Remove abandoned temporary files, and unlocked blobs and workspaces that were not written
-        to since `older_than` (seconds since the epoch). Returns how many of the latter went."""
+        """Remove temporary files without an owner, and all else without one that was not written to
+        since `older_than` (seconds since the epoch). Returns how many of the latter, without the
+        journals of blobs. Raises StoreError."""
         removed = 0
         remove_abandoned(self.root)
         with store_errors(self.root):
@@ -93,7 +95,8 @@ class Staging:
         return removed
 
     def workspace(self, name: str) -> Workspace | None:
-        """Own the directory of this name; None while another owner has it."""
+        """Own the directory of this name; None while another owner has it. Never waits. Raises
+        StoreError."""
         path = self.root / name
         with store_errors(path):
             while True:
@@ -103,13 +106,13 @@ class Staging:
                     return None if lock is None else Workspace(path, lock)
 
     def _path(self, digest: Digest, partition: str) -> Path:
-        # A partition has the name of a registry: too long for a file name beside the digest.
+        # A partition is the name of a registry, and may be too long for a file name.
         suffix = f"-{Digest.of(partition.encode()).encoded[:16]}" if partition else ""
         return self.root / f"{file_name(digest)}{suffix}"
 
 
 class Workspace:
-    """A directory in `pulls/` for what another program writes before it is verified. Its owner
+    """A directory in `pulls/` for another program, whose files are not verified yet. Its owner
     calls `remove`, or uses it as a context manager."""
 
     def __init__(self, path: Path, lock: int) -> None:
@@ -117,7 +120,7 @@ class Workspace:
         self._lock = lock
 
     def remove(self) -> None:
-        """Give it up with all that is in it."""
+        """Remove the directory, then let go of its lock."""
         try:
             shutil.rmtree(self.path, ignore_errors=True)
         finally:
@@ -131,7 +134,7 @@ class Workspace:
 
 
 def write_atomically(target: Path, data: bytes, *, staging: Path, sealed: bool = False) -> None:
-    """Write a small file so that readers see all of it or none of it."""
+    """Write a small file so that readers see all of it or none. Raises StoreError."""
     with store_errors(target):
         descriptor, staged = stage(staging)
         try:
@@ -142,7 +145,7 @@ def write_atomically(target: Path, data: bytes, *, staging: Path, sealed: bool =
                 os.fsync(descriptor)
                 if sealed:
                     seal(descriptor, target.name)
-                # Before its lock goes with the file.
+                # While the file is open and so locked: else the sweep could remove it.
                 publish(staged, target)
         except BaseException:
             staged.unlink(missing_ok=True)
@@ -150,13 +153,13 @@ def write_atomically(target: Path, data: bytes, *, staging: Path, sealed: bool =
 
 
 def stage(staging: Path) -> tuple[int, Path]:
-    """A new file, open and locked. `remove_abandoned` tells it from the files of a killed process
-    by its lock."""
+    """A new temporary file, open and locked; the lock keeps `remove_abandoned` off. Raises
+    OSError."""
     while True:
         file, name = tempfile.mkstemp(prefix=_WRITING, dir=staging)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            # Another process may have taken it for abandoned before it was locked.
+            # Another process may have removed it before we locked it.
             if os.fstat(file).st_nlink:
                 return file, Path(name)
         except BaseException:
@@ -166,7 +169,7 @@ def stage(staging: Path) -> tuple[int, Path]:
 
 
 def remove_abandoned(staging: Path) -> None:
-    """Remove what killed processes have staged. Raises StoreError."""
+    """Remove the temporary files that killed processes left. Raises StoreError."""
     with store_errors(staging):
         for path in staging.glob(f"{_WRITING}*"):
             with _abandoned(path) as state:
@@ -175,7 +178,7 @@ def remove_abandoned(staging: Path) -> None:
 
 
 def _own(path: Path, flags: int) -> int | None:
-    """Open and lock what has this name; None while another open file has the lock."""
+    """Open and lock the file or directory of this name; None while another owner has it."""
     while True:
         file = os.open(path, flags | os.O_CLOEXEC, 0o600)
         owned = False
@@ -193,8 +196,8 @@ def _own(path: Path, flags: int) -> int | None:
 
 @contextmanager
 def _abandoned(path: Path, older_than: float = inf) -> Iterator[os.stat_result | None]:
-    """Lock what a process left when it ended; None where its owner lives, or wrote to it since
-    `older_than`."""
+    """Lock a file or directory without an owner; None if it has one, is gone, or was written to
+    since `older_than`."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -202,7 +205,7 @@ def _abandoned(path: Path, older_than: float = inf) -> Iterator[os.stat_result |
         return
     try:
         state = os.fstat(file)
-        # The age first: a lock on a new file would keep out the process that has just made it.
+        # Its age first: our lock on a new file would keep out the process that made it.
         yield state if state.st_mtime <= older_than and try_lock(file) else None
     finally:
         os.close(file)
