@@ -79,18 +79,15 @@ class Descriptor:
             "digest": str(self.digest),
             "size": self.size,
         }
-        if self.platform is not None:
-            platform = {"architecture": self.platform.architecture, "os": self.platform.os}
-            if self.platform.variant:
-                platform["variant"] = self.platform.variant
-            value["platform"] = platform
-        if self.urls:
-            value["urls"] = list(self.urls)
-        if self.artifact_type:
-            value["artifactType"] = self.artifact_type
-        if self.annotations:
-            value["annotations"] = dict(self.annotations)
-        return value
+        if (place := self.platform) is not None:
+            variant = {"variant": place.variant} if place.variant else {}
+            value["platform"] = {"architecture": place.architecture, "os": place.os, **variant}
+        optional = {
+            "urls": list(self.urls),
+            "artifactType": self.artifact_type,
+            "annotations": dict(self.annotations),
+        }
+        return value | {name: each for name, each in optional.items() if each}
 
 
 def _platform(value: object) -> Platform | None:

@@ -128,11 +128,11 @@ class LayoutDirectory:
 
     def open_blob(self, digest: Digest) -> FileIO | None:
         """Open a blob, which the caller closes; None if the layout lacks it."""
-        return self._open(blob_path(digest))
+        return open_regular(self.root, blob_path(digest))
 
     def find(self, path: str, limit: int) -> bytes | None:
         """The bytes of a file of the layout, at most `limit`; None if the file is not there."""
-        file = self._open(path)
+        file = open_regular(self.root, path)
         if file is None:
             return None
         with file:
@@ -146,9 +146,6 @@ class LayoutDirectory:
         if raw is None:
             raise LayoutInvalid(self.source, f"has no {path}, so it is no OCI image layout")
         return raw
-
-    def _open(self, path: str) -> FileIO | None:
-        return open_regular(self.root, path)
 
 
 def open_regular(root: Path, path: str) -> FileIO | None:

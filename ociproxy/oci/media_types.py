@@ -18,13 +18,7 @@ DOCKER_SCHEMA1_SIGNED: Final = "application/vnd.docker.distribution.manifest.v1+
 UNKNOWN_MEDIA_TYPE: Final = "application/json"
 
 _GENERIC_MEDIA_TYPES: Final = frozenset(
-    {
-        "",
-        UNKNOWN_MEDIA_TYPE,
-        "application/octet-stream",
-        "binary/octet-stream",
-        "text/plain",
-    }
+    {"", UNKNOWN_MEDIA_TYPE, "application/octet-stream", "binary/octet-stream", "text/plain"}
 )
 
 INDEX_MEDIA_TYPES: Final = frozenset({OCI_INDEX, DOCKER_LIST})

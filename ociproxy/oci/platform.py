@@ -7,15 +7,16 @@ gets the child that an index calls `arm64`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import NameInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ociproxy.oci.digest import Digest
+    from ociproxy.oci.descriptor import Descriptor
+    from ociproxy.oci.manifest import Index
 
 _ARCHITECTURES: Final = {
     "aarch64": ("arm64", ""),
@@ -23,10 +24,7 @@ _ARCHITECTURES: Final = {
     "armel": ("arm", "v6"),
     "x86_64": ("amd64", ""),
     "x86-64": ("amd64", ""),
-    "i386": ("386", ""),
-    "i486": ("386", ""),
-    "i586": ("386", ""),
-    "i686": ("386", ""),
+    **dict.fromkeys(("i386", "i486", "i586", "i686"), ("386", "")),
 }
 _SYSTEMS: Final = {"macos": "darwin"}
 _DEFAULT_VARIANTS: Final = {"amd64": "v1", "arm64": "v8"}
@@ -76,29 +74,9 @@ class Platform:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
 
-class _Child(Protocol):
-    @property
-    def digest(self) -> Digest: ...
-
-    @property
-    def platform(self) -> Platform | None: ...
-
-    @property
-    def annotations(self) -> tuple[tuple[str, str], ...]: ...
-
-
-C = TypeVar("C", bound=_Child)
-C_co = TypeVar("C_co", bound=_Child, covariant=True)
-
-
-class _Index(Protocol[C_co]):
-    @property
-    def manifests(self) -> tuple[C_co, ...]: ...
-
-
 def choose(
-    index: _Index[C], platforms: Sequence[Platform], *, attestations: bool = False
-) -> tuple[C, ...]:
+    index: Index, platforms: Sequence[Platform], *, attestations: bool = False
+) -> tuple[Descriptor, ...]:
     """The children of an index for these platforms, in the index's order. Without platforms, all
     children, attestations included.
 
@@ -126,7 +104,7 @@ def choose(
     return tuple(child for child in index.manifests if id(child) in chosen)
 
 
-def is_attestation(child: _Child) -> bool:
+def is_attestation(child: Descriptor) -> bool:
     """Whether a child of an index is an attestation by BuildKit, and no image."""
     if any(key == _ATTESTATION for key, _ in child.annotations):
         return True
@@ -137,12 +115,8 @@ def is_attestation(child: _Child) -> bool:
 def _best(wanted: Platform, offered: set[Platform]) -> Platform:
     if wanted in offered or wanted.architecture not in _DOWNWARD:
         return wanted
-    lower = [
-        place
-        for place in offered
-        if (place.os, place.architecture) == (wanted.os, wanted.architecture)
-        and _rank(place) < _rank(wanted)
-    ]
+    same = (place for place in offered if replace(place, variant=wanted.variant) == wanted)
+    lower = [place for place in same if _rank(place) < _rank(wanted)]
     return max(lower, key=_rank, default=wanted)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import DigestInvalid, NameInvalid
-from ociproxy.oci.descriptor import Descriptor, MalformedManifest
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest, text_in
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
 from ociproxy.store.files import identity, store_errors
@@ -121,10 +121,8 @@ class Refs:
         """The manifests of a repository in the store's own files, sorted. Raises StoreError."""
         found = []
         for name in self._names(Path(self._path(repository, _MANIFESTS, "."))):
-            try:
+            with suppress(DigestInvalid):
                 found.append(Digest.parse(name))
-            except DigestInvalid:
-                continue
         return found
 
     def newest_manifests(self, repository: Repository) -> list[Digest]:
@@ -213,14 +211,9 @@ def _descriptor(document: dict[str, object]) -> Descriptor | None:
 
 
 def _tag_record(document: dict[str, object]) -> TagRecord | None:
-    descriptor, resolved = document.get("descriptor"), document.get("resolved")
-    if not isinstance(descriptor, dict) or not isinstance(resolved, str):
-        return None
-    parsed = _descriptor(descriptor)
-    if parsed is None:
-        return None
     try:
-        when = datetime.fromisoformat(resolved)
-    except ValueError:
+        descriptor = Descriptor.from_json(document.get("descriptor"))
+        resolved = datetime.fromisoformat(text_in(document.get("resolved"))).timestamp()
+    except ValueError:  # MalformedManifest is one
         return None
-    return TagRecord(parsed, when.timestamp(), str(document.get("upstream", "")))
+    return TagRecord(descriptor, resolved, str(document.get("upstream", "")))

@@ -19,7 +19,6 @@ from ociproxy.store.staging import remove_abandoned, stage
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
     from ociproxy.store.blobs import Blobs
     from ociproxy.store.reader import Reader
@@ -52,15 +51,10 @@ class BlobWriter:
     def __enter__(self) -> BlobWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._hashing.close()
         self._committing.shutdown()
-        if error is None:
+        if kind is None:
             self.drain()
 
     def write(self, source: Reader, size: int, digest: Digest | None = None) -> Digest:
