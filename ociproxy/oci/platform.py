@@ -1,21 +1,22 @@
-"""Platforms: where an image runs, spelled in one way, and which children of an index are chosen.
+"""Platforms: one spelling for each, and the children of an index that are chosen for them.
 
-Normalised as containerd does (platforms/database.go), so that a user who asks for `aarch64` or
-`arm64/v8` gets the child that an index calls `arm64`.
+The spelling is containerd's (platforms/database.go). So a user who asks for `aarch64` or `arm64/v8`
+gets the child that an index calls `arm64`.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import NameInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ociproxy.oci.digest import Digest
+    from ociproxy.oci.descriptor import Descriptor
+    from ociproxy.oci.manifest import Index
 
 _ARCHITECTURES: Final = {
     "aarch64": ("arm64", ""),
@@ -23,26 +24,24 @@ _ARCHITECTURES: Final = {
     "armel": ("arm", "v6"),
     "x86_64": ("amd64", ""),
     "x86-64": ("amd64", ""),
-    "i386": ("386", ""),
-    "i486": ("386", ""),
-    "i586": ("386", ""),
-    "i686": ("386", ""),
+    **dict.fromkeys(("i386", "i486", "i586", "i686"), ("386", "")),
 }
 _SYSTEMS: Final = {"macos": "darwin"}
 _DEFAULT_VARIANTS: Final = {"amd64": "v1", "arm64": "v8"}
-"""What these mean without a variant; it is left out of the normal form. `arm` has `v7` put in."""
+"""Variants that the normal form leaves out, for these architectures mean them anyway. For `arm` it
+always names one, `v7` if none was given."""
 _DOWNWARD: Final = frozenset({"amd64", "arm"})
-"""Architectures whose higher variants run what was made for lower ones."""
+"""Architectures whose higher variants run the images of lower ones."""
 
 _PART: Final = re.compile(r"[A-Za-z0-9_.-]+")
 _UNKNOWN: Final = "unknown"
 _ATTESTATION: Final = "vnd.docker.reference.digest"
-"""Annotation of BuildKit's attestation manifests: the digest of the image it speaks of."""
+"""Annotation of an attestation by BuildKit: the digest of the image that it is about."""
 
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """Where an image runs; printed `os/architecture[/variant]`."""
+    """Operating system, architecture and variant; printed `os/architecture[/variant]`."""
 
     os: str
     architecture: str
@@ -50,14 +49,14 @@ class Platform:
 
     @staticmethod
     def parse(text: str) -> Platform:
-        """What a user types, in its normal form. Raises NameInvalid."""
+        """Parse what a user typed, into the normal form. Raises NameInvalid."""
         parts = text.strip().split("/")
         if len(parts) not in (2, 3) or not all(_PART.fullmatch(part) for part in parts):
             raise NameInvalid(text, "a platform is os/architecture[/variant]")
         return Platform(*parts).normalised()
 
     def normalised(self) -> Platform:
-        """The one spelling that equal platforms share."""
+        """The normal form: the same for all spellings of one platform."""
         system = self.os.lower()
         architecture, variant = self.architecture.lower(), self.variant.lower()
         if architecture in _ARCHITECTURES:
@@ -75,35 +74,16 @@ class Platform:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
 
-class _Child(Protocol):
-    @property
-    def digest(self) -> Digest: ...
-
-    @property
-    def platform(self) -> Platform | None: ...
-
-    @property
-    def annotations(self) -> tuple[tuple[str, str], ...]: ...
-
-
-C = TypeVar("C", bound=_Child)
-C_co = TypeVar("C_co", bound=_Child, covariant=True)
-
-
-class _Index(Protocol[C_co]):
-    @property
-    def manifests(self) -> tuple[C_co, ...]: ...
-
-
 def choose(
-    index: _Index[C], platforms: Sequence[Platform], *, attestations: bool = False
-) -> tuple[C, ...]:
-    """The children of an index for these platforms, in its order; no platforms means all of it.
+    index: Index, platforms: Sequence[Platform], *, attestations: bool = False
+) -> tuple[Descriptor, ...]:
+    """The children of an index for these platforms, in the index's order. Without platforms, all
+    children, attestations included.
 
-    Where no child is made for exactly the wanted variant, the highest lower one that the wanted
-    one runs is taken, as containerd does: `linux/arm/v7` gets `linux/arm/v6`. A child that names
-    no platform fits every one: an index of indexes names them further down. `attestations` adds
-    BuildKit's for the chosen children; all of an index has them anyway.
+    An index may have no child for the wanted variant. Then the highest lower variant is taken that
+    the wanted one runs, as containerd does: `linux/arm/v7` gets `linux/arm/v6`. A child without a
+    platform fits every platform, for an index of indexes names platforms further down.
+    `attestations` adds BuildKit's attestations of the chosen children.
     """
     if not platforms:
         return index.manifests
@@ -124,8 +104,8 @@ def choose(
     return tuple(child for child in index.manifests if id(child) in chosen)
 
 
-def is_attestation(child: _Child) -> bool:
-    """Whether an index's child is no image but BuildKit's statement about one."""
+def is_attestation(child: Descriptor) -> bool:
+    """Whether a child of an index is an attestation by BuildKit, and no image."""
     if any(key == _ATTESTATION for key, _ in child.annotations):
         return True
     platform = child.platform
@@ -135,12 +115,8 @@ def is_attestation(child: _Child) -> bool:
 def _best(wanted: Platform, offered: set[Platform]) -> Platform:
     if wanted in offered or wanted.architecture not in _DOWNWARD:
         return wanted
-    lower = [
-        place
-        for place in offered
-        if (place.os, place.architecture) == (wanted.os, wanted.architecture)
-        and _rank(place) < _rank(wanted)
-    ]
+    same = (place for place in offered if replace(place, variant=wanted.variant) == wanted)
+    lower = [place for place in same if _rank(place) < _rank(wanted)]
     return max(lower, key=_rank, default=wanted)
 
 
