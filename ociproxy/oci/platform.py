@@ -7,16 +7,13 @@ gets the child that an index calls `arm64`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import NameInvalid
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ociproxy.oci.descriptor import Descriptor
-    from ociproxy.oci.manifest import Index
+    pass
 
 _ARCHITECTURES: Final = {
     "aarch64": ("arm64", ""),
@@ -30,13 +27,8 @@ _SYSTEMS: Final = {"macos": "darwin"}
 _DEFAULT_VARIANTS: Final = {"amd64": "v1", "arm64": "v8"}
 """Variants that the normal form leaves out, for these architectures mean them anyway. For `arm` it
 always names one, `v7` if none was given."""
-_DOWNWARD: Final = frozenset({"amd64", "arm"})
-"""Architectures whose higher variants run the images of lower ones."""
 
 _PART: Final = re.compile(r"[A-Za-z0-9_.-]+")
-_UNKNOWN: Final = "unknown"
-_ATTESTATION: Final = "vnd.docker.reference.digest"
-"""Annotation of an attestation by BuildKit: the digest of the image that it is about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,54 +64,3 @@ class Platform:
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
-
-
-def choose(
-    index: Index, platforms: Sequence[Platform], *, attestations: bool = False
-) -> tuple[Descriptor, ...]:
-    """The children of an index for these platforms, in the index's order. Without platforms, all
-    children, attestations included.
-
-    An index may have no child for the wanted variant. Then the highest lower variant is taken that
-    the wanted one runs, as containerd does: `linux/arm/v7` gets `linux/arm/v6`. A child without a
-    platform fits every platform, for an index of indexes names platforms further down.
-    `attestations` adds BuildKit's attestations of the chosen children.
-    """
-    if not platforms:
-        return index.manifests
-    children = [
-        (child, child.platform and child.platform.normalised()) for child in index.manifests
-    ]
-    images = [(child, place) for child, place in children if not is_attestation(child)]
-    offered = {place for _, place in images if place is not None}
-    taken = {_best(platform.normalised(), offered) for platform in platforms} | {None}
-    chosen = {id(child) for child, place in images if place in taken}
-    if attestations:
-        subjects = {str(child.digest) for child, _ in images if id(child) in chosen}
-        chosen |= {
-            id(child)
-            for child in index.manifests
-            if is_attestation(child) and dict(child.annotations).get(_ATTESTATION) in subjects
-        }
-    return tuple(child for child in index.manifests if id(child) in chosen)
-
-
-def is_attestation(child: Descriptor) -> bool:
-    """Whether a child of an index is an attestation by BuildKit, and no image."""
-    if any(key == _ATTESTATION for key, _ in child.annotations):
-        return True
-    platform = child.platform
-    return platform is not None and platform.os == platform.architecture == _UNKNOWN
-
-
-def _best(wanted: Platform, offered: set[Platform]) -> Platform:
-    if wanted in offered or wanted.architecture not in _DOWNWARD:
-        return wanted
-    same = (place for place in offered if replace(place, variant=wanted.variant) == wanted)
-    lower = [place for place in same if _rank(place) < _rank(wanted)]
-    return max(lower, key=_rank, default=wanted)
-
-
-def _rank(platform: Platform) -> int:
-    number = platform.variant.removeprefix("v")
-    return int(number) if number.isdecimal() and len(number) < 4 else 1 if not number else 0
