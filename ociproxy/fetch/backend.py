@@ -2,9 +2,9 @@
 
 Backends are synchronous: they run in threads of their own pools (`upstreams.threads`), never in the
 event loop. All of them raise the domain errors of `ociproxy.errors` and nothing else; each library
-is translated in one place.
+is translated in one place. Every backend's tests inherit the contract.
 
-Tests: tests/fetch/contract.py, which every backend's tests inherit.
+Tests: tests/fetch/contract.py.
 """
 
 from __future__ import annotations

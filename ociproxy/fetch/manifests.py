@@ -31,7 +31,7 @@ from ociproxy.fetch.cache_status import (
 )
 from ociproxy.oci.reference import Reference
 from ociproxy.store.manifests import with_media_type
-from ociproxy.store.records import TagRecord
+from ociproxy.store.read_only import TagRecord
 
 if TYPE_CHECKING:
     from ociproxy.clock import Clock

@@ -1,4 +1,7 @@
-"""What a fetched manifest is: its media type from header and document, which must agree."""
+"""What a fetched manifest is: its media type from header and document, which must agree.
+
+Tests: tests/fetch/contract.py, tests/fetch/oras/test_backend.py.
+"""
 
 from __future__ import annotations
 

@@ -16,10 +16,9 @@ from ociproxy.errors import DigestMismatch, ManifestInvalid, ManifestUnknown, Na
 from ociproxy.load.imagelist import ALL_PLATFORMS
 from ociproxy.load.tasks import all_of
 from ociproxy.oci.descriptor import MalformedManifest
-from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk
+from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, choose
 from ociproxy.oci.manifest import ImageManifest, Index, parse_manifest
 from ociproxy.oci.media_types import DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED, OCI_INDEX
-from ociproxy.oci.platform import choose
 from ociproxy.oci.reference import DEFAULT_TAG, Reference, referrers_tag
 from ociproxy.store.manifests import with_media_type
 

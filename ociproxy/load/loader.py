@@ -20,8 +20,8 @@ from ociproxy.fetch.retry import ImageRetry, Progress
 from ociproxy.load.image import UpstreamImage, UpstreamImages
 from ociproxy.load.progress import ActiveImage, LoadProgress, Summary
 from ociproxy.load.tasks import all_of
+from ociproxy.oci.image import choose
 from ociproxy.oci.manifest import ImageManifest, Index
-from ociproxy.oci.platform import choose
 from ociproxy.store.image import platform_of
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from ociproxy.oci.media_types import IMAGE_MEDIA_TYPES, INDEX_MEDIA_TYPES, norma
 from ociproxy.oci.platform import Platform
 
 _HEADER_TEXT: Final = re.compile(r"[ -~]{0,255}")
-"""What a descriptor may call a media type: parameters are wrong there, but in use."""
+"""Text that a descriptor may give as media type. The spec allows no parameters, but they occur."""
 
 
 class MalformedManifest(ValueError):
@@ -24,7 +24,8 @@ class MalformedManifest(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What a digest points at: media type, digest and size (bytes) travel together."""
+    """Media type, digest and size (bytes) of a manifest or blob. They stay together: the size is
+    the first check of the content, the digest the second."""
 
     media_type: str
     digest: Digest
@@ -44,7 +45,8 @@ class Descriptor:
 
     @staticmethod
     def from_json(value: object) -> Descriptor:
-        """Raises MalformedManifest."""
+        """Parse a descriptor. Optional fields of a wrong type count as absent. Raises
+        MalformedManifest if media type, digest or size is absent or wrong."""
         if not isinstance(value, dict):
             raise MalformedManifest("a descriptor is not an object")
         media_type, digest, size = value.get("mediaType"), value.get("digest"), value.get("size")
@@ -71,24 +73,21 @@ class Descriptor:
         )
 
     def to_json(self) -> dict[str, object]:
-        """The same, for our own records and for referrers answers; empty fields are left out."""
+        """The JSON object for records of the store and lists of referrers, without empty fields."""
         value: dict[str, object] = {
             "mediaType": self.media_type,
             "digest": str(self.digest),
             "size": self.size,
         }
-        if self.platform is not None:
-            platform = {"architecture": self.platform.architecture, "os": self.platform.os}
-            if self.platform.variant:
-                platform["variant"] = self.platform.variant
-            value["platform"] = platform
-        if self.urls:
-            value["urls"] = list(self.urls)
-        if self.artifact_type:
-            value["artifactType"] = self.artifact_type
-        if self.annotations:
-            value["annotations"] = dict(self.annotations)
-        return value
+        if (place := self.platform) is not None:
+            variant = {"variant": place.variant} if place.variant else {}
+            value["platform"] = {"architecture": place.architecture, "os": place.os, **variant}
+        optional = {
+            "urls": list(self.urls),
+            "artifactType": self.artifact_type,
+            "annotations": dict(self.annotations),
+        }
+        return value | {name: each for name, each in optional.items() if each}
 
 
 def _platform(value: object) -> Platform | None:
@@ -99,6 +98,7 @@ def _platform(value: object) -> Platform | None:
 
 
 def annotations_in(value: object) -> tuple[tuple[str, str], ...]:
+    """The entries of a JSON object whose values are texts; none for any other value."""
     if not isinstance(value, dict):
         return ()
     return tuple((k, v) for k, v in value.items() if isinstance(v, str))

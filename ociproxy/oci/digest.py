@@ -1,7 +1,7 @@
-"""Digests: the name of content, parsed once and then never a bare string again.
+"""Digests: names of content, parsed at the edge and passed on as `Digest`, not as text.
 
-Grammar and algorithms: OCI image-spec descriptor.md, "Digests". Only registered algorithms are
-accepted, because a digest that cannot be verified must not name anything in the store.
+Grammar and algorithms: OCI image-spec descriptor.md, "Digests". Only sha256 and sha512 are
+accepted, for the store must be able to verify all that it names.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ENCODED: Final = {
 
 
 class Hasher(Protocol):
-    """What `hashlib` returns."""
+    """An object that `hashlib.new` returns."""
 
     def update(self, data: bytes | bytearray | memoryview, /) -> None: ...
 
@@ -37,21 +37,21 @@ class Digest:
 
     @staticmethod
     def parse(text: str) -> Digest:
-        """Raises DigestInvalid."""
+        """Parse `algorithm:hex`. Raises DigestInvalid."""
         return _parse(text)
 
     @classmethod
     def of(cls, data: bytes | memoryview, algorithm: str = "sha256") -> Digest:
-        """The digest of data; `algorithm` is one we know."""
+        """The digest of data; `algorithm` is sha256 or sha512."""
         return cls(algorithm, hashlib.new(algorithm, data).hexdigest())
 
     @classmethod
     def finish(cls, hasher: Hasher, algorithm: str) -> Digest:
-        """The digest of everything a hasher of this algorithm has seen."""
+        """The digest of all bytes that this hasher was given; it is one of this algorithm."""
         return cls(algorithm, hasher.hexdigest())
 
     def hasher(self) -> Hasher:
-        """A fresh hasher of this digest's algorithm."""
+        """A new hasher of this digest's algorithm."""
         return hashlib.new(self.algorithm)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The walk through the manifests of an image, from its top to the children of its indexes.
+"""The walk through the manifests of an image, and which children of an index are chosen.
 
 The walk does no I/O. Its caller looks up the manifests of one level at a time, in a loop or at
 once, and names the children of each to go on with. An image's limits stand here only.
@@ -6,6 +6,7 @@ once, and names the children of each to go on with. An image's limits stand here
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
+    from ociproxy.oci.manifest import Index
+    from ociproxy.oci.platform import Platform
 
 MAX_DEPTH: Final = 8
 """Levels below the top. Images in use have one or two; a hostile one may have no end."""
@@ -23,6 +26,12 @@ BEYOND_LIMITS: Final = (
     f"and {MAX_MANIFESTS} manifests"
 )
 """Why a manifest is refused that the walk did not give out."""
+
+_DOWNWARD: Final = frozenset({"amd64", "arm"})
+"""Architectures whose higher variants run the images of lower ones."""
+_UNKNOWN: Final = "unknown"
+_ATTESTATION: Final = "vnd.docker.reference.digest"
+"""Annotation of an attestation by BuildKit: the digest of the image that it is about."""
 
 Key = tuple["Digest", str, int]
 """A descriptor's digest, media type and size. Two descriptors may describe the same digest in
@@ -78,3 +87,54 @@ class ImageWalk:
                 stack.append((descriptor, True))
                 below = self.children.get(key, ())
                 stack.extend((child, False) for child in reversed(below))
+
+
+def choose(
+    index: Index, platforms: Sequence[Platform], *, attestations: bool = False
+) -> tuple[Descriptor, ...]:
+    """The children of an index for these platforms, in the index's order. Without platforms, all
+    children, attestations included.
+
+    An index may have no child for the wanted variant. Then the highest lower variant is taken that
+    the wanted one runs, as containerd does: `linux/arm/v7` gets `linux/arm/v6`. A child without a
+    platform fits every platform, for an index of indexes names platforms further down.
+    `attestations` adds BuildKit's attestations of the chosen children.
+    """
+    if not platforms:
+        return index.manifests
+    children = [
+        (child, child.platform and child.platform.normalised()) for child in index.manifests
+    ]
+    images = [(child, place) for child, place in children if not is_attestation(child)]
+    offered = {place for _, place in images if place is not None}
+    taken = {_best(platform.normalised(), offered) for platform in platforms} | {None}
+    chosen = {id(child) for child, place in images if place in taken}
+    if attestations:
+        subjects = {str(child.digest) for child, _ in images if id(child) in chosen}
+        chosen |= {
+            id(child)
+            for child in index.manifests
+            if is_attestation(child) and dict(child.annotations).get(_ATTESTATION) in subjects
+        }
+    return tuple(child for child in index.manifests if id(child) in chosen)
+
+
+def is_attestation(child: Descriptor) -> bool:
+    """Whether a child of an index is an attestation by BuildKit, and no image."""
+    if any(key == _ATTESTATION for key, _ in child.annotations):
+        return True
+    platform = child.platform
+    return platform is not None and platform.os == platform.architecture == _UNKNOWN
+
+
+def _best(wanted: Platform, offered: set[Platform]) -> Platform:
+    if wanted in offered or wanted.architecture not in _DOWNWARD:
+        return wanted
+    same = (place for place in offered if replace(place, variant=wanted.variant) == wanted)
+    lower = [place for place in same if _rank(place) < _rank(wanted)]
+    return max(lower, key=_rank, default=wanted)
+
+
+def _rank(platform: Platform) -> int:
+    number = platform.variant.removeprefix("v")
+    return int(number) if number.isdecimal() and len(number) < 4 else 1 if not number else 0

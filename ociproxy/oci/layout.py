@@ -1,9 +1,8 @@
 """The OCI image layout: its file names, its two JSON files, and the names that it gives images.
 
-Image-spec: image-layout.md and annotations.md. `io.containerd.image.name` is containerd's
-convention and not the specification's, but the one place that is certain to hold full names. Only
-names and bytes are read here; `store.extract` verifies them.
-"""
+OCI image-spec: image-layout.md and annotations.md. `io.containerd.image.name` is containerd's
+annotation and not the spec's, but the only one that always holds full names. This module reads
+names and bytes; `store.extract` verifies them."""
 
 from __future__ import annotations
 
@@ -32,15 +31,15 @@ REF_NAME: Final = "org.opencontainers.image.ref.name"
 IMAGE_NAME: Final = "io.containerd.image.name"
 
 INDEX_MAX_SIZE: Final = 16 * 1024 * 1024
-"""Bytes of `index.json`: it has an entry an image, so that it may be larger than a manifest."""
+"""Bytes of `index.json`. It has an entry for each image, so it may be larger than a manifest."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedImage:
-    """An entry of `index.json`: a manifest and what the layout calls it.
+    """An entry of `index.json`: a manifest and the name that the layout gives it.
 
-    `reference` is None where no full name is given; `tag` is then the bare tag, if there is one,
-    and `problem` says what is wrong with a name that cannot be one.
+    `reference` is None without a valid full name. Then `tag` is the bare tag, if the entry has one,
+    and `problem` says why its name is invalid, if it is.
     """
 
     descriptor: Descriptor
@@ -53,12 +52,12 @@ class NamedImage:
 
 
 def blob_path(digest: Digest) -> str:
-    """Where a layout has a blob; manifests are blobs too."""
+    """The path of a blob in a layout, where manifests are blobs, too."""
     return f"{BLOBS}/{digest.algorithm}/{digest.encoded}"
 
 
 def parse_blob_path(path: str) -> Digest | None:
-    """The digest that a path in a layout is named by; None for any other path."""
+    """The digest of the blob at a path in a layout; None if the path is not that of a blob."""
     parts = path.split("/")
     if len(parts) != 3 or parts[0] != BLOBS:
         return None
@@ -69,7 +68,7 @@ def parse_blob_path(path: str) -> Digest | None:
 
 
 def check_marker(raw: bytes, source: str) -> None:
-    """Raises LayoutInvalid unless `oci-layout` says a version that is known."""
+    """Raises LayoutInvalid unless the bytes of `oci-layout` name the version 1.0.0."""
     try:
         version = json_object(raw).get(VERSION_KEY)
     except MalformedManifest as exc:
@@ -79,7 +78,8 @@ def check_marker(raw: bytes, source: str) -> None:
 
 
 def parse_index(raw: bytes, source: str) -> tuple[NamedImage, ...]:
-    """The images of an `index.json`, in its order. Raises LayoutInvalid."""
+    """The images of an `index.json`, in its order. `source` is for messages. Raises
+    LayoutInvalid."""
     try:
         index = parse_manifest(raw, OCI_INDEX)
     except MalformedManifest as exc:
@@ -89,10 +89,10 @@ def parse_index(raw: bytes, source: str) -> tuple[NamedImage, ...]:
 
 
 def named(descriptor: Descriptor) -> NamedImage:
-    """What the annotations of a descriptor in `index.json` call it."""
+    """The name that the annotations of a descriptor in `index.json` give it."""
     annotations = dict(descriptor.annotations)
     name, ref_name = annotations.get(IMAGE_NAME, ""), annotations.get(REF_NAME, "")
-    # A name with a registry or a repository in it; what has neither is a tag.
+    # A full name holds a registry or a repository; a text without either is a tag.
     full = name or (ref_name if any(mark in ref_name for mark in "/:@") else "")
     if not full:
         return NamedImage(descriptor, None, ref_name if is_tag(ref_name) else "")
@@ -106,9 +106,9 @@ def named(descriptor: Descriptor) -> NamedImage:
 
 
 class LayoutDirectory:
-    """A layout as a folder. Raises LayoutInvalid for what is none or cannot be read.
+    """A layout in a folder. Methods raise LayoutInvalid if it is no layout, or cannot be read.
 
-    Symbolic links are not followed, for a layout may come from anywhere.
+    The last component of a path must be no symbolic link, for a layout may come from anywhere.
     """
 
     def __init__(self, root: Path) -> None:
@@ -119,19 +119,20 @@ class LayoutDirectory:
         return str(self.root)
 
     def check(self) -> None:
-        """Raises LayoutInvalid unless this is a layout of a version that is known."""
+        """Raises LayoutInvalid unless this is a layout of version 1.0.0."""
         check_marker(self._read(MARKER, MANIFEST_MAX_SIZE), self.source)
 
     def images(self) -> tuple[NamedImage, ...]:
+        """The images of `index.json`, in its order."""
         return parse_index(self._read(INDEX, INDEX_MAX_SIZE), self.source)
 
     def open_blob(self, digest: Digest) -> FileIO | None:
-        """None where it is not there; layouts may lack blobs."""
-        return self._open(blob_path(digest))
+        """Open a blob, which the caller closes; None if the layout lacks it."""
+        return open_regular(self.root, blob_path(digest))
 
     def find(self, path: str, limit: int) -> bytes | None:
-        """The bytes of a small file of the layout; None where it is not there."""
-        file = self._open(path)
+        """The bytes of a file of the layout, at most `limit`; None if the file is not there."""
+        file = open_regular(self.root, path)
         if file is None:
             return None
         with file:
@@ -146,14 +147,12 @@ class LayoutDirectory:
             raise LayoutInvalid(self.source, f"has no {path}, so it is no OCI image layout")
         return raw
 
-    def _open(self, path: str) -> FileIO | None:
-        return open_regular(self.root, path)
-
 
 def open_regular(root: Path, path: str) -> FileIO | None:
-    """A file below a folder that may come from anywhere; None where there is none.
+    """Open a file below a folder that may come from anywhere; the caller closes it. None if there
+    is no such file.
 
-    Raises LayoutInvalid for links, pipes and what cannot be read.
+    Raises LayoutInvalid for links, pipes, folders and files that cannot be read.
     """
     try:
         file = open(root / path, "rb", buffering=0, opener=_opener)  # noqa: SIM115 the caller closes
@@ -168,5 +167,5 @@ def open_regular(root: Path, path: str) -> FileIO | None:
 
 
 def _opener(path: str, flags: int) -> int:
-    # Without O_NONBLOCK the open of a pipe would wait for a writer.
+    # Without O_NONBLOCK, opening a pipe waits for a process that writes to it.
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

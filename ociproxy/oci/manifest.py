@@ -1,8 +1,7 @@
-"""Manifests: indexes and image manifests, parsed to look and never re-serialised.
+"""Manifests: indexes, image manifests and others, parsed to be read and never written anew.
 
-The raw bytes are the manifest. Documents: OCI image-spec (descriptor.md, manifest.md,
-image-index.md) and Docker's image manifest v2 schema 2. Whatever else is JSON is passed on
-untouched as `OtherManifest`.
+The raw bytes are the manifest. Formats: OCI image-spec (descriptor.md, manifest.md, image-index.md)
+and Docker's image manifest v2 schema 2. Any other JSON object is an `OtherManifest`.
 """
 
 from __future__ import annotations
@@ -29,15 +28,16 @@ from ociproxy.oci.media_types import (
 )
 
 MANIFEST_MAX_SIZE: Final = 4 * 1024 * 1024
-"""Bytes. The distribution-spec (pushing manifests) asks registries to accept at least this much."""
+"""Bytes. The distribution-spec (pushing manifests) asks registries to accept as much, or more."""
 
 _MAX_DESCRIPTORS: Final = 20_000
-"""A 4 MiB document has room for more, and none in use comes near: a guard against hostile
-documents."""
+"""Entries of one list, a guard against hostile documents: 4 MiB have room for more, but no index or
+image in use comes near."""
 
 _SMALL: Final = 256 * 1024
+"""Bytes of a document that is parsed without counting its containers."""
 _MAX_CONTAINERS: Final = 200_000
-"""Two bytes that open and close one become a hundred in memory; counted only in what is large."""
+"""Objects and lists in a document: two bytes, `{}`, become about a hundred in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class ImageManifest:
-    """An OCI or Docker image manifest, artifacts in that form included."""
+    """An OCI or Docker image manifest, or an artifact in that form."""
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
@@ -62,14 +62,15 @@ class ImageManifest:
 
     @property
     def blobs(self) -> tuple[Descriptor, ...]:
-        """What a registry holds for this image: each blob once, foreign layers left out."""
+        """Config and layers, each blob once. Layers with `urls` are left out: another server has
+        them."""
         unique = {d.digest: d for d in (self.config, *self.layers) if not d.urls}
         return tuple(unique.values())
 
 
 @dataclass(frozen=True, slots=True)
 class OtherManifest:
-    """Any other JSON document a registry keeps as a manifest; passed on as it is."""
+    """Any other JSON object that a registry serves as a manifest; passed on as it is."""
 
     subject: Descriptor | None = None
     artifact_type: str = ""
@@ -86,13 +87,14 @@ class ManifestHolder:
     descriptor: Descriptor
     raw: bytes
     parsed: Manifest | None = field(default=None, compare=False, repr=False)
-    """What the bytes say, where they were parsed before this was made."""
+    """The parsed bytes, if the caller has parsed them."""
 
     @staticmethod
     def of(
         raw: bytes, media_type: str | None = None, *, algorithm: str = "sha256"
     ) -> ManifestHolder:
-        """Name these bytes; without a media type the document's own, or its shape, decides."""
+        """Describe these bytes; without a media type, by `guess_media_type`. Raises
+        MalformedManifest then."""
         return ManifestHolder(
             Descriptor(media_type or guess_media_type(raw), Digest.of(raw, algorithm), len(raw)),
             raw,
@@ -100,7 +102,7 @@ class ManifestHolder:
 
     @staticmethod
     def verified(raw: bytes, descriptor: Descriptor) -> ManifestHolder:
-        """Raises SizeMismatch or DigestMismatch unless the bytes are the descriptor's."""
+        """Compare the bytes with their descriptor. Raises SizeMismatch or DigestMismatch."""
         if len(raw) != descriptor.size:
             raise SizeMismatch(f"manifest {descriptor.digest}", descriptor.size, len(raw))
         actual = Digest.of(raw, descriptor.digest.algorithm)
@@ -110,25 +112,25 @@ class ManifestHolder:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """What the bytes say. Raises MalformedManifest."""
+        """The parsed bytes. Raises MalformedManifest."""
         if self.parsed is not None:
             return self.parsed
         return parse_manifest(self.raw, self.descriptor.media_type)
 
 
 def parse_manifest(raw: bytes, media_type: str) -> Manifest:
-    """Raises MalformedManifest for what is not a JSON object, or not what its media type says."""
+    """Raises MalformedManifest if the bytes are no JSON object, or not of this media type."""
     return parse_document(json_object(raw), media_type)
 
 
 def parse_document(document: dict[str, object], media_type: str) -> Manifest:
-    """The same of bytes that are parsed already."""
+    """The same for a document whose JSON is parsed."""
     own = media_type_of(document)
     kind, own_kind = _kind(own if is_generic(media_type) else media_type), _kind(own)
     says = _kind(own_media_type(document))
     if own_kind not in (kind, OtherManifest) and (kind, says) != (OtherManifest, OtherManifest):
-        # An image that is taken for anything else would be whole without its layers. What is of a
-        # type that is not known here may have such fields, and mean something else by them.
+        # An image that is taken for another kind would count as whole without its layers. But a
+        # document whose own type is unknown here may have such fields with other meanings.
         raise MalformedManifest(f"is {own[:100]}, but described as {media_type[:100]}")
     return _parse(document, kind)
 
@@ -157,8 +159,8 @@ def _parse(document: dict[str, object], kind: type[Manifest]) -> Manifest:
 def referrer_descriptor(holder: ManifestHolder) -> Descriptor:
     """How a referrers list shows this manifest (distribution-spec, listing referrers).
 
-    The artifact type is the manifest's own or, for an image manifest without one, its config's
-    media type.
+    An image manifest without an artifact type gets the media type of its config. Raises
+    MalformedManifest.
     """
     manifest = holder.manifest
     artifact_type = manifest.artifact_type
@@ -175,16 +177,16 @@ def referrer_descriptor(holder: ManifestHolder) -> Descriptor:
 
 
 def guess_media_type(raw: bytes) -> str:
-    """The media type of bytes that came without one: their `mediaType`, else by their shape.
+    """The media type of bytes that came without one: their `mediaType`, else by their fields.
 
-    OCI documents may lack `mediaType`; the fields that tell them apart are those that the
-    image-spec (manifest.md, "mediaType") says must not be mixed. Raises MalformedManifest.
+    OCI documents may lack `mediaType`. The image-spec (manifest.md, "mediaType") forbids mixing the
+    fields of different kinds, so fields tell the kind. Raises MalformedManifest.
     """
     return media_type_of(json_object(raw))
 
 
 def media_type_of(document: dict[str, object]) -> str:
-    """The same of bytes that are parsed already."""
+    """The same for a document whose JSON is parsed."""
     own = own_media_type(document)
     if is_media_type(own):
         return own
@@ -198,13 +200,13 @@ def media_type_of(document: dict[str, object]) -> str:
 
 
 def own_media_type(document: dict[str, object]) -> str:
-    """What it says of itself, which may be anything; empty where that is nothing."""
+    """The document's `mediaType`, which may be any text; empty if absent or generic."""
     own = normalised(text_in(document.get("mediaType")))
     return "" if is_generic(own) else own
 
 
 def json_object(raw: bytes) -> dict[str, object]:
-    """Raises MalformedManifest."""
+    """Parse a JSON object. Raises MalformedManifest, also for more than `_MAX_CONTAINERS`."""
     if len(raw) > _SMALL and raw.count(b"{") + raw.count(b"[") > _MAX_CONTAINERS:
         raise MalformedManifest(f"more than {_MAX_CONTAINERS} objects and lists")
     try:

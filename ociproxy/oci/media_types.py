@@ -1,4 +1,4 @@
-"""Media types of manifests: which there are, which are worth nothing, how they are written.
+"""Media types of manifests: the known ones, the generic ones, and how each is spelled.
 
 Tests: tests/oci/test_manifest.py.
 """
@@ -18,13 +18,7 @@ DOCKER_SCHEMA1_SIGNED: Final = "application/vnd.docker.distribution.manifest.v1+
 UNKNOWN_MEDIA_TYPE: Final = "application/json"
 
 _GENERIC_MEDIA_TYPES: Final = frozenset(
-    {
-        "",
-        UNKNOWN_MEDIA_TYPE,
-        "application/octet-stream",
-        "binary/octet-stream",
-        "text/plain",
-    }
+    {"", UNKNOWN_MEDIA_TYPE, "application/octet-stream", "binary/octet-stream", "text/plain"}
 )
 
 INDEX_MEDIA_TYPES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
@@ -42,33 +36,33 @@ ACCEPTED_MEDIA_TYPES: Final = (
     DOCKER_SCHEMA1_SIGNED,
     "*/*;q=0.1",
 )
-"""What we ask an upstream for; the rest is welcome too, or an unusual artifact could not be
-mirrored."""
+"""Media types for the Accept header of a request to an upstream. `*/*` lets it answer with a type
+that is unknown here, or unusual artifacts could not be mirrored."""
 
 _MEDIA_TYPE: Final = re.compile(
     r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-]{0,126}", re.A
 )
-"""RFC 6838 section 4.2: it becomes a header, so nothing else may stand in it."""
+"""RFC 6838 section 4.2. A media type becomes a header, so it must not hold other characters."""
 
 
 def is_generic(media_type: str) -> bool:
-    """Whether servers say this that do not know what they have: the document itself knows
-    better."""
+    """Whether servers give this media type to any file. It says nothing then, and the document's
+    own type is the better one."""
     return _plain(media_type) in _GENERIC_MEDIA_TYPES
 
 
 def normalised(media_type: str) -> str:
-    """A known manifest's media type as it is usually written; others are left as they are."""
+    """The usual spelling of a known manifest's media type; others stay as they are."""
     plain = _plain(media_type)
     return plain if plain in KNOWN_MEDIA_TYPES else media_type
 
 
 def _plain(media_type: str) -> str:
-    """Parameters and capitals mean nothing here (RFC 6838 section 4.2), and some tools write
-    them."""
+    """Without parameters, in lower case. Neither has a meaning here (RFC 6838 section 4.2), and
+    some tools write them."""
     return media_type.partition(";")[0].strip().lower()
 
 
 def is_media_type(text: str) -> bool:
-    """Whether this can stand in a header as a media type without parameters."""
+    """Whether the text is a media type without parameters, which can stand in a header."""
     return _MEDIA_TYPE.fullmatch(text) is not None

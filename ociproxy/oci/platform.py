@@ -1,21 +1,19 @@
-"""Platforms: where an image runs, spelled in one way, and which children of an index are chosen.
+"""Platforms: one spelling for each, and the children of an index that are chosen for them.
 
-Normalised as containerd does (platforms/database.go), so that a user who asks for `aarch64` or
-`arm64/v8` gets the child that an index calls `arm64`.
+The spelling is containerd's (platforms/database.go). So a user who asks for `aarch64` or `arm64/v8`
+gets the child that an index calls `arm64`.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import NameInvalid
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ociproxy.oci.digest import Digest
+    pass
 
 _ARCHITECTURES: Final = {
     "aarch64": ("arm64", ""),
@@ -23,26 +21,19 @@ _ARCHITECTURES: Final = {
     "armel": ("arm", "v6"),
     "x86_64": ("amd64", ""),
     "x86-64": ("amd64", ""),
-    "i386": ("386", ""),
-    "i486": ("386", ""),
-    "i586": ("386", ""),
-    "i686": ("386", ""),
+    **dict.fromkeys(("i386", "i486", "i586", "i686"), ("386", "")),
 }
 _SYSTEMS: Final = {"macos": "darwin"}
 _DEFAULT_VARIANTS: Final = {"amd64": "v1", "arm64": "v8"}
-"""What these mean without a variant; it is left out of the normal form. `arm` has `v7` put in."""
-_DOWNWARD: Final = frozenset({"amd64", "arm"})
-"""Architectures whose higher variants run what was made for lower ones."""
+"""Variants that the normal form leaves out, for these architectures mean them anyway. For `arm` it
+always names one, `v7` if none was given."""
 
 _PART: Final = re.compile(r"[A-Za-z0-9_.-]+")
-_UNKNOWN: Final = "unknown"
-_ATTESTATION: Final = "vnd.docker.reference.digest"
-"""Annotation of BuildKit's attestation manifests: the digest of the image it speaks of."""
 
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """Where an image runs; printed `os/architecture[/variant]`."""
+    """Operating system, architecture and variant; printed `os/architecture[/variant]`."""
 
     os: str
     architecture: str
@@ -50,14 +41,14 @@ class Platform:
 
     @staticmethod
     def parse(text: str) -> Platform:
-        """What a user types, in its normal form. Raises NameInvalid."""
+        """Parse what a user typed, into the normal form. Raises NameInvalid."""
         parts = text.strip().split("/")
         if len(parts) not in (2, 3) or not all(_PART.fullmatch(part) for part in parts):
             raise NameInvalid(text, "a platform is os/architecture[/variant]")
         return Platform(*parts).normalised()
 
     def normalised(self) -> Platform:
-        """The one spelling that equal platforms share."""
+        """The normal form: the same for all spellings of one platform."""
         system = self.os.lower()
         architecture, variant = self.architecture.lower(), self.variant.lower()
         if architecture in _ARCHITECTURES:
@@ -73,77 +64,3 @@ class Platform:
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
-
-
-class _Child(Protocol):
-    @property
-    def digest(self) -> Digest: ...
-
-    @property
-    def platform(self) -> Platform | None: ...
-
-    @property
-    def annotations(self) -> tuple[tuple[str, str], ...]: ...
-
-
-C = TypeVar("C", bound=_Child)
-C_co = TypeVar("C_co", bound=_Child, covariant=True)
-
-
-class _Index(Protocol[C_co]):
-    @property
-    def manifests(self) -> tuple[C_co, ...]: ...
-
-
-def choose(
-    index: _Index[C], platforms: Sequence[Platform], *, attestations: bool = False
-) -> tuple[C, ...]:
-    """The children of an index for these platforms, in its order; no platforms means all of it.
-
-    Where no child is made for exactly the wanted variant, the highest lower one that the wanted
-    one runs is taken, as containerd does: `linux/arm/v7` gets `linux/arm/v6`. A child that names
-    no platform fits every one: an index of indexes names them further down. `attestations` adds
-    BuildKit's for the chosen children; all of an index has them anyway.
-    """
-    if not platforms:
-        return index.manifests
-    children = [
-        (child, child.platform and child.platform.normalised()) for child in index.manifests
-    ]
-    images = [(child, place) for child, place in children if not is_attestation(child)]
-    offered = {place for _, place in images if place is not None}
-    taken = {_best(platform.normalised(), offered) for platform in platforms} | {None}
-    chosen = {id(child) for child, place in images if place in taken}
-    if attestations:
-        subjects = {str(child.digest) for child, _ in images if id(child) in chosen}
-        chosen |= {
-            id(child)
-            for child in index.manifests
-            if is_attestation(child) and dict(child.annotations).get(_ATTESTATION) in subjects
-        }
-    return tuple(child for child in index.manifests if id(child) in chosen)
-
-
-def is_attestation(child: _Child) -> bool:
-    """Whether an index's child is no image but BuildKit's statement about one."""
-    if any(key == _ATTESTATION for key, _ in child.annotations):
-        return True
-    platform = child.platform
-    return platform is not None and platform.os == platform.architecture == _UNKNOWN
-
-
-def _best(wanted: Platform, offered: set[Platform]) -> Platform:
-    if wanted in offered or wanted.architecture not in _DOWNWARD:
-        return wanted
-    lower = [
-        place
-        for place in offered
-        if (place.os, place.architecture) == (wanted.os, wanted.architecture)
-        and _rank(place) < _rank(wanted)
-    ]
-    return max(lower, key=_rank, default=wanted)
-
-
-def _rank(platform: Platform) -> int:
-    number = platform.variant.removeprefix("v")
-    return int(number) if number.isdecimal() and len(number) < 4 else 1 if not number else 0

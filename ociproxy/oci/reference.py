@@ -1,10 +1,8 @@
 """References: registry / repository [:tag] [@digest], parsed and normalised as Docker does.
 
-Grammar: OCI distribution-spec, "Pulling manifests", and the `distribution/reference` grammar.
-Two liberties:
-repository components may contain upper-case letters (some registries allow them and the upstream
-is the judge), and a registry may be an IPv6 literal in brackets.
-"""
+Grammar: OCI distribution-spec, "Pulling manifests", and `distribution/reference`. Two names more
+are allowed: a repository with upper-case letters, which some registries have, and a registry that
+is an IPv6 address in brackets."""
 
 from __future__ import annotations
 
@@ -20,9 +18,9 @@ DOCKER_HUB: Final = "docker.io"
 _DOCKER_HUB_ALIASES: Final = frozenset({DOCKER_HUB, "index.docker.io", "registry-1.docker.io"})
 DEFAULT_TAG: Final = "latest"
 
-# "Many clients impose a limit of 255 characters" (distribution-spec, pulling manifests); it is also
-# the longest file name, and a name is at most that long in the store.
 _NAME_LIMIT: Final = 255
+"""Characters: "many clients impose a limit of 255" (distribution-spec, pulling manifests). File
+names, which components become in the store, have the same limit."""
 _COMPONENT: Final = r"[A-Za-z0-9]+(?:(?:\.|_|__|-+)[A-Za-z0-9]+)*"
 _NAME_PATTERN: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG_PATTERN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -33,7 +31,7 @@ _REGISTRY_PATTERN: Final = re.compile(
 
 
 def parse_registry(text: str) -> str:
-    """A registry as `host[:port]` in lower case, Docker Hub's aliases made one. Raises
+    """A registry as `host[:port]` in lower case; `docker.io` for all names of Docker Hub. Raises
     NameInvalid."""
     match = _REGISTRY_PATTERN.fullmatch(text)
     if match is None or len(text) > _NAME_LIMIT:
@@ -46,21 +44,21 @@ def parse_registry(text: str) -> str:
 
 
 def is_registry(component: str) -> bool:
-    """Whether the first component of a path names a registry (Docker's rule)."""
+    """Whether the first component of a name is a registry, by Docker's rule."""
     return "." in component or ":" in component or component == "localhost"
 
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A repository in a registry; `name` may have any number of components."""
+    """A repository in a registry; `name` has one component or more."""
 
     registry: str
     name: str
 
     @staticmethod
     def parse(registry: str, name: str) -> Repository:
-        """Normalises both; raises NameInvalid. A one-component name on Docker Hub is
-        `library/...`."""
+        """Parse registry and name, into their normal form. On Docker Hub a name of one component
+        gets `library/` in front. Raises NameInvalid."""
         return _parse_repository(registry, name)
 
     def __str__(self) -> str:
@@ -69,7 +67,8 @@ class Repository:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A manifest in a repository, by tag, by digest, or by a tag that must have that digest."""
+    """A manifest in a repository, by tag, by digest, or by both: then the tag must mean that
+    digest."""
 
     repository: Repository
     tag: str | None = None
@@ -77,9 +76,9 @@ class Reference:
 
     @staticmethod
     def parse(text: str) -> Reference:
-        """Parse what a user types, `nginx` or `quay.io/a/b:c@sha256:...`.
+        """Parse what a user typed, as `nginx` or `quay.io/a/b:c@sha256:...`.
 
-        Without tag and digest the tag is `latest`. Raises NameInvalid or DigestInvalid.
+        Without tag and digest, the tag is `latest`. Raises NameInvalid or DigestInvalid.
         """
         rest, at, digest_text = text.partition("@")
         digest = Digest.parse(digest_text) if at else None
@@ -99,7 +98,8 @@ class Reference:
 
     @staticmethod
     def of(repository: Repository, text: str) -> Reference:
-        """The last part of a manifests path, a tag or a digest, in this repository."""
+        """A manifest of this repository by the last part of a request's path: a tag or a digest.
+        Raises NameInvalid or DigestInvalid."""
         if ":" in text:
             return Reference(repository, digest=Digest.parse(text))
         check_tag(text)
@@ -138,6 +138,6 @@ def _parse_repository(registry: str, name: str) -> Repository:
 
 
 def referrers_tag(subject: Digest) -> str:
-    """The tag that lists what refers to a subject, at a registry without the referrers API
-    (distribution-spec, referrers tag schema)."""
+    """The tag of the index that lists the referrers of a subject, at a registry without the
+    referrers API (distribution-spec, referrers tag schema)."""
     return f"{subject.algorithm}-{subject.encoded}"[:128]

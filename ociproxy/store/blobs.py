@@ -1,4 +1,7 @@
-"""`blobs/`: configs and layers, by digest."""
+"""`blobs/`: configs and layers, a file for each digest.
+
+A file is right for certain while it is sealed, or while this process remembers that it was.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,36 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.errors import DigestMismatch
+from ociproxy.errors import DigestMismatch, SizeMismatch
 from ociproxy.oci.digest import Digest
-from ociproxy.store.files import fsync_directory, is_at, publish, store_errors, try_lock
+from ociproxy.store.files import (
+    fsync_directory,
+    identity,
+    is_at,
+    publish,
+    store_errors,
+    try_lock,
+)
 from ociproxy.store.hashing import hash_file
 from ociproxy.store.read_only import BlobFile
 from ociproxy.store.seal import UNTOUCHABLE, file_name, is_sealed, seal, touch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from io import FileIO
     from pathlib import Path
 
     from ociproxy.clock import Clock
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.store.read_only import ReadOnlyContent
 
 
 _UNSEALABLE: Final = 8192
-"""Verified blobs that are remembered where the store is read-only: no file can be sealed there."""
+"""How many verified blobs a process remembers where it cannot seal: in a read-only store."""
 _LOCK_LIMIT: Final = 30.0
-"""Seconds that one process waits for another one's hashing: some 30 GB."""
+"""Seconds to wait for another process that hashes the same blob: time for some 30 GB."""
 _LOCK_INTERVAL: Final = 0.02
+"""Seconds between two tries, for flock itself cannot wait with a limit."""
 
 
 class Blobs:
@@ -45,7 +58,8 @@ class Blobs:
         return self._root / file_name(digest)
 
     def find(self, digest: Digest) -> BlobFile | None:
-        """Open a stored blob and record its use: a few microseconds, for the event loop."""
+        """Open a stored blob and record its use; the caller closes it. The event loop may call
+        this, for it takes a few microseconds. Raises StoreError."""
         name = file_name(digest)
         try:
             file = open(self._prefix + name, "rb", buffering=0)  # noqa: PTH123, SIM115 hot path; the caller closes
@@ -65,7 +79,7 @@ class Blobs:
         return BlobFile(file, state.st_size, self._is_verified(digest, state))
 
     def find_size(self, digest: Digest) -> int | None:
-        """Bytes of a stored blob; not a use of it."""
+        """Bytes of a stored blob; records no use. Raises StoreError."""
         try:
             return os.stat(self._prefix + file_name(digest)).st_size  # noqa: PTH116 hot path
         except FileNotFoundError:
@@ -76,9 +90,9 @@ class Blobs:
                 raise
 
     def commit(self, staged: Path, digest: Digest, *, flush: bool = True) -> None:
-        """Publish a staged file whose bytes were verified. The caller's open files stay open.
+        """Publish a staged file whose bytes the caller verified. Raises StoreError.
 
-        Without `flush` the name outlives a power cut only after a call of `flush()`.
+        Without `flush` the name survives a power cut only after a call of `flush()`.
         """
         target = self.path(digest)
         with store_errors(target):
@@ -91,19 +105,34 @@ class Blobs:
                 os.close(file)
             publish(staged, target, flush=flush)
 
+    def adopt(self, path: Path, blob: Descriptor) -> None:
+        """Verify and publish what another program wrote, which stays at `path`. Blocks for the
+        length of the blob. Raises SizeMismatch, DigestMismatch or StoreError."""
+        # A name of our own: the program may put another file at `path` while this one is hashed.
+        own = path.with_name("verified")
+        with store_errors(own):
+            own.unlink(missing_ok=True)  # a process that died just here left it
+            own.hardlink_to(path)
+            with own.open("rb", buffering=0) as file:
+                size, actual = _hash(file, blob.digest)
+        if size != blob.size:
+            raise SizeMismatch(f"blob {blob.digest}", blob.size, size)
+        if actual != blob.digest:
+            raise DigestMismatch("blob", blob.digest, actual)
+        self.commit(own, blob.digest)
+
     def flush(self) -> None:
-        """Make the names of all blobs committed so far outlive a power cut."""
+        """Make the names of all committed blobs survive a power cut. Raises StoreError."""
         with store_errors(self._root):
             fsync_directory(self._root)
 
     def verify(self, digest: Digest, content: ReadOnlyContent | None = None) -> None:
-        """Hash a stored blob anew and seal it; blocks for its whole length. `content` is what lies
-        below the store, where the blob was found there.
+        """Hash a stored blob and seal it; blocks for the length of the blob. `content` is the
+        content below the store that `find` took the blob from, if it did.
 
-        Other callers for this blob, in any process, wait meanwhile. A file that cannot be sealed is
-        remembered by this process. A file that was written to meanwhile stays unverified. Raises
-        DigestMismatch for a wrong blob, which has gone to `quarantine/`; a file that has taken its
-        name by then has not.
+        Another caller for the same blob, in any process, waits up to `_LOCK_LIMIT`. A file that was
+        written to meanwhile stays unverified. Raises StoreError, or DigestMismatch for wrong bytes:
+        they are moved to `quarantine/`, unless another file has taken their name.
         """
         if content is not None:
             content.verify_blob(digest)
@@ -114,21 +143,19 @@ class Blobs:
             before = os.fstat(file.fileno())
             if not is_at(file.fileno(), path) or self._is_verified(digest, before):
                 return
-            hasher = digest.hasher()
-            hash_file(file, hasher)
-            actual = Digest.finish(hasher, digest.algorithm)
+            _, actual = _hash(file, digest)
             if actual == digest:
-                # A file that was written to while it was read is not sealed: hash it next time.
+                # Not sealed if it was written to while we read it: the next caller hashes it again.
                 if os.fstat(file.fileno()).st_mtime_ns == before.st_mtime_ns:
                     self._mark_verified(digest, file.fileno(), path.name)
                 return
-            # Another file may have taken the name since: leave that one.
+            # Another file may have taken the name meanwhile: leave that one.
             if is_at(file.fileno(), path):
                 self.quarantine(digest)
             raise DigestMismatch(f"stored blob {path.name}", digest, actual)
 
     def _is_verified(self, digest: Digest, state: os.stat_result) -> bool:
-        return is_sealed(state, file_name(digest)) or self._verified.get(digest) == _identity(state)
+        return is_sealed(state, file_name(digest)) or self._verified.get(digest) == identity(state)
 
     def _mark_verified(self, digest: Digest, file: int, name: str) -> None:
         try:
@@ -137,12 +164,13 @@ class Blobs:
             if exc.errno not in UNTOUCHABLE:
                 raise
         state = os.fstat(file)
-        # The file is read-only, or the file system keeps no microseconds.
+        # Either the file is read-only, or its file system keeps no microseconds.
         if not is_sealed(state, name):
-            self._verified.put(digest, _identity(state))
+            self._verified.put(digest, identity(state))
 
     def quarantine(self, digest: Digest) -> None:
-        """Take a damaged blob out of service, keeping the evidence."""
+        """Move a damaged blob out of service, where an operator can look at it. Raises
+        StoreError."""
         path = self.path(digest)
         with store_errors(path):
             self._quarantine.mkdir(exist_ok=True)
@@ -150,13 +178,15 @@ class Blobs:
 
 
 def _await_lock(file: int) -> None:
-    """Wait for another process that hashes this file. After `_LOCK_LIMIT`, or where files cannot be
-    locked, both hash it."""
+    """Wait for another process that hashes this file. After `_LOCK_LIMIT` both hash it, as they do
+    where files cannot be locked."""
     deadline = time.monotonic() + _LOCK_LIMIT
     with suppress(OSError):
         while not try_lock(file) and time.monotonic() < deadline:
             time.sleep(_LOCK_INTERVAL)
 
 
-def _identity(state: os.stat_result) -> tuple[int, int, int]:
-    return state.st_ino, state.st_size, state.st_mtime_ns
+def _hash(file: FileIO, expected: Digest) -> tuple[int, Digest]:
+    """Size in bytes, and the digest by the algorithm of the expected one."""
+    hasher = expected.hasher()
+    return hash_file(file, hasher), Digest.finish(hasher, expected.algorithm)

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 class ByteRanges:
-    """Not thread-safe; few entries, since neighbours merge."""
+    """Not thread-safe. It stays short, for ranges that touch become one."""
 
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._stops: list[int] = []
 
     def add(self, start: int, stop: int) -> None:
-        """Record that [start, stop) arrived; parts of it may have arrived before."""
+        """Record that [start, stop) arrived; parts of that may have arrived before."""
         if start >= stop:
             return
         first = bisect_left(self._stops, start)
@@ -29,7 +29,7 @@ class ByteRanges:
         self._stops[first:last] = [stop]
 
     def stop_after(self, offset: int) -> int:
-        """The end of the run of bytes that starts at offset; offset itself where that byte is
+        """Where the bytes that arrived from `offset` on end; `offset` itself if its byte is
         missing."""
         index = bisect_right(self._starts, offset) - 1
         if index < 0 or self._stops[index] <= offset:
@@ -37,7 +37,7 @@ class ByteRanges:
         return self._stops[index]
 
     def gap(self, offset: int, end: int) -> tuple[int, int] | None:
-        """The first missing range at or after offset and before end."""
+        """The first missing range between `offset` and `end`; None if there is none."""
         start = self.stop_after(offset)
         if start >= end:
             return None

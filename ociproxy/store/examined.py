@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.oci.image import key_of
-from ociproxy.oci.platform import is_attestation
+from ociproxy.oci.image import is_attestation, key_of
 
 if TYPE_CHECKING:
     from ociproxy.oci.descriptor import Descriptor

@@ -1,4 +1,4 @@
-"""Hashing: a whole file, and pieces in order by a thread beside other work.
+"""Hashing: of a whole file, and of pieces in order, by a thread beside the caller's work.
 
 Tests: tests/fetch/download/test_hasher.py, tests/store/test_writer.py.
 """
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from ociproxy.oci.digest import Hasher
 
 BEHIND: Final = 7
-"""How many pieces the thread may be behind. A caller that gives it buffers may use a buffer again
-once it has given so many others."""
+"""Pieces that the thread may be behind its caller. A caller may fill a buffer again once it has
+given this many others."""
 
 _Piece = tuple["bytes | memoryview", "tuple[Hasher, ...]"]
 
 
 def hash_file(file: FileIO, hasher: Hasher) -> int:
-    """Give the hasher the rest of the file; returns how many bytes that is."""
+    """Hash the rest of the file; returns its size in bytes."""
     size = 0
     buffer = read_buffer(READ_SIZE)
     while count := file.readinto(buffer):
@@ -34,24 +34,25 @@ def hash_file(file: FileIO, hasher: Hasher) -> int:
 
 
 class Hashing:
-    """A thread that hashes what its owner gives it. All methods belong to the owner's thread."""
+    """A thread that hashes pieces for its owner. Only the owner's thread calls its methods."""
 
     def __init__(self, name: str, *, behind: int = BEHIND) -> None:
-        """Raises RuntimeError where the system gives no thread."""
-        # The thread works on one more.
+        """Raises RuntimeError if the system starts no thread."""
+        # The piece that the thread works on is not in the queue any more.
         self._pieces: Queue[_Piece | None] = Queue(behind - 1)
         self._thread = Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def update(self, data: bytes | memoryview, *hashers: Hasher) -> None:
-        """Waits while the thread is too far behind."""
+        """Give the thread a piece; waits while it is `behind` pieces late."""
         self._pieces.put((data, hashers))
 
     def wait(self) -> None:
-        """Until everything given so far is hashed."""
+        """Wait until all pieces given so far are hashed."""
         self._pieces.join()
 
     def close(self) -> None:
+        """Hash the pieces that wait, then end the thread. May be called twice."""
         if self._thread.is_alive():
             self._pieces.put(None)
             self._thread.join()

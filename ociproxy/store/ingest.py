@@ -1,11 +1,10 @@
 """One arriving blob: its file in `pulls/`, and the journal of the byte ranges that are in it.
 
-`pulls/<name>` holds the bytes, each at its final offset. `pulls/<name>.spans` is an append-only
-journal: `size <bytes>`, then `<start> <stop>` a line, written after the bytes; `empty` where the
-bytes before it are gone. The leader writes both; followers in other processes read them. After a
-crash the next leader goes on from the journal. It is a hint: everything is hashed before commit.
-
-Tests: tests/store/test_staging.py, tests/fuzz/test_parsers.py.
+`pulls/<name>` holds the bytes, each at its final offset. `pulls/<name>.spans` is a journal that
+only grows. Its lines are `size <bytes>`, `<start> <stop>` once those bytes are written, and `empty`
+where all bytes before are gone. The leader writes both files, followers in other processes read
+them. After a crash the next leader goes on from the journal. A journal that is wrong does no harm:
+the leader hashes all bytes before it commits.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 JOURNAL_SUFFIX: Final = ".spans"
 _JOURNAL_INTERVAL: Final = 0.02
-"""Seconds between journal lines: how far behind a follower in another process may be."""
+"""Seconds between two writes of the journal, so the most that a follower is behind."""
 
 
 class Ingest:
@@ -48,7 +47,7 @@ class Ingest:
         self._journalled = 0.0
 
     def refresh(self) -> None:
-        """Take in what the journal says now: on a follower, how far the leader has come."""
+        """Read the new lines of the journal: how far the leader has come. Raises StoreError."""
         with store_errors(self._journal_path):
             try:
                 with self._journal_path.open("rb") as journal:
@@ -63,20 +62,20 @@ class Ingest:
             self._apply(line.split(), held)
 
     def disown_journal(self) -> None:
-        """Leader: an empty data file beside a journal is left by a crash after commit. Void the
-        journal, for followers read it too."""
+        """Leader: a crash after commit leaves a journal, and the next leader makes an empty file
+        beside it. Void that journal, for followers read it, too."""
         if os.fstat(self.file).st_size == 0 and self._read:
-            # The last line may be half a one.
+            # The last line may lack its end: do not write on in it.
             self._append("\nempty\n")
 
     def set_size(self, size: int) -> None:
-        """Leader: the blob's size in bytes is known."""
+        """Leader: tell followers the size of the blob, in bytes."""
         if self.size != size:
             self.size = size
             self._append(f"size {size}\n")
 
     def write(self, offset: int, data: bytes) -> None:
-        """Leader, any thread: put bytes in place. They count once `arrived` is told of them."""
+        """Leader, any thread: put bytes in place. They count after a call of `arrived`."""
         with store_errors(self.path):
             view = memoryview(data)
             while view:
@@ -85,8 +84,8 @@ class Ingest:
                 view = view[count:]
 
     def arrived(self, start: int, stop: int, *, flush: bool = False) -> None:
-        """Leader: these bytes are in place. The journal says so within `_JOURNAL_INTERVAL`; at once
-        with `flush`."""
+        """Leader: these bytes are in place. The journal gets them with the first call that comes
+        `_JOURNAL_INTERVAL` after the last write; at once with `flush`."""
         self.ranges.add(start, stop)
         self._pending.add(start, stop)
         now = time.monotonic()
@@ -95,7 +94,7 @@ class Ingest:
             self._flush()
 
     def is_led(self) -> bool:
-        """Follower: whether some process still leads."""
+        """Follower: whether a process still leads."""
         if not try_lock(self.file, fcntl.LOCK_SH):
             return True
         fcntl.flock(self.file, fcntl.LOCK_UN)
@@ -109,30 +108,30 @@ class Ingest:
         return is_at(self.file, blobs.path(self.digest))
 
     def commit(self, blobs: Blobs) -> None:
-        """Leader: publish the verified bytes and end the staging."""
+        """Leader: publish the bytes, which the caller has verified. Raises StoreError."""
         if self.size is not None:
             with store_errors(self.path):
-                # A killed leader may have written more bytes than the journal says.
+                # An earlier leader, killed since, may have written bytes beyond the end.
                 os.ftruncate(self.file, self.size)
         blobs.commit(self.path, self.digest)
         self._unlink_journal()
 
     def discard(self) -> None:
-        """Leader: remove the bytes; they are wrong, or none."""
+        """Leader: remove the file and its journal: the bytes are wrong, or there are none."""
         with store_errors(self.path):
             self._unlink_journal()
             self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Give up the lead, or stop following. What arrived stays for the next leader."""
-        # A journal is a hint: one that cannot be written costs the next leader some bytes.
+        """Stop leading or following. The bytes that arrived stay for the next leader."""
+        # Without these lines the next leader fetches some bytes again, and that is all.
         with suppress(StoreError):
             self._flush()
         if self._journal is not None:
             os.close(self._journal)
             self._journal = None
         if self.leading:
-            # Readers may hold duplicates of this descriptor, and those would keep the lock.
+            # Readers may have duplicated this descriptor, and a duplicate keeps the lock.
             fcntl.flock(self.file, fcntl.LOCK_UN)
         os.close(self.file)
 
@@ -149,7 +148,8 @@ class Ingest:
             os.write(self._journal, text.encode())
 
     def _apply(self, words: list[str], held: int) -> None:
-        """Bytes beyond the end of the file, or beyond the size, are not taken from a line."""
+        """Take in one line; `held` is the size of the data file in bytes. A range is cut there, and
+        at the size of the blob."""
         match words:
             case ["empty"]:
                 self.ranges = ByteRanges()

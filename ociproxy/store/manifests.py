@@ -1,7 +1,7 @@
-"""`fat/` and `img/`: the exact bytes of indexes, and of image manifests and all others, by digest.
+"""`fat/` has the exact bytes of indexes, `img/` those of all other manifests, by digest.
 
-Manifests are hashed whenever they are read from disk; a bounded cache keeps hot ones, each
-checked by one stat so that a change made by another process is seen at once.
+A manifest is hashed whenever it is read from disk. A bounded cache keeps hot ones; one stat at each
+use shows a change that another process made.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ManifestHolder, guess_media_type
 from ociproxy.oci.media_types import is_generic
-from ociproxy.store.files import store_errors
+from ociproxy.store.files import identity, store_errors
 from ociproxy.store.seal import TOUCH_AFTER, file_name, touch
 from ociproxy.store.staging import write_atomically
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ociproxy.store.read_only import ReadOnlyContent
 
 _ENTRY_OVERHEAD: Final = 1024
-"""Bytes a cached manifest costs beside its own."""
+"""Bytes of memory that a cached manifest takes beside its own: objects and table entries."""
 
 
 @dataclass(slots=True)
@@ -58,11 +58,11 @@ class Manifests:
         self._hot: BoundedCache[Digest, _Hot] = BoundedCache(hot_bytes)
 
     def find(self, digest: Digest, *, use: bool = True) -> ManifestHolder | None:
-        """A stored manifest, its use recorded unless told not to; None also where the bytes do
-        not match.
+        """A stored manifest; None also if its bytes do not match the digest. With `use`, records
+        the use. Raises StoreError.
 
-        The media type is the document's own or its shape's; the `refs/` record knows better
-        where the upstream said something else.
+        The media type is the document's own, or guessed by its shape. The upstream may have given
+        another one: the record in `refs/` has that (`with_media_type`).
         """
         own = self._find_own(digest, use=use)
         if own is not None or not self._below:
@@ -71,12 +71,13 @@ class Manifests:
         return next((holder for holder in found if holder is not None), None)
 
     def peek(self, digest: Digest) -> ManifestHolder | None:
-        """The same for a caller that reads many: neither kept in memory nor recorded as a use."""
+        """A manifest of the store's own files, for a caller that reads many: not kept in memory,
+        and no use recorded. Raises StoreError."""
         found = self._read(digest)
         return None if found is None else found.holder
 
     def commit(self, holder: ManifestHolder) -> None:
-        """Publish verified bytes under their digest; what is there already, and right, stays."""
+        """Publish verified bytes under their digest, unless they are there. Raises StoreError."""
         if self._find_own(holder.descriptor.digest, use=False) is not None:
             return
         root = self._index_root if holder.descriptor.is_index else self._image_root
@@ -92,7 +93,7 @@ class Manifests:
             except OSError:
                 self._hot.drop(digest)
             else:
-                if _identity(state) == hot.identity:
+                if identity(state) == hot.identity:
                     now = self._clock.now()
                     if use and now - hot.used > TOUCH_AFTER:
                         hot.used = now
@@ -124,11 +125,12 @@ class Manifests:
             except MalformedManifest:
                 continue
             holder = ManifestHolder(Descriptor(media_type, digest, len(raw)), raw)
-            return _Hot(holder, str(path), _identity(state), self._clock.now())
+            return _Hot(holder, str(path), identity(state), self._clock.now())
         return None
 
     def last_used(self, digest: Digest) -> float | None:
-        """Seconds since the epoch; None where it is not stored. Raises StoreError."""
+        """When a manifest was last used, in seconds since the epoch; None if it is not stored.
+        Raises StoreError."""
         for root in (self._image_root, self._index_root):
             path = root / file_name(digest)
             with store_errors(path):
@@ -150,7 +152,7 @@ class Manifests:
 
 
 def with_media_type(holder: ManifestHolder, descriptor: Descriptor | None) -> ManifestHolder:
-    """The same bytes under the media type that the upstream gave, unless that is generic."""
+    """The same bytes under the descriptor's media type, unless that is generic."""
     if descriptor is None or descriptor.media_type == holder.descriptor.media_type:
         return holder
     if is_generic(descriptor.media_type):
@@ -159,12 +161,8 @@ def with_media_type(holder: ManifestHolder, descriptor: Descriptor | None) -> Ma
 
 
 def check_manifest(holder: ManifestHolder, upstream: str) -> None:
-    """Raises ManifestInvalid, naming the upstream, unless the bytes are of their media type."""
+    """Raises ManifestInvalid, which names the upstream, unless the bytes fit their media type."""
     try:
         _ = holder.manifest
     except MalformedManifest as exc:
         raise ManifestInvalid(upstream, f"manifest {holder.descriptor.digest}: {exc}") from exc
-
-
-def _identity(state: os.stat_result) -> tuple[int, int, int]:
-    return state.st_ino, state.st_size, state.st_mtime_ns

@@ -1,7 +1,7 @@
 """Which blobs the manifests of a repository refer to.
 
-Derived from the repository's manifests, which are the truth. Memory holds a bounded part, which is
-good until the folder of the repository's records changes.
+The answer is read from the stored manifests of the repository. A bounded cache keeps it until the
+folder of the repository's records changes.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ if TYPE_CHECKING:
     from ociproxy.store.refs import Refs
 
 _MOST_DIGESTS: Final = 262_144
-"""Of all repositories together; each costs about a hundred bytes."""
+"""Digests kept of all repositories together; each takes about a hundred bytes of memory."""
 _MOST_OF_ONE: Final = 65_536
-"""Of one repository, the newest manifests first."""
+"""Digests kept of one repository, those of its newest manifests."""
 _SETTLED: Final = 0.1
-"""Seconds after which another change of a folder shows in its time of modification."""
+"""Seconds. Two changes of a folder closer together may leave it with one time of modification."""
 _LOCKS: Final = 16
-"""Repositories that are read at the same time, at most."""
+"""The most repositories that are read at the same time."""
 
 
 @dataclass(slots=True)
 class _Known:
-    """`complete` where all manifests were read, and not only as many as answered a question."""
+    """What one repository refers to. `state` is the folder's when it was read, None if it changed
+    just then. `complete` says that all manifests were read."""
 
     state: tuple[int, int] | None = None
     complete: bool = False
@@ -53,8 +54,8 @@ class Membership:
         self._reading = tuple(Lock() for _ in range(_LOCKS))
 
     def refers(self, repository: Repository, blob: Digest) -> bool | None:
-        """Whether a manifest of the repository refers to the blob; None where that has to be
-        `read` first. Costs one stat."""
+        """Whether a manifest of the repository refers to the blob; None if only `read` can tell.
+        Takes one stat."""
         known = self._known.get(repository)
         if known is None or known.state is None:
             return None
@@ -65,7 +66,7 @@ class Membership:
         return False if known.complete else None
 
     def read(self, repository: Repository, blob: Digest) -> bool:
-        """The same from the store: blocks. Raises StoreError."""
+        """The same, read from the store: blocks. Raises StoreError."""
         with self._reading[hash(repository) % _LOCKS]:
             found = self.refers(repository, blob)
             if found is None:
@@ -75,8 +76,8 @@ class Membership:
             return found
 
     def _read(self, repository: Repository, wanted: bytes) -> _Known:
-        """The newest manifests first, until one has what is wanted."""
-        # Before the names: what comes later makes it another state.
+        """Read manifests, the newest first, until one refers to the wanted blob."""
+        # Taken before the names: a manifest that comes later changes the state.
         state = self._refs.manifests_state(repository)
         names = self._refs.newest_manifests(repository)
         old = self._known.get(repository)
@@ -88,12 +89,12 @@ class Membership:
             if wanted in known.blobs:
                 break
             if len(known.blobs) >= _MOST_OF_ONE or len(known.manifests) >= _MOST_OF_ONE:
-                known.complete = True  # the limit is reached: more is not read
+                known.complete = True  # the limit: older manifests are not read
                 break
             if digest not in known.manifests:
                 holder = self._manifests.peek(digest)
                 if holder is None:
-                    lacking = True  # it may come back without a trace in the folder
+                    lacking = True  # its bytes may come back without a change of the folder
                     continue
                 known.manifests.add(digest)
                 known.blobs.update(_blobs(holder.raw))
@@ -105,8 +106,8 @@ class Membership:
 
 
 def _blobs(raw: bytes) -> Iterator[bytes]:
-    """The blobs of an image manifest, an artifact or a schema 1 manifest that this registry keeps.
-    Blobs with `urls` are kept elsewhere, and any manifest may name them."""
+    """Keys of the blobs of an image manifest, an artifact or a schema 1 manifest. A blob with
+    `urls` is left out: another server keeps it, and any manifest may name it."""
     try:
         document = json_object(raw)
     except MalformedManifest:
@@ -126,5 +127,5 @@ def _blobs(raw: bytes) -> Iterator[bytes]:
 
 
 def _key(digest: Digest) -> bytes:
-    """Half of the digest tells any two apart, in a quarter of the memory."""
+    """Half of a sha256 digest: enough to tell two apart, in a quarter of the memory."""
     return bytes.fromhex(digest.encoded[:32])

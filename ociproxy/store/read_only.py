@@ -1,36 +1,57 @@
-"""Content below the store's own files that is only read, such as a bundle's.
+"""Content below the store's own files that is only read, such as a bundle's; and its records.
 
-The store looks at its own files first, then at what lies below them, in order. It writes only its
-own files.
+The store looks at its own files first, then at each content below, in order. It writes only its own
+files. Records say which tags and manifests a repository has, and which manifests refer to which.
 
-Tests: tests/archive/test_bundle.py, tests/store/test_blobs.py.
+Tests: tests/archive/test_bundle.py, tests/store/test_blobs.py, tests/store/test_refs.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from io import FileIO
 
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
-    from ociproxy.store.records import Records
+    from ociproxy.oci.reference import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class TagRecord:
+    """The manifest that a tag meant at this upstream; `resolved` is seconds since the epoch."""
+
+    descriptor: Descriptor
+    resolved: float
+    upstream: str
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Tags by repository and tag, manifests by repository and digest, referrers by subject and
+    digest."""
+
+    tags: dict[Repository, dict[str, TagRecord]] = field(default_factory=dict)
+    manifests: dict[Repository, dict[Digest, Descriptor]] = field(default_factory=dict)
+    referrers: dict[Digest, dict[Digest, Descriptor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class BlobFile:
     """An open stored blob, which the caller closes. Pruning does not harm an open one.
 
-    Its bytes begin at `offset` of the file. `content` is what lies below the store, where the file
-    is not the store's own.
+    Its `size` bytes begin at `offset` of the file. `content` is the content below the store that
+    the file belongs to; None for the store's own file.
     """
 
     file: FileIO
     size: int
     sealed: bool
-    """False where the file was written to since it was verified: verify it before serving."""
+    """Whether the blob was verified, and the file not written to since. Else verify it before
+    serving."""
     offset: int = 0
     content: ReadOnlyContent | None = None
 
@@ -42,16 +63,16 @@ class ReadOnlyContent(Protocol):
     def records(self) -> Records: ...
 
     def find_blob(self, digest: Digest) -> BlobFile | None:
-        """Open, and `sealed` only once it was verified; the caller closes it."""
+        """Open a blob, which the caller closes; `sealed` once `verify_blob` has returned for it."""
         ...
 
     def find_blob_size(self, digest: Digest) -> int | None: ...
 
     def verify_blob(self, digest: Digest) -> None:
-        """Blocks for the length of the blob. Raises DigestMismatch for a blob that is not found
-        any more then."""
+        """Hash a blob; blocks for its length. Raises DigestMismatch for wrong bytes: `find_blob`
+        does not find that blob any more."""
         ...
 
     def find_manifest(self, digest: Digest) -> ManifestHolder | None:
-        """Its bytes match its digest; None also where they do not."""
+        """A manifest whose bytes match the digest; None also if they do not."""
         ...

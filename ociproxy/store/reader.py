@@ -1,4 +1,4 @@
-"""Where bytes that go into the store come from: read in whole pieces, or looked at first."""
+"""Readers: sources of bytes for the store, read in whole pieces, or peeked at first."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 class Reader(Protocol):
     def readinto(self, buffer: memoryview, /) -> int | None:
-        """How many bytes there were; 0 at the end."""
+        """Fill the front of the buffer; returns the number of bytes, 0 or None at the end."""
 
 
 def fill(source: Reader, view: memoryview) -> int:
-    """Read as many bytes as there are, up to the whole of the view."""
+    """Read until the view is full or the source ends; returns the number of bytes."""
     filled = 0
     while filled < len(view) and (count := source.readinto(view[filled:])):
         filled += count
@@ -24,25 +24,26 @@ def fill(source: Reader, view: memoryview) -> int:
 
 
 def read(source: Reader, size: int) -> bytes:
-    """So many bytes; fewer where the reader ends."""
+    """The next `size` bytes; fewer if the source ends."""
     view = memoryview(bytearray(size))
     return bytes(view[: fill(source, view)])
 
 
 class PeekableReader:
-    """A Reader whose first bytes can be looked at before they are read."""
+    """A Reader whose first bytes the caller can look at before it reads them."""
 
     def __init__(self, source: Reader) -> None:
         self._source = source
         self._head = b""
 
     def peek(self, size: int) -> bytes:
-        """The first bytes, once, before anything is read; fewer where it ends."""
+        """The first bytes, fewer if the source ends. Called once, before any read."""
         self._head = read(self._source, size)
         return self._head
 
     def read(self, size: int, digest: Digest) -> bytes:
-        """So many bytes. Raises SizeMismatch, for a blob of this digest, where it ends early."""
+        """The next `size` bytes. Raises SizeMismatch, which names the digest, if the source
+        ends."""
         raw = read(self, size)
         if len(raw) < size:
             raise SizeMismatch(f"blob {digest}", size, len(raw))

@@ -1,8 +1,9 @@
-"""`refs/` and `referrers/`: which tags and manifests a repository has, and what refers to what.
+"""`refs/` and `referrers/`: the tags and manifests of each repository, and the referrers of
+subjects.
 
-One small JSON file a record, so that `jq`, `cp -a` and other processes can take part. Records are
-written last, after what they point at. The last writer wins: they only keep what an upstream said
-and when.
+Each record is a small JSON file, which `jq`, `cp -a` and other processes can use. A record is
+written after the content that it names. The last writer wins, for records only keep the answers of
+upstreams.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import DigestInvalid, NameInvalid
-from ociproxy.oci.descriptor import Descriptor, MalformedManifest
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest, text_in
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
-from ociproxy.store.files import store_errors
-from ociproxy.store.records import TagRecord
+from ociproxy.store.files import identity, store_errors
+from ociproxy.store.read_only import TagRecord
 from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _HOT_RECORDS: Final = 8192
+"""Parsed records kept in memory: each saves a read and a parse, not the stat."""
 _TAGS: Final = "_tags"
 _MANIFESTS: Final = "_manifests"
 
@@ -54,6 +56,7 @@ class Refs:
         )
 
     def find_tag(self, repository: Repository, tag: str) -> TagRecord | None:
+        """The record of a tag; None if there is none, or it is damaged. Raises StoreError."""
         own = self._find(self._path(repository, _TAGS, tag), _tag_record)
         if own is not None or not self._below:
             return own
@@ -72,7 +75,8 @@ class Refs:
         )
 
     def find_manifest(self, repository: Repository, digest: Digest) -> Descriptor | None:
-        """The descriptor under which this repository has this manifest."""
+        """The descriptor under which this repository has this manifest, or None. Raises
+        StoreError."""
         own = self._find(self._path(repository, _MANIFESTS, str(digest)), _descriptor)
         if own is not None or not self._below:
             return own
@@ -86,7 +90,8 @@ class Refs:
         self._put_descriptor(f"{self._referrers_root}/{subject}/{referrer.digest}", referrer)
 
     def referrers(self, repository: Repository, subject: Digest) -> list[Descriptor]:
-        """What this repository is known to have that refers to the subject, in digest order."""
+        """Manifests of this repository that refer to the subject, ordered by digest. Raises
+        StoreError."""
         found: dict[Digest, Descriptor] = {}
         for records in self._below:
             found.update(records.referrers.get(subject, {}))
@@ -102,7 +107,7 @@ class Refs:
         ]
 
     def tags(self, repository: Repository) -> list[str]:
-        """The cached tags, in order."""
+        """The tags of a repository, sorted. Raises StoreError."""
         own = self._names(Path(self._path(repository, _TAGS, ".")))
         below = (records.tags.get(repository, {}) for records in self._below)
         return sorted({*own, *(tag for tags in below for tag in tags)}) if self._below else own
@@ -113,17 +118,15 @@ class Refs:
         )
 
     def manifests(self, repository: Repository) -> list[Digest]:
-        """The manifests this repository is known to have, in order."""
+        """The manifests of a repository in the store's own files, sorted. Raises StoreError."""
         found = []
         for name in self._names(Path(self._path(repository, _MANIFESTS, "."))):
-            try:
+            with suppress(DigestInvalid):
                 found.append(Digest.parse(name))
-            except DigestInvalid:
-                continue
         return found
 
     def newest_manifests(self, repository: Repository) -> list[Digest]:
-        """The same, what came last first."""
+        """The same, the newest first."""
         folder = Path(self._path(repository, _MANIFESTS, "."))
         found: list[tuple[int, Digest]] = []
         with store_errors(folder), suppress(FileNotFoundError):
@@ -133,8 +136,8 @@ class Refs:
         return [digest for _, digest in sorted(found, key=itemgetter(0), reverse=True)]
 
     def manifests_state(self, repository: Repository) -> tuple[int, int] | None:
-        """What is another whenever a manifest of the repository comes or goes: inode and time of
-        modification (ns); None where it has none."""
+        """Inode and time of modification (ns) of a folder: they change when a manifest of the
+        repository comes or goes. None if it has none, or the folder cannot be read."""
         try:
             state = os.stat(self._path(repository, _MANIFESTS, "."))  # noqa: PTH116 hot path
         except OSError:
@@ -142,7 +145,7 @@ class Refs:
         return state.st_ino, state.st_mtime_ns
 
     def repositories(self) -> Iterator[Repository]:
-        """Every repository of every registry, in order; reads the store as it goes."""
+        """Every repository of every registry, sorted; reads the store while the caller iterates."""
         for directory, folders, _ in os.walk(self._root):
             folders.sort()
             if _TAGS not in folders and _MANIFESTS not in folders:
@@ -155,13 +158,13 @@ class Refs:
                 continue
 
     def _path(self, repository: Repository, kind: str, name: str) -> str:
-        # Repository, tag and digest are parsed types: none of them can hold '..' or start with
-        # '/', and no component of a repository starts with '_'.
+        # Parsed names cannot hold '..' or begin with '/'. No component of a repository begins with
+        # '_', so none is taken for a folder of records.
         return f"{self._root}/{repository.registry}/{repository.name}/{kind}/{name}"
 
     def _find(self, path: str, parse: Callable[[dict[str, object]], T | None]) -> T | None:
-        """The record at a path, parsed once for as long as the file stays the same; a path is
-        always parsed by the same function. None where there is none, or it is damaged."""
+        """The record at a path; None if there is none, or it is damaged. It is parsed once while
+        its file stays the same, so callers give a path always the same `parse`."""
         try:
             state = os.stat(path)  # noqa: PTH116 hot path
         except (FileNotFoundError, NotADirectoryError):
@@ -169,9 +172,8 @@ class Refs:
         except OSError:
             with store_errors(Path(path)):
                 raise
-        identity = (state.st_ino, state.st_size, state.st_mtime_ns)
         hot = self._hot.get(path)
-        if hot is not None and hot[0] == identity:
+        if hot is not None and hot[0] == identity(state):
             return cast("T", hot[1])
         with store_errors(Path(path)):
             try:
@@ -182,7 +184,7 @@ class Refs:
             return None
         record = parse(document)
         if record is not None:
-            self._hot.put(path, (identity, record))
+            self._hot.put(path, (identity(state), record))
         return record
 
     def _put_descriptor(self, path: str, descriptor: Descriptor) -> None:
@@ -209,14 +211,9 @@ def _descriptor(document: dict[str, object]) -> Descriptor | None:
 
 
 def _tag_record(document: dict[str, object]) -> TagRecord | None:
-    descriptor, resolved = document.get("descriptor"), document.get("resolved")
-    if not isinstance(descriptor, dict) or not isinstance(resolved, str):
-        return None
-    parsed = _descriptor(descriptor)
-    if parsed is None:
-        return None
     try:
-        when = datetime.fromisoformat(resolved)
-    except ValueError:
+        descriptor = Descriptor.from_json(document.get("descriptor"))
+        resolved = datetime.fromisoformat(text_in(document.get("resolved"))).timestamp()
+    except ValueError:  # MalformedManifest is one
         return None
-    return TagRecord(parsed, when.timestamp(), str(document.get("upstream", "")))
+    return TagRecord(descriptor, resolved, str(document.get("upstream", "")))

@@ -1,12 +1,10 @@
 """What the name and the times of a stored file say: its digest, its seal, its last use.
 
-A *seal* says "these bytes were verified": the microseconds of the file's mtime are a function of
-its name, its size and the mtime's seconds. Any later write moves the mtime and so breaks the seal;
-`cp -a` and `rsync -a` keep it. It needs no second file that could disagree, and no memory.
+A *seal* says "these bytes were verified". The microseconds of the file's mtime are made from its
+name, its size and the seconds of its mtime. A later write moves the mtime and so breaks the seal;
+`cp -a` and `rsync -a` keep it. There is no second file that could say something else.
 
-The atime is the last use of a file, written by us and not by the kernel.
-
-Tests: tests/store/test_files.py, tests/store/test_blobs.py.
+The atime is the last use of a file. This program sets it, not the kernel.
 """
 
 from __future__ import annotations
@@ -20,9 +18,9 @@ if TYPE_CHECKING:
     from ociproxy.oci.digest import Digest
 
 TOUCH_AFTER: Final = 60.0
-"""Seconds: last use (atime) is written at most this often."""
+"""Seconds between two records of a use, so that a hot file is not written to at each request."""
 UNTOUCHABLE: Final = frozenset({errno.EROFS, errno.EPERM, errno.EACCES})
-"""What setting a file's times fails with where another user owns the store, or it is read-only."""
+"""How setting the times of a file fails if another user owns it, or the store is read-only."""
 
 
 def file_name(digest: Digest) -> str:
@@ -33,7 +31,7 @@ def file_name(digest: Digest) -> str:
 
 
 def seal(file: int, name: str) -> None:
-    """Mark an open file as verified under this name."""
+    """Mark an open file as verified under this name. Raises OSError."""
     state = os.fstat(file)
     seconds = state.st_mtime_ns // 10**9
     mtime = seconds * 10**9 + _seal_microseconds(name, state.st_size, seconds) * 1000
@@ -41,13 +39,14 @@ def seal(file: int, name: str) -> None:
 
 
 def is_sealed(state: os.stat_result, name: str) -> bool:
-    """Whether the file is as it was when it was verified under this name."""
+    """Whether the file was verified under this name and not written to since."""
     seconds, nanoseconds = divmod(state.st_mtime_ns, 10**9)
     return nanoseconds == _seal_microseconds(name, state.st_size, seconds) * 1000
 
 
 def touch(file: int, state: os.stat_result, now: float) -> None:
-    """Record the last use as the atime, leaving the seal alone. A read-only store keeps none."""
+    """Record a use at `now` (seconds since the epoch) and keep the seal. A read-only store records
+    none. Raises OSError."""
     if now - state.st_atime < TOUCH_AFTER:
         return
     try:

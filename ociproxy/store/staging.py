@@ -1,9 +1,10 @@
-"""`pulls/`: everything that is not published yet, and who owns it.
+"""`pulls/`: files that are not published yet, and the process that owns each.
 
-`pulls/<name>` is an arriving blob (`ingest`), `pulls/<name>-<partition>` one that others may not
-read before it is verified. A `Workspace` is a directory for another program. Temporary files of our
-own begin with `.write-`. The process that writes holds `flock` on the file or directory. An
-unlocked one was left by a process that ended: it goes to the next owner of its name, or is swept.
+`pulls/<name>` is an arriving blob (`ingest`); `pulls/<name>-<partition>` comes from an unlisted
+upstream, and only its clients may have bytes that are not verified. A `Workspace` is a directory
+for another program, `.write-*` a temporary file. The owner holds `flock` on its file or directory.
+One without a lock was left by a process that ended: the next owner of the name takes it over, or
+the sweep removes it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,18 @@ import os
 import shutil
 import stat
 import tempfile
+from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from ociproxy.oci.digest import Digest
 from ociproxy.store.files import is_at, publish, store_errors, try_lock
 from ociproxy.store.ingest import JOURNAL_SUFFIX, Ingest
 from ociproxy.store.seal import file_name, seal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _WRITING: Final = ".write-"
 
@@ -29,23 +35,13 @@ class Staging:
         self.root = root
 
     def lead(self, digest: Digest, partition: str = "") -> Ingest | None:
-        """Become the process that fetches this blob in this partition; None where another one is.
-        Waits for no lock."""
+        """Become the process that fetches this blob in this partition; None while another one is.
+        Never waits. Raises StoreError."""
         path = self._path(digest, partition)
         with store_errors(path):
-            while True:
-                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                try:
-                    if not try_lock(file):
-                        os.close(file)
-                        return None
-                    # The file we locked may have been committed or discarded between open and lock.
-                    if is_at(file, path):
-                        break
-                except BaseException:
-                    os.close(file)
-                    raise
-                os.close(file)
+            file = _own(path, os.O_RDWR | os.O_CREAT)
+        if file is None:
+            return None
         ingest = Ingest(path, digest, file, leading=True)
         try:
             ingest.refresh()
@@ -56,7 +52,8 @@ class Staging:
         return ingest
 
     def follow(self, digest: Digest, partition: str = "") -> Ingest | None:
-        """Watch another process fetch this blob; None where none does any more."""
+        """Watch another process fetch this blob; None if no file of it is there. Raises
+        StoreError."""
         path = self._path(digest, partition)
         with store_errors(path):
             try:
@@ -66,89 +63,65 @@ class Staging:
         return Ingest(path, digest, file, leading=False)
 
     def open_committed(self, path: Path, digest: Digest) -> Ingest:
-        """A blob that is in the store already, in the shape of one that has arrived."""
+        """A stored blob in the shape of one that arrives. Raises StoreError."""
         with store_errors(path):
             return Ingest(path, digest, os.open(path, os.O_RDONLY | os.O_CLOEXEC), leading=False)
 
     def claim(self, name: str) -> int | None:
-        """Become the one process that does a thing; None where another one is. Closing the file
-        descriptor gives it up."""
+        """Become the one process that does the work of this name; None while another one is. The
+        caller closes the file descriptor to give it up. Raises StoreError."""
         path = self.root / f".{name}"
         with store_errors(path):
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if try_lock(file):
-            return file
-        os.close(file)
-        return None
+            return _own(path, os.O_RDWR | os.O_CREAT)
 
     def sweep(self, older_than: float) -> int:
-        """Remove abandoned temporary files, and unlocked blobs and workspaces that were not written
-        to since `older_than` (seconds since the epoch). Returns how many of the latter went."""
+        """Remove temporary files without an owner, and all else without one that was not written to
+        since `older_than` (seconds since the epoch). Returns how many of the latter, without the
+        journals of blobs. Raises StoreError."""
         removed = 0
         remove_abandoned(self.root)
         with store_errors(self.root):
             for path in sorted(self.root.iterdir()):
                 if path.suffix == JOURNAL_SUFFIX and path.with_suffix("").exists():
                     continue
-                try:
-                    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-                except OSError:
-                    continue
-                try:
-                    state = os.fstat(file)
-                    if state.st_mtime <= older_than and try_lock(file):
-                        if stat.S_ISDIR(state.st_mode):  # a workspace
-                            shutil.rmtree(path, ignore_errors=True)
-                        else:
-                            path.with_name(path.name + JOURNAL_SUFFIX).unlink(missing_ok=True)
-                            path.unlink(missing_ok=True)
-                        removed += 1
-                finally:
-                    os.close(file)
+                with _abandoned(path, older_than) as state:
+                    if state is None:
+                        continue
+                    if stat.S_ISDIR(state.st_mode):  # a workspace
+                        shutil.rmtree(path, ignore_errors=True)
+                    else:
+                        path.with_name(path.name + JOURNAL_SUFFIX).unlink(missing_ok=True)
+                        path.unlink(missing_ok=True)
+                    removed += 1
         return removed
 
     def workspace(self, name: str) -> Workspace | None:
-        """Own the directory of this name; None while another owner has it."""
-        return Workspace.lead(self.root / name)
+        """Own the directory of this name; None while another owner has it. Never waits. Raises
+        StoreError."""
+        path = self.root / name
+        with store_errors(path):
+            while True:
+                path.mkdir(mode=0o700, exist_ok=True)
+                with suppress(FileNotFoundError):  # its owner removed it after our mkdir
+                    lock = _own(path, os.O_RDONLY | os.O_DIRECTORY)
+                    return None if lock is None else Workspace(path, lock)
 
     def _path(self, digest: Digest, partition: str) -> Path:
-        # A partition has the name of a registry: too long for a file name beside the digest.
+        # A partition is the name of a registry, and may be too long for a file name.
         suffix = f"-{Digest.of(partition.encode()).encoded[:16]}" if partition else ""
         return self.root / f"{file_name(digest)}{suffix}"
 
 
 class Workspace:
-    """A directory in `pulls/` for what another program writes before it is verified. Its owner
+    """A directory in `pulls/` for another program, whose files are not verified yet. Its owner
     calls `remove`, or uses it as a context manager."""
 
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
         self._lock = lock
 
-    @staticmethod
-    def lead(path: Path) -> Workspace | None:
-        """Own this directory, made if need be; None while another owner has it, in this process or
-        another. Waits for no lock. Raises StoreError."""
-        with store_errors(path):
-            while True:
-                path.mkdir(mode=0o700, exist_ok=True)
-                try:
-                    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                except FileNotFoundError:
-                    continue  # its owner has just removed it
-                try:
-                    mine = try_lock(lock)
-                    if mine and is_at(lock, path):
-                        return Workspace(path, lock)
-                except BaseException:
-                    os.close(lock)
-                    raise
-                os.close(lock)
-                if not mine:
-                    return None
-
     def remove(self) -> None:
-        """Give it up with all that is in it."""
+        """Remove the directory, then let go of its lock."""
         try:
             shutil.rmtree(self.path, ignore_errors=True)
         finally:
@@ -162,7 +135,7 @@ class Workspace:
 
 
 def write_atomically(target: Path, data: bytes, *, staging: Path, sealed: bool = False) -> None:
-    """Write a small file so that readers see all of it or none of it."""
+    """Write a small file so that readers see all of it or none. Raises StoreError."""
     with store_errors(target):
         descriptor, staged = stage(staging)
         try:
@@ -173,7 +146,7 @@ def write_atomically(target: Path, data: bytes, *, staging: Path, sealed: bool =
                 os.fsync(descriptor)
                 if sealed:
                     seal(descriptor, target.name)
-                # Before its lock goes with the file.
+                # While the file is open and so locked: else the sweep could remove it.
                 publish(staged, target)
         except BaseException:
             staged.unlink(missing_ok=True)
@@ -181,13 +154,13 @@ def write_atomically(target: Path, data: bytes, *, staging: Path, sealed: bool =
 
 
 def stage(staging: Path) -> tuple[int, Path]:
-    """A new file, open and locked. `remove_abandoned` tells it from the files of a killed process
-    by its lock."""
+    """A new temporary file, open and locked; the lock keeps `remove_abandoned` off. Raises
+    OSError."""
     while True:
         file, name = tempfile.mkstemp(prefix=_WRITING, dir=staging)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            # Another process may have taken it for abandoned before it was locked.
+            # Another process may have removed it before we locked it.
             if os.fstat(file).st_nlink:
                 return file, Path(name)
         except BaseException:
@@ -197,19 +170,43 @@ def stage(staging: Path) -> tuple[int, Path]:
 
 
 def remove_abandoned(staging: Path) -> None:
-    """Remove what killed processes have staged. Raises StoreError."""
+    """Remove the temporary files that killed processes left. Raises StoreError."""
     with store_errors(staging):
         for path in staging.glob(f"{_WRITING}*"):
-            _remove_unlocked(path)
+            with _abandoned(path) as state:
+                if state is not None:
+                    path.unlink(missing_ok=True)
 
 
-def _remove_unlocked(path: Path) -> None:
+def _own(path: Path, flags: int) -> int | None:
+    """Open and lock the file or directory of this name; None while another owner has it."""
+    while True:
+        file = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        owned = False
+        try:
+            if not try_lock(file):
+                return None
+            # Its last owner may have published or removed it between our open and our lock.
+            owned = is_at(file, path)
+            if owned:
+                return file
+        finally:
+            if not owned:
+                os.close(file)
+
+
+@contextmanager
+def _abandoned(path: Path, older_than: float = inf) -> Iterator[os.stat_result | None]:
+    """Lock a file or directory without an owner; None if it has one, is gone, or was written to
+    since `older_than`."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
+        yield None
         return
     try:
-        if try_lock(file):
-            path.unlink(missing_ok=True)
+        state = os.fstat(file)
+        # Its age first: our lock on a new file would keep out the process that made it.
+        yield state if state.st_mtime <= older_than and try_lock(file) else None
     finally:
         os.close(file)

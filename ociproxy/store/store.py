@@ -1,17 +1,16 @@
-"""The store under `--image-path`: the files are the truth, and every process on the host may use
-them.
+"""The store under `--image-path`: plain files, which all processes of the host may use at once.
 
     blobs/<hex>                                       configs and layers
     fat/<hex>                                         indexes
     img/<hex>                                         all other manifests
-    refs/<registry>/<repository>/_tags/<tag>          what a tag resolved to
+    refs/<registry>/<repository>/_tags/<tag>          the manifest that a tag means
     refs/<registry>/<repository>/_manifests/<digest>  that a repository has a manifest
-    referrers/<subject>/<digest>                      what refers to a subject
-    pulls/                                            what is arriving
-    quarantine/                                       what was taken out of service
+    referrers/<subject>/<digest>                      that a manifest refers to a subject
+    pulls/                                            what is not published yet
+    quarantine/                                       damaged blobs, out of service
     store.json                                        the format version
 
-Opening it creates what is missing and scans nothing.
+Opening a store makes the folders that are missing and reads no content.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from ociproxy.store.blobs import Blobs
 from ociproxy.store.document_spool import DocumentSpool
 from ociproxy.store.files import store_errors
 from ociproxy.store.manifests import Manifests, check_manifest
-from ociproxy.store.records import TagRecord
+from ociproxy.store.read_only import TagRecord
 from ociproxy.store.refs import Refs
 from ociproxy.store.staging import Staging, write_atomically
-from ociproxy.store.writer import BlobWriter, adopt_blob
+from ociproxy.store.writer import BlobWriter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,18 +42,19 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION: Final = 1
 _HOT_MANIFEST_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of memory for manifests: some thousand, for most have a few KiB."""
 _FORMAT: Final = "store.json"
 _INDEXES: Final = "fat"
 _IMAGES: Final = "img"
 
 _BLOCK: Final = b"\xff" * 4096
-"""What a file has to hold to take room; of zeros some file systems make a hole."""
+"""Bytes that take room on the disk: of zeros some file systems would make a hole."""
 
 
 class Store:
-    """Raises StoreError, naming the path, where the store cannot be used.
+    """All parts of one store. Opening it raises StoreError, which names the path.
 
-    Content that its own files lack is looked for `below`, which is only read.
+    The store looks for content that its own files lack in `below`, and never writes there.
     """
 
     def __init__(
@@ -85,12 +85,12 @@ class Store:
         self.refs = Refs(root / "refs", root / "referrers", staging=staging, below=below)
 
     def check_writable(self) -> None:
-        """Raises StoreError where nothing can be staged. A full disk will do: what is stored can be
-        served from it."""
+        """Raises StoreError if no file can be made in `pulls/`. A full disk is fine, for its
+        content can be served."""
         self._probe(b"")
 
     def check_room(self) -> None:
-        """The same, and StoreFull where there is no room for anything."""
+        """The same, and StoreFull if the disk has no room for one block."""
         self._probe(_BLOCK)
 
     def _probe(self, data: bytes) -> None:
@@ -100,31 +100,26 @@ class Store:
             probe.unlink(missing_ok=True)
 
     def blob_writer(self) -> BlobWriter:
-        """For blobs that come from front to end, as out of an archive."""
+        """A writer for blobs that come from front to end, as out of an archive."""
         return BlobWriter(self.staging.root, self.blobs)
-
-    def adopt_blob(self, path: Path, blob: Descriptor) -> None:
-        """Verify and publish a blob that another program wrote; the file at `path` stays. Raises
-        SizeMismatch, DigestMismatch or StoreError."""
-        adopt_blob(self.blobs, path, blob)
 
     def record_tag(
         self, repository: Repository, tag: str, descriptor: Descriptor, *, now: float
     ) -> None:
-        """The one way a tag is recorded; its manifest is stored, or was only resolved. `now` is
-        seconds since the epoch."""
+        """Record the manifest that a tag means at `now` (seconds since the epoch). The manifest
+        need not be stored. Raises StoreError."""
         self.refs.put_tag(repository, tag, TagRecord(descriptor, now, repository.registry))
 
     def document_spool(self) -> DocumentSpool:
-        """For documents of which it is not known yet whether they belong here."""
+        """A spool for documents that may turn out not to belong in the store."""
         return DocumentSpool(self.staging.root)
 
     def commit_manifest(self, repository: Repository, holder: ManifestHolder) -> None:
-        """Publish a verified manifest: its bytes first, then whom it refers to and that the
-        repository has it. A manifest whose last step is missing counts as absent,
-        so it is committed again.
+        """Publish a manifest that the caller verified; no other way leads into the store.
 
-        The one way a manifest enters the store. Raises ManifestInvalid for what is not a manifest.
+        Its bytes come first, then its entry as a referrer, then the record that the repository has
+        it. Without that record the manifest counts as absent, and the next caller commits it again.
+        Raises StoreError, or ManifestInvalid if the bytes are not of their media type.
         """
         check_manifest(holder, repository.registry)
         self.manifests.commit(holder)
@@ -135,7 +130,7 @@ class Store:
 
 
 def open_existing(root: Path) -> Store:
-    """A store to read from: nothing becomes one by being looked at. Raises StoreError."""
+    """Open a store to read from. Raises StoreError if the folder is none, and makes none of it."""
     with store_errors(root):
         if not root.is_dir():
             raise StoreError(root, "no such folder; say with --image-path where the store is")

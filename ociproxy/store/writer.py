@@ -1,8 +1,7 @@
-"""Blobs that come from front to end, as out of an archive, and those that a program left in a file.
+"""Blobs that come from front to end, as out of an archive.
 
-`BlobWriter` stages, hashes on the way and commits. Its caller reads; hashing and the commits, which
-mostly wait for the disk, run in threads beside it. Staged files are locked: the next writer removes
-those of a killed process.
+The caller's thread reads and writes. One thread hashes; others commit, which is mostly waiting for
+the disk. Staged files are locked, so the next writer can remove those of a killed process.
 """
 
 from __future__ import annotations
@@ -13,31 +12,31 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.errors import DigestMismatch, SizeMismatch
 from ociproxy.oci.digest import Digest
 from ociproxy.store.files import read_buffer, store_errors
-from ociproxy.store.hashing import BEHIND, Hashing, hash_file
+from ociproxy.store.hashing import BEHIND, Hashing
 from ociproxy.store.reader import fill
 from ociproxy.store.sequential import SequentialWriter
 from ociproxy.store.staging import remove_abandoned, stage
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
-    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.store.blobs import Blobs
     from ociproxy.store.reader import Reader
 
 _COMMITTERS: Final = 4
+"""Threads that commit: a disk serves several fsyncs at once."""
 _MAX_COMMITS: Final = 8
-"""Staged blobs that may wait for their commit; each costs an open file."""
+"""Staged blobs that are committed or wait for it; each costs an open file."""
 _BUFFERS: Final = BEHIND + 1
 _BUFFER_SIZE: Final = 512 * 1024
-"""Bytes. Reading runs far enough ahead of hashing for neither thread to wait for a processor."""
+"""Bytes. The reader is up to seven buffers, 3.5 MiB, ahead of the hashing thread: neither has to
+wait when the other one is given no processor."""
 _INLINE: Final = 128 * 1024
-"""Bytes that are hashed sooner than another thread wakes up."""
+"""Bytes. The caller hashes smaller blobs sooner than another thread wakes up."""
 
 
 class BlobWriter:
-    """Use as a context manager: leaving it ends the threads. Not to be shared between threads."""
+    """Use as a context manager, which ends the threads and drains. Belongs to one thread."""
 
     def __init__(self, staging: Path, blobs: Blobs) -> None:
         remove_abandoned(staging)
@@ -52,22 +51,19 @@ class BlobWriter:
     def __enter__(self) -> BlobWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._hashing.close()
         self._committing.shutdown()
-        if error is None:
+        if kind is None:
             self.drain()
 
     def write(self, source: Reader, size: int, digest: Digest | None = None) -> Digest:
-        """Read `size` bytes and commit them under their digest, which is returned.
+        """Read `size` bytes and commit them under their digest, which is returned; sha256 unless a
+        digest is given.
 
-        They are served once `drain` has returned. Raises SizeMismatch where the source ends early,
-        DigestMismatch where another digest was expected; then nothing is kept.
+        The blob is in the store for certain once `drain` has returned. Nothing is kept on an error:
+        SizeMismatch if the source ends early, DigestMismatch if the bytes have another digest than
+        the one given, StoreError.
         """
         self._collect(_MAX_COMMITS - 1)
         with store_errors(self._staging):
@@ -87,14 +83,15 @@ class BlobWriter:
         return actual
 
     def drain(self) -> None:
-        """Wait until everything that was written is in the store for good. Raises StoreError."""
+        """Wait until all written blobs are in the store and survive a power cut. Raises
+        StoreError."""
         self._collect(0)
         if self._unflushed:
             self._blobs.flush()
             self._unflushed = False
 
     def _collect(self, limit: int) -> None:
-        """Wait until at most so many commits are under way; re-raises what one of them raised."""
+        """Wait until at most `limit` commits are under way. Raises the error of a commit."""
         while len(self._commits) > limit:
             done, self._commits = wait(self._commits, return_when=FIRST_COMPLETED)
             for commit in done:
@@ -128,7 +125,7 @@ class BlobWriter:
         return actual
 
     def _is_stored(self, digest: Digest) -> bool:
-        """Whether what is stored is known to be right, so that it need not be written again."""
+        """Whether a verified blob is there, which need not be written again."""
         found = self._blobs.find(digest)
         if found is None:
             return False
@@ -145,21 +142,3 @@ class BlobWriter:
             raise
         finally:
             writing.close()
-
-
-def adopt_blob(blobs: Blobs, path: Path, blob: Descriptor) -> None:
-    """`Store.adopt_blob`. What is hashed and published has a name of its own: the program may put
-    another file in the place of the first."""
-    own = path.with_name("verified")
-    with store_errors(own):
-        own.unlink(missing_ok=True)  # left by a process that died just here
-        own.hardlink_to(path)
-    hasher = blob.digest.hasher()
-    with store_errors(own), own.open("rb", buffering=0) as file:
-        size = hash_file(file, hasher)
-    if size != blob.size:
-        raise SizeMismatch(f"blob {blob.digest}", blob.size, size)
-    actual = Digest.finish(hasher, blob.digest.algorithm)
-    if actual != blob.digest:
-        raise DigestMismatch("blob", blob.digest, actual)
-    blobs.commit(own, blob.digest)

@@ -10,7 +10,8 @@ from threading import Barrier, Thread
 
 import pytest
 
-from ociproxy.errors import DigestMismatch, OciProxyError
+from ociproxy.errors import DigestMismatch, OciProxyError, SizeMismatch
+from ociproxy.oci.descriptor import Descriptor
 from ociproxy.oci.digest import Digest
 from ociproxy.store.store import Store
 from tests.images import random_bytes
@@ -236,3 +237,30 @@ def test_a_read_only_store_is_verified_once_and_served(store: Store) -> None:
         assert not is_sealed(Store(store.root), digest)
     flip_byte(path)
     assert not is_sealed(store, digest)
+
+
+def test_a_blob_of_another_program_is_adopted_and_its_file_stays(
+    store: Store, tmp_path: Path
+) -> None:
+    path, digest = tmp_path / "layer", Digest.of(DATA, "sha512")
+    path.write_bytes(DATA)
+    (tmp_path / "verified").write_bytes(b"left by a process that died")
+    store.blobs.adopt(path, Descriptor("application/octet-stream", digest, len(DATA)))
+    found = store.blobs.find(digest)
+    assert found is not None
+    with found.file as file:
+        assert (found.sealed, found.size, file.read()) == (True, len(DATA), DATA)
+    assert path.read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    ("data", "error"), [(DATA[1:], SizeMismatch), (DATA[1:] + b"x", DigestMismatch)]
+)
+def test_a_wrong_blob_of_another_program_is_not_adopted(
+    store: Store, tmp_path: Path, data: bytes, error: type[OciProxyError]
+) -> None:
+    path, digest = tmp_path / "layer", Digest.of(DATA)
+    path.write_bytes(data)
+    with pytest.raises(error):
+        store.blobs.adopt(path, Descriptor("application/octet-stream", digest, len(DATA)))
+    assert store.blobs.find_size(digest) is None

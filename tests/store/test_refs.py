@@ -14,7 +14,7 @@ from ociproxy.oci.media_types import OCI_INDEX, OCI_MANIFEST
 from ociproxy.oci.platform import Platform
 from ociproxy.oci.reference import Repository
 from ociproxy.store.inventory import references
-from ociproxy.store.records import TagRecord
+from ociproxy.store.read_only import TagRecord
 from ociproxy.store.store import Store
 from tests.images import Content, artifact, image
 

@@ -1,17 +1,19 @@
-"""Arriving blobs: one leader, any followers, and what a crash leaves behind."""
+"""`pulls/`: one leader a blob, one owner a workspace, and the sweep of what they left."""
 
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ociproxy.errors import StoreFull
+from ociproxy.errors import StoreError
 from ociproxy.oci.digest import Digest
 from ociproxy.store.ingest import Ingest
+from ociproxy.store.seal import is_sealed
+from ociproxy.store.staging import Staging, remove_abandoned, stage, write_atomically
 from ociproxy.store.store import Store
 from tests.images import random_bytes
 
@@ -24,21 +26,8 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-@pytest.fixture
-def leader(store: Store) -> Iterator[Ingest]:
-    ingest = lead(store)
-    yield ingest
-    ingest.close()
-
-
 def lead(store: Store) -> Ingest:
     ingest = store.staging.lead(DIGEST)
-    assert ingest is not None
-    return ingest
-
-
-def follow(store: Store) -> Ingest:
-    ingest = store.staging.follow(DIGEST)
     assert ingest is not None
     return ingest
 
@@ -60,162 +49,8 @@ def test_only_one_leads_at_a_time(store: Store) -> None:
     lead(store).close()
 
 
-def test_nobody_follows_what_nobody_fetches(store: Store) -> None:
+def test_a_blob_without_a_leader_has_no_follower(store: Store) -> None:
     assert store.staging.follow(DIGEST) is None
-
-
-def test_a_follower_sees_what_arrived_and_whether_it_is_led(store: Store) -> None:
-    leader, follower = lead(store), follow(store)
-    follower.refresh()
-    assert (follower.size, follower.ranges.total) == (None, 0)
-    leader.set_size(len(DATA))
-    receive(leader, 500, 700)
-    receive(leader, 0, 100)
-    follower.refresh()
-    assert follower.size == len(DATA)
-    assert list(follower.ranges) == [(0, 100), (500, 700)]
-    assert os.pread(follower.file, 200, 500) == DATA[500:700]
-    assert follower.is_same_file(leader)
-    assert follower.is_led()
-    leader.close()
-    assert not follower.is_led()
-    follower.close()
-
-
-def test_a_follower_takes_no_half_line_and_no_nonsense(store: Store, leader: Ingest) -> None:
-    leader.write(0, DATA)
-    follower = follow(store)
-    journal = store.staging.root / f"{DIGEST.encoded}.spans"
-    journal.write_bytes(b"size 1000\nsize\n1 2 3\n-1 5\n\xff\xfe 9\nsize x\n0 10\n20 3")
-    follower.refresh()
-    assert (follower.size, list(follower.ranges)) == (1000, [(0, 10)])
-    with journal.open("ab") as file:
-        file.write(b"0\n")
-    follower.refresh()
-    assert list(follower.ranges) == [(0, 10), (20, 30)]
-    follower.close()
-
-
-def test_the_next_leader_goes_on_where_the_last_one_stopped(store: Store) -> None:
-    first = lead(store)
-    first.set_size(len(DATA))
-    receive(first, 0, 400)
-    first.close()
-    second = lead(Store(store.root))
-    assert (second.size, list(second.ranges)) == (len(DATA), [(0, 400)])
-    receive(second, 400, 1000)
-    second.commit(store.blobs)
-    second.close()
-    assert store.blobs.path(DIGEST).read_bytes() == DATA
-    assert staged(store) == []
-
-
-def test_what_the_journal_did_not_have_yet_is_written_at_the_end(store: Store) -> None:
-    first = lead(store)
-    for start in range(0, 900, 100):
-        first.write(start, DATA[start : start + 100])
-        first.arrived(start, start + 100)
-    first.close()
-    second = lead(store)
-    assert list(second.ranges) == [(0, 900)]
-    second.discard()
-    second.close()
-    assert staged(store) == []
-
-
-def test_a_journal_that_claims_more_than_the_file_holds_is_cut(store: Store) -> None:
-    first = lead(store)
-    receive(first, 0, 300)
-    first.arrived(300, 900, flush=True)
-    first.close()
-    second = lead(store)
-    assert list(second.ranges) == [(0, 300)]
-    second.close()
-
-
-def test_the_journal_of_a_committed_blob_says_nothing_of_the_next_one(store: Store) -> None:
-    """A process was killed after it had given the blob its name and before the journal went."""
-    first = lead(store)
-    first.set_size(1000)
-    receive(first, 0, 1000)
-    journal = store.staging.root / f"{DIGEST.encoded}.spans"
-    kept = journal.read_bytes()
-    first.commit(store.blobs)
-    first.close()
-    journal.write_bytes(kept)
-    store.blobs.path(DIGEST).unlink()
-    second = lead(store)
-    early = follow(store)
-    early.refresh()
-    receive(second, 300, 400)
-    late = follow(store)
-    for follower in (early, late):
-        follower.refresh()
-        assert list(follower.ranges) == [(300, 400)]
-        follower.close()
-    assert list(second.ranges) == [(300, 400)]
-    second.close()
-
-
-def test_what_a_follower_read_of_an_old_journal_is_taken_back(store: Store) -> None:
-    path = store.staging.root / DIGEST.encoded
-    path.touch()
-    path.with_name(path.name + ".spans").write_bytes(b"size 1000\n0 1000\n")
-    follower = follow(store)
-    follower.refresh()
-    assert list(follower.ranges) == []
-    leader = lead(store)
-    receive(leader, 600, 700)
-    follower.refresh()
-    assert list(follower.ranges) == [(600, 700)]
-    follower.close()
-    leader.close()
-
-
-def test_discarding_leaves_nothing(store: Store, leader: Ingest) -> None:
-    receive(leader, 0, 300)
-    leader.discard()
-    assert staged(store) == []
-    # The name is free for the next leader, though the first still holds the old file.
-    second = lead(store)
-    assert not second.is_same_file(leader)
-    second.close()
-
-
-def test_a_committed_blob_looks_like_one_that_arrived(store: Store) -> None:
-    first = lead(store)
-    receive(first, 0, 1000)
-    first.commit(store.blobs)
-    first.close()
-    ingest = store.staging.open_committed(store.blobs.path(DIGEST), DIGEST)
-    assert os.pread(ingest.file, 1000, 0) == DATA
-    ingest.close()
-    assert store.blobs.find_size(DIGEST) == len(DATA)
-
-
-def test_a_sweep_takes_what_is_old_and_led_by_nobody(store: Store) -> None:
-    first = lead(store)
-    receive(first, 0, 10)
-    led = store.staging.lead(Digest.of(b"led", "sha512"))
-    assert led is not None
-    led.set_size(3)
-    (store.staging.root / "lone.spans").write_text("size 1\n")
-    first.close()
-    assert store.staging.sweep(time.time() - 3600) == 0
-    assert store.staging.sweep(time.time() + 1) == 2
-    assert staged(store) == [led.path.name, f"{led.path.name}.spans"]
-    led.close()
-
-
-def test_a_full_disk_is_store_full(tmp_path: Path) -> None:
-    full = os.open("/dev/full", os.O_RDWR)
-    ingest = Ingest(tmp_path / "arriving", DIGEST, full, leading=True)
-    with pytest.raises(StoreFull):
-        ingest.write(0, b"x")
-    (tmp_path / "arriving.spans").symlink_to("/dev/full")
-    with pytest.raises(StoreFull):
-        ingest.set_size(1)
-    ingest.close()
 
 
 def test_partitions_do_not_see_each_other_s_bytes(store: Store) -> None:
@@ -232,13 +67,111 @@ def test_partitions_do_not_see_each_other_s_bytes(store: Store) -> None:
         each.close()
 
 
-def test_half_a_line_of_an_old_journal_hides_nothing(store: Store) -> None:
-    path = store.staging.root / DIGEST.encoded
-    path.with_name(path.name + ".spans").write_bytes(b"size 1000\n0 500\n500 10")
-    leader = lead(store)
-    receive(leader, 600, 700)
-    follower = follow(store)
-    follower.refresh()
-    assert list(follower.ranges) == [(600, 700)]
-    follower.close()
-    leader.close()
+def test_a_sweep_takes_what_is_old_and_without_a_leader(store: Store) -> None:
+    first = lead(store)
+    receive(first, 0, 10)
+    led = store.staging.lead(Digest.of(b"led", "sha512"))
+    assert led is not None
+    led.set_size(3)
+    (store.staging.root / "lone.spans").write_text("size 1\n")
+    first.close()
+    assert store.staging.sweep(time.time() - 3600) == 0
+    assert store.staging.sweep(time.time() + 1) == 2
+    assert staged(store) == [led.path.name, f"{led.path.name}.spans"]
+    led.close()
+
+
+def test_a_workspace_has_one_owner_at_a_time(tmp_path: Path) -> None:
+    staging = Staging(tmp_path)
+    first = staging.workspace("copy")
+    assert first is not None
+    assert first.path.stat().st_mode & 0o777 == 0o700
+    assert staging.workspace("copy") is None
+    assert staging.workspace("other") is not None
+    (first.path / "sub").mkdir()
+    first.remove()
+    assert not first.path.exists()
+    second = staging.workspace("copy")
+    assert second is not None
+    assert list(second.path.iterdir()) == []
+
+
+def test_what_a_dead_owner_left_in_a_workspace_goes_to_the_next(tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "layer").write_bytes(b"left behind")
+    workspace = Staging(tmp_path).workspace("copy")
+    assert workspace is not None
+    assert (workspace.path / "layer").read_bytes() == b"left behind"
+
+
+def test_a_sweep_removes_workspaces_without_an_owner(tmp_path: Path) -> None:
+    staging = Staging(tmp_path)
+    owned = staging.workspace("owned")
+    assert owned is not None
+    (tmp_path / "abandoned" / "sub").mkdir(parents=True)
+    (tmp_path / "fresh").mkdir()
+    for name in ("owned", "abandoned"):
+        os.utime(tmp_path / name, (1000, 1000))
+    assert staging.sweep(2000) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "owned"]
+
+
+def test_an_atomic_write_replaces_the_whole_file_for_everyone(tmp_path: Path) -> None:
+    target, staging = tmp_path / "target", tmp_path / "staging"
+    staging.mkdir()
+    target.write_bytes(b"old and longer")
+    with target.open("rb") as reader:
+        write_atomically(target, b"new", staging=staging, sealed=True)
+        assert reader.read() == b"old and longer"
+    assert target.read_bytes() == b"new"
+    assert is_sealed(target.stat(), target.name)
+    assert target.stat().st_mode & 0o777 == 0o644
+    assert list(staging.iterdir()) == []
+
+
+def test_an_atomic_write_that_fails_leaves_nothing_staged(tmp_path: Path) -> None:
+    target, staging = tmp_path / "target", tmp_path / "staging"
+    staging.mkdir()
+    (target / "in the way").mkdir(parents=True)
+    with pytest.raises(StoreError) as caught:
+        write_atomically(target, b"new", staging=staging)
+    assert caught.value.path == target
+    assert list(staging.iterdir()) == []
+
+
+def test_what_is_being_written_is_left_to_its_writer(tmp_path: Path) -> None:
+    """Another process begins an import, or a server starts, all the while."""
+    staging = tmp_path / "pulls"
+    staging.mkdir()
+    over = threading.Event()
+
+    def sweep() -> None:
+        while not over.is_set():
+            remove_abandoned(staging)
+
+    sweepers = [threading.Thread(target=sweep) for _ in range(3)]
+    for sweeper in sweepers:
+        sweeper.start()
+    try:
+        for number in range(100):
+            target = tmp_path / f"record-{number}"
+            write_atomically(target, b"record", staging=staging)
+            assert target.read_bytes() == b"record"
+    finally:
+        over.set()
+        for sweeper in sweepers:
+            sweeper.join()
+
+
+def test_what_a_killed_process_was_writing_goes(tmp_path: Path) -> None:
+    held, mine = stage(tmp_path)
+    file, left = stage(tmp_path)
+    os.close(file)  # as the kernel does it
+    (tmp_path / "other").touch()
+    try:
+        remove_abandoned(tmp_path)
+    finally:
+        os.close(held)
+    assert mine.exists()
+    assert not left.exists()
+    assert (tmp_path / "other").exists()

@@ -1,4 +1,7 @@
-"""The body of one blob request, as it comes from the socket."""
+"""The body of one blob request, as it comes from the socket.
+
+Tests: tests/fetch/oras/test_backend.py, tests/fetch/oras/test_connect.py.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@ statuses.
 
 Reasons are short and for people. They may quote the upstream's own error message, and never a
 header or the query of a URL: presigned URLs carry secrets there.
+
+Tests: tests/fetch/oras/test_backend.py, tests/fetch/oras/test_tls.py.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class ImageLayout:
             path = self.path / blob_path(blob.digest)
             if path.is_file():
                 # The layout keeps the file: skopeo looks there for a layer that occurs twice.
-                self._store.adopt_blob(path, blob)
+                self._store.blobs.adopt(path, blob)
                 brought = True
         return brought
 

@@ -2,6 +2,8 @@
 
 Callers that want the same answer at the same time share one request. A refusal is kept for a while
 (`fetch.negative_ttl`). The threads that wait for one listed upstream are its own.
+
+Tests: tests/fetch/upstreams/test_upstreams.py, tests/serve/test_upstream_rules.py.
 """
 
 from __future__ import annotations
