@@ -1,6 +1,6 @@
-"""What a fetched manifest is: its media type from header and document, which must agree.
+"""A fetched manifest's media type, which header and document must agree on, and its digest.
 
-Tests: tests/fetch/contract.py, tests/fetch/oras/test_backend.py.
+Tests: tests/fetch/oras/test_backend.py, tests/fetch/contract.py.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from ociproxy.oci.media_types import (
 
 
 def media_type_in(content_type: str) -> str:
-    """A Content-Type without its parameters; empty where there is none, or nothing that could be
-    one: it becomes a header of ours, and a record in the store."""
+    """A Content-Type without its parameters, in lower case; empty if it is no media type.
+
+    The value becomes a header of our answers and a record in the store, so it must be well formed.
+    """
     text = content_type.partition(";")[0].strip().lower()
     return text if is_media_type(text) else ""
 
@@ -33,10 +35,10 @@ def media_type_in(content_type: str) -> str:
 def verify_manifest(
     raw: bytes, content_type: str, *, upstream: str, expected: Digest | None, subject: object
 ) -> ManifestHolder:
-    """The manifest in these bytes, which are parsed here and not again.
+    """The manifest in these bytes, parsed here once and for all.
 
-    `subject` is what a mismatch is reported about. Raises ManifestInvalid for what is no manifest,
-    or not the one that it says, and DigestMismatch for what is not the expected one.
+    A mismatch is reported about `subject`. Raises ManifestInvalid for bytes that are no manifest of
+    their type, and DigestMismatch for a manifest that is not the expected one.
     """
     try:
         document = json_object(raw)
@@ -58,7 +60,8 @@ def verify_manifest(
 
 
 def _agreed_media_type(document: dict[str, object], content_type: str, upstream: str) -> str:
-    """That of header and document, where each says one. Raises ManifestInvalid if they differ."""
+    """The header's type, or the document's if the header's is generic. Raises ManifestInvalid if
+    they differ and one of them is a known type."""
     if is_generic(content_type):
         return media_type_of(document)
     own = own_media_type(document)

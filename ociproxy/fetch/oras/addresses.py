@@ -1,7 +1,7 @@
 """Which addresses an upstream, its redirects and its token realm may be at.
 
-An address is judged as the one that is really reached: what an IPv6 address carries inside it, by a
-mapping or a tunnel, is judged too.
+An IPv6 address that carries an IPv4 address, by a mapping or a tunnel, is judged by both: a
+translator on the way may deliver to the IPv4 address.
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ _PRIVATE: Final = tuple(
         "198.18.0.0/15",  # benchmarks (RFC 2544)
         "fc00::/7",  # unique local (RFC 4193)
         "fec0::/10",  # site-local, deprecated
-        "64:ff9b:1::/48",  # a local translator's (RFC 8215): what it reaches is not known here
+        "64:ff9b:1::/48",  # a local translator's (RFC 8215), which may lead anywhere
     )
 )
-# Where clouds keep credentials of the machine, outside the link-local range.
 _METADATA: Final = frozenset(
     ipaddress.ip_address(text)
     for text in ("fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16")
 )
-
-# Prefixes that carry an IPv4 address, and by how many bits it is from the end.
+"""Services outside the link-local range where a cloud hands out the machine's credentials."""
+# Prefixes that carry an IPv4 address, and how many bits follow that address.
 _TRANSLATED: Final = (
     (ipaddress.IPv6Network("::ffff:0:0/96"), 0),  # IPv4-mapped
     (ipaddress.IPv6Network("::/96"), 0),  # IPv4-compatible
@@ -50,11 +49,11 @@ _TRANSLATED: Final = (
 
 
 def refused_kind(address: str, *, listed: bool, deny_private: bool = False) -> str | None:
-    """The kind of address that an upstream must not lead to, or None where it may.
+    """The kind of an address that an upstream must not lead to; None for a permitted address.
 
-    `address` is what the resolver gave, a zone after it or not. A link-local address is a cloud's
-    metadata service more often than a registry; the others would let a client of ours reach what
-    only this host, or with `deny_private` only its network, may, by naming it.
+    `address` is a resolver's, with or without a zone. A link-local address is mostly a cloud's
+    metadata service. Through the others, a client that names an unlisted upstream would reach
+    services that only this host, or with `deny_private` only its network, may reach.
     """
     for ip in _meanings(ipaddress.ip_address(address)):
         if ip.is_link_local or ip in _METADATA:
@@ -70,8 +69,8 @@ def refused_kind(address: str, *, listed: bool, deny_private: bool = False) -> s
 
 
 def literal_addresses(host: str) -> list[str]:
-    """What the C library takes a host for without asking anybody: `127.1`, `0x7f000001`, `[::1]`
-    and the like; empty where it is a name."""
+    """The address that the C library reads from a host such as `127.1`, `0x7f000001` or `[::1]`
+    without a resolver. Empty for a name."""
     host = host.strip("[]").removesuffix(".")
     with suppress(OSError):
         return [socket.inet_ntoa(socket.inet_aton(host))]
@@ -93,7 +92,7 @@ def _local_kind(ip: Address) -> str | None:
 
 
 def _meanings(ip: Address) -> Iterator[Address]:
-    """The address, and each IPv4 address that somebody on the way may make of it."""
+    """The address, and each IPv4 address that a translator may make of it."""
     yield ip
     if not isinstance(ip, ipaddress.IPv6Address):
         return

@@ -1,8 +1,10 @@
-"""Authentication with one repository of one upstream: its challenge, its token, nobody else's.
+"""Authentication with one repository of one upstream: its challenge and its token.
 
-A token is never shared between repositories: oras' own token backend answers a second repository's
-401 with the first one's token. The password goes to the upstream itself or to the realm it names,
-and to neither over plain HTTP unless the upstream is configured as plain HTTP.
+Each repository has a token of its own: oras' own token backend answers a second repository's 401
+with the first one's token. The password goes to the upstream, or to the realm that the upstream
+names. It goes over plain HTTP only if the upstream is configured as plain HTTP.
+
+Tests: tests/fetch/oras/test_auth.py, tests/fetch/oras/test_challenges.py.
 """
 
 from __future__ import annotations
@@ -34,23 +36,24 @@ if TYPE_CHECKING:
     from ociproxy.oci.reference import Repository
 
 _TOKEN_LIFE: Final = 60.0
-"""Seconds, where the realm does not say (Docker's token authentication specification)."""
-
+"""Seconds that a token lives if the realm does not say (Docker's token specification)."""
 _TOKEN_LIMIT: Final = 1024 * 1024
+"""Bytes of a realm's answer: many times a real token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One of a Www-Authenticate header: its scheme in lower case, and its parameters."""
+    """One challenge of a Www-Authenticate header; scheme and parameter names in lower case."""
 
     scheme: str
     parameters: dict[str, str]
 
 
 def parse_challenges(header: str) -> list[Challenge]:
-    """RFC 9110, 11.6.1: challenges and their parameters are separated by the same commas.
+    """All challenges of the header, as RFC 9110, 11.6.1 has them.
 
-    A part that starts with a word and a space before any `=` begins a challenge.
+    Commas separate challenges as well as their parameters. A part that has a word and a space
+    before its first `=` begins a challenge.
     """
     challenges: list[Challenge] = []
     for part in filter(str.strip, urllib.request.parse_http_list(header)):
@@ -65,16 +68,17 @@ def parse_challenges(header: str) -> list[Challenge]:
 
 
 def find_challenge(header: str) -> Challenge | None:
-    """The one we can meet: a token rather than the password in every request."""
+    """The first bearer challenge, else the first basic one: a token is better than the password in
+    every request."""
     known = {challenge.scheme: challenge for challenge in reversed(parse_challenges(header))}
     return known.get("bearer") or known.get("basic")
 
 
 class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
-    """What oras asks when an upstream answers 401 or 403; safe to use from many threads at once.
+    """The part that oras calls when an upstream answers 401 or 403. Thread-safe.
 
-    `credentials` gives None for an anonymous upstream; the source is asked anew each time some are
-    needed, so that a rotated password is found. `secure` is whether the upstream itself is HTTPS.
+    `credentials` is None for an anonymous upstream. It is read for each token, so that a rotated
+    password is used. `secure` says that the upstream itself is asked over HTTPS.
     """
 
     def __init__(
@@ -99,7 +103,7 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         self._renew_at = 0.0
 
     def get_auth_header(self) -> dict[str, str]:
-        """For the next request, so that a token is used again without a 401 before each request."""
+        """Headers for the next request: a known token saves a 401. Raises UpstreamError kinds."""
         if self._authorization is not None and time.monotonic() >= self._renew_at:
             with self._locked():
                 if self._challenge is not None and time.monotonic() >= self._renew_at:
@@ -113,13 +117,16 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         headers: dict[str, str] | None,
         refresh: bool = False,
     ) -> tuple[dict[str, str], bool]:
-        """Headers for one more try. Raises UpstreamDenied where another try cannot help: oras makes
-        it without looking at the second value."""
+        """The headers with other credentials, and True; oras then sends the request once more.
+
+        `refresh` says that it is the second time. Raises UpstreamDenied where another try cannot
+        help, since oras does not always look at the second value.
+        """
         denied = refuse(original, self._upstream)
         sent = (headers or {}).get("Authorization")
-        asked = original.history[0].url if original.history else original.url
-        if origin(asked) != origin(original.url):
-            # A redirect's target has no say over the upstream's credentials.
+        requested = original.history[0].url if original.history else original.url
+        if origin(requested) != origin(original.url):
+            # Another host, which a redirect led to, must not ask for the upstream's credentials.
             raise denied
         given = find_challenge(original.headers.get("Www-Authenticate", ""))
         if refresh or (original.status_code == 403 and sent is None and given is None):
@@ -131,14 +138,17 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
             if self._authorization in (None, sent):
                 self._authorization = None
                 self._obtain(challenge, refused=sent)
-            # Otherwise another thread has been here since our request was sent.
+            # Else another thread has renewed it since this request was sent.
             authorization = self._authorization
         if authorization is None or authorization == sent:
             raise denied
         return {**(headers or {}), "Authorization": authorization}, True
 
     def _obtain(self, challenge: Challenge, *, refused: str | None = None) -> None:
-        """Another try with what a helper says now, where its earlier answer is not accepted."""
+        """Set `_authorization` for this challenge. `refused` is the header that was not accepted.
+
+        A helper whose answer was refused is run once more.
+        """
         self._challenge = challenge
         source = self._credentials
         credentials = None if source is None else source.get()
@@ -149,16 +159,16 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
             self._renew_at = float("inf")
             return
         try:
-            self._take_token(challenge, credentials)
+            self._fetch_token(challenge, credentials)
         except UpstreamDenied:
             fresh = None if source is None else source.replace(credentials)
             if fresh is None:
                 raise
-            self._take_token(challenge, fresh)
+            self._fetch_token(challenge, fresh)
 
-    def _take_token(self, challenge: Challenge, credentials: Credentials | None) -> None:
+    def _fetch_token(self, challenge: Challenge, credentials: Credentials | None) -> None:
         started = time.monotonic()
-        answer = self._ask_realm(challenge, credentials)
+        answer = self._request_token(challenge, credentials)
         token = answer.get("token") or answer.get("access_token")
         if not isinstance(token, str):
             raise UpstreamUnavailable(self._upstream, "its token realm answers without a token")
@@ -166,10 +176,11 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         if isinstance(life, bool) or not isinstance(life, (int, float)) or life <= 0:
             life = _TOKEN_LIFE
         self._authorization = f"Bearer {token}"
-        # Before it expires under a request on its way, without asking all the time for a short one.
+        # Early, so that it does not expire under a request on its way. For a short life the margin
+        # is short, so that the token is not renewed all the time.
         self._renew_at = started + life - min(10.0, life / 5)
 
-    def _ask_realm(
+    def _request_token(
         self, challenge: Challenge, credentials: Credentials | None
     ) -> dict[str, object]:
         realm = challenge.parameters.get("realm", "")
@@ -198,7 +209,7 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Held while a token is fetched: the others want the same one."""
+        """Held while a token is fetched: other threads wait and use the same one."""
         if not self._lock.acquire(timeout=self._timeouts.connect + self._timeouts.headers):
             reason = "timed out waiting for another request's token"
             raise UpstreamUnavailable(self._upstream, reason, timed_out=True)

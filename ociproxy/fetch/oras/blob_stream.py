@@ -1,4 +1,4 @@
-"""The body of one blob request, as it comes from the socket.
+"""The body of one answer to a blob request: where it lies in the blob, and its bytes.
 
 Tests: tests/fetch/oras/test_backend.py, tests/fetch/oras/test_connect.py.
 """
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Timeouts
 
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
-
-# Each read allocates what it asks for before it knows how much comes; beyond this that costs more
-# than the saved calls bring (measured on loopback, plain and TLS).
 _READ_LIMIT: Final = 1024 * 1024
+"""Bytes of one read. A read allocates its limit before any byte comes: beyond this, that costs more
+than the saved calls bring (measured on loopback, plain and TLS)."""
 
 
 class HttpBlobStream:
@@ -31,8 +30,8 @@ class HttpBlobStream:
     def __init__(
         self, response: requests.Response, upstream: str, timeouts: Timeouts, *, start: int
     ) -> None:
-        """Raises UpstreamUnavailable or UpstreamInvalid, and closes the response, unless the body
-        starts at `start` or 0 and is the blob as it is stored."""
+        """The body must be the undecoded blob from `start` or 0 on. Else this closes the response
+        and raises UpstreamUnavailable or UpstreamInvalid."""
         self._response = response
         self._upstream = upstream
         self._timeouts = timeouts
@@ -58,16 +57,15 @@ class HttpBlobStream:
 
     def read(self, limit: int) -> bytes:
         try:
-            # Not `read`, which waits for all of `limit`.
+            # `read` would wait for all of `limit`.
             data: bytes = self._response.raw.read1(min(limit, _READ_LIMIT), decode_content=False)
         except (*FOREIGN, ValueError, AttributeError) as exc:
-            # The last two are what http.client says when the response was closed under it.
+            # `abort` from another thread makes ssl and http.client raise the last two.
             if self._aborted or not isinstance(exc, FOREIGN):
                 raise UpstreamUnavailable(self._upstream, "read was aborted") from exc
             raise translate(exc, self._upstream, self._timeouts, body=True) from exc
         if self._aborted:
-            # A socket that was shut down may still have bytes, and under TLS these are not even
-            # plain text.
+            # These bytes are not data: a TLS socket that was shut down gives encrypted bytes.
             raise UpstreamUnavailable(self._upstream, "read was aborted")
         self._read += len(data)
         if not data and self._stop is not None and self._start + self._read != self._stop:
@@ -77,7 +75,7 @@ class HttpBlobStream:
 
     def abort(self) -> None:
         self._aborted = True
-        # There is nothing to wake if the body has come to its end or the response was closed.
+        # These say that the body has ended or the response is closed: no read is to be woken.
         with contextlib.suppress(OSError, RuntimeError, ValueError):
             self._response.raw.shutdown()
 
@@ -85,7 +83,8 @@ class HttpBlobStream:
         self._response.close()
 
     def _extent(self, asked: int) -> tuple[int, int | None, int | None]:
-        """Where the body starts and stops in the blob, and the size of the whole blob."""
+        """Offsets in the blob where the body starts and stops, and the size of the blob, in bytes;
+        None for what the upstream does not say. `asked` is the start of the requested range."""
         headers = self._response.headers
         encoding = headers.get("Content-Encoding", "identity").lower()
         if encoding != "identity":

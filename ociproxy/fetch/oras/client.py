@@ -99,7 +99,7 @@ class RegistryClient:
             self._probing.release()
 
     def _find_base(self) -> str:
-        """Asks without credentials, since a client may have chosen whom."""
+        """Sends no credentials: it is not known yet who answers."""
         error: OciProxyError | None = None
         for base in self._bases:
             try:

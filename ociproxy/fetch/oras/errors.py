@@ -1,8 +1,8 @@
-"""What goes wrong between here and an upstream, in our words: one function for exceptions, one for
-statuses.
+"""Failures of the libraries and of the upstream as domain errors: `translate` for exceptions,
+`refuse` for statuses.
 
-Reasons are short and for people. They may quote the upstream's own error message, and never a
-header or the query of a URL: presigned URLs carry secrets there.
+Reasons are short and for people. A reason may quote the upstream's own error message. It never
+quotes a header or the query of a URL, where presigned URLs carry secrets.
 
 Tests: tests/fetch/oras/test_backend.py, tests/fetch/oras/test_tls.py.
 """
@@ -46,31 +46,35 @@ if TYPE_CHECKING:
     from ociproxy.oci.reference import Repository
 
 FOREIGN: Final = (RequestException, HTTPError, http.client.HTTPException, OSError, UnicodeError)
-"""All that requests, urllib3, http.client, ssl and sockets raise for what an upstream does."""
+"""All that requests, urllib3, http.client, ssl and sockets raise for failures of an upstream."""
 
 _ERROR_BODY_LIMIT: Final = 16 * 1024
+"""Bytes read of an error body; a longer one is not parsed."""
 _MESSAGE_LIMIT: Final = 200
+"""Characters quoted of an upstream's message: a sentence or two in one log line."""
 
-# RFC 9110 and 8470: a time-out of the server's, too early; and what no server will ever do better.
 _TRANSIENT_4XX: Final = (408, 425)
+"""The server's own time-out (RFC 9110), and too early (RFC 8470): another try may succeed."""
 _FINAL_5XX: Final = (501, 505)
+"""Not implemented, and HTTP version not supported: another try gets the same answer."""
 
-# OpenSSL's names of the alerts with which a server refuses our certificate, or the lack of one.
 _CERTIFICATE_ALERTS: Final = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
-# And of what it finds in an answer that is plain HTTP.
+"""OpenSSL's names of alerts by which a server refuses the mirror's certificate or its absence."""
 _NO_TLS: Final = "WRONG_VERSION_NUMBER"
+"""OpenSSL's name for an answer that is not TLS, mostly plain HTTP."""
 
 _SENT: Final = {
     "": "; it was asked without credentials",
     "basic": "; it does not accept the mirror's credentials",
 }
-"""What a 401 means, by the scheme of the Authorization that it answers: of a token nobody knows
-whether it was one for credentials."""
+"""Why a 401 came, by the scheme of the Authorization that was sent. A refused token tells nothing:
+the realm may have given it with or without credentials."""
 
 
 @contextlib.contextmanager
 def translated(upstream: str, timeouts: Timeouts, *, body: bool = False) -> Iterator[None]:
-    """Around everything that asks for headers."""
+    """Around calls of the libraries: raises their exceptions as domain errors. `body` says that the
+    headers have come."""
     try:
         yield
     except FOREIGN as exc:
@@ -80,7 +84,7 @@ def translated(upstream: str, timeouts: Timeouts, *, body: bool = False) -> Iter
 def translate(
     exc: BaseException, upstream: str, timeouts: Timeouts, *, body: bool = False
 ) -> OciProxyError:
-    """A domain error for one of FOREIGN; `body` says that the headers had come."""
+    """The domain error for one of FOREIGN; `body` says that the headers had come."""
     causes = list(_causes(exc))
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -91,7 +95,7 @@ def translate(
             return UpstreamUntrusted(upstream, reason)
     if isinstance(exc, TooManyRedirects):
         return UpstreamInvalid(upstream, "redirects in circles")
-    # A handshake that fails for another reason met something that speaks no TLS.
+    # A handshake that fails for another reason met a server that speaks no TLS.
     unreachable = isinstance(exc, requests.exceptions.SSLError)
     for cause in causes:
         if isinstance(cause, socket.gaierror):
@@ -119,17 +123,17 @@ def refuse(
     unknown: OciProxyError | None = None,
     repository: Repository | None = None,
 ) -> OciProxyError:
-    """A domain error for an answer that is not a success; `unknown` is the one for 404, where one
-    can be, unless the upstream says that it is the repository that it does not know.
+    """The domain error for an answer that is not a success.
 
-    Reads the error body, and with it gives the connection back.
+    `unknown` is the error for a 404, except that NameUnknown is, if `repository` is given and the
+    upstream says that the repository is unknown. Reads a small body, to keep the connection.
     """
     status = response.status_code
     code, message = _error_body(response)
     reason = f"{response.request.method} {plain_url(response.url)} answered {status}"
     if code or message:
         reason = f"{reason}: {': '.join(part for part in (code, message) if part)}"
-    if status == 401 and not response.history:  # to another host none are sent
+    if status == 401 and not response.history:  # a redirect's target may have got no credentials
         reason += _SENT.get(_authorization_scheme(response), "")
     if status in (401, 403):
         return UpstreamDenied(upstream, reason, status=status)
@@ -156,7 +160,7 @@ def plain_url(url: str | None) -> str:
 
 
 def _error_body(response: requests.Response) -> tuple[str, str]:
-    """Code and message of the first error of a spec's error body; empty for anything else."""
+    """Code and message of the first error in the specification's JSON; empty for any other body."""
     try:
         document = json.loads(read_bounded(response, _ERROR_BODY_LIMIT))
         first = document["errors"][0]
@@ -180,7 +184,7 @@ def _retry_after(response: requests.Response) -> float:
 
 
 def _causes(exc: BaseException) -> Iterator[BaseException]:
-    """The exception and all that it was made of: the libraries wrap in arguments as well as by
+    """The exception and all its causes. The libraries keep causes in arguments as well as by
     `from`."""
     seen: set[int] = set()
     waiting: list[object] = [exc]
@@ -203,7 +207,7 @@ def _tls_words(exc: ssl.SSLError) -> str:
 
 
 def _reason(causes: list[BaseException]) -> str:
-    """The innermost operating system's or TLS library's words, without numbers and object names."""
+    """The words of the innermost OS or TLS error, without numbers and object names."""
     for cause in reversed(causes):
         if isinstance(cause, ssl.SSLError) and cause.reason:
             return f"TLS failed: {_tls_words(cause)}"

@@ -1,9 +1,10 @@
-"""The HTTP session of one upstream: connection pool, TLS, redirects, time-outs; nothing about
-registries.
+"""The HTTP session of one upstream: connection pool, TLS, redirects and time-outs.
 
-One session serves all threads and repositories of its upstream. It keeps no cookies and no
-credentials, reads no ~/.netrc and no certificate bundle, never retries, and asks for bodies as they
-are stored. Proxies from the environment are honoured.
+It knows nothing about registries, and serves all threads of its upstream. It keeps no cookies and
+no credentials, reads no ~/.netrc and no certificate bundle, and never retries. It asks for bodies
+without compression, and honours the proxies of the environment.
+
+Tests: tests/fetch/oras/test_session.py, tests/fetch/oras/test_tls.py.
 """
 
 from __future__ import annotations
@@ -37,29 +38,31 @@ if TYPE_CHECKING:
 
     from ociproxy.config.settings import Upstream
 
-# Its warnings quote whole URLs, which may be signed, and what an upstream sent, with a traceback.
-# What matters of them is raised as well.
+# urllib3's warnings quote whole URLs, which may be signed, and text of the upstream. What matters
+# of them is raised as well.
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
 _MAX_REDIRECTS: Final = 5
-# Different hosts that stay connected: the registry, its token realm, and the hosts its blobs
-# redirect to.
+"""Registries redirect a blob once or twice; more redirects are a circle."""
 _POOLS: Final = 16
+"""Hosts that stay connected: the registry, its token realm, and the storage it redirects to."""
 _DOCUMENT_SECONDS: Final = 60.0
-"""For a document that trickles in without ever stalling."""
+"""Seconds for a document that trickles in without a stall: it would hold a thread for ever."""
 _DISCARD_LIMIT: Final = 64 * 1024
+"""Bytes of an unwanted body that are read to keep its connection. For a longer body, a new
+connection is cheaper."""
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 class Session(requests.Session):
-    """A requests session that follows redirects more strictly."""
+    """A requests session with strict redirects and without requests' own credentials."""
 
     def __init__(self, upstream: str) -> None:
         super().__init__()
         self.upstream = upstream
         self.max_redirects = _MAX_REDIRECTS
-        # With an `auth` of its own requests does not look into ~/.netrc, and the environment's
-        # proxies, which the same switch (`trust_env`) turns on, stay honoured.
+        # With an `auth`, requests does not read ~/.netrc. `trust_env = False` would do so too, and
+        # would ignore the environment's proxies.
         self.auth = _NoAuth()
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self.headers.update(
@@ -69,7 +72,10 @@ class Session(requests.Session):
     def rebuild_auth(
         self, prepared_request: requests.PreparedRequest, response: requests.Response
     ) -> None:
-        """Called for each redirect. The original also asks ~/.netrc for the new host's password."""
+        """Called by requests for each redirect. The original reads ~/.netrc for the new host.
+
+        Raises UpstreamForbidden for a redirect that must not be followed.
+        """
         old, new = response.request.url or "", prepared_request.url or ""
         scheme = urlsplit(new).scheme
         if scheme not in _DEFAULT_PORTS:
@@ -81,8 +87,7 @@ class Session(requests.Session):
 
 
 class Adapter(HTTPAdapter):
-    """TLS, addresses and time-outs as the upstream's entry says, whatever requests is told or
-    finds."""
+    """TLS, addresses and time-outs as the upstream's entry says, whatever arguments `send` gets."""
 
     def __init__(
         self, policy: Policy, context: ssl.SSLContext, timeout: tuple[float, float], size: int
@@ -117,12 +122,11 @@ class Adapter(HTTPAdapter):
         self, request: requests.PreparedRequest, verify: object, cert: object = None
     ) -> tuple[Any, Any]:
         host, _ = super().build_connection_pool_key_attributes(request, True, None)
-        # The second part would put requests' idea of verification before our context's.
+        # The second part would replace our context's verification by that of requests.
         return host, {}
 
     def cert_verify(self, conn: object, url: str, verify: object, cert: object) -> None:
-        """Nothing: the original loads the certifi bundle, or REQUESTS_CA_BUNDLE, on top of the
-        context."""
+        """Does nothing. The original adds certifi's bundle or REQUESTS_CA_BUNDLE to the context."""
 
     def send(
         self,
@@ -139,7 +143,7 @@ class Adapter(HTTPAdapter):
             request, stream=stream, timeout=self._timeout, verify=True, proxies=proxies
         )
         if response.is_redirect:
-            # requests reads the whole body of a redirect before it follows: it must be a small one.
+            # requests reads a redirect's whole body before it follows, however large: give it none.
             discard(response)
             response.raw = urllib3.HTTPResponse(io.BytesIO(), preload_content=False)
         return response
@@ -151,7 +155,10 @@ class _NoAuth(AuthBase):
 
 
 def open_session(upstream: Upstream, *, connections: int) -> Session:
-    """`connections` is how many idle ones to a host are kept. Raises UpstreamUntrusted."""
+    """A session for this upstream, with at most `connections` idle connections to each host.
+
+    Raises UpstreamUntrusted for certificate files that cannot be used.
+    """
     timeouts = upstream.timeouts
     policy = Policy(upstream.name, upstream.listed, timeouts.stall, upstream.deny_private)
     context = tls_context(upstream.tls, upstream.name)
@@ -163,8 +170,8 @@ def open_session(upstream: Upstream, *, connections: int) -> Session:
 
 
 def tls_context(tls: Tls, upstream: str) -> ssl.SSLContext:
-    """The trust store of OpenSSL (`SSL_CERT_FILE` honoured) or `ca` in its place, and our
-    certificate."""
+    """The trust store of OpenSSL (`SSL_CERT_FILE` honoured), or `ca` in its place, and the mirror's
+    client certificate. Raises UpstreamUntrusted for files that cannot be used."""
     if tls == Tls():
         return _default_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
     try:
@@ -177,26 +184,28 @@ def tls_context(tls: Tls, upstream: str) -> ssl.SSLContext:
     if tls.insecure_skip_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-        # The operator asked for it in the config file; once per connection is no news.
+        # The operator asked for it in the config file. A warning for each connection tells nothing.
         urllib3.disable_warnings(InsecureRequestWarning)
     return context
 
 
 def origin(url: str) -> tuple[str, str | None, int | None]:
-    """Scheme, host and port: what credentials belong to."""
+    """Scheme, host and port. Credentials for one origin are never sent to another."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme)
 
 
 def content_length(response: requests.Response) -> int | None:
-    """The header where it is a number."""
+    """The header's number of bytes; None where it is absent or no number."""
     text = response.headers.get("Content-Length", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
 
 def read_bounded(response: requests.Response, limit: int) -> bytes:
-    """At most `limit` bytes of the undecoded body; the connection is kept only if that was all of
-    it."""
+    """At most `limit` bytes of the undecoded body. The connection is kept if the body ends there.
+
+    Raises what the libraries raise, and TimeoutError for a body that takes too long.
+    """
     data = bytearray()
     deadline = time.monotonic() + _DOCUMENT_SECONDS
     try:
@@ -213,7 +222,7 @@ def read_bounded(response: requests.Response, limit: int) -> bytes:
 
 
 def discard(response: requests.Response) -> None:
-    """Forget an answer, keeping its connection where the body is small and whole."""
+    """Drop an answer, and keep its connection if the body is small and whole."""
     try:
         read_bounded(response, _DISCARD_LIMIT)
     except (urllib3.exceptions.HTTPError, OSError):
@@ -222,5 +231,6 @@ def discard(response: requests.Response) -> None:
 
 @lru_cache(maxsize=4)
 def _default_context(file: str | None, directory: str | None) -> ssl.SSLContext:
-    """The operating system's trust store: one for all upstreams, since reading it takes 25 ms."""
+    """The operating system's trust store, shared by all upstreams, since reading it takes 25 ms.
+    The arguments are the environment variables that name it, so that a change is noticed."""
     return ssl.create_default_context()

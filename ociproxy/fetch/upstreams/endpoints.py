@@ -1,7 +1,8 @@
 """An upstream with several endpoints: a backend that asks them in order and takes the first answer.
 
-An endpoint that fails or throttles is left alone for a back-off of its own. The next endpoint is
-asked for what one does not have, refuses or sends damaged; the last one's error is raised.
+An endpoint that fails or throttles is left alone for a back-off of its own. An endpoint that does
+not have the content, refuses it or sends it damaged passes the request on to the next one. The last
+one's error is raised.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _FAILURES: Final = (UpstreamUnavailable, UpstreamUntrusted, UpstreamForbidden)
+"""Errors of an endpoint rather than of one request."""
 
 
 @dataclass(slots=True)
@@ -50,7 +52,7 @@ class _Endpoint:
 
 
 class Endpoints:
-    """A `Backend`; used from many threads at once, as its parts are."""
+    """A `Backend` over the backends of its endpoints. Thread-safe."""
 
     def __init__(
         self,
@@ -87,7 +89,8 @@ class Endpoints:
     def fetch_blob(
         self, repository: Repository, digest: Digest, download: Download, *, tries: int
     ) -> None:
-        """An endpoint whose connection breaks is left alone, and another one goes on."""
+        """One endpoint at a time. An endpoint whose connection breaks is left alone, and the next
+        one continues the download."""
 
         def fetch_once() -> bool:
             before = download.bytes_fetched
@@ -123,7 +126,7 @@ class Endpoints:
         *,
         final: tuple[type[OciProxyError], ...] = (),
     ) -> T:
-        """The first answer. Raises what the last endpoint said, and `final` errors at once."""
+        """The first answer. Raises the last endpoint's error, and an error of `final` at once."""
         error: OciProxyError | None = None
         left_alone = []
         for endpoint in self._endpoints:
@@ -143,7 +146,8 @@ class Endpoints:
             except OciProxyError as exc:
                 error = exc
         if isinstance(error, UpstreamUnavailable):
-            # Every endpoint is left alone. The caller has decided that it is time to ask: ask them.
+            # No endpoint answered. The caller has decided that the upstream may be asked, so the
+            # endpoints that are left alone are asked too.
             for endpoint in left_alone:
                 try:
                     return self._call(endpoint, request)
@@ -163,7 +167,7 @@ class Endpoints:
 
     def _record_failure(self, endpoint: _Endpoint, error: OciProxyError) -> None:
         if isinstance(error, _FAILURES):
-            # There are other endpoints: this one is left alone even where it does answer.
+            # There are other endpoints, so this one is left alone even if it does answer.
             error = UpstreamUnavailable(error.upstream, error.reason, unreachable=True)
         if endpoint.health.failed(error, self._clock.monotonic()):
             log.event(

@@ -1,7 +1,7 @@
 """Whether an upstream, or one endpoint of it, may be asked just now: a circuit breaker.
 
-It is left alone after it could not be reached, each time longer, and after a 429 for as long as it
-asked. When a back-off is over one question goes through and decides; the others fail at once.
+An upstream that could not be reached is left alone, each time longer. After a 429 it is left alone
+for as long as it said. When a back-off is over, one request probes; the others fail at once.
 """
 
 from __future__ import annotations
@@ -25,20 +25,22 @@ if TYPE_CHECKING:
 Condition = Literal["available", "unreachable", "probing", "limited"]
 
 _FIRST_PAUSE: Final = 2.0
-"""Seconds of the first back-off; each one that follows is twice as long, up to a limit."""
+"""Seconds of the first back-off. Each one that follows is twice as long, up to a limit."""
 _TIMEOUTS: Final = 3
-"""Questions in a row without an answer in time that are taken for an upstream that is away."""
+"""Requests in a row that time out before the upstream counts as unreachable: one slow answer does
+not stop all the others."""
 _PROBE_LIMIT: Final = 20.0
-"""Seconds after which another question may find out what the first one has not told."""
+"""Seconds after which another request may probe, if the first probe has not ended: as long as a
+client waits for headers."""
 PROBE_WAIT: Final = 0.7
-"""Seconds that a client waits for the question that finds out: a miss has to fail fast."""
+"""Seconds that a client waits for a probe. A miss must fail fast, so that the client falls back."""
 
 _QUOTA_FIELD: Final = re.compile(r"(\d{1,15})\s*(?:;\s*w\s*=\s*(\d{1,9}))?(?:[;,].*)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What an upstream says of its rate limit: requests, per `window` seconds where it says so."""
+    """What an upstream says of its rate limit: requests per `window` seconds, None if not said."""
 
     limit: int
     remaining: int
@@ -50,8 +52,8 @@ class Quota:
 
     @staticmethod
     def parse(headers: Mapping[str, str]) -> Quota | None:
-        """Docker Hub's `ratelimit-limit: 100;w=21600` and `ratelimit-remaining`; `headers` is
-        asked without regard to case. None where they are not there, or no numbers."""
+        """From Docker Hub's headers `ratelimit-limit: 100;w=21600` and `ratelimit-remaining`; None
+        if one is absent or no number. `headers` must ignore case."""
         limit = _QUOTA_FIELD.fullmatch(headers.get("ratelimit-limit", "").strip())
         remaining = _QUOTA_FIELD.fullmatch(headers.get("ratelimit-remaining", "").strip())
         if limit is None or remaining is None:
@@ -61,10 +63,10 @@ class Quota:
 
 
 class Health:
-    """Thread-safe; all times are seconds of one monotonic clock."""
+    """The breaker of one upstream or endpoint. Thread-safe; `now` is monotonic seconds."""
 
     def __init__(self, upstream: str, longest: float) -> None:
-        """`longest` is the most that a back-off grows to."""
+        """`longest` is the seconds that a back-off grows to."""
         self._upstream = upstream
         self._longest = longest
         self._lock = Lock()
@@ -76,7 +78,7 @@ class Health:
         self._probing_until = -math.inf
 
     def admit(self, now: float) -> bool:
-        """True where this question is the one that finds out. Raises UpstreamRateLimited or
+        """Call before each request; True if the request is the probe. Raises UpstreamRateLimited or
         UpstreamUnavailable while the upstream is left alone."""
         with self._lock:
             if self._reason is None:
@@ -99,7 +101,7 @@ class Health:
             return True
 
     def failed(self, error: OciProxyError, now: float) -> bool:
-        """Take in how a question ended; True when a pause begins."""
+        """A request ended with this error; True if a pause begins."""
         if isinstance(error, StoreError):
             return False
         with self._lock:
@@ -118,7 +120,7 @@ class Health:
                 if self._timeouts < _TIMEOUTS and self._reason is None:
                     return False
             if self._limited or now < self._until:
-                return False  # it is left alone already; this question began before that
+                return False  # it is left alone already: this request began before
             self._pause = min(max(_FIRST_PAUSE, 2 * self._pause), self._longest)
             self._until = now + self._pause
             self._probing_until = -math.inf
@@ -126,12 +128,12 @@ class Health:
             return True
 
     def answered(self) -> bool:
-        """It gave an answer, of whatever kind; True when that ends a back-off."""
+        """A request got an answer of any kind; True if that ends a back-off."""
         with self._lock:
             return self._answered()
 
     def condition(self, now: float) -> tuple[Condition, float]:
-        """And the seconds that it lasts."""
+        """The condition, and the seconds that it will last: 0 unless a pause has an end."""
         with self._lock:
             left = max(self._until - now, 0.0)
             if self._reason is None or (self._limited and not left):
@@ -143,7 +145,7 @@ class Health:
     def _answered(self) -> bool:
         self._timeouts = 0
         if self._reason is None or self._limited:
-            return False  # a 429 stands until its time is over, whatever was under way
+            return False  # a 429 holds until its time is over: this request began before
         self._reset()
         return True
 

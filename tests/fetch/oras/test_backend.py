@@ -13,7 +13,6 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from oras.provider import Registry
 from requests.adapters import HTTPAdapter
 
 from ociproxy.config.settings import Fetch, Upstream
@@ -59,10 +58,6 @@ class TestOrasBackend(BackendContract):
 @pytest.fixture
 def backend(upstream: FakeUpstream, open_backend: OpenBackend) -> OrasBackend:
     return open_backend(upstream)
-
-
-def test_pinned_oras_has_the_undecorated_request() -> None:
-    assert Registry.do_request.__wrapped__.__name__ == "do_request"
 
 
 # Manifests
