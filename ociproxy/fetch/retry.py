@@ -1,16 +1,17 @@
-"""Trying again. Everything that asks an upstream a second time takes its rule from here.
+"""Trying again: the rules, and who else tries again by a rule of its own.
 
 What is repeated                  By                       How often
 a request for a document          upstreams.requests       twice
 a connection of a blob            download.connections     `fetch.retries` in a row without progress
+the image of a blob, by skopeo    skopeo.backend           `fetch.retries`
 the same at the next endpoint     upstreams.endpoints      the same
 an image of a list                load, by ImageRetry      until no progress for `load.pull_timeout`
 a blob whose bytes were wrong     download.fill            once, from zero
 a request whose token is refused  oras.auth                once, with a new token
 
-The first four wait with jitter, at most `fetch.retry_wait_max`; `load` waits out a Retry-After.
-Only errors that say `transient` are repeated, and no commit ever is. A 429 is waited out by `load`
-alone: the server passes it on to its client.
+The first five repeat what `UpstreamUnavailable` ended, by the rules here: with jitter, waiting at
+most `fetch.retry_wait_max`. No commit is ever repeated. `load` alone waits out a 429: the server
+passes it on to its client.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ def hash_file(file: FileIO, hasher: Hasher) -> int:
 
 
 class Hashing:
-    """A thread that hashes pieces for its owner. Only the owner's thread calls its methods."""
+    """A thread that hashes pieces in the order in which they are given. Only one thread at a time
+    calls its methods."""
 
     def __init__(self, name: str, *, behind: int = BEHIND) -> None:
         """Raises RuntimeError if the system starts no thread."""

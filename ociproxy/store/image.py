@@ -1,7 +1,8 @@
 """What the store has of an image and what the image lacks; which images no tag leads to.
 
-Only this module decides whether a stored image is complete. An index may be *sparse*: a child that
-is not stored is no gap unless the caller asked for its platform. What is stored must be whole.
+This module decides whether a stored image is complete; `extract` does for what is imported. An
+index may be *sparse*: a child that is not stored is no gap unless the caller asked for its
+platform. What is stored must be whole.
 """
 
 from __future__ import annotations

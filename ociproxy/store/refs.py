@@ -1,9 +1,9 @@
 """`refs/` and `referrers/`: the tags and manifests of each repository, and the referrers of
 subjects.
 
-Each record is a small JSON file, which `jq`, `cp -a` and other processes can use. A record is
-written after the content that it names. The last writer wins, for records only keep the answers of
-upstreams.
+Each record is a small JSON file, which `jq`, `cp -a` and other processes can use. It is written
+after the content that it names, but for a tag of which a client asked the head only. The last
+writer wins, for records only keep the answers of upstreams.
 """
 
 from __future__ import annotations

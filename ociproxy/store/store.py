@@ -118,7 +118,7 @@ class Store:
         """Publish a manifest that the caller verified; no other way leads into the store.
 
         Its bytes come first, then its entry as a referrer, then the record that the repository has
-        it. Without that record the manifest counts as absent, and the next caller commits it again.
+        it. Isolation takes a manifest without that record for absent, until it is committed again.
         Raises StoreError, or ManifestInvalid if the bytes are not of their media type.
         """
         check_manifest(holder, repository.registry)

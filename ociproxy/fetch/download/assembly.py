@@ -1,7 +1,8 @@
 """The bytes of one blob being put together: what is here, what is being fetched, what is wanted.
 
-Readers in the event loop and the threads of all connections meet here, so one lock guards the file,
-its byte ranges and the segments. No other object takes it.
+Readers in the event loop and the threads of all connections meet here, so one lock guards which
+file it is, its byte ranges and the segments. No other object takes it. Bytes are written without
+it: no two segments overlap.
 
 Tests: tests/fetch/download/test_fill.py, tests/serve/test_fills.py.
 """

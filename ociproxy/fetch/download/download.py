@@ -1,8 +1,9 @@
 """One blob on its way into the store: who fetches it, what has arrived, whether it is right.
 
-A backend brings the bytes, in a thread of the download's own. The process that holds the lock on
-the file in `pulls/` is the leader: it writes and hashes. Other processes follow: they read the
-leader's file and journal. `Fill` is the same download as the readers in the event loop see it.
+A backend brings the blob, in a thread that the download keeps until it ends. With the HTTP backend
+the process that holds the lock on the file in `pulls/` is the leader: it writes and hashes. Other
+processes follow: they read the leader's file and journal. skopeo puts whole blobs into the store.
+`Fill` is the same download as the readers in the event loop see it.
 
 Tests: tests/fetch/download/test_fill.py, tests/serve/test_fills.py.
 """

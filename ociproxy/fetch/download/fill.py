@@ -213,7 +213,8 @@ class Fills:
             await asyncio.wait(self._tasks)
 
     async def close(self) -> None:
-        """End every fill soon, keeping what arrived; return when their tasks have ended."""
+        """End every fill soon, keeping what arrived. Return when their tasks have ended, after
+        `fetch.timeouts.stall` at the latest."""
         self._closed = True
         self._queue.clear()
         for fill in list(self._running.values()):

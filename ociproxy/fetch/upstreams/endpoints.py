@@ -1,8 +1,8 @@
 """An upstream with several endpoints: a backend that asks them in order and takes the first answer.
 
-An endpoint that fails or throttles is left alone for a back-off of its own. An endpoint that does
-not have the content, refuses it or sends it damaged passes the request on to the next one. The last
-one's error is raised.
+An endpoint that fails or throttles is left alone for a back-off of its own. Where an endpoint does
+not have the content, refuses it or sends a damaged manifest, the next one is asked; the last one's
+error is raised. A damaged blob ends the download: the caller fetches it once more from zero.
 """
 
 from __future__ import annotations
