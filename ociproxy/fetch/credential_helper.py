@@ -43,10 +43,8 @@ _TOKEN_USER: Final = "<token>"  # noqa: S105 - a marker
 
 
 def run_helper(name: str, registry: str) -> Credentials | None:
-    """The answer of one run; None if the helper has no credentials. Raises UpstreamDenied.
-
-    The server's name goes in by stdin, never as an argument.
-    """
+    """The answer of one run; None if the helper has no credentials. Raises UpstreamDenied. The
+    server's name goes in by stdin, never as an argument."""
     program = f"docker-credential-{name}"
     server = _DOCKER_HUB_SERVER if registry == DOCKER_HUB else registry
     try:

@@ -50,11 +50,9 @@ class Challenge:
 
 
 def parse_challenges(header: str) -> list[Challenge]:
-    """All challenges of the header, as RFC 9110, 11.6.1 has them.
-
-    Commas separate challenges as well as their parameters. A part that has a word and a space
-    before its first `=` begins a challenge.
-    """
+    """All challenges of the header, as RFC 9110, 11.6.1 has them. Commas separate challenges as
+    well as their parameters. A part that has a word and a space before its first `=` begins a
+    challenge."""
     challenges: list[Challenge] = []
     for part in filter(str.strip, urllib.request.parse_http_list(header)):
         name, equals, value = part.partition("=")
@@ -75,11 +73,9 @@ def find_challenge(header: str) -> Challenge | None:
 
 
 class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
-    """The part that oras calls when an upstream answers 401 or 403. Thread-safe.
-
-    `credentials` is None for an anonymous upstream. It is read for each token, so that a rotated
-    password is used. `secure` says that the upstream itself is asked over HTTPS.
-    """
+    """The part that oras calls when an upstream answers 401 or 403. Thread-safe. `credentials` is
+    None for an anonymous upstream. It is read for each token, so that a rotated password is used.
+    `secure` says that the upstream itself is asked over HTTPS."""
 
     def __init__(
         self,
@@ -112,16 +108,11 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         return {} if authorization is None else {"Authorization": authorization}
 
     def authenticate_request(
-        self,
-        original: requests.Response,
-        headers: dict[str, str] | None,
-        refresh: bool = False,
+        self, original: requests.Response, headers: dict[str, str] | None, refresh: bool = False
     ) -> tuple[dict[str, str], bool]:
         """The headers with other credentials, and True; oras then sends the request once more.
-
         `refresh` says that it is the second time. Raises UpstreamDenied where another try cannot
-        help, since oras does not always look at the second value.
-        """
+        help, since oras does not always look at the second value."""
         denied = refuse(original, self._upstream)
         sent = (headers or {}).get("Authorization")
         requested = original.history[0].url if original.history else original.url
@@ -145,10 +136,8 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         return {**(headers or {}), "Authorization": authorization}, True
 
     def _obtain(self, challenge: Challenge, *, refused: str | None = None) -> None:
-        """Set `_authorization` for this challenge. `refused` is the header that was not accepted.
-
-        A helper whose answer was refused is run once more.
-        """
+        """Set `_authorization` for this challenge. `refused` is the header that was not accepted. A
+        helper whose answer was refused is run once more."""
         self._challenge = challenge
         source = self._credentials
         credentials = None if source is None else source.get()

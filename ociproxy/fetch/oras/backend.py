@@ -139,10 +139,8 @@ class OrasBackend:
     def open_blob(
         self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
     ) -> HttpBlobStream:
-        """One GET of the blob's bytes [start, stop), or to its end where `stop` is None.
-
-        Raises UpstreamError kinds, BlobUnknown or NameUnknown.
-        """
+        """One GET of the blob's bytes [start, stop), or to its end where `stop` is None. Raises
+        UpstreamError kinds, BlobUnknown or NameUnknown."""
         path = f"blobs/{digest}"
         ranged = start > 0 or stop is not None
         headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if ranged else {}
@@ -180,11 +178,7 @@ class OrasBackend:
             raise refuse(response, self._name, unknown=unknown, repository=repository)
 
     def _get_document(
-        self,
-        repository: Repository,
-        path: str,
-        headers: dict[str, str],
-        unknown: OciProxyError,
+        self, repository: Repository, path: str, headers: dict[str, str], unknown: OciProxyError
     ) -> tuple[requests.Response, bytes]:
         """The answer and its body, of MANIFEST_MAX_SIZE bytes at most. A 404 raises `unknown`."""
         response = self._client.request("GET", repository, path, headers)

@@ -123,18 +123,17 @@ def refuse(
     unknown: OciProxyError | None = None,
     repository: Repository | None = None,
 ) -> OciProxyError:
-    """The domain error for an answer that is not a success.
-
-    `unknown` is the error for a 404, except that NameUnknown is, if `repository` is given and the
-    upstream says that the repository is unknown. Reads a small body, to keep the connection.
-    """
+    """The domain error for an answer that is not a success. `unknown` is the error for a 404,
+    except that NameUnknown is, if `repository` is given and the upstream says that the repository
+    is unknown. Reads a small body, to keep the connection."""
     status = response.status_code
     code, message = _error_body(response)
     reason = f"{response.request.method} {plain_url(response.url)} answered {status}"
     if code or message:
         reason = f"{reason}: {': '.join(part for part in (code, message) if part)}"
     if status == 401 and not response.history:  # a redirect's target may have got no credentials
-        reason += _SENT.get(_authorization_scheme(response), "")
+        sent = response.request.headers.get("Authorization", "")
+        reason += _SENT.get(sent.partition(" ")[0].lower(), "")
     if status in (401, 403):
         return UpstreamDenied(upstream, reason, status=status)
     if status == 429 or code == "TOOMANYREQUESTS":
@@ -146,11 +145,6 @@ def refuse(
     if (status >= 500 and status not in _FINAL_5XX) or status in _TRANSIENT_4XX:
         return UpstreamUnavailable(upstream, reason)
     return UpstreamInvalid(upstream, reason)
-
-
-def _authorization_scheme(response: requests.Response) -> str:
-    sent: str = response.request.headers.get("Authorization", "")
-    return sent.partition(" ")[0].lower()
 
 
 def plain_url(url: str | None) -> str:

@@ -22,7 +22,6 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase
 from requests.utils import select_proxy
 from urllib3.exceptions import InsecureRequestWarning
 
@@ -63,7 +62,7 @@ class Session(requests.Session):
         self.max_redirects = _MAX_REDIRECTS
         # With an `auth`, requests does not read ~/.netrc. `trust_env = False` would do so too, and
         # would ignore the environment's proxies.
-        self.auth = _NoAuth()
+        self.auth = lambda request: request
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self.headers.update(
             {"User-Agent": f"ociproxy/{__version__}", "Accept-Encoding": "identity"}
@@ -73,9 +72,7 @@ class Session(requests.Session):
         self, prepared_request: requests.PreparedRequest, response: requests.Response
     ) -> None:
         """Called by requests for each redirect. The original reads ~/.netrc for the new host.
-
-        Raises UpstreamForbidden for a redirect that must not be followed.
-        """
+        Raises UpstreamForbidden for a redirect that must not be followed."""
         old, new = response.request.url or "", prepared_request.url or ""
         scheme = urlsplit(new).scheme
         if scheme not in _DEFAULT_PORTS:
@@ -149,16 +146,9 @@ class Adapter(HTTPAdapter):
         return response
 
 
-class _NoAuth(AuthBase):
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        return request
-
-
 def open_session(upstream: Upstream, *, connections: int) -> Session:
-    """A session for this upstream, with at most `connections` idle connections to each host.
-
-    Raises UpstreamUntrusted for certificate files that cannot be used.
-    """
+    """A session for this upstream, with at most `connections` idle connections to each host. Raises
+    UpstreamUntrusted for certificate files that cannot be used."""
     timeouts = upstream.timeouts
     policy = Policy(upstream.name, upstream.listed, timeouts.stall, upstream.deny_private)
     context = tls_context(upstream.tls, upstream.name)
@@ -203,9 +193,7 @@ def content_length(response: requests.Response) -> int | None:
 
 def read_bounded(response: requests.Response, limit: int) -> bytes:
     """At most `limit` bytes of the undecoded body. The connection is kept if the body ends there.
-
-    Raises what the libraries raise, and TimeoutError for a body that takes too long.
-    """
+    Raises what the libraries raise, and TimeoutError for a body that takes too long."""
     data = bytearray()
     deadline = time.monotonic() + _DOCUMENT_SECONDS
     try:

@@ -121,10 +121,7 @@ class Endpoints:
             endpoint.backend.close()
 
     def _first(
-        self,
-        request: Callable[[_Endpoint], T],
-        *,
-        final: tuple[type[OciProxyError], ...] = (),
+        self, request: Callable[[_Endpoint], T], *, final: tuple[type[OciProxyError], ...] = ()
     ) -> T:
         """The first answer. Raises the last endpoint's error, and an error of `final` at once."""
         error: OciProxyError | None = None

@@ -12,12 +12,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Final, Literal
 
-from ociproxy.errors import (
-    OciProxyError,
-    StoreError,
-    UpstreamRateLimited,
-    UpstreamUnavailable,
-)
+from ociproxy.errors import OciProxyError, StoreError, UpstreamRateLimited, UpstreamUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
