@@ -36,13 +36,11 @@ class Credentials:
 
 
 CallHelper = Callable[[str, str], Credentials | None]
-"""Takes a helper's name and a registry. `credential_helper` has one that runs the helper each time,
-and one that keeps its answers."""
+"""Takes a helper's name and a registry: `run_helper`, or a method that keeps its answers."""
 
 
 def credentials_for(auth: Auth, registry: str, call_helper: CallHelper) -> Credentials | None:
-    """Credentials for the registry; None without a user, or if Docker's file has none. Raises
-    UpstreamDenied."""
+    """None without a user, or where Docker's file has none. Raises UpstreamDenied."""
     if auth.helper is not None:
         found = call_helper(auth.helper, registry)
         if found is None:

@@ -50,9 +50,8 @@ class Challenge:
 
 
 def parse_challenges(header: str) -> list[Challenge]:
-    """All challenges of the header, as RFC 9110, 11.6.1 has them. Commas separate challenges as
-    well as their parameters. A part that has a word and a space before its first `=` begins a
-    challenge."""
+    """RFC 9110, 11.6.1: commas separate challenges as well as their parameters. A part that has a
+    word and a space before its first `=` begins a challenge."""
     challenges: list[Challenge] = []
     for part in filter(str.strip, urllib.request.parse_http_list(header)):
         name, equals, value = part.partition("=")
@@ -66,8 +65,7 @@ def parse_challenges(header: str) -> list[Challenge]:
 
 
 def find_challenge(header: str) -> Challenge | None:
-    """The first bearer challenge, else the first basic one: a token is better than the password in
-    every request."""
+    """The first bearer challenge, else the first basic one: a token saves sending the password."""
     known = {challenge.scheme: challenge for challenge in reversed(parse_challenges(header))}
     return known.get("bearer") or known.get("basic")
 
@@ -165,8 +163,7 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         if isinstance(life, bool) or not isinstance(life, (int, float)) or life <= 0:
             life = _TOKEN_LIFE
         self._authorization = f"Bearer {token}"
-        # Early, so that it does not expire under a request on its way. For a short life the margin
-        # is short, so that the token is not renewed all the time.
+        # Early enough for requests on their way, and not all the time if the life is short.
         self._renew_at = started + life - min(10.0, life / 5)
 
     def _request_token(

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _READ_LIMIT: Final = 1024 * 1024
-"""Bytes of one read. A read allocates its limit before any byte comes: beyond this, that costs more
-than the saved calls bring (measured on loopback, plain and TLS)."""
+"""Bytes that a read allocates. More cost more than the saved calls bring (measured, loopback)."""
 
 
 class HttpBlobStream:

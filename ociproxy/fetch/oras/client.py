@@ -76,7 +76,6 @@ class RegistryClient:
         return response
 
     def close(self) -> None:
-        """Close the idle connections."""
         self._session.close()
 
     def _base_url(self) -> str:
@@ -103,8 +102,7 @@ class RegistryClient:
             except FOREIGN as exc:
                 failed = translate(exc, self._name, self._upstream.timeouts)
                 if not isinstance(exc, ConnectionError) or isinstance(failed, UpstreamUntrusted):
-                    # The upstream speaks TLS. Neither a certificate that is not accepted nor a late
-                    # answer may lead to plain HTTP.
+                    # It speaks TLS. Neither its certificate nor a late answer leads to plain HTTP.
                     raise failed from exc
                 error = error or failed
             else:

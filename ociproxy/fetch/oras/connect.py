@@ -27,11 +27,10 @@ if TYPE_CHECKING:
     from urllib3.response import HTTPResponse
 
 _PIECE: Final = 256 * 1024
-"""Bytes that one read of a body gathers: with the 16 KiB of a TLS record, a blob cost five times
-the processor time (measured on loopback)."""
+"""Bytes that a read gathers. Pieces of 16 KiB cost five times the processor (measured, TLS)."""
 _GATHER: Final = 0.02
 """Seconds that a read may gather: as long as the readers of a fill wait between two wake-ups."""
-_LEAST_SHARE: Final = 0.1
+_LEAST: Final = 0.1
 """Seconds that each address gets, however little time is left: a round trip on one continent."""
 
 
@@ -68,9 +67,7 @@ class Policy:
         error: OSError | None = None
         for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
             # An address that swallows packets must not use up the time of the next one.
-            share = None
-            if deadline is not None:
-                share = max((deadline - time.monotonic()) / left, _LEAST_SHARE)
+            share = None if deadline is None else max((deadline - time.monotonic()) / left, _LEAST)
             try:
                 return create_connection(
                     (address, connection.port), share, socket_options=connection.socket_options
@@ -91,8 +88,7 @@ class Policy:
             )
         except socket.gaierror as exc:
             raise NameResolutionError(connection.host, connection, exc) from exc
-        addresses = [str(sockaddr[0]) for *_, sockaddr in found]
-        return {address: self.refusal(address) for address in addresses}
+        return {(host := str(sockaddr[0])): self.refusal(host) for *_, sockaddr in found}
 
 
 class _SocketFile(io.RawIOBase):
@@ -172,8 +168,7 @@ class _Response(http.client.HTTPResponse):
     def begin(self) -> None:
         super().begin()
         if self.length is None and not self.chunked and "Content-Length" in self.headers:
-            # http.client would read until the connection ends, and could not tell a cut body from
-            # a whole one.
+            # http.client would read until the connection ends, and take a cut body for a whole one.
             raise http.client.HTTPException("Content-Length is not a number")
         self._file.deadline = None
 

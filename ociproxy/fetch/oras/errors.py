@@ -73,8 +73,7 @@ the realm may have given it with or without credentials."""
 
 @contextlib.contextmanager
 def translated(upstream: str, timeouts: Timeouts, *, body: bool = False) -> Iterator[None]:
-    """Around calls of the libraries: raises their exceptions as domain errors. `body` says that the
-    headers have come."""
+    """Raises the libraries' exceptions as domain errors; `body` says that the headers have come."""
     try:
         yield
     except FOREIGN as exc:
@@ -88,8 +87,7 @@ def translate(
     causes = list(_causes(exc))
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            reason = f"certificate verify failed: {cause.verify_message}"
-            return UpstreamUntrusted(upstream, reason)
+            return UpstreamUntrusted(upstream, f"certificate verify failed: {cause.verify_message}")
         if isinstance(cause, ssl.SSLError) and _is_certificate_alert(cause):
             reason = f"refuses our client certificate or the lack of one: {_tls_words(cause)}"
             return UpstreamUntrusted(upstream, reason)
@@ -178,8 +176,7 @@ def _retry_after(response: requests.Response) -> float:
 
 
 def _causes(exc: BaseException) -> Iterator[BaseException]:
-    """The exception and all its causes. The libraries keep causes in arguments as well as by
-    `from`."""
+    """The exception and all its causes, which the libraries also keep in arguments."""
     seen: set[int] = set()
     waiting: list[object] = [exc]
     while waiting:

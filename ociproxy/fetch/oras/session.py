@@ -31,14 +31,11 @@ from ociproxy.errors import UpstreamForbidden, UpstreamUntrusted
 from ociproxy.fetch.oras.connect import Policy, pool_classes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from urllib3.poolmanager import PoolManager
 
     from ociproxy.config.settings import Upstream
 
-# urllib3's warnings quote whole URLs, which may be signed, and text of the upstream. What matters
-# of them is raised as well.
+# urllib3's warnings quote whole URLs, which may be signed. What matters of them is raised as well.
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
 _MAX_REDIRECTS: Final = 5
@@ -48,8 +45,7 @@ _POOLS: Final = 16
 _DOCUMENT_SECONDS: Final = 60.0
 """Seconds for a document that trickles in without a stall: it would hold a thread for ever."""
 _DISCARD_LIMIT: Final = 64 * 1024
-"""Bytes of an unwanted body that are read to keep its connection. For a longer body, a new
-connection is cheaper."""
+"""Bytes of an unwanted body read to keep its connection. Beyond, a new connection is cheaper."""
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -60,8 +56,7 @@ class Session(requests.Session):
         super().__init__()
         self.upstream = upstream
         self.max_redirects = _MAX_REDIRECTS
-        # With an `auth`, requests does not read ~/.netrc. `trust_env = False` would do so too, and
-        # would ignore the environment's proxies.
+        # This keeps requests from ~/.netrc. `trust_env = False` would also turn off the proxies.
         self.auth = lambda request: request
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self.headers.update(
@@ -125,14 +120,8 @@ class Adapter(HTTPAdapter):
     def cert_verify(self, conn: object, url: str, verify: object, cert: object) -> None:
         """Does nothing. The original adds certifi's bundle or REQUESTS_CA_BUNDLE to the context."""
 
-    def send(
-        self,
-        request: requests.PreparedRequest,
-        stream: bool = False,
-        timeout: object = None,
-        verify: object = True,
-        cert: object = None,
-        proxies: Mapping[str, str] | None = None,
+    def send(  # type: ignore[override] # requests names all arguments but the first
+        self, request: requests.PreparedRequest, *, stream: bool, proxies: Any, **_: object
     ) -> requests.Response:
         if select_proxy(request.url or "", proxies):
             self._policy.check_literal(urlsplit(request.url or "").hostname or "")

@@ -43,8 +43,7 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 _RECENT: Final = 4 * MANIFEST_MAX_SIZE
-"""Bytes of manifests kept for a client that resolves a tag and then asks by digest: at least the
-last four."""
+"""Bytes of manifests kept for clients that resolve a tag and then ask by digest: four or more."""
 
 
 class SkopeoBackend:

@@ -182,13 +182,12 @@ class CopyJobs:
         layout.prepare()
         digest = image.descriptor.digest
         source = f"docker://{self._program.name_of(image.repository)}@{digest}"
+        unknown = ManifestUnknown(f"{image.repository}@{digest}", "unknown to the upstream")
         options = ("--preserve-digests", "--remove-signatures", "--quiet")
         try:
             with self._program.start("copy", *options, source, f"oci:{layout.path}") as run:
                 self._watch(run, image, layout)
-                run.check(
-                    ManifestUnknown(f"{image.repository}@{digest}", "unknown to the upstream")
-                )
+                run.check(unknown)
         finally:
             self._collect(layout)
         layout.publish(self._upstream.name)

@@ -70,9 +70,8 @@ class ImageLayout:
         return brought
 
     def publish(self, upstream: str) -> None:
-        """Verify the layout as a whole, and publish its image. Raises DigestMismatch if skopeo has
-        changed the manifest, and UpstreamUnavailable if skopeo wrote something else than the whole
-        image."""
+        """Verify the layout as a whole, and publish its image. Raises DigestMismatch for a manifest
+        that skopeo has changed, and UpstreamUnavailable for a layout that is not of this image."""
         directory = LayoutDirectory(self.path)
         try:
             (named,) = directory.images()

@@ -144,8 +144,7 @@ class Program:
     """skopeo with the settings of one upstream's entry, which are files in `folder`."""
 
     def __init__(self, upstream: Upstream, folder: Path, stopped: Event) -> None:
-        """`folder` is an empty one that nothing else uses. Raises UpstreamUntrusted for certificate
-        files that cannot be used."""
+        """`folder` is empty. Raises UpstreamUntrusted for certificate files that cannot be used."""
         self._upstream = upstream
         self._stopped = stopped
         parts = urlsplit(upstream.urls[0])

@@ -89,8 +89,7 @@ class Endpoints:
     def fetch_blob(
         self, repository: Repository, digest: Digest, download: Download, *, tries: int
     ) -> None:
-        """One endpoint at a time. An endpoint whose connection breaks is left alone, and the next
-        one continues the download."""
+        """An endpoint whose connection breaks is left alone; the next one goes on from there."""
 
         def fetch_once() -> bool:
             before = download.bytes_fetched
