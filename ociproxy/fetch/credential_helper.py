@@ -43,10 +43,8 @@ _TOKEN_USER: Final = "<token>"  # noqa: S105 - a marker
 
 
 def run_helper(name: str, registry: str) -> Credentials | None:
-    """The answer of one run; None if the helper has no credentials. Raises UpstreamDenied.
-
-    The server's name goes in by stdin, never as an argument.
-    """
+    """The answer of one run; None if the helper has no credentials. Raises UpstreamDenied. The
+    server's name goes in by stdin, never as an argument."""
     program = f"docker-credential-{name}"
     server = _DOCKER_HUB_SERVER if registry == DOCKER_HUB else registry
     try:
@@ -66,13 +64,11 @@ def run_helper(name: str, registry: str) -> Credentials | None:
             output, _ = process.communicate(server.encode(), timeout=_RUN_LIMIT)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            reason = f"{program} took longer than {_RUN_LIMIT:g} s"
-            raise no_credentials(registry, reason) from None
+            raise no_credentials(registry, f"{program} took longer than {_RUN_LIMIT:g} s") from None
     if process.returncode != 0:
         if _NOT_FOUND in output:
             return None
-        reason = f"{program} failed with exit status {process.returncode}"
-        raise no_credentials(registry, reason)
+        raise no_credentials(registry, f"{program} failed with exit status {process.returncode}")
     return _parse_answer(output, program, registry)
 
 
@@ -84,8 +80,7 @@ def _parse_answer(output: bytes, program: str, registry: str) -> Credentials | N
         # The cause would show the output, which holds the secret.
         raise no_credentials(registry, f"{program} gave no Username and Secret") from None
     if user == _TOKEN_USER:
-        reason = f"{program} gave an identity token, which is not supported"
-        raise no_credentials(registry, reason)
+        raise no_credentials(registry, f"{program} gave an identity token, which is not supported")
     if not isinstance(user, str) or not isinstance(password, str) or not user or not password:
         return None
     return Credentials(user, Secret(password))
@@ -117,8 +112,7 @@ class CredentialSource:
         return credentials_for(self._auth, self._registry, self._call_helper)
 
     def replace(self, refused: Credentials | None) -> Credentials | None:
-        """Other credentials than those that the upstream has refused, or None. Raises
-        UpstreamDenied."""
+        """Other credentials than the upstream has refused, or None. Raises UpstreamDenied."""
         now = self._clock.monotonic()
         with self._running:
             old = [name for name, each in self._answers.items() if each.credentials == refused]
@@ -141,8 +135,7 @@ class CredentialSource:
         if not self._running.acquire(timeout=0 if good else _RUN_LIMIT + 1):
             if answer is not None and good:
                 return answer.credentials
-            reason = f"timed out waiting for docker-credential-{name}"
-            raise no_credentials(registry, reason)
+            raise no_credentials(registry, f"timed out waiting for docker-credential-{name}")
         try:
             return self._renew(name, registry)
         finally:

@@ -36,15 +36,11 @@ class Credentials:
 
 
 CallHelper = Callable[[str, str], Credentials | None]
-"""Takes a helper's name and a registry. `credential_helper` has one that runs the helper each time,
-and one that keeps its answers."""
+"""Takes a helper's name and a registry: `run_helper`, or a method that keeps its answers."""
 
 
 def credentials_for(auth: Auth, registry: str, call_helper: CallHelper) -> Credentials | None:
-    """Credentials for the registry; None without a user, or if Docker's file has none.
-
-    Raises UpstreamDenied.
-    """
+    """None without a user, or where Docker's file has none. Raises UpstreamDenied."""
     if auth.helper is not None:
         found = call_helper(auth.helper, registry)
         if found is None:
@@ -53,7 +49,7 @@ def credentials_for(auth: Auth, registry: str, call_helper: CallHelper) -> Crede
             )
         return found
     if auth.docker_config:
-        path = _docker_config() if auth.docker_config is True else Path(auth.docker_config)
+        path = _docker_config() if auth.docker_config is True else auth.docker_config
         return _from_docker_config(path, registry, call_helper)
     if auth.user is None:
         return None
@@ -77,8 +73,8 @@ def _password(auth: Auth, registry: str) -> Secret:
 
 
 def _docker_config() -> Path:
-    folder = os.environ.get("DOCKER_CONFIG")
-    return (Path(folder) if folder else Path.home() / ".docker") / "config.json"
+    """Docker's own place of the file."""
+    return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")
 
 
 def _from_docker_config(path: Path, registry: str, call_helper: CallHelper) -> Credentials | None:

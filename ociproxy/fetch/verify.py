@@ -24,10 +24,8 @@ from ociproxy.oci.media_types import (
 
 
 def media_type_in(content_type: str) -> str:
-    """A Content-Type without its parameters, in lower case; empty if it is no media type.
-
-    The value becomes a header of our answers and a record in the store, so it must be well formed.
-    """
+    """A Content-Type without its parameters, in lower case; empty if it is no media type. The value
+    becomes a header of our answers and a record in the store, so it must be well formed."""
     text = content_type.partition(";")[0].strip().lower()
     return text if is_media_type(text) else ""
 
@@ -35,11 +33,9 @@ def media_type_in(content_type: str) -> str:
 def verify_manifest(
     raw: bytes, content_type: str, *, upstream: str, expected: Digest | None, subject: object
 ) -> ManifestHolder:
-    """The manifest in these bytes, parsed here once and for all.
-
-    A mismatch is reported about `subject`. Raises ManifestInvalid for bytes that are no manifest of
-    their type, and DigestMismatch for a manifest that is not the expected one.
-    """
+    """The manifest in these bytes, parsed here once and for all. A mismatch is reported about
+    `subject`. Raises ManifestInvalid for bytes that are no manifest of their type, and
+    DigestMismatch for a manifest that is not the expected one."""
     try:
         document = json_object(raw)
         media_type = _agreed_media_type(document, content_type, upstream)

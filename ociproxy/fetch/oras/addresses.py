@@ -50,11 +50,9 @@ _TRANSLATED: Final = (
 
 def refused_kind(address: str, *, listed: bool, deny_private: bool = False) -> str | None:
     """The kind of an address that an upstream must not lead to; None for a permitted address.
-
     `address` is a resolver's, with or without a zone. A link-local address is mostly a cloud's
     metadata service. Through the others, a client that names an unlisted upstream would reach
-    services that only this host, or with `deny_private` only its network, may reach.
-    """
+    services that only this host, or with `deny_private` only its network, may reach."""
     for ip in _meanings(ipaddress.ip_address(address)):
         if ip.is_link_local or ip in _METADATA:
             return "a link-local address" if ip.is_link_local else "a cloud's metadata service"

@@ -50,11 +50,8 @@ class Challenge:
 
 
 def parse_challenges(header: str) -> list[Challenge]:
-    """All challenges of the header, as RFC 9110, 11.6.1 has them.
-
-    Commas separate challenges as well as their parameters. A part that has a word and a space
-    before its first `=` begins a challenge.
-    """
+    """RFC 9110, 11.6.1: commas separate challenges as well as their parameters. A part that has a
+    word and a space before its first `=` begins a challenge."""
     challenges: list[Challenge] = []
     for part in filter(str.strip, urllib.request.parse_http_list(header)):
         name, equals, value = part.partition("=")
@@ -68,18 +65,15 @@ def parse_challenges(header: str) -> list[Challenge]:
 
 
 def find_challenge(header: str) -> Challenge | None:
-    """The first bearer challenge, else the first basic one: a token is better than the password in
-    every request."""
+    """The first bearer challenge, else the first basic one: a token saves sending the password."""
     known = {challenge.scheme: challenge for challenge in reversed(parse_challenges(header))}
     return known.get("bearer") or known.get("basic")
 
 
 class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
-    """The part that oras calls when an upstream answers 401 or 403. Thread-safe.
-
-    `credentials` is None for an anonymous upstream. It is read for each token, so that a rotated
-    password is used. `secure` says that the upstream itself is asked over HTTPS.
-    """
+    """The part that oras calls when an upstream answers 401 or 403. Thread-safe. `credentials` is
+    None for an anonymous upstream. It is read for each token, so that a rotated password is used.
+    `secure` says that the upstream itself is asked over HTTPS."""
 
     def __init__(
         self,
@@ -112,16 +106,11 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         return {} if authorization is None else {"Authorization": authorization}
 
     def authenticate_request(
-        self,
-        original: requests.Response,
-        headers: dict[str, str] | None,
-        refresh: bool = False,
+        self, original: requests.Response, headers: dict[str, str] | None, refresh: bool = False
     ) -> tuple[dict[str, str], bool]:
         """The headers with other credentials, and True; oras then sends the request once more.
-
         `refresh` says that it is the second time. Raises UpstreamDenied where another try cannot
-        help, since oras does not always look at the second value.
-        """
+        help, since oras does not always look at the second value."""
         denied = refuse(original, self._upstream)
         sent = (headers or {}).get("Authorization")
         requested = original.history[0].url if original.history else original.url
@@ -145,10 +134,8 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         return {**(headers or {}), "Authorization": authorization}, True
 
     def _obtain(self, challenge: Challenge, *, refused: str | None = None) -> None:
-        """Set `_authorization` for this challenge. `refused` is the header that was not accepted.
-
-        A helper whose answer was refused is run once more.
-        """
+        """Set `_authorization` for this challenge. `refused` is the header that was not accepted. A
+        helper whose answer was refused is run once more."""
         self._challenge = challenge
         source = self._credentials
         credentials = None if source is None else source.get()
@@ -176,8 +163,7 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         if isinstance(life, bool) or not isinstance(life, (int, float)) or life <= 0:
             life = _TOKEN_LIFE
         self._authorization = f"Bearer {token}"
-        # Early, so that it does not expire under a request on its way. For a short life the margin
-        # is short, so that the token is not renewed all the time.
+        # Early enough for requests on their way, and not all the time if the life is short.
         self._renew_at = started + life - min(10.0, life / 5)
 
     def _request_token(

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 _MANIFESTS: Final = {"Accept": ", ".join(ACCEPTED_MEDIA_TYPES)}
 _LISTINGS: Final = {"Accept": f"{OCI_INDEX}, application/json"}
 _FILTERS: Final = re.compile(r"[A-Za-z]{1,32}(?:, ?[A-Za-z]{1,32}){0,7}")
-"""The value of OCI-Filters-Applied in the distribution specification: a list of words."""
+"""The specified value of OCI-Filters-Applied, a list of words. Our answer repeats nothing else."""
 _HEAD_REFUSED: Final = (405, 501)
 """Statuses of upstreams that know no HEAD; a GET may get an answer."""
 _UNKNOWN: Final = "unknown to the upstream"
@@ -106,12 +106,13 @@ class OrasBackend:
             json_object(raw)
         except MalformedManifest as exc:
             raise ManifestInvalid(self._name, f"its {path} is {exc}") from exc
+        filters = response.headers.get("OCI-Filters-Applied", "")
         next_url = urljoin(response.url, response.links.get("next", {}).get("url", ""))
         return Listing(
             raw=raw,
             media_type=_content_type(response) or UNKNOWN_MEDIA_TYPE,
             next_query=_without_namespace(next_url) if "next" in response.links else "",
-            filters_applied=_filters_applied(response),
+            filters_applied=filters if _FILTERS.fullmatch(filters) else "",
         )
 
     def stat_blob(self, repository: Repository, digest: Digest) -> int:
@@ -139,17 +140,14 @@ class OrasBackend:
     def open_blob(
         self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
     ) -> HttpBlobStream:
-        """One GET of the blob's bytes [start, stop), or to its end where `stop` is None.
-
-        Raises UpstreamError kinds, BlobUnknown or NameUnknown.
-        """
+        """One GET of the blob's bytes [start, stop), or to its end where `stop` is None. Raises
+        UpstreamError kinds, BlobUnknown or NameUnknown."""
         path = f"blobs/{digest}"
         ranged = start > 0 or stop is not None
         headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if ranged else {}
         response = self._client.request("GET", repository, path, headers)
         if response.status_code == 416 and ranged:
-            # No such range: the blob is empty, or was thought longer than it is. The whole blob
-            # tells the size.
+            # The blob is empty, or shorter than was thought. A GET without range tells its size.
             discard(response)
             response = self._client.request("GET", repository, path, {})
         if response.status_code != 206 or not ranged:
@@ -180,11 +178,7 @@ class OrasBackend:
             raise refuse(response, self._name, unknown=unknown, repository=repository)
 
     def _get_document(
-        self,
-        repository: Repository,
-        path: str,
-        headers: dict[str, str],
-        unknown: OciProxyError,
+        self, repository: Repository, path: str, headers: dict[str, str], unknown: OciProxyError
     ) -> tuple[requests.Response, bytes]:
         """The answer and its body, of MANIFEST_MAX_SIZE bytes at most. A 404 raises `unknown`."""
         response = self._client.request("GET", repository, path, headers)
@@ -215,8 +209,7 @@ def _manifest_path(reference: Reference) -> str:
 
 
 def _without_namespace(url: str) -> str:
-    """The query without `ns`, which an upstream that is a mirror repeats: our client sends its own
-    `ns`, or none."""
+    """The query without the `ns` that a mirror repeats: our client sends its own, or none."""
     pairs = parse_qsl(urlsplit(url).query, keep_blank_values=True)
     return urlencode([(name, value) for name, value in pairs if name != NAMESPACE])
 
@@ -226,9 +219,3 @@ def _digest_header(response: requests.Response) -> Digest | None:
         return Digest.parse(response.headers.get("Docker-Content-Digest", ""))
     except DigestInvalid:
         return None
-
-
-def _filters_applied(response: requests.Response) -> str:
-    """The header's value, which our answer repeats; empty where it is not as specified."""
-    text: str = response.headers.get("OCI-Filters-Applied", "")
-    return text if _FILTERS.fullmatch(text) else ""

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _READ_LIMIT: Final = 1024 * 1024
-"""Bytes of one read. A read allocates its limit before any byte comes: beyond this, that costs more
-than the saved calls bring (measured on loopback, plain and TLS)."""
+"""Bytes that a read allocates. More cost more than the saved calls bring (measured, loopback)."""
 
 
 class HttpBlobStream:
@@ -38,22 +37,10 @@ class HttpBlobStream:
         self._read = 0
         self._aborted = False
         try:
-            self._start, self._stop, self._size = self._extent(start)
+            self.start, self.stop, self.size = self._extent(start)
         except UpstreamError:
             response.close()
             raise
-
-    @property
-    def size(self) -> int | None:
-        return self._size
-
-    @property
-    def start(self) -> int:
-        return self._start
-
-    @property
-    def stop(self) -> int | None:
-        return self._stop
 
     def read(self, limit: int) -> bytes:
         try:
@@ -68,8 +55,8 @@ class HttpBlobStream:
             # These bytes are not data: a TLS socket that was shut down gives encrypted bytes.
             raise UpstreamUnavailable(self._upstream, "read was aborted")
         self._read += len(data)
-        if not data and self._stop is not None and self._start + self._read != self._stop:
-            reason = f"connection closed at byte {self._start + self._read} of {self._stop}"
+        if not data and self.stop is not None and self.start + self._read != self.stop:
+            reason = f"connection closed at byte {self.start + self._read} of {self.stop}"
             raise UpstreamUnavailable(self._upstream, reason)
         return data
 

@@ -58,10 +58,8 @@ class RegistryClient:
     def request(
         self, method: str, repository: Repository, path: str, headers: dict[str, str]
     ) -> requests.Response:
-        """The answer to one request, of any status, its body not read.
-
-        `path` follows the repository's name and may have a query. Raises UpstreamError kinds.
-        """
+        """The answer to one request, of any status, its body not read. `path` follows the
+        repository's name and may have a query. Raises UpstreamError kinds."""
         url = f"{self._base_url()}{repository.name}/{path}"
         if self._upstream.namespace is not None:
             separator = "&" if "?" in path else "?"
@@ -78,14 +76,11 @@ class RegistryClient:
         return response
 
     def close(self) -> None:
-        """Close the idle connections."""
         self._session.close()
 
     def _base_url(self) -> str:
-        """The first of the upstream's URLs that speaks HTTP, found once, ending with a slash.
-
-        With scheme `auto`, HTTPS is tried before plain HTTP. Raises UpstreamError kinds.
-        """
+        """The first of the upstream's URLs that speaks HTTP, found once, ending with a slash. With
+        scheme `auto`, HTTPS is tried before plain HTTP. Raises UpstreamError kinds."""
         if self._base is not None:
             return self._base
         timeouts = self._upstream.timeouts
@@ -107,8 +102,7 @@ class RegistryClient:
             except FOREIGN as exc:
                 failed = translate(exc, self._name, self._upstream.timeouts)
                 if not isinstance(exc, ConnectionError) or isinstance(failed, UpstreamUntrusted):
-                    # The upstream speaks TLS. Neither a certificate that is not accepted nor a late
-                    # answer may lead to plain HTTP.
+                    # It speaks TLS. Neither its certificate nor a late answer leads to plain HTTP.
                     raise failed from exc
                 error = error or failed
             else:
@@ -136,11 +130,9 @@ class RegistryClient:
 
 
 def api_base(url: str) -> str:
-    """The URL that a repository's name follows, ending with a slash.
-
-    `https://host` becomes `https://host/v2/`. A path is where a proxying registry keeps the
-    upstream: `https://host/hub` becomes `https://host/v2/hub/`. A path below `/v2` stays.
-    """
+    """The URL that a repository's name follows, ending with a slash. `https://host` becomes
+    `https://host/v2/`. A path is where a proxying registry keeps the upstream: `https://host/hub`
+    becomes `https://host/v2/hub/`. A path below `/v2` stays."""
     parts = urlsplit(url)
     path = parts.path.strip("/")
     if path != "v2" and not path.startswith("v2/"):

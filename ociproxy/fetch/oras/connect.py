@@ -27,11 +27,10 @@ if TYPE_CHECKING:
     from urllib3.response import HTTPResponse
 
 _PIECE: Final = 256 * 1024
-"""Bytes that one read of a body gathers: with the 16 KiB of a TLS record, a blob cost five times
-the processor time (measured on loopback)."""
+"""Bytes that a read gathers. Pieces of 16 KiB cost five times the processor (measured, TLS)."""
 _GATHER: Final = 0.02
 """Seconds that a read may gather: as long as the readers of a fill wait between two wake-ups."""
-_LEAST_SHARE: Final = 0.1
+_LEAST: Final = 0.1
 """Seconds that each address gets, however little time is left: a round trip on one continent."""
 
 
@@ -49,32 +48,26 @@ class Policy:
         return refused_kind(address, listed=self.listed, deny_private=self.deny_private)
 
     def check_literal(self, host: str) -> None:
-        """Raises UpstreamForbidden for a host that is written as a refused address.
-
-        For hosts behind a proxy: the proxy resolves names, and its result is not seen here.
-        """
+        """Raises UpstreamForbidden for a host that is written as a refused address. For hosts
+        behind a proxy: the proxy resolves names, and its result is not seen here."""
         for address in literal_addresses(host):
-            refusal = self.refusal(address)
-            if refusal is not None:
+            if refusal := self.refusal(address):
                 raise UpstreamForbidden(self.upstream, f"{host} is {refusal}")
 
     def connect(self, connection: HTTPConnection) -> socket.socket:
-        """A socket to the first permitted address that answers.
-
-        All addresses together get the connect time-out. Raises UpstreamForbidden for a name that
-        has only refused addresses.
-        """
-        addresses, refused = self._resolve(connection)
+        """A socket to the first permitted address that answers. All addresses together get the
+        connect time-out. Raises UpstreamForbidden for a name that has only refused addresses."""
+        refusals = self._resolve(connection)
+        addresses = [address for address, refusal in refusals.items() if refusal is None]
         if not addresses:
-            raise UpstreamForbidden(self.upstream, f"{connection.host} is {refused}")
+            reason = f"{connection.host} is {next(iter(refusals.values()))}"
+            raise UpstreamForbidden(self.upstream, reason)
         timeout = connection.timeout
         deadline = None if timeout is None else time.monotonic() + timeout
         error: OSError | None = None
         for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
             # An address that swallows packets must not use up the time of the next one.
-            share = None
-            if deadline is not None:
-                share = max((deadline - time.monotonic()) / left, _LEAST_SHARE)
+            share = None if deadline is None else max((deadline - time.monotonic()) / left, _LEAST)
             try:
                 return create_connection(
                     (address, connection.port), share, socket_options=connection.socket_options
@@ -85,8 +78,8 @@ class Policy:
             raise ConnectTimeoutError(connection, f"{connection.host} timed out") from error
         raise NewConnectionError(connection, f"{connection.host}: {error}") from error
 
-    def _resolve(self, connection: HTTPConnection) -> tuple[list[str], str | None]:
-        """The permitted addresses, and the kind of the last one that is refused."""
+    def _resolve(self, connection: HTTPConnection) -> dict[str, str | None]:
+        """The addresses of the connection's host, at least one, each with its `refusal`."""
         # `_dns_host` keeps the name's final dot, which `host` has lost.
         host = connection._dns_host.strip("[]")
         try:
@@ -95,15 +88,7 @@ class Policy:
             )
         except socket.gaierror as exc:
             raise NameResolutionError(connection.host, connection, exc) from exc
-        refused = None
-        permitted = []
-        for address in dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found):
-            refusal = self.refusal(address)
-            if refusal is None:
-                permitted.append(address)
-            else:
-                refused = refusal
-        return permitted, refused
+        return {(host := str(sockaddr[0])): self.refusal(host) for *_, sockaddr in found}
 
 
 class _SocketFile(io.RawIOBase):
@@ -149,9 +134,7 @@ class _SocketFile(io.RawIOBase):
 
     def _gather(self, view: memoryview, count: int) -> int:
         """Add to the view's first `count` bytes what comes soon; returns how many there are then.
-
-        An error is left to the next read, since the bytes before it are good.
-        """
+        An error is left to the next read, since the bytes before it are good."""
         enough, until = min(len(view), _PIECE), time.monotonic() + _GATHER
         stall = self._sock.gettimeout()
         try:
@@ -186,8 +169,7 @@ class _Response(http.client.HTTPResponse):
     def begin(self) -> None:
         super().begin()
         if self.length is None and not self.chunked and "Content-Length" in self.headers:
-            # http.client would read until the connection ends, and could not tell a cut body from
-            # a whole one.
+            # http.client would read until the connection ends, and take a cut body for a whole one.
             raise http.client.HTTPException("Content-Length is not a number")
         self._file.deadline = None
 
@@ -209,27 +191,13 @@ class _Policed(HTTPConnection):
         return response
 
 
-class _PolicedTls(_Policed, HTTPSConnection):
-    """The same over TLS."""
-
-
 def pool_classes(policy: Policy) -> dict[str, type[HTTPConnectionPool]]:
-    """Connection pools by URL scheme, as `PoolManager.pool_classes_by_scheme` takes them.
-
-    urllib3 takes classes, not instances, so each policy gets classes of its own.
-    """
-
-    class Connection(_Policed):
-        pass
-
-    class TlsConnection(_PolicedTls):
-        pass
-
-    class Pool(HTTPConnectionPool):
-        ConnectionCls = Connection
-
-    class TlsPool(HTTPSConnectionPool):
-        ConnectionCls = TlsConnection
-
-    Connection.policy = TlsConnection.policy = policy
-    return {"http": Pool, "https": TlsPool}
+    """Connection pools by URL scheme, as `PoolManager.pool_classes_by_scheme` takes them: classes,
+    so each policy gets classes of its own."""
+    attributes = {"policy": policy}
+    plain = type("Connection", (_Policed,), attributes)
+    secure = type("TlsConnection", (_Policed, HTTPSConnection), attributes)
+    return {
+        "http": type("Pool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
+        "https": type("TlsPool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
+    }

@@ -73,8 +73,7 @@ the realm may have given it with or without credentials."""
 
 @contextlib.contextmanager
 def translated(upstream: str, timeouts: Timeouts, *, body: bool = False) -> Iterator[None]:
-    """Around calls of the libraries: raises their exceptions as domain errors. `body` says that the
-    headers have come."""
+    """Raises the libraries' exceptions as domain errors; `body` says that the headers have come."""
     try:
         yield
     except FOREIGN as exc:
@@ -88,8 +87,7 @@ def translate(
     causes = list(_causes(exc))
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            reason = f"certificate verify failed: {cause.verify_message}"
-            return UpstreamUntrusted(upstream, reason)
+            return UpstreamUntrusted(upstream, f"certificate verify failed: {cause.verify_message}")
         if isinstance(cause, ssl.SSLError) and _is_certificate_alert(cause):
             reason = f"refuses our client certificate or the lack of one: {_tls_words(cause)}"
             return UpstreamUntrusted(upstream, reason)
@@ -123,18 +121,17 @@ def refuse(
     unknown: OciProxyError | None = None,
     repository: Repository | None = None,
 ) -> OciProxyError:
-    """The domain error for an answer that is not a success.
-
-    `unknown` is the error for a 404, except that NameUnknown is, if `repository` is given and the
-    upstream says that the repository is unknown. Reads a small body, to keep the connection.
-    """
+    """The domain error for an answer that is not a success. `unknown` is the error for a 404,
+    except that NameUnknown is, if `repository` is given and the upstream says that the repository
+    is unknown. Reads a small body, to keep the connection."""
     status = response.status_code
     code, message = _error_body(response)
     reason = f"{response.request.method} {plain_url(response.url)} answered {status}"
     if code or message:
         reason = f"{reason}: {': '.join(part for part in (code, message) if part)}"
     if status == 401 and not response.history:  # a redirect's target may have got no credentials
-        reason += _SENT.get(_authorization_scheme(response), "")
+        sent = response.request.headers.get("Authorization", "")
+        reason += _SENT.get(sent.partition(" ")[0].lower(), "")
     if status in (401, 403):
         return UpstreamDenied(upstream, reason, status=status)
     if status == 429 or code == "TOOMANYREQUESTS":
@@ -146,11 +143,6 @@ def refuse(
     if (status >= 500 and status not in _FINAL_5XX) or status in _TRANSIENT_4XX:
         return UpstreamUnavailable(upstream, reason)
     return UpstreamInvalid(upstream, reason)
-
-
-def _authorization_scheme(response: requests.Response) -> str:
-    sent: str = response.request.headers.get("Authorization", "")
-    return sent.partition(" ")[0].lower()
 
 
 def plain_url(url: str | None) -> str:
@@ -184,8 +176,7 @@ def _retry_after(response: requests.Response) -> float:
 
 
 def _causes(exc: BaseException) -> Iterator[BaseException]:
-    """The exception and all its causes. The libraries keep causes in arguments as well as by
-    `from`."""
+    """The exception and all its causes, which the libraries also keep in arguments."""
     seen: set[int] = set()
     waiting: list[object] = [exc]
     while waiting:

@@ -22,7 +22,6 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase
 from requests.utils import select_proxy
 from urllib3.exceptions import InsecureRequestWarning
 
@@ -32,14 +31,11 @@ from ociproxy.errors import UpstreamForbidden, UpstreamUntrusted
 from ociproxy.fetch.oras.connect import Policy, pool_classes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from urllib3.poolmanager import PoolManager
 
     from ociproxy.config.settings import Upstream
 
-# urllib3's warnings quote whole URLs, which may be signed, and text of the upstream. What matters
-# of them is raised as well.
+# urllib3's warnings quote whole URLs, which may be signed. What matters of them is raised as well.
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
 _MAX_REDIRECTS: Final = 5
@@ -49,8 +45,7 @@ _POOLS: Final = 16
 _DOCUMENT_SECONDS: Final = 60.0
 """Seconds for a document that trickles in without a stall: it would hold a thread for ever."""
 _DISCARD_LIMIT: Final = 64 * 1024
-"""Bytes of an unwanted body that are read to keep its connection. For a longer body, a new
-connection is cheaper."""
+"""Bytes of an unwanted body read to keep its connection. Beyond, a new connection is cheaper."""
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -61,9 +56,8 @@ class Session(requests.Session):
         super().__init__()
         self.upstream = upstream
         self.max_redirects = _MAX_REDIRECTS
-        # With an `auth`, requests does not read ~/.netrc. `trust_env = False` would do so too, and
-        # would ignore the environment's proxies.
-        self.auth = _NoAuth()
+        # This keeps requests from ~/.netrc. `trust_env = False` would also turn off the proxies.
+        self.auth = lambda request: request
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self.headers.update(
             {"User-Agent": f"ociproxy/{__version__}", "Accept-Encoding": "identity"}
@@ -73,9 +67,7 @@ class Session(requests.Session):
         self, prepared_request: requests.PreparedRequest, response: requests.Response
     ) -> None:
         """Called by requests for each redirect. The original reads ~/.netrc for the new host.
-
-        Raises UpstreamForbidden for a redirect that must not be followed.
-        """
+        Raises UpstreamForbidden for a redirect that must not be followed."""
         old, new = response.request.url or "", prepared_request.url or ""
         scheme = urlsplit(new).scheme
         if scheme not in _DEFAULT_PORTS:
@@ -128,14 +120,8 @@ class Adapter(HTTPAdapter):
     def cert_verify(self, conn: object, url: str, verify: object, cert: object) -> None:
         """Does nothing. The original adds certifi's bundle or REQUESTS_CA_BUNDLE to the context."""
 
-    def send(
-        self,
-        request: requests.PreparedRequest,
-        stream: bool = False,
-        timeout: object = None,
-        verify: object = True,
-        cert: object = None,
-        proxies: Mapping[str, str] | None = None,
+    def send(  # type: ignore[override] # requests names all arguments but the first
+        self, request: requests.PreparedRequest, *, stream: bool, proxies: Any, **_: object
     ) -> requests.Response:
         if select_proxy(request.url or "", proxies):
             self._policy.check_literal(urlsplit(request.url or "").hostname or "")
@@ -149,16 +135,9 @@ class Adapter(HTTPAdapter):
         return response
 
 
-class _NoAuth(AuthBase):
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        return request
-
-
 def open_session(upstream: Upstream, *, connections: int) -> Session:
-    """A session for this upstream, with at most `connections` idle connections to each host.
-
-    Raises UpstreamUntrusted for certificate files that cannot be used.
-    """
+    """A session for this upstream, with at most `connections` idle connections to each host. Raises
+    UpstreamUntrusted for certificate files that cannot be used."""
     timeouts = upstream.timeouts
     policy = Policy(upstream.name, upstream.listed, timeouts.stall, upstream.deny_private)
     context = tls_context(upstream.tls, upstream.name)
@@ -203,9 +182,7 @@ def content_length(response: requests.Response) -> int | None:
 
 def read_bounded(response: requests.Response, limit: int) -> bytes:
     """At most `limit` bytes of the undecoded body. The connection is kept if the body ends there.
-
-    Raises what the libraries raise, and TimeoutError for a body that takes too long.
-    """
+    Raises what the libraries raise, and TimeoutError for a body that takes too long."""
     data = bytearray()
     deadline = time.monotonic() + _DOCUMENT_SECONDS
     try:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import (
-    BlobUnknown,
     ManifestInvalid,
     ManifestUnknown,
     NameUnknown,
@@ -36,7 +35,6 @@ from ociproxy.oci.manifest import MANIFEST_MAX_SIZE
 if TYPE_CHECKING:
     from ociproxy.config.settings import Fetch, Upstream
     from ociproxy.fetch.download.download import Download
-    from ociproxy.fetch.skopeo.blob_index import Image
     from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
@@ -45,8 +43,7 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 _RECENT: Final = 4 * MANIFEST_MAX_SIZE
-"""Bytes of manifests kept for a client that resolves a tag and then asks by digest: at least the
-last four."""
+"""Bytes of manifests kept for clients that resolve a tag and then ask by digest: four or more."""
 
 
 class SkopeoBackend:
@@ -95,18 +92,16 @@ class SkopeoBackend:
 
     def stat_blob(self, repository: Repository, digest: Digest) -> int:
         """From the manifest; the upstream is not asked."""
-        return self._find(repository, digest)[1]
+        return self._blobs.get(repository, digest)[1]
 
     def fetch_blob(
         self, repository: Repository, digest: Digest, download: Download, *, tries: int
     ) -> None:
         """By copying an image that has the blob; the other blobs of that image come too."""
-        image, size = self._find(repository, digest)
+        image, size = self._blobs.get(repository, digest)
         download.learn_size(size)
         attempts = retrying(
-            tries=tries,
-            wait_max=download.limits.retry_wait_max,
-            sleep=download.wait,
+            tries=tries, wait_max=download.limits.retry_wait_max, sleep=download.wait
         )
         attempts(self._jobs.fetch, image, digest, download.stopped)
         download.bytes_fetched += size
@@ -155,15 +150,6 @@ class SkopeoBackend:
         )
         self._blobs.learn(repository, holder)
         return holder
-
-    def _find(self, repository: Repository, digest: Digest) -> tuple[Image, int]:
-        """An image that has the blob, and the blob's size in bytes. Raises BlobUnknown."""
-        image = self._blobs.find(repository, digest)
-        blob = None if image is None else image.find(digest)
-        if image is None or blob is None:
-            reason = f"skopeo copies images, and no manifest pulled from {repository} names it"
-            raise BlobUnknown(digest, reason)
-        return image, blob.size
 
     def _check_name(self, repository: Repository) -> None:
         if repository.name != repository.name.lower():

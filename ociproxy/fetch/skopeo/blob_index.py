@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
+from ociproxy.errors import BlobUnknown
 from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.manifest import ImageManifest
 from ociproxy.store.manifests import with_media_type
@@ -38,9 +39,6 @@ class Image:
     def key(self) -> tuple[Repository, Digest]:
         return self.repository, self.descriptor.digest
 
-    def find(self, digest: Digest) -> Descriptor | None:
-        return next((blob for blob in self.blobs if blob.digest == digest), None)
-
     def missing(self, store: Store) -> dict[Digest, Descriptor]:
         """The blobs that are not in the store."""
         find_size = store.blobs.find_size
@@ -52,7 +50,9 @@ class BlobIndex:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._image_of: BoundedCache[tuple[Repository, Digest], Image] = BoundedCache(_KNOWN)
+        self._known: BoundedCache[tuple[Repository, Digest], tuple[Image, int]] = BoundedCache(
+            _KNOWN
+        )
 
     def learn(self, repository: Repository, holder: ManifestHolder) -> None:
         """Remember the blobs of a manifest."""
@@ -63,11 +63,12 @@ class BlobIndex:
         if isinstance(manifest, ImageManifest):
             image = Image(repository, holder.descriptor, manifest.blobs)
             for blob in image.blobs:
-                self._image_of.put((repository, blob.digest), image)
+                self._known.put((repository, blob.digest), (image, blob.size))
 
-    def find(self, repository: Repository, digest: Digest) -> Image | None:
-        """An image of this repository that has this blob. Raises StoreError."""
-        known = self._image_of.get((repository, digest))
+    def get(self, repository: Repository, digest: Digest) -> tuple[Image, int]:
+        """An image of this repository that has the blob, and the blob's size in bytes. Raises
+        BlobUnknown or StoreError."""
+        known = self._known.get((repository, digest))
         if known is not None:
             return known
         for each in self._store.refs.manifests(repository)[:_SEARCHED]:
@@ -75,7 +76,8 @@ class BlobIndex:
             holder = self._store.manifests.find(each, use=False)
             if holder is not None:
                 self.learn(repository, with_media_type(holder, described))
-                found = self._image_of.get((repository, digest))
-                if found is not None:
-                    return found
-        return None
+                known = self._known.get((repository, digest))
+                if known is not None:
+                    return known
+        reason = f"skopeo copies images, and no manifest pulled from {repository} names it"
+        raise BlobUnknown(digest, reason)

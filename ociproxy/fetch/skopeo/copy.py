@@ -56,10 +56,8 @@ class Copy:
         self.error: OciProxyError | None = None
 
     def error_for(self, blob: Digest, upstream: str) -> OciProxyError:
-        """The error for a caller who waits for `blob`, after the copy has ended without it.
-
-        An error about another blob of the image says nothing about this one.
-        """
+        """The error for a caller who waits for `blob`, after the copy has ended without it. An
+        error about another blob of the image says nothing about this one."""
         error = self.error
         if error is None:
             return UpstreamUnavailable(upstream, f"skopeo has left out blob {blob}")
@@ -77,13 +75,7 @@ class CopyJobs:
     """The threads that run skopeo for one upstream. Thread-safe."""
 
     def __init__(
-        self,
-        upstream: Upstream,
-        program: Program,
-        store: Store,
-        stopped: Event,
-        *,
-        blob_limit: int,
+        self, upstream: Upstream, program: Program, store: Store, stopped: Event, *, blob_limit: int
     ) -> None:
         """A blob of more than `blob_limit` bytes is not fetched."""
         self._upstream = upstream
@@ -98,10 +90,8 @@ class CopyJobs:
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="skopeo")
 
     def fetch(self, image: Image, blob: Digest, stopped: Event) -> None:
-        """Return when this blob of the image is in the store.
-
-        Raises the error that ended the copy, or UpstreamUnavailable once `stopped` is set.
-        """
+        """Return when this blob of the image is in the store. Raises the error that ended the copy,
+        or UpstreamUnavailable once `stopped` is set."""
         copy: Copy | None = None
         with self._changed:
             while self._store.blobs.find_size(blob) is None:
@@ -192,13 +182,12 @@ class CopyJobs:
         layout.prepare()
         digest = image.descriptor.digest
         source = f"docker://{self._program.name_of(image.repository)}@{digest}"
+        unknown = ManifestUnknown(f"{image.repository}@{digest}", "unknown to the upstream")
         options = ("--preserve-digests", "--remove-signatures", "--quiet")
         try:
             with self._program.start("copy", *options, source, f"oci:{layout.path}") as run:
                 self._watch(run, image, layout)
-                run.check(
-                    ManifestUnknown(f"{image.repository}@{digest}", "unknown to the upstream")
-                )
+                run.check(unknown)
         finally:
             self._collect(layout)
         layout.publish(self._upstream.name)

@@ -28,8 +28,7 @@ from ociproxy.fetch.retry import clamp_retry_after
 from ociproxy.oci.digest import Digest
 
 _LINE_LIMIT: Final = 64 * 1024
-"""Bytes kept of an unfinished line: far more than any real one. The beginning of a longer line is
-lost."""
+"""Bytes kept of an unfinished line, far more than a real one: a longer one loses its beginning."""
 
 _FATAL: Final = re.compile(r'level=(?:fatal|panic) msg="((?:[^"\\]|\\.)*)"')
 _CONTENT_TYPE: Final = re.compile(r'Content-Type from manifest GET is \\"([^"\\]*)\\"')
@@ -44,8 +43,10 @@ _MISMATCH: Final = re.compile(r"[Dd]igest did not match, expected (\S+), got (\S
 _BLOB: Final = re.compile(r"reading blob (\S+:[0-9a-f]{32,})")
 _URL: Final = re.compile(r"(https?://)(?:[^/\s@\"]*@)?([^?\s\"]*)\?[^\s\"]*")
 
-_DENIED_401: Final = ("unauthorized", "authentication required", "invalid username/password")
-_DENIED_403: Final = ("denied:", "access to the resource is denied", "403 (forbidden)")
+_DENIED: Final = {
+    401: ("unauthorized", "authentication required", "invalid username/password"),
+    403: ("denied:", "access to the resource is denied", "403 (forbidden)"),
+}
 _UNREACHABLE: Final = (
     "connection refused",
     "no route to host",
@@ -111,10 +112,9 @@ def translate(stderr: SkopeoStderr, upstream: str, unknown: OciProxyError) -> Oc
         return DigestMismatch("blob", _digest(found[1]), found[2].rstrip(".,"))
     if any(sign in words for sign in _UNTRUSTED):
         return UpstreamUntrusted(upstream, reason)
-    if any(sign in words for sign in _DENIED_401):
-        return UpstreamDenied(upstream, reason, status=401)
-    if any(sign in words for sign in _DENIED_403):
-        return UpstreamDenied(upstream, reason, status=403)
+    for status, signs in _DENIED.items():
+        if any(sign in words for sign in signs):
+            return UpstreamDenied(upstream, reason, status=status)
     if "404 (not found)" in words or "unknown:" in words or "not known to registry" in words:
         return _unknown(stderr.fatal, unknown)
     if "invalid reference format" in words or "repository name must" in words:

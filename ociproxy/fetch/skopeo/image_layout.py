@@ -58,11 +58,8 @@ class ImageLayout:
         return sizes
 
     def collect(self) -> bool:
-        """Put into the store what has come; True if that was something.
-
-        skopeo gives a blob its name when all of it is there. Raises SizeMismatch, DigestMismatch or
-        StoreError.
-        """
+        """Put into the store what has come; True if that was something. skopeo gives a blob its
+        name when all of it is there. Raises SizeMismatch, DigestMismatch or StoreError."""
         brought = False
         for blob in self._image.missing(self._store).values():
             path = self.path / blob_path(blob.digest)
@@ -73,11 +70,8 @@ class ImageLayout:
         return brought
 
     def publish(self, upstream: str) -> None:
-        """Verify the layout as a whole, and publish its image.
-
-        Raises DigestMismatch if skopeo has changed the manifest, and UpstreamUnavailable if skopeo
-        wrote something else than the whole image.
-        """
+        """Verify the layout as a whole, and publish its image. Raises DigestMismatch for a manifest
+        that skopeo has changed, and UpstreamUnavailable for a layout that is not of this image."""
         directory = LayoutDirectory(self.path)
         try:
             (named,) = directory.images()

@@ -40,13 +40,8 @@ _END_LIMIT: Final = 10.0
 """Seconds for a process to end after it has closed its output or was killed."""
 _READ: Final = 64 * 1024
 """Bytes of one read: as many as a pipe holds."""
-_PASSED_ON: Final = (
-    "PATH",
-    *(name for pair in ("HTTP", "HTTPS", "NO", "ALL") for name in (f"{pair}_PROXY",)),
-    *(name for pair in ("http", "https", "no", "all") for name in (f"{pair}_proxy",)),
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-)
+_PROXIES: Final = tuple(f"{name}_proxy" for name in ("http", "https", "no", "all"))
+_PASSED_ON: Final = ("PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", *_PROXIES, *map(str.upper, _PROXIES))
 
 
 class Run:
@@ -102,11 +97,9 @@ class Run:
                 pipe.close()
 
     def pump(self) -> bool:
-        """Read its output for up to `_TICK` seconds; False when the output has ended.
-
-        Raises UpstreamRateLimited when skopeo waits out a 429, ManifestInvalid for more output than
-        the limit, and UpstreamUnavailable when the backend is closed.
-        """
+        """Read its output for up to `_TICK` seconds; False when the output has ended. Raises
+        UpstreamRateLimited when skopeo waits out a 429, ManifestInvalid for more output than the
+        limit, and UpstreamUnavailable when the backend is closed."""
         for key, _ in self._selector.select(_TICK):
             data = os.read(key.fd, _READ)
             if not data:
@@ -151,8 +144,7 @@ class Program:
     """skopeo with the settings of one upstream's entry, which are files in `folder`."""
 
     def __init__(self, upstream: Upstream, folder: Path, stopped: Event) -> None:
-        """`folder` is an empty one that nothing else uses. Raises UpstreamUntrusted for certificate
-        files that cannot be used."""
+        """`folder` is empty. Raises UpstreamUntrusted for certificate files that cannot be used."""
         self._upstream = upstream
         self._stopped = stopped
         parts = urlsplit(upstream.urls[0])

@@ -89,8 +89,7 @@ class Endpoints:
     def fetch_blob(
         self, repository: Repository, digest: Digest, download: Download, *, tries: int
     ) -> None:
-        """One endpoint at a time. An endpoint whose connection breaks is left alone, and the next
-        one continues the download."""
+        """An endpoint whose connection breaks is left alone; the next one goes on from there."""
 
         def fetch_once() -> bool:
             before = download.bytes_fetched
@@ -121,10 +120,7 @@ class Endpoints:
             endpoint.backend.close()
 
     def _first(
-        self,
-        request: Callable[[_Endpoint], T],
-        *,
-        final: tuple[type[OciProxyError], ...] = (),
+        self, request: Callable[[_Endpoint], T], *, final: tuple[type[OciProxyError], ...] = ()
     ) -> T:
         """The first answer. Raises the last endpoint's error, and an error of `final` at once."""
         error: OciProxyError | None = None

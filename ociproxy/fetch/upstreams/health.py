@@ -12,12 +12,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Final, Literal
 
-from ociproxy.errors import (
-    OciProxyError,
-    StoreError,
-    UpstreamRateLimited,
-    UpstreamUnavailable,
-)
+from ociproxy.errors import OciProxyError, StoreError, UpstreamRateLimited, UpstreamUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,11 +22,9 @@ Condition = Literal["available", "unreachable", "probing", "limited"]
 _FIRST_PAUSE: Final = 2.0
 """Seconds of the first back-off. Each one that follows is twice as long, up to a limit."""
 _TIMEOUTS: Final = 3
-"""Requests in a row that time out before the upstream counts as unreachable: one slow answer does
-not stop all the others."""
+"""Requests in a row that time out before an upstream is left alone: one may just be slow."""
 _PROBE_LIMIT: Final = 20.0
-"""Seconds after which another request may probe, if the first probe has not ended: as long as a
-client waits for headers."""
+"""Seconds that one probe may take, as long as a client waits; then another request may probe."""
 PROBE_WAIT: Final = 0.7
 """Seconds that a client waits for a probe. A miss must fail fast, so that the client falls back."""
 
@@ -92,13 +85,14 @@ class Health:
                 self._reset()
                 return False
             if left > 0:
-                reason = f"left alone for {math.ceil(left)} s more: {self._reason}"
-                raise UpstreamUnavailable(self._upstream, reason, unreachable=True)
-            if now < self._probing_until:
-                reason = f"left alone while one request finds out: {self._reason}"
-                raise UpstreamUnavailable(self._upstream, reason, unreachable=True)
-            self._probing_until = now + _PROBE_LIMIT
-            return True
+                how_long = f"for {math.ceil(left)} s more"
+            elif now < self._probing_until:
+                how_long = "while one request finds out"
+            else:
+                self._probing_until = now + _PROBE_LIMIT
+                return True
+            reason = f"left alone {how_long}: {self._reason}"
+            raise UpstreamUnavailable(self._upstream, reason, unreachable=True)
 
     def failed(self, error: OciProxyError, now: float) -> bool:
         """A request ended with this error; True if a pause begins."""
