@@ -25,7 +25,10 @@ SMALL_READS: Final = [
 # Held for a few instructions by whoever has it.
 SHORT_LOCKS: Final = [
     ("ociproxy/bounded.py", {"put", "drop"}),
-    ("ociproxy/fetch/download.py", {"available", "want", "unwant", "duplicate_file", "close"}),
+    (
+        "ociproxy/fetch/download/assembly.py",
+        {"available", "want", "unwant", "duplicate_file", "close"},
+    ),
 ]
 READS: Final = ("os.stat", "os.scandir", "os.pread", "io.BufferedReader.read")
 LOCKS: Final = ("threading.Lock.acquire", "threading.Lock.acquire_lock")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
@@ -54,13 +55,16 @@ async def _preload(
         return
     # One process for each list. When it ends, its lock is free and another process takes over.
     name = sha256("\n".join(map(str, wanted)).encode()).hexdigest()[:16]
-    while (claim := store.staging.claim(f"preload-{name}")) is None:  # noqa: ASYNC110 held elsewhere
+    claim = partial(store.staging.claim, f"preload-{name}")
+    loop = asyncio.get_running_loop()
+    # Another process holds it, and does not tell when it ends.
+    while (claimed := await loop.run_in_executor(None, claim)) is None:  # noqa: ASYNC110
         await asyncio.sleep(_AGAIN)
     try:
         await _load(store, config, make_backend, wanted)
         await asyncio.Event().wait()
     finally:
-        os.close(claim)
+        os.close(claimed)
 
 
 async def _load(
