@@ -117,7 +117,7 @@ def test_null_layers_are_no_layers() -> None:
         ({}, UNKNOWN_MEDIA_TYPE),
     ],
 )
-def test_a_media_type_nobody_gave_is_the_documents_or_its_shapes(
+def test_a_missing_media_type_is_the_documents_or_its_shapes(
     document: dict[str, object], media_type: str
 ) -> None:
     assert guess_media_type(json.dumps(document).encode()) == media_type
@@ -262,7 +262,7 @@ def test_what_is_called_nothing_in_particular_is_what_it_looks_like(called: str)
 @pytest.mark.parametrize(
     "own", [None, "application/vnd.example+json", "application/vnd.example+json; version=1", "it"]
 )
-def test_a_type_that_nobody_knows_may_use_the_fields_of_an_image(own: str | None) -> None:
+def test_an_unknown_type_may_use_the_fields_of_an_image(own: str | None) -> None:
     """As it likes."""
     for fields in ({"config": {"name": "x"}}, {"manifests": [descriptor()]}):
         raw = json.dumps(fields | ({"mediaType": own} if own else {})).encode()

@@ -196,7 +196,7 @@ def test_a_damaged_blob_that_many_verify_is_one_fault(store: Store) -> None:
 
 
 def test_what_replaces_a_damaged_blob_meanwhile_stays(store: Store) -> None:
-    """Somebody verifies it all the while, and finds it wrong when it is right already."""
+    """Another thread verifies the blob meanwhile, and finds old bytes wrong after the new came."""
     data = random_bytes(100_000_000, seed="long to hash")
     digest = commit(store, data)
     path = store.blobs.path(digest)

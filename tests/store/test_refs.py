@@ -141,7 +141,7 @@ def test_a_repository_lists_the_referrers_it_has_and_no_others(store: Store) -> 
 
 
 def test_a_manifest_whose_subject_cannot_be_told_is_not_there(store: Store) -> None:
-    """Else nobody would commit it again, and its subject never know of it."""
+    """Else no caller would commit it again, and its subject would not list it."""
     here = Repository("quay.io", "a/b")
     subject = image().top
     signature = artifact(subject).top
