@@ -179,7 +179,8 @@ class Assembly:
         with self._lock:
             ingest = self._current()
             ingest.refresh()
-            self.size = ingest.size
+            if ingest.size is not None:
+                self.size = ingest.size
 
     def learn_size(self, size: int) -> None:
         """Raises SizeMismatch where another size was known."""

@@ -111,8 +111,10 @@ class Connections:
             while True:
                 self._work(helping=False)
                 self._wait_for_helpers(lambda: not self._assembly.is_all_taken)
-                if self._helper_count == 0 and self._assembly.is_all_taken:
-                    return
+                # Under the lock: a reader may call a helper between the two looks.
+                with self._idle:
+                    if self._helper_count == 0 and self._assembly.is_all_taken:
+                        return
         except BaseException:
             self.abort()
             self._wait_for_helpers(lambda: False)
@@ -167,6 +169,7 @@ class Connections:
             self._streams.add(stream)
         first = segment.start
         try:
+            self._check_running()  # an abort before the stream was in the set did not see it
             self._take_head(stream, segment)
             if helping and stream.start != segment.start:
                 raise _NoHelp

@@ -222,6 +222,8 @@ class Download:
         hasher = self._hasher = InOrderHasher(self.digest, ingest, self.assembly.arrived_until)
         self.assembly.hash_with(hasher)
         self._fetcher = fetcher
+        if self.stopped.is_set():
+            fetcher.abort()
         try:
             self.check_limit(self.size or 0)
             self._start_hasher()
@@ -230,6 +232,7 @@ class Download:
             self._verify(hasher)
         except (IntegrityError, StoreError, BlobTooLarge):
             ingest.discard()
+            self.close()  # a later call must not go on with a file that is gone
             raise
         except OciProxyError:
             if ingest.ranges.total == 0:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from ociproxy import log
 from ociproxy.clock import SystemClock
 from ociproxy.errors import (
+    BlobTooLarge,
     IntegrityError,
     OciProxyError,
     StoreError,
@@ -98,7 +99,7 @@ class Endpoints:
                     lambda endpoint: endpoint.backend.fetch_blob(
                         repository, digest, download, tries=1
                     ),
-                    final=(IntegrityError, StoreError),
+                    final=(IntegrityError, StoreError, BlobTooLarge),
                 )
             except UpstreamUnavailable:
                 if download.stopped.is_set() or not resuming(
@@ -147,6 +148,8 @@ class Endpoints:
             for endpoint in left_alone:
                 try:
                     return self._call(endpoint, request)
+                except final:
+                    raise
                 except OciProxyError as exc:
                     error = exc
         raise error or UpstreamUnavailable(self._name, "has no endpoint")

@@ -315,3 +315,21 @@ def test_a_path_leads_the_repositorys_and_ns_stays_away(
     assert [request.query for request in upstream.requests] == [""]
     with pytest.raises(BlobUnknown):
         backend.stat_blob(APP, digest(random_blob(10)))
+
+
+def test_wrong_bytes_of_a_paused_endpoint_end_the_download_too(
+    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints, store: Store
+) -> None:
+    """All endpoints are left alone, so all are asked: the file of the first is gone by then."""
+    blob = random_blob(500_000)
+    for each in two:
+        each.add_content("team/app", blob)
+        each.fault("/manifests/", Fault(status=503))
+    backend = open_endpoints(*two)
+    with pytest.raises(UpstreamUnavailable):
+        backend.fetch_manifest(V1)
+    two[0].fault("/blobs/", Fault(flip_at=200_000))
+    with pytest.raises(DigestMismatch):
+        fetch_blob(backend, APP, digest(blob), store)
+    assert two[1].count("/blobs/") == 0
+    assert list(store.blobs.path(digest(blob)).parent.iterdir()) == []
