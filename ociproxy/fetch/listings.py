@@ -19,9 +19,8 @@ from ociproxy.errors import ManifestUnknown, NameUnknown, OciProxyError
 from ociproxy.fetch.backend import Listing
 from ociproxy.fetch.cache_status import HIT, PASSED_ON, CacheStatus, stale_because
 from ociproxy.fetch.tags import page_of_tags
-from ociproxy.oci.descriptor import Descriptor, MalformedManifest
+from ociproxy.oci.descriptor import OCI_INDEX, Descriptor, MalformedManifest
 from ociproxy.oci.manifest import Index, parse_manifest
-from ociproxy.oci.media_types import OCI_INDEX
 from ociproxy.oci.reference import Reference, referrers_tag
 
 if TYPE_CHECKING:

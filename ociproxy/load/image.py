@@ -7,6 +7,7 @@ Tests: tests/load/test_loader.py, tests/load/test_referrers.py.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -14,16 +15,19 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from ociproxy import log
 from ociproxy.errors import DigestMismatch, ManifestInvalid, ManifestUnknown, NameUnknown
 from ociproxy.load.imagelist import ALL_PLATFORMS
-from ociproxy.load.tasks import all_of
-from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.descriptor import (
+    DOCKER_SCHEMA1,
+    DOCKER_SCHEMA1_SIGNED,
+    OCI_INDEX,
+    MalformedManifest,
+)
 from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, choose
 from ociproxy.oci.manifest import ImageManifest, Index, parse_manifest
-from ociproxy.oci.media_types import DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED, OCI_INDEX
 from ociproxy.oci.reference import DEFAULT_TAG, Reference, referrers_tag
 from ociproxy.store.manifests import with_media_type
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from ociproxy.fetch.backend import Backend
     from ociproxy.fetch.retry import ImageRetry, Progress
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.manifest import Manifest, ManifestHolder
     from ociproxy.oci.platform import Platform
     from ociproxy.store.store import Store
+
 
 T = TypeVar("T")
 
@@ -304,3 +309,15 @@ class _Finding:
             self._progress,
             lambda: self._requests.call(self._repository, key, request),
         )
+
+
+async def all_of(works: Iterable[Coroutine[object, object, T]]) -> list[T]:
+    """The results, in order. The first error cancels the other coroutines, and is raised as it is
+    once all of them have ended."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,4 +1,9 @@
-"""The main port: which handler answers, headers that every answer has, and the request log."""
+"""The main port: which handler answers, headers that every answer has, and the request log.
+
+The handlers of manifests, tags and referrers are here; that of blobs is in `blobs`.
+
+Tests: tests/serve/test_api.py, tests/serve/test_manifests.py, tests/serve/test_lists.py.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +12,48 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
+from yarl import URL
 
 from ociproxy import log
 from ociproxy.errors import OciProxyError, StoreError
+from ociproxy.fetch.tags import TagsQuery
 from ociproxy.serve.auth import BasicAuth
 from ociproxy.serve.blobs import BlobResponse, blob
-from ociproxy.serve.errors import SERVER, ResponseCut, Unsupported, error_response, internal_error
-from ociproxy.serve.exchange import BlobPath, ManifestPath, ReferrersPath, TagsPath, parse_path
-from ociproxy.serve.lists import referrers, tags
-from ociproxy.serve.manifests import manifest
+from ociproxy.serve.errors import (
+    SERVER,
+    QueryInvalid,
+    ResponseCut,
+    Unsupported,
+    error_response,
+    internal_error,
+)
+from ociproxy.serve.exchange import (
+    Answer,
+    BlobPath,
+    ManifestPath,
+    ReferrersPath,
+    TagsPath,
+    client_has,
+    parse_path,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from ociproxy.config.settings import Config
+    from ociproxy.fetch.backend import Listing
+    from ociproxy.fetch.cache_status import CacheStatus
     from ociproxy.fetch.engine import Engine
-    from ociproxy.serve.exchange import Answer, Target
+    from ociproxy.serve.exchange import (
+        Answer,
+        DistributionPath,
+        ManifestPath,
+        ReferrersPath,
+        TagsPath,
+        Target,
+    )
     from ociproxy.serve.sendfile import Senders
+
 
 _API_VERSION: Final = ("Docker-Distribution-Api-Version", "registry/2.0")
 
@@ -179,3 +209,48 @@ def _log(
         path=None if target else request.path[:200],
         reason=error,
     )
+
+
+async def manifest(engine: Engine, request: web.BaseRequest, target: ManifestPath) -> Answer:
+    """The upstream's exact bytes under its media type. A fresh stored manifest is answered without
+    a task switch: most requests are for one."""
+    found = await engine.manifests.pull(target.reference, body=request.method == "GET")
+    descriptor = found.descriptor
+    digest = str(descriptor.digest)
+    headers = {"Docker-Content-Digest": digest, "ETag": f'"{digest}"'}
+    if client_has(request, descriptor.digest):
+        return Answer(web.Response(status=304, headers=headers), found.status, descriptor.digest)
+    headers["Content-Type"] = descriptor.media_type
+    if found.raw is None and descriptor.size:
+        headers["Content-Length"] = str(descriptor.size)
+    response = web.Response(body=found.raw, headers=headers)
+    return Answer(response, found.status, descriptor.digest)
+
+
+async def tags(engine: Engine, request: web.BaseRequest, target: TagsPath) -> Answer:
+    count = target.query.get("n")
+    if count is not None and not (count.isascii() and count.isdecimal() and len(count) < 10):
+        raise QueryInvalid(f"n={count[:50]!r} is not a count of tags")
+    query = TagsQuery(None if count is None else int(count), target.query.get("last", ""))
+    return _answer(request, target, *await engine.listings.tags(target.repository, query))
+
+
+async def referrers(engine: Engine, request: web.BaseRequest, target: ReferrersPath) -> Answer:
+    artifact_type = target.query.get("artifactType", "")
+    found = await engine.listings.referrers(target.repository, target.subject, artifact_type)
+    return _answer(request, target, *found)
+
+
+def _answer(
+    request: web.BaseRequest, target: DistributionPath, listing: Listing, status: CacheStatus
+) -> Answer:
+    headers = {"Content-Type": listing.media_type}
+    if listing.next_query:
+        # The client asks this server for the next page, under the path and `ns` of this one.
+        following = URL(request.path).with_query(listing.next_query)
+        if target.namespace is not None:
+            following = following.update_query(ns=target.namespace)
+        headers["Link"] = f'<{following}>; rel="next"'
+    if listing.filters_applied:
+        headers["OCI-Filters-Applied"] = listing.filters_applied
+    return Answer(web.Response(body=listing.raw, headers=headers), status)

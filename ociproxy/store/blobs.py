@@ -14,16 +14,20 @@ from ociproxy.bounded import BoundedCache
 from ociproxy.errors import DigestMismatch, SizeMismatch
 from ociproxy.oci.digest import Digest
 from ociproxy.store.files import (
+    UNTOUCHABLE,
+    file_name,
     fsync_directory,
     identity,
     is_at,
+    is_sealed,
     publish,
+    seal,
     store_errors,
+    touch,
     try_lock,
 )
 from ociproxy.store.hashing import hash_file
 from ociproxy.store.read_only import BlobFile
-from ociproxy.store.seal import UNTOUCHABLE, file_name, is_sealed, seal, touch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

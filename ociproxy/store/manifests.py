@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import ManifestInvalid
-from ociproxy.oci.descriptor import Descriptor, MalformedManifest
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest, is_generic
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ManifestHolder, guess_media_type
-from ociproxy.oci.media_types import is_generic
-from ociproxy.store.files import identity, store_errors
-from ociproxy.store.seal import TOUCH_AFTER, file_name, touch
+from ociproxy.store.files import TOUCH_AFTER, file_name, identity, store_errors, touch
 from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from ociproxy.oci.digest import Digest
-from ociproxy.store.files import is_at, publish, store_errors, try_lock
+from ociproxy.store.files import file_name, is_at, publish, seal, store_errors, try_lock
 from ociproxy.store.ingest import JOURNAL_SUFFIX, Ingest
-from ociproxy.store.seal import file_name, seal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

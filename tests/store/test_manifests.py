@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 
 from ociproxy.errors import ManifestInvalid, StoreError
-from ociproxy.oci.descriptor import Descriptor
+from ociproxy.oci.descriptor import (
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    UNKNOWN_MEDIA_TYPE,
+    Descriptor,
+)
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import ManifestHolder
-from ociproxy.oci.media_types import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, UNKNOWN_MEDIA_TYPE
 from ociproxy.oci.reference import Repository
 from ociproxy.store.manifests import check_manifest, with_media_type
 from ociproxy.store.store import Store

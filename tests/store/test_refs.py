@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from ociproxy.errors import StoreError
-from ociproxy.oci.descriptor import Descriptor
+from ociproxy.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import ManifestHolder
-from ociproxy.oci.media_types import OCI_INDEX, OCI_MANIFEST
 from ociproxy.oci.platform import Platform
 from ociproxy.oci.reference import Repository
 from ociproxy.store.inventory import references

@@ -11,8 +11,8 @@ import pytest
 
 from ociproxy.errors import StoreError
 from ociproxy.oci.digest import Digest
+from ociproxy.store.files import is_sealed
 from ociproxy.store.ingest import Ingest
-from ociproxy.store.seal import is_sealed
 from ociproxy.store.staging import Staging, remove_abandoned, stage, write_atomically
 from ociproxy.store.store import Store
 from tests.images import random_bytes

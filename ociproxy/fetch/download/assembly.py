@@ -15,11 +15,11 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import SizeMismatch, UpstreamUnavailable
-from ociproxy.store.byte_ranges import ByteRanges
+from ociproxy.store.ingest import ByteRanges
 
 if TYPE_CHECKING:
-    from ociproxy.fetch.download.hasher import InOrderHasher
     from ociproxy.oci.digest import Digest
+    from ociproxy.store.hashing import InOrderHasher
     from ociproxy.store.ingest import Ingest
 
 

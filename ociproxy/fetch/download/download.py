@@ -28,8 +28,8 @@ from ociproxy.errors import (
     UpstreamUnavailable,
 )
 from ociproxy.fetch.download.assembly import Assembly
-from ociproxy.fetch.download.hasher import InOrderHasher
 from ociproxy.store.files import store_errors
+from ociproxy.store.hashing import InOrderHasher
 
 if TYPE_CHECKING:
     from collections.abc import Callable

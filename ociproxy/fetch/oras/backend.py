@@ -23,15 +23,18 @@ from ociproxy.errors import (
 )
 from ociproxy.fetch.backend import Listing
 from ociproxy.fetch.download.connections import Connections
-from ociproxy.fetch.oras.blob_stream import HttpBlobStream
-from ociproxy.fetch.oras.client import NAMESPACE, RegistryClient
+from ociproxy.fetch.oras.client import NAMESPACE, HttpBlobStream, RegistryClient
 from ociproxy.fetch.oras.errors import refuse, translated
 from ociproxy.fetch.oras.session import content_length, discard, read_bounded
-from ociproxy.fetch.verify import media_type_in, verify_manifest
-from ociproxy.oci.descriptor import Descriptor, MalformedManifest
+from ociproxy.oci.descriptor import (
+    ACCEPTED_MEDIA_TYPES,
+    OCI_INDEX,
+    UNKNOWN_MEDIA_TYPE,
+    Descriptor,
+    MalformedManifest,
+)
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, json_object
-from ociproxy.oci.media_types import ACCEPTED_MEDIA_TYPES, OCI_INDEX, UNKNOWN_MEDIA_TYPE
+from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, json_object, media_type_in, verify_manifest
 
 if TYPE_CHECKING:
     import requests

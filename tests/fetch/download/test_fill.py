@@ -14,7 +14,7 @@ from ociproxy.fetch.download.assembly import Segments
 from ociproxy.fetch.download.fill import Fill, Fills
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
-from ociproxy.store.byte_ranges import ByteRanges
+from ociproxy.store.ingest import ByteRanges
 from ociproxy.store.store import Store
 from tests.fetch.conftest import OpenBackend
 from tests.images import Content, random_blob

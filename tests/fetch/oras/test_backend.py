@@ -30,8 +30,8 @@ from ociproxy.fetch.oras.backend import OrasBackend
 from ociproxy.fetch.oras.client import api_base
 from ociproxy.fetch.retry import retrying
 from ociproxy.fetch.upstreams.health import Quota
+from ociproxy.oci.descriptor import DOCKER_SCHEMA1_SIGNED
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.media_types import DOCKER_SCHEMA1_SIGNED
 from ociproxy.oci.reference import Reference, Repository
 from ociproxy.store.store import Store
 from tests.fetch.conftest import TIMEOUTS, OpenBackend, entry
