@@ -2,9 +2,8 @@
 
 A blob of up to one segment is one request. A larger one is fetched segment by segment over one
 connection. More connections help as soon as one proves slow, or when a reader waits for bytes that
-no connection is on its way to. A broken request is asked again from where it stopped.
-
-Tests: tests/fetch/download/test_fill.py, tests/serve/test_fills.py.
+no connection is on its way to. A broken request is asked again from where it stopped. Once bytes
+have come, an odd answer costs one try and not the download: a refusal, or a captive portal's page.
 """
 
 from __future__ import annotations
@@ -16,9 +15,18 @@ from threading import Condition, Event
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy import log
-from ociproxy.errors import OciProxyError, UpstreamInvalid, UpstreamUnavailable
+from ociproxy.errors import (
+    BlobTooLarge,
+    BlobUnknown,
+    NameUnknown,
+    OciProxyError,
+    UpstreamError,
+    UpstreamInvalid,
+    UpstreamRateLimited,
+    UpstreamUnavailable,
+)
 from ociproxy.fetch.download.assembly import UNKNOWN
-from ociproxy.fetch.retry import resuming, retrying
+from ociproxy.fetch.retry import Resumption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,19 +88,20 @@ class _NoHelp(Exception):
 
 class Connections:
     """A `Fetcher`. `most` is how many connections it may use at the same time. With `tries` 1 the
-    first connection that breaks ends it; with more, so many in a row that brought nothing."""
+    first connection that breaks ends it; with more, `Resumption` says when."""
+
+    _began: float
+    """When `run` began (monotonic seconds)."""
 
     def __init__(
         self, download: Download, upstream: str, open_blob: OpenBlob, *, most: int, tries: int
     ) -> None:
-        limits = download.limits
         self._download = download
         self._assembly = download.assembly
         self._upstream = upstream
         self._open_blob = open_blob
         self._most_helpers = most - 1
         self._tries = tries
-        self._retries = retrying(tries=tries, wait_max=limits.retry_wait_max, sleep=self._wait)
         self._ended = Event()
         self._idle = Condition()
         """Guards what follows; told whenever a helper or a segment has ended."""
@@ -101,7 +110,10 @@ class Connections:
         self._helper_count = 0
         self._ranges_work = True
         self._fetched = 0
-        self._began = time.monotonic()
+        self._help_from = 0.0
+        """When helpers may be called (monotonic seconds): later where the upstream throttles."""
+        self._stated_size: int | None = None
+        """What the upstream has said in this run."""
 
     def run(self) -> None:
         """Return when every byte is in the file. Raises what ended the leading connection; no
@@ -130,7 +142,7 @@ class Connections:
     def help(self) -> None:
         """Start another connection, if one may and could help."""
         with self._idle:
-            if self._helper_count >= self._most_helpers:
+            if self._helper_count >= self._most_helpers or time.monotonic() < self._help_from:
                 return
             if not self._ranges_work or self._ended.is_set() or self._assembly.is_all_taken:
                 return
@@ -147,14 +159,41 @@ class Connections:
     # One connection
 
     def _work(self, *, helping: bool) -> None:
+        resumption = Resumption(
+            tries=self._tries, limits=self._download.limits, sleep=self._ended.wait
+        )
         while (segment := self._take_segment()) is not None:
             try:
                 while segment.start < segment.stop:
-                    self._retries(self._request, segment, helping)
+                    self._try_request(segment, helping, resumption)
             finally:
                 self._assembly.release(segment)
                 with self._idle:
                     self._idle.notify_all()
+
+    def _try_request(self, segment: Segment, helping: bool, resumption: Resumption) -> None:
+        """A request that breaks returns, too, where another one is to follow."""
+        first = segment.start
+        try:
+            self._request(segment, helping)
+        except (UpstreamError, BlobUnknown, NameUnknown) as exc:
+            resumption.brought(segment.start - first)
+            odd = not isinstance(exc, UpstreamUnavailable)
+            if self._ended.is_set() or isinstance(exc, BlobTooLarge):
+                raise
+            if odd and (helping or not self._fetched):
+                raise
+            resumption.wait(exc)
+            log.event(
+                logging.WARNING,
+                "resuming",
+                digest=self._download.digest,
+                upstream=self._upstream,
+                offset=segment.start,
+                reason=exc.reason,
+            )
+        else:
+            resumption.brought(segment.start - first)
 
     def _take_segment(self) -> Segment | None:
         most = self._rate() * _SEGMENT_SECONDS / (1 + self._helper_count)
@@ -167,24 +206,12 @@ class Connections:
         stream = self._open_blob(start=segment.start, stop=None if whole else segment.stop)
         with self._idle:
             self._streams.add(stream)
-        first = segment.start
         try:
             self._check_running()  # an abort before the stream was in the set did not see it
             self._take_head(stream, segment)
             if helping and stream.start != segment.start:
                 raise _NoHelp
             self._receive(stream, segment)
-        except UpstreamUnavailable as exc:
-            if self._ended.is_set() or not resuming(self._tries, segment.start - first):
-                raise
-            log.event(
-                logging.WARNING,
-                "resuming",
-                digest=self._download.digest,
-                upstream=self._upstream,
-                offset=segment.start,
-                reason=exc.reason,
-            )
         finally:
             with self._idle:
                 self._streams.discard(stream)
@@ -192,9 +219,14 @@ class Connections:
 
     def _take_head(self, stream: BlobStream, segment: Segment) -> None:
         """What the response's head says about the blob."""
+        if self._stated_size not in (None, stream.size):
+            # Not the blob's size has changed: a captive portal answers in the upstream's place.
+            reason = f"answers with a body of {stream.size} bytes, before of {self._stated_size}"
+            raise UpstreamUnavailable(self._upstream, reason)
         size = self._download.size if stream.size is None else stream.size
         if size is not None:
             self._download.learn_size(size)
+            self._stated_size = stream.size
             segment.stop = min(segment.stop, size)
         elif stream.stop is not None:
             raise UpstreamInvalid(self._upstream, "sends a range without the blob's size")
@@ -253,6 +285,8 @@ class Connections:
             with contextlib.suppress(_NoHelp):
                 self._work(helping=True)
         except OciProxyError as exc:
+            if isinstance(exc, UpstreamRateLimited):
+                self._help_from = time.monotonic() + exc.retry_after
             log.event(logging.DEBUG, "connection lost", digest=self._download.digest, reason=exc)
 
     def _helper_ended(self, helper: Future[None] | None = None) -> None:
@@ -281,9 +315,6 @@ class Connections:
     def _rate(self) -> float:
         """Bytes a second so far, over all connections."""
         return self._fetched / max(time.monotonic() - self._began, 0.001)
-
-    def _wait(self, seconds: float) -> None:
-        self._ended.wait(seconds)
 
     def _check_running(self) -> None:
         if self._ended.is_set() or self._download.stopped.is_set():
