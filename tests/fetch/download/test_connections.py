@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ociproxy.config.settings import Fetch
+from ociproxy.config.settings import Fetch, Timeouts
 from ociproxy.errors import OciProxyError, UpstreamDenied, UpstreamRateLimited, UpstreamUnavailable
 from ociproxy.fetch.backend import Backend
 from ociproxy.fetch.download.download import Download
@@ -25,6 +25,7 @@ from tests.upstream import FakeUpstream
 from tests.upstream_faults import HTML, Fault, too_many_requests
 
 KIB, MIB = 1024, 1024 * 1024
+TIMEOUTS_OF_PATIENCE = Timeouts(connect=10.0, headers=10.0, stall=10.0)
 
 
 class Pull:
@@ -192,3 +193,82 @@ def test_one_byte_a_connection_does_not_go_on_for_ever(
     with pytest.raises(UpstreamUnavailable):
         pull.running.result(30)
     assert upstream.count("/blobs/") > 4
+
+
+# What a reader waits for
+
+
+def ranges(upstream: FakeUpstream) -> list[str | None]:
+    """What each request for a blob asked for."""
+    return [each.headers.get("Range") for each in upstream.seen("/blobs/")]
+
+
+def test_the_tail_of_a_slow_small_blob_does_not_wait_for_all_before_it(
+    pull: Pull, upstream: FakeUpstream, open_backend: OpenBackend
+) -> None:
+    blob = add(upstream, 24 * MIB)
+    upstream.fault("/blobs/", Fault(rate=4 * MIB))
+    began = time.monotonic()
+    pull.start(blob, open_backend(upstream), Fetch(), blob.size)
+    pull.read(0)
+    pull.read(23 * MIB)
+    assert time.monotonic() - began < 4
+    assert pull.body() == blob.data
+    assert ranges(upstream)[0] is None
+    assert ranges(upstream)[1] == f"bytes={23 * MIB}-{blob.size - 1}"
+    assert upstream.bytes_sent("/blobs/") < blob.size + Fetch().segment
+
+
+def test_two_readers_far_ahead_get_a_request_each_and_no_byte_arrives_twice(
+    pull: Pull, upstream: FakeUpstream, open_backend: OpenBackend
+) -> None:
+    blob = add(upstream, 24 * MIB)
+    upstream.fault("/blobs/", Fault(stall_after=MIB), times=1)
+    pull.start(blob, open_backend(upstream, timeouts=TIMEOUTS_OF_PATIENCE), Fetch(), blob.size)
+    pull.read(0)
+    upstream.fault("/blobs/", Fault(rate=2 * MIB))
+    pull.read(8 * MIB, seconds=5)
+    pull.read(20 * MIB, seconds=5)
+    upstream.heal()
+    assert pull.body() == blob.data
+    assert pull.download.bytes_fetched <= blob.size + 4 * MIB
+
+
+def test_a_plain_sequential_read_of_a_slow_small_blob_is_one_request(
+    pull: Pull, upstream: FakeUpstream, open_backend: OpenBackend
+) -> None:
+    blob = add(upstream, 8 * MIB)
+    upstream.fault("/blobs/", Fault(rate=4 * MIB))
+    pull.start(blob, open_backend(upstream), Fetch(), blob.size)
+    offset = 0
+    while offset < blob.size - 1:
+        offset = pull.read(offset)
+    assert pull.body() == blob.data
+    assert upstream.count("/blobs/") == 1
+    assert upstream.bytes_sent("/blobs/") == blob.size
+
+
+def test_bytes_that_come_soon_anyway_are_not_asked_for_again(
+    pull: Pull, upstream: FakeUpstream, open_backend: OpenBackend
+) -> None:
+    blob = add(upstream, 6 * MIB)
+    # A new connection would take longer than the rest of this one.
+    upstream.fault("/blobs/", Fault(delay=2.0, rate=12 * MIB))
+    pull.start(blob, open_backend(upstream, timeouts=TIMEOUTS_OF_PATIENCE), Fetch(), blob.size)
+    pull.read(0)
+    pull.read(5 * MIB)
+    assert pull.body() == blob.data
+    assert upstream.count("/blobs/") == 1
+
+
+def test_a_reader_ahead_at_an_upstream_without_ranges_costs_no_second_body(
+    pull: Pull, upstream: FakeUpstream, open_backend: OpenBackend
+) -> None:
+    blob = add(upstream, 12 * MIB)
+    upstream.fault("/blobs/", Fault(no_range=True, rate=6 * MIB))
+    pull.start(blob, open_backend(upstream), Fetch(), blob.size)
+    pull.read(0)
+    pull.read(10 * MIB)
+    assert pull.body() == blob.data
+    assert upstream.count("/blobs/") == 2
+    assert pull.download.bytes_fetched == blob.size
