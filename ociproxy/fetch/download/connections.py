@@ -116,7 +116,9 @@ class Connections:
                 return
             if not self._ranges_work or self._ended.is_set():
                 return
-            if self._assembly.is_all_taken and (self._splitting or not self._far_awaited()):
+            if self._assembly.is_all_taken and (
+                self._splitting or self._assembly.far_awaited(0) is None
+            ):
                 return
             self._helper_count += 1
         try:
@@ -261,7 +263,7 @@ class Connections:
     def _call_for_help(self, began: float) -> None:
         """Where a reader's bytes are far off, or what is left is more than this connection will
         bring in a moment."""
-        if self._far_awaited() is not None:
+        if self._assembly.far_awaited(0) is not None:
             self.help()
         if time.monotonic() - began < _PATIENCE or self._download.size is None:
             return
@@ -283,12 +285,14 @@ class Connections:
     def _split_for_reader(self) -> None:
         """Bring what a reader waits for out of a request that has far to go until there."""
         with self._idle:
-            if self._splitting or self._far_awaited() is None:
+            if self._splitting or self._assembly.far_awaited(0) is None:
                 return
             self._splitting = True
-        # A download that has just begun may prove fast enough.
+        # A connection that has just begun may prove fast enough, and one that was fast may stall.
         self._ended.wait(_OPENING - (time.monotonic() - (self._began or 0.0)))
-        segment = self._far_awaited()
+        while (segment := self._far_awaited()) is None and self._assembly.far_awaited(0):
+            if self._ended.wait(_OPENING):
+                break
         try:
             if segment is not None:
                 self._request(segment, helping=True, split=True)
@@ -300,6 +304,7 @@ class Connections:
                 self._idle.notify_all()
 
     def _far_awaited(self) -> Segment | None:
+        """What a further connection would bring sooner than the one that is on its way to it."""
         each = self._rate() / max(len(self._streams), 1)
         return self._assembly.far_awaited(int(each * self._opening))
 
