@@ -66,6 +66,8 @@ class UpstreamImage:
     platforms: tuple[Platform, ...] = ()
     lacking: tuple[Platform, ...] = ()
     """Wanted platforms that the image does not offer."""
+    pulls: set[Reference] = field(default_factory=set)
+    """Manifests that the upstream sent, each a pull of its quota: the store lacked them."""
 
     @property
     def size(self) -> int:
@@ -120,11 +122,12 @@ class _Finding:
         self._with_referrers = referrers
         self._repository = wanted.reference.repository
         self._subjects: set[Digest] = set()
+        self._pulls: set[Reference] = set()
 
     async def image(self) -> UpstreamImage:
         top = await self._top()
         reference = self._wanted.reference
-        image = UpstreamImage(reference, top)
+        image = UpstreamImage(reference, top, pulls=self._pulls)
         await self._add(image, top, self._wanted.platforms)
         self._check_platforms(image, top)
         if self._with_referrers:
@@ -299,9 +302,11 @@ class _Finding:
         )
 
     async def _fetch(self, reference: Reference) -> ManifestHolder:
-        return await self._request(
+        holder = await self._request(
             ("load", reference), lambda backend: backend.fetch_manifest(reference)
         )
+        self._pulls.add(reference)
+        return holder
 
     async def _request(self, key: object, request: Callable[[Backend], T]) -> T:
         return await self._retry.run(
