@@ -74,6 +74,7 @@ class BlobPuller:
         self._sizes: BoundedCache[tuple[str, Digest], int] = BoundedCache(_KNOWN_SIZES)
         self._complete: BoundedCache[Digest, bool] = BoundedCache(_COMPLETE_IMAGES)
         self._verifying: dict[Digest, asyncio.Task[None]] = {}
+        self._successor: BlobPuller | None = None
 
     async def pull(
         self, repository: Repository, digest: Digest
@@ -187,10 +188,22 @@ class BlobPuller:
         missing = [b for b in manifest.blobs if self._store.blobs.find_size(b.digest) is None]
         if not missing:
             self._complete.put(digest, True)
-        partition = self._config.partition(repository.registry)
         for blob in missing[:_BLOBS_AHEAD]:
-            self._sizes.put((partition, blob.digest), blob.size)
-            self._fills.queue(blob, partition, partial(self._start_missing, repository, blob))
+            self._fetch_ahead(repository, blob)
+
+    def hand_over(self, successor: BlobPuller) -> None:
+        """From now on `successor` fetches ahead, beginning with what waits here for its turn."""
+        self._successor = successor
+        for repository, blob in self._fills.take_queue():
+            successor._fetch_ahead(repository, blob)
+
+    def _fetch_ahead(self, repository: Repository, blob: Descriptor) -> None:
+        if self._successor is not None:
+            self._successor._fetch_ahead(repository, blob)
+            return
+        partition = self._config.partition(repository.registry)
+        self._sizes.put((partition, blob.digest), blob.size)
+        self._fills.queue(repository, blob, partition, self._start_missing)
 
     async def _find(self, digest: Digest) -> BlobFile | None:
         """A verified blob, open. Raises StoreError for one that is written to all the time."""

@@ -78,11 +78,17 @@ class Engine:
         self.threads.close()
         self.upstreams.close()
 
-    async def retire(self) -> None:
-        """Another engine has taken over: finish the downloads that clients may be reading, then
-        close."""
+    def hand_over(self, successor: Engine) -> None:
+        """Begin nothing more in the background: `successor` does, also what waits for its turn.
+        Requests are answered as before."""
+        self._preparing.cancel()
+        self.blobs.hand_over(successor.blobs)
+
+    async def drain(self) -> None:
+        """Return when the requests to upstreams and the downloads that are running have ended."""
+        await self.manifests.drain()
+        await self.requests.drain()
         await self._fills.drain()
-        await self.close()
 
     async def _prepare(self) -> None:
         await self.threads.run(self.upstreams.prepare)

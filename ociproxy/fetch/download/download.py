@@ -174,10 +174,6 @@ class Download:
         self._notify()
         self.assembly.hash(start, data)
 
-    def wait(self, seconds: float) -> None:
-        """Between two tries: shorter where the download is stopped."""
-        self.stopped.wait(seconds)
-
     def lead(self, fetcher: Fetcher) -> None:
         """Fetch the blob, or follow the process that does; return when it is in the store.
 
