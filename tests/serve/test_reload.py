@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import http.client
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from tests.images import image
 from tests.serve.scene import MIB, Scene
+from tests.server import Mirror
 from tests.upstream_faults import Fault
 
 
@@ -74,8 +83,52 @@ def test_downloads_of_before_a_reload_end_when_its_grace_is_over(scene: Scene) -
         response.read(1)
         server.reload()
         server.wait_for_log("reload grace is over")
-        with pytest.raises(Exception, match=r"IncompleteRead|reset"):
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
             response.read()
     # What had come is kept, and the new configuration goes on from there.
     scene.upstream.heal()
     assert scene.get(blob).body == blob.data
+
+
+def is_blocked(pid: int, number: signal.Signals) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    found = re.search(r"SigBlk:\s+([0-9a-f]+)", status)
+    assert found is not None
+    return bool(int(found[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_reload_that_comes_while_the_server_starts_is_done_after_the_start(
+    mirror: Callable[..., Mirror], workers: int
+) -> None:
+    """systemd counts SIGHUP as a clean end: the server would stay away."""
+    server = mirror({"serve": {"workers": workers}})
+    server.stop()
+    seen = len(server.log())
+    with server.log_path.open("ab") as out:
+        command = [sys.executable, "-m", "ociproxy", *server.command()[3:], "--port", "0"]
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+    try:
+        server.wait_for(lambda: process.poll() is None and is_blocked(process.pid, signal.SIGHUP))
+        process.send_signal(signal.SIGHUP)
+        server.wait_for(
+            lambda: server.log()[seen:].count("configuration reloaded") == workers, "reloaded", 20
+        )
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def test_the_last_of_two_reloads_decides(scene: Scene) -> None:
+    """The first one reads a file that takes long to parse."""
+    server = scene.start()
+    many = [{"name": f"r{n}.example"} for n in range(3000)]
+    server.write_config({"upstreams": many, "serve": {"default_upstream": "r1.example"}})
+    server.reload()
+    time.sleep(0.2)
+    server.write_config({"fetch": {"unlisted": "deny"}})
+    server.reload()
+    server.wait_for(lambda: server.log().count("configuration reloaded") == 2, "twice", 30)
+    assert server.get("/v2/x/manifests/v1?ns=r1.example").status == 403

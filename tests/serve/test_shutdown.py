@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,42 @@ def test_a_signal_to_every_process_is_one_signal(scene: Scene) -> None:
         scene.upstream.heal()
         assert head + response.read() == blob.data
     assert process.wait(10) == 0
+
+
+def test_a_question_that_hangs_upstream_does_not_delay_the_end(scene: Scene) -> None:
+    scene.upstream.fault("/manifests/", Fault(delay=60))
+    server = scene.start(serve={"shutdown_grace": "1s"})
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(scene.manifest, "v1")
+        server.wait_for(lambda: scene.upstream.count("/manifests/") == 1, "asked")
+        process, began = terminate(server), time.monotonic()
+        assert process.wait(20) == 0
+        assert time.monotonic() - began < 8
+        with pytest.raises((http.client.HTTPException, ConnectionError)):
+            asking.result(10)
+    assert "request cut" in server.log()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_download_of_before_a_reload_does_not_delay_the_end(scene: Scene, workers: int) -> None:
+    blob = scene.blob(4 * MIB, HALF)
+    server = scene.start(serve={"shutdown_grace": "1s", "workers": workers})
+    with scene.open(blob) as response:
+        response.read(1)
+        server.reload()
+        server.wait_for_log("configuration reloaded")
+        process, began = terminate(server), time.monotonic()
+        assert process.wait(20) == 0
+        assert time.monotonic() - began < 8
+
+
+def test_a_client_that_reads_nothing_costs_the_grace_once(scene: Scene) -> None:
+    blob = scene.blob(64 * MIB)
+    server = scene.start(serve={"shutdown_grace": "6s"})
+    assert scene.get(blob).status == 200
+    server.wait_for_file(f"blobs/{blob.encoded}")
+    with scene.open(blob) as response:
+        response.read(1)
+        process, began = terminate(server), time.monotonic()
+        assert process.wait(20) == 0
+        assert time.monotonic() - began < 11

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import suppress
 from enum import IntEnum
 from threading import Event
 from typing import TYPE_CHECKING, Final, Protocol
@@ -234,6 +235,10 @@ class Download:
             if ingest.ranges.total == 0:
                 ingest.discard()
                 self.close()
+            else:
+                # Here, for it is the event loop that closes the file.
+                with suppress(StoreError):
+                    ingest.flush()
             raise
         finally:
             self._fetcher = None
