@@ -16,7 +16,7 @@ from typing import Final
 
 from ociproxy import log
 
-MARGIN: Final = 1.5
+MARGIN: Final = 1.2
 """Seconds that the end takes at most, once no response is running any more or its grace is over."""
 
 
@@ -30,4 +30,5 @@ def _end(seconds: float) -> None:
     time.sleep(seconds)
     left = sorted(t.name for t in threading.enumerate() if not t.daemon)
     log.event(logging.INFO, "ended with threads at work", threads=", ".join(left))
+    log.flush()
     os._exit(0)

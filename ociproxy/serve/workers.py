@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _RESTART_PAUSE: Final = 1.0
 """Seconds before a dead worker is replaced: workers that cannot start must not spin."""
-_KILL_AFTER: Final = MARGIN + 0.3
+_KILL_AFTER: Final = MARGIN + 0.6
 """Seconds beyond `serve.shutdown_grace` after which a worker that still runs is killed. By then it
 has ended itself, unless its event loop hangs."""
 
@@ -83,6 +83,7 @@ def _fork(work: Work, lifeline: tuple[int, int], grace: float, *, again: bool) -
     except BaseException as exc:  # noqa: BLE001 a process's end: reported in its status
         log.failure("worker failed", exc)
     finally:
+        log.flush()
         os._exit(status)
 
 
@@ -91,6 +92,7 @@ def _end_with_parent(lifeline: int, grace: float) -> None:
     os.read(lifeline, 1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(grace + _KILL_AFTER)
+    log.flush()
     os._exit(1)
 
 

@@ -6,6 +6,8 @@ import http.client
 import os
 import signal
 import subprocess
+import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -187,3 +189,36 @@ def test_a_client_that_reads_nothing_costs_the_grace_once(scene: Scene) -> None:
         process, began = terminate(server), time.monotonic()
         assert process.wait(20) == 0
         assert time.monotonic() - began < 11
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_log_that_is_not_read_stops_no_request_and_no_end(scene: Scene, workers: int) -> None:
+    """Lines are dropped, and counted once the pipe is read again."""
+    server = scene.start(serve={"workers": workers, "shutdown_grace": "2s"})
+    server.stop()
+    program = [sys.executable, "-m", "ociproxy", *server.command()[3:], "--port", str(server.port)]
+    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    try:
+        server.wait_for(lambda: is_up(server), "up", 20)
+        for _ in range(6000 * workers):
+            assert server.get("/v2/none/x/tags/list/x").status == 404
+        lines: list[bytes] = []
+        reader = threading.Thread(target=lambda out: lines.extend(out), args=(process.stderr,))
+        reader.start()
+        server.wait_for(lambda: any(b"log lines dropped lines=" in x for x in lines), "counted")
+        process.terminate()
+        assert process.wait(20) == 0
+        reader.join(10)
+        assert any(b" stopped" in line for line in lines)
+    finally:
+        process.kill()
+        process.wait(10)
+        process.stderr.close()
+
+
+def is_up(server: Mirror) -> bool:
+    try:
+        return server.get("/healthz").status == 200
+    except ConnectionError:
+        return False
