@@ -59,7 +59,7 @@ class BlobPuller:
         store: Store,
         upstreams: Upstreams,
         requests: Requests,
-        threads: StoreThreads,
+        verifiers: StoreThreads,
         fills: Fills,
         isolation: Isolation | None,
         config: Config,
@@ -67,7 +67,7 @@ class BlobPuller:
         self._store = store
         self._upstreams = upstreams
         self._requests = requests
-        self._threads = threads
+        self._verifiers = verifiers
         self._fills = fills
         self._isolation = isolation
         self._config = config
@@ -224,7 +224,7 @@ class BlobPuller:
     async def _verify(self, digest: Digest, content: ReadOnlyContent | None) -> None:
         """One at a time for one blob: clients that wait for it take no thread."""
         try:
-            await self._threads.run(partial(self._store.blobs.verify, digest, content))
+            await self._verifiers.run(partial(self._store.blobs.verify, digest, content))
         except IntegrityError as exc:
             log.event(logging.ERROR, "damaged blob", digest=digest, reason=exc)
 

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 _ABANDONED_AFTER: Final = 24 * 3600.0
 """Seconds after which a download that no process resumed is removed from `pulls/`."""
 
+_VERIFICATIONS: Final = 4
+"""Stored blobs that are hashed at once before they are served: further ones wait, and nothing else
+waits for them."""
+
 
 class Engine:
     """Belongs to the event loop that it is made in; `close` when that ends."""
@@ -47,13 +51,14 @@ class Engine:
         self.upstreams = Upstreams(config, make_backend, clock=clock)
         self.requests = Requests(self.upstreams, config, clock=clock)
         self.threads = StoreThreads(config.fetch.requests)
+        self._verifiers = StoreThreads(_VERIFICATIONS, "verify")
         isolation = (
             Isolation(store, self.upstreams, self.requests, self.threads)
             if config.isolated
             else None
         )
         self.blobs = BlobPuller(
-            store, self.upstreams, self.requests, self.threads, self._fills, isolation, config
+            store, self.upstreams, self.requests, self._verifiers, self._fills, isolation, config
         )
         self.manifests = ManifestPuller(
             store,
@@ -76,6 +81,7 @@ class Engine:
         )
         await self.requests.close()
         self.threads.close()
+        self._verifiers.close()
         self.upstreams.close()
 
     def hand_over(self, successor: Engine) -> None:

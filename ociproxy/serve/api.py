@@ -17,6 +17,7 @@ from yarl import URL
 
 from ociproxy import log
 from ociproxy.errors import OciProxyError, StoreError
+from ociproxy.fetch.cache_status import HIT
 from ociproxy.fetch.tags import TagsQuery
 from ociproxy.serve.blobs import BlobResponse, blob
 from ociproxy.serve.errors import (
@@ -36,6 +37,7 @@ from ociproxy.serve.exchange import (
     client_has,
     parse_path,
 )
+from ociproxy.serve.readiness import Readiness
 from ociproxy.serve.reload import Generation
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ class RegistryApi:
     ) -> None:
         self._senders = senders
         self._current = Generation(engine, config, auth)
+        self._readiness = Readiness(engine.store)
 
     def replace(
         self, engine: Engine, config: Config, auth: BasicAuth | None
@@ -78,6 +81,7 @@ class RegistryApi:
         return old.retire(self._current)
 
     async def close(self) -> None:
+        self._readiness.close()
         await self._current.close()
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -91,10 +95,9 @@ class RegistryApi:
         return error_response(Unsupported("nothing here: the API is below /v2/", status=404))
 
     async def _ready(self) -> web.Response:
-        engine = self._current.engine
         try:
             if not self._current.offline:
-                await engine.threads.run(engine.store.check_room)
+                await self._readiness.check()
         except StoreError as exc:
             return _text(503, f"{exc}\n")
         return _text(200, "ok\n")
@@ -173,7 +176,13 @@ def _ask(engine: Engine, request: web.BaseRequest, target: Target) -> Awaitable[
 
 def _version() -> web.Response:
     """The answer to `GET /v2/`, by which a client finds out that this is a registry."""
-    headers = [("Content-Type", "application/json"), ("Server", SERVER), _API_VERSION]
+    headers = [
+        ("Content-Type", "application/json"),
+        ("Server", SERVER),
+        _API_VERSION,
+        # The mirror itself answers: no upstream is asked.
+        ("Cache-Status", HIT.header),
+    ]
     return web.Response(body=b"{}", headers=headers)
 
 
