@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
 from ociproxy.clock import SystemClock
+from ociproxy.errors import StoreError
 from ociproxy.fetch.blobs import BlobPuller
 from ociproxy.fetch.download.fill import Fills
 from ociproxy.fetch.isolation import Isolation
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 _ABANDONED_AFTER: Final = 24 * 3600.0
 """Seconds after which a download that no process resumed is removed from `pulls/`."""
 
+_SWEEP_INTERVAL: Final = 3600.0
+"""Seconds between two looks at `pulls/` for such downloads."""
 _VERIFICATIONS: Final = 4
 """Stored blobs that are hashed at once before they are served: further ones wait, and nothing else
 waits for them."""
@@ -44,8 +48,10 @@ class Engine:
         make_backend: MakeBackend,
         *,
         clock: Clock | None = None,
+        sweep_interval: float = _SWEEP_INTERVAL,
     ) -> None:
         self.store = store
+        self._sweep_interval = sweep_interval
         self._clock = clock or SystemClock()
         self._fills = Fills(store, config.fetch)
         self.upstreams = Upstreams(config, make_backend, clock=clock)
@@ -98,7 +104,13 @@ class Engine:
 
     async def _prepare(self) -> None:
         await self.threads.run(self.upstreams.prepare)
-        before = self._clock.now() - _ABANDONED_AFTER
-        removed = await self.threads.run(lambda: self.store.staging.sweep(before))
-        if removed:
-            log.event(logging.INFO, "abandoned downloads removed", files=removed)
+        while True:
+            before = self._clock.now() - _ABANDONED_AFTER
+            try:
+                removed = await self.threads.run(partial(self.store.staging.sweep, before))
+            except StoreError as exc:
+                log.event(logging.WARNING, "abandoned downloads not removed", reason=exc)
+            else:
+                if removed:
+                    log.event(logging.INFO, "abandoned downloads removed", files=removed)
+            await asyncio.sleep(self._sweep_interval)
