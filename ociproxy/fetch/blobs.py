@@ -59,7 +59,7 @@ class BlobPuller:
         store: Store,
         upstreams: Upstreams,
         requests: Requests,
-        threads: StoreThreads,
+        verifiers: StoreThreads,
         fills: Fills,
         isolation: Isolation | None,
         config: Config,
@@ -67,13 +67,14 @@ class BlobPuller:
         self._store = store
         self._upstreams = upstreams
         self._requests = requests
-        self._threads = threads
+        self._verifiers = verifiers
         self._fills = fills
         self._isolation = isolation
         self._config = config
         self._sizes: BoundedCache[tuple[str, Digest], int] = BoundedCache(_KNOWN_SIZES)
         self._complete: BoundedCache[Digest, bool] = BoundedCache(_COMPLETE_IMAGES)
         self._verifying: dict[Digest, asyncio.Task[None]] = {}
+        self._successor: BlobPuller | None = None
 
     async def pull(
         self, repository: Repository, digest: Digest
@@ -187,10 +188,22 @@ class BlobPuller:
         missing = [b for b in manifest.blobs if self._store.blobs.find_size(b.digest) is None]
         if not missing:
             self._complete.put(digest, True)
-        partition = self._config.partition(repository.registry)
         for blob in missing[:_BLOBS_AHEAD]:
-            self._sizes.put((partition, blob.digest), blob.size)
-            self._fills.queue(blob, partition, partial(self._start_missing, repository, blob))
+            self._fetch_ahead(repository, blob)
+
+    def hand_over(self, successor: BlobPuller) -> None:
+        """From now on `successor` fetches ahead, beginning with what waits here for its turn."""
+        self._successor = successor
+        for repository, blob in self._fills.take_queue():
+            successor._fetch_ahead(repository, blob)
+
+    def _fetch_ahead(self, repository: Repository, blob: Descriptor) -> None:
+        if self._successor is not None:
+            self._successor._fetch_ahead(repository, blob)
+            return
+        partition = self._config.partition(repository.registry)
+        self._sizes.put((partition, blob.digest), blob.size)
+        self._fills.queue(repository, blob, partition, self._start_missing)
 
     async def _find(self, digest: Digest) -> BlobFile | None:
         """A verified blob, open. Raises StoreError for one that is written to all the time."""
@@ -211,7 +224,7 @@ class BlobPuller:
     async def _verify(self, digest: Digest, content: ReadOnlyContent | None) -> None:
         """One at a time for one blob: clients that wait for it take no thread."""
         try:
-            await self._threads.run(partial(self._store.blobs.verify, digest, content))
+            await self._verifiers.run(partial(self._store.blobs.verify, digest, content))
         except IntegrityError as exc:
             log.event(logging.ERROR, "damaged blob", digest=digest, reason=exc)
 

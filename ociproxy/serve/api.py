@@ -7,6 +7,7 @@ Tests: tests/serve/test_api.py, tests/serve/test_manifests.py, tests/serve/test_
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from typing import TYPE_CHECKING, Final
@@ -16,8 +17,8 @@ from yarl import URL
 
 from ociproxy import log
 from ociproxy.errors import OciProxyError, StoreError
+from ociproxy.fetch.cache_status import HIT
 from ociproxy.fetch.tags import TagsQuery
-from ociproxy.serve.auth import BasicAuth
 from ociproxy.serve.blobs import BlobResponse, blob
 from ociproxy.serve.errors import (
     SERVER,
@@ -36,14 +37,17 @@ from ociproxy.serve.exchange import (
     client_has,
     parse_path,
 )
+from ociproxy.serve.readiness import Readiness
+from ociproxy.serve.reload import Generation
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Coroutine
 
     from ociproxy.config.settings import Config
     from ociproxy.fetch.backend import Listing
     from ociproxy.fetch.cache_status import CacheStatus
     from ociproxy.fetch.engine import Engine
+    from ociproxy.serve.auth import BasicAuth
     from ociproxy.serve.exchange import (
         Answer,
         DistributionPath,
@@ -65,25 +69,20 @@ class RegistryApi:
         self, engine: Engine, config: Config, auth: BasicAuth | None, senders: Senders
     ) -> None:
         self._senders = senders
-        self._use(engine, config, auth)
+        self._current = Generation(engine, config, auth)
+        self._readiness = Readiness(engine.store)
 
-    def _use(self, engine: Engine, config: Config, auth: BasicAuth | None) -> None:
-        self._engine = engine
-        self._auth = auth
-        self._default_upstream = config.serve.default_upstream
-        self._offline = config.serve.offline
-
-    async def replace(self, engine: Engine, config: Config, auth: BasicAuth | None) -> None:
-        """Answer from another engine from now on. Returns when the old engine has finished its
-        downloads and is closed."""
-        old = self._engine
-        self._use(engine, config, auth)
-        await old.retire()
+    def replace(
+        self, engine: Engine, config: Config, auth: BasicAuth | None
+    ) -> Coroutine[None, None, None]:
+        """Answer new requests with these. The coroutine ends when the requests and downloads of
+        before have ended."""
+        old, self._current = self._current, Generation(engine, config, auth)
+        return old.retire(self._current)
 
     async def close(self) -> None:
-        if self._auth is not None:
-            self._auth.close()
-        await self._engine.close()
+        self._readiness.close()
+        await self._current.close()
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
@@ -97,27 +96,49 @@ class RegistryApi:
 
     async def _ready(self) -> web.Response:
         try:
-            if not self._offline:
-                await self._engine.threads.run(self._engine.store.check_room)
+            if not self._current.offline:
+                await self._readiness.check()
         except StoreError as exc:
             return _text(503, f"{exc}\n")
         return _text(200, "ok\n")
 
     async def _distribution(self, request: web.BaseRequest) -> web.StreamResponse:
+        generation = self._current
+        generation.running += 1
+        try:
+            return await self._respond(request, generation)
+        except asyncio.CancelledError:
+            log.event(
+                logging.WARNING,
+                "request cut",
+                method=request.method,
+                client=request.remote,
+                path=request.path[:200],
+                reason="the server stops",
+            )
+            raise
+        finally:
+            generation.running -= 1
+            if not generation.running:
+                generation.idle.set()
+
+    async def _respond(
+        self, request: web.BaseRequest, generation: Generation
+    ) -> web.StreamResponse:
         began = time.perf_counter()
         target: Target | None = None
         answer: Answer | None = None
         error: OciProxyError | None = None
         try:
-            if self._auth is not None:
-                await self._auth.check(request.headers.get("Authorization"))
+            if generation.auth is not None:
+                await generation.auth.check(request.headers.get("Authorization"))
             if request.method not in ("GET", "HEAD"):
                 raise Unsupported("this mirror only pulls", status=405)
             if request.path in ("/v2/", "/v2"):
                 return _version()
-            target = parse_path(request.raw_path, self._default_upstream)
-            self._engine.upstreams.check_allowed(target.repository)
-            answer = await self._answer(request, target)
+            target = parse_path(request.raw_path, generation.default_upstream)
+            generation.engine.upstreams.check_allowed(target.repository)
+            answer = await _ask(generation.engine, request, target)
             response = answer.response
         except OciProxyError as exc:
             error = exc
@@ -140,21 +161,28 @@ class RegistryApi:
             _log(request, response, target, answer, error, time.perf_counter() - began)
         return response
 
-    def _answer(self, request: web.BaseRequest, target: Target) -> Awaitable[Answer]:
-        match target:
-            case ManifestPath():
-                return manifest(self._engine, request, target)
-            case BlobPath():
-                return blob(self._engine, request, target)
-            case TagsPath():
-                return tags(self._engine, request, target)
-            case ReferrersPath():
-                return referrers(self._engine, request, target)
+
+def _ask(engine: Engine, request: web.BaseRequest, target: Target) -> Awaitable[Answer]:
+    match target:
+        case ManifestPath():
+            return manifest(engine, request, target)
+        case BlobPath():
+            return blob(engine, request, target)
+        case TagsPath():
+            return tags(engine, request, target)
+        case ReferrersPath():
+            return referrers(engine, request, target)
 
 
 def _version() -> web.Response:
     """The answer to `GET /v2/`, by which a client finds out that this is a registry."""
-    headers = [("Content-Type", "application/json"), ("Server", SERVER), _API_VERSION]
+    headers = [
+        ("Content-Type", "application/json"),
+        ("Server", SERVER),
+        _API_VERSION,
+        # The mirror itself answers: no upstream is asked.
+        ("Cache-Status", HIT.header),
+    ]
     return web.Response(body=b"{}", headers=headers)
 
 

@@ -92,8 +92,8 @@ class Connections:
         self._open_blob = open_blob
         self._most_helpers = most - 1
         self._tries = tries
-        self._retries = retrying(tries=tries, wait_max=limits.retry_wait_max, sleep=self._wait)
         self._ended = Event()
+        self._retries = retrying(tries=tries, wait_max=limits.retry_wait_max, stopped=self._ended)
         self._idle = Condition()
         """Guards what follows; told whenever a helper or a segment has ended."""
         self._streams: set[BlobStream] = set()
@@ -281,9 +281,6 @@ class Connections:
     def _rate(self) -> float:
         """Bytes a second so far, over all connections."""
         return self._fetched / max(time.monotonic() - self._began, 0.001)
-
-    def _wait(self, seconds: float) -> None:
-        self._ended.wait(seconds)
 
     def _check_running(self) -> None:
         if self._ended.is_set() or self._download.stopped.is_set():

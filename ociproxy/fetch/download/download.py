@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import suppress
 from enum import IntEnum
 from threading import Event
 from typing import TYPE_CHECKING, Final, Protocol
@@ -174,10 +175,6 @@ class Download:
         self._notify()
         self.assembly.hash(start, data)
 
-    def wait(self, seconds: float) -> None:
-        """Between two tries: shorter where the download is stopped."""
-        self.stopped.wait(seconds)
-
     def lead(self, fetcher: Fetcher) -> None:
         """Fetch the blob, or follow the process that does; return when it is in the store.
 
@@ -238,6 +235,10 @@ class Download:
             if ingest.ranges.total == 0:
                 ingest.discard()
                 self.close()
+            else:
+                # Here, for it is the event loop that closes the file.
+                with suppress(StoreError):
+                    ingest.flush()
             raise
         finally:
             self._fetcher = None

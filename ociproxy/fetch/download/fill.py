@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -20,8 +21,6 @@ from ociproxy.fetch.download.download import Download, State
 from ociproxy.fetch.upstreams.threads import LISTED, UNLISTED, UpstreamThreads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ociproxy.config.settings import Fetch
     from ociproxy.fetch.backend import Backend
     from ociproxy.oci.descriptor import Descriptor
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 _Key = tuple[str, "Digest"]
+_Start = Callable[["Repository", "Descriptor"], "Fill | None"]
 
 _NOTIFY_INTERVAL: Final = 0.02
 """Seconds between wake-ups of the readers of one fill: long enough to batch what a fast upstream
@@ -149,7 +149,7 @@ class Fills:
         self._threads = UpstreamThreads("fills", size=limits.fills, queue=limits.queue)
         # For further connections of a download: on average one for each fill.
         self._helpers = ThreadPoolExecutor(limits.fills, thread_name_prefix="helper")
-        self._queue: deque[tuple[Callable[[], Fill | None], _Key]] = deque()
+        self._queue: deque[tuple[_Start, Repository, Descriptor, _Key]] = deque()
         self._queued: set[_Key] = set()
         self._workers = 0
         self._closed = False
@@ -187,11 +187,11 @@ class Fills:
         return fill
 
     def queue(
-        self, descriptor: Descriptor, partition: str, start: Callable[[], Fill | None]
+        self, repository: Repository, blob: Descriptor, partition: str, start: _Start
     ) -> None:
         """Fetch this blob in the background, when it is its turn. `start` begins it, and returns
         None where it is stored by then."""
-        key = (partition, descriptor.digest)
+        key = (partition, blob.digest)
         if (
             self._closed
             or self._limits.background_fills == 0
@@ -200,15 +200,21 @@ class Fills:
             or len(self._queue) >= _BACKGROUND_QUEUE
         ):
             return
-        self._queue.append((start, key))
+        self._queue.append((start, repository, blob, key))
         self._queued.add(key)
         if self._workers < self._limits.background_fills:
             self._workers += 1
             self._own(asyncio.create_task(self._work_queue()))
 
-    async def drain(self) -> None:
-        """Drop the queue; return when the running fills have ended."""
+    def take_queue(self) -> list[tuple[Repository, Descriptor]]:
+        """Empty the queue. Returns the blobs that waited in it."""
+        taken = [(repository, blob) for _, repository, blob, _ in self._queue]
         self._queue.clear()
+        self._queued.clear()
+        return taken
+
+    async def drain(self) -> None:
+        """Return when the running fills have ended, and those that wait in the queue."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -287,10 +293,10 @@ class Fills:
     async def _work_queue(self) -> None:
         try:
             while self._queue and not self._closed:
-                start, key = self._queue.popleft()
+                start, repository, blob, key = self._queue.popleft()
                 self._queued.discard(key)
                 try:
-                    fill = start()
+                    fill = start(repository, blob)
                     if fill is not None:
                         await fill.finished()
                 except OciProxyError:

@@ -109,7 +109,7 @@ class Endpoints:
                 return False
             return True
 
-        attempts = retrying(tries=tries, wait_max=self._retry_wait_max, sleep=download.wait)
+        attempts = retrying(tries=tries, wait_max=self._retry_wait_max, stopped=download.stopped)
         while not attempts(fetch_once):
             pass
 

@@ -391,7 +391,9 @@ def test_only_what_may_be_better_the_next_time_is_worth_another_try(
 ) -> None:
     upstream.fault("/manifests/", Fault(status=status), method="GET")
     with pytest.raises(kind, match=str(status)) as caught:
-        retrying(tries=3, wait_max=0.0)(backend.fetch_manifest, reference(upstream))
+        retrying(tries=3, wait_max=0.0, stopped=threading.Event())(
+            backend.fetch_manifest, reference(upstream)
+        )
     assert len(upstream.requests) == (3 if kind is UpstreamUnavailable else 1)
     assert caught.value.negative_cacheable is (kind is UpstreamInvalid)
 
