@@ -32,6 +32,7 @@ from ociproxy.oci.descriptor import (
     UNKNOWN_MEDIA_TYPE,
     Descriptor,
     MalformedManifest,
+    is_generic,
 )
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, json_object, media_type_in, verify_manifest
@@ -75,12 +76,13 @@ class OrasBackend:
             self._expect_ok(response, repository, ManifestUnknown(reference, _UNKNOWN))
         discard(response)
         digest = _digest_header(response) if response.ok else None
-        if digest is None:
+        media_type = _content_type(response)
+        if digest is None or is_generic(media_type):
+            # Only the document tells. What a client is told of a HEAD must be what a GET tells.
             return self.fetch_manifest(reference).descriptor
         expected = reference.digest
         if expected is not None and expected.algorithm == digest.algorithm and expected != digest:
             raise DigestMismatch(f"manifest {reference}", expected, digest)
-        media_type = _content_type(response) or UNKNOWN_MEDIA_TYPE
         return Descriptor(media_type, expected or digest, content_length(response) or 0)
 
     def fetch_manifest(self, reference: Reference) -> ManifestHolder:
