@@ -7,6 +7,7 @@ Tests: tests/serve/test_api.py, tests/serve/test_manifests.py, tests/serve/test_
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from typing import TYPE_CHECKING, Final
@@ -119,6 +120,9 @@ class RegistryApi:
             self._engine.upstreams.check_allowed(target.repository)
             answer = await self._answer(request, target)
             response = answer.response
+        except asyncio.CancelledError:
+            _log_departure(request, target, time.perf_counter() - began)
+            raise
         except OciProxyError as exc:
             error = exc
             response = error_response(exc)
@@ -134,10 +138,13 @@ class RegistryApi:
         if request.body_exists:
             # The body is not read, so no request behind it can be told from it.
             response.force_close()
-        if type(response) is BlobResponse:
-            error = await _send(request, response, self._senders)
-        if log.enabled(logging.INFO):
-            _log(request, response, target, answer, error, time.perf_counter() - began)
+        try:
+            if type(response) is BlobResponse:
+                error = await _send(request, response, self._senders)
+        finally:
+            # Also where the client has left, which cancels this.
+            if log.enabled(logging.INFO):
+                _log(request, response, target, answer, error, time.perf_counter() - began)
         return response
 
     def _answer(self, request: web.BaseRequest, target: Target) -> Awaitable[Answer]:
@@ -208,6 +215,18 @@ def _log(
         client=request.remote,
         path=None if target else request.path[:200],
         reason=error,
+    )
+
+
+def _log_departure(request: web.BaseRequest, target: Target | None, seconds: float) -> None:
+    """The client left, or the server ended, before there was an answer."""
+    log.event(
+        logging.INFO,
+        "request abandoned",
+        method=request.method,
+        reference=target.name if target else None,
+        seconds=seconds,
+        client=request.remote,
     )
 
 
