@@ -76,7 +76,9 @@ class Engine:
             config,
             clock=clock,
         )
-        self.listings = ListingPuller(store, self.upstreams, self.requests, self.manifests)
+        self.listings = ListingPuller(
+            store, self.upstreams, self.requests, self.manifests, self.threads
+        )
         self._preparing = asyncio.create_task(self._prepare())
 
     async def close(self) -> None:

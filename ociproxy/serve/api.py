@@ -20,6 +20,7 @@ from ociproxy.errors import OciProxyError, StoreError
 from ociproxy.fetch.cache_status import HIT
 from ociproxy.fetch.tags import TagsQuery
 from ociproxy.serve.blobs import BlobResponse, blob
+from ociproxy.serve.documents import LARGE, DocumentResponse
 from ociproxy.serve.errors import (
     SERVER,
     QueryInvalid,
@@ -140,6 +141,9 @@ class RegistryApi:
             generation.engine.upstreams.check_allowed(target.repository)
             answer = await _ask(generation.engine, request, target)
             response = answer.response
+        except asyncio.CancelledError:
+            _log_departure(request, target, time.perf_counter() - began)
+            raise
         except OciProxyError as exc:
             error = exc
             response = error_response(exc)
@@ -155,10 +159,13 @@ class RegistryApi:
         if request.body_exists:
             # The body is not read, so no request behind it can be told from it.
             response.force_close()
-        if type(response) is BlobResponse:
-            error = await _send(request, response, self._senders)
-        if log.enabled(logging.INFO):
-            _log(request, response, target, answer, error, time.perf_counter() - began)
+        try:
+            if isinstance(response, BlobResponse | DocumentResponse):
+                error = await _send(request, response, self._senders)
+        finally:
+            # Also where the client has left, which cancels this.
+            if log.enabled(logging.INFO):
+                _log(request, response, target, answer, error, time.perf_counter() - began)
         return response
 
 
@@ -191,13 +198,16 @@ def _text(status: int, text: str) -> web.Response:
 
 
 async def _send(
-    request: web.BaseRequest, response: BlobResponse, senders: Senders
+    request: web.BaseRequest, response: BlobResponse | DocumentResponse, senders: Senders
 ) -> OciProxyError | None:
-    """Send a blob here and not in aiohttp, so that the log line says how it ended. Returns what
-    went wrong on this side; None also where the client left."""
+    """Send a blob or a large document here and not in aiohttp, so that the log line says how it
+    ended. Returns what went wrong on this side; None also where the client left."""
     error: OciProxyError | None = None
     try:
-        await response.send(request, senders)
+        if isinstance(response, BlobResponse):
+            await response.send(request, senders)
+        else:
+            await response.send(request)
         return None
     except OciProxyError as exc:
         error = exc
@@ -221,7 +231,9 @@ def _log(
     error: OciProxyError | None,
     seconds: float,
 ) -> None:
-    size = response.sent if isinstance(response, BlobResponse) else response.content_length
+    size = response.content_length
+    if isinstance(response, BlobResponse | DocumentResponse):
+        size = response.sent
     log.event(
         logging.INFO,
         "request",
@@ -239,6 +251,18 @@ def _log(
     )
 
 
+def _log_departure(request: web.BaseRequest, target: Target | None, seconds: float) -> None:
+    """The client left, or the server ended, before there was an answer."""
+    log.event(
+        logging.INFO,
+        "request abandoned",
+        method=request.method,
+        reference=target.name if target else None,
+        seconds=seconds,
+        client=request.remote,
+    )
+
+
 async def manifest(engine: Engine, request: web.BaseRequest, target: ManifestPath) -> Answer:
     """The upstream's exact bytes under its media type. A fresh stored manifest is answered without
     a task switch: most requests are for one."""
@@ -251,8 +275,7 @@ async def manifest(engine: Engine, request: web.BaseRequest, target: ManifestPat
     headers["Content-Type"] = descriptor.media_type
     if found.raw is None and descriptor.size:
         headers["Content-Length"] = str(descriptor.size)
-    response = web.Response(body=found.raw, headers=headers)
-    return Answer(response, found.status, descriptor.digest)
+    return Answer(_document(request, found.raw, headers), found.status, descriptor.digest)
 
 
 async def tags(engine: Engine, request: web.BaseRequest, target: TagsPath) -> Answer:
@@ -281,4 +304,12 @@ def _answer(
         headers["Link"] = f'<{following}>; rel="next"'
     if listing.filters_applied:
         headers["OCI-Filters-Applied"] = listing.filters_applied
-    return Answer(web.Response(body=listing.raw, headers=headers), status)
+    return Answer(_document(request, listing.raw, headers), status)
+
+
+def _document(
+    request: web.BaseRequest, raw: bytes | None, headers: dict[str, str]
+) -> web.StreamResponse:
+    if raw is not None and len(raw) > LARGE and request.method == "GET":
+        return DocumentResponse(raw, headers)
+    return web.Response(body=raw, headers=headers)
