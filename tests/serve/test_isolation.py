@@ -160,7 +160,7 @@ def test_a_load_opens_no_manifest_that_its_repository_lacks_at_the_upstream(
     """An index may name any digest, and a registry need not have what its indexes name."""
     secret = upstream.add("team/secret", multi_platform("secret"), tag="v1")
     upstream.add("team/open", Image(secret.top), tag="v1")
-    config = {"upstreams": [isolated(upstream)]}
+    config: dict[str, object] = {"upstreams": [isolated(upstream)]}
     load = Load(tmp_path / "load", config=config)
     assert load.run(load.write(f"{upstream.registry}/team/secret:v1"), "--all-platforms").code == 0
     listed = load.write(f"{upstream.registry}/team/open:v1 platform=linux/amd64")
@@ -186,7 +186,7 @@ def test_a_load_opens_no_referrer_that_its_repository_lacks_at_the_upstream(
     listing = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [secret.top.descriptor()]}
     fallback = Image(content(json.dumps(listing).encode(), OCI_INDEX))
     upstream.add("team/open", fallback, tag=app.digest.replace(":", "-"))
-    config = {"upstreams": [isolated(upstream)]}
+    config: dict[str, object] = {"upstreams": [isolated(upstream)]}
     load = Load(tmp_path / "load", config=config)
     assert load.run(load.write(f"{upstream.registry}/team/secret:v1")).code == 0
     listed = load.write(f"{upstream.registry}/team/open:v1")

@@ -21,7 +21,6 @@ from ociproxy import log
 from ociproxy.errors import (
     BlobTooLarge,
     DigestMismatch,
-    IntegrityError,
     OciProxyError,
     SizeMismatch,
     StoreError,
@@ -97,6 +96,9 @@ class Download:
         self.limits = limits
         self.spawn = spawn
         self.stopped = Event()
+        self.doubted = False
+        """Readers hear of the size once the bytes are verified: it is 0, so that no last byte could
+        wait for that; or it is small and not what a manifest claims, as that of a page is."""
         self.bytes_fetched = 0
         """Bytes that the upstream has sent for this download, those it sent twice included."""
         self.bytes_resumed = 0
@@ -156,7 +158,10 @@ class Download:
     def learn_size(self, size: int) -> None:
         """The upstream says how many bytes the blob has. Raises BlobTooLarge or SizeMismatch."""
         self.check_limit(size)
+        claimed = self.size
         self.assembly.learn_size(size)
+        contradicts = claimed not in (None, size) and size <= _WORTH_A_THREAD
+        self.doubted = self.doubted or size == 0 or contradicts
         self._reach(State.ARRIVING)
         self._start_hasher()
 
@@ -208,7 +213,7 @@ class Download:
                 not led or not ingest.ranges.total or ingest.is_committed(self._store.blobs)
             ):
                 return self._take_committed()
-            if self.size is not None:
+            if ingest.size is not None:
                 self._reach(State.ARRIVING)
             if not led:
                 return False
@@ -225,12 +230,12 @@ class Download:
         if self.stopped.is_set():
             fetcher.abort()
         try:
-            self.check_limit(self.size or 0)
             self._start_hasher()
             fetcher.run()
             self._reach(State.WHOLE)
             self._verify(hasher)
-        except (IntegrityError, StoreError, BlobTooLarge):
+        except (DigestMismatch, StoreError, BlobTooLarge):
+            # Of two sizes either may be wrong: what has arrived is kept until it was hashed.
             ingest.discard()
             self.close()  # a later call must not go on with a file that is gone
             raise
@@ -243,6 +248,7 @@ class Download:
             self._fetcher = None
             hasher.stop()
         self._reach(State.VERIFIED)
+        ingest.set_size(hasher.position)  # an earlier leader may not have known it
         ingest.commit(self._store.blobs)
         log.event(
             logging.INFO,
@@ -257,17 +263,13 @@ class Download:
 
     def _begin(self, ingest: Ingest) -> bool:
         """Take over what arrived before; False where the file is of no use."""
-        stored = self._store.blobs.find_size(self.digest) is not None
-        if stored or (self.size is not None and ingest.size not in (None, self.size)):
-            # Another process committed the blob between our look and our lock; or the file holds
-            # bytes of another size. It is removed and not emptied: followers read it.
+        if self._store.blobs.find_size(self.digest) is not None:
+            # Another process committed the blob between our look and our lock. The file is removed
+            # and not emptied: followers read it.
             ingest.discard()
             ingest.close()
             return False
-        self.assembly.adopt(ingest)
-        size = self.size if ingest.size is None else ingest.size
-        if size is not None:
-            self.assembly.learn_size(size)
+        self.assembly.resume(ingest)
         self.bytes_resumed = ingest.ranges.total
         return True
 
@@ -288,10 +290,10 @@ class Download:
 
     def _verify(self, hasher: InOrderHasher) -> None:
         actual = hasher.digest()
-        if hasher.position != self.size:
-            raise SizeMismatch(f"blob {self.digest}", self.size, hasher.position)
         if actual != self.digest:
             raise DigestMismatch("blob", self.digest, actual)
+        if hasher.position != self.size:
+            raise SizeMismatch(f"blob {self.digest}", self.size, hasher.position)
 
     def _reach(self, state: State) -> None:
         self.state = max(self.state, state)
