@@ -204,6 +204,20 @@ def test_what_has_arrived_is_kept_although_a_manifest_lies_about_its_size(scene:
     assert scene.upstream.bytes_sent(f"/blobs/{blob.digest}") <= 3 * MIB
 
 
+def test_a_body_without_a_length_is_streamed_after_a_restart(scene: Scene) -> None:
+    """The manifest that claims the size is in the store; the process that saw it has ended."""
+    app = scene.upstream.add(scene.repository, image("app", layer_size=3 * MIB), tag="v1")
+    layer = app.layers[0]
+    server = scene.start(background_fills=0)
+    assert scene.manifest("v1").status == 200
+    server.restart()
+    scene.upstream.fault("/blobs/", Fault(chunked=True, no_range=True, stall_after=MIB))
+    with scene.open(layer) as response:
+        head = response.read(MIB // 2)
+        scene.upstream.heal()
+        assert head + response.read() == layer.data
+
+
 def test_workers_share_one_download(scene: Scene) -> None:
     blob = scene.blob(8 * MIB, Fault(rate=8 * MIB))
     scene.start(serve={"workers": 3})

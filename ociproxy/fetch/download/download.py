@@ -165,6 +165,13 @@ class Download:
         self._reach(State.ARRIVING)
         self._start_hasher()
 
+    def claimed_size(self) -> int | None:
+        """What is known of the size where the upstream does not tell it: what the caller or the
+        journal knew, else what a recent manifest of the repository claims. Raises StoreError."""
+        if self.size is None:
+            return self._store.claimed_size(self.repository, self.digest)
+        return self.size
+
     def check_limit(self, size: int) -> None:
         """Raises BlobTooLarge for a blob of at least this many bytes."""
         if size > self.limits.blob_limit:
