@@ -79,7 +79,7 @@ class BlobPuller:
     async def pull(
         self, repository: Repository, digest: Digest
     ) -> tuple[BlobFile | Fill, CacheStatus]:
-        """The stored blob, open, or a fill whose size is known.
+        """The stored blob, open, or a fill that has started.
 
         Raises BlobUnknown, UpstreamError kinds, IntegrityError kinds, Busy or StoreError.
         """
@@ -134,7 +134,7 @@ class BlobPuller:
             await _finished(found, FILL, received)
         if isinstance(found, BlobFile):
             found.file.close()
-        if found.size != blob.size:
+        if found.size is not None and found.size != blob.size:
             raise SizeMismatch(f"blob {blob.digest}", blob.size, found.size)
 
     def arrived(self, repository: Repository, digest: Digest) -> int:
@@ -162,7 +162,8 @@ class BlobPuller:
         fill = self._fills.running(digest, partition)
         if fill is not None:
             await self._started(fill, repository.registry)
-            return fill.size or self._store.blobs.find_size(digest) or 0, FOLLOW
+            if fill.size is not None:
+                return fill.size, FOLLOW
         self._upstreams.check_online(BlobUnknown, digest)
         size = await self._requests.call(
             repository,

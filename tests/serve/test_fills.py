@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from io import BytesIO
 
 import pytest
@@ -216,6 +218,40 @@ def test_a_body_without_a_length_is_streamed_after_a_restart(scene: Scene) -> No
         head = response.read(MIB // 2)
         scene.upstream.heal()
         assert head + response.read() == layer.data
+
+
+def test_a_body_whose_size_nothing_tells_is_streamed(scene: Scene) -> None:
+    blob = scene.blob(8 * MIB, Fault(chunked=True, no_range=True, rate=2 * MIB))
+    server = scene.start()
+    with scene.open(blob) as response:
+        assert response.status == 200
+        assert response.getheader("Transfer-Encoding") == "chunked"
+        head = response.read(MIB)
+        assert not scene.is_stored(blob)
+        assert head + response.read() == blob.data
+    server.wait_for_file(f"blobs/{blob.encoded}")
+
+
+def test_a_client_without_chunks_gets_a_body_whose_size_nothing_tells(scene: Scene) -> None:
+    """HTTP/1.0: the connection ends with the body."""
+    blob = scene.blob(8 * MIB, Fault(chunked=True, no_range=True, rate=2 * MIB))
+    server = scene.start()
+    with socket.create_connection((server.host, server.port), 30) as client:
+        client.sendall(f"GET {scene.path('blobs', blob.digest)} HTTP/1.0\r\n\r\n".encode())
+        received = b"".join(iter(partial(client.recv, MIB), b""))
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert b" 200 " in head
+    assert b"chunked" not in head.lower()
+    assert body == blob.data
+
+
+def test_a_wrong_body_whose_size_nothing_tells_is_cut_short(scene: Scene) -> None:
+    fault = Fault(chunked=True, no_range=True, rate=2 * MIB, flip_at=10)
+    blob = scene.blob(8 * MIB, fault)
+    scene.start()
+    with scene.open(blob) as response, pytest.raises(CUT_SHORT):
+        response.read()
+    assert not scene.is_stored(blob)
 
 
 def test_workers_share_one_download(scene: Scene) -> None:

@@ -129,13 +129,13 @@ class Assembly:
         """The end of the bytes that can be read from offset. The last byte waits for the
         verification, so that no reader ever has all of a wrong blob."""
         with self._lock:
-            if self.size is None:
-                return offset
-            if self.verified:
+            if self.verified and self.size is not None:
                 return self.size
             if self._ingest is None:
                 return offset
-            return max(offset, min(self._ingest.ranges.stop_after(offset), self.size - 1))
+            stop = self._ingest.ranges.stop_after(offset)
+            # Where the size is not known, any byte may be the last one.
+            return max(offset, stop - 1 if self.size is None else min(stop, self.size - 1))
 
     def want(self, offset: int) -> bool:
         """A reader waits for the byte at offset: it is fetched first. True where no connection is

@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from enum import IntEnum
+from math import inf
 from threading import Event
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 _FOLLOW_INTERVAL: Final = 0.02
 """Seconds between a follower's looks at the leader's journal."""
+_UNSIZED_WAIT: Final = 2.0
+"""Seconds after which readers get the bytes of a blob whose size nothing tells. Most have all
+arrived by then, and are answered with their length."""
 _WORTH_A_THREAD: Final = 1024 * 1024
 """Bytes from which a blob is hashed by a thread of its own. A connection's thread hashes a smaller
 one sooner than another thread wakes up."""
@@ -54,7 +58,7 @@ class State(IntEnum):
     STARTING = 0
     """The size is not known; readers wait for it."""
     ARRIVING = 1
-    """The size is known; readers may read what has arrived."""
+    """Readers may read what has arrived; the size is known, or will not be before the end."""
     WHOLE = 2
     """All bytes are in the file. The digest is not compared yet."""
     VERIFIED = 3
@@ -86,10 +90,12 @@ class Download:
         *,
         partition: str,
         expected_size: int | None,
+        believes: bool,
         notify: Callable[[], None],
         spawn: Callable[[Callable[[], None]], Future[None]],
     ) -> None:
         """`partition` is who may share the bytes before they are verified (`Config.partition`).
+        `believes` is whether what a stored manifest claims of the size is looked up.
         `notify` tells the readers of news. `spawn` runs one more connection in a thread."""
         self.digest = digest
         self.state = State.STARTING
@@ -108,7 +114,9 @@ class Download:
         self.repository = repository
         self._partition = partition
         self._store = store
+        self._believes = believes
         self._notify = notify
+        self._began = inf
         self._hasher: InOrderHasher | None = None
         self._fetcher: Fetcher | None = None
 
@@ -138,6 +146,7 @@ class Download:
     def run(self, fetch: Callable[[Download], None]) -> None:
         """Return when the blob is in the store. `fetch` is a backend's `fetch_blob`. Raises what
         ended the download."""
+        self._began = time.monotonic()
         fetch(self)
         if self.state is not State.VERIFIED and not self._take_committed():
             raise self._unavailable("the blob has gone from the store again")
@@ -168,7 +177,7 @@ class Download:
     def claimed_size(self) -> int | None:
         """What is known of the size where the upstream does not tell it: what the caller or the
         journal knew, else what a recent manifest of the repository claims. Raises StoreError."""
-        if self.size is None:
+        if self.size is None and self._believes:
             return self._store.claimed_size(self.repository, self.digest)
         return self.size
 
@@ -183,6 +192,8 @@ class Download:
         start = segment.start
         self.check_limit(start + len(data))
         self.assembly.put(segment, data)
+        if self.state is State.STARTING and self._waits_for_size_no_more:
+            self._reach(State.ARRIVING)
         self._notify()
         self.assembly.hash(start, data)
 
@@ -220,7 +231,7 @@ class Download:
                 not led or not ingest.ranges.total or ingest.is_committed(self._store.blobs)
             ):
                 return self._take_committed()
-            if ingest.size is not None:
+            if ingest.size is not None or (ingest.ranges.total and self._waits_for_size_no_more):
                 self._reach(State.ARRIVING)
             if not led:
                 return False
@@ -290,6 +301,10 @@ class Download:
         self.assembly.size = size
         self._reach(State.VERIFIED)
         return True
+
+    @property
+    def _waits_for_size_no_more(self) -> bool:
+        return time.monotonic() - self._began > _UNSIZED_WAIT
 
     def _start_hasher(self) -> None:
         if self._hasher is not None and (self.size or 0) > _WORTH_A_THREAD:

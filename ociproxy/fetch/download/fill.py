@@ -55,12 +55,14 @@ class Fill:
         return self.download.digest
 
     @property
-    def size(self) -> int:
-        """Bytes; the right number once `started` has returned."""
-        return self.download.size or 0
+    def size(self) -> int | None:
+        """Bytes; the right number once `started` has returned. None where the upstream tells it
+        with the end of the blob only."""
+        return self.download.size
 
     async def started(self) -> None:
-        """Wait until the size is known, and not doubted. Raises what ended the fill before that."""
+        """Wait until the size is known, and not doubted; or until bytes arrive for a while without
+        it. Raises what ended the fill before that."""
         told = self.download
         while not self.done and (
             told.state is State.STARTING or (told.doubted and told.state is not State.VERIFIED)
@@ -246,6 +248,7 @@ class Fills:
             self._limits,
             partition=partition,
             expected_size=size,
+            believes=again,
             notify=lambda: fill.notify(),
             spawn=self._helpers.submit,
         )
