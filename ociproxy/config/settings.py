@@ -279,8 +279,8 @@ class Config:
         return None if rule is None else f"fetch.unlisted: {rule}"
 
     def partition(self, registry: str) -> str:
-        """The group of upstreams that share unverified bytes of a blob and its size: "" for those
-        that the operator listed. An unlisted one is a group by itself: a client named it."""
+        """The group of upstreams that share unverified bytes of a blob: "" for those that the
+        operator listed. An unlisted one is a group by itself: a client named it."""
         return "" if registry in self.upstreams else registry
 
     def unlisted_upstream(self, registry: str) -> Upstream:

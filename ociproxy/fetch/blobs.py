@@ -14,6 +14,7 @@ from ociproxy import log
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import (
     BlobUnknown,
+    DigestMismatch,
     IntegrityError,
     OciProxyError,
     SizeMismatch,
@@ -23,6 +24,7 @@ from ociproxy.errors import (
 from ociproxy.fetch.cache_status import FILL, FOLLOW, HIT, PASSED_ON, CacheStatus
 from ociproxy.fetch.upstreams.requests import still_away
 from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import ImageManifest, parse_manifest
 from ociproxy.store.read_only import BlobFile
 
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
     from ociproxy.oci.descriptor import Descriptor
-    from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Repository
     from ociproxy.store.read_only import ReadOnlyContent
@@ -71,7 +72,7 @@ class BlobPuller:
         self._fills = fills
         self._isolation = isolation
         self._config = config
-        self._sizes: BoundedCache[tuple[str, Digest], int] = BoundedCache(_KNOWN_SIZES)
+        self._sizes: BoundedCache[tuple[Repository, Digest], int] = BoundedCache(_KNOWN_SIZES)
         self._complete: BoundedCache[Digest, bool] = BoundedCache(_COMPLETE_IMAGES)
         self._verifying: dict[Digest, asyncio.Task[None]] = {}
         self._successor: BlobPuller | None = None
@@ -79,7 +80,7 @@ class BlobPuller:
     async def pull(
         self, repository: Repository, digest: Digest
     ) -> tuple[BlobFile | Fill, CacheStatus]:
-        """The stored blob, open, or a fill whose size is known.
+        """The stored blob, open, or a fill that has started.
 
         Raises BlobUnknown, UpstreamError kinds, IntegrityError kinds, Busy or StoreError.
         """
@@ -99,7 +100,7 @@ class BlobPuller:
         fill = fill or self._start(repository, digest)
         try:
             await self._started(fill, repository.registry)
-        except (BlobUnknown, UpstreamError):
+        except (BlobUnknown, UpstreamError, IntegrityError):
             if fill.repository == repository:
                 raise
             # That was the answer for another repository's client: ask for this one.
@@ -121,21 +122,20 @@ class BlobPuller:
         `received` is told how many bytes an ended fill has brought, and whether this call began
         it. Raises what `pull` does, and SizeMismatch where the descriptor's size is wrong.
         """
-        partition = self._config.partition(repository.registry)
-        self._sizes.put((partition, blob.digest), blob.size)
+        self._sizes.put((repository, blob.digest), blob.size)
+        found: BlobFile | Fill | None
         try:
             found, status = await self._pull(repository, blob.digest)
             if not isinstance(found, BlobFile):
                 await _finished(found, status, received)
-                return
         except IntegrityError:
-            again = self._fills.running(blob.digest, partition)
-            if again is None:
+            found = self._fills.running(blob.digest, self._config.partition(repository.registry))
+            if found is None:
                 raise
-            await _finished(again, FILL, received)
-            return
-        found.file.close()
-        if found.size != blob.size:
+            await _finished(found, FILL, received)
+        if isinstance(found, BlobFile):
+            found.file.close()
+        if found.size is not None and found.size != blob.size:
             raise SizeMismatch(f"blob {blob.digest}", blob.size, found.size)
 
     def arrived(self, repository: Repository, digest: Digest) -> int:
@@ -163,14 +163,17 @@ class BlobPuller:
         fill = self._fills.running(digest, partition)
         if fill is not None:
             await self._started(fill, repository.registry)
-            return fill.size or self._store.blobs.find_size(digest) or 0, FOLLOW
+            if fill.size is not None:
+                return fill.size, FOLLOW
         self._upstreams.check_online(BlobUnknown, digest)
         size = await self._requests.call(
             repository,
             ("blob", repository, digest),
             lambda backend: backend.stat_blob(repository, digest),
         )
-        self._sizes.put((partition, digest), size)
+        if size == 0 and digest != (nothing := Digest.of(b"", digest.algorithm)):
+            raise DigestMismatch("blob", digest, nothing)
+        self._sizes.put((repository, digest), size)
         return size, PASSED_ON
 
     def prefetch(self, repository: Repository, image: ManifestHolder) -> None:
@@ -202,7 +205,7 @@ class BlobPuller:
             self._successor._fetch_ahead(repository, blob)
             return
         partition = self._config.partition(repository.registry)
-        self._sizes.put((partition, blob.digest), blob.size)
+        self._sizes.put((repository, blob.digest), blob.size)
         self._fills.queue(repository, blob, partition, self._start_missing)
 
     async def _find(self, digest: Digest) -> BlobFile | None:
@@ -247,7 +250,7 @@ class BlobPuller:
             digest,
             partition=partition,
             backend=self._upstreams.backend(repository.registry),
-            size=self._sizes.get((partition, digest)),
+            size=self._sizes.get((repository, digest)),
             ended=lambda error: self._learn(repository.registry, key, error),
         )
 

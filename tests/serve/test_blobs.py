@@ -178,6 +178,22 @@ def test_a_page_in_place_of_a_blob_is_not_kept(scene: Scene) -> None:
     assert not scene.is_stored(app.layers[0])
 
 
+def test_nothing_in_place_of_a_blob_is_refused_before_the_headers(scene: Scene) -> None:
+    blob = scene.blob(1000, Fault(body=b""))
+    scene.start()
+    assert scene.server.head(scene.path("blobs", blob.digest)).status == 502
+    assert scene.get(blob).status == 502
+    assert not scene.is_stored(blob)
+
+
+def test_a_blob_of_no_bytes_is_served(scene: Scene) -> None:
+    blob = scene.blob(0)
+    scene.start()
+    answer = scene.get(blob)
+    assert (answer.status, answer.body) == (200, b"")
+    assert scene.server.head(scene.path("blobs", blob.digest)).headers["content-length"] == "0"
+
+
 def test_what_another_repository_may_not_have_is_fetched_from_one_that_may(scene: Scene) -> None:
     blob = scene.blob(1000)
     scene.upstream.protect("secret", BasicAuth("ann", "secret"))

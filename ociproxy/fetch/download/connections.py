@@ -192,7 +192,7 @@ class Connections:
 
     def _take_head(self, stream: BlobStream, segment: Segment) -> None:
         """What the response's head says about the blob."""
-        size = self._download.size if stream.size is None else stream.size
+        size = self._download.claimed_size() if stream.size is None else stream.size
         if size is not None:
             self._download.learn_size(size)
             segment.stop = min(segment.stop, size)

@@ -55,13 +55,18 @@ class Fill:
         return self.download.digest
 
     @property
-    def size(self) -> int:
-        """Bytes; the right number once `started` has returned."""
-        return self.download.size or 0
+    def size(self) -> int | None:
+        """Bytes; the right number once `started` has returned. None where the upstream tells it
+        with the end of the blob only."""
+        return self.download.size
 
     async def started(self) -> None:
-        """Wait until the size is known. Raises what ended the fill before that."""
-        while self.download.state is State.STARTING and not self.done:
+        """Wait until the size is known, and not doubted; or until bytes arrive for a while without
+        it. Raises what ended the fill before that."""
+        told = self.download
+        while not self.done and (
+            told.state is State.STARTING or (told.doubted and told.state is not State.VERIFIED)
+        ):
             await self._change()
 
     async def available(self, offset: int) -> int:
@@ -249,6 +254,7 @@ class Fills:
             self._limits,
             partition=partition,
             expected_size=size,
+            believes=again,
             notify=lambda: fill.notify(),
             spawn=self._helpers.submit,
         )
@@ -284,7 +290,8 @@ class Fills:
             if isinstance(error, IntegrityError) and again:
                 # The bytes may have been damaged on their way, or follow a stale beginning: fetch
                 # the blob once more, from zero.
-                self._launch(repository, digest, partition, backend, size, ended, again=False)
+                # Without the claimed size, which may be what was wrong.
+                self._launch(repository, digest, partition, backend, None, ended, again=False)
 
         self._running[partition, digest] = fill
         self._own(asyncio.create_task(run()))
