@@ -23,8 +23,7 @@ from ociproxy.errors import (
     UpstreamRateLimited,
     UpstreamUnavailable,
 )
-from ociproxy.fetch.backend import Backend
-from ociproxy.fetch.download.connections import BlobStream
+from ociproxy.fetch.backend import Backend, BlobStream
 from ociproxy.fetch.download.download import Download, State
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE
