@@ -190,7 +190,9 @@ class BlobPuller:
         partition = self._config.partition(repository.registry)
         for blob in missing[:_BLOBS_AHEAD]:
             self._sizes.put((partition, blob.digest), blob.size)
-            self._fills.queue(blob, partition, partial(self._start_missing, repository, blob))
+            self._fills.queue(
+                repository.registry, blob, partition, partial(self._start_missing, repository, blob)
+            )
 
     async def _find(self, digest: Digest) -> BlobFile | None:
         """A verified blob, open. Raises StoreError for one that is written to all the time."""
@@ -225,7 +227,7 @@ class BlobPuller:
         key = ("blob", repository, digest)
         self._requests.check_refused(key)
         if not background:
-            self._fills.check_room(self._config.partition(repository.registry))
+            self._fills.check_room(repository.registry)
         # The last check before the start: the breaker counts on this fill as its probe.
         self._upstreams.check(repository)
         partition = self._config.partition(repository.registry)
@@ -235,6 +237,7 @@ class BlobPuller:
             partition=partition,
             backend=self._upstreams.backend(repository.registry),
             size=self._sizes.get((partition, digest)),
+            check=partial(self._upstreams.check, repository),
             ended=lambda error: self._learn(repository.registry, key, error),
         )
 
@@ -252,7 +255,8 @@ class BlobPuller:
         """Wait for `fill.started`; for PROBE_WAIT only where the upstream was away until now."""
         try:
             async with asyncio.timeout(self._upstreams.probe_wait(registry)):
-                await fill.started()
+                with fill.reading():
+                    await fill.started()
         except TimeoutError as exc:
             raise still_away(registry) from exc
         self._upstreams.record_result(registry, None)
@@ -260,6 +264,7 @@ class BlobPuller:
 
 async def _finished(fill: Fill, status: CacheStatus, received: Callable[[int, bool], None]) -> None:
     try:
-        await fill.finished()
+        with fill.reading():
+            await fill.finished()
     finally:
         received(fill.download.bytes_fetched, status is FILL)

@@ -43,7 +43,7 @@ class Engine:
     ) -> None:
         self.store = store
         self._clock = clock or SystemClock()
-        self._fills = Fills(store, config.fetch)
+        self._fills = Fills(store, config)
         self.upstreams = Upstreams(config, make_backend, clock=clock)
         self.requests = Requests(self.upstreams, config, clock=clock)
         self.threads = StoreThreads(config.fetch.requests)

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections import Counter, deque
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
 from ociproxy.errors import IntegrityError, OciProxyError, UpstreamUnavailable
 from ociproxy.fetch.download.download import Download, State
-from ociproxy.fetch.upstreams.threads import LISTED, UNLISTED, UpstreamThreads
+from ociproxy.fetch.upstreams.threads import UpstreamThreads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
 
-    from ociproxy.config.settings import Fetch
+    from ociproxy.config.settings import Config
     from ociproxy.fetch.backend import Backend
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
@@ -36,6 +38,11 @@ _NOTIFY_INTERVAL: Final = 0.02
 sends. More wake-ups take processor time from the hashing, which the last byte waits for."""
 _BACKGROUND_QUEUE: Final = 10_000
 """Blobs that may wait for a background fill. Further ones are fetched when a client asks."""
+_LONG_WAIT: Final = 1.0
+"""Seconds after which a fill that waited for a thread asks anew whether its upstream may be asked:
+the breaker may have opened."""
+_WATCH_INTERVAL: Final = 1.0
+"""Seconds between looks at fills without a reader."""
 
 
 class Fill:
@@ -49,6 +56,36 @@ class Fill:
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
+        self._running: Future[None] | None = None
+        self._waiting = 0
+        self._readers = 0
+        self._progress = (self._loop.time(), 0)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """While a client or a load needs this fill: it may then be as slow as it is."""
+        self._readers += 1
+        try:
+            yield
+        finally:
+            self._readers -= 1
+
+    def use_thread(self, running: Future[None]) -> None:
+        """The download begins when this future does."""
+        self._running = running
+
+    def is_idle(self, seconds: float, rate: int) -> bool:
+        """Whether the fill has had no reader, and brought fewer than `rate` bytes a second, for
+        this long."""
+        now, has = self._loop.time(), self.download.bytes_fetched
+        if self._readers or self._running is None or not self._running.running():
+            self._progress = (now, has)
+            return False
+        since, had = self._progress
+        if now - since < seconds:
+            return False
+        self._progress = (now, has)
+        return has - had < rate * (now - since)
 
     @property
     def digest(self) -> Digest:
@@ -133,7 +170,15 @@ class Fill:
             raise self.error.with_traceback(None)
         if self.done:
             return
-        await self._changed.wait()
+        self._waiting += 1
+        try:
+            await self._changed.wait()
+        finally:
+            self._waiting -= 1
+            if not self._waiting and self._running is not None:
+                # No client and no background worker waits any more. A download that has its
+                # thread goes on; one that waits for a thread is dropped.
+                self._running.cancel()
         if self.error is not None:
             raise self.error.with_traceback(None)
 
@@ -141,17 +186,23 @@ class Fill:
 class Fills:
     """Owns the threads and tasks of all fills; `close` ends them."""
 
-    def __init__(self, store: Store, limits: Fetch) -> None:
+    def __init__(self, store: Store, config: Config) -> None:
         self._store = store
-        self._limits = limits
+        limits = self._limits = config.fetch
+        is_listed = config.upstreams.__contains__
         self._running: dict[_Key, Fill] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._threads = UpstreamThreads("fills", size=limits.fills, queue=limits.queue)
+        self._threads = UpstreamThreads(
+            "fills", share=limits.fills, queue=limits.queue, is_listed=is_listed
+        )
         # For further connections of a download: on average one for each fill.
-        self._helpers = ThreadPoolExecutor(limits.fills, thread_name_prefix="helper")
-        self._queue: deque[tuple[Callable[[], Fill | None], _Key]] = deque()
+        self._helpers = UpstreamThreads(
+            "helpers", share=limits.fills, queue=limits.queue, is_listed=is_listed
+        )
+        self._queues: dict[str, deque[tuple[Callable[[], Fill | None], _Key]]] = {}
         self._queued: set[_Key] = set()
-        self._workers = 0
+        self._workers: Counter[str] = Counter()
+        self._watcher: asyncio.Task[None] | None = None
         self._closed = False
         self._ended_bytes = 0
 
@@ -164,10 +215,10 @@ class Fills:
     def running(self, digest: Digest, partition: str) -> Fill | None:
         return self._running.get((partition, digest))
 
-    def check_room(self, partition: str) -> None:
-        """Raises Busy where as many fills are running and waiting as may. Background fills do not
-        ask: `background_fills` bounds them."""
-        self._threads.check_room(_pool_of(partition))
+    def check_room(self, registry: str) -> None:
+        """Raises Busy where as many fills wait as may. Background fills do not ask:
+        `background_fills` bounds them."""
+        self._threads.check_room(registry)
 
     def start(
         self,
@@ -177,38 +228,46 @@ class Fills:
         partition: str,
         backend: Backend,
         size: int | None,
+        check: Callable[[], None],
         ended: Callable[[OciProxyError | None], None],
     ) -> Fill:
         """The fill of this digest in this partition (`Config.partition`): the one that runs, else a
-        new one. `ended` is told how a new one ends."""
+        new one. A new one that waits long for a thread calls `check` in it, and ends with what that
+        raises. `ended` is told what the upstream's answer to a new one was."""
         fill = self.running(digest, partition)
         if fill is None:
-            fill = self._launch(repository, digest, partition, backend, size, ended, again=True)
+            fill = self._launch(
+                repository, digest, partition, backend, size, check, ended, again=True
+            )
         return fill
 
     def queue(
-        self, descriptor: Descriptor, partition: str, start: Callable[[], Fill | None]
+        self,
+        registry: str,
+        descriptor: Descriptor,
+        partition: str,
+        start: Callable[[], Fill | None],
     ) -> None:
-        """Fetch this blob in the background, when it is its turn. `start` begins it, and returns
-        None where it is stored by then."""
+        """Fetch this blob in the background, when it is its turn among those of this registry.
+        `start` begins it, and returns None where it is stored by then."""
         key = (partition, descriptor.digest)
         if (
             self._closed
             or self._limits.background_fills == 0
             or key in self._queued
             or key in self._running
-            or len(self._queue) >= _BACKGROUND_QUEUE
+            or len(self._queued) >= _BACKGROUND_QUEUE
         ):
             return
-        self._queue.append((start, key))
+        self._queues.setdefault(registry, deque()).append((start, key))
         self._queued.add(key)
-        if self._workers < self._limits.background_fills:
-            self._workers += 1
-            self._own(asyncio.create_task(self._work_queue()))
+        if self._workers[registry] < self._limits.background_fills:
+            self._workers[registry] += 1
+            self._own(asyncio.create_task(self._work_queue(registry)))
 
     async def drain(self) -> None:
         """Drop the queue; return when the running fills have ended."""
-        self._queue.clear()
+        self._drop_queues()
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -216,13 +275,15 @@ class Fills:
         """End every fill soon, keeping what arrived. Return when their tasks have ended, after
         `fetch.timeouts.stall` at the latest."""
         self._closed = True
-        self._queue.clear()
+        self._drop_queues()
+        if self._watcher is not None:
+            self._watcher.cancel()
         for fill in list(self._running.values()):
             fill.download.abort()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._limits.timeouts.stall)
         self._threads.shutdown()
-        self._helpers.shutdown(wait=False, cancel_futures=True)
+        self._helpers.shutdown()
 
     def _launch(
         self,
@@ -231,6 +292,7 @@ class Fills:
         partition: str,
         backend: Backend,
         size: int | None,
+        check: Callable[[], None],
         ended: Callable[[OciProxyError | None], None],
         *,
         again: bool,
@@ -244,7 +306,7 @@ class Fills:
             partition=partition,
             expected_size=size,
             notify=lambda: fill.notify(),
-            spawn=self._helpers.submit,
+            spawn=partial(self._helpers.submit, repository.registry),
         )
         fill = Fill(download, repository)
         if self._closed:
@@ -252,25 +314,39 @@ class Fills:
             return fill
 
         fetch = partial(backend.fetch_blob, repository, digest, tries=self._limits.retries)
-        running = self._threads.submit(_pool_of(partition), lambda: download.run(fetch))
+        asked = time.monotonic()
+
+        def work() -> None:
+            if time.monotonic() - asked > _LONG_WAIT:
+                try:
+                    check()
+                except OciProxyError:
+                    download.abort()  # the upstream has not been asked: this is no answer of it
+                    raise
+            download.run(fetch)
+
+        running = self._threads.submit(repository.registry, work)
+        fill.use_thread(running)
 
         async def run() -> None:
             error: Exception | None = None
             try:
-                await running
+                await asyncio.wrap_future(running)
                 ended(None)
             except OciProxyError as exc:
                 error = exc
-                if not (again and isinstance(exc, IntegrityError)):
+                if not (download.stopped.is_set() or (again and isinstance(exc, IntegrityError))):
                     ended(exc)
                 log.event(logging.WARNING, "fill failed", digest=digest, reason=exc)
             except Exception as exc:  # noqa: BLE001 a task's end: reported, and passed to every reader
                 error = exc
                 log.failure("fill failed", exc, digest=digest)
             except asyncio.CancelledError:
-                # The process ends. The thread may go on for a moment: its file stays open.
-                fill.abandon(UpstreamUnavailable(repository.registry, "shutting down"))
-                raise
+                if not running.cancelled():
+                    # The process ends. The thread may go on for a moment: its file stays open.
+                    fill.abandon(UpstreamUnavailable(repository.registry, "shutting down"))
+                    raise
+                error = UpstreamUnavailable(repository.registry, "no client waits for it any more")
             finally:
                 del self._running[partition, digest]
                 self._ended_bytes += download.bytes_fetched
@@ -278,16 +354,38 @@ class Fills:
             if isinstance(error, IntegrityError) and again:
                 # The bytes may have been damaged on their way, or follow a stale beginning: fetch
                 # the blob once more, from zero.
-                self._launch(repository, digest, partition, backend, size, ended, again=False)
+                self._launch(
+                    repository, digest, partition, backend, size, check, ended, again=False
+                )
 
         self._running[partition, digest] = fill
         self._own(asyncio.create_task(run()))
+        if self._watcher is None or self._watcher.done():
+            self._watcher = asyncio.create_task(self._watch())
         return fill
 
-    async def _work_queue(self) -> None:
+    async def _watch(self) -> None:
+        """Free the threads of fills that no client reads and that hardly move. What arrived stays
+        for the next client."""
+        seconds, rate = self._limits.unread, self._limits.min_rate
+        while self._running and not self._closed:
+            await asyncio.sleep(_WATCH_INTERVAL)
+            for fill in list(self._running.values()):
+                if fill.is_idle(seconds, rate):
+                    log.event(
+                        logging.INFO,
+                        "fill given up",
+                        digest=fill.digest,
+                        upstream=fill.repository.registry,
+                        bytes=fill.download.bytes_fetched,
+                        reason=f"no client reads it, and it is slower than {rate} bytes a second",
+                    )
+                    fill.download.abort()
+
+    async def _work_queue(self, registry: str) -> None:
         try:
-            while self._queue and not self._closed:
-                start, key = self._queue.popleft()
+            while (queue := self._queues.get(registry)) and not self._closed:
+                start, key = queue.popleft()
                 self._queued.discard(key)
                 try:
                     fill = start()
@@ -296,13 +394,15 @@ class Fills:
                 except OciProxyError:
                     continue  # logged where it happened
         finally:
-            self._workers -= 1
+            self._workers[registry] -= 1
+            if not self._workers[registry]:
+                del self._workers[registry]
+                self._queues.pop(registry, None)
+
+    def _drop_queues(self) -> None:
+        self._queues.clear()
+        self._queued.clear()
 
     def _own(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _pool_of(partition: str) -> str:
-    """Registries that clients name must not hold up those that the operator listed."""
-    return UNLISTED if partition else LISTED
