@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ociproxy.config.settings import Config
-    from ociproxy.fetch.download.fill import Fill, Fills
+    from ociproxy.fetch.download.fill import Fill
+    from ociproxy.fetch.download.fills import Fills
     from ociproxy.fetch.isolation import Isolation
     from ociproxy.fetch.upstreams.requests import Requests
     from ociproxy.fetch.upstreams.threads import StoreThreads
@@ -241,7 +242,7 @@ class BlobPuller:
         key = ("blob", repository, digest)
         self._requests.check_refused(key)
         if not background:
-            self._fills.check_room(self._config.partition(repository.registry))
+            self._fills.check_room(repository.registry)
         # The last check before the start: the breaker counts on this fill as its probe.
         self._upstreams.check(repository)
         partition = self._config.partition(repository.registry)
@@ -251,6 +252,7 @@ class BlobPuller:
             partition=partition,
             backend=self._upstreams.backend(repository.registry),
             size=self._sizes.get((repository, digest)),
+            check=partial(self._upstreams.check, repository),
             ended=lambda error: self._learn(repository.registry, key, error),
         )
 
@@ -268,7 +270,8 @@ class BlobPuller:
         """Wait for `fill.started`; for PROBE_WAIT only where the upstream was away until now."""
         try:
             async with asyncio.timeout(self._upstreams.probe_wait(registry)):
-                await fill.started()
+                with fill.reading():
+                    await fill.started()
         except TimeoutError as exc:
             raise still_away(registry) from exc
         self._upstreams.record_result(registry, None)
@@ -276,6 +279,7 @@ class BlobPuller:
 
 async def _finished(fill: Fill, status: CacheStatus, received: Callable[[int, bool], None]) -> None:
     try:
-        await fill.finished()
+        with fill.reading():
+            await fill.finished()
     finally:
         received(fill.download.bytes_fetched, status is FILL)

@@ -14,7 +14,7 @@ from ociproxy import log
 from ociproxy.clock import SystemClock
 from ociproxy.errors import StoreError
 from ociproxy.fetch.blobs import BlobPuller
-from ociproxy.fetch.download.fill import Fills
+from ociproxy.fetch.download.fills import Fills
 from ociproxy.fetch.isolation import Isolation
 from ociproxy.fetch.listings import ListingPuller
 from ociproxy.fetch.manifests import ManifestPuller
@@ -53,7 +53,7 @@ class Engine:
         self.store = store
         self._sweep_interval = sweep_interval
         self._clock = clock or SystemClock()
-        self._fills = Fills(store, config.fetch)
+        self._fills = Fills(store, config)
         self.upstreams = Upstreams(config, make_backend, clock=clock)
         self.requests = Requests(self.upstreams, config, clock=clock)
         self.threads = StoreThreads(config.fetch.requests)

@@ -99,7 +99,11 @@ class BlobResponse(web.StreamResponse):
         and the error that ended the fill; the response is then cut short."""
         try:
             await self.prepare(request)
-            await self._send_body(request, senders)
+            if isinstance(self._source, BlobFile):
+                await self._send_body(request, senders)
+            else:
+                with self._source.reading():
+                    await self._send_body(request, senders)
             await self.write_eof()
             # A client that asks again and again and reads nothing would otherwise fill the memory
             # with blobs of one chunk.

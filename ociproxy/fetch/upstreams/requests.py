@@ -1,7 +1,7 @@
 """Short requests to upstreams: manifests, heads, lists.
 
 Callers that want the same answer at the same time share one request. A refusal is kept for a while
-(`fetch.negative_ttl`). The threads that wait for one listed upstream are its own.
+(`fetch.negative_ttl`). Upstreams share the threads fairly (`threads`).
 
 Tests: tests/fetch/upstreams/test_upstreams.py, tests/serve/test_upstream_rules.py.
 """
@@ -17,7 +17,7 @@ from ociproxy.bounded import BoundedCache
 from ociproxy.clock import SystemClock
 from ociproxy.errors import OciProxyError, UpstreamUnavailable
 from ociproxy.fetch.retry import retrying
-from ociproxy.fetch.upstreams.threads import UNLISTED, UpstreamThreads
+from ociproxy.fetch.upstreams.threads import UpstreamThreads
 
 if TYPE_CHECKING:
     from ociproxy.clock import Clock
@@ -45,7 +45,10 @@ class Requests:
             _NEGATIVE_ANSWERS
         )
         self._threads = UpstreamThreads(
-            "requests to upstreams", size=config.fetch.requests, queue=config.fetch.queue
+            "requests to upstreams",
+            share=config.fetch.requests,
+            queue=config.fetch.queue,
+            is_listed=config.upstreams.__contains__,
         )
 
     async def call(
@@ -63,14 +66,15 @@ class Requests:
             if self._stopped.is_set():
                 raise _closed(registry)
             self.check_refused(key)
-            name = self._threads_of(registry)
-            self._threads.check_room(name)
+            self._threads.check_room(registry)
             self._upstreams.check(repository)
             backend = self._upstreams.backend(registry)
             attempts = retrying(
                 tries=_TRIES, wait_max=self._config.fetch.retry_wait_max, stopped=self._stopped
             )
-            answer = self._threads.submit(name, lambda: attempts(request, backend))
+            answer = asyncio.wrap_future(
+                self._threads.submit(registry, lambda: attempts(request, backend))
+            )
             task = asyncio.create_task(self._run(registry, key, backend, answer))
             self._running[key] = task
         try:
@@ -125,11 +129,6 @@ class Requests:
         finally:
             self._upstreams.log_quota(registry, backend)
             del self._running[key]
-
-    def _threads_of(self, registry: str) -> str:
-        """A listed upstream that hangs holds up itself; unlisted ones, which clients name, hold up
-        each other."""
-        return registry if registry in self._config.upstreams else UNLISTED
 
 
 def _closed(registry: str) -> UpstreamUnavailable:
