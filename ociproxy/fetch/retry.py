@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import tenacity
@@ -30,6 +29,7 @@ from ociproxy.errors import UpstreamError, UpstreamRateLimited, UpstreamUnavaila
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from threading import Event
 
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Fetch
@@ -53,24 +53,23 @@ def clamp_retry_after(seconds: float | None) -> float:
     return default if seconds is None else min(max(seconds, least), most)
 
 
-def retrying(
-    *, tries: int, wait_max: float, sleep: Callable[[float], None] = time.sleep
-) -> tenacity.Retrying:
+def retrying(*, tries: int, wait_max: float, stopped: Event) -> tenacity.Retrying:
     """Repeat what UpstreamUnavailable ended: at most `tries` times in all, with jittered waits of
     at most `wait_max` seconds; the last error is raised as it is. An address that swallows packets
-    is tried twice at most, for each try costs a whole time-out."""
+    is tried twice at most, for each try costs a whole time-out. Once `stopped` is set no wait goes
+    on, and no try follows."""
 
     def stop(state: tenacity.RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome is not None else None
         swallowed = isinstance(error, UpstreamUnavailable) and error.unreachable and error.timed_out
-        return state.attempt_number >= (min(tries, 2) if swallowed else tries)
+        return stopped.is_set() or state.attempt_number >= (min(tries, 2) if swallowed else tries)
 
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(UpstreamUnavailable),
         stop=stop,
         wait=tenacity.wait_random_exponential(multiplier=_FIRST_WAIT, max=wait_max),
         reraise=True,
-        sleep=sleep,
+        sleep=tenacity.sleep_using_event(stopped),
     )
 
 

@@ -91,6 +91,7 @@ def new_download(repository: Repository, digest: Digest, store: Store) -> Downlo
         Fetch(retries=1, blob_limit=1 << 30),
         partition="",
         expected_size=None,
+        believes=True,
         notify=lambda: None,
         spawn=_THREADS.submit,
     )

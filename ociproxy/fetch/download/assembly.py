@@ -139,10 +139,13 @@ class Segments:
 
 
 class Assembly:
-    """`size` is what a manifest claims until the upstream has told it; None where neither has."""
+    """`size` is a claim, of a manifest or a journal, until the upstream has told it; None where
+    neither has."""
 
     def __init__(self, digest: Digest, upstream: str, *, size: int | None, segment: int) -> None:
-        self.size = size
+        self.size = size or None  # no byte would be asked for where nothing is claimed to be there
+        self._told = False
+        """The upstream has told the size: from then on there is no other one."""
         self.verified = False
         """The bytes are right: readers may read the last one."""
         self._digest = digest
@@ -158,13 +161,13 @@ class Assembly:
         """The end of the bytes that can be read from offset. The last byte waits for the
         verification, so that no reader ever has all of a wrong blob."""
         with self._lock:
-            if self.size is None:
-                return offset
-            if self.verified:
+            if self.verified and self.size is not None:
                 return self.size
             if self._ingest is None:
                 return offset
-            return max(offset, min(self._ingest.ranges.stop_after(offset), self.size - 1))
+            stop = self._ingest.ranges.stop_after(offset)
+            # Where the size is not known, any byte may be the last one.
+            return max(offset, stop - 1 if self.size is None else min(stop, self.size - 1))
 
     def want(self, offset: int) -> bool:
         """A reader waits for the byte at offset: it is fetched first. True where no connection is
@@ -215,13 +218,23 @@ class Assembly:
                 self.size = ingest.size
 
     def learn_size(self, size: int) -> None:
-        """Raises SizeMismatch where another size was known."""
+        """The upstream tells it, whatever was claimed. Raises SizeMismatch where it told another
+        one before."""
         with self._lock:
-            if self.size not in (None, size):
+            if self._told and self.size != size:
                 raise SizeMismatch(f"blob {self._digest}", self.size, size)
-            self.size = size
+            self.size, self._told = size, True
             if self._ingest is not None and self._ingest.leading:
                 self._ingest.set_size(size)
+
+    def resume(self, ingest: Ingest) -> None:
+        """Go on with what arrived before. Its journal knows the size better than a manifest does,
+        and what is there already refutes a smaller claim."""
+        self.adopt(ingest)
+        with self._lock:
+            end = max((stop for _, stop in ingest.ranges), default=0)
+            size = (ingest.size or self.size) if not self._told else self.size
+            self.size = None if size is None or (size < end and not self._told) else size
 
     def hash_with(self, hasher: InOrderHasher) -> None:
         self._hasher = hasher

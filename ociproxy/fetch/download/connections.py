@@ -208,7 +208,7 @@ class Connections:
             # Not the blob's size has changed: a captive portal answers in the upstream's place.
             reason = f"answers with a body of {stream.size} bytes, before of {self._stated_size}"
             raise UpstreamUnavailable(self._upstream, reason)
-        size = self._download.size if stream.size is None else stream.size
+        size = self._download.claimed_size() if stream.size is None else stream.size
         if size is not None:
             self._download.learn_size(size)
             self._stated_size = stream.size

@@ -92,7 +92,7 @@ class Endpoints:
     ) -> None:
         """An endpoint whose connection breaks is left alone; the next one goes on from there."""
 
-        resumption = Resumption(tries=tries, limits=self._fetch, sleep=download.wait)
+        resumption = Resumption(tries=tries, limits=self._fetch, sleep=download.stopped.wait)
         while True:
             before = download.bytes_fetched
             try:

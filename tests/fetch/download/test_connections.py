@@ -46,6 +46,7 @@ class Pull:
             limits,
             partition="",
             expected_size=size,
+            believes=True,
             notify=self._notify,
             spawn=self.threads.submit,
         )
