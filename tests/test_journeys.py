@@ -36,7 +36,7 @@ from tests.parts.tools import require_tool
 from tests.upstream import FakeUpstream
 
 PACKAGE = Path(ociproxy.__file__).parent
-WARM, COLD, LOAD = 12, 42, 46
+WARM, COLD, LOAD = 12, 36, 42
 """The bounds; docs/internals.md lists the modules of each journey."""
 EVERYWHERE = frozenset({"errors", "log", "clock", "bounded"})
 
@@ -125,7 +125,8 @@ class Server:
             listener.open()
             self._ready.set()
             await self._stopping.wait()
-            await listener.close(1)
+            listener.stop_accepting()
+            await listener.cut()
             await api.close()
 
 

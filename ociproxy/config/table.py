@@ -76,12 +76,14 @@ _FETCH: Final = Section(
     Fetch,
     {
         "timeouts": Key(Section(Timeouts, TIMEOUT_KEYS), "Time-outs towards upstreams."),
-        "fills": Key(Number(1, 1024), "Blobs that may be arriving at once."),
+        "fills": Key(Number(1, 1024), "Blobs that may be arriving from one upstream at once."),
         "background_fills": Key(
             Number(0, 1024),
             "Blobs of a manifest that may be fetched at once before a client asks; 0 fetches none.",
         ),
-        "requests": Key(Number(1, 256), "Short requests to upstreams that may be running at once."),
+        "requests": Key(
+            Number(1, 256), "Short requests to one upstream that may be running at once."
+        ),
         "queue": Key(
             Number(0, 100_000),
             "Fills, and short requests, that may wait for their turn; more are answered 503.",
@@ -90,9 +92,21 @@ _FETCH: Final = Section(
             Size(MIB, 1024**4), "A blob above this size is fetched over several connections."
         ),
         "blob_limit": Key(Size(1, 16 * 1024**4), "Largest blob that is fetched."),
+        "min_rate": Key(
+            Size(0, 1024**3),
+            "Bytes a second below which a download that no client reads is given up; 0 for never.",
+        ),
+        "unread": Key(
+            Duration(at_least=0.5, at_most=86400.0),
+            "How long such a download may be slower than min_rate.",
+        ),
         "connections": CONNECTIONS,
         "retries": Key(Number(0, 100), "Tries in a row without progress before a fetch fails."),
         "retry_wait_max": Key(Duration(at_most=60.0), "Longest wait between two tries."),
+        "crawl": Key(
+            Duration(at_least=0.05, at_most=86400.0),
+            "How long connections that break may bring less than 64 KiB before a fetch fails.",
+        ),
         "tag_ttl": Key(_TTL, "How long a tag is fresh that no rule of tags matches."),
         "negative_ttl": Key(Duration(at_most=3600.0), 'How long "not found" is remembered.'),
         "pause": Key(

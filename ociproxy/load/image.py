@@ -1,12 +1,13 @@
 """What an image consists of at its upstream: manifests are fetched, blobs named, nothing stored.
 
-A manifest that the store has, hash-verified, is not fetched again. The upstream is always asked
-what a tag stands for.
+A manifest that the store has, hash-verified, is not fetched again where the upstream has sent it
+for this repository before. The upstream is always asked what a tag stands for.
 Tests: tests/load/test_loader.py, tests/load/test_referrers.py.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -14,16 +15,19 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from ociproxy import log
 from ociproxy.errors import DigestMismatch, ManifestInvalid, ManifestUnknown, NameUnknown
 from ociproxy.load.imagelist import ALL_PLATFORMS
-from ociproxy.load.tasks import all_of
-from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.descriptor import (
+    DOCKER_SCHEMA1,
+    DOCKER_SCHEMA1_SIGNED,
+    OCI_INDEX,
+    MalformedManifest,
+)
 from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, choose
 from ociproxy.oci.manifest import ImageManifest, Index, parse_manifest
-from ociproxy.oci.media_types import DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED, OCI_INDEX
 from ociproxy.oci.reference import DEFAULT_TAG, Reference, referrers_tag
 from ociproxy.store.manifests import with_media_type
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from ociproxy.fetch.backend import Backend
     from ociproxy.fetch.retry import ImageRetry, Progress
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.manifest import Manifest, ManifestHolder
     from ociproxy.oci.platform import Platform
     from ociproxy.store.store import Store
+
 
 T = TypeVar("T")
 
@@ -137,30 +142,27 @@ class _Finding:
         if reference.digest is not None:
             if reference.tag is not None and not self._wanted.pinned:
                 await self._check_pair(replace(reference, digest=None), reference.digest)
-            if self._store.refs.find_manifest(self._repository, reference.digest) is None:
-                # The store may have it from another repository. This one must have it too.
-                return await self._fetch(replace(reference, tag=None))
             return await self._by_digest(reference.digest)
         record = self._store.refs.find_tag(self._repository, reference.tag or DEFAULT_TAG)
         if record is None or self._store.manifests.find(record.descriptor.digest) is None:
             return await self._fetch(reference)
         # Most tags have not moved, and a HEAD request costs no pull quota.
         descriptor = await self._resolve(reference)
-        return await self._by_digest(descriptor.digest, descriptor)
+        return await self._by_digest(descriptor.digest)
 
     async def _check_pair(self, tagged: Reference, expected: Digest) -> None:
         descriptor = await self._resolve(tagged)
         if descriptor.digest != expected:
             raise DigestMismatch(tagged, expected, descriptor.digest)
 
-    async def _by_digest(
-        self, digest: Digest, descriptor: Descriptor | None = None
-    ) -> ManifestHolder:
-        found = self._store.manifests.find(digest)
-        if found is not None:
-            known = self._store.refs.find_manifest(self._repository, digest)
-            return with_media_type(found, known or descriptor)
-        return await self._fetch(Reference(self._repository, digest=digest))
+    async def _by_digest(self, digest: Digest) -> ManifestHolder:
+        # The store may have it from another repository. What is loaded here is served under this
+        # one from then on, so the upstream must have sent it for this one.
+        known = self._store.refs.find_manifest(self._repository, digest)
+        found = None if known is None else self._store.manifests.find(digest)
+        if found is None:
+            return await self._fetch(Reference(self._repository, digest=digest))
+        return with_media_type(found, known)
 
     async def _add(
         self,
@@ -175,7 +177,7 @@ class _Finding:
         async def fetch(descriptor: Descriptor) -> None:
             digest = descriptor.digest
             if digest not in holders and digest not in image.manifests:
-                holders[digest] = await self._by_digest(digest, descriptor)
+                holders[digest] = await self._by_digest(digest)
 
         def children(digest: Digest) -> Sequence[Descriptor]:
             if digest in image.manifests:
@@ -223,7 +225,7 @@ class _Finding:
         self._subjects.add(subject)
         for referrer in await self._referrers_of(image, subject):
             try:
-                holder = await self._by_digest(referrer.digest, referrer)
+                holder = await self._by_digest(referrer.digest)
             except (ManifestUnknown, NameUnknown) as exc:
                 # An upstream may still list a referrer that it has deleted.
                 log.event(logging.WARNING, "referrer is gone", digest=referrer.digest, reason=exc)
@@ -309,3 +311,15 @@ class _Finding:
             self._progress,
             lambda: self._requests.call(self._repository, key, request),
         )
+
+
+async def all_of(works: Iterable[Coroutine[object, object, T]]) -> list[T]:
+    """The results, in order. The first error cancels the other coroutines, and is raised as it is
+    once all of them have ended."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING
 from ociproxy.clock import SystemClock
 from ociproxy.errors import ManifestUnknown, OciProxyError, StoreError
 from ociproxy.fetch.retry import ImageRetry, Progress
-from ociproxy.load.image import UpstreamImage, UpstreamImages
+from ociproxy.load.image import UpstreamImage, UpstreamImages, all_of
 from ociproxy.load.progress import ActiveImage, LoadProgress, Summary
-from ociproxy.load.tasks import all_of
 from ociproxy.oci.image import choose
 from ociproxy.oci.manifest import ImageManifest, Index
 from ociproxy.store.image import platform_of

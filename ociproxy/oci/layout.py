@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import DigestInvalid, LayoutInvalid, NameInvalid
-from ociproxy.oci.descriptor import Descriptor, MalformedManifest
+from ociproxy.oci.descriptor import OCI_INDEX, Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, Index, json_object, parse_manifest
-from ociproxy.oci.media_types import OCI_INDEX
 from ociproxy.oci.reference import Reference, is_tag
 
 if TYPE_CHECKING:

@@ -2,6 +2,9 @@
 
 The raw bytes are the manifest. Formats: OCI image-spec (descriptor.md, manifest.md, image-index.md)
 and Docker's image manifest v2 schema 2. Any other JSON object is an `OtherManifest`.
+`verify_manifest` takes what an upstream sent: header and document must agree on the media type.
+
+Tests: tests/oci/test_manifest.py, tests/fetch/oras/test_backend.py, tests/fetch/contract.py.
 """
 
 from __future__ import annotations
@@ -11,21 +14,25 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
-from ociproxy.errors import DigestMismatch, SizeMismatch
-from ociproxy.oci.descriptor import Descriptor, MalformedManifest, annotations_in, text_in
-from ociproxy.oci.digest import Digest
-from ociproxy.oci.media_types import (
+from ociproxy.errors import DigestMismatch, ManifestInvalid, SizeMismatch
+from ociproxy.oci.descriptor import (
     DOCKER_SCHEMA1,
     DOCKER_SCHEMA1_SIGNED,
     IMAGE_MEDIA_TYPES,
     INDEX_MEDIA_TYPES,
+    KNOWN_MEDIA_TYPES,
     OCI_INDEX,
     OCI_MANIFEST,
     UNKNOWN_MEDIA_TYPE,
+    Descriptor,
+    MalformedManifest,
+    annotations_in,
     is_generic,
     is_media_type,
     normalised,
+    text_in,
 )
+from ociproxy.oci.digest import Digest
 
 MANIFEST_MAX_SIZE: Final = 4 * 1024 * 1024
 """Bytes. The distribution-spec (pushing manifests) asks registries to accept as much, or more."""
@@ -228,3 +235,49 @@ def _descriptors(document: dict[str, object], key: str) -> tuple[Descriptor, ...
     if len(values) > _MAX_DESCRIPTORS:
         raise MalformedManifest(f"{key} has {len(values)} entries, more than {_MAX_DESCRIPTORS}")
     return tuple(Descriptor.from_json(value) for value in values)
+
+
+def media_type_in(content_type: str) -> str:
+    """A Content-Type without its parameters, in lower case; empty if it is no media type. The value
+    becomes a header of our answers and a record in the store, so it must be well formed."""
+    text = content_type.partition(";")[0].strip().lower()
+    return text if is_media_type(text) else ""
+
+
+def verify_manifest(
+    raw: bytes, content_type: str, *, upstream: str, expected: Digest | None, subject: object
+) -> ManifestHolder:
+    """The manifest in these bytes, parsed here once and for all. A mismatch is reported about
+    `subject`. Raises ManifestInvalid for bytes that are no manifest of their type, and
+    DigestMismatch for a manifest that is not the expected one."""
+    try:
+        document = json_object(raw)
+        media_type = _agreed_media_type(document, content_type, upstream)
+        parsed = parse_document(document, media_type)
+    except MalformedManifest as exc:
+        reason = f"what it sends as {content_type[:100] or 'a manifest'} is none: {exc}"
+        raise ManifestInvalid(upstream, reason) from exc
+    digest = Digest.of(raw, "sha256" if expected is None else expected.algorithm)
+    if expected is not None and digest != expected:
+        if media_type == DOCKER_SCHEMA1_SIGNED:
+            raise ManifestInvalid(
+                upstream,
+                f"{subject} is a signed Docker schema 1 manifest, whose digest is not that of its "
+                "bytes: it cannot be mirrored; push the image anew with a current client",
+            )
+        raise DigestMismatch(f"manifest {subject}", expected, digest)
+    return ManifestHolder(Descriptor(media_type, digest, len(raw)), raw, parsed)
+
+
+def _agreed_media_type(document: dict[str, object], content_type: str, upstream: str) -> str:
+    """The header's type, or the document's if the header's is generic. Raises ManifestInvalid if
+    they differ and one of them is a known type."""
+    if is_generic(content_type):
+        return media_type_of(document)
+    own = own_media_type(document)
+    if own in ("", content_type):
+        return content_type
+    if not KNOWN_MEDIA_TYPES.isdisjoint({own, content_type}):
+        reason = f"sends a document of type {own[:100]} as {content_type[:100]}"
+        raise ManifestInvalid(upstream, reason)
+    return content_type

@@ -69,7 +69,9 @@ class BasicAuth:
     async def check(self, authorization: str | None) -> None:
         """Check an Authorization header. Raises Unauthorized, or Busy where too many wait."""
         if time.monotonic() - self._looked >= _LOOK_INTERVAL:
-            await self._look()
+            self._looked = time.monotonic()
+            # Shielded: a client that leaves meanwhile must not take the new users along.
+            await asyncio.shield(asyncio.ensure_future(self._look()))
         if authorization is None:
             raise Unauthorized("credentials are required")
         user, password = _parse(authorization)
@@ -118,7 +120,6 @@ class BasicAuth:
 
     async def _look(self) -> None:
         """Read the file again if it has changed; a bad file leaves the users as they are."""
-        self._looked = time.monotonic()
         try:
             users = await asyncio.get_running_loop().run_in_executor(None, self._changed)
         except ConfigError as exc:

@@ -1,8 +1,13 @@
-"""File primitives of the store: locks, publication, translation of OSError.
+"""Files of the store: locks, publication, translation of OSError, and what a name and times say.
 
 A file is published in five steps: stage, fsync, seal, rename, fsync of the directory. So a reader
 sees a whole file or none, and a power cut loses only files that were not published yet.
-"""
+
+A *seal* says "these bytes were verified". The microseconds of the file's mtime are made from its
+name, its size and the seconds of its mtime. A later write moves the mtime and so breaks the seal;
+`cp -a` and `rsync -a` keep it. There is no second file that could say something else.
+
+The atime is the last use of a file. This program sets it, not the kernel."""
 
 from __future__ import annotations
 
@@ -10,7 +15,8 @@ import errno
 import fcntl
 import mmap
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import blake2s
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import StoreError, StoreFull
@@ -18,6 +24,8 @@ from ociproxy.errors import StoreError, StoreFull
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from ociproxy.oci.digest import Digest
 
 
 READ_SIZE: Final = 1024 * 1024
@@ -96,3 +104,43 @@ def fsync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+TOUCH_AFTER: Final = 60.0
+"""Seconds between two records of a use, so that a hot file is not written to at each request."""
+
+
+def file_name(digest: Digest) -> str:
+    """`<hex>` for sha256, `<algorithm>-<hex>` for the rest."""
+    if digest.algorithm == "sha256":
+        return digest.encoded
+    return f"{digest.algorithm}-{digest.encoded}"
+
+
+def seal(file: int, name: str) -> None:
+    """Mark an open file as verified under this name. Raises OSError."""
+    state = os.fstat(file)
+    seconds = state.st_mtime_ns // 10**9
+    mtime = seconds * 10**9 + _seal_microseconds(name, state.st_size, seconds) * 1000
+    os.utime(file, ns=(state.st_atime_ns, mtime))
+
+
+def is_sealed(state: os.stat_result, name: str) -> bool:
+    """Whether the file was verified under this name and not written to since."""
+    seconds, nanoseconds = divmod(state.st_mtime_ns, 10**9)
+    return nanoseconds == _seal_microseconds(name, state.st_size, seconds) * 1000
+
+
+def touch(file: int, state: os.stat_result, now: float) -> None:
+    """Record a use at `now` (seconds since the epoch) and keep the seal. A store that is read-only,
+    full or failing records none: what was read is good all the same, and a copy-on-write file
+    system needs room for a time."""
+    if now - state.st_atime < TOUCH_AFTER:
+        return
+    with suppress(OSError):
+        os.utime(file, ns=(int(now * 10**9), state.st_mtime_ns))
+
+
+def _seal_microseconds(name: str, size: int, seconds: int) -> int:
+    digest = blake2s(f"{name} {size} {seconds}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % 10**6

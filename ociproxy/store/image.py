@@ -11,10 +11,9 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.descriptor import MalformedManifest, is_generic
 from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, attested, choose, is_attestation
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
-from ociproxy.oci.media_types import is_generic
 from ociproxy.oci.platform import Platform
 from ociproxy.store.manifests import with_media_type
 

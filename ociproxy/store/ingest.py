@@ -12,18 +12,66 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from bisect import bisect_left, bisect_right
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import StoreError
-from ociproxy.store.byte_ranges import ByteRanges
 from ociproxy.store.files import is_at, store_errors, try_lock
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ociproxy.oci.digest import Digest
     from ociproxy.store.blobs import Blobs
+
+
+class ByteRanges:
+    """Not thread-safe. It stays short, for ranges that touch become one."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._stops: list[int] = []
+
+    def add(self, start: int, stop: int) -> None:
+        """Record that [start, stop) arrived; parts of that may have arrived before."""
+        if start >= stop:
+            return
+        first = bisect_left(self._stops, start)
+        last = bisect_right(self._starts, stop)
+        if first < last:
+            start = min(start, self._starts[first])
+            stop = max(stop, self._stops[last - 1])
+        self._starts[first:last] = [start]
+        self._stops[first:last] = [stop]
+
+    def stop_after(self, offset: int) -> int:
+        """Where the bytes that arrived from `offset` on end; `offset` itself if its byte is
+        missing."""
+        index = bisect_right(self._starts, offset) - 1
+        if index < 0 or self._stops[index] <= offset:
+            return offset
+        return self._stops[index]
+
+    def gap(self, offset: int, end: int) -> tuple[int, int] | None:
+        """The first missing range between `offset` and `end`; None if there is none."""
+        start = self.stop_after(offset)
+        if start >= end:
+            return None
+        index = bisect_right(self._starts, start)
+        stop = self._starts[index] if index < len(self._starts) else end
+        return start, min(stop, end)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """The arrived ranges, in order."""
+        return iter(list(zip(self._starts, self._stops, strict=True)))
+
+    @property
+    def total(self) -> int:
+        """How many bytes have arrived."""
+        return sum(self._stops) - sum(self._starts)
+
 
 JOURNAL_SUFFIX: Final = ".spans"
 _JOURNAL_INTERVAL: Final = 0.02
@@ -91,7 +139,7 @@ class Ingest:
         now = time.monotonic()
         if flush or now - self._journalled >= _JOURNAL_INTERVAL:
             self._journalled = now
-            self._flush()
+            self.flush()
 
     def is_led(self) -> bool:
         """Follower: whether a process still leads."""
@@ -126,7 +174,7 @@ class Ingest:
         """Stop leading or following. The bytes that arrived stay for the next leader."""
         # Without these lines the next leader fetches some bytes again, and that is all.
         with suppress(StoreError):
-            self._flush()
+            self.flush()
         if self._journal is not None:
             os.close(self._journal)
             self._journal = None
@@ -135,7 +183,8 @@ class Ingest:
             fcntl.flock(self.file, fcntl.LOCK_UN)
         os.close(self.file)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Leader: write the lines of the journal that wait. Raises StoreError."""
         if self._pending.total:
             self._append("".join(f"{first} {last}\n" for first, last in self._pending))
             self._pending = ByteRanges()

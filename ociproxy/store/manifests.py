@@ -7,17 +7,16 @@ use shows a change that another process made.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import ManifestInvalid
-from ociproxy.oci.descriptor import Descriptor, MalformedManifest
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest, is_generic
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ManifestHolder, guess_media_type
-from ociproxy.oci.media_types import is_generic
-from ociproxy.store.files import identity, store_errors
-from ociproxy.store.seal import TOUCH_AFTER, file_name, touch
+from ociproxy.store.files import TOUCH_AFTER, file_name, identity, store_errors, touch
 from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:
@@ -141,14 +140,13 @@ class Manifests:
         return None
 
     def _record_use(self, path: str, now: float) -> None:
-        try:
+        """What fails here harms no answer: the manifest is in memory already."""
+        with suppress(OSError):
             file = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            return
-        try:
-            touch(file, os.fstat(file), now)
-        finally:
-            os.close(file)
+            try:
+                touch(file, os.fstat(file), now)
+            finally:
+                os.close(file)
 
 
 def with_media_type(holder: ManifestHolder, descriptor: Descriptor | None) -> ManifestHolder:

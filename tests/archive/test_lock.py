@@ -9,9 +9,8 @@ import pytest
 
 from ociproxy.archive.lock import LOCK_MAX_SIZE, Lock, LockedImage
 from ociproxy.errors import LockInvalid
-from ociproxy.oci.descriptor import Descriptor
+from ociproxy.oci.descriptor import OCI_INDEX, Descriptor
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.media_types import OCI_INDEX
 from ociproxy.oci.platform import Platform
 from ociproxy.oci.reference import Reference
 

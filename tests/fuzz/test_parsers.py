@@ -15,11 +15,16 @@ from ociproxy.config.file import parse_config
 from ociproxy.errors import ConfigError, DigestInvalid, NameInvalid, OciProxyError
 from ociproxy.fetch.oras.auth import find_challenge, parse_challenges
 from ociproxy.fetch.oras.client import api_base
-from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.descriptor import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    MalformedManifest,
+)
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.layout import parse_index
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, guess_media_type, parse_manifest
-from ociproxy.oci.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from ociproxy.oci.platform import Platform
 from ociproxy.oci.reference import Reference, Repository
 from ociproxy.serve.exchange import ManifestPath, parse_path, requested_range

@@ -8,10 +8,9 @@ from dataclasses import replace
 import pytest
 
 from ociproxy.oci import image
-from ociproxy.oci.descriptor import Descriptor
+from ociproxy.oci.descriptor import OCI_INDEX, OCI_MANIFEST, Descriptor
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.image import MAX_DEPTH, ImageWalk
-from ociproxy.oci.media_types import OCI_INDEX, OCI_MANIFEST
 
 
 def described(name: str) -> Descriptor:

@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ociproxy.errors import DigestMismatch, SizeMismatch
-from ociproxy.oci.descriptor import Descriptor, MalformedManifest
+from ociproxy.oci.descriptor import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    DOCKER_SCHEMA1,
+    DOCKER_SCHEMA1_SIGNED,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    UNKNOWN_MEDIA_TYPE,
+    Descriptor,
+    MalformedManifest,
+)
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import (
     ImageManifest,
@@ -20,15 +30,6 @@ from ociproxy.oci.manifest import (
     guess_media_type,
     parse_manifest,
     referrer_descriptor,
-)
-from ociproxy.oci.media_types import (
-    DOCKER_LIST,
-    DOCKER_MANIFEST,
-    DOCKER_SCHEMA1,
-    DOCKER_SCHEMA1_SIGNED,
-    OCI_INDEX,
-    OCI_MANIFEST,
-    UNKNOWN_MEDIA_TYPE,
 )
 from ociproxy.oci.platform import Platform
 from tests.images import Content, artifact, image, multi_platform

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from ociproxy.errors import NameInvalid
+from ociproxy.oci.descriptor import OCI_INDEX, OCI_MANIFEST
 from ociproxy.oci.image import choose
 from ociproxy.oci.manifest import Index, parse_manifest
-from ociproxy.oci.media_types import OCI_INDEX, OCI_MANIFEST
 from ociproxy.oci.platform import Platform
 from tests.images import content
 

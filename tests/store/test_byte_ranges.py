@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ociproxy.store.byte_ranges import ByteRanges
+from ociproxy.store.ingest import ByteRanges
 
 END = 60
 OFFSETS = st.integers(0, END)

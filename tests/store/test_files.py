@@ -10,8 +10,7 @@ import pytest
 
 from ociproxy.errors import StoreError, StoreFull
 from ociproxy.oci.digest import Digest
-from ociproxy.store.files import publish, store_errors
-from ociproxy.store.seal import file_name
+from ociproxy.store.files import file_name, publish, store_errors
 
 
 def test_a_published_file_is_gone_from_where_it_was_staged(tmp_path: Path) -> None:

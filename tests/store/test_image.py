@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ociproxy.oci.descriptor import Descriptor
+from ociproxy.oci.descriptor import OCI_INDEX, Descriptor
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import ManifestHolder
-from ociproxy.oci.media_types import OCI_INDEX
 from ociproxy.oci.platform import Platform
 from ociproxy.oci.reference import Repository
 from ociproxy.store.image import ImageContents, read_contents

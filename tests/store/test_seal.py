@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ociproxy.store.seal import TOUCH_AFTER, is_sealed, seal, touch
+from ociproxy.store.files import TOUCH_AFTER, is_sealed, seal, touch
 
 
 @pytest.fixture

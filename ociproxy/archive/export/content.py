@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.archive.lock import Lock, LockedImage
 from ociproxy.errors import ManifestUnknown
+from ociproxy.oci.descriptor import OCI_INDEX
 from ociproxy.oci.layout import IMAGE_NAME, MARKER, REF_NAME, VERSION, VERSION_KEY, blob_path
 from ociproxy.oci.layout import INDEX as INDEX_NAME
 from ociproxy.oci.manifest import ImageManifest
-from ociproxy.oci.media_types import OCI_INDEX
 from ociproxy.oci.reference import Reference
 from ociproxy.store.manifests import with_media_type
 

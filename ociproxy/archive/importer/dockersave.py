@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.archive.importer.decompress import GZIP, ZSTD
 from ociproxy.archive.importer.results import unreadable
 from ociproxy.errors import DigestInvalid, LayoutInvalid, NameInvalid, shorten
-from ociproxy.oci.descriptor import Descriptor, MalformedManifest
+from ociproxy.oci.descriptor import OCI_MANIFEST, Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.layout import NamedImage, parse_blob_path
 from ociproxy.oci.manifest import json_object
-from ociproxy.oci.media_types import OCI_MANIFEST
 from ociproxy.oci.reference import Reference
 
 if TYPE_CHECKING:

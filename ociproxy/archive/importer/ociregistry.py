@@ -16,11 +16,17 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.archive.importer.results import unreadable
 from ociproxy.errors import DigestInvalid, DigestMismatch, NameInvalid
-from ociproxy.oci.descriptor import Descriptor, MalformedManifest
+from ociproxy.oci.descriptor import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    MalformedManifest,
+)
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.layout import NamedImage, open_regular
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, json_object
-from ociproxy.oci.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from ociproxy.oci.reference import Reference
 
 if TYPE_CHECKING:

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.oci.descriptor import Descriptor
+from ociproxy.oci.descriptor import OCI_MANIFEST, Descriptor
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.layout import NamedImage
-from ociproxy.oci.media_types import OCI_MANIFEST
 
 if TYPE_CHECKING:
     from ociproxy.archive.lock import Lock

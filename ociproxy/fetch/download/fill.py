@@ -8,34 +8,33 @@ fetch in the background.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from ociproxy import log
-from ociproxy.errors import IntegrityError, OciProxyError, UpstreamUnavailable
 from ociproxy.fetch.download.download import Download, State
-from ociproxy.fetch.upstreams.threads import LISTED, UNLISTED, UpstreamThreads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
+    from concurrent.futures import Future
 
-    from ociproxy.config.settings import Fetch
-    from ociproxy.fetch.backend import Backend
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
-    from ociproxy.store.store import Store
 
 _Key = tuple[str, "Digest"]
+_Start = Callable[["Repository", "Descriptor"], "Fill | None"]
 
 _NOTIFY_INTERVAL: Final = 0.02
 """Seconds between wake-ups of the readers of one fill: long enough to batch what a fast upstream
 sends. More wake-ups take processor time from the hashing, which the last byte waits for."""
 _BACKGROUND_QUEUE: Final = 10_000
 """Blobs that may wait for a background fill. Further ones are fetched when a client asks."""
+_LONG_WAIT: Final = 1.0
+"""Seconds after which a fill that waited for a thread asks anew whether its upstream may be asked:
+the breaker may have opened."""
+_WATCH_INTERVAL: Final = 1.0
+"""Seconds between looks at fills without a reader."""
 
 
 class Fill:
@@ -49,19 +48,54 @@ class Fill:
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
+        self._running: Future[None] | None = None
+        self._waiting = 0
+        self._readers = 0
+        self._progress = (self._loop.time(), 0)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """While a client or a load needs this fill: it may then be as slow as it is."""
+        self._readers += 1
+        try:
+            yield
+        finally:
+            self._readers -= 1
+
+    def use_thread(self, running: Future[None]) -> None:
+        """The download begins when this future does."""
+        self._running = running
+
+    def is_idle(self, seconds: float, rate: int) -> bool:
+        """Whether the fill has had no reader, and brought fewer than `rate` bytes a second, for
+        this long."""
+        now, has = self._loop.time(), self.download.bytes_fetched
+        if self._readers or self._running is None or not self._running.running():
+            self._progress = (now, has)
+            return False
+        since, had = self._progress
+        if now - since < seconds:
+            return False
+        self._progress = (now, has)
+        return has - had < rate * (now - since)
 
     @property
     def digest(self) -> Digest:
         return self.download.digest
 
     @property
-    def size(self) -> int:
-        """Bytes; the right number once `started` has returned."""
-        return self.download.size or 0
+    def size(self) -> int | None:
+        """Bytes; the right number once `started` has returned. None where the upstream tells it
+        with the end of the blob only."""
+        return self.download.size
 
     async def started(self) -> None:
-        """Wait until the size is known. Raises what ended the fill before that."""
-        while self.download.state is State.STARTING and not self.done:
+        """Wait until the size is known, and not doubted; or until bytes arrive for a while without
+        it. Raises what ended the fill before that."""
+        told = self.download
+        while not self.done and (
+            told.state is State.STARTING or (told.doubted and told.state is not State.VERIFIED)
+        ):
             await self._change()
 
     async def available(self, offset: int) -> int:
@@ -133,176 +167,14 @@ class Fill:
             raise self.error.with_traceback(None)
         if self.done:
             return
-        await self._changed.wait()
+        self._waiting += 1
+        try:
+            await self._changed.wait()
+        finally:
+            self._waiting -= 1
+            if not self._waiting and self._running is not None:
+                # No client and no background worker waits any more. A download that has its
+                # thread goes on; one that waits for a thread is dropped.
+                self._running.cancel()
         if self.error is not None:
             raise self.error.with_traceback(None)
-
-
-class Fills:
-    """Owns the threads and tasks of all fills; `close` ends them."""
-
-    def __init__(self, store: Store, limits: Fetch) -> None:
-        self._store = store
-        self._limits = limits
-        self._running: dict[_Key, Fill] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._threads = UpstreamThreads("fills", size=limits.fills, queue=limits.queue)
-        # For further connections of a download: on average one for each fill.
-        self._helpers = ThreadPoolExecutor(limits.fills, thread_name_prefix="helper")
-        self._queue: deque[tuple[Callable[[], Fill | None], _Key]] = deque()
-        self._queued: set[_Key] = set()
-        self._workers = 0
-        self._closed = False
-        self._ended_bytes = 0
-
-    @property
-    def bytes_fetched(self) -> int:
-        """Bytes that upstreams have sent for all fills, running and ended."""
-        running = sum(fill.download.bytes_fetched for fill in self._running.values())
-        return self._ended_bytes + running
-
-    def running(self, digest: Digest, partition: str) -> Fill | None:
-        return self._running.get((partition, digest))
-
-    def check_room(self, partition: str) -> None:
-        """Raises Busy where as many fills are running and waiting as may. Background fills do not
-        ask: `background_fills` bounds them."""
-        self._threads.check_room(_pool_of(partition))
-
-    def start(
-        self,
-        repository: Repository,
-        digest: Digest,
-        *,
-        partition: str,
-        backend: Backend,
-        size: int | None,
-        ended: Callable[[OciProxyError | None], None],
-    ) -> Fill:
-        """The fill of this digest in this partition (`Config.partition`): the one that runs, else a
-        new one. `ended` is told how a new one ends."""
-        fill = self.running(digest, partition)
-        if fill is None:
-            fill = self._launch(repository, digest, partition, backend, size, ended, again=True)
-        return fill
-
-    def queue(
-        self, descriptor: Descriptor, partition: str, start: Callable[[], Fill | None]
-    ) -> None:
-        """Fetch this blob in the background, when it is its turn. `start` begins it, and returns
-        None where it is stored by then."""
-        key = (partition, descriptor.digest)
-        if (
-            self._closed
-            or self._limits.background_fills == 0
-            or key in self._queued
-            or key in self._running
-            or len(self._queue) >= _BACKGROUND_QUEUE
-        ):
-            return
-        self._queue.append((start, key))
-        self._queued.add(key)
-        if self._workers < self._limits.background_fills:
-            self._workers += 1
-            self._own(asyncio.create_task(self._work_queue()))
-
-    async def drain(self) -> None:
-        """Drop the queue; return when the running fills have ended."""
-        self._queue.clear()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-
-    async def close(self) -> None:
-        """End every fill soon, keeping what arrived. Return when their tasks have ended, after
-        `fetch.timeouts.stall` at the latest."""
-        self._closed = True
-        self._queue.clear()
-        for fill in list(self._running.values()):
-            fill.download.abort()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self._limits.timeouts.stall)
-        self._threads.shutdown()
-        self._helpers.shutdown(wait=False, cancel_futures=True)
-
-    def _launch(
-        self,
-        repository: Repository,
-        digest: Digest,
-        partition: str,
-        backend: Backend,
-        size: int | None,
-        ended: Callable[[OciProxyError | None], None],
-        *,
-        again: bool,
-    ) -> Fill:
-        fill: Fill
-        download = Download(
-            repository,
-            digest,
-            self._store,
-            self._limits,
-            partition=partition,
-            expected_size=size,
-            notify=lambda: fill.notify(),
-            spawn=self._helpers.submit,
-        )
-        fill = Fill(download, repository)
-        if self._closed:
-            fill.end(UpstreamUnavailable(repository.registry, "shutting down"))
-            return fill
-
-        fetch = partial(backend.fetch_blob, repository, digest, tries=self._limits.retries)
-        running = self._threads.submit(_pool_of(partition), lambda: download.run(fetch))
-
-        async def run() -> None:
-            error: Exception | None = None
-            try:
-                await running
-                ended(None)
-            except OciProxyError as exc:
-                error = exc
-                if not (again and isinstance(exc, IntegrityError)):
-                    ended(exc)
-                log.event(logging.WARNING, "fill failed", digest=digest, reason=exc)
-            except Exception as exc:  # noqa: BLE001 a task's end: reported, and passed to every reader
-                error = exc
-                log.failure("fill failed", exc, digest=digest)
-            except asyncio.CancelledError:
-                # The process ends. The thread may go on for a moment: its file stays open.
-                fill.abandon(UpstreamUnavailable(repository.registry, "shutting down"))
-                raise
-            finally:
-                del self._running[partition, digest]
-                self._ended_bytes += download.bytes_fetched
-            fill.end(error)
-            if isinstance(error, IntegrityError) and again:
-                # The bytes may have been damaged on their way, or follow a stale beginning: fetch
-                # the blob once more, from zero.
-                self._launch(repository, digest, partition, backend, size, ended, again=False)
-
-        self._running[partition, digest] = fill
-        self._own(asyncio.create_task(run()))
-        return fill
-
-    async def _work_queue(self) -> None:
-        try:
-            while self._queue and not self._closed:
-                start, key = self._queue.popleft()
-                self._queued.discard(key)
-                try:
-                    fill = start()
-                    if fill is not None:
-                        await fill.finished()
-                except OciProxyError:
-                    continue  # logged where it happened
-        finally:
-            self._workers -= 1
-
-    def _own(self, task: asyncio.Task[None]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-def _pool_of(partition: str) -> str:
-    """Registries that clients name must not hold up those that the operator listed."""
-    return UNLISTED if partition else LISTED

@@ -25,12 +25,11 @@ from ociproxy.errors import (
 )
 from ociproxy.fetch.backend import Listing
 from ociproxy.fetch.retry import retrying
-from ociproxy.fetch.skopeo.blob_index import BlobIndex
 from ociproxy.fetch.skopeo.copy import CopyJobs
+from ociproxy.fetch.skopeo.image_layout import BlobIndex
 from ociproxy.fetch.skopeo.process import Program
 from ociproxy.fetch.tags import TagsQuery, page_of_tags
-from ociproxy.fetch.verify import media_type_in, verify_manifest
-from ociproxy.oci.manifest import MANIFEST_MAX_SIZE
+from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, media_type_in, verify_manifest
 
 if TYPE_CHECKING:
     from ociproxy.config.settings import Fetch, Upstream
@@ -101,7 +100,7 @@ class SkopeoBackend:
         image, size = self._blobs.get(repository, digest)
         download.learn_size(size)
         attempts = retrying(
-            tries=tries, wait_max=download.limits.retry_wait_max, sleep=download.wait
+            tries=tries, wait_max=download.limits.retry_wait_max, stopped=download.stopped
         )
         attempts(self._jobs.fetch, image, digest, download.stopped)
         download.bytes_fetched += size

@@ -27,13 +27,13 @@ from ociproxy.errors import (
     UpstreamUnavailable,
 )
 from ociproxy.fetch.skopeo.image_layout import ImageLayout
-from ociproxy.store.seal import file_name
+from ociproxy.store.files import file_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ociproxy.config.settings import Upstream
-    from ociproxy.fetch.skopeo.blob_index import Image
+    from ociproxy.fetch.skopeo.image_layout import Image
     from ociproxy.fetch.skopeo.process import Program, Run
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository

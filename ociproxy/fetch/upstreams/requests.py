@@ -1,7 +1,7 @@
 """Short requests to upstreams: manifests, heads, lists.
 
 Callers that want the same answer at the same time share one request. A refusal is kept for a while
-(`fetch.negative_ttl`). The threads that wait for one listed upstream are its own.
+(`fetch.negative_ttl`). Upstreams share the threads fairly (`threads`).
 
 Tests: tests/fetch/upstreams/test_upstreams.py, tests/serve/test_upstream_rules.py.
 """
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable
+from threading import Event
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.clock import SystemClock
 from ociproxy.errors import OciProxyError, UpstreamUnavailable
 from ociproxy.fetch.retry import retrying
-from ociproxy.fetch.upstreams.threads import UNLISTED, UpstreamThreads
+from ociproxy.fetch.upstreams.threads import UpstreamThreads
 
 if TYPE_CHECKING:
     from ociproxy.clock import Clock
@@ -39,11 +40,15 @@ class Requests:
         self._config = config
         self._clock = clock or SystemClock()
         self._running: dict[Hashable, asyncio.Task[object]] = {}
+        self._stopped = Event()
         self._refusals: BoundedCache[Hashable, tuple[float, OciProxyError]] = BoundedCache(
             _NEGATIVE_ANSWERS
         )
         self._threads = UpstreamThreads(
-            "requests to upstreams", size=config.fetch.requests, queue=config.fetch.queue
+            "requests to upstreams",
+            share=config.fetch.requests,
+            queue=config.fetch.queue,
+            is_listed=config.upstreams.__contains__,
         )
 
     async def call(
@@ -58,13 +63,18 @@ class Requests:
         registry = repository.registry
         task = self._running.get(key)
         if task is None:
+            if self._stopped.is_set():
+                raise _closed(registry)
             self.check_refused(key)
-            name = self._threads_of(registry)
-            self._threads.check_room(name)
+            self._threads.check_room(registry)
             self._upstreams.check(repository)
             backend = self._upstreams.backend(registry)
-            attempts = retrying(tries=_TRIES, wait_max=self._config.fetch.retry_wait_max)
-            answer = self._threads.submit(name, lambda: attempts(request, backend))
+            attempts = retrying(
+                tries=_TRIES, wait_max=self._config.fetch.retry_wait_max, stopped=self._stopped
+            )
+            answer = asyncio.wrap_future(
+                self._threads.submit(registry, lambda: attempts(request, backend))
+            )
             task = asyncio.create_task(self._run(registry, key, backend, answer))
             self._running[key] = task
         try:
@@ -72,6 +82,11 @@ class Requests:
                 return cast("T", await asyncio.shield(task))
         except TimeoutError as exc:
             raise still_away(registry) from exc
+        except asyncio.CancelledError:
+            if not task.cancelled() or _is_told_to_end():
+                raise
+            # The engine closes. The caller lives, and has to answer its client.
+            raise _closed(registry) from None
 
     def is_running(self, key: Hashable) -> bool:
         return key in self._running
@@ -87,7 +102,13 @@ class Requests:
             until = self._clock.monotonic() + self._config.fetch.negative_ttl
             self._refusals.put(key, (until, error))
 
+    async def drain(self) -> None:
+        """Return when all requests have ended."""
+        while self._running:
+            await asyncio.wait(self._running.values())
+
     async def close(self) -> None:
+        self._stopped.set()
         for task in self._running.values():
             task.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
@@ -109,10 +130,15 @@ class Requests:
             self._upstreams.log_quota(registry, backend)
             del self._running[key]
 
-    def _threads_of(self, registry: str) -> str:
-        """A listed upstream that hangs holds up itself; unlisted ones, which clients name, hold up
-        each other."""
-        return registry if registry in self._config.upstreams else UNLISTED
+
+def _closed(registry: str) -> UpstreamUnavailable:
+    return UpstreamUnavailable(registry, "shutting down")
+
+
+def _is_told_to_end() -> bool:
+    """Whether this task itself has been cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def still_away(registry: str) -> UpstreamUnavailable:

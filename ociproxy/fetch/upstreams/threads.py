@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from ociproxy.errors import Busy
@@ -14,51 +16,142 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-UNLISTED: Final = "unlisted"
-LISTED: Final = "listed"
+_SHARES: Final = 8
+"""Shares of threads, and of the queue, that there are in all. A thread that waits costs 50 KiB."""
+_FIRST: Final = 2
+"""Works of an upstream that may have any free thread."""
 
 
 class UpstreamThreads:
-    """Several pools of `size` threads, made as their names turn up. Work of one name can hold up
-    work of the same name only. Names must not come from clients. Belongs to one event loop."""
+    """Threads shared fairly among upstreams, for work that waits for one of them. Thread-safe.
 
-    def __init__(self, what: str, *, size: int, queue: int) -> None:
+    An upstream runs up to `share` works at once while threads are free. Half of the threads are
+    kept for the first two works of each upstream: so a few upstreams that hang, or dozens, leave
+    some for the next one. Of the other half an upstream takes no more than it leaves. Unlisted
+    upstreams, which clients name, together leave half of all threads to listed ones.
+    Works of one upstream begin in order; a free thread goes to the upstream that has the fewest.
+    """
+
+    def __init__(
+        self, what: str, *, share: int, queue: int, is_listed: Callable[[str], bool]
+    ) -> None:
         self._what = what
-        self._size = size
+        self._share = share
         self._queue = queue
-        self._pools: dict[str, ThreadPoolExecutor] = {}
-        self._count: Counter[str] = Counter()
+        self._is_listed = is_listed
+        self._threads = _SHARES * share
+        self._lock = Lock()
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix=what)
+        self._running: Counter[str] = Counter()
+        self._waiting: dict[str, deque[tuple[Future[object], Callable[[], object]]]] = {}
+        self._closed = False
 
-    def check_room(self, name: str) -> None:
-        """Raises Busy where as much is running and waiting in this pool as may."""
-        if self._count[name] >= self._size + self._queue:
-            raise Busy(f"{self._count[name]} {self._what}, and more may not wait")
+    def check_room(self, upstream: str) -> None:
+        """Raises Busy where as much work waits for this upstream, or for all, as may."""
+        with self._lock:
+            own = len(self._waiting.get(upstream, ()))
+            if own == 0 and self._may_begin(upstream, self._most()):
+                return
+            rooms = _SHARES if self._is_listed(upstream) else _SHARES // 2
+            rest = rooms * self._queue - sum(map(len, self._waiting.values()))
+            if own >= self._queue or rest <= 0:
+                running = self._running[upstream] + own
+                raise Busy(f"{running} {self._what}, and more may not wait")
 
-    def submit(self, name: str, work: Callable[[], T]) -> asyncio.Future[T]:
-        """Begin the work when it is its turn. Cancelling the future does not end work that has
-        begun."""
-        pool = self._pools.get(name)
-        if pool is None:
-            pool = self._pools[name] = ThreadPoolExecutor(
-                self._size, thread_name_prefix=f"{name} {self._what}"
-            )
-        # Counted now and not when it begins: much work may come at once.
-        self._count[name] += 1
-        answer = asyncio.get_running_loop().run_in_executor(pool, work)
-        answer.add_done_callback(lambda _: self._count.subtract((name,)))
-        return answer
+    def submit(self, upstream: str, work: Callable[[], T]) -> Future[T]:
+        """Begin the work when it is its turn. Cancelling the future takes work that has not begun
+        out of the queue; it does not end work that has. Raises RuntimeError after `shutdown`."""
+        future: Future[T] = Future()
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the threads are shut down")
+            self._waiting.setdefault(upstream, deque()).append((future, work))  # type: ignore[arg-type]
+        future.add_done_callback(partial(self._forget, upstream))
+        self._begin()
+        return future
 
     def shutdown(self) -> None:
-        """Without waiting for work that has begun."""
-        for pool in self._pools.values():
-            pool.shutdown(wait=False, cancel_futures=True)
+        """Without waiting for work that has begun; cancels the rest."""
+        with self._lock:
+            self._closed = True
+            waiting = [future for works in self._waiting.values() for future, _ in works]
+        for future in waiting:
+            future.cancel()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _most(self) -> tuple[int, int]:
+        """The most works that an unlisted upstream, and a listed one, may have running now."""
+        unlisted = sum(n for name, n in self._running.items() if not self._is_listed(name))
+        half = self._threads // 2
+        free = self._threads - self._running.total()
+        return self._limit(min(free, half - unlisted), half), self._limit(free, self._threads)
+
+    def _limit(self, free: int, of: int) -> int:
+        return 0 if free <= 0 else min(self._share, max(_FIRST, free - of // 2))
+
+    def _may_begin(self, upstream: str, most: tuple[int, int]) -> bool:
+        return self._running[upstream] < most[self._is_listed(upstream)]
+
+    def _begin(self) -> None:
+        """Start what may start now."""
+        while True:
+            with self._lock:
+                most = self._most()
+                able = [name for name in self._waiting if self._may_begin(name, most)]
+                if not able or self._closed:
+                    return
+                upstream = min(able, key=self._running.__getitem__)
+                future, work = self._pop(upstream)
+                if not future.set_running_or_notify_cancel():
+                    continue
+                self._running[upstream] += 1
+                self._pool.submit(self._run, upstream, future, work)
+
+    def _pop(self, upstream: str) -> tuple[Future[object], Callable[[], object]]:
+        works = self._waiting[upstream]
+        first = works.popleft()
+        if not works:
+            del self._waiting[upstream]
+        return first
+
+    def _run(self, upstream: str, future: Future[object], work: Callable[[], object]) -> None:
+        result: object = None
+        error: BaseException | None = None
+        try:
+            result = work()
+        except BaseException as exc:  # noqa: BLE001 as concurrent.futures does: the caller gets it
+            error = exc
+        with self._lock:
+            self._running[upstream] -= 1
+            if not self._running[upstream]:
+                del self._running[upstream]
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+        del future, work, result, error  # an idle thread keeps nothing alive
+        self._begin()
+
+    def _forget(self, upstream: str, future: Future[T]) -> None:
+        """Work that was cancelled before its turn waits no more."""
+        if not future.cancelled():
+            return
+        with self._lock:
+            works = self._waiting.get(upstream)
+            if works is None:
+                return
+            rest = deque(each for each in works if each[0] is not future)
+            if rest:
+                self._waiting[upstream] = rest
+            else:
+                del self._waiting[upstream]
 
 
 class StoreThreads:
     """Threads for work that blocks on the disk and asks no upstream: no upstream can hold it up."""
 
-    def __init__(self, size: int) -> None:
-        self._pool = ThreadPoolExecutor(size, thread_name_prefix="store")
+    def __init__(self, size: int, name: str = "store") -> None:
+        self._pool = ThreadPoolExecutor(size, thread_name_prefix=name)
 
     async def run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)

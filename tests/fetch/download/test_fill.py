@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from ociproxy.config.settings import Fetch
+from ociproxy.config.settings import Config, Fetch
 from ociproxy.errors import UpstreamInvalid
 from ociproxy.fetch.backend import Backend
 from ociproxy.fetch.download.assembly import Segments
-from ociproxy.fetch.download.fill import Fill, Fills
+from ociproxy.fetch.download.fill import Fill
+from ociproxy.fetch.download.fills import Fills
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
-from ociproxy.store.byte_ranges import ByteRanges
+from ociproxy.store.ingest import ByteRanges
 from ociproxy.store.store import Store
 from tests.fetch.conftest import OpenBackend
 from tests.images import Content, random_blob
@@ -27,22 +28,23 @@ MIB = 1024 * 1024
 async def test_a_fill_does_not_wait_for_help_that_finds_no_thread(
     tmp_path: Path, upstream: FakeUpstream, open_backend: OpenBackend
 ) -> None:
-    """As many fills as may run in both pools share the threads that there are for helpers."""
+    """As many fills as may run share the threads that there are for helpers."""
     blobs = [random_blob(3 * MIB, seed=f"help {n}") for n in range(2)]
     for blob in blobs:
         upstream.add_content("app", blob)
     upstream.fault("/blobs/", Fault(stall_after=MIB // 2))
     store = Store(tmp_path / "store")
-    fills = Fills(store, Fetch(fills=1, segment=MIB))
+    fills = Fills(store, Config(fetch=Fetch(fills=2, segment=MIB)))
     backend = open_backend(upstream, connections=4)
 
     def start(number: int) -> Fill:
         return fills.start(
             Repository(upstream.registry, "app"),
             Digest.parse(blobs[number].digest),
-            partition="somebody" * number,
+            partition="other" * number,
             backend=backend,
             size=None,
+            check=lambda: None,
             ended=lambda _: None,
         )
 
@@ -76,6 +78,7 @@ async def fill(
             partition="",
             backend=backend,
             size=size,
+            check=lambda: None,
             ended=lambda _: None,
         ).finished()
 
@@ -97,7 +100,7 @@ async def test_what_has_arrived_is_not_written_again(
         begun.write(start, blob.data[start : start + MIB])
         begun.arrived(start, start + MIB)
     begun.close()
-    fills = Fills(store, Fetch(segment=MIB // 2))
+    fills = Fills(store, Config(fetch=Fetch(segment=MIB // 2)))
     await fill(fills, upstream, open_backend(upstream, connections=1), blob)
     await fills.close()
     assert store.blobs.path(digest).read_bytes() == blob.data
@@ -112,7 +115,7 @@ async def test_a_blob_whose_size_nobody_states(
     upstream.add_content("app", blob)
     upstream.fault("/blobs/", Fault(chunked=True, no_range=True))
     store = Store(tmp_path / "store")
-    fills = Fills(store, Fetch(segment=MIB))
+    fills = Fills(store, Config(fetch=Fetch(segment=MIB)))
     await fill(fills, upstream, open_backend(upstream, connections=1), blob)
     await fills.close()
     assert store.blobs.path(Digest.parse(blob.digest)).read_bytes() == blob.data
@@ -133,7 +136,7 @@ async def test_all_had_arrived_before_anybody_knew(
     begun.write(0, blob.data + b"more")
     begun.arrived(0, MIB)
     begun.close()
-    fills = Fills(store, Fetch(segment=MIB))
+    fills = Fills(store, Config(fetch=Fetch(segment=MIB)))
     await fill(fills, upstream, open_backend(upstream, connections=1), blob, MIB if knows else None)
     await fills.close()
     assert store.blobs.path(digest).read_bytes() == blob.data
@@ -148,7 +151,7 @@ async def test_a_range_of_a_blob_without_its_size_is_refused(
     part = blob.data[:MIB]
     headers = {"Content-Range": f"bytes 0-{MIB - 1}/*"}
     upstream.fault("/blobs/", Fault(status=206, body=part, headers=headers, no_range=True))
-    fills = Fills(Store(tmp_path / "store"), Fetch(segment=MIB))
+    fills = Fills(Store(tmp_path / "store"), Config(fetch=Fetch(segment=MIB)))
     with pytest.raises(UpstreamInvalid, match="without the blob's size"):
         await fill(fills, upstream, open_backend(upstream, connections=1), blob)
     await fills.close()

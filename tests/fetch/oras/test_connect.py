@@ -16,7 +16,7 @@ import pytest
 from ociproxy.config.settings import Tls
 from ociproxy.errors import UpstreamForbidden, UpstreamUnavailable
 from ociproxy.fetch.oras import connect
-from ociproxy.fetch.oras.blob_stream import HttpBlobStream
+from ociproxy.fetch.oras.client import HttpBlobStream
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Reference, Repository
 from tests.fetch.conftest import TIMEOUTS, OpenBackend

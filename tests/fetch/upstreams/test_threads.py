@@ -1,9 +1,10 @@
-"""Pools: what hangs under one name holds up nothing under another."""
+"""Threads shared among upstreams: what hangs at one holds up nothing at another."""
 
 from __future__ import annotations
 
-import asyncio
 import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
 
 import pytest
 
@@ -11,18 +12,103 @@ from ociproxy.errors import Busy
 from ociproxy.fetch.upstreams.threads import UpstreamThreads
 
 
-async def test_a_name_that_hangs_leaves_the_others_alone() -> None:
-    pools = UpstreamThreads("fills", size=2, queue=1)
-    release = threading.Event()
-    hanging = [pools.submit("slow", release.wait) for _ in range(3)]
-    try:
-        assert await asyncio.wait_for(pools.submit("quick", lambda: 7), 10) == 7
-        assert not any(task.done() for task in hanging)
-        pools.check_room("quick")
-        with pytest.raises(Busy, match="3 fills"):
-            pools.check_room("slow")
-    finally:
-        release.set()
-        await asyncio.gather(*hanging)
-        pools.shutdown()
-    pools.check_room("slow")
+class Hanging:
+    """Work that ends when the test does."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def __call__(self) -> bool:
+        return self.event.wait(60)
+
+
+@pytest.fixture
+def hang() -> Iterator[Hanging]:
+    hanging = Hanging()
+    yield hanging
+    hanging.event.set()
+
+
+def threads(share: int = 4, queue: int = 8, listed: str = "listed") -> UpstreamThreads:
+    return UpstreamThreads("fills", share=share, queue=queue, is_listed=listed.__eq__)
+
+
+def begun(futures: list[Future[bool]]) -> int:
+    return sum(future.running() for future in futures)
+
+
+def test_one_upstream_alone_gets_its_whole_share(hang: Hanging) -> None:
+    pool = threads()
+    assert begun([pool.submit("a", hang) for _ in range(10)]) == 4
+
+
+@pytest.mark.parametrize("bad", [1, 3, 6])
+def test_upstreams_that_hang_leave_a_thread_for_the_next_one(hang: Hanging, bad: int) -> None:
+    pool = threads()
+    for number in range(bad):
+        for _ in range(40):
+            pool.submit(f"bad{number}", hang)
+    assert pool.submit("good", lambda: 7).result(10) == 7
+    assert pool.submit("listed", lambda: 8).result(10) == 8
+
+
+def test_unlisted_upstreams_leave_half_of_the_threads_to_listed_ones(hang: Hanging) -> None:
+    pool = threads()
+    futures = [pool.submit(f"bad{number}", hang) for number in range(100)]
+    assert begun(futures) == 16
+    assert [pool.submit("listed", lambda: 8).result(10) for _ in range(3)] == [8, 8, 8]
+
+
+def test_a_free_thread_goes_to_the_upstream_that_has_the_fewest() -> None:
+    pool = threads(share=1)
+    first, order = threading.Event(), list[str]()
+    pool.submit("a", lambda: first.wait(60))
+    waiting = [pool.submit("a", lambda: order.append("a")) for _ in range(2)]
+    first.set()
+    for each in waiting:
+        each.result(10)
+    assert order == ["a", "a"]
+
+
+def test_work_that_is_cancelled_before_its_turn_never_begins(hang: Hanging) -> None:
+    pool, ran = threads(share=1, queue=1), list[int]()
+    pool.submit("a", hang)
+    waiting = pool.submit("a", lambda: ran.append(1))
+    with pytest.raises(Busy, match="2 fills"):
+        pool.check_room("a")
+    assert waiting.cancel()
+    pool.check_room("a")
+    hang.event.set()
+    pool.submit("a", lambda: None).result(10)
+    assert not ran
+
+
+def test_a_full_queue_of_one_upstream_leaves_room_for_another(hang: Hanging) -> None:
+    pool = threads(share=1, queue=2)
+    for _ in range(3):
+        pool.check_room("a")
+        pool.submit("a", hang)
+    with pytest.raises(Busy):
+        pool.check_room("a")
+    pool.check_room("b")
+
+
+def test_an_error_reaches_the_caller_and_frees_the_thread() -> None:
+    pool = threads(share=1)
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        pool.submit("a", fail).result(10)
+    assert pool.submit("a", lambda: 1).result(10) == 1
+
+
+def test_shutdown_cancels_what_waits(hang: Hanging) -> None:
+    pool = threads(share=1)
+    pool.submit("a", hang)
+    waiting = pool.submit("a", hang)
+    pool.shutdown()
+    assert waiting.cancelled()
+    with pytest.raises(RuntimeError):
+        pool.submit("a", hang)

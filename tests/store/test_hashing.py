@@ -11,8 +11,8 @@ from threading import Thread
 
 import pytest
 
-from ociproxy.fetch.download.hasher import InOrderHasher
 from ociproxy.oci.digest import Digest
+from ociproxy.store.hashing import InOrderHasher
 from ociproxy.store.ingest import Ingest
 from ociproxy.store.staging import Staging
 

@@ -1,0 +1,276 @@
+"""The running fills, and the blobs that wait to be fetched in the background.
+
+At most one download runs per digest and partition, whichever repository it is asked for.
+
+Tests: tests/fetch/download/test_fill.py, tests/serve/test_fills.py, tests/serve/test_neighbours.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from ociproxy import log
+from ociproxy.errors import IntegrityError, OciProxyError, UpstreamUnavailable
+from ociproxy.fetch.download.download import Download
+from ociproxy.fetch.download.fill import Fill
+from ociproxy.fetch.upstreams.threads import UpstreamThreads
+
+if TYPE_CHECKING:
+    from ociproxy.config.settings import Config
+    from ociproxy.fetch.backend import Backend
+    from ociproxy.oci.descriptor import Descriptor
+    from ociproxy.oci.digest import Digest
+    from ociproxy.oci.reference import Repository
+    from ociproxy.store.store import Store
+
+_Key = tuple[str, "Digest"]
+_Start = Callable[["Repository", "Descriptor"], "Fill | None"]
+
+_NOTIFY_INTERVAL: Final = 0.02
+"""Seconds between wake-ups of the readers of one fill: long enough to batch what a fast upstream
+sends. More wake-ups take processor time from the hashing, which the last byte waits for."""
+_BACKGROUND_QUEUE: Final = 10_000
+"""Blobs that may wait for a background fill. Further ones are fetched when a client asks."""
+_LONG_WAIT: Final = 1.0
+"""Seconds after which a fill that waited for a thread asks anew whether its upstream may be asked:
+the breaker may have opened."""
+_WATCH_INTERVAL: Final = 1.0
+"""Seconds between looks at fills without a reader."""
+
+
+class Fills:
+    """Owns the threads and tasks of all fills; `close` ends them."""
+
+    def __init__(self, store: Store, config: Config) -> None:
+        self._store = store
+        limits = self._limits = config.fetch
+        is_listed = config.upstreams.__contains__
+        self._running: dict[_Key, Fill] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._threads = UpstreamThreads(
+            "fills", share=limits.fills, queue=limits.queue, is_listed=is_listed
+        )
+        # For further connections of a download: on average one for each fill.
+        self._helpers = UpstreamThreads(
+            "helpers", share=limits.fills, queue=limits.queue, is_listed=is_listed
+        )
+        self._queues: dict[str, deque[tuple[_Start, Repository, Descriptor, _Key]]] = {}
+        self._queued: set[_Key] = set()
+        self._workers: Counter[str] = Counter()
+        self._watcher: asyncio.Task[None] | None = None
+        self._closed = False
+        self._ended_bytes = 0
+
+    @property
+    def bytes_fetched(self) -> int:
+        """Bytes that upstreams have sent for all fills, running and ended."""
+        running = sum(fill.download.bytes_fetched for fill in self._running.values())
+        return self._ended_bytes + running
+
+    def running(self, digest: Digest, partition: str) -> Fill | None:
+        return self._running.get((partition, digest))
+
+    def check_room(self, registry: str) -> None:
+        """Raises Busy where as many fills wait as may. Background fills do not ask:
+        `background_fills` bounds them."""
+        self._threads.check_room(registry)
+
+    def start(
+        self,
+        repository: Repository,
+        digest: Digest,
+        *,
+        partition: str,
+        backend: Backend,
+        size: int | None,
+        check: Callable[[], None],
+        ended: Callable[[OciProxyError | None], None],
+    ) -> Fill:
+        """The fill of this digest in this partition (`Config.partition`): the one that runs, else a
+        new one. A new one that waits long for a thread calls `check` in it, and ends with what that
+        raises. `ended` is told what the upstream's answer to a new one was."""
+        fill = self.running(digest, partition)
+        if fill is None:
+            fill = self._launch(
+                repository, digest, partition, backend, size, check, ended, again=True
+            )
+        return fill
+
+    def queue(
+        self, repository: Repository, blob: Descriptor, partition: str, start: _Start
+    ) -> None:
+        """Fetch this blob in the background, when it is its turn among those of its registry.
+        `start` begins it, and returns None where it is stored by then."""
+        key, registry = (partition, blob.digest), repository.registry
+        if (
+            self._closed
+            or self._limits.background_fills == 0
+            or key in self._queued
+            or key in self._running
+            or len(self._queued) >= _BACKGROUND_QUEUE
+        ):
+            return
+        self._queues.setdefault(registry, deque()).append((start, repository, blob, key))
+        self._queued.add(key)
+        if self._workers[registry] < self._limits.background_fills:
+            self._workers[registry] += 1
+            self._own(asyncio.create_task(self._work_queue(registry)))
+
+    def take_queue(self) -> list[tuple[Repository, Descriptor]]:
+        """Empty the queues. Returns the blobs that waited in them."""
+        taken = [
+            (repository, blob)
+            for queue in self._queues.values()
+            for _, repository, blob, _ in queue
+        ]
+        self._drop_queues()
+        return taken
+
+    async def drain(self) -> None:
+        """Return when the running fills have ended, and those that wait in the queue."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def close(self) -> None:
+        """End every fill soon, keeping what arrived. Return when their tasks have ended, after
+        `fetch.timeouts.stall` at the latest."""
+        self._closed = True
+        self._drop_queues()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        for fill in list(self._running.values()):
+            fill.download.abort()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._limits.timeouts.stall)
+        self._threads.shutdown()
+        self._helpers.shutdown()
+
+    def _launch(
+        self,
+        repository: Repository,
+        digest: Digest,
+        partition: str,
+        backend: Backend,
+        size: int | None,
+        check: Callable[[], None],
+        ended: Callable[[OciProxyError | None], None],
+        *,
+        again: bool,
+    ) -> Fill:
+        fill: Fill
+        download = Download(
+            repository,
+            digest,
+            self._store,
+            self._limits,
+            partition=partition,
+            expected_size=size,
+            believes=again,
+            notify=lambda: fill.notify(),
+            spawn=partial(self._helpers.submit, repository.registry),
+        )
+        fill = Fill(download, repository)
+        if self._closed:
+            fill.end(UpstreamUnavailable(repository.registry, "shutting down"))
+            return fill
+
+        fetch = partial(backend.fetch_blob, repository, digest, tries=self._limits.retries)
+        asked = time.monotonic()
+
+        def work() -> None:
+            if time.monotonic() - asked > _LONG_WAIT:
+                try:
+                    check()
+                except OciProxyError:
+                    download.abort()  # the upstream has not been asked: this is no answer of it
+                    raise
+            download.run(fetch)
+
+        running = self._threads.submit(repository.registry, work)
+        fill.use_thread(running)
+
+        async def run() -> None:
+            error: Exception | None = None
+            try:
+                await asyncio.wrap_future(running)
+                ended(None)
+            except OciProxyError as exc:
+                error = exc
+                if not (download.stopped.is_set() or (again and isinstance(exc, IntegrityError))):
+                    ended(exc)
+                log.event(logging.WARNING, "fill failed", digest=digest, reason=exc)
+            except Exception as exc:  # noqa: BLE001 a task's end: reported, and passed to every reader
+                error = exc
+                log.failure("fill failed", exc, digest=digest)
+            except asyncio.CancelledError:
+                if not running.cancelled():
+                    # The process ends. The thread may go on for a moment: its file stays open.
+                    fill.abandon(UpstreamUnavailable(repository.registry, "shutting down"))
+                    raise
+                error = UpstreamUnavailable(repository.registry, "no client waits for it any more")
+            finally:
+                del self._running[partition, digest]
+                self._ended_bytes += download.bytes_fetched
+            fill.end(error)
+            if isinstance(error, IntegrityError) and again:
+                # The bytes may have been damaged on their way, or follow a stale beginning: fetch
+                # the blob once more, from zero.
+                # Without the claimed size, which may be what was wrong.
+                self._launch(
+                    repository, digest, partition, backend, None, check, ended, again=False
+                )
+
+        self._running[partition, digest] = fill
+        self._own(asyncio.create_task(run()))
+        if self._watcher is None or self._watcher.done():
+            self._watcher = asyncio.create_task(self._watch())
+        return fill
+
+    async def _watch(self) -> None:
+        """Free the threads of fills that no client reads and that hardly move. What arrived stays
+        for the next client."""
+        seconds, rate = self._limits.unread, self._limits.min_rate
+        while self._running and not self._closed:
+            await asyncio.sleep(_WATCH_INTERVAL)
+            for fill in list(self._running.values()):
+                if fill.is_idle(seconds, rate):
+                    log.event(
+                        logging.INFO,
+                        "fill given up",
+                        digest=fill.digest,
+                        upstream=fill.repository.registry,
+                        bytes=fill.download.bytes_fetched,
+                        reason=f"no client reads it, and it is slower than {rate} bytes a second",
+                    )
+                    fill.download.abort()
+
+    async def _work_queue(self, registry: str) -> None:
+        try:
+            while (queue := self._queues.get(registry)) and not self._closed:
+                start, repository, blob, key = queue.popleft()
+                self._queued.discard(key)
+                try:
+                    fill = start(repository, blob)
+                    if fill is not None:
+                        await fill.finished()
+                except OciProxyError:
+                    continue  # logged where it happened
+        finally:
+            self._workers[registry] -= 1
+            if not self._workers[registry]:
+                del self._workers[registry]
+                self._queues.pop(registry, None)
+
+    def _drop_queues(self) -> None:
+        self._queues.clear()
+        self._queued.clear()
+
+    def _own(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
