@@ -10,8 +10,11 @@ import click
 import pytest
 
 from ociproxy.cli.main import main
+from ociproxy.config.kinds import Duration, Number, Size
+from ociproxy.config.table import ROOT
 from ociproxy.errors import OciProxyError
 from ociproxy.serve.errors import STATUS
+from tests.config.test_config import keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,6 +124,22 @@ def test_every_exit_code_has_a_row() -> None:
     documented = {first for first, _ in rows("operations.md")}
     missing = [error.__name__ for error in errors() if str(error.exit_code) not in documented]
     assert missing == []
+
+
+def limits() -> Iterator[tuple[str, str]]:
+    """Each key whose value bounds something, with its default: a size, a duration or a number of
+    things, which a port is not. What is inherited, or repeated for endpoints, has one row."""
+    for path, key, default in keys(ROOT):
+        repeated = key.inherited or ".endpoints[]" in path
+        if isinstance(key.kind, Duration | Size | Number) and path != "serve.port" and not repeated:
+            yield path, f"`{default}`" if default != "" else ""
+
+
+@pytest.mark.parametrize(("path", "default"), [*limits()])
+def test_every_limit_has_a_row_that_says_what_happens_at_it(path: str, default: str) -> None:
+    found = dict(row for row in rows("operations.md") if row[0] == f"`{path}`")
+    assert list(found) == [f"`{path}`"]
+    assert default in found[f"`{path}`"]
 
 
 def test_every_make_target_exists() -> None:

@@ -35,7 +35,7 @@ def list_command(
 ) -> None:
     """Print what is cached; PATTERN is a glob on the reference, such as '*/library/*:1.*'."""
     store = existing_store(config_path, image_path)
-    entries = (e for e in inventory(store) if _matches(str(e.reference), patterns))
+    entries = [e for e in inventory(store) if _matches(str(e.reference), patterns)]
     if style == "refs":
         for entry in entries:
             click.echo(str(entry.reference))
@@ -43,6 +43,7 @@ def list_command(
         click.echo(json.dumps([_document(entry) for entry in entries], indent=1))
     else:
         print_table(_COLUMNS, map(_row, entries))
+        _warn(entries)
 
 
 def _matches(reference: str, patterns: tuple[str, ...]) -> bool:
@@ -62,6 +63,7 @@ def _document(entry: Entry) -> dict[str, object]:
         "missing": [
             {"digest": str(each.descriptor.digest), "reason": each.reason} for each in entry.missing
         ],
+        "unstoredAttestations": [str(digest) for digest in entry.unstored_attestations],
         "resolved": _time(entry.resolved),
         "lastUsed": _time(entry.last_used),
     }
@@ -81,9 +83,22 @@ def _row(entry: Entry) -> tuple[str, ...]:
 
 def _completeness(entry: Entry) -> str:
     if entry.complete:
-        return "yes"
+        return "yes, unattested" if entry.unstored_attestations else "yes"
     broken = [_platform(image) for image in entry.images if not image.complete]
     return ",".join(f"not {platform}" for platform in broken if platform) or "no"
+
+
+def _warn(entries: list[Entry]) -> None:
+    """On standard error: an operator who pipes the table on sees it too."""
+    lacking = sum(entry.complete and bool(entry.unstored_attestations) for entry in entries)
+    if lacking:
+        verb = "image lacks" if lacking == 1 else "images lack"
+        click.echo(
+            f"warning: {lacking} {verb} attestations (unattested), which Docker 29.1 and newer "
+            "pulls with the image: without the upstream its pull fails. "
+            "`ociproxy load --referrers` stores them.",
+            err=True,
+        )
 
 
 def _platform(image: ReachedImage) -> str:

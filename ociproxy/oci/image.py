@@ -114,7 +114,7 @@ def choose(
         chosen |= {
             id(child)
             for child in index.manifests
-            if is_attestation(child) and dict(child.annotations).get(_ATTESTATION) in subjects
+            if is_attestation(child) and attested(child) in subjects
         }
     return tuple(child for child in index.manifests if id(child) in chosen)
 
@@ -125,6 +125,11 @@ def is_attestation(child: Descriptor) -> bool:
         return True
     platform = child.platform
     return platform is not None and platform.os == platform.architecture == _UNKNOWN
+
+
+def attested(child: Descriptor) -> str | None:
+    """The digest of the image that an attestation by BuildKit names, as it stands there."""
+    return dict(child.annotations).get(_ATTESTATION)
 
 
 def _best(wanted: Platform, offered: set[Platform]) -> Platform:

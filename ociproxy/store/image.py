@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ociproxy.oci.descriptor import MalformedManifest, is_generic
-from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, choose, is_attestation
+from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, attested, choose, is_attestation
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.platform import Platform
 from ociproxy.store.manifests import with_media_type
@@ -71,6 +71,9 @@ class ImageContents:
     referrers: dict[Digest, Referrer] = field(default_factory=dict)
     """Those of `manifests` that were reached from their subject."""
     missing: dict[Digest, Missing] = field(default_factory=dict)
+    unstored_attestations: list[Descriptor] = field(default_factory=list)
+    """Attestations that an index lists of its stored images. An image is complete without them,
+    but Docker from 29.1 on pulls them with it."""
 
     @property
     def complete(self) -> bool:
@@ -177,6 +180,12 @@ class _Reading:
         if self._platforms and not images and index.manifests:
             wanted = ", ".join(map(str, self._platforms))
             self._miss(self.contents.top, f"the index offers nothing for {wanted}")
+        subjects = {str(child.digest) for child in images if child.digest in stored}
+        self.contents.unstored_attestations += [
+            child
+            for child in chosen
+            if child.digest not in stored and is_attestation(child) and attested(child) in subjects
+        ]
         return [child for child in chosen if child.digest in stored]
 
     def _add_blobs(self, manifest: ImageManifest) -> bool:

@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A cached tag, or an image that no tag reaches: its reference has the digest, and `resolved`
-    is None. `size` is the stored bytes, each blob counted once; times are epoch seconds."""
+    is None. `unstored_attestations` are those that clients may ask for with the stored images,
+    which are complete without them. `size` is the stored bytes, each blob counted once; times are
+    epoch seconds."""
 
     reference: Reference
     digest: Digest
     images: tuple[ReachedImage, ...]
     missing: tuple[Missing, ...]
+    unstored_attestations: tuple[Digest, ...]
     size: int
     resolved: float | None
     last_used: float | None
@@ -46,6 +49,7 @@ def inventory(store: Store) -> Iterator[Entry]:
             digest,
             tuple(found.images),
             tuple(found.missing.values()),
+            tuple(each.digest for each in found.unstored_attestations),
             found.size,
             resolved,
             store.manifests.last_used(digest),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
+from ociproxy.cli.main import main
 from tests.images import OCI_INDEX, Content, Image, artifact, content, image, multi_platform
 from tests.load.loading import Load
 from tests.server import Mirror, upstream_entry
@@ -96,6 +99,7 @@ def test_cosign_tags(upstream: FakeUpstream, load: Load, suffix: str) -> None:
 
 
 def test_buildkit_attestations_in_the_index(upstream: FakeUpstream, load: Load) -> None:
+    """Docker from 29.1 on pulls those of its platform: where they are missing, `list` says so."""
     amd64, arm64 = image("app"), image("app", platform="linux/arm64")
     about = {
         image.digest: artifact(image.top, data=image.digest.encode()) for image in (amd64, arm64)
@@ -126,9 +130,26 @@ def test_buildkit_attestations_in_the_index(upstream: FakeUpstream, load: Load) 
     listed = load.write(f"{upstream.registry}/team/app:v1")
     assert load.run(listed, "--arch", "amd64").code == 0
     assert not load.has(about[amd64.digest])
+    ((entry,), shown) = listing(load)
+    assert (entry["complete"], entry["unstoredAttestations"]) == (
+        True,
+        [about[amd64.digest].digest],
+    )
+    assert " yes, unattested " in shown.stdout
+    assert "1 image lacks attestations" in shown.stderr
     assert load.run(listed, "--arch", "amd64", "--referrers").code == 0
+    ((entry,), shown) = listing(load)
+    assert entry["unstoredAttestations"] == []
+    assert (" yes " in shown.stdout, shown.stderr) == (True, "")
     assert load.has(about[amd64.digest])
     assert not load.has(about[arm64.digest])
+
+
+def listing(load: Load) -> tuple[list[dict[str, Any]], Result]:
+    """What `list` says of the store: as JSON, and as a table."""
+    words = ["list", "--image-path", str(load.store)]
+    as_json = CliRunner().invoke(main, [*words, "--format", "json"])
+    return json.loads(as_json.stdout), CliRunner().invoke(main, words)
 
 
 def test_image_waits_for_its_referrers(upstream: FakeUpstream, load: Load) -> None:
