@@ -15,11 +15,12 @@ import sys
 import time
 import traceback
 from collections import deque
+from functools import partial
 from threading import Condition, Thread
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 TRACE: Final = 5
 LEVELS: Final = {
@@ -51,13 +52,12 @@ _style: str = "text"
 def event(level: int, name: str, **fields: object) -> None:
     """Log one event with its fields; a field that is None is left out."""
     if level >= _threshold:
-        _write(time.time(), level, name, fields, "")
+        _write(time.time(), level, name, fields, None)
 
 
 def failure(name: str, exc: BaseException, **fields: object) -> None:
     """Log an exception that is no `OciProxyError`, with its traceback: a bug of ours."""
-    trace = "".join(traceback.format_exception(exc)).rstrip("\n")
-    _write(time.time(), logging.ERROR, name, fields, trace)
+    _write(time.time(), logging.ERROR, name, fields, exc)
 
 
 def enabled(level: int) -> bool:
@@ -82,23 +82,30 @@ class _Foreign(logging.Handler):
     handlers: the log line is a large part of what a cached manifest costs."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        trace = ""
-        if record.exc_info:
-            trace = logging.Formatter().formatException(record.exc_info)
         try:
             message = record.getMessage()
         except (TypeError, ValueError):
             message = str(record.msg)
-        _write(record.created, record.levelno, message, {}, trace)
+        exc = record.exc_info[1] if record.exc_info else None
+        _write(record.created, record.levelno, message, {}, exc)
 
 
-def _write(created: float, level: int, name: str, fields: Mapping[str, object], trace: str) -> None:
-    line = _json if _style == "json" else _text
-    text = line(created, _NAMES.get(level, "INFO"), name, fields, trace) + "\n"
-    if _queued and sys.stderr is sys.__stderr__:
-        _writer.add(text)
+def _write(
+    created: float, level: int, name: str, fields: Mapping[str, object], exc: BaseException | None
+) -> None:
+    style = _json if _style == "json" else _text
+    line = partial(style, created, _NAMES.get(level, "INFO"), name, fields)
+    if not _queued or sys.stderr is not sys.__stderr__:
+        _put(line(_trace(exc)))
+    elif exc is None:
+        _writer.add(line(""))
     else:
-        _put(text)
+        # A traceback quotes source files: the thread that may block reads them.
+        _writer.add(lambda: line(_trace(exc)))
+
+
+def _trace(exc: BaseException | None) -> str:
+    return "".join(traceback.format_exception(exc)).rstrip("\n") if exc else ""
 
 
 def _put(text: str) -> None:
@@ -120,14 +127,14 @@ class _Writer:
     process has its own."""
 
     def __init__(self) -> None:
-        self._lines: deque[str] = deque()
+        self._lines: deque[str | Callable[[], str]] = deque()
         self._changed = Condition()
         self._idle = True
         self._dropped = 0
         self._thread: Thread | None = None
 
-    def add(self, line: str) -> None:
-        """Never waits for the reader of the log."""
+    def add(self, line: str | Callable[[], str]) -> None:
+        """Never waits for the reader of the log. A function is called by the thread that writes."""
         with self._changed:
             if len(self._lines) >= _QUEUE:
                 self._dropped += 1
@@ -148,22 +155,31 @@ class _Writer:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._lines:
+                while not self._lines and not self._dropped:
                     self._idle = True
                     self._changed.notify_all()
                     self._changed.wait()
                 self._idle = False
                 batch = self._take()
-            _put(batch)
+            _put(batch if isinstance(batch, str) else batch())
 
-    def _take(self) -> str:
+    def _take(self) -> str | Callable[[], str]:
         """Some whole lines; after a time of dropping all there are, and then how many were not
         kept."""
         batch: list[str] = []
         size = 0
-        while self._lines and (not batch or size + len(self._lines[0]) <= _BATCH):
-            batch.append(self._lines.popleft())
-            size += len(batch[-1])
+        while self._lines:
+            first = self._lines[0]
+            if not isinstance(first, str):
+                if batch:
+                    break
+                self._lines.popleft()
+                return first
+            if batch and size + len(first) > _BATCH:
+                break
+            batch.append(first)
+            self._lines.popleft()
+            size += len(first)
         if self._dropped and not self._lines:
             fields = {"lines": self._dropped, "reason": "stderr was not read"}
             line = _json if _style == "json" else _text

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -173,3 +174,31 @@ def test_a_closed_stderr_ends_the_log_and_nothing_else(monkeypatch: pytest.Monke
         monkeypatch.undo()
         with contextlib.suppress(BrokenPipeError):
             broken.close()
+
+
+IN_THE_LOOP = """
+import asyncio
+from ociproxy import log
+from tests.watched import watch
+
+async def fail():
+    try:
+        raise ZeroDivisionError("found it")
+    except ZeroDivisionError as exc:
+        log.failure("broken", exc)
+    log.event(log.LEVELS["error"], "next")
+
+log.set_up("error", "text")
+watch()
+asyncio.run(fail())
+"""
+
+
+def test_a_traceback_is_made_outside_the_event_loop() -> None:
+    """It quotes source files, which are on a disk."""
+    done = subprocess.run(
+        [sys.executable, "-c", IN_THE_LOOP], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ZeroDivisionError: found it" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("ERROR next")
