@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.images import Content, image, random_blob
+from tests.parts.tools import require_tool
 from tests.server import Mirror, upstream_entry
 from tests.upstream import FakeUpstream
 from tests.upstream_faults import Fault
@@ -149,4 +150,23 @@ def test_a_slow_download_with_a_reader_goes_on(
     upstream.fault("/blobs/", Fault(rate=4000))
     server = mirror({"upstreams": [upstream_entry(upstream.url)], "fetch": {"unread": "1s"}})
     assert get(server, upstream, f"blobs/{blob.digest}", 30) == 200
+    assert "given up" not in server.log()
+
+
+def test_a_copy_by_skopeo_without_a_reader_is_not_taken_for_a_slow_download(
+    upstream: FakeUpstream, mirror: Callable[..., Mirror]
+) -> None:
+    """skopeo tells no bytes before the blob is there."""
+    require_tool("skopeo")
+    pushed = upstream.add("app", image(layers=1, layer_size=400_000), tag="v1")
+    upstream.fault("/blobs/", Fault(rate=100_000))
+    server = mirror(
+        {
+            "upstreams": [upstream_entry(upstream.url, backend="skopeo")],
+            "fetch": {"unread": "1s"},
+        }
+    )
+    assert get(server, upstream, "manifests/v1", 30) == 200
+    for blob in pushed.blobs:
+        server.wait_for_file(f"blobs/{blob.encoded}", 30)
     assert "given up" not in server.log()

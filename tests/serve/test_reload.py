@@ -16,21 +16,26 @@ import pytest
 
 from tests.images import image
 from tests.serve.scene import MIB, Scene
-from tests.server import Mirror
+from tests.server import Answer, Mirror
 from tests.upstream_faults import Fault
+
+
+def manifest_across_a_reload(scene: Scene) -> Answer:
+    """The answer to a request that waits for its upstream while the server reloads."""
+    scene.upstream.fault("/manifests/", Fault(delay=30))
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(scene.manifest, "v1")
+        scene.server.wait_for(lambda: scene.upstream.count("/manifests/v1") == 1, "asked")
+        scene.server.reload()
+        scene.server.wait_for_log("configuration reloaded")
+        scene.upstream.heal()
+        return asking.result(20)
 
 
 def test_a_reload_drops_no_request_that_waits_for_its_upstream(scene: Scene) -> None:
     app = scene.upstream.add("app", image("app"), tag="v1")
-    scene.upstream.fault("/manifests/", Fault(delay=30))
     server = scene.start()
-    with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(scene.manifest, "v1")
-        server.wait_for(lambda: scene.upstream.count("/manifests/v1") == 1, "asked")
-        server.reload()
-        server.wait_for_log("configuration reloaded")
-        scene.upstream.heal()
-        answer = asking.result(20)
+    answer = manifest_across_a_reload(scene)
     assert (answer.status, answer.digest) == (200, app.digest)
     server.wait_for_log("status=200")
 
@@ -63,15 +68,8 @@ def test_layers_that_wait_for_their_turn_are_fetched_after_a_reload(scene: Scene
 def test_what_a_request_of_before_a_reload_leads_to_is_fetched(scene: Scene) -> None:
     """Its manifest comes after the reload; the layers follow all the same."""
     app = scene.upstream.add("app", image("app", layers=3), tag="v1")
-    scene.upstream.fault("/manifests/", Fault(delay=30))
     server = scene.start()
-    with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(scene.manifest, "v1")
-        server.wait_for(lambda: scene.upstream.count("/manifests/v1") == 1, "asked")
-        server.reload()
-        server.wait_for_log("configuration reloaded")
-        scene.upstream.heal()
-        assert asking.result(20).status == 200
+    assert manifest_across_a_reload(scene).status == 200
     for blob in app.blobs:
         server.wait_for_file(f"blobs/{blob.encoded}")
 

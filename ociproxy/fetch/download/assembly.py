@@ -191,6 +191,10 @@ class Assembly:
     # For the download
 
     @property
+    def has_file(self) -> bool:
+        return self._ingest is not None
+
+    @property
     def led(self) -> Ingest | None:
         """The file, where this process leads."""
         ingest = self._ingest

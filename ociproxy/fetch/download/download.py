@@ -127,6 +127,12 @@ class Download:
     def size(self) -> int | None:
         return self.assembly.size
 
+    @property
+    def is_arriving(self) -> bool:
+        """Whether it waits for bytes of an upstream or of a leader. False before it has its turn,
+        for a copy by skopeo, which tells no bytes before its end, and once all bytes are here."""
+        return self.assembly.has_file and self.state < State.WHOLE
+
     def want(self, offset: int) -> None:
         """A reader waits for the byte at offset: it is fetched first."""
         needs_help, fetcher = self.assembly.want(offset), self._fetcher

@@ -1,14 +1,10 @@
-"""Fills: at most one download per digest and partition, whichever repository it is asked for.
-
-A `Fill` is a download as the event loop sees it: readers wait on it for bytes, each at its own
-pace, and none of them owns it. `Fills` keeps the running ones, and a bounded queue of blobs to
-fetch in the background.
+"""One blob arriving, as the event loop sees it: readers wait on a `Fill` for bytes, each at its own
+pace, and none of them owns it. `fills` keeps the running ones.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -18,23 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Future
 
-    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
-
-_Key = tuple[str, "Digest"]
-_Start = Callable[["Repository", "Descriptor"], "Fill | None"]
 
 _NOTIFY_INTERVAL: Final = 0.02
 """Seconds between wake-ups of the readers of one fill: long enough to batch what a fast upstream
 sends. More wake-ups take processor time from the hashing, which the last byte waits for."""
-_BACKGROUND_QUEUE: Final = 10_000
-"""Blobs that may wait for a background fill. Further ones are fetched when a client asks."""
-_LONG_WAIT: Final = 1.0
-"""Seconds after which a fill that waited for a thread asks anew whether its upstream may be asked:
-the breaker may have opened."""
-_WATCH_INTERVAL: Final = 1.0
-"""Seconds between looks at fills without a reader."""
 
 
 class Fill:
@@ -70,7 +55,7 @@ class Fill:
         """Whether the fill has had no reader, and brought fewer than `rate` bytes a second, for
         this long."""
         now, has = self._loop.time(), self.download.bytes_fetched
-        if self._readers or self._running is None or not self._running.running():
+        if self._readers or not self.download.is_arriving:
             self._progress = (now, has)
             return False
         since, had = self._progress

@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 _Key = tuple[str, "Digest"]
 _Start = Callable[["Repository", "Descriptor"], "Fill | None"]
 
-_NOTIFY_INTERVAL: Final = 0.02
-"""Seconds between wake-ups of the readers of one fill: long enough to batch what a fast upstream
-sends. More wake-ups take processor time from the hashing, which the last byte waits for."""
 _BACKGROUND_QUEUE: Final = 10_000
 """Blobs that may wait for a background fill. Further ones are fetched when a client asks."""
 _LONG_WAIT: Final = 1.0
@@ -91,15 +88,88 @@ class Fills:
         size: int | None,
         check: Callable[[], None],
         ended: Callable[[OciProxyError | None], None],
+        again: bool = True,
     ) -> Fill:
         """The fill of this digest in this partition (`Config.partition`): the one that runs, else a
         new one. A new one that waits long for a thread calls `check` in it, and ends with what that
-        raises. `ended` is told what the upstream's answer to a new one was."""
-        fill = self.running(digest, partition)
-        if fill is None:
-            fill = self._launch(
-                repository, digest, partition, backend, size, check, ended, again=True
-            )
+        raises. `ended` is told what the upstream's answer to a new one was. With `again`, a blob
+        whose bytes were wrong is fetched once more."""
+        running = self.running(digest, partition)
+        if running is not None:
+            return running
+        fill: Fill
+        download = Download(
+            repository,
+            digest,
+            self._store,
+            self._limits,
+            partition=partition,
+            expected_size=size,
+            believes=again,
+            notify=lambda: fill.notify(),
+            spawn=partial(self._helpers.submit, repository.registry),
+        )
+        fill = Fill(download, repository)
+        if self._closed:
+            fill.end(UpstreamUnavailable(repository.registry, "shutting down"))
+            return fill
+
+        fetch = partial(backend.fetch_blob, repository, digest, tries=self._limits.retries)
+        asked = time.monotonic()
+
+        def work() -> None:
+            if time.monotonic() - asked > _LONG_WAIT:
+                try:
+                    check()
+                except OciProxyError:
+                    download.abort()  # the upstream has not been asked: this is no answer of it
+                    raise
+            download.run(fetch)
+
+        future = self._threads.submit(repository.registry, work)
+        fill.use_thread(future)
+
+        async def run() -> None:
+            error: Exception | None = None
+            try:
+                await asyncio.wrap_future(future)
+                ended(None)
+            except OciProxyError as exc:
+                error = exc
+                if not (download.stopped.is_set() or (again and isinstance(exc, IntegrityError))):
+                    ended(exc)
+                log.event(logging.WARNING, "fill failed", digest=digest, reason=exc)
+            except Exception as exc:  # noqa: BLE001 a task's end: reported, and passed to every reader
+                error = exc
+                log.failure("fill failed", exc, digest=digest)
+            except asyncio.CancelledError:
+                if not future.cancelled():
+                    # The process ends. The thread may go on for a moment: its file stays open.
+                    fill.abandon(UpstreamUnavailable(repository.registry, "shutting down"))
+                    raise
+                error = UpstreamUnavailable(repository.registry, "no client waits for it any more")
+            finally:
+                del self._running[partition, digest]
+                self._ended_bytes += download.bytes_fetched
+            fill.end(error)
+            if isinstance(error, IntegrityError) and again:
+                # The bytes may have been damaged on their way, or follow a stale beginning: fetch
+                # the blob once more, from zero, and without the claimed size, which may be wrong.
+                self.start(
+                    repository,
+                    digest,
+                    partition=partition,
+                    backend=backend,
+                    size=None,
+                    check=check,
+                    ended=ended,
+                    again=False,
+                )
+
+        self._running[partition, digest] = fill
+        self._own(asyncio.create_task(run()))
+        if self._watcher is None or self._watcher.done():
+            self._watcher = asyncio.create_task(self._watch())
         return fill
 
     def queue(
@@ -150,87 +220,6 @@ class Fills:
             await asyncio.wait(self._tasks, timeout=self._limits.timeouts.stall)
         self._threads.shutdown()
         self._helpers.shutdown()
-
-    def _launch(
-        self,
-        repository: Repository,
-        digest: Digest,
-        partition: str,
-        backend: Backend,
-        size: int | None,
-        check: Callable[[], None],
-        ended: Callable[[OciProxyError | None], None],
-        *,
-        again: bool,
-    ) -> Fill:
-        fill: Fill
-        download = Download(
-            repository,
-            digest,
-            self._store,
-            self._limits,
-            partition=partition,
-            expected_size=size,
-            believes=again,
-            notify=lambda: fill.notify(),
-            spawn=partial(self._helpers.submit, repository.registry),
-        )
-        fill = Fill(download, repository)
-        if self._closed:
-            fill.end(UpstreamUnavailable(repository.registry, "shutting down"))
-            return fill
-
-        fetch = partial(backend.fetch_blob, repository, digest, tries=self._limits.retries)
-        asked = time.monotonic()
-
-        def work() -> None:
-            if time.monotonic() - asked > _LONG_WAIT:
-                try:
-                    check()
-                except OciProxyError:
-                    download.abort()  # the upstream has not been asked: this is no answer of it
-                    raise
-            download.run(fetch)
-
-        running = self._threads.submit(repository.registry, work)
-        fill.use_thread(running)
-
-        async def run() -> None:
-            error: Exception | None = None
-            try:
-                await asyncio.wrap_future(running)
-                ended(None)
-            except OciProxyError as exc:
-                error = exc
-                if not (download.stopped.is_set() or (again and isinstance(exc, IntegrityError))):
-                    ended(exc)
-                log.event(logging.WARNING, "fill failed", digest=digest, reason=exc)
-            except Exception as exc:  # noqa: BLE001 a task's end: reported, and passed to every reader
-                error = exc
-                log.failure("fill failed", exc, digest=digest)
-            except asyncio.CancelledError:
-                if not running.cancelled():
-                    # The process ends. The thread may go on for a moment: its file stays open.
-                    fill.abandon(UpstreamUnavailable(repository.registry, "shutting down"))
-                    raise
-                error = UpstreamUnavailable(repository.registry, "no client waits for it any more")
-            finally:
-                del self._running[partition, digest]
-                self._ended_bytes += download.bytes_fetched
-            fill.end(error)
-            if isinstance(error, IntegrityError) and again:
-                # The bytes may have been damaged on their way, or follow a stale beginning: fetch
-                # the blob once more, from zero.
-                # Without the claimed size, which may be what was wrong.
-                self._launch(
-                    repository, digest, partition, backend, None, check, ended, again=False
-                )
-
-        self._running[partition, digest] = fill
-        self._own(asyncio.create_task(run()))
-        if self._watcher is None or self._watcher.done():
-            self._watcher = asyncio.create_task(self._watch())
-        return fill
 
     async def _watch(self) -> None:
         """Free the threads of fills that no client reads and that hardly move. What arrived stays

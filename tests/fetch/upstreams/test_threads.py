@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 
 import pytest
 
@@ -33,6 +35,13 @@ def threads(share: int = 4, queue: int = 8, listed: str = "listed") -> UpstreamT
     return UpstreamThreads("fills", share=share, queue=queue, is_listed=listed.__eq__)
 
 
+def wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def begun(futures: list[Future[bool]]) -> int:
     return sum(future.running() for future in futures)
 
@@ -59,15 +68,29 @@ def test_unlisted_upstreams_leave_half_of_the_threads_to_listed_ones(hang: Hangi
     assert [pool.submit("listed", lambda: 8).result(10) for _ in range(3)] == [8, 8, 8]
 
 
-def test_a_free_thread_goes_to_the_upstream_that_has_the_fewest() -> None:
+def test_works_of_one_upstream_begin_in_order() -> None:
     pool = threads(share=1)
     first, order = threading.Event(), list[str]()
     pool.submit("a", lambda: first.wait(60))
-    waiting = [pool.submit("a", lambda: order.append("a")) for _ in range(2)]
+    waiting = [pool.submit("a", partial(order.append, name)) for name in ("first", "second")]
     first.set()
     for each in waiting:
         each.result(10)
-    assert order == ["a", "a"]
+    assert order == ["first", "second"]
+
+
+def test_a_free_thread_goes_to_the_upstream_that_has_the_fewest(hang: Hanging) -> None:
+    pool, ending = threads(share=2), threading.Event()
+    for name in ("a", "a", "b", "b", "c", "c", "busy"):
+        pool.submit(name, hang)
+    last = pool.submit("d", lambda: ending.wait(60))
+    waiting = {name: pool.submit(name, hang) for name in ("busy", "idle")}
+    assert begun(list(waiting.values())) == 0
+    ending.set()
+    last.result(10)
+    wait_until(lambda: begun(list(waiting.values())) > 0)
+    assert waiting["idle"].running()
+    assert not waiting["busy"].running()
 
 
 def test_work_that_is_cancelled_before_its_turn_never_begins(hang: Hanging) -> None:
