@@ -93,8 +93,7 @@ class _Foreign(logging.Handler):
 def _write(
     created: float, level: int, name: str, fields: Mapping[str, object], exc: BaseException | None
 ) -> None:
-    style = _json if _style == "json" else _text
-    line = partial(style, created, _NAMES.get(level, "INFO"), name, fields)
+    line = partial(_line, created, level, name, fields)
     if not _queued or sys.stderr is not sys.__stderr__:
         _put(line(_trace(exc)))
     elif exc is None:
@@ -102,6 +101,11 @@ def _write(
     else:
         # A traceback quotes source files: the thread that may block reads them.
         _writer.add(lambda: line(_trace(exc)))
+
+
+def _line(created: float, level: int, name: str, fields: Mapping[str, object], trace: str) -> str:
+    style = _json if _style == "json" else _text
+    return style(created, _NAMES.get(level, "INFO"), name, fields, trace) + "\n"
 
 
 def _trace(exc: BaseException | None) -> str:
@@ -182,8 +186,7 @@ class _Writer:
             size += len(first)
         if self._dropped and not self._lines:
             fields = {"lines": self._dropped, "reason": "stderr was not read"}
-            line = _json if _style == "json" else _text
-            batch.append(line(time.time(), "WARN", "log lines dropped", fields, "") + "\n")
+            batch.append(_line(time.time(), logging.WARNING, "log lines dropped", fields, ""))
             self._dropped = 0
         return "".join(batch)
 
