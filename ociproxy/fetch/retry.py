@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import tenacity
 
 from ociproxy.bounded import BoundedCache
+from ociproxy.clock import current_deadline
 from ociproxy.errors import UpstreamError, UpstreamRateLimited, UpstreamUnavailable
 
 if TYPE_CHECKING:
@@ -54,12 +55,16 @@ def retrying(
 ) -> tenacity.Retrying:
     """Repeat what UpstreamUnavailable ended: at most `tries` times in all, with jittered waits of
     at most `wait_max` seconds; the last error is raised as it is. An address that swallows packets
-    is tried twice at most, for each try costs a whole time-out."""
+    is tried twice at most, for each try costs a whole time-out. There is no further try where the
+    request's deadline comes before it."""
 
     def stop(state: tenacity.RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome is not None else None
         swallowed = isinstance(error, UpstreamUnavailable) and error.unreachable and error.timed_out
-        return state.attempt_number >= (min(tries, 2) if swallowed else tries)
+        if state.attempt_number >= (min(tries, 2) if swallowed else tries):
+            return True
+        deadline = current_deadline()
+        return deadline is not None and deadline.left <= state.upcoming_sleep
 
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(UpstreamUnavailable),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.clock import SystemClock
+from ociproxy.clock import Deadline, OutOfTime, SystemClock, current_deadline, time_left
 from ociproxy.errors import OciProxyError, UpstreamUnavailable
 from ociproxy.fetch.retry import retrying
 from ociproxy.fetch.upstreams.threads import UNLISTED, UpstreamThreads
@@ -52,8 +52,9 @@ class Requests:
         """The answer to one request, sent once for all callers that want it now.
 
         `request` runs in a thread and blocks; `key` names request and answer. A caller that is
-        cancelled leaves the request running for the others. Raises what the request raised, what
-        `Upstreams.check` would, or Busy where `fetch.queue` is full.
+        cancelled leaves the request running for the others, until the deadline of the caller that
+        began it. Without one the request has `load.pull_timeout` from when it is its turn. Raises
+        what the request raised, what `Upstreams.check` would, or Busy where `fetch.queue` is full.
         """
         registry = repository.registry
         task = self._running.get(key)
@@ -64,7 +65,18 @@ class Requests:
             self._upstreams.check(repository)
             backend = self._upstreams.backend(registry)
             attempts = retrying(tries=_TRIES, wait_max=self._config.fetch.retry_wait_max)
-            answer = self._threads.submit(name, lambda: attempts(request, backend))
+            deadline = current_deadline()
+            limit = self._config.load.pull_timeout
+
+            def ask() -> T:
+                try:
+                    with (deadline or Deadline.after(limit)).kept():
+                        time_left()  # the wait for a turn may have taken all of it
+                        return attempts(request, backend)
+                except OutOfTime as exc:
+                    raise UpstreamUnavailable(registry, str(exc), timed_out=True) from exc
+
+            answer = self._threads.submit(name, ask)
             task = asyncio.create_task(self._run(registry, key, backend, answer))
             self._running[key] = task
         try:
