@@ -1,6 +1,7 @@
 # The only entry: `make help` lists the targets. Each of them sets up what it needs.
 
-PYTHON ?= python3
+# The system's. One that comes before it in PATH may be newer than the oldest that is supported, and slower.
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV = .venv
 STORE = .store
 PORT = 8080
@@ -49,7 +50,7 @@ bench: $(VENV)/bench.stamp ## compare with other mirrors: ARGS= goes to the benc
 	$(BIN)/python -m bench $(ARGS)
 
 clean: ## remove the virtual environment and the caches; the store stays
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-newest dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find ociproxy tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The virtual environment is made anew when the dependencies change, which drops its stamps too.

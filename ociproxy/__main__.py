@@ -1,5 +1,23 @@
-"""`python -m ociproxy`. Tests: tests/load."""
+"""The program `ociproxy`, also as `python -m ociproxy`.
 
-from ociproxy.cli.main import main
+Tests: tests/load, tests/serve/test_reload.py.
+"""
 
-main()
+from __future__ import annotations
+
+import signal
+import sys
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["serve"]:
+        # SIGHUP would end the process. One that comes while the server is still starting waits
+        # until the server handles it. Before all imports, which take most of the start.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    from ociproxy.cli.main import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,16 +1,21 @@
 """Log lines: `event key=value ...`, as text or as JSON, always on stderr.
 
-A value is quoted, as JSON does, only if it needs to be. A `Secret` prints as asterisks.
+A value is quoted, as JSON does, only if it needs to be. A `Secret` prints as asterisks. After
+`set_up` a thread writes the lines, so that no caller waits for the reader of a pipe.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
+import os
 import re
 import sys
 import time
 import traceback
+from collections import deque
+from threading import Condition, Thread
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -32,6 +37,13 @@ _NAMES: Final = {
     logging.ERROR: "ERROR",
     logging.CRITICAL: "ERROR",
 }
+_QUEUE: Final = 4096
+"""Lines that wait to be written; further ones are dropped, and counted."""
+_FLUSH_TIME: Final = 1.0
+"""Seconds that the end of the process waits for the lines to be written."""
+_BATCH: Final = 4096
+"""Bytes that are written at once where a line is no longer: the kernel keeps as many in one piece,
+so that the lines of several processes do not mix."""
 _threshold: int = logging.WARNING
 _style: str = "text"
 
@@ -54,8 +66,11 @@ def enabled(level: int) -> bool:
 
 def set_up(level: str, style: str) -> None:
     """Log this level and above to stderr, as `text` or `json`. A second call replaces the first."""
-    global _threshold, _style
+    global _threshold, _style, _queued
     _threshold, _style = LEVELS[level], style
+    if not _queued:
+        _queued = True
+        atexit.register(flush)
     root = logging.getLogger()
     root.handlers[:] = [_Foreign()]
     # Of libraries only warnings and errors are logged: the rest is of no use to the operator.
@@ -79,11 +94,101 @@ class _Foreign(logging.Handler):
 
 def _write(created: float, level: int, name: str, fields: Mapping[str, object], trace: str) -> None:
     line = _json if _style == "json" else _text
+    text = line(created, _NAMES.get(level, "INFO"), name, fields, trace) + "\n"
+    if _queued and sys.stderr is sys.__stderr__:
+        _writer.add(text)
+    else:
+        _put(text)
+
+
+def _put(text: str) -> None:
+    """Blocks while the reader of a pipe reads nothing."""
     try:
-        # One write for a line, so that lines of several threads and processes do not mix.
-        sys.stderr.write(line(created, _NAMES.get(level, "INFO"), name, fields, trace) + "\n")
+        if sys.stderr is not sys.__stderr__:
+            sys.stderr.write(text)
+        elif sys.__stderr__ is not None:
+            # Past its buffer, whose lock a thread must not hold when the interpreter ends.
+            data = text.encode("utf-8", "backslashreplace")
+            while data:
+                data = data[os.write(sys.__stderr__.fileno(), data) :]
     except (OSError, ValueError):
         return  # stderr is closed or its reader has gone: the server goes on without a log
+
+
+class _Writer:
+    """A queue of lines, and the thread that writes them, which starts with the first line. A forked
+    process has its own."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque()
+        self._changed = Condition()
+        self._idle = True
+        self._dropped = 0
+        self._thread: Thread | None = None
+
+    def add(self, line: str) -> None:
+        """Never waits for the reader of the log."""
+        with self._changed:
+            if len(self._lines) >= _QUEUE:
+                self._dropped += 1
+                return
+            self._lines.append(line)
+            if self._thread is None:
+                self._thread = Thread(target=self._run, name="log", daemon=True)
+                self._thread.start()
+            if self._idle:
+                self._idle = False
+                self._changed.notify_all()
+
+    def flush(self, seconds: float) -> None:
+        """Return when all is written, or after so many seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._idle, seconds)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._lines:
+                    self._idle = True
+                    self._changed.notify_all()
+                    self._changed.wait()
+                self._idle = False
+                batch = self._take()
+            _put(batch)
+
+    def _take(self) -> str:
+        """Some whole lines; after a time of dropping all there are, and then how many were not
+        kept."""
+        batch: list[str] = []
+        size = 0
+        while self._lines and (not batch or size + len(self._lines[0]) <= _BATCH):
+            batch.append(self._lines.popleft())
+            size += len(batch[-1])
+        if self._dropped and not self._lines:
+            fields = {"lines": self._dropped, "reason": "stderr was not read"}
+            line = _json if _style == "json" else _text
+            batch.append(line(time.time(), "WARN", "log lines dropped", fields, "") + "\n")
+            self._dropped = 0
+        return "".join(batch)
+
+
+_writer = _Writer()
+_queued = False
+
+
+def _start_again() -> None:
+    """In a forked process, which has no threads: the lines of its parent are not its own."""
+    global _writer
+    _writer = _Writer()
+
+
+os.register_at_fork(after_in_child=_start_again)
+
+
+def flush() -> None:
+    """Wait until what was logged is written, or for `_FLUSH_TIME`. For a process that ends without
+    the interpreter's help."""
+    _writer.flush(_FLUSH_TIME)
 
 
 def _time(created: float) -> str:

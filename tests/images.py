@@ -5,12 +5,12 @@ Everything is deterministic: the same arguments give the same digests, in any pr
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import json
 import random
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,7 +130,8 @@ def layer(
             entry.type, entry.linkname = tarfile.SYMTYPE, target
             tar.addfile(entry)
     tar_bytes = plain.getvalue()
-    packed = gzip.compress(tar_bytes, compresslevel=0, mtime=0)
+    # Not by `gzip`: its header is another one from Python 3.13 on, and so every digest would be.
+    packed = zlib.compress(tar_bytes, level=0, wbits=zlib.MAX_WBITS | 16)
     diff_id = "sha256:" + hashlib.sha256(tar_bytes).hexdigest()
     return Layer(content(packed, DOCKER_LAYER if docker else OCI_LAYER), diff_id)
 

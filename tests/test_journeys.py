@@ -125,7 +125,8 @@ class Server:
             listener.open()
             self._ready.set()
             await self._stopping.wait()
-            await listener.close(1)
+            listener.stop_accepting()
+            await listener.cut()
             await api.close()
 
 

@@ -18,7 +18,7 @@ from ociproxy.errors import ConfigError, DigestMismatch, LayoutInvalid
 from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ManifestHolder
-from ociproxy.store.files import READ_SIZE, read_buffer
+from ociproxy.store.files import READ_SIZE, read_buffer, store_errors
 from ociproxy.store.read_only import BlobFile
 
 if TYPE_CHECKING:
@@ -30,10 +30,11 @@ _HOT_BYTES: Final = 4 * 1024 * 1024
 
 
 class Bundle:
-    """One archive, open until `close`. All methods may be called from several threads.
+    """One archive, open until `close`. All methods may be called from several threads; those that
+    read raise StoreError where the disk fails.
 
-    Raises ConfigError for a file that cannot be opened, LayoutInvalid for one that is no archive or
-    is compressed, and LayoutDamaged or DigestMismatch for a damaged one.
+    The constructor raises ConfigError for a file that cannot be opened, LayoutInvalid for one that
+    is no archive or is compressed, and LayoutDamaged or DigestMismatch for a damaged one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,8 +72,10 @@ class Bundle:
         if extent is None:
             return None
         offset, size = extent
-        file = os.fdopen(os.dup(self._file.fileno()), "rb", 0)
-        return BlobFile(file, size, self._is_verified(digest), offset, self)
+        with store_errors(self.path):
+            verified = self._is_verified(digest)
+            file = os.fdopen(os.dup(self._file.fileno()), "rb", 0)
+        return BlobFile(file, size, verified, offset, self)
 
     def find_blob_size(self, digest: Digest) -> int | None:
         extent = self._extent(digest)
@@ -87,8 +90,9 @@ class Bundle:
             try:
                 if digest in self._damaged:
                     raise self._damaged[digest].with_traceback(None)
-                if not self._is_verified(digest):
-                    self._verify(digest)
+                with store_errors(self.path):
+                    if not self._is_verified(digest):
+                        self._verify(digest)
             finally:
                 with self._guard:
                     self._verifying.pop(digest, None)
@@ -101,7 +105,8 @@ class Bundle:
         extent = self._extent(digest)
         if extent is None or extent[1] > MANIFEST_MAX_SIZE:
             return None
-        raw = os.pread(self._file.fileno(), extent[1], extent[0])
+        with store_errors(self.path):
+            raw = os.pread(self._file.fileno(), extent[1], extent[0])
         if Digest.of(raw, digest.algorithm) != digest:
             return None
         try:

@@ -13,12 +13,14 @@ from urllib.parse import urlsplit
 
 import click
 
-from ociproxy.cli.terminal import output_errors
+from ociproxy.cli.terminal import output_errors, write_file
 from ociproxy.errors import NameInvalid
 from ociproxy.oci.reference import parse_registry
 
 # Podman and CRI-O cannot mirror all registries with one entry: each is named.
 _REGISTRIES: Final = ("docker.io", "gcr.io", "ghcr.io", "quay.io", "registry.k8s.io")
+_DIAL_TIMEOUT: Final = "1s"
+"""Until a client takes the mirror for dead and asks the image's own registry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +136,23 @@ def client_config() -> None:
 
 @client_config.command("containerd", short_help="Everything that containerd pulls.")
 @_common
-def containerd(mirror: Mirror, folder: Path | None) -> None:
+@click.option(
+    "--referrers",
+    is_flag=True,
+    help="Signatures and SBOMs from the mirror too: for containerd 2.2 and newer only.",
+)
+def containerd(mirror: Mirror, folder: Path | None, referrers: bool) -> None:
     """Everything that containerd pulls, for Kubernetes and for nerdctl."""
-    _give(containerd_files(mirror), folder)
+    _give(containerd_files(mirror, referrers=referrers), folder)
 
 
-@client_config.command("docker", short_help="What Docker pulls from Docker Hub.")
+@client_config.command("docker", short_help="Everything that Docker 29 pulls; else Docker Hub.")
 @_common
 def docker(mirror: Mirror, folder: Path | None) -> None:
-    """What Docker pulls from Docker Hub; it has no mirrors for other registries."""
+    """Everything that Docker 29 pulls with the containerd image store.
+
+    Older ones, and those with another image store, have mirrors for Docker Hub only.
+    """
     _give(docker_files(mirror), folder)
 
 
@@ -169,23 +179,16 @@ def k3s(mirror: Mirror, folder: Path | None) -> None:
     _give(k3s_files(mirror), folder)
 
 
-def containerd_files(mirror: Mirror) -> tuple[ClientFile, ...]:
-    # Without a line `server`, containerd asks the image's own registry if the mirror fails.
-    hosts = f'[host."{mirror.url}"]\n  capabilities = ["pull", "resolve"]\n'
-    if mirror.ca:
-        hosts += f'  ca = "{mirror.ca}"\n'
-    if mirror.cert:
-        hosts += f'  client = [["{mirror.cert}", "{mirror.key}"]]\n'
+def containerd_files(mirror: Mirror, *, referrers: bool = False) -> tuple[ClientFile, ...]:
+    """With `referrers`, containerd before 2.2 refuses to read the file."""
     notes = [
         "For every registry without a directory of its own beside _default.",
         "Read at each pull: nothing to restart.",
     ]
-    if mirror.user:
-        hosts += f'  [host."{mirror.url}".header]\n    authorization = "Basic CREDENTIALS"\n'
-        notes.append(
-            f"CREDENTIALS is what this prints: printf '{mirror.user}:PASSWORD' | base64 -w0"
-        )
-        notes.append("It is a password: the file is for root alone to read.")
+    if referrers:
+        notes.append("For containerd 2.2 and newer: an older one ignores all of this file.")
+    hosts = _hosts(mirror, referrers=referrers)
+    notes += _password_notes(mirror)
     return (
         ClientFile("/etc/containerd/certs.d/_default/hosts.toml", hosts, tuple(notes)),
         _config_path(2, "containerd 1.x", "io.containerd.grpc.v1.cri"),
@@ -203,20 +206,60 @@ def _config_path(version: int, part: str, plugin: str) -> ClientFile:
     return ClientFile("/etc/containerd/config.toml", text, notes, part)
 
 
+def _hosts(mirror: Mirror, *, referrers: bool) -> str:
+    """A hosts.toml for all registries."""
+    capabilities = ["pull", "resolve", *(["referrers"] if referrers else [])]
+    # Without a line `server`, the client asks the image's own registry if the mirror fails.
+    text = f'[host."{mirror.url}"]\n  capabilities = {json.dumps(capabilities)}\n'
+    # Without it a dead mirror costs up to 30 s a blob. containerd 1.x ignores keys that it does
+    # not know.
+    text += f'  dial_timeout = "{_DIAL_TIMEOUT}"\n'
+    if mirror.ca:
+        text += f'  ca = "{mirror.ca}"\n'
+    if mirror.cert:
+        text += f'  client = [["{mirror.cert}", "{mirror.key}"]]\n'
+    if mirror.user:
+        text += f'  [host."{mirror.url}".header]\n    authorization = "Basic CREDENTIALS"\n'
+    return text
+
+
+def _password_notes(mirror: Mirror) -> tuple[str, ...]:
+    if not mirror.user:
+        return ()
+    return (
+        f"CREDENTIALS is what this prints: printf '{mirror.user}:PASSWORD' | base64 -w0",
+        "It is a password: the file is for root alone to read.",
+    )
+
+
 def docker_files(mirror: Mirror) -> tuple[ClientFile, ...]:
+    """The hosts.toml of the containerd image store, and what any Docker obeys for docker.io."""
+    hosts_notes = (
+        "For Docker 29 and newer with the containerd image store, as fresh installs have it",
+        "(docker info: driver-type io.containerd.snapshotter.v1): every registry without a",
+        "directory of its own beside _default. Read at each pull: nothing to restart.",
+        *_password_notes(mirror),
+    )
     text = json.dumps({"registry-mirrors": [mirror.url]}, indent=2) + "\n"
     notes = (
+        "For Docker with any other image store, and before 29. Docker 29 with the containerd",
+        "image store ignores registry-mirrors where it has the file above.",
         *mirror.copies("/etc/docker/certs.d"),
         *(
-            ["Docker shows no password to a mirror: let it in by certificate."]
+            ["Docker shows no password to such a mirror: let it in by certificate."]
             if mirror.user
             else ()
         ),
-        "Docker mirrors only docker.io: other registries are pulled directly.",
+        "It mirrors only docker.io: other registries are pulled directly.",
         "The mirror's serve.default_upstream has to be docker.io, as it is unless set.",
         "Merge into what is there, then: systemctl reload docker",
     )
-    return (ClientFile("/etc/docker/daemon.json", text, notes),)
+    return (
+        ClientFile(
+            "/etc/docker/certs.d/_default/hosts.toml", _hosts(mirror, referrers=False), hosts_notes
+        ),
+        ClientFile("/etc/docker/daemon.json", text, notes),
+    )
 
 
 def containers_files(
@@ -260,7 +303,7 @@ def _give(files: Iterable[ClientFile], folder: Path | None) -> None:
         target = folder / f"{file.path.lstrip('/')}{suffix}"
         with output_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(file.text, encoding="utf-8")
+        write_file(target, file.text.encode())
         click.echo(str(target))
 
 

@@ -5,6 +5,7 @@ Tests: tests/load/test_loader.py, tests/cli/test_progress.py.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -12,9 +13,10 @@ import click
 from rich.filesize import decimal
 
 from ociproxy.cli.terminal import print_event, print_table, short
+from ociproxy.config.units import show_duration
 from ociproxy.errors import UpstreamRateLimited
 from ociproxy.load.loader import Watcher
-from ociproxy.load.plan import Plan, PlannedImage, free_space
+from ociproxy.load.plan import Plan, PlannedImage, PlannedPulls, free_space
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +48,7 @@ class Report(Watcher):
 
     def loaded(self, result: Result) -> None:
         image = result.image
-        self._loaded.add(image.reference)
+        self.ended(image.reference)
         reference, digest = image.reference, image.top.descriptor.digest
         if self._json:
             print_event(
@@ -66,6 +68,10 @@ class Report(Watcher):
             f"loaded {shown} {decimal(image.size)}, {decimal(result.fetched)} fetched, "
             f"{result.seconds:.1f} s{lacking}"
         )
+
+    def ended(self, reference: Reference) -> None:
+        """This image is no failure, and not unfinished."""
+        self._loaded.add(reference)
 
     def failed(self, wanted: Wanted, error: OciProxyError) -> None:
         self.failures.append((wanted, error))
@@ -149,6 +155,7 @@ class PlanReport(Watcher):
         self._plan = Plan()
 
     def loaded(self, result: Result) -> None:
+        self._report.ended(result.image.reference)
         self._plan.add(result.image, result.missing)
 
     def failed(self, wanted: Wanted, error: OciProxyError) -> None:
@@ -163,6 +170,7 @@ class PlanReport(Watcher):
             self._report.end(summary, interrupted=True)
             return
         plan, free = self._plan, free_space(self._root)
+        pulls = plan.pulls(summary.quotas)
         if self._json:
             print_event(
                 "plan",
@@ -171,6 +179,7 @@ class PlanReport(Watcher):
                 size=plan.size,
                 new=plan.new,
                 free=free,
+                pulls=[dataclasses.asdict(each) for each in pulls],
             )
             return
         print_table(_PLAN_COLUMNS, map(_row, plan.images), numbers=("SIZE", "NEW"))
@@ -180,6 +189,8 @@ class PlanReport(Watcher):
             f"{summary.loaded} images{failed}: {decimal(plan.size)} in different blobs, "
             f"{decimal(plan.new)} to fetch, {decimal(free)} free in {self._root}{enough}"
         )
+        for each in pulls:
+            click.echo(_quota(each))
 
 
 def _document(image: PlannedImage) -> dict[str, object]:
@@ -191,6 +202,15 @@ def _document(image: PlannedImage) -> dict[str, object]:
         "size": image.size,
         "new": image.new,
     }
+
+
+def _quota(pulls: PlannedPulls) -> str:
+    window = "" if pulls.window is None else f" in {show_duration(pulls.window)}"
+    enough = "" if pulls.needed <= pulls.remaining else ": NOT ENOUGH"
+    return (
+        f"{pulls.registry}: {pulls.needed} pulls, {pulls.remaining} left "
+        f"of {pulls.limit}{window}{enough}"
+    )
 
 
 def _row(image: PlannedImage) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from ociproxy import log
 from ociproxy.cli.terminal import Step
 from ociproxy.fetch.engine import Engine
 from ociproxy.load.loader import Loader
@@ -95,6 +96,7 @@ def leave(code: int) -> NoReturn:
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join(max(0.0, limit - time.monotonic()))
+    log.flush()
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -97,13 +97,9 @@ def serve(
             load={"pull_timeout": pull_timeout},
         )
 
-    def reread() -> Setup | None:
-        try:
-            fresh = read()
-            return fresh, server_context(fresh.serve)
-        except ConfigError as exc:
-            log.event(logging.ERROR, "configuration not reloaded", reason=exc)
-            return None
+    def reread() -> Setup:
+        fresh = read()
+        return fresh, server_context(fresh.serve)
 
     config = read()
     log.set_up(config.log.level, config.log.format)
@@ -132,7 +128,12 @@ def serve(
         def work(*, again: bool = False) -> None:
             # A worker that replaces a dead one reads the configuration anew; if that is wrong, the
             # configuration of the start stays.
-            setup = (again and reread()) or (config, context)
+            setup = config, context
+            if again:
+                try:
+                    setup = reread()
+                except ConfigError as exc:
+                    log.event(logging.ERROR, "configuration not reloaded", reason=exc)
             run(setup, store, partial(backends, store), listener, reread, wanted)
 
         if config.serve.workers == 1:

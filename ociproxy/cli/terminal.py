@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from contextlib import (
     contextmanager,
@@ -83,16 +84,20 @@ def print_table(
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Replace the file: a reader sees the old one or all of the new one. Raises OutputError."""
+    """Replace the file: a reader sees the old one or all of the new one, which keeps its mode.
+    Raises OutputError."""
     with output_errors(path):
-        if path.exists() and not path.is_file():
-            path.write_bytes(data)  # a terminal, a pipe
-            return
+        mode = 0o644
+        if path.exists():
+            if not path.is_file():
+                path.write_bytes(data)  # a terminal, a pipe
+                return
+            mode = stat.S_IMODE(path.stat().st_mode)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
-                os.fchmod(descriptor, 0o644)
+                os.fchmod(descriptor, mode)
             os.replace(name, path)  # noqa: PTH105 - mkstemp gives a string
         except BaseException:
             Path(name).unlink(missing_ok=True)

@@ -57,6 +57,7 @@ class Serve:
     preload_images: Path | None = None
     bundles: tuple[Path, ...] = ()
     shutdown_grace: float = 30.0
+    reload_grace: float = 3600.0
     keepalive: float = 300.0
     client_stall: float = 300.0
     tls: ServerTls | None = None

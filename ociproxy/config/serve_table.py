@@ -94,6 +94,10 @@ SERVE: Final = Section(
         "shutdown_grace": Key(
             Duration(at_most=3600.0), "How long running responses may take to finish at shutdown."
         ),
+        "reload_grace": Key(
+            Duration(at_most=86400.0),
+            "How long requests and downloads of before a SIGHUP may go on after it.",
+        ),
         "keepalive": Key(
             Duration(at_least=1.0, at_most=3600.0),
             "How long an idle client connection is kept open.",

@@ -222,7 +222,8 @@ class Fetch:
     A blob larger than `segment` is fetched over `connections` connections, a smaller one over one.
     A blob larger than `blob_limit` is refused. Up to `queue` fills, and as many short requests,
     wait for their turn. With `background_fills` 0 a blob is fetched only when a client asks for
-    it. `retries` counts tries in a row that brought no byte. An upstream that failed is left alone
+    it. `retries` counts tries in a row that brought no byte; connections that break must bring
+    64 KiB in `crawl` seconds all the same. An upstream that failed is left alone
     for `pause` seconds.
     """
 
@@ -236,6 +237,7 @@ class Fetch:
     connections: int = 4
     retries: int = 4
     retry_wait_max: float = 5.0
+    crawl: float = 60.0
     tag_ttl: float | None = 900.0
     negative_ttl: float = 10.0
     pause: float = 30.0
@@ -279,8 +281,8 @@ class Config:
         return None if rule is None else f"fetch.unlisted: {rule}"
 
     def partition(self, registry: str) -> str:
-        """The group of upstreams that share unverified bytes of a blob and its size: "" for those
-        that the operator listed. An unlisted one is a group by itself: a client named it."""
+        """The group of upstreams that share unverified bytes of a blob: "" for those that the
+        operator listed. An unlisted one is a group by itself: a client named it."""
         return "" if registry in self.upstreams else registry
 
     def unlisted_upstream(self, registry: str) -> Upstream:

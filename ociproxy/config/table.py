@@ -93,6 +93,10 @@ _FETCH: Final = Section(
         "connections": CONNECTIONS,
         "retries": Key(Number(0, 100), "Tries in a row without progress before a fetch fails."),
         "retry_wait_max": Key(Duration(at_most=60.0), "Longest wait between two tries."),
+        "crawl": Key(
+            Duration(at_least=0.05, at_most=86400.0),
+            "How long connections that break may bring less than 64 KiB before a fetch fails.",
+        ),
         "tag_ttl": Key(_TTL, "How long a tag is fresh that no rule of tags matches."),
         "negative_ttl": Key(Duration(at_most=3600.0), 'How long "not found" is remembered.'),
         "pause": Key(

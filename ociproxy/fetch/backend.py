@@ -43,8 +43,8 @@ class Backend(Protocol):
         thread, at once."""
 
     def resolve(self, reference: Reference) -> Descriptor:
-        """HEAD of a manifest: costs no pull quota. The size is 0 where the upstream does not
-        say."""
+        """HEAD of a manifest: costs no pull quota. Where that names no digest, or a media type of
+        any file (`is_generic`), it is a GET. The size is 0 where the upstream does not say."""
 
     def fetch_manifest(self, reference: Reference) -> ManifestHolder:
         """GET of a manifest: exact bytes, at most MANIFEST_MAX_SIZE, verified against the
@@ -71,3 +71,36 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Drop the idle connections."""
+
+
+class BlobStream(Protocol):
+    """The body of one blob request, undecoded bytes, read by one thread; `abort` may come from
+    another."""
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the whole blob as the upstream states them, or None where it does not."""
+
+    @property
+    def start(self) -> int:
+        """Offset of the first byte of the body: 0 where the upstream ignored the range."""
+
+    @property
+    def stop(self) -> int | None:
+        """Offset just past the last byte of the body, or None where the upstream does not say."""
+
+    def read(self, limit: int) -> bytes:
+        """At most `limit` bytes, as soon as some are there; b"" at the end. Raises
+        UpstreamUnavailable when the connection breaks, stalls, or ends before the stated length."""
+
+    def abort(self) -> None:
+        """Make a blocked read return soon; safe from any thread, at any time, more than once."""
+
+    def close(self) -> None:
+        """Give the connection back if the body was read to its end, else drop it."""
+
+
+class OpenBlob(Protocol):
+    """Ask for the bytes [start, stop) of the blob; to its end where stop is None."""
+
+    def __call__(self, *, start: int, stop: int | None) -> BlobStream: ...

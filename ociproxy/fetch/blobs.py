@@ -14,6 +14,7 @@ from ociproxy import log
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import (
     BlobUnknown,
+    DigestMismatch,
     IntegrityError,
     OciProxyError,
     SizeMismatch,
@@ -23,6 +24,7 @@ from ociproxy.errors import (
 from ociproxy.fetch.cache_status import FILL, FOLLOW, HIT, PASSED_ON, CacheStatus
 from ociproxy.fetch.upstreams.requests import still_away
 from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import ImageManifest, parse_manifest
 from ociproxy.store.read_only import BlobFile
 
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
     from ociproxy.oci.descriptor import Descriptor
-    from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Repository
     from ociproxy.store.read_only import ReadOnlyContent
@@ -59,7 +60,7 @@ class BlobPuller:
         store: Store,
         upstreams: Upstreams,
         requests: Requests,
-        threads: StoreThreads,
+        verifiers: StoreThreads,
         fills: Fills,
         isolation: Isolation | None,
         config: Config,
@@ -67,18 +68,19 @@ class BlobPuller:
         self._store = store
         self._upstreams = upstreams
         self._requests = requests
-        self._threads = threads
+        self._verifiers = verifiers
         self._fills = fills
         self._isolation = isolation
         self._config = config
-        self._sizes: BoundedCache[tuple[str, Digest], int] = BoundedCache(_KNOWN_SIZES)
+        self._sizes: BoundedCache[tuple[Repository, Digest], int] = BoundedCache(_KNOWN_SIZES)
         self._complete: BoundedCache[Digest, bool] = BoundedCache(_COMPLETE_IMAGES)
         self._verifying: dict[Digest, asyncio.Task[None]] = {}
+        self._successor: BlobPuller | None = None
 
     async def pull(
         self, repository: Repository, digest: Digest
     ) -> tuple[BlobFile | Fill, CacheStatus]:
-        """The stored blob, open, or a fill whose size is known.
+        """The stored blob, open, or a fill that has started.
 
         Raises BlobUnknown, UpstreamError kinds, IntegrityError kinds, Busy or StoreError.
         """
@@ -98,7 +100,7 @@ class BlobPuller:
         fill = fill or self._start(repository, digest)
         try:
             await self._started(fill, repository.registry)
-        except (BlobUnknown, UpstreamError):
+        except (BlobUnknown, UpstreamError, IntegrityError):
             if fill.repository == repository:
                 raise
             # That was the answer for another repository's client: ask for this one.
@@ -120,21 +122,20 @@ class BlobPuller:
         `received` is told how many bytes an ended fill has brought, and whether this call began
         it. Raises what `pull` does, and SizeMismatch where the descriptor's size is wrong.
         """
-        partition = self._config.partition(repository.registry)
-        self._sizes.put((partition, blob.digest), blob.size)
+        self._sizes.put((repository, blob.digest), blob.size)
+        found: BlobFile | Fill | None
         try:
             found, status = await self._pull(repository, blob.digest)
             if not isinstance(found, BlobFile):
                 await _finished(found, status, received)
-                return
         except IntegrityError:
-            again = self._fills.running(blob.digest, partition)
-            if again is None:
+            found = self._fills.running(blob.digest, self._config.partition(repository.registry))
+            if found is None:
                 raise
-            await _finished(again, FILL, received)
-            return
-        found.file.close()
-        if found.size != blob.size:
+            await _finished(found, FILL, received)
+        if isinstance(found, BlobFile):
+            found.file.close()
+        if found.size is not None and found.size != blob.size:
             raise SizeMismatch(f"blob {blob.digest}", blob.size, found.size)
 
     def arrived(self, repository: Repository, digest: Digest) -> int:
@@ -162,14 +163,17 @@ class BlobPuller:
         fill = self._fills.running(digest, partition)
         if fill is not None:
             await self._started(fill, repository.registry)
-            return fill.size or self._store.blobs.find_size(digest) or 0, FOLLOW
+            if fill.size is not None:
+                return fill.size, FOLLOW
         self._upstreams.check_online(BlobUnknown, digest)
         size = await self._requests.call(
             repository,
             ("blob", repository, digest),
             lambda backend: backend.stat_blob(repository, digest),
         )
-        self._sizes.put((partition, digest), size)
+        if size == 0 and digest != (nothing := Digest.of(b"", digest.algorithm)):
+            raise DigestMismatch("blob", digest, nothing)
+        self._sizes.put((repository, digest), size)
         return size, PASSED_ON
 
     def prefetch(self, repository: Repository, image: ManifestHolder) -> None:
@@ -187,10 +191,22 @@ class BlobPuller:
         missing = [b for b in manifest.blobs if self._store.blobs.find_size(b.digest) is None]
         if not missing:
             self._complete.put(digest, True)
-        partition = self._config.partition(repository.registry)
         for blob in missing[:_BLOBS_AHEAD]:
-            self._sizes.put((partition, blob.digest), blob.size)
-            self._fills.queue(blob, partition, partial(self._start_missing, repository, blob))
+            self._fetch_ahead(repository, blob)
+
+    def hand_over(self, successor: BlobPuller) -> None:
+        """From now on `successor` fetches ahead, beginning with what waits here for its turn."""
+        self._successor = successor
+        for repository, blob in self._fills.take_queue():
+            successor._fetch_ahead(repository, blob)
+
+    def _fetch_ahead(self, repository: Repository, blob: Descriptor) -> None:
+        if self._successor is not None:
+            self._successor._fetch_ahead(repository, blob)
+            return
+        partition = self._config.partition(repository.registry)
+        self._sizes.put((repository, blob.digest), blob.size)
+        self._fills.queue(repository, blob, partition, self._start_missing)
 
     async def _find(self, digest: Digest) -> BlobFile | None:
         """A verified blob, open. Raises StoreError for one that is written to all the time."""
@@ -211,7 +227,7 @@ class BlobPuller:
     async def _verify(self, digest: Digest, content: ReadOnlyContent | None) -> None:
         """One at a time for one blob: clients that wait for it take no thread."""
         try:
-            await self._threads.run(partial(self._store.blobs.verify, digest, content))
+            await self._verifiers.run(partial(self._store.blobs.verify, digest, content))
         except IntegrityError as exc:
             log.event(logging.ERROR, "damaged blob", digest=digest, reason=exc)
 
@@ -234,7 +250,7 @@ class BlobPuller:
             digest,
             partition=partition,
             backend=self._upstreams.backend(repository.registry),
-            size=self._sizes.get((partition, digest)),
+            size=self._sizes.get((repository, digest)),
             ended=lambda error: self._learn(repository.registry, key, error),
         )
 

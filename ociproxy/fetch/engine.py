@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
 from ociproxy.clock import SystemClock
+from ociproxy.errors import StoreError
 from ociproxy.fetch.blobs import BlobPuller
 from ociproxy.fetch.download.fill import Fills
 from ociproxy.fetch.isolation import Isolation
@@ -29,6 +31,12 @@ if TYPE_CHECKING:
 _ABANDONED_AFTER: Final = 24 * 3600.0
 """Seconds after which a download that no process resumed is removed from `pulls/`."""
 
+_SWEEP_INTERVAL: Final = 3600.0
+"""Seconds between two looks at `pulls/` for such downloads."""
+_VERIFICATIONS: Final = 4
+"""Stored blobs that are hashed at once before they are served: further ones wait, and nothing else
+waits for them."""
+
 
 class Engine:
     """Belongs to the event loop that it is made in; `close` when that ends."""
@@ -40,20 +48,23 @@ class Engine:
         make_backend: MakeBackend,
         *,
         clock: Clock | None = None,
+        sweep_interval: float = _SWEEP_INTERVAL,
     ) -> None:
         self.store = store
+        self._sweep_interval = sweep_interval
         self._clock = clock or SystemClock()
         self._fills = Fills(store, config.fetch)
         self.upstreams = Upstreams(config, make_backend, clock=clock)
         self.requests = Requests(self.upstreams, config, clock=clock)
         self.threads = StoreThreads(config.fetch.requests)
+        self._verifiers = StoreThreads(_VERIFICATIONS, "verify")
         isolation = (
             Isolation(store, self.upstreams, self.requests, self.threads)
             if config.isolated
             else None
         )
         self.blobs = BlobPuller(
-            store, self.upstreams, self.requests, self.threads, self._fills, isolation, config
+            store, self.upstreams, self.requests, self._verifiers, self._fills, isolation, config
         )
         self.manifests = ManifestPuller(
             store,
@@ -65,7 +76,9 @@ class Engine:
             config,
             clock=clock,
         )
-        self.listings = ListingPuller(store, self.upstreams, self.requests, self.manifests)
+        self.listings = ListingPuller(
+            store, self.upstreams, self.requests, self.manifests, self.threads
+        )
         self._preparing = asyncio.create_task(self._prepare())
 
     async def close(self) -> None:
@@ -76,17 +89,30 @@ class Engine:
         )
         await self.requests.close()
         self.threads.close()
+        self._verifiers.close()
         self.upstreams.close()
 
-    async def retire(self) -> None:
-        """Another engine has taken over: finish the downloads that clients may be reading, then
-        close."""
+    def hand_over(self, successor: Engine) -> None:
+        """Begin nothing more in the background: `successor` does, also what waits for its turn.
+        Requests are answered as before."""
+        self._preparing.cancel()
+        self.blobs.hand_over(successor.blobs)
+
+    async def drain(self) -> None:
+        """Return when the requests to upstreams and the downloads that are running have ended."""
+        await self.manifests.drain()
+        await self.requests.drain()
         await self._fills.drain()
-        await self.close()
 
     async def _prepare(self) -> None:
         await self.threads.run(self.upstreams.prepare)
-        before = self._clock.now() - _ABANDONED_AFTER
-        removed = await self.threads.run(lambda: self.store.staging.sweep(before))
-        if removed:
-            log.event(logging.INFO, "abandoned downloads removed", files=removed)
+        while True:
+            before = self._clock.now() - _ABANDONED_AFTER
+            try:
+                removed = await self.threads.run(partial(self.store.staging.sweep, before))
+            except StoreError as exc:
+                log.event(logging.WARNING, "abandoned downloads not removed", reason=exc)
+            else:
+                if removed:
+                    log.event(logging.INFO, "abandoned downloads removed", files=removed)
+            await asyncio.sleep(self._sweep_interval)

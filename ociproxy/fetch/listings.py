@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ociproxy.fetch.manifests import ManifestPuller
     from ociproxy.fetch.tags import TagsQuery
     from ociproxy.fetch.upstreams.requests import Requests
+    from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
@@ -44,11 +45,13 @@ class ListingPuller:
         upstreams: Upstreams,
         requests: Requests,
         manifests: ManifestPuller,
+        threads: StoreThreads,
     ) -> None:
         self._store = store
         self._upstreams = upstreams
         self._requests = requests
         self._manifests = manifests
+        self._threads = threads
 
     async def tags(self, repository: Repository, query: TagsQuery) -> tuple[Listing, CacheStatus]:
         """Raises NameUnknown, UpstreamError kinds or StoreError."""
@@ -78,14 +81,14 @@ class ListingPuller:
                     raise
                 status = stale_because(exc)
                 log.event(logging.WARNING, "serving stale", reference=repository, reason=exc)
-        return page_of_tags(repository, self._store.refs.tags(repository), query), status
+        cached = await self._threads.run(lambda: self._store.refs.tags(repository))
+        return page_of_tags(repository, cached, query), status
 
     async def _referrers(
         self, repository: Repository, subject: Digest, artifact_type: str
     ) -> tuple[Listing, CacheStatus]:
-        cached = self._store.refs.referrers(repository, subject)
         if self._upstreams.offline:
-            return _index(cached, artifact_type), HIT
+            return await self._cached(repository, subject, artifact_type), HIT
         query = urlencode({_FILTER: artifact_type}) if artifact_type else ""
         try:
             listing = await self._ask(repository, f"referrers/{subject}", query)
@@ -95,10 +98,18 @@ class ListingPuller:
             log.event(
                 logging.WARNING, "serving stale", reference=f"{repository}@{subject}", reason=exc
             )
-            return _index(cached, artifact_type), stale_because(exc)
+            return await self._cached(repository, subject, artifact_type), stale_because(exc)
         if artifact_type and _FILTER not in listing.filters_applied:
             return _filtered(listing, artifact_type), PASSED_ON
         return listing, PASSED_ON
+
+    async def _cached(self, repository: Repository, subject: Digest, artifact_type: str) -> Listing:
+        """In a thread: there may be many records, and each is a file."""
+
+        def read() -> Listing:
+            return _index(self._store.refs.referrers(repository, subject), artifact_type)
+
+        return await self._threads.run(read)
 
     async def _ask(self, repository: Repository, path: str, query: str) -> Listing:
         return await self._requests.call(

@@ -105,6 +105,11 @@ class ManifestPuller:
                 return await self._unstored(reference, record, body=body)
             return await self._from_upstream(reference, body=body)
 
+    async def drain(self) -> None:
+        """Return when the checks of expired tags have ended that no client waits for any more."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()

@@ -2,9 +2,9 @@
 
 What is repeated                  By                       How often
 a request for a document          upstreams.requests       twice
-a connection of a blob            download.connections     `fetch.retries` in a row without progress
+a connection of a blob            download.connections     by `Resumption`, below
 the image of a blob, by skopeo    skopeo.backend           `fetch.retries`
-the same at the next endpoint     upstreams.endpoints      the same
+the blob at the next endpoint     upstreams.endpoints      by `Resumption`, below
 an image of a list                load, by ImageRetry      until no progress for `load.pull_timeout`
 a blob whose bytes were wrong     download.fill            once, from zero
 a request whose token is refused  oras.auth                once, with a new token
@@ -19,26 +19,29 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import tenacity
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.clock import current_deadline
+from ociproxy.clock import SystemClock, current_deadline
 from ociproxy.errors import UpstreamError, UpstreamRateLimited, UpstreamUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from threading import Event
 
     from ociproxy.clock import Clock
+    from ociproxy.config.settings import Fetch
+    from ociproxy.errors import OciProxyError
 
 T = TypeVar("T")
 
 _FIRST_WAIT: Final = 0.2
 """Seconds; each further wait is up to twice as long."""
-_PROGRESS: Final = 256 * 1024
-"""Bytes that a broken connection must have brought for the next one not to count as another try."""
+_CRAWL: Final = 64 * 1024
+"""Bytes that connections which break must bring in `fetch.crawl` seconds. One that brought as many
+is resumed without a wait."""
 _REGISTRIES: Final = 1024
 _RETRY_AFTER: Final = (1.0, 30.0, 3600.0)
 """Seconds: the least, the value where the upstream names none, the most."""
@@ -50,18 +53,16 @@ def clamp_retry_after(seconds: float | None) -> float:
     return default if seconds is None else min(max(seconds, least), most)
 
 
-def retrying(
-    *, tries: int, wait_max: float, sleep: Callable[[float], None] = time.sleep
-) -> tenacity.Retrying:
+def retrying(*, tries: int, wait_max: float, stopped: Event) -> tenacity.Retrying:
     """Repeat what UpstreamUnavailable ended: at most `tries` times in all, with jittered waits of
     at most `wait_max` seconds; the last error is raised as it is. An address that swallows packets
-    is tried twice at most, for each try costs a whole time-out. There is no further try where the
-    request's deadline comes before it."""
+    is tried twice at most, for each try costs a whole time-out. Once `stopped` is set no wait goes
+    on, and no try follows; neither where the request's deadline comes before that try."""
 
     def stop(state: tenacity.RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome is not None else None
         swallowed = isinstance(error, UpstreamUnavailable) and error.unreachable and error.timed_out
-        if state.attempt_number >= (min(tries, 2) if swallowed else tries):
+        if stopped.is_set() or state.attempt_number >= (min(tries, 2) if swallowed else tries):
             return True
         deadline = current_deadline()
         return deadline is not None and deadline.left <= state.upcoming_sleep
@@ -71,13 +72,60 @@ def retrying(
         stop=stop,
         wait=tenacity.wait_random_exponential(multiplier=_FIRST_WAIT, max=wait_max),
         reraise=True,
-        sleep=sleep,
+        sleep=tenacity.sleep_using_event(stopped),
     )
 
 
-def resuming(tries: int, brought: int) -> bool:
-    """Whether a connection that broke after so many bytes is resumed without counting as a try."""
-    return tries > 1 and brought >= _PROGRESS
+class Resumption:
+    """The tries of one transfer: whether what broke is resumed, and after which wait.
+
+    It ends after `tries` in a row that brought no byte; and where connections that brought some
+    brought less than 64 KiB in `fetch.crawl` seconds. With `tries` 1 it ends with the first one
+    that breaks. Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        *,
+        tries: int,
+        limits: Fetch,
+        sleep: Callable[[float], object],
+        clock: Clock | None = None,
+    ) -> None:
+        self._tries = tries
+        self._limits = limits
+        self._sleep = sleep
+        self._clock = clock or SystemClock()
+        self._empty = 0
+        self._short = 0
+        self._since = self._clock.monotonic()
+        self._crawled = 0
+
+    def brought(self, count: int) -> None:
+        """A try has ended, well or not, with so many new bytes."""
+        self._empty = 0 if count else self._empty + 1
+        self._short = 0 if count >= _CRAWL else self._short + 1
+        self._crawled += count
+        if self._crawled >= _CRAWL:
+            self._since, self._crawled = self._clock.monotonic(), 0
+
+    def wait(self, error: OciProxyError) -> None:
+        """After `brought`: wait until the next try. Raises `error` where there is to be none."""
+        limits = self._limits
+        longest = min(limits.retry_wait_max, _FIRST_WAIT * math.pow(2, min(self._short, 30)))
+        wait = random.uniform(0, longest)  # noqa: S311 - jitter
+        tries = self._tries
+        if isinstance(error, UpstreamRateLimited):
+            wait = error.retry_after
+            if wait > limits.pause:
+                raise error
+        elif isinstance(error, UpstreamUnavailable) and error.unreachable and error.timed_out:
+            tries = min(tries, 2)
+        late = self._clock.monotonic() - self._since > limits.crawl
+        if self._tries == 1 or self._empty >= tries or (not self._empty and late):
+            raise error
+        if self._short:
+            self._sleep(wait)
 
 
 class Progress:

@@ -1,7 +1,7 @@
 """What an image consists of at its upstream: manifests are fetched, blobs named, nothing stored.
 
-A manifest that the store has, hash-verified, is not fetched again. The upstream is always asked
-what a tag stands for.
+A manifest that the store has, hash-verified, is not fetched again where the upstream has sent it
+for this repository before. The upstream is always asked what a tag stands for.
 Tests: tests/load/test_loader.py, tests/load/test_referrers.py.
 """
 
@@ -66,6 +66,8 @@ class UpstreamImage:
     platforms: tuple[Platform, ...] = ()
     lacking: tuple[Platform, ...] = ()
     """Wanted platforms that the image does not offer."""
+    pulls: set[Reference] = field(default_factory=set)
+    """Manifests that the upstream sent, each a pull of its quota: the store lacked them."""
 
     @property
     def size(self) -> int:
@@ -120,11 +122,12 @@ class _Finding:
         self._with_referrers = referrers
         self._repository = wanted.reference.repository
         self._subjects: set[Digest] = set()
+        self._pulls: set[Reference] = set()
 
     async def image(self) -> UpstreamImage:
         top = await self._top()
         reference = self._wanted.reference
-        image = UpstreamImage(reference, top)
+        image = UpstreamImage(reference, top, pulls=self._pulls)
         await self._add(image, top, self._wanted.platforms)
         self._check_platforms(image, top)
         if self._with_referrers:
@@ -139,30 +142,27 @@ class _Finding:
         if reference.digest is not None:
             if reference.tag is not None and not self._wanted.pinned:
                 await self._check_pair(replace(reference, digest=None), reference.digest)
-            if self._store.refs.find_manifest(self._repository, reference.digest) is None:
-                # The store may have it from another repository. This one must have it too.
-                return await self._fetch(replace(reference, tag=None))
             return await self._by_digest(reference.digest)
         record = self._store.refs.find_tag(self._repository, reference.tag or DEFAULT_TAG)
         if record is None or self._store.manifests.find(record.descriptor.digest) is None:
             return await self._fetch(reference)
         # Most tags have not moved, and a HEAD request costs no pull quota.
         descriptor = await self._resolve(reference)
-        return await self._by_digest(descriptor.digest, descriptor)
+        return await self._by_digest(descriptor.digest)
 
     async def _check_pair(self, tagged: Reference, expected: Digest) -> None:
         descriptor = await self._resolve(tagged)
         if descriptor.digest != expected:
             raise DigestMismatch(tagged, expected, descriptor.digest)
 
-    async def _by_digest(
-        self, digest: Digest, descriptor: Descriptor | None = None
-    ) -> ManifestHolder:
-        found = self._store.manifests.find(digest)
-        if found is not None:
-            known = self._store.refs.find_manifest(self._repository, digest)
-            return with_media_type(found, known or descriptor)
-        return await self._fetch(Reference(self._repository, digest=digest))
+    async def _by_digest(self, digest: Digest) -> ManifestHolder:
+        # The store may have it from another repository. What is loaded here is served under this
+        # one from then on, so the upstream must have sent it for this one.
+        known = self._store.refs.find_manifest(self._repository, digest)
+        found = None if known is None else self._store.manifests.find(digest)
+        if found is None:
+            return await self._fetch(Reference(self._repository, digest=digest))
+        return with_media_type(found, known)
 
     async def _add(
         self,
@@ -177,7 +177,7 @@ class _Finding:
         async def fetch(descriptor: Descriptor) -> None:
             digest = descriptor.digest
             if digest not in holders and digest not in image.manifests:
-                holders[digest] = await self._by_digest(digest, descriptor)
+                holders[digest] = await self._by_digest(digest)
 
         def children(digest: Digest) -> Sequence[Descriptor]:
             if digest in image.manifests:
@@ -225,7 +225,7 @@ class _Finding:
         self._subjects.add(subject)
         for referrer in await self._referrers_of(image, subject):
             try:
-                holder = await self._by_digest(referrer.digest, referrer)
+                holder = await self._by_digest(referrer.digest)
             except (ManifestUnknown, NameUnknown) as exc:
                 # An upstream may still list a referrer that it has deleted.
                 log.event(logging.WARNING, "referrer is gone", digest=referrer.digest, reason=exc)
@@ -299,9 +299,11 @@ class _Finding:
         )
 
     async def _fetch(self, reference: Reference) -> ManifestHolder:
-        return await self._request(
+        holder = await self._request(
             ("load", reference), lambda backend: backend.fetch_manifest(reference)
         )
+        self._pulls.add(reference)
+        return holder
 
     async def _request(self, key: object, request: Callable[[Backend], T]) -> T:
         return await self._retry.run(

@@ -116,6 +116,8 @@ class Loader:
             await all_of(self._work(turn, work) for _ in range(min(self._jobs, len(images))))
         finally:
             summary.fetched = self._engine.blobs.bytes_fetched
+            states = self._engine.upstreams.states()
+            summary.quotas = {each.registry: each.quota for each in states if each.quota}
         return summary
 
     async def _work(

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.errors import IntegrityError, OciProxyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ociproxy.fetch.retry import Progress
+    from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.load.image import UpstreamImage
     from ociproxy.load.imagelist import Wanted
     from ociproxy.oci.digest import Digest
@@ -51,6 +52,8 @@ class Summary:
     failed: int = 0
     untried: int = 0
     fetched: int = 0
+    quotas: Mapping[str, Quota] = field(default_factory=dict)
+    """What each registry that has a rate limit said last of it."""
     transient: bool = False
     """Whether every failure may pass: the caller may run the same load again."""
     _corrupt: bool = False

@@ -7,6 +7,7 @@ Tests: tests/serve/test_api.py, tests/serve/test_manifests.py, tests/serve/test_
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from typing import TYPE_CHECKING, Final
@@ -15,10 +16,12 @@ from aiohttp import web
 from yarl import URL
 
 from ociproxy import log
+from ociproxy.clock import Deadline
 from ociproxy.errors import OciProxyError, StoreError
+from ociproxy.fetch.cache_status import HIT
 from ociproxy.fetch.tags import TagsQuery
-from ociproxy.serve.auth import BasicAuth
 from ociproxy.serve.blobs import BlobResponse, blob
+from ociproxy.serve.documents import LARGE, DocumentResponse
 from ociproxy.serve.errors import (
     SERVER,
     QueryInvalid,
@@ -36,14 +39,17 @@ from ociproxy.serve.exchange import (
     client_has,
     parse_path,
 )
+from ociproxy.serve.readiness import Readiness
+from ociproxy.serve.reload import Generation
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Coroutine
 
     from ociproxy.config.settings import Config
     from ociproxy.fetch.backend import Listing
     from ociproxy.fetch.cache_status import CacheStatus
     from ociproxy.fetch.engine import Engine
+    from ociproxy.serve.auth import BasicAuth
     from ociproxy.serve.exchange import (
         Answer,
         DistributionPath,
@@ -65,25 +71,20 @@ class RegistryApi:
         self, engine: Engine, config: Config, auth: BasicAuth | None, senders: Senders
     ) -> None:
         self._senders = senders
-        self._use(engine, config, auth)
+        self._current = Generation(engine, config, auth)
+        self._readiness = Readiness(engine.store)
 
-    def _use(self, engine: Engine, config: Config, auth: BasicAuth | None) -> None:
-        self._engine = engine
-        self._auth = auth
-        self._default_upstream = config.serve.default_upstream
-        self._offline = config.serve.offline
-
-    async def replace(self, engine: Engine, config: Config, auth: BasicAuth | None) -> None:
-        """Answer from another engine from now on. Returns when the old engine has finished its
-        downloads and is closed."""
-        old = self._engine
-        self._use(engine, config, auth)
-        await old.retire()
+    def replace(
+        self, engine: Engine, config: Config, auth: BasicAuth | None
+    ) -> Coroutine[None, None, None]:
+        """Answer new requests with these. The coroutine ends when the requests and downloads of
+        before have ended."""
+        old, self._current = self._current, Generation(engine, config, auth)
+        return old.retire(self._current)
 
     async def close(self) -> None:
-        if self._auth is not None:
-            self._auth.close()
-        await self._engine.close()
+        self._readiness.close()
+        await self._current.close()
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
@@ -97,28 +98,56 @@ class RegistryApi:
 
     async def _ready(self) -> web.Response:
         try:
-            if not self._offline:
-                await self._engine.threads.run(self._engine.store.check_room)
+            if not self._current.offline:
+                await self._readiness.check()
         except StoreError as exc:
             return _text(503, f"{exc}\n")
         return _text(200, "ok\n")
 
     async def _distribution(self, request: web.BaseRequest) -> web.StreamResponse:
+        generation = self._current
+        generation.running += 1
+        try:
+            return await self._respond(request, generation)
+        except asyncio.CancelledError:
+            log.event(
+                logging.WARNING,
+                "request cut",
+                method=request.method,
+                client=request.remote,
+                path=request.path[:200],
+                reason="the server stops",
+            )
+            raise
+        finally:
+            generation.running -= 1
+            if not generation.running:
+                generation.idle.set()
+
+    async def _respond(
+        self, request: web.BaseRequest, generation: Generation
+    ) -> web.StreamResponse:
         began = time.perf_counter()
+        deadline = Deadline.after(generation.answer_limit)
         target: Target | None = None
         answer: Answer | None = None
         error: OciProxyError | None = None
         try:
-            if self._auth is not None:
-                await self._auth.check(request.headers.get("Authorization"))
+            if generation.auth is not None:
+                with deadline.kept():
+                    await generation.auth.check(request.headers.get("Authorization"))
             if request.method not in ("GET", "HEAD"):
                 raise Unsupported("this mirror only pulls", status=405)
             if request.path in ("/v2/", "/v2"):
                 return _version()
-            target = parse_path(request.raw_path, self._default_upstream)
-            self._engine.upstreams.check_allowed(target.repository)
-            answer = await self._answer(request, target)
+            target = parse_path(request.raw_path, generation.default_upstream)
+            generation.engine.upstreams.check_allowed(target.repository)
+            with deadline.kept():
+                answer = await _ask(generation.engine, request, target)
             response = answer.response
+        except asyncio.CancelledError:
+            _log_departure(request, target, time.perf_counter() - began)
+            raise
         except OciProxyError as exc:
             error = exc
             response = error_response(exc)
@@ -134,27 +163,37 @@ class RegistryApi:
         if request.body_exists:
             # The body is not read, so no request behind it can be told from it.
             response.force_close()
-        if type(response) is BlobResponse:
-            error = await _send(request, response, self._senders)
-        if log.enabled(logging.INFO):
-            _log(request, response, target, answer, error, time.perf_counter() - began)
+        try:
+            if isinstance(response, BlobResponse | DocumentResponse):
+                error = await _send(request, response, self._senders)
+        finally:
+            # Also where the client has left, which cancels this.
+            if log.enabled(logging.INFO):
+                _log(request, response, target, answer, error, time.perf_counter() - began)
         return response
 
-    def _answer(self, request: web.BaseRequest, target: Target) -> Awaitable[Answer]:
-        match target:
-            case ManifestPath():
-                return manifest(self._engine, request, target)
-            case BlobPath():
-                return blob(self._engine, request, target)
-            case TagsPath():
-                return tags(self._engine, request, target)
-            case ReferrersPath():
-                return referrers(self._engine, request, target)
+
+def _ask(engine: Engine, request: web.BaseRequest, target: Target) -> Awaitable[Answer]:
+    match target:
+        case ManifestPath():
+            return manifest(engine, request, target)
+        case BlobPath():
+            return blob(engine, request, target)
+        case TagsPath():
+            return tags(engine, request, target)
+        case ReferrersPath():
+            return referrers(engine, request, target)
 
 
 def _version() -> web.Response:
     """The answer to `GET /v2/`, by which a client finds out that this is a registry."""
-    headers = [("Content-Type", "application/json"), ("Server", SERVER), _API_VERSION]
+    headers = [
+        ("Content-Type", "application/json"),
+        ("Server", SERVER),
+        _API_VERSION,
+        # The mirror itself answers: no upstream is asked.
+        ("Cache-Status", HIT.header),
+    ]
     return web.Response(body=b"{}", headers=headers)
 
 
@@ -163,13 +202,16 @@ def _text(status: int, text: str) -> web.Response:
 
 
 async def _send(
-    request: web.BaseRequest, response: BlobResponse, senders: Senders
+    request: web.BaseRequest, response: BlobResponse | DocumentResponse, senders: Senders
 ) -> OciProxyError | None:
-    """Send a blob here and not in aiohttp, so that the log line says how it ended. Returns what
-    went wrong on this side; None also where the client left."""
+    """Send a blob or a large document here and not in aiohttp, so that the log line says how it
+    ended. Returns what went wrong on this side; None also where the client left."""
     error: OciProxyError | None = None
     try:
-        await response.send(request, senders)
+        if isinstance(response, BlobResponse):
+            await response.send(request, senders)
+        else:
+            await response.send(request)
         return None
     except OciProxyError as exc:
         error = exc
@@ -193,7 +235,9 @@ def _log(
     error: OciProxyError | None,
     seconds: float,
 ) -> None:
-    size = response.sent if isinstance(response, BlobResponse) else response.content_length
+    size = response.content_length
+    if isinstance(response, BlobResponse | DocumentResponse):
+        size = response.sent
     log.event(
         logging.INFO,
         "request",
@@ -211,6 +255,18 @@ def _log(
     )
 
 
+def _log_departure(request: web.BaseRequest, target: Target | None, seconds: float) -> None:
+    """The client left, or the server ended, before there was an answer."""
+    log.event(
+        logging.INFO,
+        "request abandoned",
+        method=request.method,
+        reference=target.name if target else None,
+        seconds=seconds,
+        client=request.remote,
+    )
+
+
 async def manifest(engine: Engine, request: web.BaseRequest, target: ManifestPath) -> Answer:
     """The upstream's exact bytes under its media type. A fresh stored manifest is answered without
     a task switch: most requests are for one."""
@@ -223,8 +279,7 @@ async def manifest(engine: Engine, request: web.BaseRequest, target: ManifestPat
     headers["Content-Type"] = descriptor.media_type
     if found.raw is None and descriptor.size:
         headers["Content-Length"] = str(descriptor.size)
-    response = web.Response(body=found.raw, headers=headers)
-    return Answer(response, found.status, descriptor.digest)
+    return Answer(_document(request, found.raw, headers), found.status, descriptor.digest)
 
 
 async def tags(engine: Engine, request: web.BaseRequest, target: TagsPath) -> Answer:
@@ -253,4 +308,12 @@ def _answer(
         headers["Link"] = f'<{following}>; rel="next"'
     if listing.filters_applied:
         headers["OCI-Filters-Applied"] = listing.filters_applied
-    return Answer(web.Response(body=listing.raw, headers=headers), status)
+    return Answer(_document(request, listing.raw, headers), status)
+
+
+def _document(
+    request: web.BaseRequest, raw: bytes | None, headers: dict[str, str]
+) -> web.StreamResponse:
+    if raw is not None and len(raw) > LARGE and request.method == "GET":
+        return DocumentResponse(raw, headers)
+    return web.Response(body=raw, headers=headers)

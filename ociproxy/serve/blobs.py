@@ -54,6 +54,9 @@ async def blob(engine: Engine, request: web.BaseRequest, target: BlobPath) -> An
     if client_has(request, digest):
         response.close()
         return _not_modified(headers, status, digest)
+    if source.size is None:
+        # Without a length and in one piece: the body's end comes once all of it is verified.
+        return Answer(response, status, digest)
     wanted = requested_range(request, source.size)
     if wanted is None:
         response.close()
@@ -74,7 +77,9 @@ class BlobResponse(web.StreamResponse):
         super().__init__(headers=headers)
         self.sent = 0
         self._source = source
-        self._first, self._end = 0, source.size
+        self._first = 0
+        self._end = source.size
+        self._sized = source.size is not None
         # A fill's file is opened with its first bytes: the fill may begin another file before.
         self._file: BinaryIO | None = source.file if isinstance(source, BlobFile) else None
 
@@ -107,14 +112,16 @@ class BlobResponse(web.StreamResponse):
         source, position = self._source, self._first
         offset = source.offset if isinstance(source, BlobFile) else 0
         file: BinaryIO
-        while position < self._end:
+        while self._end is None or position < self._end:
             if isinstance(source, BlobFile):
-                stop, file = self._end, source.file
+                stop, file = self._end or source.size, source.file
             else:
-                stop = min(await source.available(position), self._end)
+                stop = await source.available(position)
+                self._end = source.size if self._end is None else self._end
+                stop = stop if self._end is None else min(stop, self._end)
                 file = self._file = self._file or os.fdopen(source.duplicate_file(), "rb", 0)
             start, size = offset + position, stop - position
-            if size > _CHUNK and in_clear:
+            if size > _CHUNK and in_clear and self._sized:
                 sent = await self._send_file(request, senders, file, start, size)
             else:
                 sent = await self._send_chunks(file.fileno(), start, size)

@@ -222,7 +222,9 @@ class ConnectionServer(web.Server):
     """Makes connections and knows those that are open, from before their TLS handshake on."""
 
     def __init__(self, handler: Handler, serve: Serve) -> None:
-        super().__init__(self._answer)
+        # A handler whose client has left is cancelled, whatever it waits for. Else it would keep
+        # its files for as long as a fill stalls, and `serve.connections` would bound nothing.
+        super().__init__(self._answer, handler_cancellation=True)
         self._handler = handler
         self.serve = serve
         """The limits of new connections."""

@@ -9,6 +9,7 @@ Tests: tests/serve/test_api.py, tests/serve/test_blobs.py, tests/fuzz/test_parse
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 _CACHED_LENGTH: Final = 1024
 """Characters: longer request targets are parsed each time, which bounds the cache to 4 MiB."""
+_BYTE_RANGE: Final = re.compile(
+    r"[ \t]*bytes[ \t]*=[ \t]*(?P<first>[0-9]*)-(?P<last>[0-9]*)[ \t]*", re.IGNORECASE
+)
+"""The value of a Range header that has one range of bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +87,32 @@ def client_has(request: web.BaseRequest, digest: Digest) -> bool:
 def requested_range(request: web.BaseRequest, size: int) -> tuple[int, int, bool] | None:
     """The bytes to send as [start, stop), and whether that is a part; None is 416.
 
-    One range is honoured. Several ranges, other units, and an If-Range with another ETag get the
-    whole blob, as RFC 9110 section 14.2 allows.
+    One range is honoured. Several ranges, other units, a header that is no range, and an If-Range
+    with another ETag get the whole blob, as RFC 9110 sections 14.1.2 and 14.2 say.
     """
     condition = request.headers.get("If-Range")
-    unit, _, spec = request.headers.get("Range", "").partition("=")
-    if unit.strip().lower() != "bytes" or "," in spec:
+    found = _BYTE_RANGE.fullmatch(",".join(request.headers.getall("Range", ())))
+    if found is None:
         return 0, size, False
     if condition is not None and condition.strip('"') != request.rel_url.path.rpartition("/")[2]:
         return 0, size, False
-    try:
-        wanted = request.http_range
-    except ValueError:
-        return None
-    start, stop, _ = wanted.indices(size)
-    if start >= stop:
-        return None
-    return start, stop, True
+    first, last = _position(found["first"]), _position(found["last"])
+    if first is None:
+        if last is None or (last and not size):
+            # No number is no range; and no range of an empty blob can be told in a header.
+            return 0, size, False
+        start, stop = max(0, size - last), size
+    else:
+        if last is not None and last < first:
+            return 0, size, False
+        start, stop = first, size if last is None else min(size, last + 1)
+    return (start, stop, True) if start < stop else None
+
+
+def _position(digits: str) -> int | None:
+    """None for no digits. 19 digits name a byte behind the end of any blob; Python refuses to read
+    thousands of them."""
+    return int(digits.lstrip("0")[:19] or "0") if digits else None
 
 
 def parse_path(raw: str, default_upstream: str) -> Target:

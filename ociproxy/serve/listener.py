@@ -42,12 +42,16 @@ _PAUSE: Final = 0.5
 would spin."""
 _SHUTDOWN_TIME: Final = 5.0
 """Seconds for a client to acknowledge the end of TLS."""
+_LOOK: Final = 0.02
+"""Seconds between two looks at the connections that are left at the end."""
+_CUT_TIME: Final = 0.25
+"""Seconds that the handler of a response has to end once it is told to."""
 _SPARE_FILES: Final = 256
 """Files kept free for the store and for connections to upstreams."""
 
 
 class Listener:
-    """Belongs to one event loop. Accepts from `open` until `close`."""
+    """Belongs to one event loop. Accepts from `open` until `stop_accepting`."""
 
     def __init__(
         self,
@@ -77,19 +81,28 @@ class Listener:
         self._listener.setblocking(False)
         self._loop.add_reader(self._listener, self._accept)
 
-    async def close(self, grace: float) -> None:
-        """Accept no more connections; running responses have `grace` seconds to finish."""
+    def stop_accepting(self) -> None:
+        """Connections that wait to be accepted are refused; their clients go elsewhere."""
         if self._paused is not None:
             self._paused.cancel()
         self._loop.remove_reader(self._listener)
-        # Connections that wait to be accepted are refused now; their clients go elsewhere.
         self._listener.close()
         for task in self._arriving:
             task.cancel()
-        await asyncio.gather(*self._arriving, return_exceptions=True)
-        for server in (self._server, self._busy):
-            server.pre_shutdown()
-        await asyncio.gather(self._server.shutdown(grace), self._busy.shutdown(_BUSY_TIME))
+
+    async def finish(self) -> None:
+        """After `stop_accepting`. Close idle connections, and the others after the response that
+        is running. Return when none is open."""
+        servers = (self._server, self._busy)
+        while any(server.count for server in servers):
+            for server in servers:
+                server.pre_shutdown()
+            # Again and again: a connection that was made just now is idle a moment later.
+            await asyncio.sleep(_LOOK)
+
+    async def cut(self) -> None:
+        """End the responses that are running. aiohttp waits twice for each."""
+        await asyncio.gather(self._server.shutdown(_CUT_TIME), self._busy.shutdown(_CUT_TIME))
 
     def _accept(self) -> None:
         for _ in range(_AT_ONCE):

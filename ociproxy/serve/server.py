@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
 from ociproxy.config.settings import Config
-from ociproxy.errors import AddressInUse, ConfigError
+from ociproxy.errors import AddressInUse
 from ociproxy.fetch.engine import Engine
 from ociproxy.serve.api import RegistryApi
 from ociproxy.serve.auth import BasicAuth
+from ociproxy.serve.deadline import MARGIN, end_within
 from ociproxy.serve.listener import Listener
 from ociproxy.serve.preload import preload
+from ociproxy.serve.reload import Reloads
 from ociproxy.serve.sendfile import Senders
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 Setup = tuple[Config, ssl.SSLContext | None]
 """A configuration, and the TLS of its certificate files; None is plain HTTP."""
 
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What the server handles."""
 _BACKLOG: Final = 1024
 _SAME_SIGNAL: Final = 1.0
 """Seconds in which a second signal counts as the first: systemd signals every process of a service,
@@ -81,14 +85,14 @@ def run(
     store: Store,
     make_backend: Callable[[Config], MakeBackend],
     listener: socket.socket,
-    reload: Callable[[], Setup | None],
+    reload: Callable[[], Setup],
     wanted: Sequence[Wanted] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT; running responses then have `shutdown_grace` to finish.
     Meanwhile the images `wanted` are loaded.
 
-    On SIGHUP `reload` reads the configuration and its files again; where it returns None the
-    running configuration stays.
+    On SIGHUP `reload` reads the configuration and its files again; where it raises ConfigError the
+    running configuration stays. Signals that the caller blocked are heard from here on.
     """
     with contextlib.closing(Senders()) as senders:
         asyncio.run(_serve(setup, store, make_backend, listener, reload, wanted, senders))
@@ -99,64 +103,71 @@ async def _serve(
     store: Store,
     make_backend: Callable[[Config], MakeBackend],
     listener: socket.socket,
-    reload: Callable[[], Setup | None],
+    reload: Callable[[], Setup],
     wanted: Sequence[Wanted],
     senders: Senders,
 ) -> None:
     loop = asyncio.get_running_loop()
     config, context = setup
     stopping = asyncio.Event()
+    retiring: set[asyncio.Task[None]] = set()
+
+    async def replace() -> None:
+        # In threads: a large configuration takes long to parse.
+        fresh, fresh_context = await loop.run_in_executor(None, reload)
+        fresh_auth = await loop.run_in_executor(None, _auth, fresh)
+        engine = Engine(store, fresh, make_backend(fresh))
+        main_port.use(fresh.serve, fresh_context)
+        task = loop.create_task(api.replace(engine, fresh, fresh_auth))
+        retiring.add(task)
+        task.add_done_callback(retiring.discard)
+
+    reloads = Reloads(replace)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, reloads.request)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
     auth = await loop.run_in_executor(None, _auth, config)
     api = RegistryApi(Engine(store, config, make_backend(config)), config, auth, senders)
     main_port = Listener(listener, api, config.serve, context)
-    reloads: set[asyncio.Task[None]] = set()
-
-    async def replace_engine() -> None:
-        # In a thread: a large configuration takes long to parse.
-        reloaded = await loop.run_in_executor(None, reload)
-        if reloaded is None:
-            return
-        fresh, fresh_context = reloaded
-        try:
-            fresh_auth = await loop.run_in_executor(None, _auth, fresh)
-        except ConfigError as exc:
-            log.event(logging.ERROR, "configuration not reloaded", reason=exc)
-            return
-        main_port.use(fresh.serve, fresh_context)
-        log.event(logging.INFO, "configuration reloaded")
-        await api.replace(Engine(store, fresh, make_backend(fresh)), fresh, fresh_auth)
-
-    def hang_up() -> None:
-        task = asyncio.create_task(replace_engine())
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    loop.add_signal_handler(signal.SIGHUP, hang_up)
-
     main_port.open()
     host, port = listener.getsockname()[:2]
     scheme = "http" if config.serve.tls is None else "https"
     log.event(logging.INFO, "listening", scheme=scheme, host=host, port=port, store=store.root)
+    reloading = asyncio.create_task(reloads.run())
     preloading = asyncio.create_task(preload(store, config, make_backend(config), wanted))
     await stopping.wait()
-    log.event(logging.INFO, "stopping", grace=config.serve.shutdown_grace)
-    cleanup = asyncio.create_task(main_port.close(config.serve.shutdown_grace))
+    await _finish(main_port, config.serve.shutdown_grace)
+    # No response is running any more: nothing that still comes is of use to a client.
+    end_within(MARGIN)
+    ending = {reloading, preloading, *retiring}
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, api.close(), return_exceptions=True)
+    log.event(logging.INFO, "stopped")
+
+
+async def _finish(main_port: Listener, grace: float) -> None:
+    """Accept no more clients. Running responses may finish until the grace is over or a second
+    signal comes; those that have not are cut."""
+    loop = asyncio.get_running_loop()
+    log.event(logging.INFO, "stopping", grace=grace)
+    # Whatever happens below, the process ends when the operator expects it.
+    end_within(grace + MARGIN)
     began = loop.time()
+    main_port.stop_accepting()
+    finishing = asyncio.create_task(main_port.finish())
 
     def hurry() -> None:
-        """A second signal ends the wait for running responses."""
         if loop.time() - began >= _SAME_SIGNAL:
-            cleanup.cancel()
+            finishing.cancel()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, hurry)
-    with contextlib.suppress(asyncio.CancelledError):
-        await cleanup
-    preloading.cancel()
-    await asyncio.gather(preloading, api.close(), return_exceptions=True)
-    log.event(logging.INFO, "stopped")
+    await asyncio.wait({finishing}, timeout=grace)
+    finishing.cancel()
+    await main_port.cut()
 
 
 def _auth(config: Config) -> BasicAuth | None:

@@ -16,6 +16,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy import log
+from ociproxy.serve.deadline import MARGIN
 
 if TYPE_CHECKING:
     import socket
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _RESTART_PAUSE: Final = 1.0
 """Seconds before a dead worker is replaced: workers that cannot start must not spin."""
-_END_MARGIN: Final = 30.0
-"""Seconds beyond `serve.shutdown_grace` after which a worker that still runs is killed: closing the
-engine takes some."""
+_KILL_AFTER: Final = MARGIN + 0.6
+"""Seconds beyond `serve.shutdown_grace` after which a worker that still runs is killed. By then it
+has ended itself, unless its event loop hangs."""
 
 
 class Work(Protocol):
@@ -47,9 +48,10 @@ def run_workers(count: int, work: Work, *, listener: socket.socket, grace: float
     stopping = False
     deadline = float("inf")
     while children:
-        info = signal.sigtimedwait(_SIGNALS, 1.0)
+        left = deadline - time.monotonic()
+        info = signal.sigtimedwait(_SIGNALS, min(1.0, max(0.0, left)) if left > 0 else 0.1)
         if info is not None and info.si_signo in (signal.SIGTERM, signal.SIGINT):
-            stopping, deadline = True, min(deadline, time.monotonic() + grace + _END_MARGIN)
+            stopping, deadline = True, min(deadline, time.monotonic() + grace + _KILL_AFTER)
             listener.close()
             _tell(children, signal.SIGTERM)
         elif info is not None and info.si_signo == signal.SIGHUP:
@@ -70,7 +72,8 @@ def _fork(work: Work, lifeline: tuple[int, int], grace: float, *, again: bool) -
         return pid
     status = 1
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        # The signals stay blocked until the worker handles them; a signal that comes before waits.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         reading, writing = lifeline
         os.close(writing)
         watch = Thread(target=_end_with_parent, args=(reading, grace), name="lifeline", daemon=True)
@@ -80,6 +83,7 @@ def _fork(work: Work, lifeline: tuple[int, int], grace: float, *, again: bool) -
     except BaseException as exc:  # noqa: BLE001 a process's end: reported in its status
         log.failure("worker failed", exc)
     finally:
+        log.flush()
         os._exit(status)
 
 
@@ -87,7 +91,8 @@ def _end_with_parent(lifeline: int, grace: float) -> None:
     """Stop when the leader is gone: the port would stay taken by workers that no signal reaches."""
     os.read(lifeline, 1)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(grace + _END_MARGIN)
+    time.sleep(grace + _KILL_AFTER)
+    log.flush()
     os._exit(1)
 
 

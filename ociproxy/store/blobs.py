@@ -14,7 +14,6 @@ from ociproxy.bounded import BoundedCache
 from ociproxy.errors import DigestMismatch, SizeMismatch
 from ociproxy.oci.digest import Digest
 from ociproxy.store.files import (
-    UNTOUCHABLE,
     file_name,
     fsync_directory,
     identity,
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
 
 _UNSEALABLE: Final = 8192
-"""How many verified blobs a process remembers where it cannot seal: in a read-only store."""
+"""How many verified blobs a process remembers where it cannot seal: read-only, or full."""
 _LOCK_LIMIT: Final = 30.0
 """Seconds to wait for another process that hashes the same blob: time for some 30 GB."""
 _LOCK_INTERVAL: Final = 0.02
@@ -75,11 +74,11 @@ class Blobs:
                 raise
         try:
             state = os.fstat(file.fileno())
-            touch(file.fileno(), state, self._clock.now())
         except BaseException:
             file.close()
             with store_errors(self.path(digest)):
                 raise
+        touch(file.fileno(), state, self._clock.now())
         return BlobFile(file, state.st_size, self._is_verified(digest, state))
 
     def find_size(self, digest: Digest) -> int | None:
@@ -162,13 +161,10 @@ class Blobs:
         return is_sealed(state, file_name(digest)) or self._verified.get(digest) == identity(state)
 
     def _mark_verified(self, digest: Digest, file: int, name: str) -> None:
-        try:
+        with suppress(OSError):
             seal(file, name)
-        except OSError as exc:
-            if exc.errno not in UNTOUCHABLE:
-                raise
         state = os.fstat(file)
-        # Either the file is read-only, or its file system keeps no microseconds.
+        # The file is read-only, its file system has no room for a time or keeps no microseconds.
         if not is_sealed(state, name):
             self._verified.put(digest, identity(state))
 

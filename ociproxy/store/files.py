@@ -15,7 +15,7 @@ import errno
 import fcntl
 import mmap
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2s
 from typing import TYPE_CHECKING, Final
 
@@ -108,8 +108,6 @@ def fsync_directory(path: Path) -> None:
 
 TOUCH_AFTER: Final = 60.0
 """Seconds between two records of a use, so that a hot file is not written to at each request."""
-UNTOUCHABLE: Final = frozenset({errno.EROFS, errno.EPERM, errno.EACCES})
-"""How setting the times of a file fails if another user owns it, or the store is read-only."""
 
 
 def file_name(digest: Digest) -> str:
@@ -134,15 +132,13 @@ def is_sealed(state: os.stat_result, name: str) -> bool:
 
 
 def touch(file: int, state: os.stat_result, now: float) -> None:
-    """Record a use at `now` (seconds since the epoch) and keep the seal. A read-only store records
-    none. Raises OSError."""
+    """Record a use at `now` (seconds since the epoch) and keep the seal. A store that is read-only,
+    full or failing records none: what was read is good all the same, and a copy-on-write file
+    system needs room for a time."""
     if now - state.st_atime < TOUCH_AFTER:
         return
-    try:
+    with suppress(OSError):
         os.utime(file, ns=(int(now * 10**9), state.st_mtime_ns))
-    except OSError as exc:
-        if exc.errno not in UNTOUCHABLE:
-            raise
 
 
 def _seal_microseconds(name: str, size: int, seconds: int) -> int:

@@ -139,7 +139,7 @@ class Ingest:
         now = time.monotonic()
         if flush or now - self._journalled >= _JOURNAL_INTERVAL:
             self._journalled = now
-            self._flush()
+            self.flush()
 
     def is_led(self) -> bool:
         """Follower: whether a process still leads."""
@@ -174,7 +174,7 @@ class Ingest:
         """Stop leading or following. The bytes that arrived stay for the next leader."""
         # Without these lines the next leader fetches some bytes again, and that is all.
         with suppress(StoreError):
-            self._flush()
+            self.flush()
         if self._journal is not None:
             os.close(self._journal)
             self._journal = None
@@ -183,7 +183,8 @@ class Ingest:
             fcntl.flock(self.file, fcntl.LOCK_UN)
         os.close(self.file)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Leader: write the lines of the journal that wait. Raises StoreError."""
         if self._pending.total:
             self._append("".join(f"{first} {last}\n" for first, last in self._pending))
             self._pending = ByteRanges()

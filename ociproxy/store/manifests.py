@@ -7,6 +7,7 @@ use shows a change that another process made.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -139,14 +140,13 @@ class Manifests:
         return None
 
     def _record_use(self, path: str, now: float) -> None:
-        try:
+        """What fails here harms no answer: the manifest is in memory already."""
+        with suppress(OSError):
             file = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            return
-        try:
-            touch(file, os.fstat(file), now)
-        finally:
-            os.close(file)
+            try:
+                touch(file, os.fstat(file), now)
+            finally:
+                os.close(file)
 
 
 def with_media_type(holder: ManifestHolder, descriptor: Descriptor | None) -> ManifestHolder:

@@ -9,6 +9,7 @@ writer wins, for records only keep the answers of upstreams.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
+from ociproxy import log
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import DigestInvalid, NameInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest, text_in
@@ -34,6 +36,8 @@ T = TypeVar("T")
 
 _HOT_RECORDS: Final = 8192
 """Parsed records kept in memory: each saves a read and a parse, not the stat."""
+REFERRERS_OF_ONE: Final = 1000
+"""Records of one subject. Manifests of any repository may name it, and each is read for a list."""
 _TAGS: Final = "_tags"
 _MANIFESTS: Final = "_manifests"
 
@@ -87,16 +91,22 @@ class Refs:
         self._put_descriptor(self._path(repository, _MANIFESTS, str(descriptor.digest)), descriptor)
 
     def put_referrer(self, subject: Digest, referrer: Descriptor) -> None:
-        self._put_descriptor(f"{self._referrers_root}/{subject}/{referrer.digest}", referrer)
+        """Blocks. Above `REFERRERS_OF_ONE` records of the subject no more are kept."""
+        folder = self._referrers_root / str(subject)
+        path = folder / str(referrer.digest)
+        if not path.exists() and len(self._names(folder)) >= REFERRERS_OF_ONE:
+            log.event(logging.WARNING, "too many referrers", digest=subject, kept=REFERRERS_OF_ONE)
+            return
+        self._put_descriptor(str(path), referrer)
 
     def referrers(self, repository: Repository, subject: Digest) -> list[Descriptor]:
-        """Manifests of this repository that refer to the subject, ordered by digest. Raises
-        StoreError."""
+        """Manifests of this repository that refer to the subject, ordered by digest. Blocks: it
+        reads up to `REFERRERS_OF_ONE` records. Raises StoreError."""
         found: dict[Digest, Descriptor] = {}
         for records in self._below:
             found.update(records.referrers.get(subject, {}))
         directory = self._referrers_root / str(subject)
-        for name in self._names(directory):
+        for name in self._names(directory)[:REFERRERS_OF_ONE]:
             descriptor = self._find(f"{directory}/{name}", _descriptor)
             if descriptor:
                 found[descriptor.digest] = descriptor

@@ -205,7 +205,9 @@ def _abandoned(path: Path, older_than: float = inf) -> Iterator[os.stat_result |
         return
     try:
         state = os.fstat(file)
-        # Its age first: our lock on a new file would keep out the process that made it.
-        yield state if state.st_mtime <= older_than and try_lock(file) else None
+        # Its age first: our lock on a new file would keep out the process that made it. Between our
+        # open and our lock its owner may have published it, and another one made a new file.
+        free = state.st_mtime <= older_than and try_lock(file) and is_at(file, path)
+        yield state if free else None
     finally:
         os.close(file)

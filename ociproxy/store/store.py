@@ -16,11 +16,13 @@ Opening a store makes the folders that are missing and reads no content.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import SystemClock
 from ociproxy.errors import StoreError
-from ociproxy.oci.manifest import referrer_descriptor
+from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.manifest import ImageManifest, referrer_descriptor
 from ociproxy.store.blobs import Blobs
 from ociproxy.store.document_spool import DocumentSpool
 from ociproxy.store.files import store_errors
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from ociproxy.clock import Clock
     from ociproxy.oci.descriptor import Descriptor
+    from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Repository
     from ociproxy.store.read_only import ReadOnlyContent
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION: Final = 1
 _HOT_MANIFEST_BYTES: Final = 16 * 1024 * 1024
 """Bytes of memory for manifests: some thousand, for most have a few KiB."""
+_CLAIMS: Final = 64
+"""Manifests that are read for the size of a blob. A client asks for the manifest just before."""
 _FORMAT: Final = "store.json"
 _INDEXES: Final = "fat"
 _IMAGES: Final = "img"
@@ -109,6 +114,18 @@ class Store:
         """Record the manifest that a tag means at `now` (seconds since the epoch). The manifest
         need not be stored. Raises StoreError."""
         self.refs.put_tag(repository, tag, TagRecord(descriptor, now, repository.registry))
+
+    def claimed_size(self, repository: Repository, blob: Digest) -> int | None:
+        """The size of a blob in bytes by one of the repository's newest manifests; None where none
+        of them names it. Blocks: it reads `_CLAIMS` manifests at most. Raises StoreError."""
+        for digest in self.refs.newest_manifests(repository)[:_CLAIMS]:
+            holder = self.manifests.peek(digest)
+            with suppress(MalformedManifest):
+                if holder is not None and isinstance(holder.manifest, ImageManifest):
+                    for each in holder.manifest.blobs:
+                        if each.digest == blob:
+                            return each.size or None
+        return None
 
     def document_spool(self) -> DocumentSpool:
         """A spool for documents that may turn out not to belong in the store."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ociproxy.archive.bundle import Bundle
-from ociproxy.errors import DigestMismatch, LayoutInvalid
+from ociproxy.errors import DigestMismatch, LayoutInvalid, StoreError
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
 from ociproxy.store.extract import Extractor
@@ -231,6 +232,26 @@ def test_a_blob_is_verified_before_it_is_served(tmp_path: Path) -> None:
             assert mirror.blob(QUAY, "a/b", made.layers[0].digest).status == 404
         assert made.layers[0].digest in mirror.log()
         assert str(bundle) in mirror.log()
+
+
+def test_an_archive_on_a_failing_disk_is_a_store_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = image("app")
+    with Bundle(export(tmp_path, {"docker.io/a/b:1": made})) as bundle:
+
+        def fail(*_: object) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        for name in ("pread", "preadv", "dup"):
+            monkeypatch.setattr(os, name, fail)
+        blob = Digest.parse(made.layers[0].digest)
+        with pytest.raises(StoreError, match=r"b\.tar"):
+            bundle.find_manifest(Digest.parse(made.digest))
+        with pytest.raises(StoreError, match=r"b\.tar"):
+            bundle.find_blob(blob)
+        with pytest.raises(StoreError, match=r"b\.tar"):
+            bundle.verify_blob(blob)
 
 
 def test_another_bundle_has_what_is_damaged_in_one(tmp_path: Path) -> None:

@@ -102,6 +102,56 @@ def test_an_upstream_s_headers_stay_one_line_and_no_bug(mirror: MakeMirror) -> N
         assert_quiet(server)
 
 
+HOSTILE_URLS = [
+    "http://[",
+    "//[",
+    "https://h:99999/x",
+    "https://h:port/x",
+    "http://:80/x",
+    "http://[::1%25a]:x/",
+    "http://a\u2100b/",
+    "http://" + "a" * 300 + "/",
+    "http://a..b/",
+]
+
+
+@pytest.mark.parametrize("url", HOSTILE_URLS)
+def test_a_url_of_an_upstream_that_is_none_is_its_fault(mirror: MakeMirror, url: str) -> None:
+    """As the target of a redirect, as the token service, as the link to the next page."""
+    value = url.encode()
+
+    def answer(client: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += client.recv(65536)
+        path = head.split(b" ", 2)[1]
+        status, header = {
+            b"moved": (b"307 Temporary Redirect", b"Location: " + value),
+            b"login": (b"401 Unauthorized", b'Www-Authenticate: Bearer realm="' + value + b'"'),
+            b"pages": (b"200 OK", b"Link: <" + value + b'>; rel="next"'),
+        }[path.split(b"/")[2]]
+        lines = [b"HTTP/1.1 " + status, header, b"Content-Length: %d" % len(LISTING)]
+        client.sendall(b"\r\n".join(lines) + b"\r\nConnection: close\r\n\r\n" + LISTING)
+
+    with raw_server(answer) as name:
+        entry = upstream_entry(f"http://{name}", auth={"user": "ann", "password": "secret"})
+        fetch = {"retry_wait_max": 0, "pause": 0, "retries": 0}
+        server = mirror({"fetch": fetch, "upstreams": [entry]})
+        for path in (
+            "moved/manifests/v1",
+            f"moved/blobs/{MANIFEST.digest}",
+            "moved/tags/list",
+            "login/manifests/v1",
+            f"login/blobs/{MANIFEST.digest}",
+            "login/tags/list",
+        ):
+            answered = server.get(f"/v2/{path}?ns={name}")
+            assert answered.status == 502, (path, answered.body)
+        # Of a link that can be parsed only the query is used.
+        assert server.get(f"/v2/pages/tags/list?ns={name}").status in (200, 502)
+        assert_quiet(server)
+
+
 # What a client sends
 
 

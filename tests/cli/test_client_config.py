@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from ociproxy.cli.main import main
 from ociproxy.config.file import schema
 
 URL = "http://mirror.example:8080"
+HOST = {"capabilities": ["pull", "resolve"], "dial_timeout": "1s"}
 
 
 def run(command: click.Command, *arguments: str) -> Result:
@@ -42,7 +45,7 @@ def test_containerd_mirrors_every_registry() -> None:
     hosts, one, two = printed("containerd", "--mirror", URL)
     assert hosts[0] == "/etc/containerd/certs.d/_default/hosts.toml"
     # No `server`: containerd falls back to the image's own registry.
-    assert tomllib.loads(hosts[1]) == {"host": {URL: {"capabilities": ["pull", "resolve"]}}}
+    assert tomllib.loads(hosts[1]) == {"host": {URL: HOST}}
     for (path, text), version, plugin in (
         (one, 2, "io.containerd.grpc.v1.cri"),
         (two, 3, "io.containerd.cri.v1.images"),
@@ -64,11 +67,33 @@ def test_a_block_copied_with_its_heading_still_parses() -> None:
         tomllib.loads(f"# /{block}")
 
 
-def test_docker_mirrors_docker_hub() -> None:
-    ((path, text),) = printed("docker", "--mirror", URL)
-    assert path == "/etc/docker/daemon.json"
-    assert json.loads(text) == {"registry-mirrors": [URL]}
-    assert "only docker.io" in run(client_config, "docker").stdout
+def test_referrers_come_from_the_mirror_only_on_demand() -> None:
+    """containerd before 2.2 drops a file that has a capability which it does not know."""
+    said = run(client_config, "containerd", "--mirror", URL, "--referrers").stdout
+    (_, hosts), *_ = printed("containerd", "--mirror", URL, "--referrers")
+    assert tomllib.loads(hosts)["host"][URL]["capabilities"] == ["pull", "resolve", "referrers"]
+    assert "# For containerd 2.2 and newer" in said
+    assert "referrers" not in run(client_config, "containerd").stdout
+
+
+def test_docker_29_mirrors_every_registry_and_older_ones_docker_hub() -> None:
+    hosts, daemon = printed("docker", "--mirror", URL)
+    assert hosts[0] == "/etc/docker/certs.d/_default/hosts.toml"
+    assert tomllib.loads(hosts[1]) == {"host": {URL: HOST}}
+    assert daemon[0] == "/etc/docker/daemon.json"
+    assert json.loads(daemon[1]) == {"registry-mirrors": [URL]}
+    new, old = run(client_config, "docker").stdout.split("# /etc/docker/daemon.json")
+    assert "Docker 29 and newer with the containerd image store" in new
+    assert "every registry" in new
+    assert "before 29" in old
+    assert "only docker.io" in old
+
+
+def test_docker_29_at_a_closed_door() -> None:
+    (_, text), _ = printed("docker", "--mirror", HTTPS, *DOOR)
+    host = tomllib.loads(text)["host"][HTTPS]
+    assert host["ca"] == "/pki/ca.pem"
+    assert host["header"] == {"authorization": "Basic CREDENTIALS"}
 
 
 HTTPS = "https://mirror.example:8443"
@@ -87,7 +112,7 @@ DOOR = (
 def test_containerd_at_a_closed_door() -> None:
     (_, text), *_ = printed("containerd", "--mirror", HTTPS, *DOOR)
     assert tomllib.loads(text)["host"][HTTPS] == {
-        "capabilities": ["pull", "resolve"],
+        **HOST,
         "ca": "/pki/ca.pem",
         "client": [["/pki/node.pem", "/pki/node.key"]],
         "header": {"authorization": "Basic CREDENTIALS"},
@@ -196,6 +221,34 @@ def test_write_puts_the_files_below_a_directory(tmp_path: Path) -> None:
     assert result.stdout.splitlines() == [str(path) for path in written]
     for path in written:
         tomllib.loads(path.read_text())
+
+
+def test_write_leaves_a_file_as_it_was_if_the_disk_is_full(tmp_path: Path) -> None:
+    """A node must never see half of its registries.yaml."""
+    target = tmp_path / "etc" / "rancher" / "k3s" / "registries.yaml"
+    target.parent.mkdir(parents=True)
+    target.write_text("mirrors: {}\n")
+    target.chmod(0o600)
+    limit, before = 20, resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel sends a signal, too, to a process that writes past its limit.
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        result = run(main, "client-config", "k3s", "--write", str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert result.exit_code == 4
+    assert target.read_text() == "mirrors: {}\n"
+    assert [each.name for each in target.parent.iterdir()] == [target.name]
+
+
+def test_write_keeps_a_file_that_only_root_may_read_so(tmp_path: Path) -> None:
+    target = tmp_path / "etc" / "rancher" / "k3s" / "registries.yaml"
+    target.parent.mkdir(parents=True)
+    target.touch(0o600)
+    assert run(client_config, "k3s", "--write", str(tmp_path)).exit_code == 0
+    assert target.stat().st_mode & 0o777 == 0o600
 
 
 def test_write_where_nothing_can_be_written(tmp_path: Path) -> None:

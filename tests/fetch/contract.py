@@ -23,8 +23,7 @@ from ociproxy.errors import (
     UpstreamRateLimited,
     UpstreamUnavailable,
 )
-from ociproxy.fetch.backend import Backend
-from ociproxy.fetch.download.connections import BlobStream
+from ociproxy.fetch.backend import Backend, BlobStream
 from ociproxy.fetch.download.download import Download, State
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE
@@ -92,6 +91,7 @@ def new_download(repository: Repository, digest: Digest, store: Store) -> Downlo
         Fetch(retries=1, blob_limit=1 << 30),
         partition="",
         expected_size=None,
+        believes=True,
         notify=lambda: None,
         spawn=_THREADS.submit,
     )

@@ -379,25 +379,6 @@ def test_index_in_an_index(upstream: FakeUpstream, load: Load) -> None:
     assert upstream.count(inner.manifests[0].digest) == 0
 
 
-def test_plan_stores_nothing(upstream: FakeUpstream, load: Load) -> None:
-    a = upstream.add("team/a", image("same", layers=2, layer_size=50_000), tag="v1")
-    upstream.add("team/b", a, tag="v1")
-    names = [f"{upstream.registry}/team/{name}:v1" for name in "ab"]
-    done = load.run(load.write(*names), "--plan", "--json")
-    assert done.code == 0
-    (plan,) = done.events("plan")
-    blobs = sum(blob.size for blob in a.blobs)
-    assert [each["new"] for each in plan["images"]] == [blobs, blobs]
-    assert (plan["size"], plan["new"]) == (blobs, blobs)
-    assert plan["free"] > 0
-    assert upstream.count("/blobs/") == 0
-    assert [path for path in load.store.rglob("*") if path.is_file()] == [load.store / "store.json"]
-    assert load.run(load.write(*names)).code == 0
-    shown = load.run(load.write(*names), "--plan")
-    assert "0 bytes to fetch" in shown.stdout
-    assert names[0] in shown.stdout
-
-
 def test_full_or_unusable_store_ends_everything(
     upstream: FakeUpstream, load: Load, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Self
@@ -48,6 +49,13 @@ class Containerd:
             run("umount", "-l", at, check=False)
         shutil.rmtree(self.folder)
 
+    def use_printed(self, url: str, *options: str) -> None:
+        """The file that `ociproxy client-config containerd` makes for a mirror at this URL."""
+        place = self.folder / "printed"
+        options = ("--mirror", url, "--write", str(place), *options)
+        run(sys.executable, "-m", "ociproxy", "client-config", "containerd", *options)
+        shutil.copytree(place / "etc" / "containerd" / "certs.d", self.hosts, dirs_exist_ok=True)
+
     def use_mirror(self, url: str, *more: str) -> None:
         """The one file a node needs: this mirror for everything, asked with `?ns=`.
 
@@ -58,6 +66,13 @@ class Containerd:
         lines = [f'[host."{url}"]', '  capabilities = ["pull", "resolve"]', *more]
         text = "".join(f"{line}\n" for line in lines)
         (folder / "hosts.toml").write_text(text, encoding="utf-8")
+
+    def pull_by_2(self, ctr: Path, reference: str) -> str:
+        """As `pull` by containerd 2.x: its own client asks the registries (`--local`)."""
+        hosts = ["--hosts-dir", str(self.hosts), "--platform", "linux/amd64"]
+        words = ["-n", "tests", "images", "pull", "--local", *hosts, reference]
+        run(ctr, "-a", self.folder / "sock", *words, limit=120)
+        return self.images()[reference]
 
     def ctr(self, *words: str) -> bytes:
         return run(self._ctr, "-a", self.folder / "sock", "-n", "tests", *words).stdout

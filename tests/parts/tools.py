@@ -28,6 +28,18 @@ def require_tool(name: str) -> str:
     return path
 
 
+def go_install(package: str, folder: Path) -> Path:
+    """The program that Go makes of a package of the Go module proxy, in `folder`. Without Go, or
+    without that proxy, the test is skipped."""
+    go = shutil.which("go", path=os.environ.get("PATH", "") + os.pathsep + "/usr/local/go/bin")
+    if go is None:
+        pytest.skip("needs Go")
+    done = run(go, "install", package, env={"GOBIN": str(folder)}, check=False, limit=570)
+    if done.returncode:
+        pytest.skip(f"go install {package}: {done.stderr.decode(errors='replace')[-500:]}")
+    return folder / package.partition("@")[0].rpartition("/")[2]
+
+
 def require_root() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")

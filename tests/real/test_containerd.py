@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
 
 from tests.images import Image, runnable
 from tests.parts.containerd import Containerd
 from tests.parts.registry import Registry
-from tests.parts.tools import require_tool
+from tests.parts.tools import go_install, require_tool
 from tests.real.conftest import TAG
 from tests.server import Mirror, upstream_entry
 
 MirrorFactory = Callable[..., Mirror]
+IMAGE = "a/b/c/d/e/oci-image"
+
+
+@pytest.fixture(scope="session")
+def ctr_2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The client of containerd 2.4, which asks registries by itself; Debian 12 has 1.6."""
+    package = "github.com/containerd/containerd/v2/cmd/ctr@v2.4.2"
+    return go_install(package, tmp_path_factory.mktemp("go"))
+
+
+@pytest.fixture
+def dead_mirror() -> Iterator[str]:
+    """The URL of a host that answers no packet: neither a connection nor a refusal."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        # A full backlog: the kernel drops further handshakes.
+        waiting = [socket.socket() for _ in range(4)]
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        for each in waiting:
+            each.close()
 
 
 def pull_all(node: Containerd, registry: Registry, held: dict[str, Image]) -> None:
@@ -111,3 +140,54 @@ def test_a_container_starts_from_an_image_pulled_offline(
     containerd.wipe()
     containerd.pull(reference)
     assert containerd.run(reference) == b"hello from ociproxy\n"
+
+
+def test_containerd_1_reads_what_client_config_prints(
+    registry: Registry, held: dict[str, Image], containerd: Containerd, mirror: MirrorFactory
+) -> None:
+    """It ignores `dial_timeout`; for a capability that it does not know it drops the file."""
+    server = mirror({"upstreams": [upstream_entry(registry.url)]})
+    reference = f"{registry.name}/{IMAGE}:{TAG}"
+    containerd.use_printed(server.url)
+    assert containerd.pull(reference) == held[IMAGE].digest
+    assert "containerd/" not in registry.log()
+
+    containerd.wipe()
+    containerd.use_printed(server.url, "--referrers")
+    containerd.pull(reference)
+    assert "containerd/" in registry.log()
+
+
+@pytest.mark.network
+@pytest.mark.timeout(660)
+def test_containerd_2_reads_what_client_config_prints(
+    registry: Registry,
+    held: dict[str, Image],
+    containerd: Containerd,
+    mirror: MirrorFactory,
+    ctr_2: Path,
+) -> None:
+    server = mirror({"upstreams": [upstream_entry(registry.url)]})
+    for options in ((), ("--referrers",)):
+        containerd.use_printed(server.url, *options)
+        reference = f"{registry.name}/{IMAGE}:{TAG}"
+        assert containerd.pull_by_2(ctr_2, reference) == held[IMAGE].digest
+        containerd.wipe()
+    assert "containerd/" not in registry.log()
+
+
+@pytest.mark.network
+@pytest.mark.timeout(660)
+def test_a_dead_mirror_costs_containerd_2_seconds_not_half_a_minute_a_blob(
+    registry: Registry,
+    held: dict[str, Image],
+    containerd: Containerd,
+    dead_mirror: str,
+    ctr_2: Path,
+) -> None:
+    containerd.use_printed(dead_mirror)
+    began = time.monotonic()
+    digest = containerd.pull_by_2(ctr_2, f"{registry.name}/{IMAGE}:{TAG}")
+    assert digest == held[IMAGE].digest
+    assert time.monotonic() - began < 30
+    assert "containerd/" in registry.log()

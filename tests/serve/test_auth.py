@@ -57,6 +57,37 @@ def test_who_has_the_password_may_pull(server: Mirror, upstream: FakeUpstream) -
     assert "s3cret" not in server.log()
 
 
+def test_credentials_meant_for_docker_hub_go_nowhere_and_cost_one_check(
+    mirror: MakeMirror, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    """Docker may send a user's password for Docker Hub to the mirror in its place."""
+    upstream.add("app", image("app"), tag="v1")
+    path = f"/v2/app/manifests/v1?ns={upstream.registry}"
+    hub = basic("hub-user", "hub-secret")
+    entry = upstream_entry(upstream.url)
+    open_server = mirror({"upstreams": [entry]}, args=["--log-level", "trace"])
+    assert status(open_server, hub, path) == 200
+    assert upstream.requests
+    assert all("Authorization" not in request.headers for request in upstream.requests)
+    users = tmp_path / "slow-users"
+    users.write_text(f"alice:{hashed('s3cret', cost=13)}\n")
+    closed = mirror(
+        {"upstreams": [entry], "serve": {"auth": {"htpasswd": str(users)}}},
+        args=["--log-level", "trace"],
+    )
+    began = time.monotonic()
+    assert status(closed, hub, path) == 401
+    once = time.monotonic() - began
+    began = time.monotonic()
+    for _ in range(50):
+        assert status(closed, hub, path) == 401
+    # A check for each would take fifty times as long.
+    assert time.monotonic() - began < 10 * once + 2
+    for server in (open_server, closed):
+        for text in ("hub-secret", hub["Authorization"].split()[1]):
+            assert text not in server.log()
+
+
 def test_the_challenge(server: Mirror) -> None:
     answer = server.get("/v2/")
     assert answer.status == 401

@@ -59,32 +59,53 @@ def test_a_client_that_has_the_blob_gets_304(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(
-    ("headers", "status"),
+    ("headers", "expected"),
     [
-        ({"Range": "bytes=10-19", "If-Range": '"{digest}"'}, 206),
-        ({"Range": "bytes=10-19", "If-Range": '"another"'}, 200),
-        ({"Range": "bytes=0-1,5-6"}, 200),
-        ({"Range": "lines=1-2"}, 200),
-        ({"Range": "bytes=19-10"}, 416),
-        ({"Range": "bytes=ten-"}, 416),
-        ({"Range": "bytes=-"}, 416),
+        ({"Range": "bytes=10-19", "If-Range": '"{digest}"'}, slice(10, 20)),
+        ({"Range": "bytes=10-19", "If-Range": '"another"'}, None),
+        ({"Range": "Bytes=10-19"}, slice(10, 20)),
+        ({"Range": "bytes=990-2000"}, slice(990, 1000)),
+        ({"Range": "bytes=-10"}, slice(990, 1000)),
+        ({"Range": "bytes=-2000"}, slice(0, 1000)),
+        ({"Range": f"bytes=0-{'9' * 5000}"}, slice(0, 1000)),
+        ({"Range": "bytes=0-1,5-6"}, None),
+        ({"Range": "lines=1-2"}, None),
+        ({"Range": "bytes=19-10"}, None),
+        ({"Range": "bytes=ten-"}, None),
+        ({"Range": "bytes=-"}, None),
+        ({"Range": "bytes=+1-+5"}, None),
+        ({"Range": "bytes"}, None),
         ({"Range": "bytes=1000-"}, 416),
+        ({"Range": "bytes=-0"}, 416),
+        ({"Range": f"bytes={'9' * 5000}-"}, 416),
     ],
 )
-def test_ranges_that_are_conditional_several_or_malformed(
-    scene: Scene, headers: dict[str, str], status: int
+def test_a_range_gets_its_bytes_and_what_is_no_range_the_whole_blob(
+    scene: Scene, headers: dict[str, str], expected: slice | int | None
 ) -> None:
+    """RFC 9110: an invalid Range is ignored (14.1.1, 14.2); one behind the end is a 416."""
     blob = scene.blob(1000)
     scene.start()
     headers = {name: value.format(digest=blob.digest) for name, value in headers.items()}
     answer = scene.get(blob, headers)
-    assert answer.status == status
-    if status == 416:
+    if expected == 416:
+        assert answer.status == 416
         [error] = json.loads(answer.body)["errors"]
         assert error["code"] == "RANGE_INVALID"
         assert answer.headers["content-range"] == "bytes */1000"
+    elif isinstance(expected, slice):
+        assert answer.status == 206
+        assert answer.body == blob.data[expected]
+        assert answer.headers["content-range"] == f"bytes {expected.start}-{expected.stop - 1}/1000"
     else:
-        assert answer.body == (blob.data[10:20] if status == 206 else blob.data)
+        assert (answer.status, answer.body) == (200, blob.data)
+
+
+def test_a_range_of_an_empty_blob_is_the_blob_or_behind_its_end(scene: Scene) -> None:
+    blob = scene.blob(0)
+    scene.start()
+    answers = [scene.get(blob, {"Range": f"bytes={wanted}"}) for wanted in ("-5", "-0", "0-")]
+    assert [answer.status for answer in answers] == [200, 416, 416]
 
 
 @pytest.mark.parametrize("auth", [BasicAuth("ann", "secret"), TokenAuth()])
@@ -155,6 +176,22 @@ def test_a_page_in_place_of_a_blob_is_not_kept(scene: Scene) -> None:
     answer = scene.get(app.layers[0])
     assert answer.status == 502
     assert not scene.is_stored(app.layers[0])
+
+
+def test_nothing_in_place_of_a_blob_is_refused_before_the_headers(scene: Scene) -> None:
+    blob = scene.blob(1000, Fault(body=b""))
+    scene.start()
+    assert scene.server.head(scene.path("blobs", blob.digest)).status == 502
+    assert scene.get(blob).status == 502
+    assert not scene.is_stored(blob)
+
+
+def test_a_blob_of_no_bytes_is_served(scene: Scene) -> None:
+    blob = scene.blob(0)
+    scene.start()
+    answer = scene.get(blob)
+    assert (answer.status, answer.body) == (200, b"")
+    assert scene.server.head(scene.path("blobs", blob.digest)).headers["content-length"] == "0"
 
 
 def test_what_another_repository_may_not_have_is_fetched_from_one_that_may(scene: Scene) -> None:

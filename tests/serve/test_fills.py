@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import json
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from io import BytesIO
 
 import pytest
 
 from ociproxy.oci.digest import Digest
 from ociproxy.store.store import Store
-from tests.images import image, random_blob
+from tests.images import Content, content, image, random_blob
 from tests.serve.scene import MIB, Scene
 from tests.upstream_faults import Fault
 
@@ -153,18 +157,101 @@ def test_a_killed_server_resumes_where_it_stopped(scene: Scene) -> None:
     assert resumed, "the second request asks for what is missing only"
 
 
-def test_the_beginning_of_something_else_is_thrown_away(scene: Scene) -> None:
-    app = image("app", layer_size=MIB)
-    scene.upstream.add(scene.repository, app, tag="v1")
-    server = scene.start(background_fills=0)
-    scene.manifest("v1")
-    layer = app.layers[0]
-    staged = server.store / "pulls" / layer.encoded
+def test_the_beginning_of_something_else_is_thrown_away_once_it_was_hashed(scene: Scene) -> None:
+    blob = scene.blob(MIB)
+    server = scene.start()
+    staged = server.store / "pulls" / blob.encoded
     staged.write_bytes(b"x" * 1000)
-    staged.with_name(f"{layer.encoded}.spans").write_text("size 1000\n0 1000\n")
-    # The manifest says how large it is, so this cannot be it: no failed try comes first.
-    assert scene.get(layer).body == layer.data
-    assert scene.upstream.bytes_sent("/blobs/") == layer.size
+    staged.with_name(f"{blob.encoded}.spans").write_text("size 1000\n0 1000\n")
+    with scene.open(blob) as response, contextlib.suppress(*CUT_SHORT):
+        response.read()
+    server.wait_for_file(f"blobs/{blob.encoded}")
+    assert scene.get(blob).body == blob.data
+
+
+def lying_manifest(scene: Scene, repository: str, layer: Content, size: int) -> str:
+    """Push a manifest that says this of the size of a layer; return its digest."""
+    honest = image("honest")
+    document = honest.top.json()
+    document["layers"] = [{**layer.descriptor(), "size": size}]
+    for each in (*honest.blobs, layer):
+        scene.upstream.add_content(repository, each)
+    lie = content(json.dumps(document).encode(), honest.top.media_type)
+    scene.upstream.add_content(repository, lie)
+    return lie.digest
+
+
+@pytest.mark.parametrize("size", [0, 7, 20 * MIB])
+def test_a_lie_about_a_size_costs_another_repository_nothing(scene: Scene, size: int) -> None:
+    blob = scene.blob(8 * MIB)
+    lie = lying_manifest(scene, "liar", blob, size)
+    scene.start(background_fills=0)
+    assert scene.manifest(lie, "liar").status == 200
+    answer = scene.get(blob)
+    assert (answer.status, answer.body) == (200, blob.data)
+
+
+def test_what_has_arrived_is_kept_although_a_manifest_lies_about_its_size(scene: Scene) -> None:
+    blob = scene.blob(8 * MIB, Fault(rate=8 * MIB, stall_after=6 * MIB), times=1)
+    lie = lying_manifest(scene, scene.repository, blob, 7)
+    server = scene.start(background_fills=0)
+    with scene.open(blob) as response:
+        response.read(5 * MIB)
+        server.kill()
+    scene.upstream.release()
+    server.restart()
+    scene.manifest(lie)
+    scene.upstream.requests.clear()
+    assert scene.get(blob).body == blob.data
+    assert scene.upstream.bytes_sent(f"/blobs/{blob.digest}") <= 3 * MIB
+
+
+def test_a_body_without_a_length_is_streamed_after_a_restart(scene: Scene) -> None:
+    """The manifest that claims the size is in the store; the process that saw it has ended."""
+    app = scene.upstream.add(scene.repository, image("app", layer_size=3 * MIB), tag="v1")
+    layer = app.layers[0]
+    server = scene.start(background_fills=0)
+    assert scene.manifest("v1").status == 200
+    server.restart()
+    scene.upstream.fault("/blobs/", Fault(chunked=True, no_range=True, stall_after=MIB))
+    with scene.open(layer) as response:
+        head = response.read(MIB // 2)
+        scene.upstream.heal()
+        assert head + response.read() == layer.data
+
+
+def test_a_body_whose_size_nothing_tells_is_streamed(scene: Scene) -> None:
+    blob = scene.blob(8 * MIB, Fault(chunked=True, no_range=True, rate=2 * MIB))
+    server = scene.start()
+    with scene.open(blob) as response:
+        assert response.status == 200
+        assert response.getheader("Transfer-Encoding") == "chunked"
+        head = response.read(MIB)
+        assert not scene.is_stored(blob)
+        assert head + response.read() == blob.data
+    server.wait_for_file(f"blobs/{blob.encoded}")
+
+
+def test_a_client_without_chunks_gets_a_body_whose_size_nothing_tells(scene: Scene) -> None:
+    """HTTP/1.0: the connection ends with the body."""
+    blob = scene.blob(8 * MIB, Fault(chunked=True, no_range=True, rate=2 * MIB))
+    server = scene.start()
+    with socket.create_connection((server.host, server.port), 30) as client:
+        client.sendall(f"GET {scene.path('blobs', blob.digest)} HTTP/1.0\r\n\r\n".encode())
+        received = b"".join(iter(partial(client.recv, MIB), b""))
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert b" 200 " in head
+    assert b"chunked" not in head.lower()
+    assert body == blob.data
+
+
+def test_a_wrong_body_whose_size_nothing_tells_is_cut_short(scene: Scene) -> None:
+    fault = Fault(chunked=True, no_range=True, rate=2 * MIB, flip_at=10)
+    blob = scene.blob(8 * MIB, fault)
+    scene.start()
+    with scene.open(blob) as response, pytest.raises(CUT_SHORT):
+        response.read()
+    assert not scene.is_stored(blob)
 
 
 def test_workers_share_one_download(scene: Scene) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tests.images import Image, artifact, image, multi_platform, random_blob
+from tests.images import OCI_INDEX, Image, artifact, content, image, multi_platform, random_blob
+from tests.load.loading import Load
 from tests.server import Answer, Mirror, upstream_entry
 from tests.upstream import FakeUpstream
 
@@ -146,5 +149,49 @@ def test_a_subject_is_no_claim(mirror: MakeMirror, upstream: FakeUpstream) -> No
     server = mirror({"upstreams": [isolated(upstream)]})
     pull(server, upstream, "team/secret", secret)
     pull(server, upstream, "team/open", claims)
+    answers = everything(server, upstream.registry, "team/open", secret)
+    assert {answer.status for answer in answers} == {404}
+
+
+@pytest.mark.parametrize("by", ["load", "preload"])
+def test_a_load_opens_no_manifest_that_its_repository_lacks_at_the_upstream(
+    mirror: MakeMirror, upstream: FakeUpstream, tmp_path: Path, by: str
+) -> None:
+    """An index may name any digest, and a registry need not have what its indexes name."""
+    secret = upstream.add("team/secret", multi_platform("secret"), tag="v1")
+    upstream.add("team/open", Image(secret.top), tag="v1")
+    config: dict[str, object] = {"upstreams": [isolated(upstream)]}
+    load = Load(tmp_path / "load", config=config)
+    assert load.run(load.write(f"{upstream.registry}/team/secret:v1"), "--all-platforms").code == 0
+    listed = load.write(f"{upstream.registry}/team/open:v1 platform=linux/amd64")
+    if by == "load":
+        assert load.run(listed).code == 3
+        server = mirror(config, store=load.store)
+    else:
+        server = mirror(config, store=load.store, args=["--preload-images", listed])
+        server.wait_for_log("image not loaded")
+    children = Image(secret.manifests[0], secret.manifests[1:], secret.blobs)
+    answers = everything(server, upstream.registry, "team/open", children)
+    assert {answer.status for answer in answers} == {404}
+    pull(server, upstream, "team/secret", secret)
+
+
+def test_a_load_opens_no_referrer_that_its_repository_lacks_at_the_upstream(
+    mirror: MakeMirror, make_upstream: MakeUpstream, tmp_path: Path
+) -> None:
+    upstream = make_upstream(referrers=False)
+    app = upstream.add("team/open", image("app"), tag="v1")
+    secret = artifact(app.top)
+    upstream.add("team/secret", secret, tag="v1")
+    listing = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [secret.top.descriptor()]}
+    fallback = Image(content(json.dumps(listing).encode(), OCI_INDEX))
+    upstream.add("team/open", fallback, tag=app.digest.replace(":", "-"))
+    config: dict[str, object] = {"upstreams": [isolated(upstream)]}
+    load = Load(tmp_path / "load", config=config)
+    assert load.run(load.write(f"{upstream.registry}/team/secret:v1")).code == 0
+    listed = load.write(f"{upstream.registry}/team/open:v1")
+    assert load.run(listed, "--referrers").code == 0
+    assert upstream.count(f"/team/open/manifests/{secret.digest}") == 1
+    server = mirror(config, store=load.store)
     answers = everything(server, upstream.registry, "team/open", secret)
     assert {answer.status for answer in answers} == {404}

@@ -81,14 +81,19 @@ def test_a_head_fetches_nothing_and_the_tag_survives_offline(
     assert server.manifest(upstream.registry, "app", "v1").body == app.top.data
 
 
+@pytest.mark.parametrize("named", ["application/json", "application/octet-stream", "no type"])
 def test_a_head_that_names_no_media_type_does_not_rename_the_manifest(
-    mirror: MakeMirror, upstream: FakeUpstream
+    mirror: MakeMirror, upstream: FakeUpstream, named: str
 ) -> None:
     app = image("app")
     upstream.add("app", app, tag="v1")
-    upstream.fault("/manifests/", Fault(content_type="application/json"), method="HEAD")
+    upstream.fault("/manifests/", Fault(content_type=named), method="HEAD")
     server = mirror_of(mirror, upstream)
-    server.head(f"/v2/app/manifests/v1?ns={upstream.registry}")
+    head = server.head(f"/v2/app/manifests/v1?ns={upstream.registry}")
+    assert head.headers["content-type"] == app.top.media_type
+    assert head.digest == app.digest
+    [record] = server.store.glob("refs/*/app/_tags/v1")
+    assert json.loads(record.read_bytes())["descriptor"]["mediaType"] == app.top.media_type
     server.manifest(upstream.registry, "app", app.digest)
     answer = server.manifest(upstream.registry, "app", "v1")
     assert answer.headers["content-type"] == app.top.media_type

@@ -6,7 +6,10 @@ import http.client
 import os
 import signal
 import subprocess
+import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -147,3 +150,75 @@ def test_a_signal_to_every_process_is_one_signal(scene: Scene) -> None:
         scene.upstream.heal()
         assert head + response.read() == blob.data
     assert process.wait(10) == 0
+
+
+def test_a_question_that_hangs_upstream_does_not_delay_the_end(scene: Scene) -> None:
+    scene.upstream.fault("/manifests/", Fault(delay=60))
+    server = scene.start(serve={"shutdown_grace": "1s"})
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(scene.manifest, "v1")
+        server.wait_for(lambda: scene.upstream.count("/manifests/") == 1, "asked")
+        process, began = terminate(server), time.monotonic()
+        assert process.wait(20) == 0
+        assert time.monotonic() - began < 8
+        with pytest.raises((http.client.HTTPException, ConnectionError)):
+            asking.result(10)
+    assert "request cut" in server.log()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_download_of_before_a_reload_does_not_delay_the_end(scene: Scene, workers: int) -> None:
+    blob = scene.blob(4 * MIB, HALF)
+    server = scene.start(serve={"shutdown_grace": "1s", "workers": workers})
+    with scene.open(blob) as response:
+        response.read(1)
+        server.reload()
+        server.wait_for_log("configuration reloaded")
+        process, began = terminate(server), time.monotonic()
+        assert process.wait(20) == 0
+        assert time.monotonic() - began < 8
+
+
+def test_a_client_that_reads_nothing_costs_the_grace_once(scene: Scene) -> None:
+    blob = scene.blob(64 * MIB)
+    server = scene.start(serve={"shutdown_grace": "6s"})
+    assert scene.get(blob).status == 200
+    server.wait_for_file(f"blobs/{blob.encoded}")
+    with scene.open(blob) as response:
+        response.read(1)
+        process, began = terminate(server), time.monotonic()
+        assert process.wait(20) == 0
+        assert time.monotonic() - began < 11
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_log_that_is_not_read_stops_no_request_and_no_end(scene: Scene, workers: int) -> None:
+    """Lines are dropped, and counted once the pipe is read again."""
+    server = scene.start(serve={"workers": workers, "shutdown_grace": "2s"})
+    server.stop()
+    program = [sys.executable, "-m", "ociproxy", *server.command()[3:], "--port", str(server.port)]
+    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    try:
+        server.wait_for(lambda: is_up(server), "up", 20)
+        for _ in range(6000 * workers):
+            assert server.get("/v2/none/x/tags/list/x").status == 404
+        lines: list[bytes] = []
+        reader = threading.Thread(target=lambda out: lines.extend(out), args=(process.stderr,))
+        reader.start()
+        server.wait_for(lambda: any(b"log lines dropped lines=" in x for x in lines), "counted")
+        process.terminate()
+        assert process.wait(20) == 0
+        reader.join(10)
+        assert any(b" stopped" in line for line in lines)
+    finally:
+        process.kill()
+        process.wait(10)
+        process.stderr.close()
+
+
+def is_up(server: Mirror) -> bool:
+    try:
+        return server.get("/healthz").status == 200
+    except ConnectionError:
+        return False

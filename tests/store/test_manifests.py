@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -137,6 +138,29 @@ def test_last_use_is_recorded_unless_told_not_to(store: Store) -> None:
     assert Store(store.root).manifests.find(digest) is not None
     assert store.manifests.last_used(digest) == pytest.approx(time.time(), abs=60)
     assert store.manifests.last_used(Digest.of(b"another")) is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_disk_that_records_no_use_harms_no_answer(
+    store: Store, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    digest = commit(store, image().top)
+    blob = image().layers[0]
+    (store.root / "blobs" / blob.encoded).write_bytes(blob.data)
+    for path in store.root.glob("[bi]*/*"):
+        os.utime(path, (1, path.stat().st_mtime))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "utime", full)
+    cold = Store(store.root)
+    assert cold.manifests.find(digest) is not None
+    store.blobs.verify(Digest.parse(blob.digest))
+    found = store.blobs.find(Digest.parse(blob.digest))
+    assert found is not None
+    with found.file:
+        assert found.sealed
 
 
 def test_a_last_use_that_cannot_be_read_is_a_store_error(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ociproxy.oci.platform import Platform
 from ociproxy.oci.reference import Repository
 from ociproxy.store.inventory import references
 from ociproxy.store.read_only import TagRecord
+from ociproxy.store.refs import REFERRERS_OF_ONE
 from ociproxy.store.store import Store
 from tests.images import Content, artifact, image
 
@@ -154,3 +156,18 @@ def test_a_manifest_whose_subject_cannot_be_told_is_not_there(store: Store) -> N
     store.commit_manifest(here, holder_of(signature))
     found = store.refs.referrers(here, Digest.parse(subject.digest))
     assert [each.digest for each in found] == [digest]
+
+
+def test_records_of_one_subject_are_bounded(store: Store) -> None:
+    """Any repository's manifests may name any subject."""
+    subject = Digest.of(b"subject")
+    folder = store.root / "referrers" / str(subject)
+    folder.mkdir(parents=True)
+    for number in range(REFERRERS_OF_ONE):
+        (folder / str(Digest.of(str(number).encode()))).write_bytes(b"{}")
+    more = Descriptor(OCI_MANIFEST, Digest.of(b"one more"), 8)
+    store.refs.put_referrer(subject, more)
+    assert len(list(folder.iterdir())) == REFERRERS_OF_ONE
+    known = Descriptor(OCI_MANIFEST, Digest.of(b"0"), 8)
+    store.refs.put_referrer(subject, known)
+    assert json.loads((folder / str(known.digest)).read_bytes()) == known.to_json()

@@ -175,3 +175,48 @@ def test_what_a_killed_process_was_writing_goes(tmp_path: Path) -> None:
     assert mine.exists()
     assert not left.exists()
     assert (tmp_path / "other").exists()
+
+
+def test_a_sweep_leaves_the_file_that_took_the_name_of_the_one_it_looked_at(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner ends, and another one begins, between the sweep's open and its lock."""
+    root = store.staging.root
+    path = root / ".preload-list"
+    path.touch()
+    os.utime(path, (1000, 1000))
+    opened = os.open
+
+    def open_late(name: Path, flags: int, *more: int) -> int:
+        file = opened(name, flags, *more)
+        if name == path and path.stat().st_mtime == 1000:
+            path.unlink()
+            path.write_bytes(b"new")
+        return file
+
+    monkeypatch.setattr(os, "open", open_late)
+    store.staging.sweep(2000)
+    assert path.read_bytes() == b"new"
+
+
+def test_an_owner_notices_that_its_file_was_swept_between_its_open_and_its_lock(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes would own one name."""
+    path = store.staging.root / ".preload-list"
+    path.touch()
+    opened, looks = os.open, []
+
+    def open_late(name: Path, flags: int, *more: int) -> int:
+        file = opened(name, flags, *more)
+        looks.append(name)
+        if len(looks) == 1:
+            path.unlink()
+        return file
+
+    monkeypatch.setattr(os, "open", open_late)
+    first = store.staging.claim("preload-list")
+    monkeypatch.undo()
+    assert first is not None
+    assert store.staging.claim("preload-list") is None
+    os.close(first)

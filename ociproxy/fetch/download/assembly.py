@@ -23,13 +23,19 @@ if TYPE_CHECKING:
     from ociproxy.store.ingest import Ingest
 
 
+READ: Final = 1024 * 1024
+"""Bytes asked from a connection at a time; a few of these wait in memory to be hashed. Half as many
+cost a fast upstream a tenth of its speed, twice as many bring nothing (measured on loopback).
+
+A connection may be writing as many from where its segment starts: no segment is split within."""
 UNKNOWN: Final = 1 << 62
 """Where the last gap ends while the size of the blob is not known."""
 
 
 @dataclass(slots=True, eq=False)
 class Segment:
-    """[start, stop) that one connection is fetching; start moves as bytes arrive.
+    """[start, stop) that one connection is fetching; start moves as bytes arrive. A split moves
+    stop, and the connection is closed there.
 
     Segments overlap neither each other nor the bytes that are here. So no byte is written twice,
     and bytes that were hashed stay as they are.
@@ -76,9 +82,35 @@ class Segments:
         segment.start, segment.stop = gap
         return True
 
-    def release(self, segment: Segment) -> None:
-        """Other connections may fetch what the segment still covers."""
+    def far_awaited(self, size: int | None, near: int) -> Segment | None:
+        """The bytes from the first offset that a reader waits for, where a connection is on its
+        way to it that has more than `near` bytes to bring before. Not taken yet."""
+        for offset in sorted(self._wanted):
+            running = self._splittable(offset, max(near, READ))
+            if running is not None and size is not None and offset < size:
+                return Segment(offset, min(running.stop, offset + self._segment))
+        return None
+
+    def split(self, segment: Segment) -> bool:
+        """Take a segment that `far_awaited` returned from the one that covers it. False where that
+        one has come too near, or has been split elsewhere."""
+        running = self._splittable(segment.start, READ)
+        if running is None:
+            return False
+        segment.stop = min(segment.stop, running.stop)
+        running.stop = segment.start
+        self._fetching.append(segment)
+        return True
+
+    def _splittable(self, offset: int, near: int) -> Segment | None:
+        return next((s for s in self._fetching if s.start + near < offset < s.stop), None)
+
+    def release(self, segment: Segment) -> bool:
+        """Other connections may fetch what the segment still covers. False where none was taken."""
+        if segment not in self._fetching:
+            return False
         self._fetching.remove(segment)
+        return True
 
     def free_gap(self, arrived: ByteRanges, size: int | None) -> tuple[int, int] | None:
         """The next range that is neither here nor being fetched; one that a reader waits for comes
@@ -92,10 +124,10 @@ class Segments:
         return taken.gap(0, size)
 
     def is_coming(self, arrived: ByteRanges, offset: int) -> bool:
-        """Whether the byte at offset is here, or a connection is on its way to it."""
+        """Whether the byte at offset is here, or a connection is about to bring it."""
         if arrived.stop_after(offset) > offset:
             return True
-        return any(segment.start <= offset < segment.stop for segment in self._fetching)
+        return any(s.start <= offset < min(s.stop, s.start + READ) for s in self._fetching)
 
     def _taken(self, arrived: ByteRanges) -> ByteRanges:
         taken = ByteRanges()
@@ -107,10 +139,13 @@ class Segments:
 
 
 class Assembly:
-    """`size` is what a manifest claims until the upstream has told it; None where neither has."""
+    """`size` is a claim, of a manifest or a journal, until the upstream has told it; None where
+    neither has."""
 
     def __init__(self, digest: Digest, upstream: str, *, size: int | None, segment: int) -> None:
-        self.size = size
+        self.size = size or None  # no byte would be asked for where nothing is claimed to be there
+        self._told = False
+        """The upstream has told the size: from then on there is no other one."""
         self.verified = False
         """The bytes are right: readers may read the last one."""
         self._digest = digest
@@ -126,17 +161,17 @@ class Assembly:
         """The end of the bytes that can be read from offset. The last byte waits for the
         verification, so that no reader ever has all of a wrong blob."""
         with self._lock:
-            if self.size is None:
-                return offset
-            if self.verified:
+            if self.verified and self.size is not None:
                 return self.size
             if self._ingest is None:
                 return offset
-            return max(offset, min(self._ingest.ranges.stop_after(offset), self.size - 1))
+            stop = self._ingest.ranges.stop_after(offset)
+            # Where the size is not known, any byte may be the last one.
+            return max(offset, stop - 1 if self.size is None else min(stop, self.size - 1))
 
     def want(self, offset: int) -> bool:
         """A reader waits for the byte at offset: it is fetched first. True where no connection is
-        on its way to it."""
+        about to bring it."""
         with self._lock:
             self._segments.want(offset)
             if self.size is None or self._ingest is None:
@@ -183,13 +218,23 @@ class Assembly:
                 self.size = ingest.size
 
     def learn_size(self, size: int) -> None:
-        """Raises SizeMismatch where another size was known."""
+        """The upstream tells it, whatever was claimed. Raises SizeMismatch where it told another
+        one before."""
         with self._lock:
-            if self.size not in (None, size):
+            if self._told and self.size != size:
                 raise SizeMismatch(f"blob {self._digest}", self.size, size)
-            self.size = size
+            self.size, self._told = size, True
             if self._ingest is not None and self._ingest.leading:
                 self._ingest.set_size(size)
+
+    def resume(self, ingest: Ingest) -> None:
+        """Go on with what arrived before. Its journal knows the size better than a manifest does,
+        and what is there already refutes a smaller claim."""
+        self.adopt(ingest)
+        with self._lock:
+            end = max((stop for _, stop in ingest.ranges), default=0)
+            size = (ingest.size or self.size) if not self._told else self.size
+            self.size = None if size is None or (size < end and not self._told) else size
 
     def hash_with(self, hasher: InOrderHasher) -> None:
         self._hasher = hasher
@@ -219,10 +264,26 @@ class Assembly:
         with self._lock:
             return self._segments.move(segment, self._current().ranges, offset, stop)
 
-    def release(self, segment: Segment) -> None:
-        """A connection ends: others may fetch what its segment still covers."""
+    def far_awaited(self, near: int) -> Segment | None:
+        """What a reader waits for and what a connection will bring only after `near` bytes."""
         with self._lock:
-            self._segments.release(segment)
+            return self._segments.far_awaited(self.size, near)
+
+    def split(self, segment: Segment) -> bool:
+        """Take what `far_awaited` returned; False where it is coming by now."""
+        with self._lock:
+            return self._segments.split(segment)
+
+    def end_at(self, segment: Segment, size: int) -> None:
+        """The upstream says where the blob ends."""
+        with self._lock:
+            segment.stop = min(segment.stop, size)
+
+    def release(self, segment: Segment) -> bool:
+        """A connection ends: others may fetch what its segment still covers. False where the
+        segment was never taken."""
+        with self._lock:
+            return self._segments.release(segment)
 
     @property
     def is_all_taken(self) -> bool:

@@ -2,9 +2,9 @@
 
 A blob of up to one segment is one request. A larger one is fetched segment by segment over one
 connection. More connections help as soon as one proves slow, or when a reader waits for bytes that
-no connection is on its way to. A broken request is asked again from where it stopped.
-
-Tests: tests/fetch/download/test_fill.py, tests/serve/test_fills.py.
+are not coming soon: they are asked for at once, and a request that would have brought them later
+is ended where they begin. A broken request is asked again from where it stopped. Once bytes
+have come, an odd answer costs one try and not the download: a refusal, or a captive portal's page.
 """
 
 from __future__ import annotations
@@ -13,23 +13,30 @@ import contextlib
 import logging
 import time
 from threading import Condition, Event
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
-from ociproxy.errors import OciProxyError, UpstreamInvalid, UpstreamUnavailable
-from ociproxy.fetch.download.assembly import UNKNOWN
-from ociproxy.fetch.retry import resuming, retrying
+from ociproxy.errors import (
+    BlobTooLarge,
+    BlobUnknown,
+    NameUnknown,
+    OciProxyError,
+    UpstreamError,
+    UpstreamInvalid,
+    UpstreamRateLimited,
+    UpstreamUnavailable,
+)
+from ociproxy.fetch.download.assembly import READ, UNKNOWN
+from ociproxy.fetch.retry import Resumption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
+    from ociproxy.fetch.backend import BlobStream, OpenBlob
     from ociproxy.fetch.download.assembly import Segment
     from ociproxy.fetch.download.download import Download
 
-_CHUNK: Final = 1024 * 1024
-"""Bytes asked from a connection at a time; a few of these wait in memory to be hashed. Half as many
-cost a fast upstream a tenth of its speed, twice as many bring nothing (measured on loopback)."""
 _PATIENCE: Final = 0.5
 """Seconds in which one connection may show how fast it is before others help."""
 _WORTH_HELP: Final = 1.0
@@ -37,62 +44,29 @@ _WORTH_HELP: Final = 1.0
 _SEGMENT_SECONDS: Final = 0.5
 """Seconds of one connection's work that a request may be for where a segment is less: a fast
 upstream is not asked again and again."""
+_OPENING: Final = 0.1
+"""Seconds that a further connection is taken to cost at least: what comes as soon is waited for."""
 _LOOK: Final = 0.5
 """Seconds between looks at helpers whose thread has not begun."""
 
 
-class BlobStream(Protocol):
-    """The body of one blob request, undecoded bytes, read by one thread; `abort` may come from
-    another."""
-
-    @property
-    def size(self) -> int | None:
-        """Bytes of the whole blob as the upstream states them, or None where it does not."""
-
-    @property
-    def start(self) -> int:
-        """Offset of the first byte of the body: 0 where the upstream ignored the range."""
-
-    @property
-    def stop(self) -> int | None:
-        """Offset just past the last byte of the body, or None where the upstream does not say."""
-
-    def read(self, limit: int) -> bytes:
-        """At most `limit` bytes, as soon as some are there; b"" at the end. Raises
-        UpstreamUnavailable when the connection breaks, stalls, or ends before the stated length."""
-
-    def abort(self) -> None:
-        """Make a blocked read return soon; safe from any thread, at any time, more than once."""
-
-    def close(self) -> None:
-        """Give the connection back if the body was read to its end, else drop it."""
-
-
-class OpenBlob(Protocol):
-    """Ask for the bytes [start, stop) of the blob; to its end where stop is None."""
-
-    def __call__(self, *, start: int, stop: int | None) -> BlobStream: ...
-
-
 class _NoHelp(Exception):
-    """A helper's request brings the whole blob, which the leading connection brings already."""
+    """A helper's request brings what another connection brings already, or just as soon."""
 
 
 class Connections:
     """A `Fetcher`. `most` is how many connections it may use at the same time. With `tries` 1 the
-    first connection that breaks ends it; with more, so many in a row that brought nothing."""
+    first connection that breaks ends it; with more, `Resumption` says when."""
 
     def __init__(
         self, download: Download, upstream: str, open_blob: OpenBlob, *, most: int, tries: int
     ) -> None:
-        limits = download.limits
         self._download = download
         self._assembly = download.assembly
         self._upstream = upstream
         self._open_blob = open_blob
         self._most_helpers = most - 1
         self._tries = tries
-        self._retries = retrying(tries=tries, wait_max=limits.retry_wait_max, sleep=self._wait)
         self._ended = Event()
         self._idle = Condition()
         """Guards what follows; told whenever a helper or a segment has ended."""
@@ -101,12 +75,20 @@ class Connections:
         self._helper_count = 0
         self._ranges_work = True
         self._fetched = 0
-        self._began = time.monotonic()
+        self._began: float | None = None
+        """When the first body began (monotonic seconds)."""
+        self._splitting = False
+        """A helper is about to ask for what a reader waits for."""
+        self._opening = _OPENING
+        """Seconds until the latest response's head came."""
+        self._help_from = 0.0
+        """When the next helper may be called (monotonic seconds): later after one that failed."""
+        self._stated_size: int | None = None
+        """What the upstream has said in this run."""
 
     def run(self) -> None:
         """Return when every byte is in the file. Raises what ended the leading connection; no
         other connection writes to the file then."""
-        self._began = time.monotonic()
         try:
             while True:
                 self._work(helping=False)
@@ -130,9 +112,11 @@ class Connections:
     def help(self) -> None:
         """Start another connection, if one may and could help."""
         with self._idle:
-            if self._helper_count >= self._most_helpers:
+            if self._helper_count >= self._most_helpers or time.monotonic() < self._help_from:
                 return
-            if not self._ranges_work or self._ended.is_set() or self._assembly.is_all_taken:
+            if not self._ranges_work or self._ended.is_set():
+                return
+            if self._assembly.is_all_taken and (self._splitting or not self._far_awaited()):
                 return
             self._helper_count += 1
         try:
@@ -147,36 +131,31 @@ class Connections:
     # One connection
 
     def _work(self, *, helping: bool) -> None:
+        resumption = Resumption(
+            tries=self._tries, limits=self._download.limits, sleep=self._ended.wait
+        )
         while (segment := self._take_segment()) is not None:
             try:
                 while segment.start < segment.stop:
-                    self._retries(self._request, segment, helping)
+                    self._try_request(segment, helping, resumption)
             finally:
                 self._assembly.release(segment)
                 with self._idle:
                     self._idle.notify_all()
 
-    def _take_segment(self) -> Segment | None:
-        most = self._rate() * _SEGMENT_SECONDS / (1 + self._helper_count)
-        return self._assembly.take(int(most))
-
-    def _request(self, segment: Segment, helping: bool) -> None:
-        """One request: as much of the segment as it brings."""
-        self._check_running()
-        whole = segment.start == 0 and segment.stop == self._download.size
-        stream = self._open_blob(start=segment.start, stop=None if whole else segment.stop)
-        with self._idle:
-            self._streams.add(stream)
+    def _try_request(self, segment: Segment, helping: bool, resumption: Resumption) -> None:
+        """A request that breaks returns, too, where another one is to follow."""
         first = segment.start
         try:
-            self._check_running()  # an abort before the stream was in the set did not see it
-            self._take_head(stream, segment)
-            if helping and stream.start != segment.start:
-                raise _NoHelp
-            self._receive(stream, segment)
-        except UpstreamUnavailable as exc:
-            if self._ended.is_set() or not resuming(self._tries, segment.start - first):
+            self._request(segment, helping)
+        except (UpstreamError, BlobUnknown, NameUnknown) as exc:
+            resumption.brought(segment.start - first)
+            odd = not isinstance(exc, UpstreamUnavailable)
+            if self._ended.is_set() or isinstance(exc, BlobTooLarge):
                 raise
+            if odd and (helping or not self._fetched):
+                raise
+            resumption.wait(exc)
             log.event(
                 logging.WARNING,
                 "resuming",
@@ -185,20 +164,56 @@ class Connections:
                 offset=segment.start,
                 reason=exc.reason,
             )
+        else:
+            resumption.brought(segment.start - first)
+
+    def _take_segment(self) -> Segment | None:
+        most = self._rate() * _SEGMENT_SECONDS / (1 + self._helper_count)
+        return self._assembly.take(int(most))
+
+    def _request(self, segment: Segment, helping: bool, *, split: bool = False) -> None:
+        """One request: as much of the segment as it brings. With `split` the segment is taken from
+        the connection that covers it, once the upstream has proved to honour the range."""
+        self._check_running()
+        began = time.monotonic()
+        asked = segment.stop
+        whole = segment.start == 0 and asked == self._download.size
+        stream = self._open_blob(start=segment.start, stop=None if whole else asked)
+        with self._idle:
+            self._streams.add(stream)
+        try:
+            self._check_running()  # an abort before the stream was in the set did not see it
+            self._take_head(stream, segment, asked)
+            now = time.monotonic()
+            self._opening = max(now - began, _OPENING)
+            self._began = self._began or now
+            if helping and stream.start != segment.start:
+                raise _NoHelp
+            if split:
+                if not self._assembly.split(segment):
+                    raise _NoHelp
+                with self._idle:
+                    self._splitting = False
+            self._receive(stream, segment)
         finally:
             with self._idle:
                 self._streams.discard(stream)
             stream.close()
 
-    def _take_head(self, stream: BlobStream, segment: Segment) -> None:
+    def _take_head(self, stream: BlobStream, segment: Segment, asked: int) -> None:
         """What the response's head says about the blob."""
-        size = self._download.size if stream.size is None else stream.size
+        if self._stated_size not in (None, stream.size):
+            # Not the blob's size has changed: a captive portal answers in the upstream's place.
+            reason = f"answers with a body of {stream.size} bytes, before of {self._stated_size}"
+            raise UpstreamUnavailable(self._upstream, reason)
+        size = self._download.claimed_size() if stream.size is None else stream.size
         if size is not None:
             self._download.learn_size(size)
-            segment.stop = min(segment.stop, size)
+            self._stated_size = stream.size
+            self._assembly.end_at(segment, size)
         elif stream.stop is not None:
             raise UpstreamInvalid(self._upstream, "sends a range without the blob's size")
-        if self._end(stream) > segment.stop or stream.start != segment.start:
+        if self._end(stream) > asked or stream.start != segment.start:
             # The upstream ignored the range: this body is the whole blob.
             self._ranges_work = False
 
@@ -206,7 +221,7 @@ class Connections:
         offset = stream.start
         began = time.monotonic()
         while self._goes_on(stream, segment, offset):
-            data = stream.read(_CHUNK)
+            data = stream.read(READ)
             if not data:
                 if self._download.size is not None:
                     raise UpstreamUnavailable(self._upstream, f"body ended at byte {offset}")
@@ -230,7 +245,11 @@ class Connections:
         segment is moved on to them."""
         if segment.start < segment.stop:
             return True
-        return self._assembly.move(segment, offset, self._end(stream))
+        # Bytes that are here are skipped only where the upstream would send them again anyway.
+        end = self._end(stream)
+        return self._assembly.move(
+            segment, offset, min(end, offset + READ) if self._ranges_work else end
+        )
 
     def _end(self, stream: BlobStream) -> int:
         """Where the body ends in the blob."""
@@ -240,7 +259,10 @@ class Connections:
     # Helping connections
 
     def _call_for_help(self, began: float) -> None:
-        """Where what is left is more than this connection will bring in a moment."""
+        """Where a reader's bytes are far off, or what is left is more than this connection will
+        bring in a moment."""
+        if self._far_awaited() is not None:
+            self.help()
         if time.monotonic() - began < _PATIENCE or self._download.size is None:
             return
         if self._assembly.bytes_left > self._rate() * _WORTH_HELP:
@@ -251,9 +273,35 @@ class Connections:
         takes over what is left."""
         try:
             with contextlib.suppress(_NoHelp):
+                self._split_for_reader()
                 self._work(helping=True)
         except OciProxyError as exc:
+            wait = exc.retry_after if isinstance(exc, UpstreamRateLimited) else _PATIENCE
+            self._help_from = time.monotonic() + wait
             log.event(logging.DEBUG, "connection lost", digest=self._download.digest, reason=exc)
+
+    def _split_for_reader(self) -> None:
+        """Bring what a reader waits for out of a request that has far to go until there."""
+        with self._idle:
+            if self._splitting or self._far_awaited() is None:
+                return
+            self._splitting = True
+        # A download that has just begun may prove fast enough.
+        self._ended.wait(_OPENING - (time.monotonic() - (self._began or 0.0)))
+        segment = self._far_awaited()
+        try:
+            if segment is not None:
+                self._request(segment, helping=True, split=True)
+        finally:
+            taken = segment is not None and self._assembly.release(segment)
+            with self._idle:
+                if not taken:
+                    self._splitting = False
+                self._idle.notify_all()
+
+    def _far_awaited(self) -> Segment | None:
+        each = self._rate() / max(len(self._streams), 1)
+        return self._assembly.far_awaited(int(each * self._opening))
 
     def _helper_ended(self, helper: Future[None] | None = None) -> None:
         with self._idle:
@@ -280,10 +328,9 @@ class Connections:
 
     def _rate(self) -> float:
         """Bytes a second so far, over all connections."""
+        if self._began is None:
+            return 0.0
         return self._fetched / max(time.monotonic() - self._began, 0.001)
-
-    def _wait(self, seconds: float) -> None:
-        self._ended.wait(seconds)
 
     def _check_running(self) -> None:
         if self._ended.is_set() or self._download.stopped.is_set():

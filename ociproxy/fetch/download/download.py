@@ -13,7 +13,9 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import suppress
 from enum import IntEnum
+from math import inf
 from threading import Event
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -21,7 +23,6 @@ from ociproxy import log
 from ociproxy.errors import (
     BlobTooLarge,
     DigestMismatch,
-    IntegrityError,
     OciProxyError,
     SizeMismatch,
     StoreError,
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 
 _FOLLOW_INTERVAL: Final = 0.02
 """Seconds between a follower's looks at the leader's journal."""
+_UNSIZED_WAIT: Final = 2.0
+"""Seconds after which readers get the bytes of a blob whose size nothing tells. Most have all
+arrived by then, and are answered with their length."""
 _WORTH_A_THREAD: Final = 1024 * 1024
 """Bytes from which a blob is hashed by a thread of its own. A connection's thread hashes a smaller
 one sooner than another thread wakes up."""
@@ -55,7 +59,7 @@ class State(IntEnum):
     STARTING = 0
     """The size is not known; readers wait for it."""
     ARRIVING = 1
-    """The size is known; readers may read what has arrived."""
+    """Readers may read what has arrived; the size is known, or will not be before the end."""
     WHOLE = 2
     """All bytes are in the file. The digest is not compared yet."""
     VERIFIED = 3
@@ -87,16 +91,21 @@ class Download:
         *,
         partition: str,
         expected_size: int | None,
+        believes: bool,
         notify: Callable[[], None],
         spawn: Callable[[Callable[[], None]], Future[None]],
     ) -> None:
         """`partition` is who may share the bytes before they are verified (`Config.partition`).
+        `believes` is whether what a stored manifest claims of the size is looked up.
         `notify` tells the readers of news. `spawn` runs one more connection in a thread."""
         self.digest = digest
         self.state = State.STARTING
         self.limits = limits
         self.spawn = spawn
         self.stopped = Event()
+        self.doubted = False
+        """Readers hear of the size once the bytes are verified: it is 0, so that no last byte could
+        wait for that; or it is small and not what a manifest claims, as that of a page is."""
         self.bytes_fetched = 0
         """Bytes that the upstream has sent for this download, those it sent twice included."""
         self.bytes_resumed = 0
@@ -106,7 +115,9 @@ class Download:
         self.repository = repository
         self._partition = partition
         self._store = store
+        self._believes = believes
         self._notify = notify
+        self._began = inf
         self._hasher: InOrderHasher | None = None
         self._fetcher: Fetcher | None = None
 
@@ -136,6 +147,7 @@ class Download:
     def run(self, fetch: Callable[[Download], None]) -> None:
         """Return when the blob is in the store. `fetch` is a backend's `fetch_blob`. Raises what
         ended the download."""
+        self._began = time.monotonic()
         fetch(self)
         if self.state is not State.VERIFIED and not self._take_committed():
             raise self._unavailable("the blob has gone from the store again")
@@ -156,9 +168,19 @@ class Download:
     def learn_size(self, size: int) -> None:
         """The upstream says how many bytes the blob has. Raises BlobTooLarge or SizeMismatch."""
         self.check_limit(size)
+        claimed = self.size
         self.assembly.learn_size(size)
+        contradicts = claimed not in (None, size) and size <= _WORTH_A_THREAD
+        self.doubted = self.doubted or size == 0 or contradicts
         self._reach(State.ARRIVING)
         self._start_hasher()
+
+    def claimed_size(self) -> int | None:
+        """What is known of the size where the upstream does not tell it: what the caller or the
+        journal knew, else what a recent manifest of the repository claims. Raises StoreError."""
+        if self.size is None and self._believes:
+            return self._store.claimed_size(self.repository, self.digest)
+        return self.size
 
     def check_limit(self, size: int) -> None:
         """Raises BlobTooLarge for a blob of at least this many bytes."""
@@ -171,12 +193,10 @@ class Download:
         start = segment.start
         self.check_limit(start + len(data))
         self.assembly.put(segment, data)
+        if self.state is State.STARTING and self._waits_for_size_no_more:
+            self._reach(State.ARRIVING)
         self._notify()
         self.assembly.hash(start, data)
-
-    def wait(self, seconds: float) -> None:
-        """Between two tries: shorter where the download is stopped."""
-        self.stopped.wait(seconds)
 
     def lead(self, fetcher: Fetcher) -> None:
         """Fetch the blob, or follow the process that does; return when it is in the store.
@@ -208,7 +228,7 @@ class Download:
                 not led or not ingest.ranges.total or ingest.is_committed(self._store.blobs)
             ):
                 return self._take_committed()
-            if self.size is not None:
+            if ingest.size is not None or (ingest.ranges.total and self._waits_for_size_no_more):
                 self._reach(State.ARRIVING)
             if not led:
                 return False
@@ -225,12 +245,12 @@ class Download:
         if self.stopped.is_set():
             fetcher.abort()
         try:
-            self.check_limit(self.size or 0)
             self._start_hasher()
             fetcher.run()
             self._reach(State.WHOLE)
             self._verify(hasher)
-        except (IntegrityError, StoreError, BlobTooLarge):
+        except (DigestMismatch, StoreError, BlobTooLarge):
+            # Of two sizes either may be wrong: what has arrived is kept until it was hashed.
             ingest.discard()
             self.close()  # a later call must not go on with a file that is gone
             raise
@@ -238,11 +258,16 @@ class Download:
             if ingest.ranges.total == 0:
                 ingest.discard()
                 self.close()
+            else:
+                # Here, for it is the event loop that closes the file.
+                with suppress(StoreError):
+                    ingest.flush()
             raise
         finally:
             self._fetcher = None
             hasher.stop()
         self._reach(State.VERIFIED)
+        ingest.set_size(hasher.position)  # an earlier leader may not have known it
         ingest.commit(self._store.blobs)
         log.event(
             logging.INFO,
@@ -257,17 +282,13 @@ class Download:
 
     def _begin(self, ingest: Ingest) -> bool:
         """Take over what arrived before; False where the file is of no use."""
-        stored = self._store.blobs.find_size(self.digest) is not None
-        if stored or (self.size is not None and ingest.size not in (None, self.size)):
-            # Another process committed the blob between our look and our lock; or the file holds
-            # bytes of another size. It is removed and not emptied: followers read it.
+        if self._store.blobs.find_size(self.digest) is not None:
+            # Another process committed the blob between our look and our lock. The file is removed
+            # and not emptied: followers read it.
             ingest.discard()
             ingest.close()
             return False
-        self.assembly.adopt(ingest)
-        size = self.size if ingest.size is None else ingest.size
-        if size is not None:
-            self.assembly.learn_size(size)
+        self.assembly.resume(ingest)
         self.bytes_resumed = ingest.ranges.total
         return True
 
@@ -282,16 +303,20 @@ class Download:
         self._reach(State.VERIFIED)
         return True
 
+    @property
+    def _waits_for_size_no_more(self) -> bool:
+        return time.monotonic() - self._began > _UNSIZED_WAIT
+
     def _start_hasher(self) -> None:
         if self._hasher is not None and (self.size or 0) > _WORTH_A_THREAD:
             self._hasher.start()
 
     def _verify(self, hasher: InOrderHasher) -> None:
         actual = hasher.digest()
-        if hasher.position != self.size:
-            raise SizeMismatch(f"blob {self.digest}", self.size, hasher.position)
         if actual != self.digest:
             raise DigestMismatch("blob", self.digest, actual)
+        if hasher.position != self.size:
+            raise SizeMismatch(f"blob {self.digest}", self.size, hasher.position)
 
     def _reach(self, state: State) -> None:
         self.state = max(self.state, state)

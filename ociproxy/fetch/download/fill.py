@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -20,8 +21,6 @@ from ociproxy.fetch.download.download import Download, State
 from ociproxy.fetch.upstreams.threads import LISTED, UNLISTED, UpstreamThreads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ociproxy.config.settings import Fetch
     from ociproxy.fetch.backend import Backend
     from ociproxy.oci.descriptor import Descriptor
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 _Key = tuple[str, "Digest"]
+_Start = Callable[["Repository", "Descriptor"], "Fill | None"]
 
 _NOTIFY_INTERVAL: Final = 0.02
 """Seconds between wake-ups of the readers of one fill: long enough to batch what a fast upstream
@@ -55,13 +55,18 @@ class Fill:
         return self.download.digest
 
     @property
-    def size(self) -> int:
-        """Bytes; the right number once `started` has returned."""
-        return self.download.size or 0
+    def size(self) -> int | None:
+        """Bytes; the right number once `started` has returned. None where the upstream tells it
+        with the end of the blob only."""
+        return self.download.size
 
     async def started(self) -> None:
-        """Wait until the size is known. Raises what ended the fill before that."""
-        while self.download.state is State.STARTING and not self.done:
+        """Wait until the size is known, and not doubted; or until bytes arrive for a while without
+        it. Raises what ended the fill before that."""
+        told = self.download
+        while not self.done and (
+            told.state is State.STARTING or (told.doubted and told.state is not State.VERIFIED)
+        ):
             await self._change()
 
     async def available(self, offset: int) -> int:
@@ -149,7 +154,7 @@ class Fills:
         self._threads = UpstreamThreads("fills", size=limits.fills, queue=limits.queue)
         # For further connections of a download: on average one for each fill.
         self._helpers = ThreadPoolExecutor(limits.fills, thread_name_prefix="helper")
-        self._queue: deque[tuple[Callable[[], Fill | None], _Key]] = deque()
+        self._queue: deque[tuple[_Start, Repository, Descriptor, _Key]] = deque()
         self._queued: set[_Key] = set()
         self._workers = 0
         self._closed = False
@@ -187,11 +192,11 @@ class Fills:
         return fill
 
     def queue(
-        self, descriptor: Descriptor, partition: str, start: Callable[[], Fill | None]
+        self, repository: Repository, blob: Descriptor, partition: str, start: _Start
     ) -> None:
         """Fetch this blob in the background, when it is its turn. `start` begins it, and returns
         None where it is stored by then."""
-        key = (partition, descriptor.digest)
+        key = (partition, blob.digest)
         if (
             self._closed
             or self._limits.background_fills == 0
@@ -200,15 +205,21 @@ class Fills:
             or len(self._queue) >= _BACKGROUND_QUEUE
         ):
             return
-        self._queue.append((start, key))
+        self._queue.append((start, repository, blob, key))
         self._queued.add(key)
         if self._workers < self._limits.background_fills:
             self._workers += 1
             self._own(asyncio.create_task(self._work_queue()))
 
-    async def drain(self) -> None:
-        """Drop the queue; return when the running fills have ended."""
+    def take_queue(self) -> list[tuple[Repository, Descriptor]]:
+        """Empty the queue. Returns the blobs that waited in it."""
+        taken = [(repository, blob) for _, repository, blob, _ in self._queue]
         self._queue.clear()
+        self._queued.clear()
+        return taken
+
+    async def drain(self) -> None:
+        """Return when the running fills have ended, and those that wait in the queue."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -243,6 +254,7 @@ class Fills:
             self._limits,
             partition=partition,
             expected_size=size,
+            believes=again,
             notify=lambda: fill.notify(),
             spawn=self._helpers.submit,
         )
@@ -278,7 +290,8 @@ class Fills:
             if isinstance(error, IntegrityError) and again:
                 # The bytes may have been damaged on their way, or follow a stale beginning: fetch
                 # the blob once more, from zero.
-                self._launch(repository, digest, partition, backend, size, ended, again=False)
+                # Without the claimed size, which may be what was wrong.
+                self._launch(repository, digest, partition, backend, None, ended, again=False)
 
         self._running[partition, digest] = fill
         self._own(asyncio.create_task(run()))
@@ -287,10 +300,10 @@ class Fills:
     async def _work_queue(self) -> None:
         try:
             while self._queue and not self._closed:
-                start, key = self._queue.popleft()
+                start, repository, blob, key = self._queue.popleft()
                 self._queued.discard(key)
                 try:
-                    fill = start()
+                    fill = start(repository, blob)
                     if fill is not None:
                         await fill.finished()
                 except OciProxyError:

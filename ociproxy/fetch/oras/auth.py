@@ -17,7 +17,6 @@ from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 import requests
 from oras.auth.base import AuthBackend
@@ -26,7 +25,7 @@ from requests.utils import unquote_header_value
 from ociproxy.clock import time_left
 from ociproxy.errors import UpstreamDenied, UpstreamForbidden, UpstreamUnavailable
 from ociproxy.fetch.oras.errors import refuse, translated
-from ociproxy.fetch.oras.session import Session, origin, read_bounded
+from ociproxy.fetch.oras.session import Session, origin, read_bounded, upstream_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -171,7 +170,7 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         self, challenge: Challenge, credentials: Credentials | None
     ) -> dict[str, object]:
         realm = challenge.parameters.get("realm", "")
-        scheme = urlsplit(realm).scheme
+        scheme = upstream_url(realm, self._upstream, what="token realm").scheme
         if scheme not in ("http", "https"):
             raise UpstreamDenied(self._upstream, "its challenge names no token realm", status=401)
         if credentials is not None and scheme == "http" and self._secure:

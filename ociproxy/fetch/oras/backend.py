@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from functools import partial
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
+from urllib.parse import parse_qsl, urlencode
 
 from ociproxy.clock import Deadline
 from ociproxy.errors import (
@@ -26,13 +26,14 @@ from ociproxy.fetch.backend import Listing
 from ociproxy.fetch.download.connections import Connections
 from ociproxy.fetch.oras.client import NAMESPACE, HttpBlobStream, RegistryClient
 from ociproxy.fetch.oras.errors import refuse, translated
-from ociproxy.fetch.oras.session import content_length, discard, read_bounded
+from ociproxy.fetch.oras.session import content_length, discard, read_bounded, upstream_url
 from ociproxy.oci.descriptor import (
     ACCEPTED_MEDIA_TYPES,
     OCI_INDEX,
     UNKNOWN_MEDIA_TYPE,
     Descriptor,
     MalformedManifest,
+    is_generic,
 )
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, json_object, media_type_in, verify_manifest
@@ -79,12 +80,13 @@ class OrasBackend:
             self._expect_ok(response, repository, ManifestUnknown(reference, _UNKNOWN))
         discard(response)
         digest = _digest_header(response) if response.ok else None
-        if digest is None:
+        media_type = _content_type(response)
+        if digest is None or is_generic(media_type):
+            # Only the document tells. What a client is told of a HEAD must be what a GET tells.
             return self.fetch_manifest(reference).descriptor
         expected = reference.digest
         if expected is not None and expected.algorithm == digest.algorithm and expected != digest:
             raise DigestMismatch(f"manifest {reference}", expected, digest)
-        media_type = _content_type(response) or UNKNOWN_MEDIA_TYPE
         return Descriptor(media_type, expected or digest, content_length(response) or 0)
 
     def fetch_manifest(self, reference: Reference) -> ManifestHolder:
@@ -114,11 +116,11 @@ class OrasBackend:
         except MalformedManifest as exc:
             raise ManifestInvalid(self._name, f"its {path} is {exc}") from exc
         filters = response.headers.get("OCI-Filters-Applied", "")
-        next_url = urljoin(response.url, response.links.get("next", {}).get("url", ""))
+        following = response.links.get("next", {}).get("url")
         return Listing(
             raw=raw,
             media_type=_content_type(response) or UNKNOWN_MEDIA_TYPE,
-            next_query=_without_namespace(next_url) if "next" in response.links else "",
+            next_query="" if following is None else self._next_query(following, response.url),
             filters_applied=filters if _FILTERS.fullmatch(filters) else "",
         )
 
@@ -185,6 +187,12 @@ class OrasBackend:
     def close(self) -> None:
         self._client.close()
 
+    def _next_query(self, url: str, base: str) -> str:
+        """The query without the `ns` that a mirror repeats: our client sends its own, or none."""
+        query = upstream_url(url, self._name, what="link to the next page", base=base).query
+        pairs = parse_qsl(query, keep_blank_values=True)
+        return urlencode([(name, value) for name, value in pairs if name != NAMESPACE])
+
     def _expect_ok(
         self, response: requests.Response, repository: Repository, unknown: OciProxyError
     ) -> None:
@@ -220,12 +228,6 @@ def _content_type(response: requests.Response) -> str:
 def _manifest_path(reference: Reference) -> str:
     """By tag if the reference has one: a digest beside the tag must then agree with the answer."""
     return f"manifests/{reference.tag or reference.digest}"
-
-
-def _without_namespace(url: str) -> str:
-    """The query without the `ns` that a mirror repeats: our client sends its own, or none."""
-    pairs = parse_qsl(urlsplit(url).query, keep_blank_values=True)
-    return urlencode([(name, value) for name, value in pairs if name != NAMESPACE])
 
 
 def _digest_header(response: requests.Response) -> Digest | None:

@@ -16,7 +16,7 @@ import ssl
 from functools import lru_cache
 from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 import requests
 import urllib3
@@ -27,7 +27,7 @@ from urllib3.exceptions import InsecureRequestWarning
 from ociproxy import __version__
 from ociproxy.clock import time_left
 from ociproxy.config.settings import Tls
-from ociproxy.errors import UpstreamForbidden, UpstreamUntrusted
+from ociproxy.errors import UpstreamForbidden, UpstreamInvalid, UpstreamUntrusted
 from ociproxy.fetch.oras.connect import Policy, policy_of, pool_classes
 
 if TYPE_CHECKING:
@@ -60,6 +60,14 @@ class Session(requests.Session):
         self.headers.update(
             {"User-Agent": f"ociproxy/{__version__}", "Accept-Encoding": "identity"}
         )
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """Called by requests, which follows any text. Raises UpstreamInvalid for one that is no
+        URL."""
+        target: str | None = super().get_redirect_target(resp)
+        if target is not None:
+            upstream_url(target, self.upstream, what="redirect", base=resp.url)
+        return target
 
     def rebuild_auth(
         self, prepared_request: requests.PreparedRequest, response: requests.Response
@@ -167,6 +175,20 @@ def tls_context(tls: Tls, upstream: str) -> ssl.SSLContext:
         # The operator asked for it in the config file. A warning for each connection tells nothing.
         urllib3.disable_warnings(InsecureRequestWarning)
     return context
+
+
+def upstream_url(text: str, upstream: str, *, what: str, base: str = "") -> SplitResult:
+    """The parts of a URL that an upstream sent: every such text is parsed here, for urllib and
+    requests raise ValueError for many of them. `base` is the URL that it is relative to. Raises
+    UpstreamInvalid, which names `what` and not the URL: it may be signed."""
+    try:
+        parts = urlsplit(urljoin(base, text))
+        if parts.netloc and not parts.hostname:
+            raise ValueError("no host")
+        _ = parts.port
+    except ValueError as exc:
+        raise UpstreamInvalid(upstream, f"sends a {what} that is no URL") from exc
+    return parts
 
 
 def origin(url: str) -> tuple[str, str | None, int | None]:

@@ -100,7 +100,7 @@ class SkopeoBackend:
         image, size = self._blobs.get(repository, digest)
         download.learn_size(size)
         attempts = retrying(
-            tries=tries, wait_max=download.limits.retry_wait_max, sleep=download.wait
+            tries=tries, wait_max=download.limits.retry_wait_max, stopped=download.stopped
         )
         attempts(self._jobs.fetch, image, digest, download.stopped)
         download.bytes_fetched += size

@@ -23,7 +23,7 @@ from ociproxy.errors import (
     UpstreamUnavailable,
     UpstreamUntrusted,
 )
-from ociproxy.fetch.retry import resuming, retrying
+from ociproxy.fetch.retry import Resumption
 from ociproxy.fetch.upstreams.health import Health
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Endpoints:
         clock: Clock | None = None,
     ) -> None:
         self._name = upstream.name
-        self._retry_wait_max = fetch.retry_wait_max
+        self._fetch = fetch
         self._clock = clock or SystemClock()
         self._endpoints = [
             _Endpoint(
@@ -92,7 +92,8 @@ class Endpoints:
     ) -> None:
         """An endpoint whose connection breaks is left alone; the next one goes on from there."""
 
-        def fetch_once() -> bool:
+        resumption = Resumption(tries=tries, limits=self._fetch, sleep=download.stopped.wait)
+        while True:
             before = download.bytes_fetched
             try:
                 self._first(
@@ -101,17 +102,12 @@ class Endpoints:
                     ),
                     final=(IntegrityError, StoreError, BlobTooLarge),
                 )
-            except UpstreamUnavailable:
-                if download.stopped.is_set() or not resuming(
-                    tries, download.bytes_fetched - before
-                ):
+                return
+            except UpstreamUnavailable as exc:
+                if download.stopped.is_set():
                     raise
-                return False
-            return True
-
-        attempts = retrying(tries=tries, wait_max=self._retry_wait_max, sleep=download.wait)
-        while not attempts(fetch_once):
-            pass
+                resumption.brought(download.bytes_fetched - before)
+                resumption.wait(exc)
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         return self._first(lambda endpoint: endpoint.backend.fetch_listing(repository, path, query))

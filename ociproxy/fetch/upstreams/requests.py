@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable
+from threading import Event
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ociproxy.bounded import BoundedCache
@@ -39,6 +40,7 @@ class Requests:
         self._config = config
         self._clock = clock or SystemClock()
         self._running: dict[Hashable, asyncio.Task[object]] = {}
+        self._stopped = Event()
         self._refusals: BoundedCache[Hashable, tuple[float, OciProxyError]] = BoundedCache(
             _NEGATIVE_ANSWERS
         )
@@ -59,12 +61,16 @@ class Requests:
         registry = repository.registry
         task = self._running.get(key)
         if task is None:
+            if self._stopped.is_set():
+                raise _closed(registry)
             self.check_refused(key)
             name = self._threads_of(registry)
             self._threads.check_room(name)
             self._upstreams.check(repository)
             backend = self._upstreams.backend(registry)
-            attempts = retrying(tries=_TRIES, wait_max=self._config.fetch.retry_wait_max)
+            attempts = retrying(
+                tries=_TRIES, wait_max=self._config.fetch.retry_wait_max, stopped=self._stopped
+            )
             deadline = current_deadline()
             limit = self._config.load.pull_timeout
 
@@ -84,6 +90,11 @@ class Requests:
                 return cast("T", await asyncio.shield(task))
         except TimeoutError as exc:
             raise still_away(registry) from exc
+        except asyncio.CancelledError:
+            if not task.cancelled() or _is_told_to_end():
+                raise
+            # The engine closes. The caller lives, and has to answer its client.
+            raise _closed(registry) from None
 
     def is_running(self, key: Hashable) -> bool:
         return key in self._running
@@ -99,7 +110,13 @@ class Requests:
             until = self._clock.monotonic() + self._config.fetch.negative_ttl
             self._refusals.put(key, (until, error))
 
+    async def drain(self) -> None:
+        """Return when all requests have ended."""
+        while self._running:
+            await asyncio.wait(self._running.values())
+
     async def close(self) -> None:
+        self._stopped.set()
         for task in self._running.values():
             task.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
@@ -125,6 +142,16 @@ class Requests:
         """A listed upstream that hangs holds up itself; unlisted ones, which clients name, hold up
         each other."""
         return registry if registry in self._config.upstreams else UNLISTED
+
+
+def _closed(registry: str) -> UpstreamUnavailable:
+    return UpstreamUnavailable(registry, "shutting down")
+
+
+def _is_told_to_end() -> bool:
+    """Whether this task itself has been cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def still_away(registry: str) -> UpstreamUnavailable:

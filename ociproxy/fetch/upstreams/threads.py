@@ -57,8 +57,8 @@ class UpstreamThreads:
 class StoreThreads:
     """Threads for work that blocks on the disk and asks no upstream: no upstream can hold it up."""
 
-    def __init__(self, size: int) -> None:
-        self._pool = ThreadPoolExecutor(size, thread_name_prefix="store")
+    def __init__(self, size: int, name: str = "store") -> None:
+        self._pool = ThreadPoolExecutor(size, thread_name_prefix=name)
 
     async def run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)

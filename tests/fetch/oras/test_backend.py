@@ -69,7 +69,15 @@ def test_resolve_is_one_head(upstream: FakeUpstream, backend: OrasBackend) -> No
     assert [(r.method, r.status) for r in upstream.requests] == [("HEAD", 200)]
 
 
-@pytest.mark.parametrize("fault", [Fault(status=405), Fault(status=501), Fault(digest_header="")])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(status=405),
+        Fault(status=501),
+        Fault(digest_header=""),
+        Fault(content_type="application/octet-stream"),
+    ],
+)
 def test_resolve_asks_with_get_where_head_is_of_no_use(
     upstream: FakeUpstream, backend: OrasBackend, fault: Fault
 ) -> None:
@@ -78,6 +86,7 @@ def test_resolve_asks_with_get_where_head_is_of_no_use(
     descriptor = backend.resolve(reference(upstream))
     assert descriptor.digest == digest(top)
     assert descriptor.size == top.size
+    assert descriptor.media_type == top.media_type
 
 
 def test_resolve_of_a_digest_does_not_believe_another(
@@ -391,7 +400,9 @@ def test_only_what_may_be_better_the_next_time_is_worth_another_try(
 ) -> None:
     upstream.fault("/manifests/", Fault(status=status), method="GET")
     with pytest.raises(kind, match=str(status)) as caught:
-        retrying(tries=3, wait_max=0.0)(backend.fetch_manifest, reference(upstream))
+        retrying(tries=3, wait_max=0.0, stopped=threading.Event())(
+            backend.fetch_manifest, reference(upstream)
+        )
     assert len(upstream.requests) == (3 if kind is UpstreamUnavailable else 1)
     assert caught.value.negative_cacheable is (kind is UpstreamInvalid)
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from ociproxy.clock import Deadline
 from ociproxy.config.settings import Config, Fetch, Upstream
 from ociproxy.errors import OciProxyError, UpstreamForbidden, UpstreamUnavailable
 from ociproxy.fetch.oras.backend import OrasBackend
@@ -108,3 +109,23 @@ async def test_a_registry_that_a_rule_forbids_is_not_asked(
         await resolve(Requests(opened, config, clock=clock), upstream)
     assert opened.states() == []
     opened.close()
+
+
+async def test_what_a_client_has_waited_before_counts(upstreams: Upstreams) -> None:
+    """As for its password to be checked: it has its answer in time all the same."""
+    began = asyncio.get_running_loop().time()
+    with Deadline.after(0.2).kept(), pytest.raises(UpstreamUnavailable) as caught:
+        async with upstreams.answer_time("r"):
+            await asyncio.sleep(30)
+    assert caught.value.timed_out
+    assert asyncio.get_running_loop().time() - began < 3
+
+
+async def test_the_thread_of_a_request_ends_with_the_time_of_its_client(
+    requests: Requests, upstream: FakeUpstream
+) -> None:
+    upstream.add("app", image(), tag="v1")
+    upstream.fault("/manifests/", Fault(delay=30))
+    with Deadline.after(0.5).kept(), pytest.raises(UpstreamUnavailable, match=r"0\.5 s"):
+        await resolve(requests, upstream)
+    upstream.release()
