@@ -1,9 +1,21 @@
-"""The two clocks, as a protocol so that tests can set the time. Tests: tests/clock.py."""
+"""The two clocks, as a protocol so that tests can set the time; and the time that a request has.
+
+A `Deadline` travels with a request: through the tasks that answer it, and in the thread that asks
+its upstream. `time_left` is the length of each wait on the way. Tests: tests/clock.py,
+tests/fetch/test_deadline.py.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from typing import Protocol
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Clock(Protocol):
@@ -20,3 +32,64 @@ class SystemClock:
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+
+_LEAST: Final = 0.001
+"""Seconds of the shortest wait: a socket's time-out of 0 would mean not to wait at all."""
+
+
+class OutOfTime(TimeoutError):
+    """The request has used up its time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """`limit` is what a request has in all, `when` its end (monotonic); both are seconds."""
+
+    limit: float
+    when: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        return cls(seconds, time.monotonic() + seconds)
+
+    @property
+    def left(self) -> float:
+        """Seconds; none or less once the time is over."""
+        return self.when - time.monotonic()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Inside, `time_left` obeys this deadline; one outside that is earlier goes on to hold.
+        Tasks that are made inside inherit it, threads do not."""
+        outer = _kept.get()
+        token = _kept.set(self if outer is None or self.when < outer.when else outer)
+        try:
+            yield
+        finally:
+            _kept.reset(token)
+
+
+_kept: Final[ContextVar[Deadline | None]] = ContextVar("deadline", default=None)
+
+
+def current_deadline() -> Deadline | None:
+    return _kept.get()
+
+
+def time_left(limit: float = math.inf) -> float:
+    """Seconds that one wait may take: `limit`, or what the request has left where that is less.
+    Raises OutOfTime where nothing is left."""
+    late = out_of_time()
+    if late is not None:
+        raise late
+    deadline = _kept.get()
+    return limit if deadline is None else min(limit, max(deadline.left, _LEAST))
+
+
+def out_of_time() -> OutOfTime | None:
+    """What `time_left` would raise now."""
+    deadline = _kept.get()
+    if deadline is None or deadline.left > 0:
+        return None
+    return OutOfTime(f"no answer within {deadline.limit:g} s")

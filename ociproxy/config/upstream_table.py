@@ -105,7 +105,9 @@ _MOMENT: Final = Duration(at_least=0.05, at_most=600.0)
 CONNECTIONS: Final = Key(Number(1, 16), "Connections that the fill of one large blob may use.")
 
 TIMEOUT_KEYS: Final = {
-    "connect": Key(_MOMENT, "Until a connection is made, TLS included."),
+    "connect": Key(
+        _MOMENT, "Until a connection is made, the look-up of the name and TLS included."
+    ),
     "headers": Key(_MOMENT, "Until the upstream's response headers are there."),
     "stall": Key(_MOMENT, "Without a byte, after which a connection is given up and resumed."),
     "revalidate": Key(

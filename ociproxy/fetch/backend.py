@@ -1,8 +1,9 @@
 """What a backend must do: one upstream registry, asked by some library or program.
 
 Backends are synchronous: they run in threads of their own pools (`upstreams.threads`), never in the
-event loop. All of them raise the domain errors of `ociproxy.errors` and nothing else; each library
-is translated in one place. Every backend's tests inherit the contract.
+event loop. The caller keeps a `clock.Deadline`, which bounds a short question in all; each request
+for a blob's bytes bounds itself. Backends raise the domain errors of `ociproxy.errors` and nothing
+else; each library is translated in one place. Every backend's tests inherit the contract.
 
 Tests: tests/fetch/contract.py.
 """

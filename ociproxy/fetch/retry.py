@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import tenacity
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.clock import SystemClock
+from ociproxy.clock import SystemClock, current_deadline
 from ociproxy.errors import UpstreamError, UpstreamRateLimited, UpstreamUnavailable
 
 if TYPE_CHECKING:
@@ -57,12 +57,15 @@ def retrying(*, tries: int, wait_max: float, stopped: Event) -> tenacity.Retryin
     """Repeat what UpstreamUnavailable ended: at most `tries` times in all, with jittered waits of
     at most `wait_max` seconds; the last error is raised as it is. An address that swallows packets
     is tried twice at most, for each try costs a whole time-out. Once `stopped` is set no wait goes
-    on, and no try follows."""
+    on, and no try follows; neither where the request's deadline comes before that try."""
 
     def stop(state: tenacity.RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome is not None else None
         swallowed = isinstance(error, UpstreamUnavailable) and error.unreachable and error.timed_out
-        return stopped.is_set() or state.attempt_number >= (min(tries, 2) if swallowed else tries)
+        if stopped.is_set() or state.attempt_number >= (min(tries, 2) if swallowed else tries):
+            return True
+        deadline = current_deadline()
+        return deadline is not None and deadline.left <= state.upcoming_sleep
 
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(UpstreamUnavailable),

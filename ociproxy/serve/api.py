@@ -16,6 +16,7 @@ from aiohttp import web
 from yarl import URL
 
 from ociproxy import log
+from ociproxy.clock import Deadline
 from ociproxy.errors import OciProxyError, StoreError
 from ociproxy.fetch.cache_status import HIT
 from ociproxy.fetch.tags import TagsQuery
@@ -127,19 +128,22 @@ class RegistryApi:
         self, request: web.BaseRequest, generation: Generation
     ) -> web.StreamResponse:
         began = time.perf_counter()
+        deadline = Deadline.after(generation.answer_limit)
         target: Target | None = None
         answer: Answer | None = None
         error: OciProxyError | None = None
         try:
             if generation.auth is not None:
-                await generation.auth.check(request.headers.get("Authorization"))
+                with deadline.kept():
+                    await generation.auth.check(request.headers.get("Authorization"))
             if request.method not in ("GET", "HEAD"):
                 raise Unsupported("this mirror only pulls", status=405)
             if request.path in ("/v2/", "/v2"):
                 return _version()
             target = parse_path(request.raw_path, generation.default_upstream)
             generation.engine.upstreams.check_allowed(target.repository)
-            answer = await _ask(generation.engine, request, target)
+            with deadline.kept():
+                answer = await _ask(generation.engine, request, target)
             response = answer.response
         except asyncio.CancelledError:
             _log_departure(request, target, time.perf_counter() - began)

@@ -21,6 +21,7 @@ import bcrypt
 
 from ociproxy import log
 from ociproxy.bounded import BoundedCache
+from ociproxy.clock import time_left
 from ociproxy.config.htpasswd import read_htpasswd
 from ociproxy.errors import Busy, ConfigError
 from ociproxy.serve.errors import Unauthorized
@@ -36,6 +37,8 @@ _WAITING: Final = 64
 """Different passwords that may run and wait; further ones are answered Busy."""
 _WAIT_LIMIT: Final = 10.0
 """Seconds that a request waits for its password to be checked."""
+_LOOK_LIMIT: Final = 2.0
+"""Seconds that a request waits for a look at the file; the old users hold where it takes longer."""
 _REMEMBERED: Final = 4096
 """Right passwords, and as many wrong ones, whose result is kept."""
 _LOOK_INTERVAL: Final = 1.0
@@ -71,7 +74,11 @@ class BasicAuth:
         if time.monotonic() - self._looked >= _LOOK_INTERVAL:
             self._looked = time.monotonic()
             # Shielded: a client that leaves meanwhile must not take the new users along.
-            await asyncio.shield(asyncio.ensure_future(self._look()))
+            looking = asyncio.shield(asyncio.ensure_future(self._look()))
+            try:
+                await asyncio.wait_for(looking, time_left(_LOOK_LIMIT))
+            except TimeoutError:
+                log.event(logging.ERROR, "users not reloaded", reason="the disk does not answer")
         if authorization is None:
             raise Unauthorized("credentials are required")
         user, password = _parse(authorization)
@@ -100,7 +107,7 @@ class BasicAuth:
             self._checking[key] = checking
             checking.add_done_callback(partial(self._learn, key, self._checking))
         try:
-            async with asyncio.timeout(_WAIT_LIMIT):
+            async with asyncio.timeout(time_left(_WAIT_LIMIT)):
                 # Shielded: other requests wait for the same result.
                 return await asyncio.shield(checking)
         except TimeoutError as exc:

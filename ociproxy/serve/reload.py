@@ -33,6 +33,7 @@ class Generation:
         self.auth = auth
         self.default_upstream = config.serve.default_upstream
         self.offline = config.serve.offline
+        self.answer_limit = config.fetch.timeouts.answer
         self._grace = config.serve.reload_grace
         self.running = 0
         self.idle = asyncio.Event()

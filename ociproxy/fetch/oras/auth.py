@@ -22,6 +22,7 @@ import requests
 from oras.auth.base import AuthBackend
 from requests.utils import unquote_header_value
 
+from ociproxy.clock import time_left
 from ociproxy.errors import UpstreamDenied, UpstreamForbidden, UpstreamUnavailable
 from ociproxy.fetch.oras.errors import refuse, translated
 from ociproxy.fetch.oras.session import Session, origin, read_bounded, upstream_url
@@ -195,7 +196,9 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Held while a token is fetched: other threads wait and use the same one."""
-        if not self._lock.acquire(timeout=self._timeouts.connect + self._timeouts.headers):
+        if not self._lock.acquire(
+            timeout=time_left(self._timeouts.connect + self._timeouts.headers)
+        ):
             reason = "timed out waiting for another request's token"
             raise UpstreamUnavailable(self._upstream, reason, timed_out=True)
         try:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, urlencode
 
+from ociproxy.clock import Deadline
 from ociproxy.errors import (
     BlobUnknown,
     DigestInvalid,
@@ -52,6 +53,9 @@ _FILTERS: Final = re.compile(r"[A-Za-z]{1,32}(?:, ?[A-Za-z]{1,32}){0,7}")
 """The specified value of OCI-Filters-Applied, a list of words. Our answer repeats nothing else."""
 _HEAD_REFUSED: Final = (405, 501)
 """Statuses of upstreams that know no HEAD; a GET may get an answer."""
+_QUESTIONS: Final = 2
+"""A token and the answer itself. A blob's headers have the time-outs of so many questions together,
+redirects and refusals included. The client of a download may leave before."""
 _UNKNOWN: Final = "unknown to the upstream"
 
 
@@ -147,6 +151,13 @@ class OrasBackend:
     ) -> HttpBlobStream:
         """One GET of the blob's bytes [start, stop), or to its end where `stop` is None. Raises
         UpstreamError kinds, BlobUnknown or NameUnknown."""
+        timeouts = self._upstream.timeouts
+        with Deadline.after(_QUESTIONS * (timeouts.connect + timeouts.headers)).kept():
+            return self._open_blob(repository, digest, start, stop)
+
+    def _open_blob(
+        self, repository: Repository, digest: Digest, start: int, stop: int | None
+    ) -> HttpBlobStream:
         path = f"blobs/{digest}"
         ranged = start > 0 or stop is not None
         headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if ranged else {}

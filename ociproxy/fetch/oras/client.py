@@ -23,6 +23,7 @@ from urllib.parse import urlencode, urlsplit
 from oras.provider import Registry
 from requests.exceptions import ConnectionError
 
+from ociproxy.clock import time_left
 from ociproxy.errors import (
     OciProxyError,
     UpstreamError,
@@ -73,13 +74,13 @@ class RegistryClient:
     ) -> requests.Response:
         """The answer to one request, of any status, its body not read. `path` follows the
         repository's name and may have a query. Raises UpstreamError kinds."""
-        url = f"{self._base_url()}{repository.name}/{path}"
-        if self._upstream.namespace is not None:
-            separator = "&" if "?" in path else "?"
-            url += f"{separator}{urlencode({NAMESPACE: self._upstream.namespace})}"
-        with self._making:  # two threads must not make a token each
-            registry = self._registry_of(repository)
         with translated(self._name, self._upstream.timeouts):
+            url = f"{self._base_url()}{repository.name}/{path}"
+            if self._upstream.namespace is not None:
+                separator = "&" if "?" in path else "?"
+                url += f"{separator}{urlencode({NAMESPACE: self._upstream.namespace})}"
+            with self._making:  # two threads must not make a token each
+                registry = self._registry_of(repository)
             headers = {**headers, **registry.auth.get_auth_header()}
             # The decorator around `do_request` sleeps and repeats after any exception.
             response: requests.Response = Registry.do_request.__wrapped__(
@@ -97,7 +98,7 @@ class RegistryClient:
         if self._base is not None:
             return self._base
         timeouts = self._upstream.timeouts
-        if not self._probing.acquire(timeout=timeouts.connect + timeouts.headers):
+        if not self._probing.acquire(timeout=time_left(timeouts.connect + timeouts.headers)):
             raise UpstreamUnavailable(self._name, "timed out finding its scheme", timed_out=True)
         try:
             if self._base is None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import http.client
 import io
+import math
 import socket
+import threading
 import time
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -19,6 +22,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 from urllib3.util.connection import allowed_gai_family, create_connection
 
+from ociproxy.clock import current_deadline, time_left
 from ociproxy.errors import UpstreamForbidden
 from ociproxy.fetch.oras.addresses import literal_addresses, refused_kind
 
@@ -26,12 +30,68 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
     from urllib3.response import HTTPResponse
 
+    from ociproxy.config.settings import Upstream
+
 _PIECE: Final = 256 * 1024
 """Bytes that a read gathers. Pieces of 16 KiB cost five times the processor (measured, TLS)."""
 _GATHER: Final = 0.02
 """Seconds that a read may gather: as long as the readers of a fill wait between two wake-ups."""
 _LEAST: Final = 0.1
 """Seconds that each address gets, however little time is left: a round trip on one continent."""
+_ADDRESSES: Final = 8
+"""Addresses of one name that are tried. A name may have hundreds, of which each costs `_LEAST`."""
+_LOOKUPS: Final = 64
+"""Names that may be looked up at once. More than the hosts of one upstream; each is a thread."""
+
+_Found = list[tuple[Any, ...]]
+
+
+class LookupTimeout(ConnectTimeoutError):
+    """The resolver has not answered within the connect time-out."""
+
+
+class Resolver:
+    """Looks up names. Thread-safe.
+
+    getaddrinfo cannot be interrupted, so each call has a thread of its own, which a resolver that
+    hangs may keep. Callers that want the same name share one call. A daemon thread, unlike those of
+    a pool, does not keep the process from ending.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: dict[tuple[str, int], Future[_Found]] = {}
+
+    def find(self, host: str, port: int, seconds: float) -> _Found:
+        """What getaddrinfo returns. Raises socket.gaierror, and TimeoutError where that takes
+        longer than `seconds`, or where `_LOOKUPS` other names do so already."""
+        with self._lock:
+            looking = self._running.get((host, port))
+            if looking is None:
+                if len(self._running) >= _LOOKUPS:
+                    raise TimeoutError(f"{_LOOKUPS} names are being looked up")
+                looking = self._running[host, port] = Future()
+                threading.Thread(
+                    target=self._look_up, args=(host, port, looking), name="resolver", daemon=True
+                ).start()
+        return looking.result(seconds)
+
+    def _look_up(self, host: str, port: int, looking: Future[_Found]) -> None:
+        try:
+            found = socket.getaddrinfo(
+                host, port, family=allowed_gai_family(), type=socket.SOCK_STREAM
+            )
+        except Exception as exc:  # noqa: BLE001 a thread's end: raised by `find`
+            looking.set_exception(exc)
+        else:
+            looking.set_result(found)
+        finally:
+            with self._lock:
+                del self._running[host, port]
+
+
+_UNLISTED: Final = Resolver()
+"""Of all upstreams that clients name: as with their requests, one may hold up the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +102,7 @@ class Policy:
     listed: bool
     stall: float
     deny_private: bool = False
+    resolver: Resolver = field(default_factory=Resolver)
 
     def refusal(self, address: str) -> str | None:
         """The kind of address that this upstream must not lead to; None for a permitted address."""
@@ -55,47 +116,67 @@ class Policy:
                 raise UpstreamForbidden(self.upstream, f"{host} is {refusal}")
 
     def connect(self, connection: HTTPConnection) -> socket.socket:
-        """A socket to the first permitted address that answers. All addresses together get the
-        connect time-out. Raises UpstreamForbidden for a name that has only refused addresses."""
-        refusals = self._resolve(connection)
-        addresses = [address for address, refusal in refusals.items() if refusal is None]
-        if not addresses:
-            reason = f"{connection.host} is {next(iter(refusals.values()))}"
-            raise UpstreamForbidden(self.upstream, reason)
-        timeout = connection.timeout
-        deadline = None if timeout is None else time.monotonic() + timeout
+        """A socket to the first permitted address that answers, with what is left of the connect
+        time-out as its time-out. The look-up of the name, all addresses and the TLS handshake
+        together get the connect time-out.
+
+        A proxy may be at any address. Raises UpstreamForbidden for another host that has only
+        refused addresses, and OutOfTime.
+        """
+        deadline = time.monotonic() + time_left(connection.timeout or math.inf)
+        found = self._resolve(connection, deadline - time.monotonic())
+        addresses = found[:_ADDRESSES]
+        if connection.proxy is None:
+            refusals = {address: self.refusal(address) for address in found}
+            addresses = [a for a, refusal in refusals.items() if refusal is None][:_ADDRESSES]
+            if not addresses:
+                reason = f"{connection.host} is {next(iter(refusals.values()))}"
+                raise UpstreamForbidden(self.upstream, reason)
         error: OSError | None = None
         for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
             # An address that swallows packets must not use up the time of the next one.
-            share = None if deadline is None else max((deadline - time.monotonic()) / left, _LEAST)
+            share = max((deadline - time.monotonic()) / left, _LEAST)
             try:
-                return create_connection(
+                sock = create_connection(
                     (address, connection.port), share, socket_options=connection.socket_options
                 )
             except OSError as exc:
                 error = exc
+            else:
+                sock.settimeout(max(deadline - time.monotonic(), _LEAST))
+                return sock
         if isinstance(error, TimeoutError):
             raise ConnectTimeoutError(connection, f"{connection.host} timed out") from error
         raise NewConnectionError(connection, f"{connection.host}: {error}") from error
 
-    def _resolve(self, connection: HTTPConnection) -> dict[str, str | None]:
-        """The addresses of the connection's host, at least one, each with its `refusal`."""
+    def _resolve(self, connection: HTTPConnection, seconds: float) -> list[str]:
+        """The different addresses of the connection's host, at least one."""
         # `_dns_host` keeps the name's final dot, which `host` has lost.
         host = connection._dns_host.strip("[]")
         try:
-            found = socket.getaddrinfo(
-                host, connection.port, family=allowed_gai_family(), type=socket.SOCK_STREAM
-            )
+            found = self.resolver.find(host, connection.port, seconds)
         except socket.gaierror as exc:
             raise NameResolutionError(connection.host, connection, exc) from exc
-        return {(host := str(sockaddr[0])): self.refusal(host) for *_, sockaddr in found}
+        except TimeoutError as exc:
+            raise LookupTimeout(connection, f"no answer about {connection.host}") from exc
+        return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+
+
+def policy_of(upstream: Upstream) -> Policy:
+    return Policy(
+        upstream.name,
+        upstream.listed,
+        upstream.timeouts.stall,
+        upstream.deny_private,
+        Resolver() if upstream.listed else _UNLISTED,
+    )
 
 
 class _SocketFile(io.RawIOBase):
     """The reading side of a connection: headers by one deadline, bodies in large pieces.
 
     A socket's own time-out starts anew with each byte. An upstream that sends a byte now and then
-    would hold a thread for ever.
+    would hold a thread for ever. The body of a document therefore obeys the request's deadline.
 
     TLS gives 16 KiB a call, and each piece costs the callers more than its decryption. A read of a
     body therefore gathers `_PIECE` bytes, or what comes within `_GATHER` seconds. Two reads return
@@ -126,11 +207,21 @@ class _SocketFile(io.RawIOBase):
             return self._sock.recv_into(view)
         if self._failure is not None:
             raise self._failure
-        count = self._sock.recv_into(view)
+        count = self._receive(view)
         if self._body_began and count and len(view) > io.DEFAULT_BUFFER_SIZE:
             count = self._gather(view, count)
         self._body_began = True
         return count
+
+    def _receive(self, view: memoryview) -> int:
+        if current_deadline() is None:
+            return self._sock.recv_into(view)
+        stall = self._sock.gettimeout()
+        self._sock.settimeout(time_left(stall or math.inf))
+        try:
+            return self._sock.recv_into(view)
+        finally:
+            self._sock.settimeout(stall)
 
     def _gather(self, view: memoryview, count: int) -> int:
         """Add to the view's first `count` bytes what comes soon; returns how many there are then.
@@ -181,10 +272,11 @@ class _Policed(HTTPConnection):
     response_class = _Response
 
     def _new_conn(self) -> socket.socket:
-        return super()._new_conn() if self.proxy is not None else self.policy.connect(self)
+        return self.policy.connect(self)
 
     def getresponse(self) -> HTTPResponse:  # type: ignore[override] # as urllib3 itself narrows it
         sock = self.sock
+        self.timeout = time_left(self.timeout or math.inf)
         response = super().getresponse()
         # The headers are complete. Silence from here on is a stall, which has its own time-out.
         sock.settimeout(self.policy.stall)

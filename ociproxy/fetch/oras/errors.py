@@ -27,6 +27,7 @@ from urllib3.exceptions import (
     ReadTimeoutError,
 )
 
+from ociproxy.clock import OutOfTime, out_of_time
 from ociproxy.errors import (
     NameUnknown,
     OciProxyError,
@@ -36,6 +37,7 @@ from ociproxy.errors import (
     UpstreamUnavailable,
     UpstreamUntrusted,
 )
+from ociproxy.fetch.oras.connect import LookupTimeout
 from ociproxy.fetch.oras.session import read_bounded
 from ociproxy.fetch.retry import clamp_retry_after
 
@@ -85,6 +87,10 @@ def translate(
 ) -> OciProxyError:
     """The domain error for one of FOREIGN; `body` says that the headers had come."""
     causes = list(_causes(exc))
+    late = next((cause for cause in causes if isinstance(cause, OutOfTime)), None) or out_of_time()
+    if late is not None:
+        # Whatever was being waited for had what the waits before it had left.
+        return UpstreamUnavailable(upstream, str(late), timed_out=True)
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return UpstreamUntrusted(upstream, f"certificate verify failed: {cause.verify_message}")
@@ -100,6 +106,9 @@ def translate(
             return UpstreamUnavailable(upstream, "name does not resolve", unreachable=True)
         if isinstance(cause, NewConnectionError):
             unreachable = True
+        elif isinstance(cause, LookupTimeout):
+            reason = f"timed out after {timeouts.connect:g} s looking up its name"
+            return UpstreamUnavailable(upstream, reason, timed_out=True, unreachable=True)
         elif isinstance(cause, ConnectTimeoutError):
             reason = f"timed out after {timeouts.connect:g} s connecting"
             return UpstreamUnavailable(upstream, reason, timed_out=True, unreachable=True)

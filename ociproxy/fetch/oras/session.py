@@ -13,7 +13,6 @@ import io
 import logging
 import os
 import ssl
-import time
 from functools import lru_cache
 from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Final
@@ -26,9 +25,10 @@ from requests.utils import select_proxy
 from urllib3.exceptions import InsecureRequestWarning
 
 from ociproxy import __version__
+from ociproxy.clock import time_left
 from ociproxy.config.settings import Tls
 from ociproxy.errors import UpstreamForbidden, UpstreamInvalid, UpstreamUntrusted
-from ociproxy.fetch.oras.connect import Policy, pool_classes
+from ociproxy.fetch.oras.connect import Policy, policy_of, pool_classes
 
 if TYPE_CHECKING:
     from urllib3.poolmanager import PoolManager
@@ -42,8 +42,6 @@ _MAX_REDIRECTS: Final = 5
 """Registries redirect a blob once or twice; more redirects are a circle."""
 _POOLS: Final = 16
 """Hosts that stay connected: the registry, its token realm, and the storage it redirects to."""
-_DOCUMENT_SECONDS: Final = 60.0
-"""Seconds for a document that trickles in without a stall: it would hold a thread for ever."""
 _DISCARD_LIMIT: Final = 64 * 1024
 """Bytes of an unwanted body read to keep its connection. Beyond, a new connection is cheaper."""
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -87,7 +85,8 @@ class Session(requests.Session):
 
 
 class Adapter(HTTPAdapter):
-    """TLS, addresses and time-outs as the upstream's entry says, whatever arguments `send` gets."""
+    """TLS, addresses and time-outs as the upstream's entry says, whatever arguments `send` gets;
+    the time-outs are shorter where the request has less time left."""
 
     def __init__(
         self, policy: Policy, context: ssl.SSLContext, timeout: tuple[float, float], size: int
@@ -133,8 +132,10 @@ class Adapter(HTTPAdapter):
     ) -> requests.Response:
         if select_proxy(request.url or "", proxies):
             self._policy.check_literal(urlsplit(request.url or "").hostname or "")
+        connect, headers = self._timeout
+        timeout = (time_left(connect), time_left(headers))
         response = super().send(
-            request, stream=stream, timeout=self._timeout, verify=True, proxies=proxies
+            request, stream=stream, timeout=timeout, verify=True, proxies=proxies
         )
         if response.is_redirect:
             # requests reads a redirect's whole body before it follows, however large: give it none.
@@ -147,7 +148,7 @@ def open_session(upstream: Upstream, *, connections: int) -> Session:
     """A session for this upstream, with at most `connections` idle connections to each host. Raises
     UpstreamUntrusted for certificate files that cannot be used."""
     timeouts = upstream.timeouts
-    policy = Policy(upstream.name, upstream.listed, timeouts.stall, upstream.deny_private)
+    policy = policy_of(upstream)
     context = tls_context(upstream.tls, upstream.name)
     session = Session(upstream.name)
     adapter = Adapter(policy, context, (timeouts.connect, timeouts.headers), connections)
@@ -204,13 +205,10 @@ def content_length(response: requests.Response) -> int | None:
 
 def read_bounded(response: requests.Response, limit: int) -> bytes:
     """At most `limit` bytes of the undecoded body. The connection is kept if the body ends there.
-    Raises what the libraries raise, and TimeoutError for a body that takes too long."""
+    Raises what the libraries raise, a TimeoutError kind too where the request's deadline passes."""
     data = bytearray()
-    deadline = time.monotonic() + _DOCUMENT_SECONDS
     try:
         while len(data) < limit:
-            if time.monotonic() > deadline:
-                raise TimeoutError("document is not complete")
             piece: bytes = response.raw.read1(limit - len(data), decode_content=False)
             if not piece:
                 break

@@ -14,7 +14,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.clock import SystemClock
+from ociproxy.clock import Deadline, OutOfTime, SystemClock, current_deadline, time_left
 from ociproxy.errors import OciProxyError, UpstreamUnavailable
 from ociproxy.fetch.retry import retrying
 from ociproxy.fetch.upstreams.threads import UpstreamThreads
@@ -57,8 +57,9 @@ class Requests:
         """The answer to one request, sent once for all callers that want it now.
 
         `request` runs in a thread and blocks; `key` names request and answer. A caller that is
-        cancelled leaves the request running for the others. Raises what the request raised, what
-        `Upstreams.check` would, or Busy where `fetch.queue` is full.
+        cancelled leaves the request running for the others, until the deadline of the caller that
+        began it. Without one the request has `load.pull_timeout` from when it is its turn. Raises
+        what the request raised, what `Upstreams.check` would, or Busy where `fetch.queue` is full.
         """
         registry = repository.registry
         task = self._running.get(key)
@@ -72,10 +73,20 @@ class Requests:
             attempts = retrying(
                 tries=_TRIES, wait_max=self._config.fetch.retry_wait_max, stopped=self._stopped
             )
-            answer = asyncio.wrap_future(
-                self._threads.submit(registry, lambda: attempts(request, backend))
-            )
+            deadline = current_deadline()
+            limit = self._config.load.pull_timeout
+
+            def ask() -> T:
+                try:
+                    with (deadline or Deadline.after(limit)).kept():
+                        time_left()  # the wait for a turn may have taken all of it
+                        return attempts(request, backend)
+                except OutOfTime as exc:
+                    raise UpstreamUnavailable(registry, str(exc), timed_out=True) from exc
+
+            answer = asyncio.wrap_future(self._threads.submit(registry, ask))
             task = asyncio.create_task(self._run(registry, key, backend, answer))
+            task.add_done_callback(_take_error)
             self._running[key] = task
         try:
             async with asyncio.timeout(self._upstreams.probe_wait(registry)):
@@ -129,6 +140,12 @@ class Requests:
         finally:
             self._upstreams.log_quota(registry, backend)
             del self._running[key]
+
+
+def _take_error(task: asyncio.Task[object]) -> None:
+    """Every caller may have left, and asyncio complains about errors that are never taken."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _closed(registry: str) -> UpstreamUnavailable:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
 from ociproxy.bounded import BoundedCache
-from ociproxy.clock import SystemClock
+from ociproxy.clock import Deadline, SystemClock, time_left
 from ociproxy.config.settings import Upstream
 from ociproxy.errors import (
     BlobUnknown,
@@ -142,15 +142,16 @@ class Upstreams:
     @asynccontextmanager
     async def answer_time(self, registry: str) -> AsyncIterator[None]:
         """Raises UpstreamUnavailable, timed out, where a client has waited for
-        `fetch.timeouts.answer` seconds for what this upstream is asked."""
-        limit = self._config.fetch.timeouts.answer
-        try:
-            async with asyncio.timeout(limit):
-                yield
-        except TimeoutError as exc:
-            raise UpstreamUnavailable(
-                registry, f"no answer within {limit:g} s", timed_out=True
-            ) from exc
+        `fetch.timeouts.answer` seconds for what this upstream is asked. The waits before this one,
+        and the requests to upstreams that are begun inside, are in that time."""
+        deadline = Deadline.after(self._config.fetch.timeouts.answer)
+        with deadline.kept():
+            try:
+                async with asyncio.timeout(time_left()):
+                    yield
+            except TimeoutError as exc:
+                reason = f"no answer within {deadline.limit:g} s"
+                raise UpstreamUnavailable(registry, reason, timed_out=True) from exc
 
     def record_result(self, registry: str, error: OciProxyError | None) -> None:
         """A request or a download has ended, with this error or well."""

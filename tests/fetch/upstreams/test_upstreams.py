@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from ociproxy.clock import Deadline
 from ociproxy.config.settings import Config, Fetch, Upstream
 from ociproxy.errors import OciProxyError, UpstreamForbidden, UpstreamUnavailable
 from ociproxy.fetch.oras.backend import OrasBackend
@@ -108,3 +110,40 @@ async def test_a_registry_that_a_rule_forbids_is_not_asked(
         await resolve(Requests(opened, config, clock=clock), upstream)
     assert opened.states() == []
     opened.close()
+
+
+async def test_what_a_client_has_waited_before_counts(upstreams: Upstreams) -> None:
+    """As for its password to be checked: it has its answer in time all the same."""
+    began = asyncio.get_running_loop().time()
+    with Deadline.after(0.2).kept(), pytest.raises(UpstreamUnavailable) as caught:
+        async with upstreams.answer_time("r"):
+            await asyncio.sleep(30)
+    assert caught.value.timed_out
+    assert asyncio.get_running_loop().time() - began < 3
+
+
+async def test_the_thread_of_a_request_ends_with_the_time_of_its_client(
+    requests: Requests, upstream: FakeUpstream
+) -> None:
+    upstream.add("app", image(), tag="v1")
+    upstream.fault("/manifests/", Fault(delay=30))
+    with Deadline.after(0.5).kept(), pytest.raises(UpstreamUnavailable, match=r"0\.5 s"):
+        await resolve(requests, upstream)
+    upstream.release()
+
+
+async def test_an_error_that_comes_when_its_client_has_left_is_no_bug(
+    requests: Requests, upstream: FakeUpstream
+) -> None:
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, about: complaints.append(about))
+    upstream.fault("/manifests/", Fault(delay=30))
+    leaving = asyncio.create_task(resolve(requests, upstream))
+    await asyncio.wait([leaving], timeout=0.5)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    upstream.release()
+    await requests.drain()
+    del leaving
+    gc.collect()
+    assert complaints == []
