@@ -80,7 +80,9 @@ class BlobResponse(web.StreamResponse):
         self._first = 0
         self._end = source.size
         self._sized = source.size is not None
-        # A fill's file is opened with its first bytes: the fill may begin another file before.
+        # A fill's file is opened with its first bytes, and again where the fill has gone on in
+        # another one, as it does when the process was stopped that fetched the blob.
+        self._file_number = 0
         self._file: BinaryIO | None = source.file if isinstance(source, BlobFile) else None
 
     def limit_to(self, start: int, stop: int, partial: bool) -> None:
@@ -123,7 +125,7 @@ class BlobResponse(web.StreamResponse):
                 stop = await source.available(position)
                 self._end = source.size if self._end is None else self._end
                 stop = stop if self._end is None else min(stop, self._end)
-                file = self._file = self._file or os.fdopen(source.duplicate_file(), "rb", 0)
+                file = self._fill_file(source)
             start, size = offset + position, stop - position
             if size > _CHUNK and in_clear and self._sized:
                 sent = await self._send_file(request, senders, file, start, size)
@@ -134,6 +136,13 @@ class BlobResponse(web.StreamResponse):
                 # The client must not take the next response for the missing bytes.
                 raise ConnectionResetError("the file has become shorter")
             position = stop
+
+    def _fill_file(self, fill: Fill) -> BinaryIO:
+        if self._file is None or self._file_number != fill.files:
+            self.close()
+            self._file_number = fill.files
+            self._file = os.fdopen(fill.duplicate_file(), "rb", 0)
+        return self._file
 
     async def _send_file(
         self, request: web.BaseRequest, senders: Senders, file: BinaryIO, start: int, size: int

@@ -148,6 +148,9 @@ class Assembly:
         """The upstream has told the size: from then on there is no other one."""
         self.verified = False
         """The bytes are right: readers may read the last one."""
+        self.files = 0
+        """How many files readers have been given. What they have read is in each, but an earlier
+        one grows no more."""
         self._digest = digest
         self._upstream = upstream
         self._lock = Lock()
@@ -200,18 +203,19 @@ class Assembly:
         ingest = self._ingest
         return ingest if ingest is not None and ingest.leading else None
 
-    def adopt(self, ingest: Ingest) -> None:
-        """Readers read this file from now on. Raises UpstreamUnavailable where they have read from
-        another one, for its bytes were promised to them."""
+    def adopt(self, ingest: Ingest) -> bool:
+        """Readers read this file from now on. False where it lacks bytes that were promised to
+        them: then nothing changes."""
         with self._lock:
             old = self._ingest
-            if old is not None and old.ranges.total and not old.is_same_file(ingest):
-                ingest.close()
-                reason = "the process that fetched it gave up"
-                raise UpstreamUnavailable(self._upstream, reason)
+            if old is None or not old.is_same_file(ingest):
+                if old is not None and not ingest.ranges.covers(old.ranges):
+                    return False
+                self.files += 1
             self._ingest = ingest
         if old is not None:
             old.close()
+        return True
 
     def refresh(self) -> None:
         """A follower: take in what the leader's journal says."""
@@ -232,9 +236,15 @@ class Assembly:
                 self._ingest.set_size(size)
 
     def resume(self, ingest: Ingest) -> None:
-        """Go on with what arrived before. Its journal knows the size better than a manifest does,
-        and what is there already refutes a smaller claim."""
-        self.adopt(ingest)
+        """Go on with what arrived before, there or in the file of a leader that was stopped. Its
+        journal knows the size better than a manifest does, and what is there already refutes a
+        smaller claim. Raises StoreError, or UpstreamUnavailable where bytes that were promised to
+        readers cannot be read."""
+        old = self._ingest
+        if old is not None and not old.is_same_file(ingest):
+            ingest.copy_from(old)
+        if not self.adopt(ingest):
+            raise UpstreamUnavailable(self._upstream, "the process that fetched it gave up")
         with self._lock:
             end = max((stop for _, stop in ingest.ranges), default=0)
             size = (ingest.size or self.size) if not self._told else self.size
@@ -295,6 +305,11 @@ class Assembly:
         with self._lock:
             ingest = self._ingest
             return ingest is None or self._segments.free_gap(ingest.ranges, self.size) is None
+
+    @property
+    def bytes_here(self) -> int:
+        with self._lock:
+            return 0 if self._ingest is None else self._ingest.ranges.total
 
     @property
     def bytes_left(self) -> int:

@@ -29,7 +29,7 @@ from ociproxy.errors import (
     UpstreamUnavailable,
 )
 from ociproxy.fetch.download.assembly import Assembly
-from ociproxy.store.files import store_errors
+from ociproxy.store.files import Silence, store_errors
 from ociproxy.store.hashing import InOrderHasher
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ class Download:
         )
         self.repository = repository
         self._partition = partition
+        self._leaders_stopped = 0
         self._store = store
         self._believes = believes
         self._notify = notify
@@ -211,34 +212,45 @@ class Download:
         IntegrityError kinds, StoreError or UpstreamUnavailable.
         """
         while True:
-            ingest = self.assembly.led or self._store.staging.lead(self.digest, self._partition)
+            ingest = self.assembly.led or self._store.staging.lead(self.digest, self._name)
             if self._follow() if ingest is None else self._fetch(ingest, fetcher):
                 return
 
     # Leading and following
 
     def _follow(self) -> bool:
-        """Another process leads: read along until it is done (True) or gone (False)."""
-        ingest = self._store.staging.follow(self.digest, self._partition)
+        """Another process leads: read along until it is done (True), or gone or stopped (False)."""
+        ingest = self._store.staging.follow(self.digest, self._name)
         if ingest is None:
             return self._store.blobs.find_size(self.digest) is not None
-        self.assembly.adopt(ingest)
-        while not self.stopped.wait(_FOLLOW_INTERVAL):
-            led = ingest.is_led()
-            committed = self._store.blobs.find_size(self.digest)
-            self.assembly.refresh()
-            if committed is not None:
-                self.assembly.size = committed
-            # A reader of this file cannot go on in another one: wait until the leader is done.
-            if committed is not None and (
-                not led or not ingest.ranges.total or ingest.is_committed(self._store.blobs)
-            ):
-                return self._take_committed()
-            if ingest.size is not None or (ingest.ranges.total and self._waits_for_size_no_more):
-                self._reach(State.ARRIVING)
-            if not led:
-                return False
+        silence = Silence(ingest.file, self.limits.timeouts.stall)
+        adopted = False
+        try:
+            while not self.stopped.wait(_FOLLOW_INTERVAL):
+                led = ingest.is_led()
+                if self._store.blobs.find_size(self.digest) is not None:
+                    return self._take_committed()
+                if adopted:
+                    self.assembly.refresh()
+                else:
+                    ingest.refresh()
+                    adopted = self.assembly.adopt(ingest)
+                if adopted:
+                    self._tell_followers(ingest)
+                if not led:
+                    return False
+                if silence.is_long():
+                    self._leaders_stopped += 1
+                    log.event(logging.WARNING, "leader stopped", digest=self.digest)
+                    return False
+        finally:
+            if not adopted:
+                ingest.close()
         raise self._unavailable("shutting down")
+
+    def _tell_followers(self, ingest: Ingest) -> None:
+        if ingest.size is not None or (ingest.ranges.total and self._waits_for_size_no_more):
+            self._reach(State.ARRIVING)
 
     def _fetch(self, ingest: Ingest, fetcher: Fetcher) -> bool:
         """This process leads. False where it has to look for a leader anew."""
@@ -294,7 +306,11 @@ class Download:
             ingest.discard()
             ingest.close()
             return False
-        self.assembly.resume(ingest)
+        try:
+            self.assembly.resume(ingest)
+        except OciProxyError:
+            ingest.close()
+            raise
         self.bytes_resumed = ingest.ranges.total
         return True
 
@@ -308,6 +324,12 @@ class Download:
         self.assembly.size = size
         self._reach(State.VERIFIED)
         return True
+
+    @property
+    def _name(self) -> str:
+        """The partition, or a part of it: a leader that was stopped keeps its file locked."""
+        stopped = self._leaders_stopped
+        return f"{self._partition}#{stopped}" if stopped else self._partition
 
     @property
     def _waits_for_size_no_more(self) -> bool:
