@@ -104,3 +104,16 @@ class OpenBlob(Protocol):
     """Ask for the bytes [start, stop) of the blob; to its end where stop is None."""
 
     def __call__(self, *, start: int, stop: int | None) -> BlobStream: ...
+
+
+class Fetcher(Protocol):
+    """What brings the bytes of a download that leads: the connections of the HTTP backend."""
+
+    def run(self) -> None:
+        """Return when all bytes are in the file. Raises what ended it."""
+
+    def abort(self) -> None:
+        """Make `run` end soon; any thread."""
+
+    def help(self) -> None:
+        """A reader waits for bytes that no connection is on its way to; any thread."""
