@@ -21,7 +21,14 @@ from ociproxy.errors import (
     StoreError,
     UpstreamError,
 )
-from ociproxy.fetch.cache_status import FILL, FOLLOW, HIT, PASSED_ON, CacheStatus
+from ociproxy.fetch.cache_status import (
+    FILL,
+    FOLLOW,
+    HIT,
+    PASSED_ON,
+    PASSED_THROUGH,
+    CacheStatus,
+)
 from ociproxy.fetch.upstreams.requests import still_away
 from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.digest import Digest
@@ -88,7 +95,22 @@ class BlobPuller:
         async with self._upstreams.answer_time(repository.registry):
             if self._isolation is not None:
                 await self._isolation.check_allowed(repository, digest)
-            return await self._pull(repository, digest)
+            try:
+                return await self._pull(repository, digest)
+            except StoreError as exc:
+                return await self.relay(repository, digest, exc), PASSED_THROUGH
+
+    async def relay(self, repository: Repository, digest: Digest, reason: StoreError) -> Fill:
+        """A fill for one client that has started, of a blob that the store cannot keep or give.
+        Raises `reason` where no upstream may be asked, else what `pull` does."""
+        if self._upstreams.offline:
+            raise reason
+        self._upstreams.check(repository)
+        registry = repository.registry
+        log.event(logging.WARNING, "passing through", digest=digest, reason=reason)
+        fill = self._fills.relay(repository, digest, backend=self._upstreams.backend(registry))
+        await self._started(fill, registry)
+        return fill
 
     async def _pull(
         self, repository: Repository, digest: Digest

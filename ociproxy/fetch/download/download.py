@@ -197,10 +197,14 @@ class Download:
         start = segment.start
         self.check_limit(start + len(data))
         self.assembly.put(segment, data)
-        if self.state is State.STARTING and self._waits_for_size_no_more:
-            self._reach(State.ARRIVING)
+        self.tell_arrival()
         self._notify()
         self.assembly.hash(start, data)
+
+    def tell_arrival(self) -> None:
+        """Some bytes are here. Readers get them after a while, though nothing tells the size."""
+        if self.state is State.STARTING and time.monotonic() - self._began > _UNSIZED_WAIT:
+            self._reach(State.ARRIVING)
 
     def lead(self, fetcher: Fetcher) -> None:
         """Fetch the blob, or follow the process that does; return when it is in the store.
@@ -232,10 +236,10 @@ class Download:
                 else:
                     ingest.refresh()
                     adopted = self.assembly.adopt(ingest)
-                if ingest.size is not None or (
-                    ingest.ranges.total and self._waits_for_size_no_more
-                ):
+                if ingest.size is not None:
                     self._reach(State.ARRIVING)
+                elif ingest.ranges.total:
+                    self.tell_arrival()
                 if not led:
                     return False
                 if silence.is_long():
@@ -325,10 +329,6 @@ class Download:
         """The partition, or a part of it: a leader that was stopped keeps its file locked."""
         stopped = self._leaders_stopped
         return f"{self._partition}#{stopped}" if stopped else self._partition
-
-    @property
-    def _waits_for_size_no_more(self) -> bool:
-        return time.monotonic() - self._began > _UNSIZED_WAIT
 
     def _start_hasher(self) -> None:
         if self._hasher is not None and (self.size or 0) > _WORTH_A_THREAD:
