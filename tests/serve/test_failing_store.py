@@ -12,12 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.images import image
-from tests.parts.tools import require_root
+from tests.parts.tools import small_disk
 from tests.serve.scene import MIB, Scene
 from tests.server import Mirror
 from tests.upstream_faults import Fault
-
-DISK = 8 * MIB
 
 
 def mount(*words: str | Path) -> None:
@@ -27,14 +25,8 @@ def mount(*words: str | Path) -> None:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A store on a disk of 8 MiB."""
-    require_root()
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount("-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", folder)
-    try:
+    with small_disk(tmp_path / "disk", "8m") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def fill_up(folder: Path) -> None:
