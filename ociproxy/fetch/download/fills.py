@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
-from ociproxy.errors import IntegrityError, OciProxyError, UpstreamUnavailable
+from ociproxy.errors import IntegrityError, Interrupted, OciProxyError
 from ociproxy.fetch.download.download import Download
 from ociproxy.fetch.download.fill import Fill
 from ociproxy.fetch.upstreams.threads import UpstreamThreads
@@ -111,7 +111,7 @@ class Fills:
         )
         fill = Fill(download, repository)
         if self._closed:
-            fill.end(UpstreamUnavailable(repository.registry, "shutting down"))
+            fill.end(Interrupted(repository.registry, "shutting down"))
             return fill
 
         fetch = partial(backend.fetch_blob, repository, digest, tries=self._limits.retries)
@@ -145,9 +145,9 @@ class Fills:
             except asyncio.CancelledError:
                 if not future.cancelled():
                     # The process ends. The thread may go on for a moment: its file stays open.
-                    fill.abandon(UpstreamUnavailable(repository.registry, "shutting down"))
+                    fill.abandon(Interrupted(repository.registry, "shutting down"))
                     raise
-                error = UpstreamUnavailable(repository.registry, "no client waits for it any more")
+                error = Interrupted(repository.registry, "no client waits for it any more")
             finally:
                 del self._running[partition, digest]
                 self._ended_bytes += download.bytes_fetched
