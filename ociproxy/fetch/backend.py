@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ociproxy.fetch.download.download import Download
     from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.oci.descriptor import Descriptor
@@ -56,14 +58,21 @@ class Backend(Protocol):
         """HEAD of a blob: its size in bytes."""
 
     def fetch_blob(
-        self, repository: Repository, digest: Digest, download: Download, *, tries: int
+        self,
+        repository: Repository,
+        digest: Digest,
+        download: Download,
+        *,
+        tries: int,
+        answered: Callable[[], None] = lambda: None,
     ) -> None:
         """Bring a blob into the store: return when it is verified and committed.
 
         The backend tells `download` the size as soon as it is known, and ends soon once
         `download.stopped` is set. `tries` is how often in a row a connection may break without
-        having brought anything; with 1 the first one that breaks ends the call. Also raises
-        IntegrityError kinds, BlobTooLarge and StoreError.
+        having brought anything; with 1 the first one that breaks ends the call.
+        `answered` is called once the upstream has begun to send the blob, and not where another
+        process brings it. Also raises IntegrityError kinds, BlobTooLarge and StoreError.
         """
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.errors import SizeMismatch, UpstreamUnavailable
+from ociproxy.errors import Interrupted, SizeMismatch
 from ociproxy.store.ingest import ByteRanges
 
 if TYPE_CHECKING:
@@ -239,13 +239,13 @@ class Assembly:
     def resume(self, ingest: Ingest) -> None:
         """Go on with what arrived before, there or in the file of a leader that was stopped. Its
         journal knows the size better than a manifest does, and what is there already refutes a
-        smaller claim. Raises StoreError, or UpstreamUnavailable where bytes that were promised to
+        smaller claim. Raises StoreError, or Interrupted where bytes that were promised to
         readers cannot be read."""
         old = self._ingest
         if old is not None and not old.is_same_file(ingest):
             ingest.copy_from(old)
         if not self.adopt(ingest):
-            raise UpstreamUnavailable(self._upstream, "the process that fetched it gave up")
+            raise Interrupted(self._upstream, "the process that fetched it gave up")
         with self._lock:
             end = max((stop for _, stop in ingest.ranges), default=0)
             size = (ingest.size or self.size) if not self._told else self.size
@@ -332,5 +332,5 @@ class Assembly:
 
     def _current(self) -> Ingest:
         if self._ingest is None:
-            raise UpstreamUnavailable(self._upstream, "the download has ended")
+            raise Interrupted(self._upstream, "the download has ended")
         return self._ingest

@@ -19,6 +19,7 @@ from ociproxy import log
 from ociproxy.errors import (
     BlobTooLarge,
     BlobUnknown,
+    Interrupted,
     NameUnknown,
     OciProxyError,
     UpstreamError,
@@ -339,4 +340,4 @@ class Connections:
 
     def _check_running(self) -> None:
         if self._ended.is_set() or self._download.stopped.is_set():
-            raise UpstreamUnavailable(self._upstream, "shutting down")
+            raise Interrupted(self._upstream, "shutting down")

@@ -23,10 +23,10 @@ from ociproxy import log
 from ociproxy.errors import (
     BlobTooLarge,
     DigestMismatch,
+    Interrupted,
     OciProxyError,
     SizeMismatch,
     StoreError,
-    UpstreamUnavailable,
 )
 from ociproxy.fetch.download.assembly import Assembly
 from ociproxy.store.files import Silence, store_errors
@@ -154,7 +154,7 @@ class Download:
         self._began = time.monotonic()
         fetch(self)
         if self.state is not State.VERIFIED and not self._take_committed():
-            raise self._unavailable("the blob has gone from the store again")
+            raise self._interrupted("the blob has gone from the store again")
 
     def abort(self) -> None:
         """Stop soon; what has arrived stays in `pulls/`."""
@@ -210,7 +210,7 @@ class Download:
         """Fetch the blob, or follow the process that does; return when it is in the store.
 
         A second call goes on with what the first one brought. Raises what `fetcher` raises,
-        IntegrityError kinds, StoreError or UpstreamUnavailable.
+        IntegrityError kinds, StoreError or Interrupted.
         """
         while True:
             ingest = self.assembly.led or self._store.staging.lead(self.digest, self._name)
@@ -249,7 +249,7 @@ class Download:
         finally:
             if not adopted:
                 ingest.close()
-        raise self._unavailable("shutting down")
+        raise self._interrupted("shutting down")
 
     def _fetch(self, ingest: Ingest, fetcher: Fetcher) -> bool:
         """This process leads. False where it has to look for a leader anew."""
@@ -346,5 +346,5 @@ class Download:
         self.assembly.verified = self.state is State.VERIFIED
         self._notify()
 
-    def _unavailable(self, reason: str) -> UpstreamUnavailable:
-        return UpstreamUnavailable(self.repository.registry, reason)
+    def _interrupted(self, reason: str) -> Interrupted:
+        return Interrupted(self.repository.registry, reason)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
-from ociproxy.errors import Busy, IntegrityError, OciProxyError, UpstreamUnavailable
+from ociproxy.errors import Busy, IntegrityError, Interrupted, OciProxyError
 from ociproxy.fetch.download.download import Download
 from ociproxy.fetch.download.fill import Fill
 from ociproxy.fetch.download.relay import PassingIngest, Relay
@@ -120,7 +120,7 @@ class Fills:
         )
         fill = Fill(download, repository)
         if self._closed:
-            fill.end(UpstreamUnavailable(repository.registry, "shutting down"))
+            fill.end(Interrupted(repository.registry, "shutting down"))
             return fill
 
         fetch = partial(backend.fetch_blob, repository, digest, tries=self._limits.retries)
@@ -175,7 +175,7 @@ class Fills:
         """Fetch the blob for one client, through memory. Raises Busy, or StoreError where there is
         no memory for it."""
         if self._closed:
-            raise UpstreamUnavailable(repository.registry, "shutting down")
+            raise Interrupted(repository.registry, "shutting down")
         if len(self._relays) >= _RELAYS:
             raise Busy(f"{_RELAYS} blobs that the store cannot keep, and more may not pass")
         fill: Relay
@@ -224,9 +224,9 @@ class Fills:
         except asyncio.CancelledError:
             if not future.cancelled():
                 # The process ends. The thread may go on for a moment: its file stays open.
-                fill.abandon(UpstreamUnavailable(registry, "shutting down"))
+                fill.abandon(Interrupted(registry, "shutting down"))
                 raise
-            return UpstreamUnavailable(registry, "no client waits for it any more")
+            return Interrupted(registry, "no client waits for it any more")
         return None
 
     def _begin(self, run: Coroutine[None, None, None]) -> None:

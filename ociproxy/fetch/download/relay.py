@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Condition
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.errors import UpstreamUnavailable
+from ociproxy.errors import Interrupted
 from ociproxy.fetch.download.fill import Fill
 from ociproxy.store.ingest import Ingest
 
@@ -46,12 +46,12 @@ class PassingIngest(Ingest):
 
     def write(self, offset: int, data: bytes) -> None:
         """Waits until the client has read so much that the window has room. Raises
-        UpstreamUnavailable where the download is told to stop meanwhile."""
+        Interrupted where the download is told to stop meanwhile."""
         stop = offset + len(data)
         with self._room:
             while stop - self._freed > _WINDOW:
                 if self._download.stopped.is_set():
-                    raise UpstreamUnavailable(
+                    raise Interrupted(
                         self._download.repository.registry, "no client waits for it any more"
                     )
                 self._download.tell_arrival()

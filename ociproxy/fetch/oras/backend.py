@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, urlencode
 
@@ -39,6 +38,8 @@ from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, json_object, media_type_in, verify_manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import requests
 
     from ociproxy.config.settings import Fetch, Upstream
@@ -171,14 +172,26 @@ class OrasBackend:
         return HttpBlobStream(response, self._name, self._upstream.timeouts, start=start)
 
     def fetch_blob(
-        self, repository: Repository, digest: Digest, download: Download, *, tries: int
+        self,
+        repository: Repository,
+        digest: Digest,
+        download: Download,
+        *,
+        tries: int,
+        answered: Callable[[], None] = lambda: None,
     ) -> None:
         """Over as many connections as the upstream's entry allows, by ranges where they help."""
+
+        def open_blob(*, start: int, stop: int | None) -> HttpBlobStream:
+            stream = self.open_blob(repository, digest, start=start, stop=stop)
+            answered()
+            return stream
+
         download.lead(
             Connections(
                 download,
                 self._name,
-                partial(self.open_blob, repository, digest),
+                open_blob,
                 most=self._upstream.connections,
                 tries=tries,
             )

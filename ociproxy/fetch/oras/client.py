@@ -25,6 +25,7 @@ from requests.exceptions import ConnectionError
 
 from ociproxy.clock import time_left
 from ociproxy.errors import (
+    Interrupted,
     OciProxyError,
     UpstreamError,
     UpstreamInvalid,
@@ -185,11 +186,11 @@ class HttpBlobStream:
         except (*FOREIGN, ValueError, AttributeError) as exc:
             # `abort` from another thread makes ssl and http.client raise the last two.
             if self._aborted or not isinstance(exc, FOREIGN):
-                raise UpstreamUnavailable(self._upstream, "read was aborted") from exc
+                raise Interrupted(self._upstream, "read was aborted") from exc
             raise translate(exc, self._upstream, self._timeouts, body=True) from exc
         if self._aborted:
             # These bytes are not data: a TLS socket that was shut down gives encrypted bytes.
-            raise UpstreamUnavailable(self._upstream, "read was aborted")
+            raise Interrupted(self._upstream, "read was aborted")
         self._read += len(data)
         if not data and self.stop is not None and self.start + self._read != self.stop:
             reason = f"connection closed at byte {self.start + self._read} of {self.stop}"

@@ -32,6 +32,8 @@ from ociproxy.fetch.tags import TagsQuery, page_of_tags
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, media_type_in, verify_manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ociproxy.config.settings import Fetch, Upstream
     from ociproxy.fetch.download.download import Download
     from ociproxy.fetch.upstreams.health import Quota
@@ -94,7 +96,13 @@ class SkopeoBackend:
         return self._blobs.get(repository, digest)[1]
 
     def fetch_blob(
-        self, repository: Repository, digest: Digest, download: Download, *, tries: int
+        self,
+        repository: Repository,
+        digest: Digest,
+        download: Download,
+        *,
+        tries: int,
+        answered: Callable[[], None] = lambda: None,
     ) -> None:
         """By copying an image that has the blob; the other blobs of that image come too."""
         image, size = self._blobs.get(repository, digest)
@@ -103,6 +111,7 @@ class SkopeoBackend:
             tries=tries, wait_max=download.limits.retry_wait_max, stopped=download.stopped
         )
         attempts(self._jobs.fetch, image, download)
+        answered()
         download.bytes_fetched += size
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:

@@ -23,7 +23,13 @@ from urllib.parse import urlsplit
 
 from ociproxy.clock import time_left
 from ociproxy.config.skopeo import PROGRAM
-from ociproxy.errors import ManifestInvalid, OciProxyError, UpstreamUnavailable, UpstreamUntrusted
+from ociproxy.errors import (
+    Interrupted,
+    ManifestInvalid,
+    OciProxyError,
+    UpstreamUnavailable,
+    UpstreamUntrusted,
+)
 from ociproxy.fetch.credential_helper import run_helper
 from ociproxy.fetch.credentials import credentials_for
 from ociproxy.fetch.skopeo.errors import SkopeoStderr, rate_limited, translate
@@ -78,7 +84,7 @@ class Run:
         except OSError as exc:
             self._selector.close()
             reason = f"{PROGRAM} cannot be run: {(exc.strerror or str(exc)).lower()}"
-            raise UpstreamUnavailable(upstream, reason) from exc
+            raise Interrupted(upstream, reason) from exc
         for pipe in (self._process.stdout, self._process.stderr):
             if pipe is not None:
                 self._selector.register(pipe, selectors.EVENT_READ)
@@ -110,7 +116,7 @@ class Run:
             else:
                 self.stdout += data
         if self._stopped.is_set():
-            raise UpstreamUnavailable(self._upstream, "shutting down")
+            raise Interrupted(self._upstream, "shutting down")
         if self.stderr.throttled:
             raise rate_limited(self.stderr, self._upstream)
         if len(self.stdout) > self._limit:
