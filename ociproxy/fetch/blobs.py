@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
@@ -52,9 +53,15 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 _KNOWN_SIZES: Final = 65_536
-_COMPLETE_IMAGES: Final = 8192
 _BLOBS_AHEAD: Final = 1024
 """Blobs of one image that are fetched before a client asks; no honest image has as many."""
+_LACKING: Final = 65_536
+"""Blobs kept of all images together that the store lacked when their image was looked through; an
+image weighs one more."""
+_LOOKS_AHEAD: Final = 64
+"""Images that are looked through at once, or wait for it; each keeps its manifest in memory."""
+_BATCH: Final = 64
+"""Blobs that are queued before other tasks have their turn."""
 _LOOKS: Final = 8
 """Copies of a blob, in the store and in bundles, that are looked at before giving up: each may be
 damaged, or written to while it is verified."""
@@ -68,6 +75,7 @@ class BlobPuller:
         store: Store,
         upstreams: Upstreams,
         requests: Requests,
+        threads: StoreThreads,
         verifiers: StoreThreads,
         fills: Fills,
         isolation: Isolation | None,
@@ -76,12 +84,14 @@ class BlobPuller:
         self._store = store
         self._upstreams = upstreams
         self._requests = requests
+        self._threads = threads
         self._verifiers = verifiers
         self._fills = fills
         self._isolation = isolation
         self._config = config
         self._sizes: BoundedCache[tuple[Repository, Digest], int] = BoundedCache(_KNOWN_SIZES)
-        self._complete: BoundedCache[Digest, bool] = BoundedCache(_COMPLETE_IMAGES)
+        self._lacking: BoundedCache[Digest, tuple[Descriptor, ...]] = BoundedCache(_LACKING)
+        self._looking: dict[Digest, asyncio.Task[None]] = {}
         self._verifying: dict[Digest, asyncio.Task[None]] = {}
         self._successor: BlobPuller | None = None
 
@@ -205,22 +215,46 @@ class BlobPuller:
         return size, PASSED_ON
 
     def prefetch(self, repository: Repository, image: ManifestHolder) -> None:
-        """Fetch in the background the blobs that the store lacks of an image a client pulls."""
+        """Fetch in the background the blobs that the store lacks of an image a client pulls.
+
+        A thread looks through the manifest, once while it is remembered: later only for the blobs
+        that were lacking. One that has gone from the store since is fetched when a client asks.
+        """
         digest = image.descriptor.digest
-        if self._complete.get(digest) or self._upstreams.offline:
+        if (
+            self._lacking.get(digest) == ()
+            or digest in self._looking
+            or len(self._looking) >= _LOOKS_AHEAD
+            or self._upstreams.offline
+        ):
             return
+        looking = asyncio.create_task(self._look_ahead(repository, image))
+        self._looking[digest] = looking
+        looking.add_done_callback(lambda _: self._looking.pop(digest))
+
+    async def _look_ahead(self, repository: Repository, image: ManifestHolder) -> None:
+        digest = image.descriptor.digest
+        known = self._lacking.get(digest)
         try:
-            # Not `image.manifest`: the hot copy would keep the parsed document beyond its weight.
-            manifest = image.parsed or parse_manifest(image.raw, image.descriptor.media_type)
-        except MalformedManifest:
-            return  # the tag's record has a wrong media type; the bytes are served all the same
-        if not isinstance(manifest, ImageManifest):
+            lacking = await self._threads.run(partial(_lacking_of, self._store, image, known))
+        except StoreError as exc:
+            log.event(logging.WARNING, "not fetched ahead", digest=digest, reason=exc)
             return
-        missing = [b for b in manifest.blobs if self._store.blobs.find_size(b.digest) is None]
-        if not missing:
-            self._complete.put(digest, True)
-        for blob in missing[:_BLOBS_AHEAD]:
-            self._fetch_ahead(repository, blob)
+        self._lacking.put(digest, lacking, len(lacking) + 1)
+        for first in range(0, len(lacking), _BATCH):
+            for blob in lacking[first : first + _BATCH]:
+                self._fetch_ahead(repository, blob)
+            await asyncio.sleep(0)
+
+    async def drain(self) -> None:
+        """Return when no image is being looked through."""
+        while self._looking:
+            await asyncio.wait(self._looking.values())
+
+    async def close(self) -> None:
+        for looking in self._looking.values():
+            looking.cancel()
+        await asyncio.gather(*self._looking.values(), return_exceptions=True)
 
     def hand_over(self, successor: BlobPuller) -> None:
         """From now on `successor` fetches ahead, beginning with what waits here for its turn."""
@@ -302,6 +336,22 @@ class BlobPuller:
         except TimeoutError as exc:
             raise still_away(registry) from exc
         self._upstreams.record_result(registry, None)
+
+
+def _lacking_of(
+    store: Store, image: ManifestHolder, known: tuple[Descriptor, ...] | None
+) -> tuple[Descriptor, ...]:
+    """The blobs of an image that are not stored, `_BLOBS_AHEAD` at most: of the `known` ones, if it
+    was looked through before. Blocks. Raises StoreError."""
+    if known is None:
+        try:
+            # Not `image.manifest`: the hot copy would keep the parsed document beyond its weight.
+            manifest = image.parsed or parse_manifest(image.raw, image.descriptor.media_type)
+        except MalformedManifest:
+            return ()  # the tag's record has a wrong media type; the bytes are served all the same
+        known = manifest.blobs if isinstance(manifest, ImageManifest) else ()
+    lacking = (blob for blob in known if store.blobs.find_size(blob.digest) is None)
+    return tuple(islice(lacking, _BLOBS_AHEAD))
 
 
 async def _finished(fill: Fill, status: CacheStatus, received: Callable[[int, bool], None]) -> None:

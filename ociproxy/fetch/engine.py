@@ -64,7 +64,14 @@ class Engine:
             else None
         )
         self.blobs = BlobPuller(
-            store, self.upstreams, self.requests, self._verifiers, self._fills, isolation, config
+            store,
+            self.upstreams,
+            self.requests,
+            self.threads,
+            self._verifiers,
+            self._fills,
+            isolation,
+            config,
         )
         self.manifests = ManifestPuller(
             store,
@@ -85,7 +92,11 @@ class Engine:
         """End what is running: downloads soon, keeping what arrived; requests without waiting."""
         self._preparing.cancel()
         await asyncio.gather(
-            self._preparing, self.manifests.close(), self._fills.close(), return_exceptions=True
+            self._preparing,
+            self.manifests.close(),
+            self.blobs.close(),
+            self._fills.close(),
+            return_exceptions=True,
         )
         await self.requests.close()
         self.threads.close()
@@ -102,6 +113,7 @@ class Engine:
         """Return when the requests to upstreams and the downloads that are running have ended."""
         await self.manifests.drain()
         await self.requests.drain()
+        await self.blobs.drain()
         await self._fills.drain()
 
     async def _prepare(self) -> None:

@@ -91,11 +91,18 @@ class ManifestPuller:
     async def pull(self, reference: Reference, *, body: bool) -> ManifestAnswer:
         """The manifest of a tag or digest; with `body` False its descriptor is enough.
 
-        What is stored and fresh is answered without a task switch. Everything else has
+        What is stored and fresh is answered without a task switch, unless it is long and has to
+        be read from the disk. Everything else has
         `fetch.timeouts.answer` seconds. Raises ManifestUnknown, NameUnknown, UpstreamError kinds,
         IntegrityError kinds or StoreError.
         """
-        record, stored = self._look_up(reference)
+        record, digest = self._named(reference)
+        stored: ManifestHolder | None = None
+        if digest is not None and self._store.manifests.is_long_to_read(digest):
+            async with self._upstreams.answer_time(reference.repository.registry):
+                stored = await self._threads.run(lambda: self._stored(reference, record, digest))
+        elif digest is not None:
+            stored = self._stored(reference, record, digest)
         expired = self._has_expired(reference, record)
         if stored is not None and not expired:
             return self._answer(reference.repository, stored, HIT, body=body)
@@ -116,22 +123,25 @@ class ManifestPuller:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _look_up(self, reference: Reference) -> tuple[TagRecord | None, ManifestHolder | None]:
-        """The tag's record; and the stored manifest, under the media type that this repository
-        has it with, where it may be served under this repository."""
-        repository, digest = reference.repository, reference.digest
-        record: TagRecord | None = None
-        if digest is None:
-            record = self._store.refs.find_tag(repository, reference.tag or "")
-            if record is None:
-                return None, None
-            digest = record.descriptor.digest
+    def _named(self, reference: Reference) -> tuple[TagRecord | None, Digest | None]:
+        """A tag's record, and the digest that is looked for; None where no record has it."""
+        if reference.digest is not None:
+            return None, reference.digest
+        record = self._store.refs.find_tag(reference.repository, reference.tag or "")
+        return record, None if record is None else record.descriptor.digest
+
+    def _stored(
+        self, reference: Reference, record: TagRecord | None, digest: Digest
+    ) -> ManifestHolder | None:
+        """The stored manifest, under the media type that this repository has it with, where it may
+        be served under this repository."""
+        repository = reference.repository
         found = self._store.manifests.find(digest)
         if found is None or not self._is_allowed(repository, digest):
-            return record, None
+            return None
         if record is not None:
-            return record, with_media_type(found, record.descriptor)
-        return None, with_media_type(found, self._store.refs.find_manifest(repository, digest))
+            return with_media_type(found, record.descriptor)
+        return with_media_type(found, self._store.refs.find_manifest(repository, digest))
 
     def _is_allowed(self, repository: Repository, digest: Digest) -> bool:
         return self._isolation is None or self._isolation.has_manifest(repository, digest)

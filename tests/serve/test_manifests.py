@@ -56,6 +56,22 @@ def test_an_image_manifest_completes_the_image_in_the_background(
         server.wait_for_file(f"blobs/{blob.encoded}")
 
 
+def test_a_blob_that_could_not_be_fetched_ahead_is_fetched_with_the_next_pull(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    app = upstream.add("app", image("app", layers=3), tag="v1")
+    late = app.blobs[-1]
+    upstream.fault(late.digest, Fault(status=404))
+    server = mirror_of(mirror, upstream, negative_ttl=0)
+    server.manifest(upstream.registry, "app", "v1")
+    for blob in app.blobs[:-1]:
+        server.wait_for_file(f"blobs/{blob.encoded}")
+    server.wait_for(lambda: upstream.count(late.digest) > 0, "asked for the blob")
+    upstream.heal()
+    server.manifest(upstream.registry, "app", "v1")
+    server.wait_for_file(f"blobs/{late.encoded}")
+
+
 def test_without_background_fills_a_manifest_brings_no_blob(
     mirror: MakeMirror, upstream: FakeUpstream
 ) -> None:

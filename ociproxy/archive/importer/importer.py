@@ -54,11 +54,13 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How to import; `max_size` is how many bytes an archive may expand to."""
+    """How to import; `max_size` is how many bytes an archive may expand to. With `isolated`, a
+    repository gets only what came with the archive, or what it has already."""
 
     on_existing: OnExisting = OnExisting.REPLACE
     name: GivenName | None = None
     max_size: int = MAX_SIZE
+    isolated: bool = False
 
 
 class Importer:
@@ -115,7 +117,7 @@ class Importer:
             return None  # The watcher hears of it when the source is read.
 
     def _import(self, volumes: list[Path]) -> None:
-        with Extractor(self._store) as extractor:
+        with Extractor(self._store, isolated=self._rules.isolated) as extractor:
             if volumes[0] != STDIN and volumes[0].is_dir():
                 received = _receive_folder(volumes[0], extractor)
             else:

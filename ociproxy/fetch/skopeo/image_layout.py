@@ -156,7 +156,7 @@ class ImageLayout:
         with Extractor(self._store) as extractor:
             extractor.take_layout(directory, top)
             extractor.drain()
-            examined = extractor.examine(top)
+            examined = extractor.examine(top, self._image.repository)
             if not examined.complete:
                 reason = f"skopeo left {'; '.join(map(str, examined.problems))}"
                 raise UpstreamUnavailable(upstream, reason)
