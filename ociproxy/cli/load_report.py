@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 import click
 from rich.filesize import decimal
 
-from ociproxy.cli.terminal import print_event, print_table, short
+from ociproxy.cli.table import print_table
+from ociproxy.cli.terminal import print_event, short
 from ociproxy.config.units import show_duration
 from ociproxy.errors import UpstreamRateLimited
 from ociproxy.load.loader import Watcher
@@ -182,7 +183,13 @@ class PlanReport(Watcher):
                 pulls=[dataclasses.asdict(each) for each in pulls],
             )
             return
-        print_table(_PLAN_COLUMNS, map(_row, plan.images), numbers=("SIZE", "NEW"))
+        print_table(
+            _PLAN_COLUMNS,
+            map(_row, plan.images),
+            numbers=("SIZE", "NEW"),
+            spare=("DIGEST",),
+            folding=("PLATFORMS",),
+        )
         enough = "" if plan.new < free else ": NOT ENOUGH"
         failed = f", {summary.failed} failed" if summary.failed else ""
         click.echo(

@@ -121,6 +121,7 @@ class SkopeoBackend:
             raise NameUnknown(str(repository), f"skopeo does not ask for {path}")
         self._check_name(repository)
         run = self._program.call(
+            repository,
             "list-tags",
             f"docker://{self._program.name_of(repository)}",
             output_limit=MANIFEST_MAX_SIZE,
@@ -143,6 +144,7 @@ class SkopeoBackend:
         # By tag if the reference has one: a digest beside it must then agree with the answer.
         which = f":{reference.tag}" if reference.tag else f"@{reference.digest}"
         run = self._program.call(
+            repository,
             "inspect",
             "--raw",
             f"docker://{self._program.name_of(repository)}{which}",
