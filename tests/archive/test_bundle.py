@@ -410,7 +410,7 @@ def rewrite(path: Path, change: Callable[[str, bytes], bytes | None]) -> None:
         (bad_header, 5, "not a tar from byte"),
         (no_tar, 5, "neither a tar"),
         (empty, 5, ""),
-        (no_layout, 5, "oci-layout"),
+        (no_layout, 5, "index.json"),
         (gone, 2, "no such file"),
         (compressed, 5, "compressed"),
         (lacks_a_blob, 5, "is not there"),
