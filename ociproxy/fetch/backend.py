@@ -44,7 +44,8 @@ class Backend(Protocol):
 
     def resolve(self, reference: Reference) -> Descriptor:
         """HEAD of a manifest: costs no pull quota. Where that names no digest, or a media type of
-        any file (`is_generic`), it is a GET. The size is 0 where the upstream does not say."""
+        any file (`is_generic`), or where the program knows no HEAD, it is a GET, which does. The
+        size is 0 where the upstream does not say."""
 
     def fetch_manifest(self, reference: Reference) -> ManifestHolder:
         """GET of a manifest: exact bytes, at most MANIFEST_MAX_SIZE, verified against the
@@ -104,3 +105,16 @@ class OpenBlob(Protocol):
     """Ask for the bytes [start, stop) of the blob; to its end where stop is None."""
 
     def __call__(self, *, start: int, stop: int | None) -> BlobStream: ...
+
+
+class Fetcher(Protocol):
+    """What brings the bytes of a download that leads: the connections of the HTTP backend."""
+
+    def run(self) -> None:
+        """Return when all bytes are in the file. Raises what ended it."""
+
+    def abort(self) -> None:
+        """Make `run` end soon; any thread."""
+
+    def help(self) -> None:
+        """A reader waits for bytes that no connection is on its way to; any thread."""

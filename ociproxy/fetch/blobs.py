@@ -144,6 +144,11 @@ class BlobPuller:
         fill = self._fills.running(digest, self._config.partition(repository.registry))
         return 0 if fill is None else fill.download.bytes_resumed + fill.download.bytes_fetched
 
+    def signs(self, repository: Repository, digest: Digest) -> object:
+        """Changes while a blob that this process is fetching gets on."""
+        fill = self._fills.running(digest, self._config.partition(repository.registry))
+        return None if fill is None else fill.download.signs
+
     @property
     def bytes_fetched(self) -> int:
         """Bytes that upstreams have sent for all fills."""

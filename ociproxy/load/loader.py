@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import SystemClock
-from ociproxy.errors import ManifestUnknown, OciProxyError, StoreError
+from ociproxy.errors import ManifestUnknown, OciProxyError, StoreError, UpstreamUnavailable
 from ociproxy.fetch.retry import ImageRetry, Progress
 from ociproxy.load.image import UpstreamImage, UpstreamImages, all_of
 from ociproxy.load.progress import ActiveImage, LoadProgress, Summary
@@ -24,7 +24,7 @@ from ociproxy.oci.manifest import ImageManifest, Index
 from ociproxy.store.image import platform_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Config
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from ociproxy.load.imagelist import Wanted
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
+    from ociproxy.oci.reference import Repository
+
+
+_LOOKS: Final = 10
+"""Looks at a blob within `load.pull_timeout`."""
 
 
 class Watcher:
@@ -78,6 +83,7 @@ class Loader:
         self._engine = engine
         self._store = engine.store
         self._jobs = config.load.jobs
+        self._limit = config.load.pull_timeout
         self._slots = asyncio.Semaphore(config.fetch.fills)
         self._watcher = watcher
         self._fail_fast = fail_fast
@@ -176,10 +182,32 @@ class Loader:
                 if not waited:
                     # The wait for a slot is not the upstream's fault: its time begins here.
                     waited, active.progress.when = True, self._clock.monotonic()
-                await self._engine.blobs.ensure(repository, blob, received)
+                await self._watched(
+                    self._engine.blobs.ensure(repository, blob, received), repository, blob
+                )
 
         await self._retry.run(repository.registry, active.progress, work)
         self.progress.filled(active, blob.digest)
+
+    async def _watched(
+        self, work: Coroutine[None, None, None], repository: Repository, blob: Descriptor
+    ) -> None:
+        """Wait for a blob while it gets on. Raises UpstreamUnavailable where it did not for
+        `load.pull_timeout`, and what the work raises."""
+        task = asyncio.create_task(work)
+        signs, since = None, time.monotonic()
+        try:
+            while not (await asyncio.wait([task], timeout=self._limit / _LOOKS))[0]:
+                fresh = self._engine.blobs.signs(repository, blob.digest)
+                if fresh != signs:
+                    signs, since = fresh, time.monotonic()
+                elif time.monotonic() - since > self._limit:
+                    reason = f"blob {blob.digest} got no further in {self._limit:g} s"
+                    raise UpstreamUnavailable(repository.registry, reason, timed_out=True)
+            await task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     def _publish(self, wanted: Wanted, image: UpstreamImage) -> None:
         """Make the image visible, now that its blobs are stored. Runs in a thread."""

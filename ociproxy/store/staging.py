@@ -118,9 +118,9 @@ class Staging:
                     lock = _own(path, os.O_RDONLY | os.O_DIRECTORY)
                     return None if lock is None else Workspace(path, lock)
 
-    def owner_of_workspace(self, name: str, limit: float) -> Silence:
-        """Of the process that has the directory of this name."""
-        return Silence(self.root / name, limit)
+    def silence_of(self, workspace: str, limit: float) -> Silence:
+        """Of the process that owns the workspace of this name."""
+        return Silence(self.root / workspace, limit)
 
     def _path(self, digest: Digest, partition: str) -> Path:
         # A partition is the name of a registry, and may be too long for a file name.

@@ -94,3 +94,25 @@ async def test_what_is_behind_a_running_request_waits(behind: bytes) -> None:
     said = await said_to(handler, REQUEST, b"GET / HTTP/1.1\r\n" + behind, limits=limits)
     assert statuses(said)[0] == 200
     assert b"\r\n\r\nanswerHTTP/1.1 4" in said
+
+
+async def test_the_clock_of_a_head_is_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pieces of a head come behind a running request, and however long it runs."""
+    loop = asyncio.get_running_loop()
+    started: list[float] = []
+    call_later = loop.call_later
+
+    def counted(delay: float, callback: Callable[..., object], *args: object) -> object:
+        if getattr(callback, "__name__", "") == "_head_overdue":
+            started.append(delay)
+        return call_later(delay, callback, *args)
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        await asyncio.sleep(1.5)
+        return web.Response()
+
+    monkeypatch.setattr(loop, "call_later", counted)
+    pieces = [b"A: a\r\n"] * 10
+    await said_to(handler, REQUEST, b"GET / HTTP/1.1\r\n", *pieces, limits=Serve(head_timeout=0.1))
+    # One for each period of 0.1 s; with a timer more for each piece there would be hundreds.
+    assert 2 <= len(started) <= 40

@@ -1,4 +1,4 @@
-"""A process that fetches a blob is stopped (SIGSTOP, a frozen cgroup): others fetch it themselves."""
+"""A process that fetches a blob is stopped (SIGSTOP, a frozen cgroup): others fetch it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.serve.scene import MIB, Scene
 from tests.server import Mirror
 from tests.upstream_faults import Fault
 
-STALL = {"timeouts": {"stall": "2s"}}
+STALL = {"stall": "2s"}
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def beside(scene: Scene, mirror: Callable[..., Mirror]) -> Callable[[Mirror], Mi
     """One more server on the same store, where `scene` goes on."""
 
     def start(server: Mirror) -> Mirror:
-        return scene.start(store=server.store, **STALL)
+        return scene.start(store=server.store, timeouts=STALL)
 
     return start
 
@@ -47,7 +47,7 @@ def test_a_client_that_has_read_half_of_the_blob_gets_the_rest(
     scene: Scene, beside: Callable[[Mirror], Mirror]
 ) -> None:
     blob = scene.blob(8 * MIB, Fault(rate=2 * MIB))
-    leader = scene.start(**STALL)
+    leader = scene.start(timeouts=STALL)
     with ExitStack() as stack:
         open_blob(scene, stack, blob)
         beside(leader)
@@ -65,7 +65,7 @@ def test_a_client_that_waits_for_the_first_byte_gets_the_blob(
     scene: Scene, beside: Callable[[Mirror], Mirror]
 ) -> None:
     blob = scene.blob(MIB, Fault(delay=60), times=1)
-    leader = scene.start(**STALL)
+    leader = scene.start(timeouts=STALL)
     with ExitStack() as stack:
         asking = http.client.HTTPConnection(leader.host, leader.port)
         stack.callback(asking.close)
@@ -81,7 +81,7 @@ def test_what_both_bring_in_the_end_is_the_blob(
 ) -> None:
     """The stopped process goes on after the other one has published the blob."""
     blob = scene.blob(6 * MIB, Fault(rate=2 * MIB))
-    leader = scene.start(**STALL)
+    leader = scene.start(timeouts=STALL)
     with ExitStack() as stack:
         first = open_blob(scene, stack, blob)
         head = first.read(MIB)

@@ -17,7 +17,7 @@ from contextlib import suppress
 from enum import IntEnum
 from math import inf
 from threading import Event
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
 from ociproxy.errors import (
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from ociproxy.config.settings import Fetch
+    from ociproxy.fetch.backend import Fetcher
     from ociproxy.fetch.download.assembly import Segment
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
@@ -64,19 +65,6 @@ class State(IntEnum):
     """All bytes are in the file. The digest is not compared yet."""
     VERIFIED = 3
     """The bytes are right; readers may read the last byte."""
-
-
-class Fetcher(Protocol):
-    """What brings the bytes of a download that leads: the connections of the HTTP backend."""
-
-    def run(self) -> None:
-        """Return when all bytes are in the file. Raises what ended it."""
-
-    def abort(self) -> None:
-        """Make `run` end soon; any thread."""
-
-    def help(self) -> None:
-        """A reader waits for bytes that no connection is on its way to; any thread."""
 
 
 class Download:
@@ -109,6 +97,8 @@ class Download:
         self.bytes_fetched = 0
         """Bytes that the upstream has sent for this download, those it sent twice included."""
         self.bytes_resumed = 0
+        self.copied = 0
+        """Changes while a copy by skopeo gets on."""
         self.assembly = Assembly(
             digest, repository.registry, size=expected_size, segment=limits.segment
         )
@@ -133,6 +123,13 @@ class Download:
         """Whether it waits for bytes of an upstream or of a leader. False before it has its turn,
         for a copy by skopeo, which tells no bytes before its end, and once all bytes are here."""
         return self.assembly.has_file and self.state < State.WHOLE
+
+    @property
+    def signs(self) -> tuple[object, ...]:
+        """Changes while the download gets on, here or in the process that it follows."""
+        hasher = self._hasher
+        hashed = 0 if hasher is None else hasher.position
+        return self.state, self.assembly.bytes_here, hashed, self.copied
 
     def want(self, offset: int) -> None:
         """A reader waits for the byte at offset: it is fetched first."""
@@ -235,8 +232,10 @@ class Download:
                 else:
                     ingest.refresh()
                     adopted = self.assembly.adopt(ingest)
-                if adopted:
-                    self._tell_followers(ingest)
+                if ingest.size is not None or (
+                    ingest.ranges.total and self._waits_for_size_no_more
+                ):
+                    self._reach(State.ARRIVING)
                 if not led:
                     return False
                 if silence.is_long():
@@ -247,10 +246,6 @@ class Download:
             if not adopted:
                 ingest.close()
         raise self._unavailable("shutting down")
-
-    def _tell_followers(self, ingest: Ingest) -> None:
-        if ingest.size is not None or (ingest.ranges.total and self._waits_for_size_no_more):
-            self._reach(State.ARRIVING)
 
     def _fetch(self, ingest: Ingest, fetcher: Fetcher) -> bool:
         """This process leads. False where it has to look for a leader anew."""

@@ -102,7 +102,7 @@ class SkopeoBackend:
         attempts = retrying(
             tries=tries, wait_max=download.limits.retry_wait_max, stopped=download.stopped
         )
-        attempts(self._jobs.fetch, image, digest, download.stopped)
+        attempts(self._jobs.fetch, image, download)
         download.bytes_fetched += size
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:

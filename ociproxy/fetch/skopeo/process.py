@@ -17,9 +17,11 @@ import signal
 import subprocess
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlsplit
 
+from ociproxy.clock import time_left
 from ociproxy.config.skopeo import PROGRAM
 from ociproxy.errors import ManifestInvalid, OciProxyError, UpstreamUnavailable, UpstreamUntrusted
 from ociproxy.fetch.credential_helper import run_helper
@@ -28,7 +30,6 @@ from ociproxy.fetch.skopeo.errors import SkopeoStderr, rate_limited, translate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
     from threading import Event
 
     from ociproxy.config.settings import Upstream
@@ -120,6 +121,14 @@ class Run:
         self.stderr.end()
         return False
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a signal stopped it (proc(5), the state in `stat`)."""
+        with suppress(OSError):
+            state = Path(f"/proc/{self._process.pid}/stat").read_bytes().rpartition(b") ")[2][:1]
+            return state in (b"T", b"t")
+        return False
+
     def check(self, unknown: OciProxyError) -> None:
         """Call after the last `pump`. Raises a failed run's error, which is `unknown` for a 404."""
         try:
@@ -161,10 +170,10 @@ class Program:
         return "/".join(part for part in (self._host, self._prefix, repository.name) if part)
 
     def call(self, *words: str, output_limit: int, unknown: OciProxyError) -> Run:
-        """Run a short command to its end, within the connect and header time-outs. Raises
-        UpstreamError kinds, or `unknown` for a 404."""
+        """Run a short command to its end, within the connect and header time-outs and what the
+        request has left. Raises UpstreamError kinds, OutOfTime, or `unknown` for a 404."""
         timeouts = self._upstream.timeouts
-        limit = timeouts.connect + timeouts.headers
+        limit = time_left(timeouts.connect + timeouts.headers)
         deadline = time.monotonic() + limit
         with self.start(*words, output_limit=output_limit) as run:
             while run.pump():
