@@ -200,6 +200,8 @@ class _Reading:
             complete = False
             reason = "not stored" if size is None else f"{size} bytes stored of {blob.size}"
             role = "config" if blob.digest == manifest.config.digest else "layer"
+            if blob.is_nondistributable:
+                role = f"non-distributable {role}"
             self._miss(blob, f"{role} {reason}")
         return complete
 

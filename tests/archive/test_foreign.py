@@ -20,7 +20,7 @@ from ociproxy.store.store import Store
 from tests import layouts
 from tests.archive.importing import Import
 from tests.archive.test_bundle import serving
-from tests.images import artifact, image
+from tests.images import OCI_MANIFEST, Image, artifact, content, image
 from tests.server import Mirror
 from tests.stores import put
 
@@ -221,3 +221,53 @@ def test_a_bundle_says_which_images_have_no_full_name(tmp_path: Path) -> None:
         [line] = warnings(mirror, "images of a bundle not served")
         assert "images=1 first=v1" in line
         assert "--name" in line
+
+
+# Layers that need not be distributed
+
+BASE = "quay.io/t/f:v1"
+FOREIGN_LAYER = "9125536a6f0f8812050f7a81a0da3c18986c1b22bb31663dd3592cd2185d04ff"
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_foreign_layer_that_is_there_is_kept_and_exported(
+    job: Import, tmp_path: Path, folder: bool
+) -> None:
+    source = folder_of("foreign-layer", tmp_path) if folder else packed("foreign-layer")
+    done = job.run("--name", "quay.io/t/f", source)
+    assert (done.code, done.statuses) == (0, {BASE: "imported"}), done.problems
+    assert FOREIGN_LAYER in job.blobs()
+    assert job.export(tmp_path / "out.tar").returncode == 0
+    other = Import(tmp_path / "other")
+    assert other.run(tmp_path / "out.tar").code == 0
+    assert FOREIGN_LAYER in other.blobs()
+    assert other.listed() == {BASE: True}
+
+
+def test_a_foreign_layer_that_is_not_there_is_named_and_the_image_is_not_called_complete(
+    job: Import, tmp_path: Path
+) -> None:
+    layout = folder_of("foreign-layer", tmp_path)
+    (layout / "blobs" / "sha256" / FOREIGN_LAYER).unlink()
+    done = job.run("--name", "quay.io/t/f", layout)
+    assert done.code == 0
+    [event] = [each for each in done.events if each["event"] == "image"]
+    assert event["leftOut"] == [f"the non-distributable layer sha256:{FOREIGN_LAYER}"]
+    assert job.listed() == {BASE: False}
+    exported = job.export(tmp_path / "out.tar")
+    assert exported.returncode == 3
+    assert (
+        f"sha256:{FOREIGN_LAYER} (non-distributable layer not stored)" in exported.stderr.decode()
+    )
+
+
+def test_an_ordinary_layer_is_not_dispensable_because_it_has_urls(
+    job: Import, tmp_path: Path
+) -> None:
+    made = image(layers=2)
+    document = made.top.json()
+    document["layers"][1]["urls"] = ["https://elsewhere.example/"]
+    top = content(json.dumps(document).encode(), OCI_MANIFEST)
+    files = layouts.members({BASE: Image(top, blobs=made.blobs)}, without=[made.layers[1]])
+    done = job.run(layouts.write_tar(tmp_path / "x.tar", files))
+    assert (done.code, done.statuses) == (5, {BASE: "incomplete"})

@@ -128,7 +128,7 @@ class Publisher:
             elif previous is not None:
                 result = replace(result, status=Status.REPLACED)
             self._extractor.prepare(examined)
-            left_out = tuple(str(child.platform or child.digest) for child in examined.left_out)
+            left_out = tuple(map(_shown, examined.left_out))
             whole.append((reference, examined, replace(result, left_out=left_out)))
         self._extractor.drain()
         revealed = pool.map(self._reveal, whole)
@@ -170,7 +170,7 @@ class Publisher:
     def _broken_lock(self, reference: Reference, examined: Examined) -> list[str]:
         """What the lock in the archive says of the image and is not so."""
         problems = [
-            f"manifest {child.digest}: listed, but not in the archive"
+            f"{child.digest}: listed in the lock, but not in the archive"
             for child in examined.left_out
             if child.digest in self._lock.contents and child.digest not in self._gaps
         ]
@@ -203,3 +203,9 @@ class Publisher:
             shown.append(f"and {len(problems) - _MOST_PROBLEMS} more")
         digest, told = image.descriptor.digest, tuple(shown)
         self._tell(ImportResult(self._source, str(image), digest, status, problems=told))
+
+
+def _shown(left_out: Descriptor) -> str:
+    if left_out.is_nondistributable:
+        return f"the non-distributable layer {left_out.digest}"
+    return str(left_out.platform or left_out.digest)
