@@ -58,6 +58,7 @@ class Report(Watcher):
                 digest=str(digest),
                 platforms=[str(platform) for platform in image.platforms],
                 lacking=[str(platform) for platform in image.lacking],
+                withheld=[{"digest": str(e.digest), "urls": e.urls} for e in result.withheld],
                 size=image.size,
                 fetched=result.fetched,
                 seconds=round(result.seconds, 3),
@@ -69,6 +70,12 @@ class Report(Watcher):
             f"loaded {shown} {decimal(image.size)}, {decimal(result.fetched)} fetched, "
             f"{result.seconds:.1f} s{lacking}"
         )
+        for layer in result.withheld:
+            where = f"; it may be at {layer.urls[0]}" if layer.urls else ""
+            self._screen.line(
+                f"  incomplete: the registry does not have the non-distributable layer "
+                f"{layer.digest}{where}"
+            )
 
     def ended(self, reference: Reference) -> None:
         """This image is no failure, and not unfinished."""

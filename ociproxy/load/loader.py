@@ -15,7 +15,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import SystemClock
-from ociproxy.errors import ManifestUnknown, OciProxyError, StoreError, UpstreamUnavailable
+from ociproxy.errors import (
+    BlobUnknown,
+    ManifestUnknown,
+    OciProxyError,
+    StoreError,
+    UpstreamDenied,
+    UpstreamUnavailable,
+)
 from ociproxy.fetch.retry import ImageRetry, Progress
 from ociproxy.load.image import UpstreamImage, UpstreamImages, all_of
 from ociproxy.load.progress import ActiveImage, LoadProgress, Summary
@@ -57,14 +64,16 @@ class Watcher:
 class Result:
     """An image that was loaded or found.
 
-    `missing` has the bytes of each blob that the store lacks: none after a load. `fetched` are
-    bytes that came for this image.
+    `missing` has the bytes of each blob that the store lacks, after a load only those of
+    `withheld`: layers that need not be distributed and that the upstream does not have. `fetched`
+    are bytes that came for this image.
     """
 
     image: UpstreamImage
     missing: dict[Digest, int]
     fetched: int
     seconds: float
+    withheld: tuple[Descriptor, ...] = ()
 
 
 class Loader:
@@ -143,9 +152,11 @@ class Loader:
                 self._stopped = self._fail_fast
                 self._watcher.failed(wanted, exc)
             else:
-                self.progress.summary.add_loaded()
+                withheld = tuple(active.withheld)
+                self.progress.summary.add_loaded(complete=not withheld)
                 seconds = time.monotonic() - active.began
-                self._watcher.loaded(Result(image, active.missing, active.fetched, seconds))
+                result = Result(image, active.missing, active.fetched, seconds, withheld)
+                self._watcher.loaded(result)
             finally:
                 self.progress.end(active)
 
@@ -186,7 +197,14 @@ class Loader:
                     self._engine.blobs.ensure(repository, blob, received), repository, blob
                 )
 
-        await self._retry.run(repository.registry, active.progress, work)
+        try:
+            await self._retry.run(repository.registry, active.progress, work)
+        except (BlobUnknown, UpstreamDenied):
+            if not blob.is_nondistributable:
+                raise
+            # Registries need not have such layers. The image is of use where a client has them.
+            active.withheld.append(blob)
+            return
         self.progress.filled(active, blob.digest)
 
     async def _watched(

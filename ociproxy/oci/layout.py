@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import DigestInvalid, LayoutInvalid, NameInvalid
@@ -28,6 +28,9 @@ VERSION: Final = "1.0.0"
 VERSION_KEY: Final = "imageLayoutVersion"
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 IMAGE_NAME: Final = "io.containerd.image.name"
+_KIND: Final = "kind"
+_KINDS_OF: Final = frozenset({"dev.hauler", "dev.cosignproject.cosign"})
+"""Beginnings of the values of `kind`; other values are other tools' affair."""
 
 INDEX_MAX_SIZE: Final = 16 * 1024 * 1024
 """Bytes of `index.json`. It has an entry for each image, so it may be larger than a manifest."""
@@ -38,13 +41,15 @@ class NamedImage:
     """An entry of `index.json`: a manifest and the name that the layout gives it.
 
     `reference` is None without a valid full name. Then `tag` is the bare tag, if the entry has one,
-    and `problem` says why its name is invalid, if it is.
+    and `problem` says why its name is invalid, if it is. `kind` is what hauler and cosign call it:
+    `image`, `imageIndex`, `sigs`, `atts`, `sboms`, `referrers/...`; empty from other tools.
     """
 
     descriptor: Descriptor
     reference: Reference | None
     tag: str = ""
     problem: str = ""
+    kind: str = ""
 
     def __str__(self) -> str:
         return str(self.reference or self.tag or self.descriptor.digest)
@@ -90,6 +95,11 @@ def parse_index(raw: bytes, source: str) -> tuple[NamedImage, ...]:
 def named(descriptor: Descriptor) -> NamedImage:
     """The name that the annotations of a descriptor in `index.json` give it."""
     annotations = dict(descriptor.annotations)
+    tool, _, kind = annotations.get(_KIND, "").partition("/")
+    return replace(_named(descriptor, annotations), kind=kind if tool in _KINDS_OF else "")
+
+
+def _named(descriptor: Descriptor, annotations: dict[str, str]) -> NamedImage:
     name, ref_name = annotations.get(IMAGE_NAME, ""), annotations.get(REF_NAME, "")
     # A full name holds a registry or a repository; a text without either is a tag.
     full = name or (ref_name if any(mark in ref_name for mark in "/:@") else "")

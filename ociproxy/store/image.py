@@ -200,6 +200,8 @@ class _Reading:
             complete = False
             reason = "not stored" if size is None else f"{size} bytes stored of {blob.size}"
             role = "config" if blob.digest == manifest.config.digest else "layer"
+            if blob.is_nondistributable:
+                role = f"non-distributable {role}"
             self._miss(blob, f"{role} {reason}")
         return complete
 
@@ -267,7 +269,8 @@ def _is_referrer(store: Store, holder: ManifestHolder) -> bool:
 def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
     """The platform that the image's stored config names (image-spec config.md).
 
-    None where the config is not stored, is larger than a manifest may be, or names none.
+    None where the config is not stored, is larger than a manifest may be, or names none, as that of
+    a signature.
     """
     if manifest.config.size > MANIFEST_MAX_SIZE:
         return None
@@ -277,4 +280,6 @@ def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     # An artifact's config is a blob of any content, with other JSON types in these fields.
-    return Platform(*parts) if all(isinstance(part, str) for part in parts) else None
+    if not all(isinstance(part, str) for part in parts) or not all(parts[:2]):
+        return None
+    return Platform(*parts)

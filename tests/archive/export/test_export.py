@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from ociproxy.archive.lock import Lock
+from ociproxy.archive.lock import Lock, read_lock
 from ociproxy.oci.digest import Digest
 from ociproxy.store.store import Store
 from tests.images import MIB, Image, artifact, content, image, index, multi_platform
@@ -40,6 +40,8 @@ def run(store: Store, *args: object, code: int = 0) -> subprocess.CompletedProce
     )
     assert done.returncode == code, done.stderr.decode()
     assert b"Traceback" not in done.stderr
+    if code == 0 and isinstance(args[0], Path) and "--volume-size" not in args:
+        read_lock(args[0])  # what is written is read again
     return done
 
 
