@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Config
     from ociproxy.fetch.backend import Backend
-    from ociproxy.fetch.blobs import BlobPuller
     from ociproxy.fetch.isolation import Isolation
+    from ociproxy.fetch.look_ahead import LookAhead
     from ociproxy.fetch.upstreams.requests import Requests
     from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
@@ -70,7 +70,7 @@ class ManifestPuller:
         upstreams: Upstreams,
         requests: Requests,
         threads: StoreThreads,
-        blobs: BlobPuller,
+        ahead: LookAhead,
         isolation: Isolation | None,
         config: Config,
         *,
@@ -80,7 +80,7 @@ class ManifestPuller:
         self._upstreams = upstreams
         self._requests = requests
         self._threads = threads
-        self._blobs = blobs
+        self._ahead = ahead
         self._isolation = isolation
         self._config = config
         self._clock = clock or SystemClock()
@@ -227,7 +227,7 @@ class ManifestPuller:
         self, repository: Repository, holder: ManifestHolder, status: CacheStatus, *, body: bool
     ) -> ManifestAnswer:
         if body and holder.descriptor.is_image:
-            self._blobs.prefetch(repository, holder)
+            self._ahead.prefetch(repository, holder)
         return ManifestAnswer(holder.descriptor, holder.raw, status)
 
     async def _resolve(self, reference: Reference, stored: Descriptor | None = None) -> Descriptor:
