@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from yarl import URL
 
-from ociproxy.errors import NameInvalid, NameUnknown
+from ociproxy.errors import ManifestUnknown, NameInvalid, NameUnknown, shorten
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.reference import Reference, Repository, is_registry
+from ociproxy.oci.reference import NO_TAG, Reference, Repository, is_registry, is_tag
 from ociproxy.serve.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def _position(digits: str) -> int | None:
 def parse_path(raw: str, default_upstream: str) -> Target:
     """Parse a request target below `/v2/`.
 
-    Raises NameInvalid, DigestInvalid, NameUnknown or Unsupported.
+    Raises NameInvalid, DigestInvalid, NameUnknown or Unsupported; ManifestUnknown for what no tag
+    can be, as the conformance tests of the distribution-spec ask.
     """
     parse = _parse_cached if len(raw) <= _CACHED_LENGTH else _parse
     return parse(raw, default_upstream)
@@ -137,6 +138,8 @@ def _parse(raw: str, default_upstream: str) -> Target:
     common = (repository, called, namespace, query)
     match endpoint:
         case "manifests":
+            if ":" not in last and not is_tag(last):
+                raise ManifestUnknown(shorten(last), NO_TAG)
             return ManifestPath(*common, Reference.of(repository, last))
         case "blobs":
             return BlobPath(*common, Digest.parse(last))

@@ -41,7 +41,11 @@ def test_the_base_and_the_health_endpoints(mirror: MakeMirror, upstream: FakeUps
         ("/v2/_catalog", 404, "UNSUPPORTED"),
         ("/nothing", 404, "UNSUPPORTED"),
         ("/v2/app", 404, "UNSUPPORTED"),
-        ("/v2/app/manifests/!bad", 400, "NAME_INVALID"),
+        # The conformance tests of the distribution-spec ask for a manifest that cannot be.
+        ("/v2/app/manifests/.INVALID_MANIFEST_NAME", 404, "MANIFEST_UNKNOWN"),
+        ("/v2/app/manifests/!bad", 404, "MANIFEST_UNKNOWN"),
+        ("/v2/app/manifests/" + "a" * 129, 404, "MANIFEST_UNKNOWN"),
+        ("/v2/!bad/manifests/.INVALID", 400, "NAME_INVALID"),
         ("/v2/app//x/manifests/v1", 400, "NAME_INVALID"),
         ("/v2/../../etc/manifests/v1", 400, "NAME_INVALID"),
         ("/v2/%2e%2e/%2e%2e/manifests/v1", 400, "NAME_INVALID"),
