@@ -18,7 +18,14 @@ from yarl import URL
 
 from ociproxy.errors import ManifestUnknown, NameInvalid, NameUnknown, shorten
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.reference import NO_TAG, Reference, Repository, is_registry, is_tag
+from ociproxy.oci.reference import (
+    NO_TAG,
+    Reference,
+    Repository,
+    is_registry,
+    is_tag,
+    parse_registry,
+)
 from ociproxy.serve.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -169,9 +176,11 @@ def _split(path: str) -> tuple[str, str, str]:
 
 def _repository(name: str, namespace: str | None, default_upstream: str) -> Repository:
     """Which upstream: `ns`, else a registry as the first component, else the default."""
-    if namespace is not None:
-        return Repository.parse(namespace, name)
     first, slash, rest = name.partition("/")
+    if namespace is not None:
+        if slash and is_registry(first) and _is_same_registry(first, namespace):
+            name = rest  # BuildKit says the registry twice
+        return Repository.parse(namespace, name)
     if slash and is_registry(first):
         return Repository.parse(first, rest)
     if not default_upstream:
@@ -179,3 +188,10 @@ def _repository(name: str, namespace: str | None, default_upstream: str) -> Repo
             name, "names no upstream: use ?ns=<registry> or /v2/<registry>/<repository>/..."
         )
     return Repository.parse(default_upstream, name)
+
+
+def _is_same_registry(component: str, namespace: str) -> bool:
+    try:
+        return parse_registry(component) == parse_registry(namespace)
+    except NameInvalid:
+        return False
