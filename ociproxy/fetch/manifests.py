@@ -172,6 +172,8 @@ class ManifestPuller:
     ) -> ManifestAnswer:
         """The tag is known from a HEAD; its manifest is not stored, or not for this repository."""
         if not body:
+            # Offline a GET of it is 404, so a HEAD is, too.
+            self._upstreams.check_online(ManifestUnknown, reference)
             return ManifestAnswer(record.descriptor, None, HIT)
         by_digest = Reference(reference.repository, digest=record.descriptor.digest)
         try:

@@ -23,6 +23,7 @@ _NAME_LIMIT: Final = 255
 names, which components become in the store, have the same limit."""
 _COMPONENT: Final = r"[A-Za-z0-9]+(?:(?:\.|_|__|-+)[A-Za-z0-9]+)*"
 _NAME_PATTERN: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+NO_TAG: Final = "a tag is up to 128 letters, digits, '_', '.' or '-'"
 _TAG_PATTERN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _IMAGE_ID: Final = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
 _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
@@ -127,7 +128,7 @@ def is_tag(text: str) -> bool:
 def check_tag(text: str) -> None:
     """Raises NameInvalid unless text is a tag."""
     if not is_tag(text):
-        raise NameInvalid(text, "a tag is up to 128 letters, digits, '_', '.' or '-'")
+        raise NameInvalid(text, NO_TAG)
 
 
 @lru_cache(maxsize=4096)

@@ -212,6 +212,15 @@ class _Reading:
         self.contents.missing[descriptor.digest] = Missing(descriptor, reason)
 
 
+def is_only_named(store: Store, repository: Repository, top: Descriptor) -> bool:
+    """Whether nothing came of an image but its tag, by a HEAD. A manifest that was stored and is
+    gone or damaged has left its record. Raises StoreError."""
+    return (
+        store.refs.find_manifest(repository, top.digest) is None
+        and store.manifests.find(top.digest, use=False) is None
+    )
+
+
 def roots(store: Store, repository: Repository) -> Iterator[Descriptor]:
     """Stored manifests of a repository that neither its tags nor its other manifests reach.
 

@@ -97,6 +97,17 @@ def test_a_head_fetches_nothing_and_the_tag_survives_offline(
     assert server.manifest(upstream.registry, "app", "v1").body == app.top.data
 
 
+def test_a_tag_of_which_only_a_head_was_seen_is_absent_offline_for_head_and_get(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    upstream.add("app", image("app"), tag="v1")
+    server = mirror_of(mirror, upstream)
+    path = f"/v2/app/manifests/v1?ns={upstream.registry}"
+    assert server.head(path).status == 200
+    server.restart(args=["--offline"])
+    assert (server.head(path).status, server.get(path).status) == (404, 404)
+
+
 @pytest.mark.parametrize("named", ["application/json", "application/octet-stream", "no type"])
 def test_a_head_that_names_no_media_type_does_not_rename_the_manifest(
     mirror: MakeMirror, upstream: FakeUpstream, named: str

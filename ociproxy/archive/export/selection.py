@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import ConfigError, DigestMismatch, Incomplete, ManifestUnknown, NothingMatches
 from ociproxy.oci.reference import Reference
-from ociproxy.store.image import read_contents
+from ociproxy.store.image import is_only_named, read_contents
 from ociproxy.store.inventory import references
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ociproxy.archive.lock import Lock
     from ociproxy.oci.descriptor import Descriptor
@@ -57,9 +57,13 @@ class Chosen:
 
 
 def by_patterns(
-    store: Store, patterns: Sequence[str], platforms: tuple[Platform, ...]
+    store: Store,
+    patterns: Sequence[str],
+    platforms: tuple[Platform, ...],
+    note: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Selected]:
-    """Cached images whose reference matches one of the globs; all of them without globs.
+    """Cached images whose reference matches one of the globs; all of them without globs. A tag of
+    which nothing was ever stored is passed over and noted, unless a pattern is its very name.
 
     Raises NothingMatches for a glob without an image, and for an empty store.
     """
@@ -68,6 +72,11 @@ def by_patterns(
     for reference, descriptor, _ in references(store):
         matching = [pattern for pattern in patterns if fnmatchcase(str(reference), pattern)]
         if matching or not patterns:
+            if str(reference) not in matching and is_only_named(
+                store, reference.repository, descriptor
+            ):
+                note(f"{reference} is left out: clients asked what it means, and pulled nothing")
+                continue
             found = True
             unused.difference_update(matching)
             yield Selected(reference, descriptor, platforms)
@@ -186,5 +195,5 @@ def _tagged_referrers(
         ):
             continue
         record = store.refs.find_tag(repository, tag)
-        if record is not None:
+        if record is not None and not is_only_named(store, repository, record.descriptor):
             yield Selected(Reference(repository, tag), record.descriptor)

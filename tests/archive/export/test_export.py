@@ -16,9 +16,11 @@ import pytest
 import zstandard
 
 from ociproxy.archive.lock import Lock, read_lock
+from ociproxy.oci.descriptor import Descriptor
 from ociproxy.oci.digest import Digest
+from ociproxy.oci.reference import Reference
 from ociproxy.store.store import Store
-from tests.images import MIB, Image, artifact, content, image, index, multi_platform
+from tests.images import MIB, OCI_MANIFEST, Image, artifact, content, image, index, multi_platform
 from tests.stores import damage, put, stored
 
 NAME = "io.containerd.image.name"
@@ -310,6 +312,26 @@ def test_an_incomplete_image_is_refused_by_name_and_digest(store: Store, tmp_pat
     partial, complete = sorted(lock_in(tmp_path / "a.tar").images, key=lambda i: str(i.reference))
     assert (partial.complete, complete.complete) == (False, True)
     assert [str(digest) for digest in partial.missing] == [made.layers[0].digest]
+
+
+def test_a_tag_of_which_only_a_head_was_seen_does_not_stop_an_export(
+    store: Store, tmp_path: Path
+) -> None:
+    made = image("whole")
+    put(store, "quay.io/team/whole:1", made)
+    asked = Reference.parse("quay.io/team/asked:1").repository
+    signed = Reference.parse("quay.io/team/whole:1").repository
+    for repository, tag in ((asked, "1"), (signed, made.digest.replace(":", "-") + ".sig")):
+        unseen = Descriptor(OCI_MANIFEST, Digest.of(tag.encode()), 500)
+        store.record_tag(repository, tag, unseen, now=1_800_000_000.0)
+    archive = tmp_path / "a.tar"
+    for patterns in ([], ["quay.io/*"]):
+        done = run(store, archive, *patterns)
+        assert "quay.io/team/asked:1 is left out" in error(done)
+        assert [str(each.reference) for each in lock_in(archive).images] == ["quay.io/team/whole:1"]
+    command = [sys.executable, "-m", "ociproxy", "diff", str(store.root), str(archive)]
+    assert subprocess.run(command, check=False, timeout=60).returncode == 0
+    assert "quay.io/team/asked:1" in error(run(store, archive, "quay.io/team/asked:1", code=3))
 
 
 def test_a_platform_that_is_not_stored_is_a_gap(store: Store, tmp_path: Path) -> None:
