@@ -145,6 +145,7 @@ class UpstreamUnavailable(UpstreamError):
 
     `timed_out` tells a silent upstream from a broken one. `unreachable` means that no connection
     was made: the breaker pauses the upstream at once, else only after several failures in a row.
+    `unresolved` means that there is no address for its name, which is misspelt perhaps.
     """
 
     exit_code = 75
@@ -152,10 +153,17 @@ class UpstreamUnavailable(UpstreamError):
     negative_cacheable = False
 
     def __init__(
-        self, upstream: str, reason: str, *, timed_out: bool = False, unreachable: bool = False
+        self,
+        upstream: str,
+        reason: str,
+        *,
+        timed_out: bool = False,
+        unreachable: bool = False,
+        unresolved: bool = False,
     ) -> None:
         self.timed_out = timed_out
-        self.unreachable = unreachable
+        self.unreachable = unreachable or unresolved
+        self.unresolved = unresolved
         super().__init__(upstream, reason)
 
 

@@ -13,13 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from ociproxy.errors import DigestMismatch, SizeMismatch
+from ociproxy.oci.digest import Digest
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ociproxy.fetch.download.download import Download
     from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.oci.descriptor import Descriptor
-    from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Reference, Repository
 
@@ -75,12 +77,26 @@ class Backend(Protocol):
         process brings it. Also raises IntegrityError kinds, BlobTooLarge and StoreError.
         """
 
+    def fetch_config(self, image: Reference, config: Descriptor) -> bytes:
+        """The config of an image manifest, which `image` names by digest, without the blobs beside
+        it: verified, and of MANIFEST_MAX_SIZE bytes at most. Also raises IntegrityError kinds."""
+
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         """GET of `/v2/<name>/<path>?<query>`: `tags/list` or `referrers/<digest>`, at most
         MANIFEST_MAX_SIZE bytes of JSON. A 404 is NameUnknown."""
 
     def close(self) -> None:
         """Drop the idle connections."""
+
+
+def verified(raw: bytes, blob: Descriptor) -> bytes:
+    """The bytes, if they are this blob. Raises SizeMismatch or DigestMismatch."""
+    if len(raw) != blob.size:
+        raise SizeMismatch(f"blob {blob.digest}", blob.size, len(raw))
+    actual = Digest.of(raw, blob.digest.algorithm)
+    if actual != blob.digest:
+        raise DigestMismatch("blob", blob.digest, actual)
+    return raw
 
 
 class BlobStream(Protocol):

@@ -20,6 +20,13 @@ DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_SCHEMA1: Final = "application/vnd.docker.distribution.manifest.v1+json"
 DOCKER_SCHEMA1_SIGNED: Final = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+IMAGE_CONFIGS: Final = frozenset(
+    {
+        "application/vnd.oci.image.config.v1+json",
+        "application/vnd.docker.container.image.v1+json",
+    }
+)
+"""Media types of configs that tell the platform of an image."""
 UNKNOWN_MEDIA_TYPE: Final = "application/json"
 
 _GENERIC_MEDIA_TYPES: Final = frozenset(

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ociproxy.oci.descriptor import MalformedManifest, is_generic
-from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, attested, choose, is_attestation
+from ociproxy.oci.image import (
+    BEYOND_LIMITS,
+    ImageWalk,
+    attested,
+    choose,
+    is_attestation,
+    platforms_of,
+)
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.platform import Platform
 from ociproxy.store.manifests import with_media_type
@@ -86,9 +93,8 @@ class ImageContents:
 
     @property
     def platforms(self) -> tuple[Platform, ...]:
-        """Of the complete images, in alphabetical order."""
-        found = (each.platform for each in self.images if each.complete)
-        return tuple(sorted({place.normalised() for place in found if place}, key=str))
+        """Of the complete images."""
+        return platforms_of(each.platform for each in self.images if each.complete)
 
 
 def read_contents(

@@ -465,6 +465,16 @@ def test_an_upstream_that_is_away_is_said_at_once_and_not_all_the_time(
     assert f"upstream {upstream.registry}: " in waits[0]
 
 
+def test_a_misspelt_registry_costs_no_minute(upstream: FakeUpstream, load: Load) -> None:
+    upstream.add("team/app", image("app"), tag="v1")
+    names = ["registry.invalid/team/app:v1", "registry.invalid/team/web:v1"]
+    began = time.monotonic()
+    done = load.run(load.write(*names, f"{upstream.registry}/team/app:v1"))
+    assert time.monotonic() - began < 30  # as many seconds are for the start on a busy machine
+    assert (done.code, load.complete()) == (75, {f"{upstream.registry}/team/app:v1"})
+    assert done.stderr.count("name does not resolve") == 2
+
+
 def test_a_long_wait_is_said_though_a_short_one_was_just_before(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -21,7 +21,7 @@ from ociproxy.errors import (
     UpstreamDenied,
     UpstreamUnavailable,
 )
-from ociproxy.fetch.backend import Listing
+from ociproxy.fetch.backend import Listing, verified
 from ociproxy.fetch.download.connections import Connections
 from ociproxy.fetch.oras.client import NAMESPACE, HttpBlobStream, RegistryClient
 from ociproxy.fetch.oras.errors import refuse, translated
@@ -104,6 +104,16 @@ class OrasBackend:
             expected=reference.digest or _digest_header(response),
             subject=reference,
         )
+
+    def fetch_config(self, image: Reference, config: Descriptor) -> bytes:
+        stream = self.open_blob(image.repository, config.digest)
+        raw = bytearray()
+        try:
+            while len(raw) <= MANIFEST_MAX_SIZE and (piece := stream.read(MANIFEST_MAX_SIZE)):
+                raw += piece
+        finally:
+            stream.close()
+        return verified(bytes(raw), config)
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         response, raw = self._get_document(

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import (
+    BlobUnknown,
     ManifestInvalid,
     ManifestUnknown,
     NameUnknown,
     StoreError,
     UpstreamError,
 )
-from ociproxy.fetch.backend import Listing
+from ociproxy.fetch.backend import Listing, verified
 from ociproxy.fetch.retry import retrying
 from ociproxy.fetch.skopeo.copy import CopyJobs
 from ociproxy.fetch.skopeo.image_layout import BlobIndex
@@ -113,6 +114,20 @@ class SkopeoBackend:
         attempts(self._jobs.fetch, image, download)
         answered()
         download.bytes_fetched += size
+
+    def fetch_config(self, image: Reference, config: Descriptor) -> bytes:
+        """By a command of its own, which asks for the manifest once more."""
+        self._check_name(image.repository)
+        run = self._program.call(
+            image.repository,
+            "inspect",
+            "--config",
+            "--raw",
+            f"docker://{self._program.name_of(image.repository)}@{image.digest}",
+            output_limit=MANIFEST_MAX_SIZE,
+            unknown=BlobUnknown(config.digest, "unknown to the upstream"),
+        )
+        return verified(bytes(run.stdout), config)
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         """`tags/list` only: skopeo gets all tags, of which `n` and `last` choose a page."""

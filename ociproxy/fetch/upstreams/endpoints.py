@@ -139,6 +139,9 @@ class Endpoints:
                 resumption.brought(download.bytes_fetched - before)
                 resumption.wait(exc)
 
+    def fetch_config(self, image: Reference, config: Descriptor) -> bytes:
+        return self._first(lambda endpoint: endpoint.backend.fetch_config(image, config))
+
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         return self._ask(lambda endpoint: endpoint.backend.fetch_listing(repository, path, query))
 

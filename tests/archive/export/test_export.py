@@ -294,6 +294,15 @@ def test_a_platform_leaves_the_index_as_it_is_and_the_others_out(
 # Refusals
 
 
+def test_an_image_that_is_for_another_platform_is_named(store: Store, tmp_path: Path) -> None:
+    put(store, "quay.io/a/one:1", image("one"))
+    put(store, "quay.io/a/multi:1", multi_platform())
+    other = run(store, tmp_path / "x.tar", "--platform", "linux/arm64")
+    assert "another platform: quay.io/a/one:1 (linux/amd64)\n" in error(other)
+    same = run(store, tmp_path / "y.tar", "--platform", "linux/amd64")
+    assert "another platform" not in error(same)
+
+
 def test_an_incomplete_image_is_refused_by_name_and_digest(store: Store, tmp_path: Path) -> None:
     made, whole = image("broken"), image("whole")
     put(store, "quay.io/a/b:1", made)
