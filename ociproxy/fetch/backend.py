@@ -11,7 +11,9 @@ Tests: tests/fetch/contract.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+from ociproxy.errors import ManifestInvalid, NameUnknown, UpstreamDenied, UpstreamInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Reference, Repository
+
+NO_SUCH_LISTING: Final = (NameUnknown, UpstreamDenied, UpstreamInvalid, ManifestInvalid)
+"""What `fetch_listing` raises where the upstream may lack the referrers API: registries that do not
+know it answer 404, and 400, 401, 403, 405, 406 or 501, or a page. The fallback tag tells then."""
 
 
 @dataclass(frozen=True, slots=True)
