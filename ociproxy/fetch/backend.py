@@ -11,9 +11,16 @@ Tests: tests/fetch/contract.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from ociproxy.errors import DigestMismatch, SizeMismatch
+from ociproxy.errors import (
+    DigestMismatch,
+    ManifestInvalid,
+    NameUnknown,
+    SizeMismatch,
+    UpstreamDenied,
+    UpstreamInvalid,
+)
 from ociproxy.oci.digest import Digest
 
 if TYPE_CHECKING:
@@ -24,6 +31,10 @@ if TYPE_CHECKING:
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Reference, Repository
+
+NO_SUCH_LISTING: Final = (NameUnknown, UpstreamDenied, UpstreamInvalid, ManifestInvalid)
+"""What `fetch_listing` raises where the upstream may lack the referrers API: registries that do not
+know it answer 404, and 400, 401, 403, 405, 406 or 501, or a page. The fallback tag tells then."""
 
 
 @dataclass(frozen=True, slots=True)

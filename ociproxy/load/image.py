@@ -8,12 +8,19 @@ Tests: tests/load/test_loader.py, tests/load/test_referrers.py.
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from ociproxy import log
-from ociproxy.errors import DigestMismatch, ManifestInvalid, ManifestUnknown, NameUnknown
+from ociproxy.errors import (
+    DigestMismatch,
+    ManifestInvalid,
+    ManifestUnknown,
+    NameUnknown,
+    OciProxyError,
+    UpstreamDenied,
+    UpstreamInvalid,
+)
+from ociproxy.fetch.backend import NO_SUCH_LISTING
 from ociproxy.load.imagelist import ALL_PLATFORMS
 from ociproxy.oci.descriptor import (
     DOCKER_SCHEMA1,
@@ -46,6 +53,8 @@ _MAX_REFERRER_DEPTH: Final = 4
 """Referrers of referrers. In use are two levels: a bill of materials, and its signature."""
 _MAX_REFERRERS: Final = 1000
 """Of one manifest. Each costs the upstream's quota a pull; more than a few dozen are not in use."""
+_NOT_THERE: Final = (ManifestUnknown, NameUnknown, UpstreamDenied, UpstreamInvalid)
+"""Errors of what an image may come without. Some registries refuse a tag that they do not have."""
 _COSIGN_SUFFIXES: Final = (".sig", ".att", ".sbom")
 """Without the referrers API, cosign makes a tag of the subject's digest and one of these."""
 
@@ -71,6 +80,8 @@ class UpstreamImage:
     """Wanted platforms that the image does not offer."""
     pulls: set[Reference] = field(default_factory=set)
     """Manifests that the upstream sent, each a pull of its quota: the store lacked them."""
+    refused: list[OciProxyError] = field(default_factory=list)
+    """Of the referrers and tags of signatures: those that the upstream does not hand out."""
 
     @property
     def size(self) -> int:
@@ -230,15 +241,15 @@ class _Finding:
         for referrer in await self._referrers_of(image, subject):
             try:
                 holder = await self._by_digest(referrer.digest)
-            except (ManifestUnknown, NameUnknown) as exc:
+            except _NOT_THERE as exc:
                 # An upstream may still list a referrer that it has deleted.
-                log.event(logging.WARNING, "referrer is gone", digest=referrer.digest, reason=exc)
+                image.refused.append(exc)
                 continue
             await self._add(image, holder)
             await self._add_referrers(image, referrer.digest, depth=depth + 1)
         for suffix in _COSIGN_SUFFIXES:
             tag = referrers_tag(subject) + suffix
-            tagged = await self._find_tag(tag)
+            tagged = await self._find_tag(image, tag)
             if tagged is not None:
                 await self._add(image, tagged)
                 image.tags[tag] = tagged.descriptor
@@ -260,9 +271,9 @@ class _Finding:
                 query = listing.next_query
                 if not query:
                     break
-        except NameUnknown:
+        except NO_SUCH_LISTING:
             tag = referrers_tag(subject)
-            tagged = await self._find_tag(tag)
+            tagged = await self._find_tag(image, tag)
             # An image manifest may have such a tag by chance: it lists no referrers.
             if tagged is None or not isinstance(self._parse(tagged), Index):
                 return []
@@ -289,10 +300,13 @@ class _Finding:
             reason = f"manifest {holder.descriptor.digest}: {exc}"
             raise ManifestInvalid(self._repository.registry, reason) from exc
 
-    async def _find_tag(self, tag: str) -> ManifestHolder | None:
+    async def _find_tag(self, image: UpstreamImage, tag: str) -> ManifestHolder | None:
+        """None where the upstream does not have it, or refuses it although the image is loaded."""
         try:
             return await self._fetch(Reference(self._repository, tag))
-        except (ManifestUnknown, NameUnknown):
+        except _NOT_THERE as exc:
+            if not isinstance(exc, ManifestUnknown | NameUnknown):
+                image.refused.append(exc)
             return None
 
     # Requests to the upstream

@@ -149,5 +149,5 @@ def _parse_repository(registry: str, name: str) -> Repository:
 
 def referrers_tag(subject: Digest) -> str:
     """The tag of the index that lists the referrers of a subject, at a registry without the
-    referrers API (distribution-spec, referrers tag schema)."""
-    return f"{subject.algorithm}-{subject.encoded}"[:128]
+    referrers API (distribution-spec, referrers tag schema). Tags of signatures begin with it."""
+    return f"{subject.algorithm[:32]}-{subject.encoded[:64]}"

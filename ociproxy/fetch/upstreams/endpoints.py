@@ -140,7 +140,7 @@ class Endpoints:
                 resumption.wait(exc)
 
     def fetch_config(self, image: Reference, config: Descriptor) -> bytes:
-        return self._first(lambda endpoint: endpoint.backend.fetch_config(image, config))
+        return self._ask(lambda endpoint: endpoint.backend.fetch_config(image, config))
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         return self._ask(lambda endpoint: endpoint.backend.fetch_listing(repository, path, query))
