@@ -126,6 +126,11 @@ class BlobStream(Protocol):
     def stop(self) -> int | None:
         """Offset just past the last byte of the body, or None where the upstream does not say."""
 
+    @property
+    def encoding(self) -> str:
+        """What the upstream says that the bytes are encoded with; empty for nothing. The digest
+        tells whether they are."""
+
     def read(self, limit: int) -> bytes:
         """At most `limit` bytes, as soon as some are there; b"" at the end. Raises
         UpstreamUnavailable when the connection breaks, stalls, or ends before the stated length."""

@@ -453,6 +453,17 @@ def test_an_image_in_no_index_lacks_all_but_its_own_platform(
     assert "lacks linux/arm64; it is for linux/amd64" in done.stderr
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "aws-chunked"])
+def test_an_image_is_loaded_whatever_encoding_is_named(
+    upstream: FakeUpstream, load: Load, encoding: str
+) -> None:
+    """Storage keeps the header of an upload, and repeats it with the bytes as they are."""
+    app = upstream.add("team/app", image(layer_size=300_000), tag="v1")
+    upstream.fault("", Fault(headers={"Content-Encoding": encoding}))
+    assert load.run(load.write(f"{upstream.registry}/team/app:v1")).code == 0
+    assert load.has(app)
+
+
 def test_an_upstream_that_is_away_is_said_at_once_and_not_all_the_time(
     upstream: FakeUpstream, load: Load
 ) -> None:

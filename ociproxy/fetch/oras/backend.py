@@ -25,7 +25,13 @@ from ociproxy.fetch.backend import Listing, verified
 from ociproxy.fetch.download.connections import Connections
 from ociproxy.fetch.oras.client import NAMESPACE, HttpBlobStream, RegistryClient
 from ociproxy.fetch.oras.errors import refuse, translated
-from ociproxy.fetch.oras.session import content_length, discard, read_bounded, upstream_url
+from ociproxy.fetch.oras.session import (
+    content_encoding,
+    content_length,
+    discard,
+    read_bounded,
+    upstream_url,
+)
 from ociproxy.oci.descriptor import (
     ACCEPTED_MEDIA_TYPES,
     OCI_INDEX,
@@ -228,10 +234,6 @@ class OrasBackend:
         """The answer and its body, of MANIFEST_MAX_SIZE bytes at most. A 404 raises `unknown`."""
         response = self._client.request("GET", repository, path, headers)
         self._expect_ok(response, repository, unknown)
-        encoding = response.headers.get("Content-Encoding", "identity").lower()
-        if encoding != "identity":
-            response.close()
-            raise ManifestInvalid(self._name, f"sends a document encoded as {encoding!r}")
         length = content_length(response)
         if length is not None and length > MANIFEST_MAX_SIZE:
             response.close()
@@ -241,6 +243,9 @@ class OrasBackend:
         if len(raw) > MANIFEST_MAX_SIZE:
             reason = f"a document of more than {MANIFEST_MAX_SIZE} bytes is too large"
             raise ManifestInvalid(self._name, reason)
+        encoding = content_encoding(response)
+        if encoding and not raw.lstrip().startswith(b"{"):
+            raise ManifestInvalid(self._name, f"sends a document encoded as {encoding!r}")
         return response, raw
 
 
