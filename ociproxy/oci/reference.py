@@ -111,13 +111,9 @@ class Reference:
         return f"{self.repository}{tag}{digest}"
 
 
-def is_tag(text: str) -> bool:
-    return _TAG_PATTERN.fullmatch(text) is not None
-
-
 def check_tag(text: str) -> None:
     """Raises NameInvalid unless text is a tag."""
-    if not is_tag(text):
+    if _TAG_PATTERN.fullmatch(text) is None:
         raise NameInvalid(text, "a tag is up to 128 letters, digits, '_', '.' or '-'")
 
 
