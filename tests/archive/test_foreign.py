@@ -223,6 +223,59 @@ def test_a_bundle_says_which_images_have_no_full_name(tmp_path: Path) -> None:
         assert "--name" in line
 
 
+def with_names(tmp_path: Path, *names: str, key: str = layouts.IMAGE_NAME) -> Path:
+    """One image in a layout that lists it by each of the names."""
+    made = image("named")
+    index = layouts.index_json([(name, made.top) for name in names], key=key)
+    files = dict(layouts.members({"": made})) | {"index.json": index}
+    return layouts.write_tar(tmp_path / "x.tar", files.items())
+
+
+def test_what_containerd_calls_an_image_for_itself_is_no_name(job: Import, tmp_path: Path) -> None:
+    """As `ctr -n k8s.io images export` lists all that a node has."""
+    digest = image("named").digest
+    made_up = [f"sha256:{'5' * 64}", f"import-2026-11-28@{digest}", "import-2026-11-28:v1"]
+    given = ["quay.io/t/x:1", f"quay.io/t/x@{digest}"]
+    archive = with_names(tmp_path, *made_up, *given)
+    done = job.run(archive)
+    assert (done.code, done.statuses) == (0, dict.fromkeys(given, "imported")), done.problems
+    assert set(job.listed()) == {"quay.io/t/x:1"}
+    with serving(tmp_path, archive) as mirror:
+        assert mirror.manifest("quay.io", "t/x", "1").digest == digest
+        assert mirror.manifest("docker.io", "library/sha256", "5" * 64).status == 404
+        assert warnings(mirror, "not served") == []
+
+
+@pytest.mark.parametrize(
+    ("made_up", "given", "expected"),
+    [
+        (f"sha256:{'5' * 64}", "quay.io/t/x:1", "quay.io/t/x:1"),
+        ("import-2026-11-28:v1", "quay.io/t/x", "quay.io/t/x:v1"),
+    ],
+)
+def test_an_image_that_only_containerd_named_needs_a_name(
+    job: Import, tmp_path: Path, made_up: str, given: str, expected: str
+) -> None:
+    archive = with_names(tmp_path, made_up)
+    assert job.run(archive).code == 2
+    assert job.run("--name", given, archive).statuses == {expected: "imported"}
+
+
+def test_crane_s_mark_of_a_digest_is_no_tag(job: Import, tmp_path: Path) -> None:
+    digest = image("named").digest
+    done = job.run(with_names(tmp_path, "quay.io/t/x:i-was-a-digest"))
+    assert (done.code, done.statuses) == (0, {f"quay.io/t/x@{digest}": "imported"})
+
+
+def test_a_version_that_cannot_be_a_tag_is_said(job: Import, tmp_path: Path) -> None:
+    archive = with_names(tmp_path, "1.0.0+build", key=layouts.REF_NAME)
+    for words in ((), ("--name", "quay.io/t/x")):
+        done = job.run(archive, *words)
+        assert done.code == 2
+        assert "'1.0.0+build'" in done.problems[0]
+    assert job.run(archive, "--name", "quay.io/t/x:1").statuses == {"quay.io/t/x:1": "imported"}
+
+
 # Layers that need not be distributed
 
 BASE = "quay.io/t/f:v1"

@@ -124,7 +124,8 @@ def reach(
     store: Store, selected: Iterable[Selected], *, referrers: bool, allow_partial: bool
 ) -> list[Chosen]:
     """The images with all they consist of, in the order of their references. `referrers` adds
-    stored signatures and the like, found by the referrers API or by the tags of older tools.
+    stored signatures and the like, found by the referrers API or by the tags of older tools;
+    without it such tags are left out, selected or not.
 
     Raises Incomplete, naming the gaps of all images, unless `allow_partial`.
     """
@@ -133,7 +134,7 @@ def reach(
     while waiting:
         image = waiting.pop()
         reference = image.reference
-        if reference in chosen:
+        if reference in chosen or (not referrers and _TAG_OF_SUBJECT.match(reference.tag or "")):
             continue
         found = read_contents(
             store, reference.repository, image.descriptor, image.platforms, referrers=referrers

@@ -224,6 +224,25 @@ def test_stored_referrers_come_along_and_say_whose_they_are(store: Store, tmp_pa
     assert blob_name(sbom.digest) not in names(tmp_path / "b.tar")
 
 
+def test_without_referrers_their_tags_are_left_out_too(store: Store, tmp_path: Path) -> None:
+    made = image()
+    sbom = artifact(made.top)
+    put(store, "quay.io/a/b:1", made)
+    put(store, f"quay.io/a/b@{sbom.digest}", sbom)
+    tag = f"quay.io/a/b:{made.digest.replace(':', '-')}"
+    put(store, tag, index({"linux/amd64": sbom}))
+    for suffix in (".sig", ".att", ".sbom"):
+        put(store, f"{tag}{suffix}", image(suffix))
+    run(store, tmp_path / "all.tar")
+    assert len(lock_in(tmp_path / "all.tar").images) == 5
+    for patterns in ((), ("*",), ("quay.io/a/b:*",)):
+        run(store, tmp_path / "a.tar", *patterns, "--no-referrers")
+        assert [str(each.reference) for each in lock_in(tmp_path / "a.tar").images] == [
+            "quay.io/a/b:1"
+        ]
+        assert [each["digest"] for each in entries(tmp_path / "a.tar")] == [made.digest]
+
+
 # Selection
 
 
