@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
@@ -22,11 +21,16 @@ from ociproxy.errors import (
     StoreError,
     UpstreamError,
 )
-from ociproxy.fetch.cache_status import FILL, FOLLOW, HIT, PASSED_ON, CacheStatus
+from ociproxy.fetch.cache_status import (
+    FILL,
+    FOLLOW,
+    HIT,
+    PASSED_ON,
+    PASSED_THROUGH,
+    CacheStatus,
+)
 from ociproxy.fetch.upstreams.requests import still_away
-from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.manifest import ImageManifest, parse_manifest
 from ociproxy.store.read_only import BlobFile
 
 if TYPE_CHECKING:
@@ -40,21 +44,11 @@ if TYPE_CHECKING:
     from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
     from ociproxy.oci.descriptor import Descriptor
-    from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Repository
     from ociproxy.store.read_only import ReadOnlyContent
     from ociproxy.store.store import Store
 
 _KNOWN_SIZES: Final = 65_536
-_BLOBS_AHEAD: Final = 1024
-"""Blobs of one image that are fetched before a client asks; no honest image has as many."""
-_LACKING: Final = 65_536
-"""Blobs kept of all images together that the store lacked when their image was looked through; an
-image weighs one more."""
-_LOOKS_AHEAD: Final = 64
-"""Images that are looked through at once, or wait for it; each keeps its manifest in memory."""
-_BATCH: Final = 64
-"""Blobs that are queued before other tasks have their turn."""
 _LOOKS: Final = 8
 """Copies of a blob, in the store and in bundles, that are looked at before giving up: each may be
 damaged, or written to while it is verified."""
@@ -68,7 +62,6 @@ class BlobPuller:
         store: Store,
         upstreams: Upstreams,
         requests: Requests,
-        threads: StoreThreads,
         verifiers: StoreThreads,
         fills: Fills,
         isolation: Isolation | None,
@@ -77,14 +70,11 @@ class BlobPuller:
         self._store = store
         self._upstreams = upstreams
         self._requests = requests
-        self._threads = threads
         self._verifiers = verifiers
         self._fills = fills
         self._isolation = isolation
         self._config = config
         self._sizes: BoundedCache[tuple[Repository, Digest], int] = BoundedCache(_KNOWN_SIZES)
-        self._lacking: BoundedCache[Digest, tuple[Descriptor, ...]] = BoundedCache(_LACKING)
-        self._looking: dict[Digest, asyncio.Task[None]] = {}
         self._verifying: dict[Digest, asyncio.Task[None]] = {}
         self._successor: BlobPuller | None = None
 
@@ -98,7 +88,22 @@ class BlobPuller:
         async with self._upstreams.answer_time(repository.registry):
             if self._isolation is not None:
                 await self._isolation.check_allowed(repository, digest)
-            return await self._pull(repository, digest)
+            try:
+                return await self._pull(repository, digest)
+            except StoreError as exc:
+                return await self.relay(repository, digest, exc), PASSED_THROUGH
+
+    async def relay(self, repository: Repository, digest: Digest, reason: StoreError) -> Fill:
+        """A fill for one client that has started, of a blob that the store cannot keep or give.
+        Raises `reason` where no upstream may be asked, else what `pull` does."""
+        if self._upstreams.offline:
+            raise reason
+        self._upstreams.check(repository)
+        registry = repository.registry
+        log.event(logging.WARNING, "passing through", digest=digest, reason=reason)
+        fill = self._fills.relay(repository, digest, backend=self._upstreams.backend(registry))
+        await self._started(fill, registry)
+        return fill
 
     async def _pull(
         self, repository: Repository, digest: Digest
@@ -154,6 +159,11 @@ class BlobPuller:
         fill = self._fills.running(digest, self._config.partition(repository.registry))
         return 0 if fill is None else fill.download.bytes_resumed + fill.download.bytes_fetched
 
+    def signs(self, repository: Repository, digest: Digest) -> object:
+        """Changes while a blob that this process is fetching gets on."""
+        fill = self._fills.running(digest, self._config.partition(repository.registry))
+        return None if fill is None else fill.download.signs
+
     @property
     def bytes_fetched(self) -> int:
         """Bytes that upstreams have sent for all fills."""
@@ -187,57 +197,16 @@ class BlobPuller:
         self._sizes.put((repository, digest), size)
         return size, PASSED_ON
 
-    def prefetch(self, repository: Repository, image: ManifestHolder) -> None:
-        """Fetch in the background the blobs that the store lacks of an image a client pulls.
-
-        A thread looks through the manifest, once while it is remembered: later only for the blobs
-        that were lacking. One that has gone from the store since is fetched when a client asks.
-        """
-        digest = image.descriptor.digest
-        if (
-            self._lacking.get(digest) == ()
-            or digest in self._looking
-            or len(self._looking) >= _LOOKS_AHEAD
-            or self._upstreams.offline
-        ):
-            return
-        looking = asyncio.create_task(self._look_ahead(repository, image))
-        self._looking[digest] = looking
-        looking.add_done_callback(lambda _: self._looking.pop(digest))
-
-    async def _look_ahead(self, repository: Repository, image: ManifestHolder) -> None:
-        digest = image.descriptor.digest
-        known = self._lacking.get(digest)
-        try:
-            lacking = await self._threads.run(partial(_lacking_of, self._store, image, known))
-        except StoreError as exc:
-            log.event(logging.WARNING, "not fetched ahead", digest=digest, reason=exc)
-            return
-        self._lacking.put(digest, lacking, len(lacking) + 1)
-        for first in range(0, len(lacking), _BATCH):
-            for blob in lacking[first : first + _BATCH]:
-                self._fetch_ahead(repository, blob)
-            await asyncio.sleep(0)
-
-    async def drain(self) -> None:
-        """Return when no image is being looked through."""
-        while self._looking:
-            await asyncio.wait(self._looking.values())
-
-    async def close(self) -> None:
-        for looking in self._looking.values():
-            looking.cancel()
-        await asyncio.gather(*self._looking.values(), return_exceptions=True)
-
     def hand_over(self, successor: BlobPuller) -> None:
         """From now on `successor` fetches ahead, beginning with what waits here for its turn."""
         self._successor = successor
         for repository, blob in self._fills.take_queue():
-            successor._fetch_ahead(repository, blob)
+            successor.fetch_ahead(repository, blob)
 
-    def _fetch_ahead(self, repository: Repository, blob: Descriptor) -> None:
+    def fetch_ahead(self, repository: Repository, blob: Descriptor) -> None:
+        """Fetch a blob in the background when it is its turn, unless it is stored by then."""
         if self._successor is not None:
-            self._successor._fetch_ahead(repository, blob)
+            self._successor.fetch_ahead(repository, blob)
             return
         partition = self._config.partition(repository.registry)
         self._sizes.put((repository, blob.digest), blob.size)
@@ -309,22 +278,6 @@ class BlobPuller:
         except TimeoutError as exc:
             raise still_away(registry) from exc
         self._upstreams.record_result(registry, None)
-
-
-def _lacking_of(
-    store: Store, image: ManifestHolder, known: tuple[Descriptor, ...] | None
-) -> tuple[Descriptor, ...]:
-    """The blobs of an image that are not stored, `_BLOBS_AHEAD` at most: of the `known` ones, if it
-    was looked through before. Blocks. Raises StoreError."""
-    if known is None:
-        try:
-            # Not `image.manifest`: the hot copy would keep the parsed document beyond its weight.
-            manifest = image.parsed or parse_manifest(image.raw, image.descriptor.media_type)
-        except MalformedManifest:
-            return ()  # the tag's record has a wrong media type; the bytes are served all the same
-        known = manifest.blobs if isinstance(manifest, ImageManifest) else ()
-    lacking = (blob for blob in known if store.blobs.find_size(blob.digest) is None)
-    return tuple(islice(lacking, _BLOBS_AHEAD))
 
 
 async def _finished(fill: Fill, status: CacheStatus, received: Callable[[int, bool], None]) -> None:

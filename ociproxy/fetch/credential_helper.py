@@ -12,12 +12,13 @@ import logging
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
-from ociproxy.clock import SystemClock
+from ociproxy.clock import SystemClock, time_left
 from ociproxy.config.settings import Secret
 from ociproxy.errors import UpstreamDenied
 from ociproxy.fetch.credentials import Credentials, credentials_for, no_credentials
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 _RUN_LIMIT: Final = 10.0
 """Seconds that a helper may run: a client waits at most 20 s for headers, all told."""
+_END_LIMIT: Final = 1.0
+"""Seconds that a killed helper has to end."""
 _RENEW_AT: Final = 0.8
 """Part of the lifetime after which the next answer is fetched."""
 _AGAIN_AFTER: Final = 10.0
@@ -59,17 +62,29 @@ def run_helper(name: str, registry: str) -> Credentials | None:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise no_credentials(registry, f"{program} cannot be run: {reason}") from error
-    with process:
-        try:
-            output, _ = process.communicate(server.encode(), timeout=_RUN_LIMIT)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise no_credentials(registry, f"{program} took longer than {_RUN_LIMIT:g} s") from None
+    limit = time_left(_RUN_LIMIT)
+    try:
+        output, _ = process.communicate(server.encode(), timeout=limit)
+    except subprocess.TimeoutExpired:
+        _end(process)
+        raise no_credentials(registry, f"{program} took longer than {limit:g} s") from None
+    except BaseException:
+        _end(process)
+        raise
     if process.returncode != 0:
         if _NOT_FOUND in output:
             return None
         raise no_credentials(registry, f"{program} failed with exit status {process.returncode}")
     return _parse_answer(output, program, registry)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):  # stuck in the kernel, for as long as that takes
+        process.wait(_END_LIMIT)
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
 
 
 def _parse_answer(output: bytes, program: str, registry: str) -> Credentials | None:
@@ -107,11 +122,11 @@ class CredentialSource:
         self._running = Lock()
         self._replaced = float("-inf")
 
-    def get(self) -> Credentials | None:
+    def get(self, repository: str = "") -> Credentials | None:
         """None where Docker's file has none. Raises UpstreamDenied."""
-        return credentials_for(self._auth, self._registry, self._call_helper)
+        return credentials_for(self._auth, self._registry, self._call_helper, repository)
 
-    def replace(self, refused: Credentials | None) -> Credentials | None:
+    def replace(self, refused: Credentials | None, repository: str = "") -> Credentials | None:
         """Other credentials than the upstream has refused, or None. Raises UpstreamDenied."""
         now = self._clock.monotonic()
         with self._running:
@@ -122,7 +137,7 @@ class CredentialSource:
                 self._replaced = now
                 del self._answers[name]
         # Another thread may have replaced the refused ones already: then that answer is used.
-        found = self.get() if self._answers or old else None
+        found = self.get(repository) if self._answers or old else None
         return None if found == refused else found
 
     def _call_helper(self, name: str, registry: str) -> Credentials | None:

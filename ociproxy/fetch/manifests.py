@@ -23,6 +23,7 @@ from ociproxy.fetch.cache_status import (
     MISS,
     MISS_COLLAPSED,
     PASSED_ON,
+    PASSED_THROUGH,
     PAUSED,
     REVALIDATED,
     SLOW,
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Config
     from ociproxy.fetch.backend import Backend
-    from ociproxy.fetch.blobs import BlobPuller
     from ociproxy.fetch.isolation import Isolation
+    from ociproxy.fetch.look_ahead import LookAhead
     from ociproxy.fetch.upstreams.requests import Requests
     from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
@@ -74,7 +75,7 @@ class ManifestPuller:
         upstreams: Upstreams,
         requests: Requests,
         threads: StoreThreads,
-        blobs: BlobPuller,
+        ahead: LookAhead,
         isolation: Isolation | None,
         config: Config,
         *,
@@ -84,7 +85,7 @@ class ManifestPuller:
         self._upstreams = upstreams
         self._requests = requests
         self._threads = threads
-        self._blobs = blobs
+        self._ahead = ahead
         self._isolation = isolation
         self._config = config
         self._clock = clock or SystemClock()
@@ -180,7 +181,9 @@ class ManifestPuller:
         if not body:
             return ManifestAnswer(await self._resolve(reference), None, PASSED_ON)
         status = MISS_COLLAPSED if self._requests.is_running(_fetching(reference)) else MISS
-        holder = await self._fetch(reference)
+        holder, kept = await self._fetch(reference)
+        if not kept:
+            return ManifestAnswer(holder.descriptor, holder.raw, PASSED_THROUGH)
         return self._answer(reference.repository, holder, status, body=body)
 
     async def _unstored(
@@ -232,7 +235,10 @@ class ManifestPuller:
         status = REVALIDATED
         if descriptor.digest != stored.descriptor.digest:
             # The tag moves once the new manifest is stored: until then the old one is served.
-            stored = await self._fetch(Reference(reference.repository, digest=descriptor.digest))
+            by_digest = Reference(reference.repository, digest=descriptor.digest)
+            stored, kept = await self._fetch(by_digest)
+            if not kept:
+                return stored, PASSED_THROUGH
             await self._threads.run(lambda: self._record(reference, stored.descriptor))
             status = UPDATED
         self._paused.drop(reference)
@@ -244,7 +250,7 @@ class ManifestPuller:
         if body:
             self._keep(repository, holder.descriptor)
             if holder.descriptor.is_image:
-                self._blobs.prefetch(repository, holder)
+                self._ahead.prefetch(repository, holder)
         return ManifestAnswer(holder.descriptor, holder.raw, status)
 
     def _keep(self, repository: Repository, descriptor: Descriptor) -> None:
@@ -286,24 +292,33 @@ class ManifestPuller:
         self._upstreams.check_online(ManifestUnknown, reference)
         return await self._requests.call(reference.repository, ("resolve", reference), request)
 
-    async def _fetch(self, reference: Reference) -> ManifestHolder:
-        """GET at the upstream, into the store. A tag's record is written last."""
+    async def _fetch(self, reference: Reference) -> tuple[ManifestHolder, bool]:
+        """GET at the upstream, into the store. A tag's record is written last. Also returns whether
+        the store could keep it: the client gets it all the same."""
 
-        def request(backend: Backend) -> ManifestHolder:
+        def request(backend: Backend) -> tuple[ManifestHolder, bool]:
             holder = backend.fetch_manifest(reference)
-            self._store.commit_manifest(reference.repository, holder)
+            try:
+                self._store.commit_manifest(reference.repository, holder)
+            except StoreError as exc:
+                log.event(logging.WARNING, "passing through", reference=reference, reason=exc)
+                return holder, False
             self._record(reference, holder.descriptor)
-            return holder
+            return holder, True
 
         self._upstreams.check_online(ManifestUnknown, reference)
         return await self._requests.call(reference.repository, _fetching(reference), request)
 
     def _record(self, reference: Reference, descriptor: Descriptor) -> None:
+        """Blocks. A tag that cannot be recorded is resolved anew for each client."""
         if reference.tag is None:
             return
-        self._store.record_tag(
-            reference.repository, reference.tag, descriptor, now=self._clock.now()
-        )
+        try:
+            self._store.record_tag(
+                reference.repository, reference.tag, descriptor, now=self._clock.now()
+            )
+        except StoreError as exc:
+            log.event(logging.WARNING, "tag not recorded", reference=reference, reason=exc)
 
     def _ended(self, task: asyncio.Task[tuple[ManifestHolder, CacheStatus]]) -> None:
         self._tasks.discard(task)

@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from ociproxy.errors import StoreError
 from ociproxy.serve.errors import range_response
 from ociproxy.serve.exchange import Answer, client_has, requested_ranges
 from ociproxy.store.read_only import BlobFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from typing import BinaryIO
 
     from ociproxy.fetch.cache_status import CacheStatus
@@ -51,7 +53,7 @@ async def blob(engine: Engine, request: web.BaseRequest, target: BlobPath) -> An
         headers["Content-Length"] = str(size)
         return Answer(web.Response(headers=headers), status, digest)
     source, status = await engine.blobs.pull(repository, digest)
-    response = BlobResponse(source, headers)
+    response = BlobResponse(source, headers, partial(engine.blobs.relay, repository, digest))
     if client_has(request, digest):
         response.close()
         return _not_modified(headers, status, digest)
@@ -74,15 +76,24 @@ def _not_modified(headers: dict[str, str], status: CacheStatus, digest: Digest) 
 class BlobResponse(web.StreamResponse):
     """Holds a file open until `send` returns; where `send` is not called, `close` must be."""
 
-    def __init__(self, source: BlobFile | Fill, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        source: BlobFile | Fill,
+        headers: Mapping[str, str],
+        relay: Callable[[StoreError], Awaitable[Fill]],
+    ) -> None:
+        """`relay` gets the blob past the store, where that fails while the blob arrives."""
         super().__init__(headers=headers)
+        self._relay = relay
         self.sent = 0
         self._source = source
         self._parts: list[tuple[bytes, int, int | None]] = [(b"", 0, source.size)]
-        """What goes before each range, and the range; without an end it goes to the blob's."""
+        """What is left to send: each range, without an end to the blob's, and what goes before."""
         self._tail = b""
         self._sized = source.size is not None
-        # A fill's file is opened with its first bytes: the fill may begin another file before.
+        # A fill's file is opened with its first bytes, and again where the fill has gone on in
+        # another one, as it does when the process was stopped that fetched the blob.
+        self._file_number = 0
         self._file: BinaryIO | None = source.file if isinstance(source, BlobFile) else None
 
     def limit_to(self, ranges: Sequence[tuple[int, int]], size: int) -> None:
@@ -116,11 +127,7 @@ class BlobResponse(web.StreamResponse):
         and the error that ended the fill; the response is then cut short."""
         try:
             await self.prepare(request)
-            if isinstance(self._source, BlobFile):
-                await self._send_parts(request, senders)
-            else:
-                with self._source.reading():
-                    await self._send_parts(request, senders)
+            await self._send_body(request, senders)
             await self.write_eof()
             # A client that asks again and again and reads nothing would otherwise fill the memory
             # with blobs of one chunk.
@@ -128,10 +135,31 @@ class BlobResponse(web.StreamResponse):
         finally:
             self.close()
 
-    async def _send_parts(self, request: web.BaseRequest, senders: Senders) -> None:
-        for head, start, stop in self._parts:
+    async def _send_body(self, request: web.BaseRequest, senders: Senders) -> None:
+        source = self._source
+        if isinstance(source, BlobFile):
+            await self._send_parts(source, request, senders)
+            return
+        try:
+            with source.reading():
+                await self._send_parts(source, request, senders)
+            return
+        except StoreError as exc:
+            self.close()
+            self._file, source = None, await self._relay(exc)
+        with source.reading():
+            await self._send_parts(source, request, senders)
+
+    async def _send_parts(
+        self, source: BlobFile | Fill, request: web.BaseRequest, senders: Senders
+    ) -> None:
+        """Send what is left of them."""
+        while self._parts:
+            head, start, stop = self._parts[0]
             await self._write(head)
-            await self._send_range(request, senders, start, stop)
+            self._parts[0] = (b"", start, stop)
+            await self._send_part(source, request, senders)
+            del self._parts[0]
         await self._write(self._tail)
 
     async def _write(self, data: bytes) -> None:
@@ -139,11 +167,11 @@ class BlobResponse(web.StreamResponse):
             await self.write(data)
             self.sent += len(data)
 
-    async def _send_range(
-        self, request: web.BaseRequest, senders: Senders, position: int, end: int | None
+    async def _send_part(
+        self, source: BlobFile | Fill, request: web.BaseRequest, senders: Senders
     ) -> None:
         in_clear = _transport(request).get_extra_info("sslcontext") is None
-        source = self._source
+        _, position, end = self._parts[0]
         offset = source.offset if isinstance(source, BlobFile) else 0
         file: BinaryIO
         while end is None or position < end:
@@ -153,7 +181,7 @@ class BlobResponse(web.StreamResponse):
                 stop = await source.available(position)
                 end = source.size if end is None else end
                 stop = stop if end is None else min(stop, end)
-                file = self._file = self._file or os.fdopen(source.duplicate_file(), "rb", 0)
+                file = self._fill_file(source)
             start, size = offset + position, stop - position
             if size > _CHUNK and in_clear and self._sized:
                 sent = await self._send_file(request, senders, file, start, size)
@@ -164,6 +192,14 @@ class BlobResponse(web.StreamResponse):
                 # The client must not take the next response for the missing bytes.
                 raise ConnectionResetError("the file has become shorter")
             position = stop
+            self._parts[0] = (b"", position, end)
+
+    def _fill_file(self, fill: Fill) -> BinaryIO:
+        if self._file is None or self._file_number != fill.files:
+            self.close()
+            self._file_number = fill.files
+            self._file = os.fdopen(fill.duplicate_file(), "rb", 0)
+        return self._file
 
     async def _send_file(
         self, request: web.BaseRequest, senders: Senders, file: BinaryIO, start: int, size: int

@@ -214,6 +214,9 @@ class Extractor:
             part.blobs[blob.digest] = blob
             return
         reason, damaged = self.damaged.get(blob.digest, _ABSENT), blob.digest in self.damaged
+        if size is None and not damaged and blob.is_nondistributable:
+            part.left_out.append(blob)
+            return
         if size is not None:
             reason, damaged = f"the manifest says {blob.size} bytes, it has {size}", True
         part.problems.append(Problem(blob, what, reason, damaged))

@@ -1,5 +1,8 @@
 """Files of the store: locks, publication, translation of OSError, and what a name and times say.
 
+The owner of a locked file that others wait for touches it once a second (`Heartbeat`): so they tell
+a process that works from one that was stopped and may never go on.
+
 A file is published in five steps: stage, fsync, seal, rename, fsync of the directory. So a reader
 sees a whole file or none, and a power cut loses only files that were not published yet.
 
@@ -15,8 +18,10 @@ import errno
 import fcntl
 import mmap
 import os
+import time
 from contextlib import contextmanager, suppress
 from hashlib import blake2s
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import StoreError, StoreFull
@@ -71,6 +76,66 @@ def try_lock(file: int, kind: int = fcntl.LOCK_EX) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+class Heartbeat:
+    """Thread-safe. A forked process has none of the files of its parent."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._files: set[int] = set()
+        self._running = False
+
+    def start(self, file: int) -> None:
+        """Touch this open file or directory from now on, in a thread that all files share."""
+        with self._lock:
+            self._files.add(file)
+            if not self._running:
+                # Without a thread other processes take this one for stopped, and that is all.
+                with suppress(RuntimeError):
+                    Thread(target=self._run, name="heartbeat", daemon=True).start()
+                    self._running = True
+
+    def stop(self, file: int) -> None:
+        """Call it before the file is sealed or closed."""
+        with self._lock:
+            self._files.discard(file)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(_BEAT)
+            with self._lock:
+                self._running = bool(self._files)
+                if not self._running:
+                    return
+                for file in self._files:
+                    with suppress(OSError):
+                        os.utime(file)
+
+
+_BEAT: Final = 1.0
+"""Seconds between two touches of a locked file."""
+heartbeat = Heartbeat()
+os.register_at_fork(after_in_child=heartbeat.__init__)  # type: ignore[misc]
+
+
+class Silence:
+    """Of the owner of a locked file or directory, as another process sees it."""
+
+    def __init__(self, file: int | Path, limit: float) -> None:
+        self._file = file
+        self._limit = limit
+        self._touched: int | None = None
+        self._since = time.monotonic()
+
+    def is_long(self) -> bool:
+        """Whether the owner has not touched or written to the file for `limit` seconds."""
+        touched: int | None = None
+        with suppress(OSError):  # it has just been removed
+            touched = os.stat(self._file).st_mtime_ns  # noqa: PTH116 it may be a number
+        if touched != self._touched:
+            self._touched, self._since = touched, time.monotonic()
+        return time.monotonic() - self._since > self._limit
 
 
 def is_at(file: int, path: Path) -> bool:

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ociproxy.oci.descriptor import MalformedManifest, is_generic
-from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, attested, choose, is_attestation
+from ociproxy.oci.image import (
+    BEYOND_LIMITS,
+    ImageWalk,
+    attested,
+    choose,
+    is_attestation,
+    platforms_of,
+)
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.platform import Platform
 from ociproxy.store.manifests import with_media_type
@@ -86,9 +93,8 @@ class ImageContents:
 
     @property
     def platforms(self) -> tuple[Platform, ...]:
-        """Of the complete images, in alphabetical order."""
-        found = (each.platform for each in self.images if each.complete)
-        return tuple(sorted({place.normalised() for place in found if place}, key=str))
+        """Of the complete images."""
+        return platforms_of(each.platform for each in self.images if each.complete)
 
 
 def read_contents(
@@ -200,6 +206,8 @@ class _Reading:
             complete = False
             reason = "not stored" if size is None else f"{size} bytes stored of {blob.size}"
             role = "config" if blob.digest == manifest.config.digest else "layer"
+            if blob.is_nondistributable:
+                role = f"non-distributable {role}"
             self._miss(blob, f"{role} {reason}")
         return complete
 
@@ -276,7 +284,8 @@ def _is_referrer(store: Store, holder: ManifestHolder) -> bool:
 def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
     """The platform that the image's stored config names (image-spec config.md).
 
-    None where the config is not stored, is larger than a manifest may be, or names none.
+    None where the config is not stored, is larger than a manifest may be, or names none, as that of
+    a signature.
     """
     if manifest.config.size > MANIFEST_MAX_SIZE:
         return None
@@ -286,4 +295,6 @@ def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     # An artifact's config is a blob of any content, with other JSON types in these fields.
-    return Platform(*parts) if all(isinstance(part, str) for part in parts) else None
+    if not all(isinstance(part, str) for part in parts) or not all(parts[:2]):
+        return None
+    return Platform(*parts)

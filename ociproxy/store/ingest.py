@@ -16,8 +16,8 @@ from bisect import bisect_left, bisect_right
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.errors import StoreError
-from ociproxy.store.files import is_at, store_errors, try_lock
+from ociproxy.errors import StoreError, StoreFull
+from ociproxy.store.files import READ_SIZE, heartbeat, store_errors, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,6 +67,9 @@ class ByteRanges:
         """The arrived ranges, in order."""
         return iter(list(zip(self._starts, self._stops, strict=True)))
 
+    def covers(self, other: ByteRanges) -> bool:
+        return all(self.gap(start, stop) is None for start, stop in other)
+
     @property
     def total(self) -> int:
         """How many bytes have arrived."""
@@ -93,6 +96,8 @@ class Ingest:
         self._read = 0
         self._pending = ByteRanges()
         self._journalled = 0.0
+        if leading:
+            heartbeat.start(file)
 
     def refresh(self) -> None:
         """Read the new lines of the journal: how far the leader has come. Raises StoreError."""
@@ -122,6 +127,15 @@ class Ingest:
             self.size = size
             self._append(f"size {size}\n")
 
+    def check_room(self, size: int) -> None:
+        """Leader: raises StoreFull where the file system has no room for the rest of `size` bytes:
+        so a client hears of it before its first byte."""
+        with store_errors(self.path):
+            state = os.fstatvfs(self.file)
+        rest = size - self.ranges.total
+        if rest > state.f_bavail * state.f_frsize:
+            raise StoreFull(self.path, f"no space left on device for {rest} bytes more")
+
     def write(self, offset: int, data: bytes) -> None:
         """Leader, any thread: put bytes in place. They count after a call of `arrived`."""
         with store_errors(self.path):
@@ -130,6 +144,18 @@ class Ingest:
                 count = os.pwrite(self.file, view, offset)
                 offset += count
                 view = view[count:]
+
+    def copy_from(self, other: Ingest) -> None:
+        """Leader: take over what has arrived in another file of the blob. Raises StoreError."""
+        for start, stop in other.ranges:
+            while (gap := self.ranges.gap(start, stop)) is not None:
+                first, last = gap
+                with store_errors(other.path):
+                    data = os.pread(other.file, min(last - first, READ_SIZE), first)
+                if not data:
+                    return  # its journal is wrong
+                self.write(first, data)
+                self.arrived(first, first + len(data))
 
     def arrived(self, start: int, stop: int, *, flush: bool = False) -> None:
         """Leader: these bytes are in place. The journal gets them with the first call that comes
@@ -151,12 +177,9 @@ class Ingest:
     def is_same_file(self, other: Ingest) -> bool:
         return os.path.samestat(os.fstat(self.file), os.fstat(other.file))
 
-    def is_committed(self, blobs: Blobs) -> bool:
-        """Follower: whether the stored blob is this very file."""
-        return is_at(self.file, blobs.path(self.digest))
-
     def commit(self, blobs: Blobs) -> None:
         """Leader: publish the bytes, which the caller has verified. Raises StoreError."""
+        heartbeat.stop(self.file)  # a touch would break the seal
         if self.size is not None:
             with store_errors(self.path):
                 # An earlier leader, killed since, may have written bytes beyond the end.
@@ -172,6 +195,7 @@ class Ingest:
 
     def close(self) -> None:
         """Stop leading or following. The bytes that arrived stay for the next leader."""
+        heartbeat.stop(self.file)
         # Without these lines the next leader fetches some bytes again, and that is all.
         with suppress(StoreError):
             self.flush()

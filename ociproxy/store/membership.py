@@ -37,8 +37,8 @@ _LOCKS: Final = 16
 
 @dataclass(slots=True)
 class _Known:
-    """What one repository refers to. `state` is the folder's when it was read, None if it changed
-    just then. `complete` says that all manifests were read."""
+    """What one repository refers to. `state` is what a stat of its folder said when it was read;
+    None if the folder had changed just before. `complete` says that all manifests were read."""
 
     state: tuple[int, int] | None = None
     complete: bool = False

@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from ociproxy.oci.digest import Digest
-from ociproxy.store.files import file_name, is_at, publish, seal, store_errors, try_lock
+from ociproxy.store.files import (
+    Silence,
+    file_name,
+    heartbeat,
+    is_at,
+    publish,
+    seal,
+    store_errors,
+    try_lock,
+)
 from ociproxy.store.ingest import JOURNAL_SUFFIX, Ingest
 
 if TYPE_CHECKING:
@@ -64,7 +73,11 @@ class Staging:
     def open_committed(self, path: Path, digest: Digest) -> Ingest:
         """A stored blob in the shape of one that arrives. Raises StoreError."""
         with store_errors(path):
-            return Ingest(path, digest, os.open(path, os.O_RDONLY | os.O_CLOEXEC), leading=False)
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            ingest = Ingest(path, digest, file, leading=False)
+            ingest.size = os.fstat(file).st_size
+            ingest.ranges.add(0, ingest.size)
+            return ingest
 
     def claim(self, name: str) -> int | None:
         """Become the one process that does the work of this name; None while another one is. The
@@ -105,6 +118,10 @@ class Staging:
                     lock = _own(path, os.O_RDONLY | os.O_DIRECTORY)
                     return None if lock is None else Workspace(path, lock)
 
+    def silence_of(self, workspace: str, limit: float) -> Silence:
+        """Of the process that owns the workspace of this name."""
+        return Silence(self.root / workspace, limit)
+
     def _path(self, digest: Digest, partition: str) -> Path:
         # A partition is the name of a registry, and may be too long for a file name.
         suffix = f"-{Digest.of(partition.encode()).encoded[:16]}" if partition else ""
@@ -118,9 +135,11 @@ class Workspace:
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
         self._lock = lock
+        heartbeat.start(lock)
 
     def remove(self) -> None:
         """Remove the directory, then let go of its lock."""
+        heartbeat.stop(self._lock)
         try:
             shutil.rmtree(self.path, ignore_errors=True)
         finally:

@@ -76,7 +76,7 @@ async def test_a_manifest_of_thousands_of_layers_is_looked_through_once_and_besi
     for _ in range(5):
         answer = await engine.manifests.pull(asked, body=True)
         assert answer.raw == raw
-        await engine.blobs.drain()
+        await engine.drain()
     assert "MainThread" not in stats.keys() | parses.keys()
     # Read from the disk, and looked through; later only the first thousand that were lacking.
     assert parses.total() == 2

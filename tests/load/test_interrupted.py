@@ -6,6 +6,8 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -139,3 +141,43 @@ def test_two_loads_at_once_fetch_once(upstream: FakeUpstream, load: Load) -> Non
     assert all(load.has(each) for each in images.values())
     size = sum(blob.size for each in images.values() for blob in each.blobs)
     assert upstream.bytes_sent("/blobs/") == size
+
+
+@contextmanager
+def stopped_load(upstream: FakeUpstream, load: Load, name: str) -> Iterator[None]:
+    """Beside a load of this image that was stopped after it got a part, as by Ctrl-Z."""
+    process = load.start(load.write(name))
+    try:
+        wait_for_bytes(upstream, 300_000, process)
+        process.send_signal(signal.SIGSTOP)
+        yield
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_beside_a_stopped_load_it_fetches_the_image_itself(
+    upstream: FakeUpstream, load: Load
+) -> None:
+    upstream.add("team/app", image(layer_size=2_000_000), tag="v1")
+    name = f"{upstream.registry}/team/app:v1"
+    upstream.fault("/blobs/", Fault(rate=400_000))
+    load.write_config(upstream.url, fetch={"timeouts": {"stall": "1s"}})
+    with stopped_load(upstream, load, name):
+        upstream.heal()
+        done = load.run(load.write(name))
+    assert done.code == 0, done.stderr
+    assert load.complete() == {name}
+
+
+def test_beside_a_stopped_load_it_gives_up_after_the_pull_timeout(
+    upstream: FakeUpstream, load: Load
+) -> None:
+    upstream.add("team/app", image(layer_size=2_000_000), tag="v1")
+    name = f"{upstream.registry}/team/app:v1"
+    upstream.fault("/blobs/", Fault(rate=400_000))
+    with stopped_load(upstream, load, name):
+        upstream.heal()
+        done = load.run(load.write(name), "--pull-timeout", "1000")
+    assert done.code == 75, done.stderr
+    assert "got no further in 1 s" in done.stderr

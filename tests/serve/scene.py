@@ -9,6 +9,7 @@ import http.client
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from tests.images import Content, random_blob
 from tests.server import Answer, Mirror, upstream_entry
@@ -51,9 +52,11 @@ class Scene:
         serve: object = None,
         args: Sequence[str] = (),
         entry: dict[str, object] | None = None,
+        store: Path | None = None,
         **fetch: object,
     ) -> Mirror:
-        """The mirror, with these keys of `fetch`, of `serve`, and of the upstream's entry."""
+        """The mirror, with these keys of `fetch`, of `serve`, and of the upstream's entry. The
+        scene goes on at the mirror that was started last."""
         self._server = self._mirror(
             {
                 "upstreams": [upstream_entry(self.upstream.url, **(entry or {}))],
@@ -62,6 +65,7 @@ class Scene:
                 "tags": [{"match": "*", "ttl": ttl}],
             },
             args=args,
+            store=store,
         )
         return self._server
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -63,6 +64,27 @@ async def test_a_bug_inside_the_response_cuts_it_short() -> None:
     assert said.endswith(b"\r\n\r\nhalf")
 
 
+async def test_a_client_that_leaves_while_its_error_is_sent_is_no_bug(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The first bytes of the response find no client: then the socket cannot even be shut down."""
+    ended = asyncio.Event()
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        client.close()
+        ended.set()
+        raise TimeoutError
+
+    made = ConnectionServer(handler, Serve())
+    server = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0)
+    async with server:
+        client = socket.create_connection(server.sockets[0].getsockname())
+        client.sendall(REQUEST)
+        await asyncio.wait_for(ended.wait(), 10)
+        await made.shutdown(1)
+    assert caplog.records == []
+
+
 async def test_requests_are_counted_as_they_are_parsed() -> None:
     """`_request_count`, on which the size of a head and idleness rest; `protocol` is ours."""
     counted: list[int] = []
@@ -94,3 +116,25 @@ async def test_what_is_behind_a_running_request_waits(behind: bytes) -> None:
     said = await said_to(handler, REQUEST, b"GET / HTTP/1.1\r\n" + behind, limits=limits)
     assert statuses(said)[0] == 200
     assert b"\r\n\r\nanswerHTTP/1.1 4" in said
+
+
+async def test_the_clock_of_a_head_is_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pieces of a head come behind a running request, and however long it runs."""
+    loop = asyncio.get_running_loop()
+    started: list[float] = []
+    call_later = loop.call_later
+
+    def counted(delay: float, callback: Callable[..., object], *args: object) -> object:
+        if getattr(callback, "__name__", "") == "_head_overdue":
+            started.append(delay)
+        return call_later(delay, callback, *args)
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        await asyncio.sleep(1.5)
+        return web.Response()
+
+    monkeypatch.setattr(loop, "call_later", counted)
+    pieces = [b"A: a\r\n"] * 10
+    await said_to(handler, REQUEST, b"GET / HTTP/1.1\r\n", *pieces, limits=Serve(head_timeout=0.1))
+    # One for each period of 0.1 s; with a timer more for each piece there would be hundreds.
+    assert 2 <= len(started) <= 40

@@ -99,7 +99,12 @@ def test_referrers_by_artifact_type(scene: Scene, offline: bool) -> None:
 
 
 @pytest.mark.parametrize("is_index", [True, False])
-def test_the_fallback_tag_is_read_where_there_is_no_api(scene: Scene, is_index: bool) -> None:
+@pytest.mark.parametrize(
+    "fault", [*(Fault(status=s) for s in (400, 401, 403, 404, 405, 406, 410, 501)), HTML]
+)
+def test_the_fallback_tag_is_read_where_there_is_no_api(
+    scene: Scene, is_index: bool, fault: Fault
+) -> None:
     app = scene.upstream.add(scene.repository, image("app"), tag="v1")
     listed = [
         {**artifact(app.top, artifact_type=kind).top.descriptor(), "artifactType": kind}
@@ -111,13 +116,39 @@ def test_the_fallback_tag_is_read_where_there_is_no_api(scene: Scene, is_index: 
     tag = app.digest.replace(":", "-")
     scene.upstream.add_content(scene.repository, index)
     scene.upstream._tags.setdefault(scene.repository, {})[tag] = index.digest
-    scene.upstream.fault("/referrers/", Fault(status=404))
+    scene.upstream.fault("/referrers/", fault)
     scene.start()
     path = scene.path("referrers", app.digest)
     answer = scene.server.get(f"{path}&artifactType={SBOM}")
     assert answer.status == 200
     assert answer.headers["content-type"] == OCI_INDEX
     assert answer.json()["manifests"] == (listed[:1] if is_index else [])
+
+
+def test_the_fallback_tag_of_a_sha512_subject_has_64_digits(scene: Scene) -> None:
+    subject = content(b"{}", OCI_INDEX, algorithm="sha512")
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [subject.descriptor()]}
+    listing = content(json.dumps(document).encode(), OCI_INDEX)
+    scene.upstream.add(scene.repository, Image(listing), tag=f"sha512-{subject.encoded[:64]}")
+    scene.upstream.fault("/referrers/", Fault(status=404))
+    scene.start()
+    answer = scene.server.get(scene.path("referrers", subject.digest))
+    assert answer.body == listing.data
+
+
+@pytest.mark.parametrize("tag_fault", [Fault(status=404), Fault(status=500), Fault(status=403)])
+def test_known_referrers_stand_in_where_the_fallback_tag_cannot_be_read_either(
+    scene: Scene, tag_fault: Fault
+) -> None:
+    app = scene.upstream.add(scene.repository, image("app"), tag="v1")
+    signature = scene.upstream.add(scene.repository, artifact(app.top))
+    scene.start()
+    scene.manifest(signature.digest)
+    scene.upstream.fault("/referrers/", Fault(status=405))
+    scene.upstream.fault("/manifests/", tag_fault)
+    answer = scene.server.get(scene.path("referrers", app.digest))
+    assert [m["digest"] for m in answer.json()["manifests"]] == [signature.digest]
+    assert "fwd=stale" in answer.cache_status
 
 
 @pytest.mark.parametrize("fault", [Fault(status=500), Fault(status=403), Fault(drop=True)])

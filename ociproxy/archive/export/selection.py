@@ -11,6 +11,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import ConfigError, DigestMismatch, Incomplete, ManifestUnknown, NothingMatches
+from ociproxy.oci.image import choose
+from ociproxy.oci.manifest import Index
 from ociproxy.oci.reference import Reference
 from ociproxy.store.image import is_only_named, read_contents
 from ociproxy.store.inventory import references
@@ -48,11 +50,13 @@ class Selected:
 class Chosen:
     """An image that goes into the archive; its reference has a tag or a digest, never both.
 
-    `flattened_from` is the digest of the index that its one platform was taken from.
+    `wanted` are the platforms that were asked for. `flattened_from` is the digest of the index that
+    its one platform was taken from.
     """
 
     reference: Reference
     contents: ImageContents
+    wanted: tuple[Platform, ...] = ()
     flattened_from: Digest | None = None
 
 
@@ -120,7 +124,8 @@ def reach(
     store: Store, selected: Iterable[Selected], *, referrers: bool, allow_partial: bool
 ) -> list[Chosen]:
     """The images with all they consist of, in the order of their references. `referrers` adds
-    stored signatures and the like, found by the referrers API or by the tags of older tools.
+    stored signatures and the like, found by the referrers API or by the tags of older tools;
+    without it such tags are left out, selected or not.
 
     Raises Incomplete, naming the gaps of all images, unless `allow_partial`.
     """
@@ -129,12 +134,12 @@ def reach(
     while waiting:
         image = waiting.pop()
         reference = image.reference
-        if reference in chosen:
+        if reference in chosen or (not referrers and _TAG_OF_SUBJECT.match(reference.tag or "")):
             continue
         found = read_contents(
             store, reference.repository, image.descriptor, image.platforms, referrers=referrers
         )
-        chosen[reference] = Chosen(reference, found)
+        chosen[reference] = Chosen(reference, found, image.platforms)
         if referrers:
             waiting.extend(_tagged_referrers(store, reference.repository, found))
     ordered = sorted(chosen.values(), key=lambda each: str(each.reference))
@@ -175,6 +180,17 @@ def flatten(store: Store, chosen: Iterable[Chosen], *, referrers: bool) -> Itera
             read_contents(store, repository, child, referrers=referrers),
             flattened_from=top.digest,
         )
+
+
+def is_of_another_platform(chosen: Chosen) -> bool:
+    """Whether this is an image without an index that no wanted platform can run."""
+    top, places = chosen.contents.top, chosen.contents.platforms
+    if not (chosen.wanted and places) or top.digest not in {
+        i.digest for i in chosen.contents.images
+    }:
+        return False
+    itself = Index(tuple(replace(top, platform=place) for place in places))
+    return not choose(itself, chosen.wanted)
 
 
 def _is_runnable(image: ReachedImage) -> bool:

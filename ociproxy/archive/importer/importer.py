@@ -24,7 +24,7 @@ from ociproxy.archive.importer.results import OnExisting, Received
 from ociproxy.archive.importer.tar_import import TarImport
 from ociproxy.archive.volumes import VolumeLabel, grouped, read_label
 from ociproxy.errors import ConfigError, LayoutInvalid
-from ociproxy.oci.layout import MARKER, LayoutDirectory
+from ociproxy.oci.layout import INDEX, MARKER, LayoutDirectory
 from ociproxy.store.extract import Extractor
 
 if TYPE_CHECKING:
@@ -151,9 +151,11 @@ class Importer:
 def _receive_folder(root: Path, extractor: Extractor) -> Received:
     received = Received(str(root))
     folder: LayoutDirectory | CacheFolder
-    if (root / MARKER).is_file():
+    # Some tools write no marker, as hauler into its store. As in a tar, the index is enough.
+    if (root / MARKER).is_file() or (root / INDEX).is_file():
         folder = LayoutDirectory(root)
-        folder.check()
+        if (root / MARKER).is_file():
+            folder.check()
         received.images += folder.images()
     elif (root / _STORE_MARKER).is_file():
         raise LayoutInvalid(
@@ -164,7 +166,8 @@ def _receive_folder(root: Path, extractor: Extractor) -> Received:
         received.images += folder.images(extractor)
     else:
         raise LayoutInvalid(
-            str(root), f"has no {MARKER}, and is no cache of ociregistry's: nothing to import"
+            str(root),
+            f"has no {MARKER} and no {INDEX}, and is no cache of ociregistry's: nothing to import",
         )
     for image in received.images:
         extractor.take_layout(folder, image.descriptor)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.errors import SizeMismatch, UpstreamUnavailable
+from ociproxy.errors import Interrupted, SizeMismatch
 from ociproxy.store.ingest import ByteRanges
 
 if TYPE_CHECKING:
@@ -148,6 +148,9 @@ class Assembly:
         """The upstream has told the size: from then on there is no other one."""
         self.verified = False
         """The bytes are right: readers may read the last one."""
+        self.files = 0
+        """How many files readers have been given. What they have read is in each, but an earlier
+        one grows no more."""
         self._digest = digest
         self._upstream = upstream
         self._lock = Lock()
@@ -200,18 +203,19 @@ class Assembly:
         ingest = self._ingest
         return ingest if ingest is not None and ingest.leading else None
 
-    def adopt(self, ingest: Ingest) -> None:
-        """Readers read this file from now on. Raises UpstreamUnavailable where they have read from
-        another one, for its bytes were promised to them."""
+    def adopt(self, ingest: Ingest) -> bool:
+        """Readers read this file from now on. False where it lacks bytes that were promised to
+        them: then nothing changes."""
         with self._lock:
             old = self._ingest
-            if old is not None and old.ranges.total and not old.is_same_file(ingest):
-                ingest.close()
-                reason = "the process that fetched it gave up"
-                raise UpstreamUnavailable(self._upstream, reason)
+            if old is None or not old.is_same_file(ingest):
+                if old is not None and not ingest.ranges.covers(old.ranges):
+                    return False
+                self.files += 1
             self._ingest = ingest
         if old is not None:
             old.close()
+        return True
 
     def refresh(self) -> None:
         """A follower: take in what the leader's journal says."""
@@ -223,18 +227,25 @@ class Assembly:
 
     def learn_size(self, size: int) -> None:
         """The upstream tells it, whatever was claimed. Raises SizeMismatch where it told another
-        one before."""
+        one before, and StoreFull where there is no room for the rest."""
         with self._lock:
             if self._told and self.size != size:
                 raise SizeMismatch(f"blob {self._digest}", self.size, size)
             self.size, self._told = size, True
             if self._ingest is not None and self._ingest.leading:
+                self._ingest.check_room(size)
                 self._ingest.set_size(size)
 
     def resume(self, ingest: Ingest) -> None:
-        """Go on with what arrived before. Its journal knows the size better than a manifest does,
-        and what is there already refutes a smaller claim."""
-        self.adopt(ingest)
+        """Go on with what arrived before, there or in the file of a leader that was stopped. Its
+        journal knows the size better than a manifest does, and what is there already refutes a
+        smaller claim. Raises StoreError, or Interrupted where bytes that were promised to
+        readers cannot be read."""
+        old = self._ingest
+        if old is not None and not old.is_same_file(ingest):
+            ingest.copy_from(old)
+        if not self.adopt(ingest):
+            raise Interrupted(self._upstream, "the process that fetched it gave up")
         with self._lock:
             end = max((stop for _, stop in ingest.ranges), default=0)
             size = (ingest.size or self.size) if not self._told else self.size
@@ -297,6 +308,11 @@ class Assembly:
             return ingest is None or self._segments.free_gap(ingest.ranges, self.size) is None
 
     @property
+    def bytes_here(self) -> int:
+        with self._lock:
+            return 0 if self._ingest is None else self._ingest.ranges.total
+
+    @property
     def bytes_left(self) -> int:
         with self._lock:
             return (self.size or 0) - self._current().ranges.total
@@ -316,5 +332,5 @@ class Assembly:
 
     def _current(self) -> Ingest:
         if self._ingest is None:
-            raise UpstreamUnavailable(self._upstream, "the download has ended")
+            raise Interrupted(self._upstream, "the download has ended")
         return self._ingest

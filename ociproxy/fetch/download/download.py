@@ -17,19 +17,19 @@ from contextlib import suppress
 from enum import IntEnum
 from math import inf
 from threading import Event
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
 from ociproxy.errors import (
     BlobTooLarge,
     DigestMismatch,
+    Interrupted,
     OciProxyError,
     SizeMismatch,
     StoreError,
-    UpstreamUnavailable,
 )
 from ociproxy.fetch.download.assembly import Assembly
-from ociproxy.store.files import store_errors
+from ociproxy.store.files import Silence, store_errors
 from ociproxy.store.hashing import InOrderHasher
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from ociproxy.config.settings import Fetch
+    from ociproxy.fetch.backend import Fetcher
     from ociproxy.fetch.download.assembly import Segment
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
@@ -66,19 +67,6 @@ class State(IntEnum):
     """The bytes are right; readers may read the last byte."""
 
 
-class Fetcher(Protocol):
-    """What brings the bytes of a download that leads: the connections of the HTTP backend."""
-
-    def run(self) -> None:
-        """Return when all bytes are in the file. Raises what ended it."""
-
-    def abort(self) -> None:
-        """Make `run` end soon; any thread."""
-
-    def help(self) -> None:
-        """A reader waits for bytes that no connection is on its way to; any thread."""
-
-
 class Download:
     """Any thread may read the public attributes. `run` is called once, in a thread of its own."""
 
@@ -105,15 +93,19 @@ class Download:
         self.stopped = Event()
         self.doubted = False
         """Readers hear of the size once the bytes are verified: it is 0, so that no last byte could
-        wait for that; or it is small and not what a manifest claims, as that of a page is."""
+        wait for that; or two signs say that they are wrong, as those of a page (`learn_size`)."""
         self.bytes_fetched = 0
         """Bytes that the upstream has sent for this download, those it sent twice included."""
         self.bytes_resumed = 0
+        self.copied = 0
+        """Changes while a copy by skopeo gets on."""
         self.assembly = Assembly(
             digest, repository.registry, size=expected_size, segment=limits.segment
         )
         self.repository = repository
         self._partition = partition
+        self._subject = "blob"
+        self._leaders_stopped = 0
         self._store = store
         self._believes = believes
         self._notify = notify
@@ -132,6 +124,13 @@ class Download:
         """Whether it waits for bytes of an upstream or of a leader. False before it has its turn,
         for a copy by skopeo, which tells no bytes before its end, and once all bytes are here."""
         return self.assembly.has_file and self.state < State.WHOLE
+
+    @property
+    def signs(self) -> tuple[object, ...]:
+        """Changes while the download gets on, here or in the process that it follows."""
+        hasher = self._hasher
+        hashed = 0 if hasher is None else hasher.position
+        return self.state, self.assembly.bytes_here, hashed, self.copied
 
     def want(self, offset: int) -> None:
         """A reader waits for the byte at offset: it is fetched first."""
@@ -156,7 +155,7 @@ class Download:
         self._began = time.monotonic()
         fetch(self)
         if self.state is not State.VERIFIED and not self._take_committed():
-            raise self._unavailable("the blob has gone from the store again")
+            raise self._interrupted("the blob has gone from the store again")
 
     def abort(self) -> None:
         """Stop soon; what has arrived stays in `pulls/`."""
@@ -171,13 +170,13 @@ class Download:
 
     # For backends
 
-    def learn_size(self, size: int) -> None:
-        """The upstream says how many bytes the blob has. Raises BlobTooLarge or SizeMismatch."""
+    def learn_size(self, size: int, *, encoding: str = "") -> None:
+        """What the upstream says of the blob. Raises BlobTooLarge or SizeMismatch."""
         self.check_limit(size)
-        claimed = self.size
+        self._subject = f"blob sent as {encoding!r}" if encoding else "blob"
+        odd = (size <= _WORTH_A_THREAD, self.size not in (None, size), bool(encoding))
+        self.doubted = self.doubted or size == 0 or sum(odd) > 1
         self.assembly.learn_size(size)
-        contradicts = claimed not in (None, size) and size <= _WORTH_A_THREAD
-        self.doubted = self.doubted or size == 0 or contradicts
         self._reach(State.ARRIVING)
         self._start_hasher()
 
@@ -199,46 +198,59 @@ class Download:
         start = segment.start
         self.check_limit(start + len(data))
         self.assembly.put(segment, data)
-        if self.state is State.STARTING and self._waits_for_size_no_more:
-            self._reach(State.ARRIVING)
+        self.tell_arrival()
         self._notify()
         self.assembly.hash(start, data)
+
+    def tell_arrival(self) -> None:
+        """Some bytes are here. Readers get them after a while, though nothing tells the size."""
+        if self.state is State.STARTING and time.monotonic() - self._began > _UNSIZED_WAIT:
+            self._reach(State.ARRIVING)
 
     def lead(self, fetcher: Fetcher) -> None:
         """Fetch the blob, or follow the process that does; return when it is in the store.
 
         A second call goes on with what the first one brought. Raises what `fetcher` raises,
-        IntegrityError kinds, StoreError or UpstreamUnavailable.
+        IntegrityError kinds, StoreError or Interrupted.
         """
         while True:
-            ingest = self.assembly.led or self._store.staging.lead(self.digest, self._partition)
+            ingest = self.assembly.led or self._store.staging.lead(self.digest, self._name)
             if self._follow() if ingest is None else self._fetch(ingest, fetcher):
                 return
 
     # Leading and following
 
     def _follow(self) -> bool:
-        """Another process leads: read along until it is done (True) or gone (False)."""
-        ingest = self._store.staging.follow(self.digest, self._partition)
+        """Another process leads: read along until it is done (True), or gone or stopped (False)."""
+        ingest = self._store.staging.follow(self.digest, self._name)
         if ingest is None:
             return self._store.blobs.find_size(self.digest) is not None
-        self.assembly.adopt(ingest)
-        while not self.stopped.wait(_FOLLOW_INTERVAL):
-            led = ingest.is_led()
-            committed = self._store.blobs.find_size(self.digest)
-            self.assembly.refresh()
-            if committed is not None:
-                self.assembly.size = committed
-            # A reader of this file cannot go on in another one: wait until the leader is done.
-            if committed is not None and (
-                not led or not ingest.ranges.total or ingest.is_committed(self._store.blobs)
-            ):
-                return self._take_committed()
-            if ingest.size is not None or (ingest.ranges.total and self._waits_for_size_no_more):
-                self._reach(State.ARRIVING)
-            if not led:
-                return False
-        raise self._unavailable("shutting down")
+        silence = Silence(ingest.file, self.limits.timeouts.stall)
+        adopted = False
+        try:
+            while not self.stopped.wait(_FOLLOW_INTERVAL):
+                led = ingest.is_led()
+                if self._store.blobs.find_size(self.digest) is not None:
+                    return self._take_committed()
+                if adopted:
+                    self.assembly.refresh()
+                else:
+                    ingest.refresh()
+                    adopted = self.assembly.adopt(ingest)
+                if ingest.size is not None:
+                    self._reach(State.ARRIVING)
+                elif ingest.ranges.total:
+                    self.tell_arrival()
+                if not led:
+                    return False
+                if silence.is_long():
+                    self._leaders_stopped += 1
+                    log.event(logging.WARNING, "leader stopped", digest=self.digest)
+                    return False
+        finally:
+            if not adopted:
+                ingest.close()
+        raise self._interrupted("shutting down")
 
     def _fetch(self, ingest: Ingest, fetcher: Fetcher) -> bool:
         """This process leads. False where it has to look for a leader anew."""
@@ -289,12 +301,15 @@ class Download:
     def _begin(self, ingest: Ingest) -> bool:
         """Take over what arrived before; False where the file is of no use."""
         if self._store.blobs.find_size(self.digest) is not None:
-            # Another process committed the blob between our look and our lock. The file is removed
-            # and not emptied: followers read it.
+            # Another process has committed it since. Not emptied: followers read the file.
             ingest.discard()
             ingest.close()
             return False
-        self.assembly.resume(ingest)
+        try:
+            self.assembly.resume(ingest)
+        except OciProxyError:
+            ingest.close()
+            raise
         self.bytes_resumed = ingest.ranges.total
         return True
 
@@ -310,8 +325,10 @@ class Download:
         return True
 
     @property
-    def _waits_for_size_no_more(self) -> bool:
-        return time.monotonic() - self._began > _UNSIZED_WAIT
+    def _name(self) -> str:
+        """The partition, or a part of it: a leader that was stopped keeps its file locked."""
+        stopped = self._leaders_stopped
+        return f"{self._partition}#{stopped}" if stopped else self._partition
 
     def _start_hasher(self) -> None:
         if self._hasher is not None and (self.size or 0) > _WORTH_A_THREAD:
@@ -320,7 +337,7 @@ class Download:
     def _verify(self, hasher: InOrderHasher) -> None:
         actual = hasher.digest()
         if actual != self.digest:
-            raise DigestMismatch("blob", self.digest, actual)
+            raise DigestMismatch(self._subject, self.digest, actual)
         if hasher.position != self.size:
             raise SizeMismatch(f"blob {self.digest}", self.size, hasher.position)
 
@@ -329,5 +346,5 @@ class Download:
         self.assembly.verified = self.state is State.VERIFIED
         self._notify()
 
-    def _unavailable(self, reason: str) -> UpstreamUnavailable:
-        return UpstreamUnavailable(self.repository.registry, reason)
+    def _interrupted(self, reason: str) -> Interrupted:
+        return Interrupted(self.repository.registry, reason)

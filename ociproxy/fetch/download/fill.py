@@ -97,6 +97,11 @@ class Fill:
             self.download.assembly.unwant(offset)
         return stop
 
+    @property
+    def files(self) -> int:
+        """Changes when readers have to go on in another file."""
+        return self.download.assembly.files
+
     def duplicate_file(self) -> int:
         """A file descriptor of the arriving bytes; the caller closes it."""
         return self.download.duplicate_file()

@@ -12,7 +12,7 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from threading import Condition, Event
+from threading import Condition
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
@@ -21,6 +21,7 @@ from ociproxy.errors import (
     BlobUnknown,
     DigestMismatch,
     IntegrityError,
+    Interrupted,
     ManifestUnknown,
     OciProxyError,
     SizeMismatch,
@@ -31,8 +32,10 @@ from ociproxy.store.files import file_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from threading import Event
 
     from ociproxy.config.settings import Upstream
+    from ociproxy.fetch.download.download import Download
     from ociproxy.fetch.skopeo.image_layout import Image
     from ociproxy.fetch.skopeo.process import Program, Run
     from ociproxy.oci.digest import Digest
@@ -52,6 +55,8 @@ class Copy:
 
     def __init__(self, image: Image) -> None:
         self.image = image
+        self.signs = 0
+        """Changes while the copy gets on."""
         self.done = False
         self.error: OciProxyError | None = None
 
@@ -89,17 +94,19 @@ class CopyJobs:
         self._coming: set[Digest] = set()
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="skopeo")
 
-    def fetch(self, image: Image, blob: Digest, stopped: Event) -> None:
-        """Return when this blob of the image is in the store. Raises the error that ended the copy,
-        or UpstreamUnavailable once `stopped` is set."""
+    def fetch(self, image: Image, download: Download) -> None:
+        """Return when the download's blob, which is of this image, is in the store. Raises the
+        error that ended the copy, or UpstreamUnavailable once the download is told to stop."""
+        blob = download.digest
         copy: Copy | None = None
         with self._changed:
             while self._store.blobs.find_size(blob) is None:
-                if stopped.is_set() or self._stopped.is_set():
+                if download.stopped.is_set() or self._stopped.is_set():
                     raise self._shutting_down()
                 copy = copy or self._join(image)
                 if copy.done:
                     raise copy.error_for(blob, self._upstream.name)
+                download.copied = copy.signs
                 self._changed.wait(_LOOK)
 
     def close(self, last: Callable[[], None]) -> None:
@@ -127,15 +134,15 @@ class CopyJobs:
         """A copy from its first step to its last, in one of the threads."""
         claimed: set[Digest] = set()
         try:
-            claimed = self._claim(copy.image)
+            claimed = self._claim(copy)
             if claimed:
-                self._copy_alone(copy.image)
+                self._copy_alone(copy)
         except OciProxyError as exc:
             copy.error = exc
         except Exception as exc:  # noqa: BLE001 a thread's end: logged, and raised by `fetch`
             log.failure("skopeo failed", exc, digest=copy.image.descriptor.digest)
             name = type(exc).__name__
-            copy.error = UpstreamUnavailable(self._upstream.name, f"broken ({name})")
+            copy.error = Interrupted(self._upstream.name, f"broken ({name})")
         finally:
             with self._changed:
                 self._coming -= claimed
@@ -143,12 +150,13 @@ class CopyJobs:
                 copy.done = True
                 self._changed.notify_all()
 
-    def _claim(self, image: Image) -> set[Digest]:
+    def _claim(self, copy: Copy) -> set[Digest]:
         """The blobs that this copy fetches. Waits while another copy fetches one of them: images
         that share layers must not fetch them twice."""
         with self._changed:
             while True:
-                missing = set(image.missing(self._store))
+                missing = set(copy.image.missing(self._store))
+                copy.signs += 1  # the copy that is waited for has its own limits
                 if self._stopped.is_set():
                     raise self._shutting_down()
                 if self._coming.isdisjoint(missing):
@@ -156,20 +164,33 @@ class CopyJobs:
                     return missing
                 self._changed.wait(_LOOK)
 
-    def _copy_alone(self, image: Image) -> None:
+    def _copy_alone(self, copy: Copy) -> None:
         """Copy in a workspace that one process at a time can have."""
-        name = f"skopeo-{file_name(image.descriptor.digest)}"
-        while (workspace := self._store.staging.workspace(name)) is None:
+        image, staging = copy.image, self._store.staging
+        name = owned = f"skopeo-{file_name(image.descriptor.digest)}"
+        stopped = 0
+        limit = self._upstream.timeouts.stall
+        silence = staging.silence_of(owned, limit)
+        while (workspace := staging.workspace(owned)) is None:
             # Another process copies the image. Its blobs are found in the store.
             if not image.missing(self._store):
                 return
+            if silence.is_long():
+                stopped += 1
+                log.event(
+                    logging.WARNING, "copying process stopped", digest=image.descriptor.digest
+                )
+                owned = f"{name}.{stopped}"
+                silence = staging.silence_of(owned, limit)
+                continue
+            copy.signs += 1
             if self._stopped.wait(_LOOK):
                 raise self._shutting_down()
         with workspace:
-            self._copy(image, ImageLayout(image, workspace.path / "layout", self._store))
+            self._copy(copy, ImageLayout(image, workspace.path / "layout", self._store))
 
-    def _copy(self, image: Image, layout: ImageLayout) -> None:
-        began = time.monotonic()
+    def _copy(self, copy: Copy, layout: ImageLayout) -> None:
+        image, began = copy.image, time.monotonic()
         # A process that died may have left whole layers, and damaged ones.
         with suppress(IntegrityError):
             self._collect(layout)
@@ -185,8 +206,9 @@ class CopyJobs:
         unknown = ManifestUnknown(f"{image.repository}@{digest}", "unknown to the upstream")
         options = ("--preserve-digests", "--remove-signatures", "--quiet")
         try:
-            with self._program.start("copy", *options, source, f"oci:{layout.path}") as run:
-                self._watch(run, image, layout)
+            target = f"oci:{layout.path}"
+            with self._program.start(image.repository, "copy", *options, source, target) as run:
+                self._watch(run, copy, layout)
                 run.check(unknown)
         finally:
             self._collect(layout)
@@ -200,10 +222,10 @@ class CopyJobs:
             seconds=time.monotonic() - began,
         )
 
-    def _watch(self, run: Run, image: Image, layout: ImageLayout) -> None:
+    def _watch(self, run: Run, copy: Copy, layout: ImageLayout) -> None:
         """Collect blobs until the run ends. Raises UpstreamUnavailable for a run that brings
         nothing for too long, and SizeMismatch for one that brings more than the image has."""
-        timeouts = self._upstream.timeouts
+        image, timeouts = copy.image, self._upstream.timeouts
         limit = timeouts.connect + timeouts.headers
         state: object = None
         seen = time.monotonic()
@@ -220,7 +242,9 @@ class CopyJobs:
                 if state is not None:
                     limit = timeouts.stall
                 state, seen = fresh, now
-            flushing = any(size in sizes for size in arriving.values())
+                copy.signs += 1
+            flushing = any(size in sizes for size in arriving.values()) and not run.is_stopped
+            copy.signs += flushing
             if now - seen > (max(limit, _FLUSH_LIMIT) if flushing else limit):
                 raise run.timed_out(limit, "without data")
 
@@ -229,5 +253,5 @@ class CopyJobs:
             with self._changed:
                 self._changed.notify_all()
 
-    def _shutting_down(self) -> UpstreamUnavailable:
-        return UpstreamUnavailable(self._upstream.name, "shutting down")
+    def _shutting_down(self) -> Interrupted:
+        return Interrupted(self._upstream.name, "shutting down")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.clock import Deadline, OutOfTime, SystemClock, current_deadline, time_left
-from ociproxy.errors import OciProxyError, UpstreamUnavailable
+from ociproxy.errors import Interrupted, OciProxyError, UpstreamUnavailable
 from ociproxy.fetch.retry import retrying
 from ociproxy.fetch.upstreams.threads import UpstreamThreads
 
@@ -149,8 +149,8 @@ class Requests:
             task.exception()
 
 
-def _closed(registry: str) -> UpstreamUnavailable:
-    return UpstreamUnavailable(registry, "shutting down")
+def _closed(registry: str) -> Interrupted:
+    return Interrupted(registry, "shutting down")
 
 
 def _is_told_to_end() -> bool:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -198,6 +202,60 @@ def test_two_processes_copy_an_image_once(
         assert upstream.count(blob.digest) == 1
 
 
+OWNER = """
+import sys
+from pathlib import Path
+from ociproxy.store.store import Store
+owned = Store(Path(sys.argv[1])).staging.workspace(sys.argv[2])
+print(owned is not None, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_an_image_that_a_stopped_process_copies_is_copied_again(
+    upstream: FakeUpstream, store: Store, open_skopeo: OpenSkopeo
+) -> None:
+    held = upstream.add("team/app", image(), tag="v1")
+    backend = open_skopeo(upstream, timeouts=replace(TIMEOUTS, stall=1.0))
+    backend.fetch_manifest(reference(upstream))
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(store.root), f"skopeo-{held.top.encoded}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"True\n"
+        owner.send_signal(signal.SIGSTOP)
+        for blob in held.blobs:
+            assert fetch_blob(backend, repository(upstream), digest(blob), store) == blob.data
+    finally:
+        owner.kill()
+        owner.communicate()
+
+
+def test_a_stopped_skopeo_is_ended(
+    upstream: FakeUpstream, store: Store, open_skopeo: OpenSkopeo
+) -> None:
+    """Also while what has arrived is as long as a layer, which then may be on its way to the disk.
+    A caller that tries again gets another one."""
+    layers = [layer({"a": random_bytes(100_000)}), layer({"b": random_bytes(900_000)})]
+    held = upstream.add("team/app", image_of(layers), tag="v1")
+    small, large = held.layers
+    upstream.fault(large.digest, Fault(stall_after=small.size), times=1)
+    backend = open_skopeo(upstream, timeouts=replace(TIMEOUTS, stall=1.0))
+    backend.fetch_manifest(reference(upstream))
+    with ThreadPoolExecutor(1) as pool:
+        fetched = pool.submit(fetch_blob, backend, repository(upstream), digest(large), store)
+        wait_until(lambda: upstream.bytes_sent(large.digest) >= small.size)
+        for process in skopeos():
+            os.kill(process, signal.SIGSTOP)
+        with pytest.raises(UpstreamUnavailable, match="without data"):
+            fetched.result(30)
+    assert skopeos() == {}
+    assert fetch_blob(backend, repository(upstream), digest(large), store) == large.data
+
+
 def test_layers_that_a_dead_process_got_are_not_fetched_again(
     upstream: FakeUpstream, store: Store, open_skopeo: OpenSkopeo
 ) -> None:
@@ -319,6 +377,18 @@ def test_password_is_on_no_command_line_and_no_disk(
         for path in store.root.rglob("*"):
             assert not path.is_file() or encoded.encode() not in path.read_bytes()
         assert asking.result(10).raw == held.top.data
+
+
+def test_docker_config_with_an_entry_for_one_repository(
+    make_upstream: Callable[..., FakeUpstream], open_skopeo: OpenSkopeo, tmp_path: Path
+) -> None:
+    upstream = make_upstream(auth=BasicAuth("ann", "right"))
+    file = tmp_path / "config.json"
+    entry = {"username": "ann", "password": "right"}
+    file.write_text(json.dumps({"auths": {f"{upstream.registry}/team": entry}}))
+    backend = open_skopeo(upstream, auth=Auth(docker_config=file))
+    held = upstream.add("team/app", image(), tag="v1")
+    assert backend.fetch_manifest(reference(upstream)).raw == held.top.data
 
 
 def test_wrong_password(
