@@ -101,10 +101,15 @@ class ListingPuller:
         return listing, PASSED_ON
 
     async def _cached(self, repository: Repository, subject: Digest, artifact_type: str) -> Listing:
-        """In a thread: there may be many records, and each is a file."""
+        """What the store has recorded, and what the stored fallback tag lists. In a thread: there
+        may be many records, and each is a file."""
 
         def read() -> Listing:
-            return _index(self._store.refs.referrers(repository, subject), artifact_type)
+            tagged = self._manifests.find_stored(Reference(repository, referrers_tag(subject)))
+            found = {each.digest: each for each in _listed(tagged.raw if tagged else b"")}
+            recorded = self._store.refs.referrers(repository, subject)
+            found.update((each.digest, each) for each in recorded)
+            return _index(list(found.values()), artifact_type)
 
         return await self._threads.run(read)
 
@@ -142,14 +147,19 @@ class ListingPuller:
 
 def _filtered(listing: Listing, artifact_type: str) -> Listing:
     """The index without entries of other artifact types; an empty one for what is no index."""
-    try:
-        index = parse_manifest(listing.raw, OCI_INDEX)
-    except MalformedManifest:
-        return _index([], artifact_type)
-    if not artifact_type:
+    listed = _listed(listing.raw)
+    if listed and not artifact_type:
         return listing
-    descriptors = list(index.manifests) if isinstance(index, Index) else []
-    return _index(descriptors, artifact_type, listing.next_query)
+    return _index(listed, artifact_type, listing.next_query)
+
+
+def _listed(raw: bytes) -> list[Descriptor]:
+    """The entries of an index; none of what is no index."""
+    try:
+        index = parse_manifest(raw, OCI_INDEX)
+    except MalformedManifest:
+        return []
+    return list(index.manifests) if isinstance(index, Index) else []
 
 
 def _index(descriptors: list[Descriptor], artifact_type: str, next_query: str = "") -> Listing:

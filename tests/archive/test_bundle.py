@@ -24,6 +24,7 @@ from ociproxy.store.extract import Extractor
 from ociproxy.store.store import Store
 from tests import layouts
 from tests.images import MIB, OCI_MANIFEST, Image, artifact, image, multi_platform
+from tests.serve.multipart import parts_of
 from tests.server import Mirror
 from tests.stores import put
 from tests.upstream import FakeUpstream
@@ -99,6 +100,8 @@ def test_ranges_and_heads_are_cut_out_of_the_archive(tmp_path: Path) -> None:
         assert (part.status, part.body) == (206, layer.data[1000:2000])
         tail = mirror.get(path, {"Range": "bytes=-10"})
         assert (tail.status, tail.body) == (206, layer.data[-10:])
+        parts = parts_of(mirror.get(path, {"Range": "bytes=5-9,1000-1999"}))
+        assert parts == [(5, 9, layer.data[5:10]), (1000, 1999, layer.data[1000:2000])]
         assert mirror.get(path, {"Range": f"bytes={layer.size}-"}).status == 416
         assert "hit" in mirror.get(path).cache_status
 
