@@ -23,6 +23,7 @@ from ociproxy.oci.layout import (
     INDEX,
     INDEX_MAX_SIZE,
     MARKER,
+    NO_IMAGES,
     NamedImage,
     check_marker,
     parse_blob_path,
@@ -103,7 +104,10 @@ class BundleIndex:
             raise LayoutInvalid(self._source, f"has no {INDEX}, so it is no OCI image layout")
         if MARKER in documents:
             check_marker(documents[MARKER], self._source)
-        return parse_index(documents[INDEX], self._source)
+        images = parse_index(documents[INDEX], self._source)
+        if not images and self.extents:
+            raise LayoutInvalid(self._source, NO_IMAGES)
+        return images
 
     def _check_lock(self, documents: dict[str, bytes]) -> None:
         """All contents of the lock must be here in their size, except those that another volume or

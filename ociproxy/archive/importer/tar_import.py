@@ -23,6 +23,7 @@ from ociproxy.oci.layout import (
     INDEX,
     INDEX_MAX_SIZE,
     MARKER,
+    NO_IMAGES,
     check_marker,
     parse_blob_path,
     parse_index,
@@ -64,6 +65,7 @@ class TarImport:
         self._seen: set[str] = set()
         self._files = SavedFiles()
         self._names = 0
+        self._blobs = False
         self._docker: bytes | None = None
         self._index: tuple[NamedImage, ...] | None = None
 
@@ -80,6 +82,8 @@ class TarImport:
             received.damage = received.damage or exc.reason
         self._extractor.drain()
         if self._index is not None:
+            if not self._index and self._blobs:
+                raise LayoutInvalid(source, NO_IMAGES)
             received.images += self._index
         elif self._docker is not None:
             images, notes = saved_images(self._docker, self._files, self._extractor, source)
@@ -96,7 +100,9 @@ class TarImport:
         if digest is None:
             if MARKER not in self._seen and INDEX not in self._seen:
                 self._take_saved(member)
-        elif member.link:
+            return
+        self._blobs = True
+        if member.link:
             self._extractor.damaged[digest] = "is a link in the archive, which is not followed"
         elif self._received.lock is None or digest in self._received.lock.contents:
             self._extractor.take(digest, member.size, member)
