@@ -9,12 +9,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.manifest import json_object
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.manifest import Index
+    from ociproxy.oci.manifest import ImageManifest, Index
     from ociproxy.oci.platform import Platform
 
 MAX_DEPTH: Final = 8
@@ -130,6 +133,21 @@ def is_attestation(child: Descriptor) -> bool:
 def attested(child: Descriptor) -> str | None:
     """The digest of the image that an attestation by BuildKit names, as it stands there."""
     return dict(child.annotations).get(_ATTESTATION)
+
+
+def lost_layers(manifest: ImageManifest, config: bytes) -> int:
+    """The number of layers that the config of an image names, where the manifest names none.
+
+    Docker 25.0 saved such manifests. Without layers such an image would count as whole.
+    """
+    if manifest.layers:
+        return 0
+    try:
+        rootfs = json_object(config).get("rootfs")
+    except MalformedManifest:
+        return 0
+    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    return len(diff_ids) if isinstance(diff_ids, list) else 0
 
 
 def _best(wanted: Platform, offered: set[Platform]) -> Platform:

@@ -16,7 +16,7 @@ from ociproxy.clock import SystemClock
 from ociproxy.errors import DigestMismatch, IntegrityError, LayoutInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, key_of
+from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, key_of, lost_layers
 from ociproxy.oci.manifest import (
     MANIFEST_MAX_SIZE,
     ImageManifest,
@@ -193,7 +193,17 @@ class Extractor:
         if isinstance(manifest, ImageManifest):
             for blob in manifest.blobs:
                 self._check_blob(blob, "config" if blob == manifest.config else "layer", part)
+            lost = self.lost_layers(manifest)
+            if lost:
+                reason = f"it names no layers, and its config {lost}"
+                part.problems.append(Problem(descriptor, "manifest", reason, damaged=True))
         return ()
+
+    def lost_layers(self, manifest: ImageManifest) -> int:
+        """Layers that only the config names; 0 where the config is not here. Call `drain` first."""
+        if manifest.layers:
+            return 0
+        return lost_layers(manifest, self.find_document(manifest.config.digest) or b"")
 
     def _check_blob(self, blob: Descriptor, what: str, part: Examined) -> None:
         size = self._size(blob.digest)
