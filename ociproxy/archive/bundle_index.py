@@ -198,7 +198,7 @@ class BundleIndex:
                 # Only children that are in the archive: a hostile index may list any number.
                 fresh = {
                     each.digest: each
-                    for each in holder.manifest.manifests
+                    for each in holder.manifest.children
                     if each.digest in self.extents and each.digest not in seen
                 }
                 seen.update(fresh)

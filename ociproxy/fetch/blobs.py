@@ -25,7 +25,7 @@ from ociproxy.fetch.cache_status import FILL, FOLLOW, HIT, PASSED_ON, CacheStatu
 from ociproxy.fetch.upstreams.requests import still_away
 from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.manifest import ImageManifest, parse_manifest
+from ociproxy.oci.manifest import parse_manifest
 from ociproxy.store.read_only import BlobFile
 
 if TYPE_CHECKING:
@@ -192,8 +192,6 @@ class BlobPuller:
             manifest = image.parsed or parse_manifest(image.raw, image.descriptor.media_type)
         except MalformedManifest:
             return  # the tag's record has a wrong media type; the bytes are served all the same
-        if not isinstance(manifest, ImageManifest):
-            return
         missing = [b for b in manifest.blobs if self._store.blobs.find_size(b.digest) is None]
         if not missing:
             self._complete.put(digest, True)

@@ -210,7 +210,7 @@ class ManifestPuller:
     def _answer(
         self, repository: Repository, holder: ManifestHolder, status: CacheStatus, *, body: bool
     ) -> ManifestAnswer:
-        if body and holder.descriptor.is_image:
+        if body and (holder.descriptor.is_image or holder.descriptor.is_artifact):
             self._blobs.prefetch(repository, holder)
         return ManifestAnswer(holder.descriptor, holder.raw, status)
 

@@ -22,7 +22,7 @@ from ociproxy.oci.descriptor import (
     MalformedManifest,
 )
 from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, choose
-from ociproxy.oci.manifest import ImageManifest, Index, parse_manifest
+from ociproxy.oci.manifest import Index, parse_manifest
 from ociproxy.oci.reference import DEFAULT_TAG, Reference, referrers_tag
 from ociproxy.store.manifests import with_media_type
 
@@ -186,8 +186,7 @@ class _Finding:
                 reason = f"manifest {digest} has Docker's schema 1: outdated"
                 raise ManifestInvalid(self._repository.registry, reason)
             manifest = self._parse(holders[digest])
-            if isinstance(manifest, ImageManifest):
-                image.blobs.update((blob.digest, blob) for blob in manifest.blobs)
+            image.blobs.update((blob.digest, blob) for blob in manifest.blobs)
             if not isinstance(manifest, Index):
                 return ()
             return choose(manifest, platforms, attestations=self._with_referrers)
@@ -204,9 +203,9 @@ class _Finding:
 
     def _check_platforms(self, image: UpstreamImage, top: ManifestHolder) -> None:
         manifest = self._parse(top)
-        if not isinstance(manifest, Index):
+        if not isinstance(manifest, Index) or (manifest.blobs and not manifest.children):
             return
-        offered = [each.platform for each in manifest.manifests if each.platform is not None]
+        offered = [each.platform for each in manifest.children if each.platform is not None]
         wanted = self._wanted.platforms or tuple(dict.fromkeys(offered))
         image.lacking = tuple(
             platform for platform in self._wanted.platforms if not choose(manifest, (platform,))

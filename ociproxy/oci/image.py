@@ -96,7 +96,7 @@ def choose(
     index: Index, platforms: Sequence[Platform], *, attestations: bool = False
 ) -> tuple[Descriptor, ...]:
     """The children of an index for these platforms, in the index's order. Without platforms, all
-    children, attestations included.
+    children, attestations included. Entries that are blobs are no children.
 
     An index may have no child for the wanted variant. Then the highest lower variant is taken that
     the wanted one runs, as containerd does: `linux/arm/v7` gets `linux/arm/v6`. A child without a
@@ -104,10 +104,8 @@ def choose(
     `attestations` adds BuildKit's attestations of the chosen children.
     """
     if not platforms:
-        return index.manifests
-    children = [
-        (child, child.platform and child.platform.normalised()) for child in index.manifests
-    ]
+        return index.children
+    children = [(child, child.platform and child.platform.normalised()) for child in index.children]
     images = [(child, place) for child, place in children if not is_attestation(child)]
     offered = {place for _, place in images if place is not None}
     taken = {_best(platform.normalised(), offered) for platform in platforms} | {None}
@@ -116,10 +114,10 @@ def choose(
         subjects = {str(child.digest) for child, _ in images if id(child) in chosen}
         chosen |= {
             id(child)
-            for child in index.manifests
+            for child in index.children
             if is_attestation(child) and attested(child) in subjects
         }
-    return tuple(child for child in index.manifests if id(child) in chosen)
+    return tuple(child for child in index.children if id(child) in chosen)
 
 
 def is_attestation(child: Descriptor) -> bool:

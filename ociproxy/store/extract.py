@@ -121,10 +121,9 @@ class Extractor:
             manifest = self._holder(descriptor).manifest
         except _Unusable:
             return ()  # `examine` says why
-        if isinstance(manifest, ImageManifest):
-            for blob in manifest.blobs:
-                self._take_from(folder, blob)
-        return manifest.manifests if isinstance(manifest, Index) else ()
+        for blob in manifest.blobs:
+            self._take_from(folder, blob)
+        return manifest.children if isinstance(manifest, Index) else ()
 
     def find_document(self, digest: Digest) -> bytes | None:
         """The bytes of a manifest or config that came or is stored; they match the digest."""
@@ -188,11 +187,13 @@ class Extractor:
             return ()
         manifest = holder.manifest
         part.manifests[descriptor.digest] = holder.descriptor
+        config = manifest.config if isinstance(manifest, ImageManifest) else None
+        for blob in manifest.blobs:
+            what = "config" if blob == config else "layer" if config else "blob"
+            self._check_blob(blob, what, part)
         if isinstance(manifest, Index):
-            return tuple({child.digest: child for child in manifest.manifests}.values())
+            return tuple({child.digest: child for child in manifest.children}.values())
         if isinstance(manifest, ImageManifest):
-            for blob in manifest.blobs:
-                self._check_blob(blob, "config" if blob == manifest.config else "layer", part)
             lost = self.lost_layers(manifest)
             if lost:
                 reason = f"it names no layers, and its config {lost}"

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.descriptor import MalformedManifest, is_manifest, text_in
 from ociproxy.oci.manifest import json_object
 
 if TYPE_CHECKING:
@@ -106,8 +106,8 @@ class Membership:
 
 
 def _blobs(raw: bytes) -> Iterator[bytes]:
-    """Keys of the blobs of an image manifest, an artifact or a schema 1 manifest. A blob with
-    `urls` is left out: another server keeps it, and any manifest may name it."""
+    """Keys of the blobs of an image manifest, an artifact, a schema 1 manifest or an index. A blob
+    with `urls` is left out: another server keeps it, and any manifest may name it."""
     try:
         document = json_object(raw)
     except MalformedManifest:
@@ -116,6 +116,12 @@ def _blobs(raw: bytes) -> Iterator[bytes]:
     for name in ("layers", "blobs", "fsLayers"):
         values = document.get(name)
         each += values if isinstance(values, list) else []
+    entries = document.get("manifests")
+    each += [
+        entry
+        for entry in (entries if isinstance(entries, list) else ())
+        if isinstance(entry, dict) and not is_manifest(text_in(entry.get("mediaType")))
+    ]
     for value in each:
         if isinstance(value, dict) and not value.get("urls"):
             digest = value.get("digest", value.get("blobSum"))
