@@ -16,6 +16,7 @@ from typing import Final
 
 from ociproxy.errors import DigestMismatch, ManifestInvalid, SizeMismatch
 from ociproxy.oci.descriptor import (
+    ARTIFACT_MEDIA_TYPES,
     DOCKER_SCHEMA1,
     DOCKER_SCHEMA1_SIGNED,
     IMAGE_MEDIA_TYPES,
@@ -52,9 +53,21 @@ class Index:
     """An OCI image index or a Docker manifest list."""
 
     manifests: tuple[Descriptor, ...]
+    """All entries, also those that are blobs."""
     subject: Descriptor | None = None
     artifact_type: str = ""
     annotations: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def children(self) -> tuple[Descriptor, ...]:
+        """The entries that are manifests."""
+        return tuple(each for each in self.manifests if each.is_manifest)
+
+    @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """The other entries, each blob once."""
+        unique = {each.digest: each for each in self.manifests if not each.is_manifest}
+        return tuple(unique.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +89,10 @@ class ImageManifest:
 
 @dataclass(frozen=True, slots=True)
 class OtherManifest:
-    """Any other JSON object that a registry serves as a manifest; passed on as it is."""
+    """Any other JSON object that a registry serves as a manifest; passed on as it is. Only
+    artifact manifests are known to have `blobs`."""
 
+    blobs: tuple[Descriptor, ...] = ()
     subject: Descriptor | None = None
     artifact_type: str = ""
     annotations: tuple[tuple[str, str], ...] = ()
@@ -138,7 +153,9 @@ def parse_document(document: dict[str, object], media_type: str) -> Manifest:
         # An image that is taken for another kind would count as whole without its layers. But a
         # document whose own type is unknown here may have such fields with other meanings.
         raise MalformedManifest(f"is {own[:100]}, but described as {media_type[:100]}")
-    return _parse(document, kind)
+    return _parse(
+        document, kind, is_artifact=not ARTIFACT_MEDIA_TYPES.isdisjoint((media_type, own))
+    )
 
 
 def _kind(media_type: str) -> type[Manifest]:
@@ -147,7 +164,7 @@ def _kind(media_type: str) -> type[Manifest]:
     return ImageManifest if media_type in IMAGE_MEDIA_TYPES else OtherManifest
 
 
-def _parse(document: dict[str, object], kind: type[Manifest]) -> Manifest:
+def _parse(document: dict[str, object], kind: type[Manifest], *, is_artifact: bool) -> Manifest:
     subject = document.get("subject")
     extra = {
         "subject": None if subject is None else Descriptor.from_json(subject),
@@ -159,7 +176,8 @@ def _parse(document: dict[str, object], kind: type[Manifest]) -> Manifest:
     if kind is ImageManifest:
         config = Descriptor.from_json(document.get("config"))
         return ImageManifest(config=config, layers=_descriptors(document, "layers"), **extra)  # type: ignore[arg-type]
-    return OtherManifest(**extra)  # type: ignore[arg-type]
+    blobs = _descriptors(document, "blobs") if is_artifact else ()
+    return OtherManifest(blobs=blobs, **extra)  # type: ignore[arg-type]
 
 
 def referrer_descriptor(holder: ManifestHolder) -> Descriptor:

@@ -166,11 +166,12 @@ class _Reading:
         except MalformedManifest as exc:
             self._miss(descriptor, f"not the manifest it is called: {exc}")
             return ()
-        if isinstance(manifest, Index):
+        config = manifest.config.digest if isinstance(manifest, ImageManifest) else None
+        complete = self._add_blobs(manifest.blobs, config)
+        if isinstance(manifest, Index) and (manifest.children or not manifest.blobs):
             return self._children(manifest)
-        complete, platform = True, descriptor.platform
+        platform = descriptor.platform
         if isinstance(manifest, ImageManifest):
-            complete = self._add_blobs(manifest)
             platform = platform or platform_of(self._store, manifest)
         self.contents.images.append(ReachedImage(platform, descriptor.digest, complete))
         return ()
@@ -183,7 +184,7 @@ class _Reading:
         if self._platforms or len(absent) == len(images):
             for child in absent:
                 self._miss(child, f"{child.platform or 'platform unknown'} not stored")
-        if self._platforms and not images and index.manifests:
+        if self._platforms and not images and index.children:
             wanted = ", ".join(map(str, self._platforms))
             self._miss(self.contents.top, f"the index offers nothing for {wanted}")
         subjects = {str(child.digest) for child in images if child.digest in stored}
@@ -194,18 +195,19 @@ class _Reading:
         ]
         return [child for child in chosen if child.digest in stored]
 
-    def _add_blobs(self, manifest: ImageManifest) -> bool:
+    def _add_blobs(self, blobs: Sequence[Descriptor], config: Digest | None) -> bool:
         """Whether all of them are stored in the right size."""
         complete = True
-        self.contents.configs.add(manifest.config.digest)
-        for blob in manifest.blobs:
+        if config is not None:
+            self.contents.configs.add(config)
+        for blob in blobs:
             size = self._store.blobs.find_size(blob.digest)
             if size == blob.size:
                 self.contents.blobs[blob.digest] = size
                 continue
             complete = False
             reason = "not stored" if size is None else f"{size} bytes stored of {blob.size}"
-            role = "config" if blob.digest == manifest.config.digest else "layer"
+            role = "config" if blob.digest == config else "layer" if config else "blob"
             if blob.is_nondistributable:
                 role = f"non-distributable {role}"
             self._miss(blob, f"{role} {reason}")
@@ -265,7 +267,7 @@ def _below(store: Store, top: Descriptor) -> set[Digest]:
             manifest = with_media_type(found, descriptor).manifest if found else None
         except MalformedManifest:
             return ()
-        return manifest.manifests if isinstance(manifest, Index) else ()
+        return manifest.children if isinstance(manifest, Index) else ()
 
     walk = ImageWalk(top)
     while walk.level:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.clock import SystemClock
 from ociproxy.errors import StoreError
 from ociproxy.oci.descriptor import MalformedManifest
-from ociproxy.oci.manifest import ImageManifest, referrer_descriptor
+from ociproxy.oci.manifest import referrer_descriptor
 from ociproxy.store.blobs import Blobs
 from ociproxy.store.document_spool import DocumentSpool
 from ociproxy.store.files import store_errors
@@ -127,7 +127,7 @@ class Store:
         for digest in self.refs.newest_manifests(repository)[:_CLAIMS]:
             holder = self.manifests.peek(digest)
             with suppress(MalformedManifest):
-                if holder is not None and isinstance(holder.manifest, ImageManifest):
+                if holder is not None:
                     for each in holder.manifest.blobs:
                         if each.digest == blob:
                             return each.size or None
