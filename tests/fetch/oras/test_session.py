@@ -7,7 +7,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ociproxy.config.settings import Auth, Secret, Tls
-from ociproxy.errors import UpstreamForbidden, UpstreamUnavailable, UpstreamUntrusted
+from ociproxy.errors import (
+    UpstreamForbidden,
+    UpstreamInvalid,
+    UpstreamUnavailable,
+    UpstreamUntrusted,
+)
 from ociproxy.oci.reference import Reference
 from tests.fetch.conftest import OpenBackend
 from tests.fetch.contract import digest, read_all, reference, repository
@@ -120,6 +125,34 @@ def test_no_proxy_is_honoured(
     with pytest.raises(UpstreamUnavailable) as caught:
         open_backend(upstream, scheme="http").fetch_manifest(reference(upstream))
     assert caught.value.unreachable
+
+
+def test_a_dead_proxy_is_blamed_by_name(
+    open_backend: OpenBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for scheme in ("http", "https"):
+        monkeypatch.setenv(f"{scheme}_proxy", "http://user:hunter2@127.0.0.1:9")
+        with pytest.raises(UpstreamUnavailable) as caught:
+            open_backend("registry.invalid", scheme=scheme).fetch_manifest(
+                Reference.parse("registry.invalid/team/app:v1")
+            )
+        assert caught.value.reason == "the proxy http://127.0.0.1:9: connection refused"
+    monkeypatch.setenv("https_proxy", "http://proxy.invalid:3128")
+    with pytest.raises(UpstreamUnavailable, match=r"proxy.invalid:3128: name does not resolve"):
+        open_backend("registry.invalid").fetch_manifest(
+            Reference.parse("registry.invalid/team/app:v1")
+        )
+
+
+def test_a_socks_proxy_is_refused_in_words(
+    open_backend: OpenBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("all_proxy", "socks5://user:hunter2@127.0.0.1:9")
+    with pytest.raises(UpstreamInvalid) as caught:
+        open_backend("registry.invalid").fetch_manifest(
+            Reference.parse("registry.invalid/team/app:v1")
+        )
+    assert "the proxy socks5://127.0.0.1: only http:// and https:// are used" in str(caught.value)
 
 
 def test_password_does_not_show_in_an_error(
