@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.archive.entries import sort_entries
 from ociproxy.archive.importer.decompress import ArchiveStream
+from ociproxy.archive.importer.naming import name_all
 from ociproxy.archive.importer.tar_reader import members
 from ociproxy.archive.lock import LOCK_MAX_SIZE, LOCK_NAME, Lock
 from ociproxy.archive.volumes import LABEL_MAX_SIZE, LABEL_NAME, VolumeLabel
@@ -29,6 +31,7 @@ from ociproxy.oci.layout import (
 from ociproxy.oci.manifest import (
     MANIFEST_MAX_SIZE,
     Index,
+    Manifest,
     ManifestHolder,
     guess_media_type,
     referrer_descriptor,
@@ -71,9 +74,11 @@ class BundleIndex:
         documents = self._read_headers()
         images = self._read_images(documents)
         self._check_lock(documents)
-        self._record(images)
-        self.images = sum(image.reference is not None for image in images)
+        self.images = 0
         """Count of the images that have a name."""
+        self.left_out: tuple[tuple[str, str], ...] = ()
+        """Images that are not served, and the reason of each."""
+        self._record(images)
 
     def _read_headers(self) -> dict[str, bytes]:
         """Fill `extents`; returns the documents by name."""
@@ -94,10 +99,10 @@ class BundleIndex:
             self.label = VolumeLabel.parse(documents[LABEL_NAME], self._source)
             if INDEX not in documents:
                 return ()  # Only the first volume of a set names images.
-        for name in (MARKER, INDEX):
-            if name not in documents:
-                raise LayoutInvalid(self._source, f"has no {name}, so it is no OCI image layout")
-        check_marker(documents[MARKER], self._source)
+        if INDEX not in documents:
+            raise LayoutInvalid(self._source, f"has no {INDEX}, so it is no OCI image layout")
+        if MARKER in documents:
+            check_marker(documents[MARKER], self._source)
         return parse_index(documents[INDEX], self._source)
 
     def _check_lock(self, documents: dict[str, bytes]) -> None:
@@ -117,23 +122,26 @@ class BundleIndex:
     def _record(self, images: tuple[NamedImage, ...]) -> None:
         """Record tags, the manifests of each repository, and referrers."""
         owners: dict[Digest, set[Repository]] = {}
-        nameless = []
-        for image in images:
-            reference = image.reference
-            if reference is None:
-                nameless.append(image.descriptor)
-                continue
+        entries = sort_entries(images, self._find)
+        named, nameless = name_all(entries, None)
+        for image, reference in named:
             repository = reference.repository
             if reference.tag is not None:
                 record = TagRecord(image.descriptor, _NEVER_RESOLVED, repository.registry)
                 self.records.tags.setdefault(repository, {})[reference.tag] = record
             self._own(repository, image.descriptor, owners)
+        self.images = len(named)
+        self.left_out = tuple(
+            (str(image), image.problem or reason)
+            for image, reason in (*nameless, *((each, "") for each in entries.refused))
+        )
         # A referrer may stand before the referrer that is its subject, so that one pass may not do.
-        for _ in range(len(nameless)):
-            left = [each for each in nameless if not self._refer(each, owners)]
-            if len(left) == len(nameless):
+        waiting = entries.referrers
+        for _ in range(len(waiting)):
+            left = [(each, of) for each, of in waiting if not self._refer(each, of, owners)]
+            if len(left) == len(waiting):
                 break
-            nameless = left
+            waiting = left
 
     def _own(
         self, repository: Repository, top: Descriptor, owners: dict[Digest, set[Repository]]
@@ -143,18 +151,23 @@ class BundleIndex:
             known[descriptor.digest] = descriptor
             owners.setdefault(descriptor.digest, set()).add(repository)
 
-    def _refer(self, descriptor: Descriptor, owners: dict[Digest, set[Repository]]) -> bool:
-        """Record a manifest without a name as a referrer, in all repositories that have its
-        subject; False where none is known to have it."""
-        holder = self._manifest(descriptor)
-        subject = None if holder is None else holder.manifest.subject
-        if holder is None or subject is None or subject.digest not in owners:
+    def _refer(
+        self, image: NamedImage, subject: Digest, owners: dict[Digest, set[Repository]]
+    ) -> bool:
+        """Record a referrer in all repositories that have its subject; False where none is known to
+        have it."""
+        holder = self._manifest(image.descriptor)
+        if holder is None or subject not in owners:
             return False
         listed = referrer_descriptor(holder)
-        self.records.referrers.setdefault(subject.digest, {})[descriptor.digest] = listed
-        for repository in sorted(owners[subject.digest], key=str):
-            self._own(repository, descriptor, owners)
+        self.records.referrers.setdefault(subject, {})[listed.digest] = listed
+        for repository in sorted(owners[subject], key=str):
+            self._own(repository, image.descriptor, owners)
         return True
+
+    def _find(self, descriptor: Descriptor) -> Manifest | None:
+        holder = self._manifest(descriptor)
+        return None if holder is None else holder.manifest
 
     def _walk(self, top: Descriptor) -> Iterator[Descriptor]:
         """The manifests of an image that are in the archive."""

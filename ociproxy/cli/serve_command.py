@@ -110,6 +110,16 @@ def serve(
         opened = [stack.enter_context(Bundle(path)) for path in config.serve.bundles]
         for bundle in opened:
             log.event(logging.INFO, "bundle opened", path=bundle.path, images=bundle.images)
+            if bundle.left_out:
+                name, reason = bundle.left_out[0]
+                log.event(
+                    logging.WARNING,
+                    "images of a bundle not served",
+                    path=bundle.path,
+                    images=len(bundle.left_out),
+                    first=name,
+                    reason=reason,
+                )
         # Raises ConfigError unless all volumes of each set are given.
         grouped({bundle.path: bundle.label for bundle in opened})
         store = Store(config.store.path, hot_manifests=config.store.hot_manifests, below=opened)

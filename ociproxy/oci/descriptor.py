@@ -20,6 +20,13 @@ DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_SCHEMA1: Final = "application/vnd.docker.distribution.manifest.v1+json"
 DOCKER_SCHEMA1_SIGNED: Final = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+IMAGE_CONFIGS: Final = frozenset(
+    {
+        "application/vnd.oci.image.config.v1+json",
+        "application/vnd.docker.container.image.v1+json",
+    }
+)
+"""Media types of configs that tell the platform of an image."""
 UNKNOWN_MEDIA_TYPE: Final = "application/json"
 
 _GENERIC_MEDIA_TYPES: Final = frozenset(
@@ -43,6 +50,19 @@ ACCEPTED_MEDIA_TYPES: Final = (
 )
 """Media types for the Accept header of a request to an upstream. `*/*` lets it answer with a type
 that is unknown here, or unusual artifacts could not be mirrored."""
+
+_CONFIGS: Final = frozenset(
+    {
+        "application/vnd.oci.image.config.v1+json",
+        "application/vnd.docker.container.image.v1+json",
+    }
+)
+_SOUNDS_LIKE_A_MANIFEST: Final = re.compile(r"json$|manifest|index")
+_NONDISTRIBUTABLE: Final = re.compile(
+    r"application/vnd\.(?:oci\.image\.layer\.nondistributable\.v1\.tar(?:\+(?:gzip|zstd))?"
+    r"|docker\.image\.rootfs\.foreign\.diff\.tar(?:\.gzip)?)"
+)
+"""Layers that a registry need not have, as the base layers of old Windows images."""
 
 _MEDIA_TYPE: Final = re.compile(
     r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-]{0,126}", re.A
@@ -101,6 +121,19 @@ class Descriptor:
     @property
     def is_image(self) -> bool:
         return self.media_type in IMAGE_MEDIA_TYPES
+
+    @property
+    def is_manifest(self) -> bool:
+        """Whether an entry of an index is a manifest, by its media type. BuildKit exports its cache
+        as an index of layers, which a registry has as blobs."""
+        plain = _plain(self.media_type)
+        if is_generic(plain):
+            return True
+        return plain not in _CONFIGS and _SOUNDS_LIKE_A_MANIFEST.search(plain) is not None
+
+    @property
+    def is_nondistributable(self) -> bool:
+        return _NONDISTRIBUTABLE.fullmatch(_plain(self.media_type)) is not None
 
     @staticmethod
     def from_json(value: object) -> Descriptor:

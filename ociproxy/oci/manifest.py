@@ -69,10 +69,9 @@ class ImageManifest:
 
     @property
     def blobs(self) -> tuple[Descriptor, ...]:
-        """Config and layers, each blob once. Layers with `urls` are left out: another server has
-        them."""
-        unique = {d.digest: d for d in (self.config, *self.layers) if not d.urls}
-        return tuple(unique.values())
+        """Config and layers, each blob once. Those with `urls` are among them: a registry may have
+        what another server has, too."""
+        return tuple({each.digest: each for each in (self.config, *self.layers)}.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from ociproxy.errors import StoreError
 from ociproxy.serve.errors import range_response
 from ociproxy.serve.exchange import Answer, client_has, requested_range
 from ociproxy.store.read_only import BlobFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from typing import BinaryIO
 
     from ociproxy.fetch.cache_status import CacheStatus
@@ -50,7 +52,7 @@ async def blob(engine: Engine, request: web.BaseRequest, target: BlobPath) -> An
         headers["Content-Length"] = str(size)
         return Answer(web.Response(headers=headers), status, digest)
     source, status = await engine.blobs.pull(repository, digest)
-    response = BlobResponse(source, headers)
+    response = BlobResponse(source, headers, partial(engine.blobs.relay, repository, digest))
     if client_has(request, digest):
         response.close()
         return _not_modified(headers, status, digest)
@@ -73,8 +75,15 @@ def _not_modified(headers: dict[str, str], status: CacheStatus, digest: Digest) 
 class BlobResponse(web.StreamResponse):
     """Holds a file open until `send` returns; where `send` is not called, `close` must be."""
 
-    def __init__(self, source: BlobFile | Fill, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        source: BlobFile | Fill,
+        headers: Mapping[str, str],
+        relay: Callable[[StoreError], Awaitable[Fill]],
+    ) -> None:
+        """`relay` gets the blob past the store, where that fails while the blob arrives."""
         super().__init__(headers=headers)
+        self._relay = relay
         self.sent = 0
         self._source = source
         self._first = 0
@@ -101,11 +110,7 @@ class BlobResponse(web.StreamResponse):
         and the error that ended the fill; the response is then cut short."""
         try:
             await self.prepare(request)
-            if isinstance(self._source, BlobFile):
-                await self._send_body(request, senders)
-            else:
-                with self._source.reading():
-                    await self._send_body(request, senders)
+            await self._send_body(request, senders)
             await self.write_eof()
             # A client that asks again and again and reads nothing would otherwise fill the memory
             # with blobs of one chunk.
@@ -114,8 +119,24 @@ class BlobResponse(web.StreamResponse):
             self.close()
 
     async def _send_body(self, request: web.BaseRequest, senders: Senders) -> None:
+        source = self._source
+        if not isinstance(source, BlobFile):
+            try:
+                with source.reading():
+                    await self._send_from(source, self._first, request, senders)
+                return
+            except StoreError as exc:
+                self.close()
+                self._file, source = None, await self._relay(exc)
+            with source.reading():
+                await self._send_from(source, self._first + self.sent, request, senders)
+        else:
+            await self._send_from(source, self._first, request, senders)
+
+    async def _send_from(
+        self, source: BlobFile | Fill, position: int, request: web.BaseRequest, senders: Senders
+    ) -> None:
         in_clear = _transport(request).get_extra_info("sslcontext") is None
-        source, position = self._source, self._first
         offset = source.offset if isinstance(source, BlobFile) else 0
         file: BinaryIO
         while self._end is None or position < self._end:

@@ -16,9 +16,16 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from yarl import URL
 
-from ociproxy.errors import NameInvalid, NameUnknown
+from ociproxy.errors import ManifestUnknown, NameInvalid, NameUnknown, shorten
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.reference import Reference, Repository, is_registry
+from ociproxy.oci.reference import (
+    NO_TAG,
+    Reference,
+    Repository,
+    is_registry,
+    is_tag,
+    parse_registry,
+)
 from ociproxy.serve.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -118,7 +125,8 @@ def _position(digits: str) -> int | None:
 def parse_path(raw: str, default_upstream: str) -> Target:
     """Parse a request target below `/v2/`.
 
-    Raises NameInvalid, DigestInvalid, NameUnknown or Unsupported.
+    Raises NameInvalid, DigestInvalid, NameUnknown or Unsupported; ManifestUnknown for what no tag
+    can be, as the conformance tests of the distribution-spec ask.
     """
     parse = _parse_cached if len(raw) <= _CACHED_LENGTH else _parse
     return parse(raw, default_upstream)
@@ -137,6 +145,8 @@ def _parse(raw: str, default_upstream: str) -> Target:
     common = (repository, called, namespace, query)
     match endpoint:
         case "manifests":
+            if ":" not in last and not is_tag(last):
+                raise ManifestUnknown(shorten(last), NO_TAG)
             return ManifestPath(*common, Reference.of(repository, last))
         case "blobs":
             return BlobPath(*common, Digest.parse(last))
@@ -166,9 +176,11 @@ def _split(path: str) -> tuple[str, str, str]:
 
 def _repository(name: str, namespace: str | None, default_upstream: str) -> Repository:
     """Which upstream: `ns`, else a registry as the first component, else the default."""
-    if namespace is not None:
-        return Repository.parse(namespace, name)
     first, slash, rest = name.partition("/")
+    if namespace is not None:
+        if slash and is_registry(first) and _is_same_registry(first, namespace):
+            name = rest  # BuildKit says the registry twice
+        return Repository.parse(namespace, name)
     if slash and is_registry(first):
         return Repository.parse(first, rest)
     if not default_upstream:
@@ -176,3 +188,10 @@ def _repository(name: str, namespace: str | None, default_upstream: str) -> Repo
             name, "names no upstream: use ?ns=<registry> or /v2/<registry>/<repository>/..."
         )
     return Repository.parse(default_upstream, name)
+
+
+def _is_same_registry(component: str, namespace: str) -> bool:
+    try:
+        return parse_registry(component) == parse_registry(namespace)
+    except NameInvalid:
+        return False

@@ -45,7 +45,8 @@ class Examined:
     blobs: dict[Digest, Descriptor] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     left_out: list[Descriptor] = field(default_factory=list)
-    """Children that an index lists, but that did not come: other platforms."""
+    """What did not come and need not: children of an index, which are other platforms, and layers
+    that need not be distributed."""
 
     @property
     def complete(self) -> bool:
@@ -66,7 +67,7 @@ def join(walk: ImageWalk, parts: dict[Key, Examined], *, sparse: bool) -> Examin
         kept = [each for each in children if not sparse or states[key_of(each)] != _LACKING]
         if all(map(is_attestation, children)) or not all(map(is_attestation, kept)):
             known = set(map(key_of, kept))
-            parts[key].left_out = [each for each in children if key_of(each) not in known]
+            parts[key].left_out += [each for each in children if key_of(each) not in known]
             walk.children[key] = children = kept
         own = (_DAMAGED if each.damaged else _LACKING for each in parts[key].problems)
         states[key] = max((*own, *(states[key_of(each)] for each in children)), default=_WHOLE)

@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ociproxy.oci.descriptor import MalformedManifest, is_generic
-from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, attested, choose, is_attestation
+from ociproxy.oci.image import (
+    BEYOND_LIMITS,
+    ImageWalk,
+    attested,
+    choose,
+    is_attestation,
+    platforms_of,
+)
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.platform import Platform
 from ociproxy.store.files import open_unused
@@ -91,9 +98,8 @@ class ImageContents:
 
     @property
     def platforms(self) -> tuple[Platform, ...]:
-        """Of the complete images, in alphabetical order."""
-        found = (each.platform for each in self.images if each.complete)
-        return tuple(sorted({place.normalised() for place in found if place}, key=str))
+        """Of the complete images."""
+        return platforms_of(each.platform for each in self.images if each.complete)
 
 
 def read_contents(
@@ -207,6 +213,8 @@ class _Reading:
             complete = False
             reason = "not stored" if size is None else f"{size} bytes stored of {blob.size}"
             role = "config" if blob.digest == manifest.config.digest else "layer"
+            if blob.is_nondistributable:
+                role = f"non-distributable {role}"
             self._miss(blob, f"{role} {reason}")
         return complete
 
@@ -215,6 +223,15 @@ class _Reading:
 
     def _miss(self, descriptor: Descriptor, reason: str) -> None:
         self.contents.missing[descriptor.digest] = Missing(descriptor, reason)
+
+
+def is_only_named(store: Store, repository: Repository, top: Descriptor) -> bool:
+    """Whether nothing came of an image but its tag, by a HEAD. A manifest that was stored and is
+    gone or damaged has left its record. Raises StoreError."""
+    return (
+        store.refs.find_manifest(repository, top.digest) is None
+        and store.manifests.find(top.digest, use=False) is None
+    )
 
 
 def roots(store: Store, repository: Repository) -> Iterator[Descriptor]:
@@ -274,7 +291,8 @@ def _is_referrer(store: Store, holder: ManifestHolder) -> bool:
 def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
     """The platform that the image's stored config names (image-spec config.md).
 
-    None where the config is not stored, is larger than a manifest may be, or names none.
+    None where the config is not stored, is larger than a manifest may be, or names none, as that of
+    a signature.
     """
     if manifest.config.size > MANIFEST_MAX_SIZE:
         return None
@@ -285,4 +303,6 @@ def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     # An artifact's config is a blob of any content, with other JSON types in these fields.
-    return Platform(*parts) if all(isinstance(part, str) for part in parts) else None
+    if not all(isinstance(part, str) for part in parts) or not all(parts[:2]):
+        return None
+    return Platform(*parts)

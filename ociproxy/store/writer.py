@@ -72,7 +72,7 @@ class BlobWriter:
         kept = False
         try:
             actual = self._copy(source, size, writing, digest)
-            kept = digest is not None or not self._is_stored(actual)
+            kept = not self._is_stored(actual)
         finally:
             if not kept:
                 writing.close()

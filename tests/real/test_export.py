@@ -1,4 +1,4 @@
-"""What other tools make of our archives; the table in docs/airgap.md says nothing else."""
+"""What other tools make of our archives; the table in docs/interop.md says nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.parts.tools import require_root, run
 from tests.server import Mirror
 from tests.stores import put
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "airgap.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "interop.md"
 TEAM = "registry.example/team"
 
 ARCHIVES: dict[str, tuple[Images, tuple[str, ...]]] = {

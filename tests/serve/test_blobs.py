@@ -151,7 +151,6 @@ def test_a_redirect_in_circles_is_the_upstreams_fault(scene: Scene) -> None:
         (Fault(status=404), 404, "BLOB_UNKNOWN"),
         (Fault(status=500), 502, "UNAVAILABLE"),
         (Fault(drop=True), 502, "UNAVAILABLE"),
-        (Fault(compress="always"), 502, "UNKNOWN"),
         (too_many_requests(), 429, "TOOMANYREQUESTS"),
     ],
 )
@@ -165,6 +164,38 @@ def test_a_miss_says_what_the_upstream_did(
     assert (answer.status, error["code"]) == (status, code)
     assert not scene.is_stored(blob)
     assert list((scene.server.store / "pulls").iterdir()) == []
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "aws-chunked", "utf-8"])
+def test_an_image_is_what_its_digests_say_whatever_encoding_is_named(
+    scene: Scene, encoding: str
+) -> None:
+    """Storage keeps the header of an upload, and repeats it with the bytes as they are."""
+    app = scene.upstream.add(scene.repository, image("app", layer_size=2 * MIB), tag="v1")
+    scene.upstream.fault("", Fault(headers={"Content-Encoding": encoding}))
+    scene.start(background_fills=0)
+    assert scene.manifest("v1").body == app.top.data
+    assert scene.server.get(scene.path("tags", "list")).json()["tags"] == ["v1"]
+    for blob in app.blobs:
+        answer = scene.get(blob)
+        assert (answer.status, answer.body) == (200, blob.data)
+        assert "content-encoding" not in answer.headers
+        assert scene.get(blob, {"Range": "bytes=5-9"}).body == blob.data[5:10]
+
+
+@pytest.mark.parametrize("size", [1000, 3 * MIB])
+def test_a_layer_that_was_packed_on_its_way_is_refused_before_the_headers(
+    scene: Scene, size: int
+) -> None:
+    """Where a manifest tells its size, or the blob is small."""
+    app = scene.upstream.add(scene.repository, image("app", layer_size=size), tag="v1")
+    scene.upstream.fault("/blobs/", Fault(compress="always"))
+    scene.start(background_fills=0)
+    assert scene.manifest("v1").status == 200
+    answer = scene.get(app.layers[0])
+    assert answer.status == 502
+    assert b"gzip" in answer.body
+    assert not scene.is_stored(app.layers[0])
 
 
 def test_a_page_in_place_of_a_blob_is_not_kept(scene: Scene) -> None:

@@ -56,6 +56,22 @@ def test_an_image_manifest_completes_the_image_in_the_background(
         server.wait_for_file(f"blobs/{blob.encoded}")
 
 
+def test_a_blob_that_could_not_be_fetched_ahead_is_fetched_with_the_next_pull(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    app = upstream.add("app", image("app", layers=3), tag="v1")
+    late = app.blobs[-1]
+    upstream.fault(late.digest, Fault(status=404))
+    server = mirror_of(mirror, upstream, negative_ttl=0)
+    server.manifest(upstream.registry, "app", "v1")
+    for blob in app.blobs[:-1]:
+        server.wait_for_file(f"blobs/{blob.encoded}")
+    server.wait_for(lambda: upstream.count(late.digest) > 0, "asked for the blob")
+    upstream.heal()
+    server.manifest(upstream.registry, "app", "v1")
+    server.wait_for_file(f"blobs/{late.encoded}")
+
+
 def test_without_background_fills_a_manifest_brings_no_blob(
     mirror: MakeMirror, upstream: FakeUpstream
 ) -> None:
@@ -79,6 +95,17 @@ def test_a_head_fetches_nothing_and_the_tag_survives_offline(
     server.manifest(upstream.registry, "app", app.digest)
     server.restart(args=["--offline"])
     assert server.manifest(upstream.registry, "app", "v1").body == app.top.data
+
+
+def test_a_tag_of_which_only_a_head_was_seen_is_absent_offline_for_head_and_get(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    upstream.add("app", image("app"), tag="v1")
+    server = mirror_of(mirror, upstream)
+    path = f"/v2/app/manifests/v1?ns={upstream.registry}"
+    assert server.head(path).status == 200
+    server.restart(args=["--offline"])
+    assert (server.head(path).status, server.get(path).status) == (404, 404)
 
 
 @pytest.mark.parametrize("named", ["application/json", "application/octet-stream", "no type"])

@@ -18,7 +18,7 @@ from ociproxy.archive.importer.results import unreadable
 from ociproxy.errors import DigestInvalid, LayoutInvalid, NameInvalid, shorten
 from ociproxy.oci.descriptor import OCI_MANIFEST, Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.layout import NamedImage, parse_blob_path
+from ociproxy.oci.layout import NO_TAG, NamedImage, parse_blob_path
 from ociproxy.oci.manifest import json_object
 from ociproxy.oci.reference import Reference
 
@@ -110,9 +110,10 @@ def _images(entry: object, saved: SavedFiles, extractor: Extractor) -> list[Name
     tags = entry.get("RepoTags") or []
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise _Malformed("RepoTags is not a list of names")
-    if not tags:
+    names = [Reference.parse(tag) for tag in tags if not tag.endswith(f":{NO_TAG}")]
+    if not names:
         return [NamedImage(descriptor, None)]
-    return [NamedImage(descriptor, Reference.parse(tag)) for tag in tags]
+    return [NamedImage(descriptor, name) for name in names]
 
 
 def _find(saved: SavedFiles, name: object, what: str) -> Digest:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, urlencode
 
@@ -22,11 +21,17 @@ from ociproxy.errors import (
     UpstreamDenied,
     UpstreamUnavailable,
 )
-from ociproxy.fetch.backend import Listing
+from ociproxy.fetch.backend import Listing, verified
 from ociproxy.fetch.download.connections import Connections
 from ociproxy.fetch.oras.client import NAMESPACE, HttpBlobStream, RegistryClient
 from ociproxy.fetch.oras.errors import refuse, translated
-from ociproxy.fetch.oras.session import content_length, discard, read_bounded, upstream_url
+from ociproxy.fetch.oras.session import (
+    content_encoding,
+    content_length,
+    discard,
+    read_bounded,
+    upstream_url,
+)
 from ociproxy.oci.descriptor import (
     ACCEPTED_MEDIA_TYPES,
     OCI_INDEX,
@@ -39,6 +44,8 @@ from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, json_object, media_type_in, verify_manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import requests
 
     from ociproxy.config.settings import Fetch, Upstream
@@ -103,6 +110,16 @@ class OrasBackend:
             expected=reference.digest or _digest_header(response),
             subject=reference,
         )
+
+    def fetch_config(self, image: Reference, config: Descriptor) -> bytes:
+        stream = self.open_blob(image.repository, config.digest)
+        raw = bytearray()
+        try:
+            while len(raw) <= MANIFEST_MAX_SIZE and (piece := stream.read(MANIFEST_MAX_SIZE)):
+                raw += piece
+        finally:
+            stream.close()
+        return verified(bytes(raw), config)
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         response, raw = self._get_document(
@@ -171,14 +188,26 @@ class OrasBackend:
         return HttpBlobStream(response, self._name, self._upstream.timeouts, start=start)
 
     def fetch_blob(
-        self, repository: Repository, digest: Digest, download: Download, *, tries: int
+        self,
+        repository: Repository,
+        digest: Digest,
+        download: Download,
+        *,
+        tries: int,
+        answered: Callable[[], None] = lambda: None,
     ) -> None:
         """Over as many connections as the upstream's entry allows, by ranges where they help."""
+
+        def open_blob(*, start: int, stop: int | None) -> HttpBlobStream:
+            stream = self.open_blob(repository, digest, start=start, stop=stop)
+            answered()
+            return stream
+
         download.lead(
             Connections(
                 download,
                 self._name,
-                partial(self.open_blob, repository, digest),
+                open_blob,
                 most=self._upstream.connections,
                 tries=tries,
             )
@@ -205,10 +234,6 @@ class OrasBackend:
         """The answer and its body, of MANIFEST_MAX_SIZE bytes at most. A 404 raises `unknown`."""
         response = self._client.request("GET", repository, path, headers)
         self._expect_ok(response, repository, unknown)
-        encoding = response.headers.get("Content-Encoding", "identity").lower()
-        if encoding != "identity":
-            response.close()
-            raise ManifestInvalid(self._name, f"sends a document encoded as {encoding!r}")
         length = content_length(response)
         if length is not None and length > MANIFEST_MAX_SIZE:
             response.close()
@@ -218,6 +243,9 @@ class OrasBackend:
         if len(raw) > MANIFEST_MAX_SIZE:
             reason = f"a document of more than {MANIFEST_MAX_SIZE} bytes is too large"
             raise ManifestInvalid(self._name, reason)
+        encoding = content_encoding(response)
+        if encoding and not raw.lstrip().startswith(b"{"):
+            raise ManifestInvalid(self._name, f"sends a document encoded as {encoding!r}")
         return response, raw
 
 

@@ -103,7 +103,7 @@ def translate(
     unreachable = isinstance(exc, requests.exceptions.SSLError)
     for cause in causes:
         if isinstance(cause, socket.gaierror):
-            return UpstreamUnavailable(upstream, "name does not resolve", unreachable=True)
+            return UpstreamUnavailable(upstream, "name does not resolve", unresolved=True)
         if isinstance(cause, NewConnectionError):
             unreachable = True
         elif isinstance(cause, LookupTimeout):

@@ -44,6 +44,8 @@ _POOLS: Final = 16
 """Hosts that stay connected: the registry, its token realm, and the storage it redirects to."""
 _DISCARD_LIMIT: Final = 64 * 1024
 """Bytes of an unwanted body read to keep its connection. Beyond, a new connection is cheaper."""
+_NAME_LIMIT: Final = 80
+"""Characters kept of a header that names something."""
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -201,6 +203,13 @@ def content_length(response: requests.Response) -> int | None:
     """The header's number of bytes; None where it is absent or no number."""
     text = response.headers.get("Content-Length", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
+def content_encoding(response: requests.Response) -> str:
+    """What the header says that the body is encoded with; empty for nothing. Only a claim: storage
+    repeats the header of an upload with bytes that are as they were."""
+    said: str = response.headers.get("Content-Encoding", "").strip().lower()[:_NAME_LIMIT]
+    return "" if said == "identity" else said
 
 
 def read_bounded(response: requests.Response, limit: int) -> bytes:

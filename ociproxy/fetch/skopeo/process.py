@@ -23,7 +23,13 @@ from urllib.parse import urlsplit
 
 from ociproxy.clock import time_left
 from ociproxy.config.skopeo import PROGRAM
-from ociproxy.errors import ManifestInvalid, OciProxyError, UpstreamUnavailable, UpstreamUntrusted
+from ociproxy.errors import (
+    Interrupted,
+    ManifestInvalid,
+    OciProxyError,
+    UpstreamUnavailable,
+    UpstreamUntrusted,
+)
 from ociproxy.fetch.credential_helper import run_helper
 from ociproxy.fetch.credentials import credentials_for
 from ociproxy.fetch.skopeo.errors import SkopeoStderr, rate_limited, translate
@@ -78,7 +84,7 @@ class Run:
         except OSError as exc:
             self._selector.close()
             reason = f"{PROGRAM} cannot be run: {(exc.strerror or str(exc)).lower()}"
-            raise UpstreamUnavailable(upstream, reason) from exc
+            raise Interrupted(upstream, reason) from exc
         for pipe in (self._process.stdout, self._process.stderr):
             if pipe is not None:
                 self._selector.register(pipe, selectors.EVENT_READ)
@@ -110,7 +116,7 @@ class Run:
             else:
                 self.stdout += data
         if self._stopped.is_set():
-            raise UpstreamUnavailable(self._upstream, "shutting down")
+            raise Interrupted(self._upstream, "shutting down")
         if self.stderr.throttled:
             raise rate_limited(self.stderr, self._upstream)
         if len(self.stdout) > self._limit:
@@ -167,15 +173,20 @@ class Program:
 
     def name_of(self, repository: Repository) -> str:
         """The repository as skopeo's arguments name it."""
-        return "/".join(part for part in (self._host, self._prefix, repository.name) if part)
+        return f"{self._host}/{self._path_of(repository)}"
 
-    def call(self, *words: str, output_limit: int, unknown: OciProxyError) -> Run:
+    def _path_of(self, repository: Repository) -> str:
+        return "/".join(part for part in (self._prefix, repository.name) if part)
+
+    def call(
+        self, repository: Repository, *words: str, output_limit: int, unknown: OciProxyError
+    ) -> Run:
         """Run a short command to its end, within the connect and header time-outs and what the
         request has left. Raises UpstreamError kinds, OutOfTime, or `unknown` for a 404."""
         timeouts = self._upstream.timeouts
         limit = time_left(timeouts.connect + timeouts.headers)
         deadline = time.monotonic() + limit
-        with self.start(*words, output_limit=output_limit) as run:
+        with self.start(repository, *words, output_limit=output_limit) as run:
             while run.pump():
                 if time.monotonic() > deadline:
                     raise run.timed_out(limit, "waiting for an answer")
@@ -183,10 +194,13 @@ class Program:
             return run
 
     @contextmanager
-    def start(self, command: str, *words: str, output_limit: int = 0) -> Iterator[Run]:
-        """A running command, with the options that tell it about this upstream."""
+    def start(
+        self, repository: Repository, command: str, *words: str, output_limit: int = 0
+    ) -> Iterator[Run]:
+        """A running command, with the options that tell it about this upstream and the credentials
+        for this repository."""
         prefix = "--src-" if command == "copy" else "--"
-        with self._authentication(prefix) as (options, auth):
+        with self._authentication(prefix, self._path_of(repository)) as (options, auth):
             argv = [
                 PROGRAM,
                 "--debug",
@@ -211,10 +225,12 @@ class Program:
                 yield run
 
     @contextmanager
-    def _authentication(self, prefix: str) -> Iterator[tuple[list[str], int | None]]:
-        auth = self._upstream.auth
-        server = self._upstream.server
-        credentials = None if auth is None else credentials_for(auth, server, run_helper)
+    def _authentication(
+        self, prefix: str, repository: str
+    ) -> Iterator[tuple[list[str], int | None]]:
+        auth, credentials = self._upstream.auth, None
+        if auth is not None:
+            credentials = credentials_for(auth, self._upstream.server, run_helper, repository)
         if credentials is None:
             yield [f"{prefix}no-creds"], None
             return

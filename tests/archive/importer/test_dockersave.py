@@ -144,6 +144,13 @@ def test_an_image_without_a_tag_needs_a_name(job: Import, tmp_path: Path) -> Non
     stored(job, NAME)
 
 
+def test_crane_s_mark_of_a_digest_is_no_tag(job: Import, tmp_path: Path) -> None:
+    archive = write_tar(tmp_path / "x.tar", old_docker("quay.io/t/x:i-was-a-digest"))
+    assert job.run(archive).code == 2
+    assert job.run(archive, "--name", "app:1").code == 0
+    stored(job, NAME)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
