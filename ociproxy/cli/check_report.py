@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Final
 from rich.filesize import decimal
 
 from ociproxy.cli.terminal import print_event
+from ociproxy.errors import LayoutInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from ociproxy.archive.check import ArchiveFindings
     from ociproxy.cli.screen import Screen
+    from ociproxy.errors import OciProxyError
     from ociproxy.oci.digest import Digest
     from ociproxy.store.check import Fault, Findings
     from ociproxy.store.damage import FileCheck
@@ -58,15 +61,48 @@ class Report:
         self._files(root, "stray", files.strays, "is named by no digest: nothing reads it")
         self._found["arriving images"] += findings.arriving
 
+    def archive(self, found: ArchiveFindings) -> None:
+        """All that was found in one archive."""
+        self.looked(found.blobs, found.manifests, found.images, found.read)
+        for note in found.notes:
+            self._note(found.source, note)
+        for file, (digest, reason, images) in found.damaged.items():
+            self.file(found.source, file, digest, reason, images, prefix=f"{found.source}: ")
+        for name, top, faults in found.broken:
+            self.image(found.source, name, top, faults)
+        if found.damage:
+            self.failed(found.source, LayoutInvalid(found.source, found.damage))
+
+    def failed(self, source: str, error: OciProxyError) -> None:
+        """An archive that could not be read, or not to its end."""
+        self._count("failed archives", error.exit_code)
+        if self._json:
+            print_event("failed", source=source, error=type(error).__name__, reason=str(error))
+        else:
+            self._screen.line(f"failed {error}")
+
+    def _note(self, source: str, text: str) -> None:
+        if self._json:
+            print_event("note", source=source, text=text)
+        else:
+            self._screen.line(f"{source}: {text}")
+
     def looked(self, blobs: int, manifests: int, images: int, read: int) -> None:
         """Add to the numbers of the last line; `read` is bytes."""
         self._looked.update(blobs=blobs, manifests=manifests, images=images, bytes=read)
 
     def file(
-        self, source: str, file: str, digest: Digest, reason: str, images: Sequence[str] | None
+        self,
+        source: str,
+        file: str,
+        digest: Digest,
+        reason: str,
+        images: Sequence[str] | None,
+        *,
+        prefix: str = "",
     ) -> None:
         """A damaged file of a store or an archive, and the images that need it: None where the
-        images were not looked at."""
+        images were not looked at. A line has `prefix` before the file."""
         self._count("damaged files", _DAMAGED)
         if self._json:
             print_event(
@@ -79,7 +115,7 @@ class Report:
             )
             return
         needed = f"; needed by {_some(images)}" if images else "; no image needs it"
-        self._screen.line(f"damaged {file}: {reason}{'' if images is None else needed}")
+        self._screen.line(f"damaged {prefix}{file}: {reason}{'' if images is None else needed}")
 
     def image(self, source: str, name: str, top: Digest, faults: Sequence[Fault]) -> None:
         """An image that is not whole, and why."""
