@@ -52,7 +52,7 @@ def credentials_for(
             )
         return found
     if auth.docker_config:
-        path = _docker_config() if auth.docker_config is True else auth.docker_config
+        path = _docker_config(registry) if auth.docker_config is True else auth.docker_config
         return _from_docker_config(path, registry, call_helper, repository)
     if auth.user is None:
         return None
@@ -75,9 +75,13 @@ def _password(auth: Auth, registry: str) -> Secret:
     raise no_credentials(registry, "no password is configured")
 
 
-def _docker_config() -> Path:
+def _docker_config(registry: str) -> Path:
     """Docker's own place of the file."""
-    return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")
+    try:
+        return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")
+    except RuntimeError:
+        reason = "docker_config: true finds no home directory; set DOCKER_CONFIG, or give the path"
+        raise no_credentials(registry, reason) from None
 
 
 def _from_docker_config(

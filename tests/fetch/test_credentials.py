@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -55,6 +56,18 @@ def test_password_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         credentials_for(auth, "quay.io")
     monkeypatch.setenv("TOKEN", "s3cret")
     assert credentials_for(auth, "quay.io") == EXPECTED
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number which no user has."""
+
+    def nobody(number: int) -> NoReturn:
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(UpstreamDenied, match="finds no home directory; set DOCKER_CONFIG"):
+        credentials_for(Auth(docker_config=True), "quay.io")
 
 
 def test_password_file_is_read_anew_each_time(tmp_path: Path) -> None:

@@ -94,6 +94,19 @@ def test_second_run_asks_for_tags_only(upstream: FakeUpstream, load: Load) -> No
     assert done.events("done")[0]["fetched"] == 0
 
 
+@pytest.mark.parametrize("status", [400, 403, 404, 405])
+def test_an_image_is_loaded_again_from_an_upstream_that_refuses_each_head(
+    upstream: FakeUpstream, load: Load, status: int
+) -> None:
+    app = upstream.add("team/app", image("app"), tag="v1")
+    upstream.fault("/manifests/", Fault(status=status), method="HEAD")
+    listed = load.write(f"{upstream.registry}/team/app:v1")
+    for _ in range(2):
+        done = load.run(listed)
+        assert done.code == 0, done.stderr
+    assert load.has(app)
+
+
 def test_moved_tag_is_followed(upstream: FakeUpstream, load: Load) -> None:
     name = f"{upstream.registry}/team/app:v1"
     upstream.add("team/app", image("old"), tag="v1")

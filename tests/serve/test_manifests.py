@@ -45,6 +45,20 @@ def test_exact_bytes_headers_and_a_conditional_request(
     assert server.get(path).cache_status == "ociproxy; hit"
 
 
+@pytest.mark.parametrize("status", [400, 403, 404, 405])
+def test_a_tag_moves_at_an_upstream_that_refuses_each_head(
+    mirror: MakeMirror, upstream: FakeUpstream, status: int
+) -> None:
+    upstream.add("app", image("old"), tag="v1")
+    upstream.fault("/manifests/", Fault(status=status), method="HEAD")
+    server = mirror_of(mirror, upstream, ttl="0")
+    server.manifest(upstream.registry, "app", "v1")
+    moved = upstream.add("app", image("new"), tag="v1")
+    answer = server.manifest(upstream.registry, "app", "v1")
+    assert (answer.body, answer.digest) == (moved.top.data, moved.digest)
+    assert server.head(f"/v2/app/manifests/v1?ns={upstream.registry}").digest == moved.digest
+
+
 def test_an_image_manifest_completes_the_image_in_the_background(
     mirror: MakeMirror, upstream: FakeUpstream
 ) -> None:

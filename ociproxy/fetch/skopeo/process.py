@@ -27,11 +27,11 @@ from ociproxy.errors import (
     Interrupted,
     ManifestInvalid,
     OciProxyError,
+    UpstreamDenied,
     UpstreamUnavailable,
     UpstreamUntrusted,
 )
-from ociproxy.fetch.credential_helper import run_helper
-from ociproxy.fetch.credentials import credentials_for
+from ociproxy.fetch.credential_helper import CredentialSource
 from ociproxy.fetch.skopeo.errors import SkopeoStderr, rate_limited, translate
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from threading import Event
 
     from ociproxy.config.settings import Upstream
+    from ociproxy.fetch.credentials import Credentials
     from ociproxy.oci.reference import Repository
 
 _TICK: Final = 0.05
@@ -162,6 +163,9 @@ class Program:
         """`folder` is empty. Raises UpstreamUntrusted for certificate files that cannot be used."""
         self._upstream = upstream
         self._stopped = stopped
+        self._credentials = (
+            None if upstream.auth is None else CredentialSource(upstream.auth, upstream.server)
+        )
         parts = urlsplit(upstream.urls[0])
         self._host = parts.netloc
         path = parts.path.strip("/")
@@ -182,11 +186,44 @@ class Program:
         self, repository: Repository, *words: str, output_limit: int, unknown: OciProxyError
     ) -> Run:
         """Run a short command to its end, within the connect and header time-outs and what the
-        request has left. Raises UpstreamError kinds, OutOfTime, or `unknown` for a 404."""
+        request has left. A refused run is repeated with fresh credentials, if a helper has some.
+        Raises UpstreamError kinds, OutOfTime, or `unknown` for a 404."""
+        source, path = self._credentials, self._path_of(repository)
+        given = None if source is None else source.get(path)
+        try:
+            return self._call(words, output_limit, unknown, given)
+        except UpstreamDenied:
+            fresh = None if source is None else source.replace(given, path)
+            if fresh is None:
+                raise
+            return self._call(words, output_limit, unknown, fresh)
+
+    @contextmanager
+    def start(self, repository: Repository, command: str, *words: str) -> Iterator[Run]:
+        """A running command, with the options that tell it about this upstream and the credentials
+        for this repository."""
+        source, path = self._credentials, self._path_of(repository)
+        given = None if source is None else source.get(path)
+        try:
+            with self._run((command, *words), given) as run:
+                yield run
+        except UpstreamDenied:
+            if source is not None:
+                with suppress(UpstreamDenied):
+                    source.replace(given, path)  # for the next run
+            raise
+
+    def _call(
+        self,
+        words: Sequence[str],
+        output_limit: int,
+        unknown: OciProxyError,
+        credentials: Credentials | None,
+    ) -> Run:
         timeouts = self._upstream.timeouts
         limit = time_left(timeouts.connect + timeouts.headers)
         deadline = time.monotonic() + limit
-        with self.start(repository, *words, output_limit=output_limit) as run:
+        with self._run(words, credentials, output_limit=output_limit) as run:
             while run.pump():
                 if time.monotonic() > deadline:
                     raise run.timed_out(limit, "waiting for an answer")
@@ -194,13 +231,12 @@ class Program:
             return run
 
     @contextmanager
-    def start(
-        self, repository: Repository, command: str, *words: str, output_limit: int = 0
+    def _run(
+        self, words: Sequence[str], credentials: Credentials | None, *, output_limit: int = 0
     ) -> Iterator[Run]:
-        """A running command, with the options that tell it about this upstream and the credentials
-        for this repository."""
+        command, *rest = words
         prefix = "--src-" if command == "copy" else "--"
-        with self._authentication(prefix, self._path_of(repository)) as (options, auth):
+        with self._authentication(prefix, credentials) as (options, auth):
             argv = [
                 PROGRAM,
                 "--debug",
@@ -212,7 +248,7 @@ class Program:
                 f"{prefix}tls-verify={str(self._secure).lower()}",
                 f"{prefix}cert-dir={self._folder / 'certs'}",
                 *options,
-                *words,
+                *rest,
             ]
             with Run(
                 argv,
@@ -226,11 +262,8 @@ class Program:
 
     @contextmanager
     def _authentication(
-        self, prefix: str, repository: str
+        self, prefix: str, credentials: Credentials | None
     ) -> Iterator[tuple[list[str], int | None]]:
-        auth, credentials = self._upstream.auth, None
-        if auth is not None:
-            credentials = credentials_for(auth, self._upstream.server, run_helper, repository)
         if credentials is None:
             yield [f"{prefix}no-creds"], None
             return
