@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "import": "ociproxy.cli.import_command:import_command",
     "list": "ociproxy.cli.list_command:list_command",
     "export": "ociproxy.cli.export_command:export_command",
+    "check": "ociproxy.cli.check_command:check_command",
     "diff": "ociproxy.cli.diff_command:diff_command",
     "client-config": "ociproxy.cli.client_config:client_config",
     "config": "ociproxy.cli.config_command:config",

@@ -8,6 +8,7 @@ platform. What is stored must be whole.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from ociproxy.oci.image import (
 )
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.platform import Platform
+from ociproxy.store.files import open_unused
 from ociproxy.store.manifests import with_media_type
 
 if TYPE_CHECKING:
@@ -78,6 +80,9 @@ class ImageContents:
     referrers: dict[Digest, Referrer] = field(default_factory=dict)
     """Those of `manifests` that were reached from their subject."""
     missing: dict[Digest, Missing] = field(default_factory=dict)
+    unstored: dict[Digest, Descriptor] = field(default_factory=dict)
+    """Children that an index lists and the store lacks, for any platform: a sparse index is
+    complete without them."""
     unstored_attestations: list[Descriptor] = field(default_factory=list)
     """Attestations that an index lists of its stored images. An image is complete without them,
     but Docker from 29.1 on pulls them with it."""
@@ -187,6 +192,8 @@ class _Reading:
         if self._platforms and not images and index.children:
             wanted = ", ".join(map(str, self._platforms))
             self._miss(self.contents.top, f"the index offers nothing for {wanted}")
+        lacking = (child for child in chosen if child.digest not in stored)
+        self.contents.unstored.update((child.digest, child) for child in lacking)
         subjects = {str(child.digest) for child in images if child.digest in stored}
         self.contents.unstored_attestations += [
             child
@@ -292,7 +299,8 @@ def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
     if manifest.config.size > MANIFEST_MAX_SIZE:
         return None
     try:
-        document = json.loads(store.blobs.path(manifest.config.digest).read_bytes())
+        with os.fdopen(open_unused(store.blobs.path(manifest.config.digest)), "rb") as file:
+            document = json.load(file)
         parts = document["os"], document["architecture"], document.get("variant", "")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

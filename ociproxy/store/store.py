@@ -16,6 +16,7 @@ Opening a store makes the folders that are missing and reads no content.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -72,6 +73,7 @@ class Store:
         below: Sequence[ReadOnlyContent] = (),
     ) -> None:
         self.root = root
+        self.quarantine = root / "quarantine"
         clock = clock or SystemClock()
         staging = root / "pulls"
         for name in ("blobs", _INDEXES, _IMAGES, "refs", "referrers", "pulls"):
@@ -79,7 +81,7 @@ class Store:
                 (root / name).mkdir(parents=True, exist_ok=True)
         _check_format(root)
         self.staging = Staging(staging)
-        self.blobs = Blobs(root / "blobs", root / "quarantine", clock, below)
+        self.blobs = Blobs(root / "blobs", self.quarantine, clock, below)
         self.manifests = Manifests(
             root / _INDEXES,
             root / _IMAGES,
@@ -104,6 +106,14 @@ class Store:
         write_atomically(probe, data, staging=self.staging.root)
         with store_errors(probe):
             probe.unlink(missing_ok=True)
+
+    def quarantined(self) -> set[str]:
+        """The names of the files in `quarantine/`. Raises StoreError."""
+        with store_errors(self.quarantine):
+            try:
+                return {entry.name for entry in os.scandir(self.quarantine)}
+            except FileNotFoundError:
+                return set()
 
     def blob_writer(self) -> BlobWriter:
         """A writer for blobs that come from front to end, as out of an archive."""
