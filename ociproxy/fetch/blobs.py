@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 
 _KNOWN_SIZES: Final = 65_536
 _COMPLETE_IMAGES: Final = 8192
+_COMPLETE_FOR: Final = 60.0
+"""Seconds for which an image that was complete is taken for that. It may be removed, and come again
+without its blobs."""
 _BLOBS_AHEAD: Final = 1024
 """Blobs of one image that are fetched before a client asks; no honest image has as many."""
 _LOOKS: Final = 8
@@ -74,7 +78,7 @@ class BlobPuller:
         self._isolation = isolation
         self._config = config
         self._sizes: BoundedCache[tuple[Repository, Digest], int] = BoundedCache(_KNOWN_SIZES)
-        self._complete: BoundedCache[Digest, bool] = BoundedCache(_COMPLETE_IMAGES)
+        self._complete: BoundedCache[Digest, float] = BoundedCache(_COMPLETE_IMAGES)
         self._verifying: dict[Digest, asyncio.Task[None]] = {}
         self._successor: BlobPuller | None = None
 
@@ -185,7 +189,8 @@ class BlobPuller:
     def prefetch(self, repository: Repository, image: ManifestHolder) -> None:
         """Fetch in the background the blobs that the store lacks of an image a client pulls."""
         digest = image.descriptor.digest
-        if self._complete.get(digest) or self._upstreams.offline:
+        seen = self._complete.get(digest)
+        if self._upstreams.offline or (seen and time.monotonic() - seen < _COMPLETE_FOR):
             return
         try:
             # Not `image.manifest`: the hot copy would keep the parsed document beyond its weight.
@@ -196,7 +201,7 @@ class BlobPuller:
             return
         missing = [b for b in manifest.blobs if self._store.blobs.find_size(b.digest) is None]
         if not missing:
-            self._complete.put(digest, True)
+            self._complete.put(digest, time.monotonic())
         for blob in missing[:_BLOBS_AHEAD]:
             self._fetch_ahead(repository, blob)
 

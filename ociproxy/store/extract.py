@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 _ABSENT: Final = "neither here nor in the store"
+_REMOVED: Final = "another process removed it from the store: import again"
 _HEAD: Final = 8
 """Bytes at the start of a layer that tell how it is compressed. Gzip needs two, zstd four."""
 _PEEK: Final = 512
@@ -64,6 +65,7 @@ class Extractor:
         self._stack = ExitStack()
 
     def __enter__(self) -> Extractor:
+        self._stack.enter_context(self._store.staging.using(self._clock.now()))
         self._spool = self._stack.enter_context(self._store.document_spool())
         self._writer = self._stack.enter_context(self._store.blob_writer())
         return self
@@ -133,6 +135,7 @@ class Extractor:
             return raw
         stored = self._store.manifests.find(digest, use=False)
         if stored is not None:
+            self._spool.put(digest, stored.raw)  # it may be removed before it is published
             return stored.raw
         return self._stored_document(digest)
 
@@ -153,7 +156,11 @@ class Extractor:
         """Whether this content came, or is stored and matches its digest."""
         if digest in self._spool or self._is_stored_blob(digest):
             return True
-        return self._store.manifests.find(digest, use=False) is not None
+        stored = self._store.manifests.find(digest, use=False)
+        if stored is None:
+            return False
+        self._spool.put(digest, stored.raw)
+        return True
 
     def drain(self) -> None:
         """Wait until every blob that came is in the store. Raises StoreError."""
@@ -207,27 +214,39 @@ class Extractor:
 
     # Publishing
 
-    def publish(self, repository: Repository, examined: Examined, tag: str | None = None) -> None:
-        """Make a complete image visible. Raises StoreError."""
+    def publish(
+        self, repository: Repository, examined: Examined, tag: str | None = None
+    ) -> list[Problem]:
+        """Make a complete image visible, as `reveal` does. Raises StoreError."""
         self.prepare(examined)
         self.drain()
-        self.reveal(repository, examined, tag)
+        return self.reveal(repository, examined, tag)
 
     def prepare(self, examined: Examined) -> None:
         """The first step of `publish`: commit the blobs that waited among the documents."""
         for digest in examined.blobs:
             if self._store.blobs.find_size(digest) is None:
-                raw = self.find_document(digest) or b""
-                self._writer.write(io.BytesIO(raw), len(raw), digest)
+                raw = self.find_document(digest)
+                if raw is not None:
+                    self._writer.write(io.BytesIO(raw), len(raw), digest)
 
-    def reveal(self, repository: Repository, examined: Examined, tag: str | None = None) -> None:
-        """The last step, after `drain`: commit the manifests, then the tag. From any thread."""
+    def reveal(
+        self, repository: Repository, examined: Examined, tag: str | None = None
+    ) -> list[Problem]:
+        """The last step, after `drain`: commit the manifests, then the tag. Or return the blobs
+        that another process has removed since `examine`. From any thread."""
         assert examined.complete, "an incomplete image is not published"  # noqa: S101 a bug in us
-        for descriptor in examined.manifests.values():
-            self._store.commit_manifest(repository, self._holder(descriptor))
-        if tag is not None:
-            top = examined.manifests[examined.top.digest]
-            self._store.record_tag(repository, tag, top, now=self._clock.now())
+        with self._store.removals.kept_off():
+            size = self._store.blobs.find_size
+            gone = [blob for blob in examined.blobs.values() if size(blob.digest) is None]
+            if gone:
+                return [Problem(blob, "blob", _REMOVED) for blob in gone]
+            for descriptor in examined.manifests.values():
+                self._store.commit_manifest(repository, self._holder(descriptor))
+            if tag is not None:
+                top = examined.manifests[examined.top.digest]
+                self._store.record_tag(repository, tag, top, now=self._clock.now())
+        return []
 
     # What is here
 
@@ -278,7 +297,9 @@ class Extractor:
 
     def _is_stored_blob(self, digest: Digest) -> bool:
         """Whether a stored blob matches its digest. One that does not is taken out of service."""
-        found = self._store.blobs.find(digest)
+        # What is seen here was used, which a process that removes sees before it removes.
+        with self._store.removals.kept_off():
+            found = self._store.blobs.find(digest)
         if found is None:
             return False
         found.file.close()

@@ -15,6 +15,7 @@ from ociproxy.oci.descriptor import MalformedManifest, is_generic
 from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, attested, choose, is_attestation
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.platform import Platform
+from ociproxy.store.files import open_unused
 from ociproxy.store.manifests import with_media_type
 
 if TYPE_CHECKING:
@@ -272,7 +273,8 @@ def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
     if manifest.config.size > MANIFEST_MAX_SIZE:
         return None
     try:
-        document = json.loads(store.blobs.path(manifest.config.digest).read_bytes())
+        with open_unused(store.blobs.path(manifest.config.digest)) as file:
+            document = json.load(file)
         parts = document["os"], document["architecture"], document.get("variant", "")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from operator import itemgetter
@@ -23,7 +24,7 @@ from ociproxy.errors import DigestInvalid, NameInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest, text_in
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
-from ociproxy.store.files import identity, store_errors
+from ociproxy.store.files import identity, keep, store_errors
 from ociproxy.store.read_only import TagRecord
 from ociproxy.store.staging import write_atomically
 
@@ -198,7 +199,8 @@ class Refs:
         return record
 
     def _put_descriptor(self, path: str, descriptor: Descriptor) -> None:
-        if self._find(path, _descriptor) != descriptor:
+        # A record that is written again counts as new: it is not removed as the old one.
+        if self._find(path, _descriptor) != descriptor or not keep(path, time.time()):
             self._put(path, descriptor.to_json())
 
     def _put(self, path: str, document: dict[str, object]) -> None:

@@ -8,6 +8,7 @@
     referrers/<subject>/<digest>                      that a manifest refers to a subject
     pulls/                                            what is not published yet
     quarantine/                                       damaged blobs, out of service
+    locks/                                            empty files, which processes lock
     store.json                                        the format version
 
 Opening a store makes the folders that are missing and reads no content.
@@ -29,6 +30,7 @@ from ociproxy.store.files import store_errors
 from ociproxy.store.manifests import Manifests, check_manifest
 from ociproxy.store.read_only import TagRecord
 from ociproxy.store.refs import Refs
+from ociproxy.store.removal import Removals
 from ociproxy.store.staging import Staging, write_atomically
 from ociproxy.store.writer import BlobWriter
 
@@ -78,6 +80,7 @@ class Store:
                 (root / name).mkdir(parents=True, exist_ok=True)
         _check_format(root)
         self.staging = Staging(staging)
+        self.removals = Removals(root / "locks", staging)
         self.blobs = Blobs(root / "blobs", root / "quarantine", clock, below)
         self.manifests = Manifests(
             root / _INDEXES,
@@ -112,8 +115,10 @@ class Store:
         self, repository: Repository, tag: str, descriptor: Descriptor, *, now: float
     ) -> None:
         """Record the manifest that a tag means at `now` (seconds since the epoch). The manifest
-        need not be stored. Raises StoreError."""
-        self.refs.put_tag(repository, tag, TagRecord(descriptor, now, repository.registry))
+        need not be stored; one that is counts as used. Raises StoreError."""
+        with self.removals.kept_off():
+            self.manifests.keep(descriptor.digest)
+            self.refs.put_tag(repository, tag, TagRecord(descriptor, now, repository.registry))
 
     def claimed_size(self, repository: Repository, blob: Digest) -> int | None:
         """The size of a blob in bytes by one of the repository's newest manifests; None where none
@@ -139,11 +144,12 @@ class Store:
         Raises StoreError, or ManifestInvalid if the bytes are not of their media type.
         """
         check_manifest(holder, repository.registry)
-        self.manifests.commit(holder)
-        subject = holder.manifest.subject
-        if subject is not None:
-            self.refs.put_referrer(subject.digest, referrer_descriptor(holder))
-        self.refs.put_manifest(repository, holder.descriptor)
+        with self.removals.kept_off():
+            self.manifests.commit(holder)
+            subject = holder.manifest.subject
+            if subject is not None:
+                self.refs.put_referrer(subject.digest, referrer_descriptor(holder))
+            self.refs.put_manifest(repository, holder.descriptor)
 
 
 def open_existing(root: Path) -> Store:

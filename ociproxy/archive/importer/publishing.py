@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.layout import NamedImage
     from ociproxy.oci.reference import Reference, Repository
-    from ociproxy.store.examined import Examined
+    from ociproxy.store.examined import Examined, Problem
     from ociproxy.store.extract import Extractor
     from ociproxy.store.store import Store
 
@@ -135,13 +135,17 @@ class Publisher:
             whole.append((reference, examined, replace(result, left_out=left_out)))
         self._extractor.drain()
         revealed = pool.map(self._reveal, whole)
-        for (reference, examined, result), _ in zip(whole, revealed, strict=True):
+        for (reference, examined, result), gone in zip(whole, revealed, strict=True):
+            if gone:
+                told = tuple(map(str, gone[:_MOST_PROBLEMS]))
+                self._tell(replace(result, status=Status.INCOMPLETE, problems=told))
+                continue
             self._remember(examined, [reference.repository])
             self._tell(result)
 
-    def _reveal(self, whole: tuple[Reference, Examined, ImportResult]) -> None:
+    def _reveal(self, whole: tuple[Reference, Examined, ImportResult]) -> list[Problem]:
         reference, examined, _ = whole
-        self._extractor.reveal(reference.repository, examined, reference.tag)
+        return self._extractor.reveal(reference.repository, examined, reference.tag)
 
     def _publish_referrers(self, waiting: list[NamedImage]) -> None:
         """A referrer without a name goes to all repositories that have its subject, which may be
@@ -158,8 +162,14 @@ class Publisher:
                 if examined.problems:
                     self._refuse(image, Status.INCOMPLETE, [*map(str, examined.problems)])
                     continue
-                for repository in repositories:
-                    self._extractor.publish(repository, examined)
+                gone = [
+                    problem
+                    for repository in repositories
+                    for problem in self._extractor.publish(repository, examined)
+                ]
+                if gone:
+                    self._refuse(image, Status.INCOMPLETE, [*map(str, gone)])
+                    continue
                 self._remember(examined, repositories)
             if len(later) == len(waiting):
                 return  # Their subjects are not published, so no client can ask for them.

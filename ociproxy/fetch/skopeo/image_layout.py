@@ -157,7 +157,7 @@ class ImageLayout:
             extractor.take_layout(directory, top)
             extractor.drain()
             examined = extractor.examine(top)
-            if not examined.complete:
-                reason = f"skopeo left {'; '.join(map(str, examined.problems))}"
+            problems = examined.problems or extractor.publish(self._image.repository, examined)
+            if problems:
+                reason = f"skopeo left {'; '.join(map(str, problems))}"
                 raise UpstreamUnavailable(upstream, reason)
-            extractor.publish(self._image.repository, examined)
