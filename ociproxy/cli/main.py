@@ -22,6 +22,7 @@ _COMMANDS: Final = {
     "load": "ociproxy.cli.load_command:load",
     "import": "ociproxy.cli.import_command:import_command",
     "list": "ociproxy.cli.list_command:list_command",
+    "prune": "ociproxy.cli.prune_command:prune",
     "export": "ociproxy.cli.export_command:export_command",
     "diff": "ociproxy.cli.diff_command:diff_command",
     "client-config": "ociproxy.cli.client_config:client_config",

@@ -68,6 +68,8 @@ class ImageContents:
     blobs: dict[Digest, int] = field(default_factory=dict)
     configs: set[Digest] = field(default_factory=set)
     """Digests of the configs of all images, stored or not."""
+    others: set[Digest] = field(default_factory=set)
+    """Manifests of kinds of which only the bytes are known, not which blobs they need."""
     images: list[ReachedImage] = field(default_factory=list)
     referrers: dict[Digest, Referrer] = field(default_factory=dict)
     """Those of `manifests` that were reached from their subject."""
@@ -160,6 +162,7 @@ class _Reading:
             manifest = holder.manifest
         except MalformedManifest as exc:
             self._miss(descriptor, f"not the manifest it is called: {exc}")
+            self.contents.others.add(descriptor.digest)
             return ()
         if isinstance(manifest, Index):
             return self._children(manifest)
@@ -167,6 +170,8 @@ class _Reading:
         if isinstance(manifest, ImageManifest):
             complete = self._add_blobs(manifest)
             platform = platform or platform_of(self._store, manifest)
+        else:
+            self.contents.others.add(descriptor.digest)
         self.contents.images.append(ReachedImage(platform, descriptor.digest, complete))
         return ()
 

@@ -92,10 +92,12 @@ class Removals:
                 for left in self._staging.glob(f"{_REMOVED}*"):  # by a process that was killed
                     shutil.rmtree(left, ignore_errors=True)
                 removed = Path(tempfile.mkdtemp(prefix=_REMOVED, dir=self._staging))
+                lock = os.open(removed, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except BaseException:
             os.close(claim)
             raise
-        return Remover(self, claim, removed)
+        try_lock(lock)  # else it would be swept with what killed processes left
+        return Remover(self, (claim, lock), removed)
 
     def _await(self, name: str) -> int:
         """A shared lock, once no remover has it."""
@@ -176,7 +178,9 @@ class Removals:
                 return
             for folder in self._staging.glob(f"{_REMOVED}*"):
                 with suppress(OSError):
-                    folder.replace(tempfile.mkdtemp(prefix=".deposed-", dir=self._staging))
+                    deposed = tempfile.mkdtemp(prefix=".deposed-", dir=self._staging)
+                    folder.replace(deposed)
+                    shutil.rmtree(deposed, ignore_errors=True)
             # The publishers that it waits for have the lock, if it has the gate only.
             if not self._is_shared(_LOCK):
                 (self._folder / _LOCK).unlink(missing_ok=True)
@@ -197,9 +201,9 @@ class Removals:
 class Remover:
     """The right of one process to remove. Belongs to one thread; use it as a context manager."""
 
-    def __init__(self, removals: Removals, claim: int, folder: Path) -> None:
+    def __init__(self, removals: Removals, locks: tuple[int, int], folder: Path) -> None:
         self._removals = removals
-        self._claim = claim
+        self._locks = locks
         self._folder = folder
         self._count = 0
 
@@ -208,7 +212,8 @@ class Remover:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
-        os.close(self._claim)
+        for lock in self._locks:
+            os.close(lock)
 
     @contextmanager
     def batch(self) -> Iterator[None]:

@@ -127,22 +127,33 @@ class Staging:
         """Remove temporary files without an owner, and all else without one that was not written to
         since `older_than` (seconds since the epoch). Returns how many of the latter, without the
         journals of blobs. Raises StoreError."""
-        removed = 0
         remove_abandoned(self.root)
+        return sum(self.remove(path, older_than) for path in self.abandoned(older_than))
+
+    def abandoned(self, older_than: float) -> list[Path]:
+        """What `sweep` would remove and count. Raises StoreError."""
+        found = []
         with store_errors(self.root):
             for path in sorted(self.root.iterdir()):
                 if path.suffix == JOURNAL_SUFFIX and path.with_suffix("").exists():
                     continue
                 with _abandoned(path, older_than) as state:
-                    if state is None:
-                        continue
-                    if stat.S_ISDIR(state.st_mode):  # a workspace
-                        shutil.rmtree(path, ignore_errors=True)
-                    else:
-                        path.with_name(path.name + JOURNAL_SUFFIX).unlink(missing_ok=True)
-                        path.unlink(missing_ok=True)
-                    removed += 1
-        return removed
+                    if state is not None:
+                        found.append(path)
+        return found
+
+    def remove(self, path: Path, older_than: float) -> bool:
+        """Remove one of `abandoned`, with its journal; False if it has an owner now. Raises
+        StoreError."""
+        with store_errors(path), _abandoned(path, older_than) as state:
+            if state is None:
+                return False
+            if stat.S_ISDIR(state.st_mode):  # a workspace
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.with_name(path.name + JOURNAL_SUFFIX).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+            return True
 
     def workspace(self, name: str) -> Workspace | None:
         """Own the directory of this name; None while another owner has it. Never waits. Raises

@@ -107,6 +107,12 @@ class Store:
         with store_errors(probe):
             probe.unlink(missing_ok=True)
 
+    def quarantined(self) -> list[Path]:
+        """Damaged files that were taken out of service. Raises StoreError."""
+        folder = self.root / "quarantine"
+        with store_errors(folder):
+            return sorted(folder.rglob("*")) if folder.is_dir() else []
+
     def blob_writer(self) -> BlobWriter:
         """A writer for blobs that come from front to end, as out of an archive."""
         return BlobWriter(self.staging.root, self.blobs)
