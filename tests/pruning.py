@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ociproxy.oci.digest import Digest
+from ociproxy.oci.manifest import ManifestHolder
+from ociproxy.oci.reference import Reference
 from ociproxy.store.inventory import inventory
 from ociproxy.store.store import Store
 from tests.images import Content, Image, image_of, layer, random_bytes
@@ -69,6 +72,19 @@ def put_aged(store: Store, reference: str, made: Image, days: float) -> None:
     put(store, reference, made)
     for each in made.all_content():
         age(store, each, days)
+
+
+def write(store: Store, reference: str, made: Image) -> None:
+    """An image, while other processes may remove what no process has locked."""
+    parsed = Reference.parse(reference)
+    with store.blob_writer() as writer:
+        for each in made.blobs:
+            writer.write(io.BytesIO(each.data), each.size, Digest.parse(each.digest))
+    for each in made.all_manifests():
+        holder = ManifestHolder.of(each.data, each.media_type)
+        store.commit_manifest(parsed.repository, holder)
+        if parsed.tag is not None and each.digest == made.digest:
+            store.record_tag(parsed.repository, parsed.tag, holder.descriptor, now=time.time())
 
 
 def age(store: Store, each: Content, days: float) -> None:
