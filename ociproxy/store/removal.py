@@ -17,6 +17,7 @@ moves fails.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -62,12 +63,18 @@ class Removals:
 
     @contextmanager
     def kept_off(self) -> Iterator[None]:
-        """Publish: inside, nothing is removed. A thread may enter it again inside. Blocks. Raises
-        StoreError."""
+        """Publish: inside, nothing is removed. A thread may enter it again inside. Blocks. Where
+        this process may not write, it holds nothing. Raises StoreError."""
         if getattr(self._held, "lock", None) is not None:
             yield
             return
-        gate = self._await(_GATE)
+        try:
+            gate = self._await(_GATE)
+        except StoreError as exc:
+            if not _is_read_only(exc.__cause__):
+                raise
+            yield
+            return
         try:
             self._held.lock = self._await(_LOCK)
         finally:
@@ -241,6 +248,10 @@ class Remover:
                     return False
                 raise Busy("this process was stopped while it removed, and lost its turn") from None
         return True
+
+
+def _is_read_only(cause: BaseException | None) -> bool:
+    return isinstance(cause, OSError) and cause.errno in (errno.EROFS, errno.EACCES)
 
 
 def _close(file: int) -> None:

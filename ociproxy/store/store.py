@@ -17,7 +17,7 @@ Opening a store makes the folders that are missing and reads no content.
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import SystemClock
@@ -26,7 +26,7 @@ from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.manifest import ImageManifest, referrer_descriptor
 from ociproxy.store.blobs import Blobs
 from ociproxy.store.document_spool import DocumentSpool
-from ociproxy.store.files import store_errors
+from ociproxy.store.files import keep, store_errors
 from ociproxy.store.manifests import Manifests, check_manifest
 from ociproxy.store.read_only import TagRecord
 from ociproxy.store.refs import Refs
@@ -35,7 +35,7 @@ from ociproxy.store.staging import Staging, write_atomically
 from ociproxy.store.writer import BlobWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from ociproxy.clock import Clock
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Repository
+    from ociproxy.store.image import ImageContents
     from ociproxy.store.read_only import ReadOnlyContent
 
 FORMAT_VERSION: Final = 1
@@ -73,7 +74,7 @@ class Store:
         below: Sequence[ReadOnlyContent] = (),
     ) -> None:
         self.root = root
-        clock = clock or SystemClock()
+        clock = self._clock = clock or SystemClock()
         staging = root / "pulls"
         for name in ("blobs", _INDEXES, _IMAGES, "refs", "referrers", "pulls"):
             with store_errors(root / name):
@@ -112,6 +113,22 @@ class Store:
         folder = self.root / "quarantine"
         with store_errors(folder):
             return sorted(folder.rglob("*")) if folder.is_dir() else []
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[ImageContents], None]]:
+        """Inside, no other process removes what the caller calls this function for: it will read
+        these images, and that may take long. Raises StoreError."""
+
+        def keep_all(contents: ImageContents) -> None:
+            now = self._clock.now()
+            with self.removals.kept_off():
+                for digest in contents.manifests:
+                    self.manifests.keep(digest)
+                for digest in contents.blobs:
+                    keep(self.blobs.path(digest), now)
+
+        with self.staging.using(self._clock.now()):
+            yield keep_all
 
     def blob_writer(self) -> BlobWriter:
         """A writer for blobs that come from front to end, as out of an archive."""

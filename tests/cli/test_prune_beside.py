@@ -143,6 +143,29 @@ def test_a_prune_that_is_killed_leaves_no_image_that_lacks_something(tmp_path: P
     assert list((tmp_path / "pulls").iterdir()) == []
 
 
+def test_an_export_finds_all_that_it_began_to_write(tmp_path: Path) -> None:
+    store, made = Store(tmp_path / "store"), image("app", layers=3, layer_size=MIB)
+    put_aged(store, "quay.io/team/app:v1", made, 60)
+    prune_all = ("--all", "--keep-recent", "0")
+    with subprocess.Popen(
+        command(store.root, "export", "-"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        cwd=ROOT,
+    ) as process:
+        assert process.stdout is not None
+        begun = process.stdout.read(1)  # it waits for a reader now
+        assert prune(store.root, *prune_all).summary["kept"]["recent"] == 1
+        rest, errors = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, errors
+    archive = tmp_path / "archive.tar"
+    archive.write_bytes(begun + rest)
+    done = Import(tmp_path / "other").run(archive)
+    assert done.statuses == {"quay.io/team/app:v1": "imported"}
+    prune(store.root, *prune_all, code=0)
+
+
 @pytest.mark.parametrize("size", [2 * MIB, 24 * MIB], ids=["in chunks", "by sendfile"])
 def test_a_response_ends_whole_whose_blob_is_removed_meanwhile(
     upstream: FakeUpstream, mirror: Callable[..., Mirror], size: int
