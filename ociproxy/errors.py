@@ -53,9 +53,7 @@ class ConfigError(OciProxyError):
         self.file = file
         self.line = line
         self.key = key
-        place = file or ""
-        if file and line is not None:
-            place = f"{file}:{line}"
+        place = f"{file}:{line}" if file and line is not None else file or ""
         super().__init__(": ".join(part for part in (place, key or "", reason) if part))
 
 
@@ -260,18 +258,18 @@ class StoreFull(StoreError):
     """No space left where the store lives."""
 
 
-class _InputInvalid(OciProxyError):
-    """A file or folder that was given to read; `source` is its name."""
+class _NamedFile(OciProxyError):
+    """What is wrong with a file or folder that the user named: `source`."""
 
     said = "{source}: {reason}"
 
-    def __init__(self, source: str, reason: str) -> None:
+    def __init__(self, source: Path | str, reason: str) -> None:
         self.source = source
         self.reason = reason
         super().__init__(self.said.format(source=source, reason=reason))
 
 
-class LayoutInvalid(_InputInvalid):
+class LayoutInvalid(_NamedFile):
     """It is no archive or layout, or one that must not be trusted."""
 
     exit_code = 5
@@ -310,15 +308,11 @@ class Incomplete(OciProxyError):
         super().__init__("\n".join(lines))
 
 
-class OutputError(OciProxyError):
-    """A file that the user asked for cannot be written; `path` names it."""
+class OutputError(_NamedFile):
+    """The user asked for the file, and it cannot be written."""
 
     exit_code = 4
-
-    def __init__(self, path: Path | str, reason: str) -> None:
-        self.path = path
-        self.reason = reason
-        super().__init__(f"cannot write {path}: {reason}")
+    said = "cannot write {source}: {reason}"
 
 
 class VolumeTooSmall(OciProxyError):
@@ -335,7 +329,7 @@ class VolumeTooSmall(OciProxyError):
         )
 
 
-class LockInvalid(_InputInvalid):
+class LockInvalid(_NamedFile):
     """It is not a lock, or not one that this version reads."""
 
     exit_code = 2

@@ -8,7 +8,6 @@ platform. What is stored must be whole.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -76,6 +75,8 @@ class ImageContents:
     blobs: dict[Digest, int] = field(default_factory=dict)
     configs: set[Digest] = field(default_factory=set)
     """Digests of the configs of all images, stored or not."""
+    others: set[Digest] = field(default_factory=set)
+    """Manifests of kinds of which only the bytes are known, not which blobs they need."""
     images: list[ReachedImage] = field(default_factory=list)
     referrers: dict[Digest, Referrer] = field(default_factory=dict)
     """Those of `manifests` that were reached from their subject."""
@@ -170,6 +171,7 @@ class _Reading:
             manifest = holder.manifest
         except MalformedManifest as exc:
             self._miss(descriptor, f"not the manifest it is called: {exc}")
+            self.contents.others.add(descriptor.digest)
             return ()
         config = manifest.config.digest if isinstance(manifest, ImageManifest) else None
         complete = self._add_blobs(manifest.blobs, config)
@@ -178,6 +180,8 @@ class _Reading:
         platform = descriptor.platform
         if isinstance(manifest, ImageManifest):
             platform = platform or platform_of(self._store, manifest)
+        else:
+            self.contents.others.add(descriptor.digest)
         self.contents.images.append(ReachedImage(platform, descriptor.digest, complete))
         return ()
 
@@ -299,7 +303,7 @@ def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
     if manifest.config.size > MANIFEST_MAX_SIZE:
         return None
     try:
-        with os.fdopen(open_unused(store.blobs.path(manifest.config.digest)), "rb") as file:
+        with open_unused(store.blobs.path(manifest.config.digest)) as file:
             document = json.load(file)
         parts = document["os"], document["architecture"], document.get("variant", "")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
