@@ -4,8 +4,7 @@ OciProxyError
     ConfigError  NameInvalid  DigestInvalid  LockInvalid  VolumeTooSmall  AddressInUse
     NameUnknown  ManifestUnknown  BlobUnknown  NothingMatches  Incomplete
     UpstreamError: UpstreamUnavailable (Interrupted)  UpstreamRateLimited  UpstreamDenied
-                   UpstreamForbidden  UpstreamInvalid (BlobTooLarge)  UpstreamUntrusted
-                   ManifestInvalid
+        UpstreamForbidden  UpstreamInvalid (BlobTooLarge)  UpstreamUntrusted  ManifestInvalid
     IntegrityError: SizeMismatch  DigestMismatch
     StoreError (StoreFull)  OutputError  LayoutInvalid (LayoutDamaged)  Busy
 
@@ -191,8 +190,7 @@ class UpstreamDenied(UpstreamError):
 
 
 class UpstreamForbidden(UpstreamError):
-    """The configuration forbids the request; or the upstream, a redirect or a token realm leads to
-    an address or a scheme that this mirror refuses to use."""
+    """The configuration forbids the request, or the address or the scheme to which it leads."""
 
 
 class UpstreamInvalid(UpstreamError):
@@ -349,5 +347,4 @@ class Busy(OciProxyError):
 
 def shorten(text: str, limit: int = 120) -> str:
     """Hostile text as a quoted literal, for one line of a log or of an error."""
-    shown = text if len(text) <= limit else text[: limit - 3] + "..."
-    return repr(shown)
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
