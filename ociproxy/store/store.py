@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import SystemClock
 from ociproxy.errors import StoreError
-from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.descriptor import MalformedManifest, OddManifest
 from ociproxy.oci.manifest import ImageManifest, referrer_descriptor
 from ociproxy.store.blobs import Blobs
 from ociproxy.store.document_spool import DocumentSpool
@@ -146,9 +146,10 @@ class Store:
         """
         check_manifest(holder, repository.registry)
         self.manifests.commit(holder)
-        subject = holder.manifest.subject
-        if subject is not None:
-            self.refs.put_referrer(subject.digest, referrer_descriptor(holder))
+        with suppress(OddManifest):
+            subject = holder.manifest.subject
+            if subject is not None:
+                self.refs.put_referrer(subject.digest, referrer_descriptor(holder))
         self.refs.put_manifest(repository, holder.descriptor)
 
 
