@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
@@ -19,8 +20,8 @@ from ociproxy.errors import ManifestUnknown, NameUnknown, OciProxyError
 from ociproxy.fetch.backend import NO_SUCH_LISTING, Listing
 from ociproxy.fetch.cache_status import HIT, PASSED_ON, CacheStatus, stale_because
 from ociproxy.fetch.tags import page_of_tags
-from ociproxy.oci.descriptor import OCI_INDEX, Descriptor, MalformedManifest
-from ociproxy.oci.manifest import Index, parse_manifest
+from ociproxy.oci.descriptor import INDEX_MEDIA_TYPES, OCI_INDEX, Descriptor, MalformedManifest
+from ociproxy.oci.manifest import json_object, media_type_of
 from ociproxy.oci.reference import Reference, referrers_tag
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class ListingPuller:
 
         def read() -> Listing:
             tagged = self._manifests.find_stored(Reference(repository, referrers_tag(subject)))
-            found = {each.digest: each for each in _listed(tagged.raw if tagged else b"")}
+            found = {each.digest: each for each in (_listed(tagged.raw) if tagged else None) or ()}
             recorded = self._store.refs.referrers(repository, subject)
             found.update((each.digest, each) for each in recorded)
             return _index(list(found.values()), artifact_type)
@@ -148,18 +149,25 @@ class ListingPuller:
 def _filtered(listing: Listing, artifact_type: str) -> Listing:
     """The index without entries of other artifact types; an empty one for what is no index."""
     listed = _listed(listing.raw)
-    if listed and not artifact_type:
+    if listed is not None and not artifact_type:
         return listing
-    return _index(listed, artifact_type, listing.next_query)
+    return _index(listed or [], artifact_type, listing.next_query)
 
 
-def _listed(raw: bytes) -> list[Descriptor]:
-    """The entries of an index; none of what is no index."""
+def _listed(raw: bytes) -> list[Descriptor] | None:
+    """The entries of an index that can be read; None for what is no index."""
     try:
-        index = parse_manifest(raw, OCI_INDEX)
+        document = json_object(raw)
     except MalformedManifest:
-        return []
-    return list(index.manifests) if isinstance(index, Index) else []
+        return None
+    values = document.get("manifests")
+    if media_type_of(document) not in INDEX_MEDIA_TYPES or not isinstance(values, list):
+        return None
+    found = []
+    for value in values:
+        with suppress(MalformedManifest):
+            found.append(Descriptor.from_json(value))
+    return found
 
 
 def _index(descriptors: list[Descriptor], artifact_type: str, next_query: str = "") -> Listing:

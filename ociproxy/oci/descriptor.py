@@ -113,6 +113,11 @@ class MalformedManifest(ValueError):
     """The bytes are not a manifest. Callers translate it into an error that names the source."""
 
 
+class OddManifest(MalformedManifest):
+    """A document of the right kind, of which a descriptor cannot be read: clients may know what to
+    do with it, so it is served as it is. It cannot be walked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Descriptor:
     """Media type, digest and size (bytes) of a manifest or blob. They stay together: the size is
@@ -149,20 +154,20 @@ class Descriptor:
     @staticmethod
     def from_json(value: object) -> Descriptor:
         """Parse a descriptor. Optional fields of a wrong type count as absent. Raises
-        MalformedManifest if media type, digest or size is absent or wrong."""
+        OddManifest if media type, digest or size is absent or wrong."""
         if not isinstance(value, dict):
-            raise MalformedManifest("a descriptor is not an object")
+            raise OddManifest("a descriptor is not an object")
         media_type, digest, size = value.get("mediaType"), value.get("digest"), value.get("size")
         if not isinstance(media_type, str) or not isinstance(digest, str):
-            raise MalformedManifest("a descriptor lacks mediaType or digest")
+            raise OddManifest("a descriptor lacks mediaType or digest")
         if not _HEADER_TEXT.fullmatch(media_type):
-            raise MalformedManifest(f"descriptor {digest[:100]}: mediaType is no media type")
+            raise OddManifest(f"descriptor {digest[:100]}: mediaType is no media type")
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise MalformedManifest(f"descriptor {digest[:100]}: size is not a count of bytes")
+            raise OddManifest(f"descriptor {digest[:100]}: size is not a count of bytes")
         try:
             parsed = Digest.parse(digest)
         except DigestInvalid as exc:
-            raise MalformedManifest(str(exc)) from exc
+            raise OddManifest(str(exc)) from exc
         urls = value.get("urls")
         artifact_type = value.get("artifactType")
         return Descriptor(

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ociproxy.oci.descriptor import MalformedManifest, is_generic
+from ociproxy.oci.descriptor import MalformedManifest, OddManifest, is_generic
 from ociproxy.oci.image import (
     BEYOND_LIMITS,
     ImageWalk,
@@ -169,6 +169,9 @@ class _Reading:
         self.contents.manifests[descriptor.digest] = holder.descriptor
         try:
             manifest = holder.manifest
+        except OddManifest as exc:
+            self._miss(descriptor, f"what it consists of cannot be told: {exc}")
+            return ()
         except MalformedManifest as exc:
             self._miss(descriptor, f"not the manifest it is called: {exc}")
             self.contents.others.add(descriptor.digest)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import ManifestInvalid
-from ociproxy.oci.descriptor import Descriptor, MalformedManifest, is_generic
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest, OddManifest, is_generic
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ManifestHolder, guess_media_type
 from ociproxy.store.files import (
@@ -191,8 +191,10 @@ def with_media_type(holder: ManifestHolder, descriptor: Descriptor | None) -> Ma
 
 
 def check_manifest(holder: ManifestHolder, upstream: str) -> None:
-    """Raises ManifestInvalid, which names the upstream, unless the bytes fit their media type."""
+    """Raises ManifestInvalid, which names the upstream, unless the bytes fit their media type or
+    are an odd manifest."""
     try:
-        _ = holder.manifest
+        with suppress(OddManifest):
+            _ = holder.manifest
     except MalformedManifest as exc:
         raise ManifestInvalid(upstream, f"manifest {holder.descriptor.digest}: {exc}") from exc

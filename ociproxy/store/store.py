@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import SystemClock
 from ociproxy.errors import StoreError
-from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.descriptor import MalformedManifest, OddManifest
 from ociproxy.oci.manifest import referrer_descriptor
 from ociproxy.store.blobs import Blobs
 from ociproxy.store.document_spool import DocumentSpool
@@ -175,9 +175,10 @@ class Store:
         check_manifest(holder, repository.registry)
         with self.removals.kept_off():
             self.manifests.commit(holder)
-            subject = holder.manifest.subject
-            if subject is not None:
-                self.refs.put_referrer(subject.digest, referrer_descriptor(holder))
+            with suppress(OddManifest):
+                subject = holder.manifest.subject
+                if subject is not None:
+                    self.refs.put_referrer(subject.digest, referrer_descriptor(holder))
             self.refs.put_manifest(repository, holder.descriptor)
 
 
