@@ -11,10 +11,9 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ociproxy.oci.descriptor import MalformedManifest, is_generic
+from ociproxy.oci.descriptor import MalformedManifest, is_generic, platform_in
 from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, attested, choose, is_attestation
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
-from ociproxy.oci.platform import Platform
 from ociproxy.store.manifests import with_media_type
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
+    from ociproxy.oci.platform import Platform
     from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
 
@@ -271,17 +271,12 @@ def _is_referrer(store: Store, holder: ManifestHolder) -> bool:
 def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
     """The platform that the image's stored config names (image-spec config.md).
 
-    None where the config is not stored, is larger than a manifest may be, or names none, as that of
-    a signature.
+    None where the config is not stored, is larger than a manifest may be, or names none.
     """
     if manifest.config.size > MANIFEST_MAX_SIZE:
         return None
     try:
         document = json.loads(store.blobs.path(manifest.config.digest).read_bytes())
-        parts = document["os"], document["architecture"], document.get("variant", "")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return None
-    # An artifact's config is a blob of any content, with other JSON types in these fields.
-    if not all(isinstance(part, str) for part in parts) or not all(parts[:2]):
-        return None
-    return Platform(*parts)
+    return platform_in(document)
