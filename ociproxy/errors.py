@@ -3,12 +3,11 @@
 OciProxyError
     ConfigError  NameInvalid  DigestInvalid  LockInvalid  VolumeTooSmall  AddressInUse
     NameUnknown  ManifestUnknown  BlobUnknown  NothingMatches  Incomplete
-    UpstreamError: UpstreamUnavailable  UpstreamRateLimited  UpstreamDenied  UpstreamForbidden
-                   UpstreamInvalid (BlobTooLarge)  UpstreamUntrusted  ManifestInvalid
+    UpstreamError: UpstreamUnavailable (Interrupted)  UpstreamRateLimited  UpstreamDenied
+                   UpstreamForbidden  UpstreamInvalid (BlobTooLarge)  UpstreamUntrusted
+                   ManifestInvalid
     IntegrityError: SizeMismatch  DigestMismatch
-    StoreError (StoreFull)  OutputError
-    LayoutInvalid (LayoutDamaged)
-    Busy
+    StoreError (StoreFull)  OutputError  LayoutInvalid (LayoutDamaged)  Busy
 
 UpstreamError and IntegrityError are never raised themselves. Each class has its facts as
 attributes, the exit code of the command line, and whether the error is `negative_cacheable` or
@@ -145,7 +144,8 @@ class UpstreamUnavailable(UpstreamError):
     """No answer, a 5xx or a broken connection.
 
     `timed_out` tells a silent upstream from a broken one. `unreachable` means that no connection
-    was made: the breaker pauses the upstream at once, else only after several time-outs.
+    was made: the breaker pauses the upstream at once, else only after several failures in a row.
+    `unresolved` means that there is no address for its name, which is misspelt perhaps.
     """
 
     exit_code = 75
@@ -153,11 +153,22 @@ class UpstreamUnavailable(UpstreamError):
     negative_cacheable = False
 
     def __init__(
-        self, upstream: str, reason: str, *, timed_out: bool = False, unreachable: bool = False
+        self,
+        upstream: str,
+        reason: str,
+        *,
+        timed_out: bool = False,
+        unreachable: bool = False,
+        unresolved: bool = False,
     ) -> None:
         self.timed_out = timed_out
-        self.unreachable = unreachable
+        self.unreachable = unreachable or unresolved
+        self.unresolved = unresolved
         super().__init__(upstream, reason)
+
+
+class Interrupted(UpstreamUnavailable):
+    """This process gave the request up, or its leader did; the upstream has no part in it."""
 
 
 class UpstreamRateLimited(UpstreamError):
@@ -249,16 +260,21 @@ class StoreFull(StoreError):
     """No space left where the store lives."""
 
 
-class LayoutInvalid(OciProxyError):
-    """The file or folder to import is no archive or layout, or one that must not be trusted;
-    `source` is its name."""
+class _InputInvalid(OciProxyError):
+    """A file or folder that was given to read; `source` is its name."""
 
-    exit_code = 5
+    said = "{source}: {reason}"
 
     def __init__(self, source: str, reason: str) -> None:
         self.source = source
         self.reason = reason
-        super().__init__(f"{source}: {reason}")
+        super().__init__(self.said.format(source=source, reason=reason))
+
+
+class LayoutInvalid(_InputInvalid):
+    """It is no archive or layout, or one that must not be trusted."""
+
+    exit_code = 5
 
 
 class LayoutDamaged(LayoutInvalid):
@@ -319,15 +335,11 @@ class VolumeTooSmall(OciProxyError):
         )
 
 
-class LockInvalid(OciProxyError):
-    """The file `source` is not a lock, or not one that this version reads."""
+class LockInvalid(_InputInvalid):
+    """It is not a lock, or not one that this version reads."""
 
     exit_code = 2
-
-    def __init__(self, source: str, reason: str) -> None:
-        self.source = source
-        self.reason = reason
-        super().__init__(f"lock {source}: {reason}")
+    said = "lock {source}: {reason}"
 
 
 class Busy(OciProxyError):

@@ -23,6 +23,13 @@ DOCKER_SCHEMA1: Final = "application/vnd.docker.distribution.manifest.v1+json"
 DOCKER_SCHEMA1_SIGNED: Final = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 OS_VERSION: Final = "os.version"
 """Key of a platform, and of an image's config (image-spec, image-index.md)."""
+IMAGE_CONFIGS: Final = frozenset(
+    {
+        "application/vnd.oci.image.config.v1+json",
+        "application/vnd.docker.container.image.v1+json",
+    }
+)
+"""Media types of configs that tell the platform of an image."""
 UNKNOWN_MEDIA_TYPE: Final = "application/json"
 
 _GENERIC_MEDIA_TYPES: Final = frozenset(
@@ -49,12 +56,6 @@ ACCEPTED_MEDIA_TYPES: Final = (
 """Media types for the Accept header of a request to an upstream. `*/*` lets it answer with a type
 that is unknown here, or unusual artifacts could not be mirrored."""
 
-_CONFIGS: Final = frozenset(
-    {
-        "application/vnd.oci.image.config.v1+json",
-        "application/vnd.docker.container.image.v1+json",
-    }
-)
 _SOUNDS_LIKE_A_MANIFEST: Final = re.compile(r"json$|manifest|index")
 _NONDISTRIBUTABLE: Final = re.compile(
     r"application/vnd\.(?:oci\.image\.layer\.nondistributable\.v1\.tar(?:\+(?:gzip|zstd))?"
@@ -86,7 +87,7 @@ def is_manifest(media_type: str) -> bool:
     plain = _plain(media_type)
     if is_generic(plain):
         return True
-    return plain not in _CONFIGS and _SOUNDS_LIKE_A_MANIFEST.search(plain) is not None
+    return plain not in IMAGE_CONFIGS and _SOUNDS_LIKE_A_MANIFEST.search(plain) is not None
 
 
 def _plain(media_type: str) -> str:

@@ -126,6 +126,13 @@ def choose(
     return tuple(child for child in index.children if id(child) in chosen)
 
 
+def platforms_of(places: Iterable[Platform | None]) -> tuple[Platform, ...]:
+    """The platforms that an image is said to have: normalised, each once, in alphabetical order;
+    without the `unknown/unknown` of attestations."""
+    named = {place.normalised() for place in places if place and place.os != _UNKNOWN}
+    return tuple(sorted(named, key=str))
+
+
 def is_attestation(child: Descriptor) -> bool:
     """Whether a child of an index is an attestation by BuildKit, and no image."""
     if any(key == _ATTESTATION for key, _ in child.annotations):

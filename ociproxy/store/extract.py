@@ -2,8 +2,9 @@
 
 Blobs are hashed and committed as they come: an interrupted import need not read them again.
 Documents that may be manifests wait in a `DocumentSpool`. An image is examined before it is
-published: all that it reaches must have come, or be in the store. Then the Extractor commits the
-manifests, children first, and the tag last: no client sees half an image.
+published: all that it reaches must have come, or be in the store; where repositories are isolated,
+its repository must have it. Then the Extractor commits the manifests, children first, and the tag
+last: no client sees half an image.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ociproxy.oci.manifest import (
 )
 from ociproxy.store.examined import Examined, Problem, join
 from ociproxy.store.manifests import with_media_type
+from ociproxy.store.membership import Membership, named_blobs
 from ociproxy.store.reader import PeekableReader
 
 if TYPE_CHECKING:
@@ -54,12 +56,18 @@ class BlobFolder(Protocol):
 
 
 class Extractor:
-    """One import into one store. Use as a context manager, and in one thread but for `reveal`."""
+    """One import into one store. Use as a context manager, and in one thread but for `reveal`.
 
-    def __init__(self, store: Store, *, clock: Clock | None = None) -> None:
+    With `isolated`, what comes is hashed though the store has it: a name in an archive is no proof.
+    """
+
+    def __init__(self, store: Store, *, isolated: bool = False, clock: Clock | None = None) -> None:
         self.damaged: dict[Digest, str] = {}
         """Why the content that came under a digest was not kept."""
         self._store = store
+        self._membership = Membership(store.refs, store.manifests) if isolated else None
+        self._came: set[Digest] = set()
+        """Verified blobs that came; documents are in the spool."""
         self._clock = clock or SystemClock()
         self._stack = ExitStack()
 
@@ -80,11 +88,12 @@ class Extractor:
 
     def take(self, digest: Digest, size: int, source: Reader) -> bool:
         """Read `size` bytes that should have this digest. False, and nothing is read, where the
-        Extractor or the store has them already.
+        Extractor or the store has them already; with `isolated`, the Extractor.
 
         Content with another digest is recorded in `damaged` and not kept. Raises StoreError.
         """
-        if self.holds(digest):
+        came = digest in self._came or digest in self._spool
+        if self.holds(digest) and (came or self._membership is None):
             return False
         try:
             peeked = PeekableReader(source)
@@ -92,6 +101,7 @@ class Extractor:
                 self.take_document(peeked.read(size, digest), digest)
             else:
                 self._writer.write(peeked, size, digest)
+                self._came.add(digest)
         except IntegrityError as exc:
             self.damaged[digest] = f"expected {exc.quantity} {exc.expected}, got {exc.actual}"
         else:
@@ -100,7 +110,9 @@ class Extractor:
 
     def take_unnamed(self, size: int, source: Reader) -> Digest:
         """Take in a blob whose digest is not known. Raises SizeMismatch where it ends early."""
-        return self._writer.write(source, size)
+        digest = self._writer.write(source, size)
+        self._came.add(digest)
+        return digest
 
     def take_document(self, raw: bytes, digest: Digest) -> None:
         """Take in a manifest or a config. Raises DigestMismatch."""
@@ -160,8 +172,8 @@ class Extractor:
 
     # Examining
 
-    def examine(self, top: Descriptor, *, sparse: bool = True) -> Examined:
-        """What an image consists of; call `drain` first. Raises StoreError.
+    def examine(self, top: Descriptor, repository: Repository, *, sparse: bool = True) -> Examined:
+        """What an image of this repository consists of; call `drain` first. Raises StoreError.
 
         `sparse` lets an index lack children as long as it has one whole image. Say False where the
         end of the archive was cut off: children that were in it may have been lost.
@@ -169,19 +181,20 @@ class Extractor:
         walk = ImageWalk(top)
         parts: dict[Key, Examined] = {}
         while walk.level:
-            walk.advance([self._examine_one(each, parts) for each in walk.level])
+            walk.advance([self._examine_one(each, repository, parts) for each in walk.level])
         for each in walk.beyond:
             problem = Problem(each, "manifest", BEYOND_LIMITS, damaged=True)
             parts[key_of(each)] = Examined(each, problems=[problem])
         return join(walk, parts, sparse=sparse)
 
     def _examine_one(
-        self, descriptor: Descriptor, parts: dict[Key, Examined]
+        self, descriptor: Descriptor, repository: Repository, parts: dict[Key, Examined]
     ) -> Sequence[Descriptor]:
         """Put a manifest and its blobs into `parts`. Returns the children to go on with."""
         part = parts[key_of(descriptor)] = Examined(descriptor)
         try:
             holder = self._holder(descriptor)
+            self._check_owner(repository, holder)
         except _Unusable as exc:
             part.problems.append(Problem(descriptor, "manifest", str(exc), exc.damaged))
             return ()
@@ -218,6 +231,18 @@ class Extractor:
         if size is not None:
             reason, damaged = f"the manifest says {blob.size} bytes, it has {size}", True
         part.problems.append(Problem(blob, what, reason, damaged))
+
+    def _check_owner(self, repository: Repository, holder: ManifestHolder) -> None:
+        """Any manifest may name what another repository has. Raises _Unusable where repositories
+        are isolated, and one of these digests neither came nor belongs to this one."""
+        top = holder.descriptor.digest
+        if self._membership is None or self._store.refs.find_manifest(repository, top):
+            return
+        for digest in (top, *named_blobs(holder.raw)):
+            came = digest in self._came or digest in self._spool
+            if not came and not self._membership.read(repository, digest):
+                reason = self.damaged.get(digest, f"{_ABSENT} for {repository}")
+                raise _Unusable(f"{digest} is {reason}", damaged=digest in self.damaged)
 
     # Publishing
 

@@ -8,12 +8,21 @@ platform. What is stored must be whole.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ociproxy.oci.descriptor import MalformedManifest, is_generic, platform_in
-from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, attested, choose, is_attestation
+from ociproxy.oci.image import (
+    BEYOND_LIMITS,
+    ImageWalk,
+    attested,
+    choose,
+    is_attestation,
+    platforms_of,
+)
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
+from ociproxy.store.files import open_unused
 from ociproxy.store.manifests import with_media_type
 
 if TYPE_CHECKING:
@@ -71,6 +80,9 @@ class ImageContents:
     referrers: dict[Digest, Referrer] = field(default_factory=dict)
     """Those of `manifests` that were reached from their subject."""
     missing: dict[Digest, Missing] = field(default_factory=dict)
+    unstored: dict[Digest, Descriptor] = field(default_factory=dict)
+    """Children that an index lists and the store lacks, for any platform: a sparse index is
+    complete without them."""
     unstored_attestations: list[Descriptor] = field(default_factory=list)
     """Attestations that an index lists of its stored images. An image is complete without them,
     but Docker from 29.1 on pulls them with it."""
@@ -86,9 +98,8 @@ class ImageContents:
 
     @property
     def platforms(self) -> tuple[Platform, ...]:
-        """Of the complete images, in alphabetical order."""
-        found = (each.platform for each in self.images if each.complete)
-        return tuple(sorted({place.normalised() for place in found if place}, key=str))
+        """Of the complete images."""
+        return platforms_of(each.platform for each in self.images if each.complete)
 
 
 def read_contents(
@@ -181,6 +192,8 @@ class _Reading:
         if self._platforms and not images and index.children:
             wanted = ", ".join(map(str, self._platforms))
             self._miss(self.contents.top, f"the index offers nothing for {wanted}")
+        lacking = (child for child in chosen if child.digest not in stored)
+        self.contents.unstored.update((child.digest, child) for child in lacking)
         subjects = {str(child.digest) for child in images if child.digest in stored}
         self.contents.unstored_attestations += [
             child
@@ -212,6 +225,15 @@ class _Reading:
 
     def _miss(self, descriptor: Descriptor, reason: str) -> None:
         self.contents.missing[descriptor.digest] = Missing(descriptor, reason)
+
+
+def is_only_named(store: Store, repository: Repository, top: Descriptor) -> bool:
+    """Whether nothing came of an image but its tag, by a HEAD. A manifest that was stored and is
+    gone or damaged has left its record. Raises StoreError."""
+    return (
+        store.refs.find_manifest(repository, top.digest) is None
+        and store.manifests.find(top.digest, use=False) is None
+    )
 
 
 def roots(store: Store, repository: Repository) -> Iterator[Descriptor]:
@@ -276,7 +298,8 @@ def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
     if manifest.config.size > MANIFEST_MAX_SIZE:
         return None
     try:
-        document = json.loads(store.blobs.path(manifest.config.digest).read_bytes())
+        with os.fdopen(open_unused(store.blobs.path(manifest.config.digest)), "rb") as file:
+            document = json.load(file)
     except (OSError, ValueError, RecursionError):
         return None
     return platform_in(document)

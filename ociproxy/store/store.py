@@ -16,7 +16,10 @@ Opening a store makes the folders that are missing and reads no content.
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+import os
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import SystemClock
@@ -33,8 +36,7 @@ from ociproxy.store.staging import Staging, write_atomically
 from ociproxy.store.writer import BlobWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
     from ociproxy.clock import Clock
     from ociproxy.oci.descriptor import Descriptor
@@ -71,6 +73,7 @@ class Store:
         below: Sequence[ReadOnlyContent] = (),
     ) -> None:
         self.root = root
+        self.quarantine = root / "quarantine"
         clock = clock or SystemClock()
         staging = root / "pulls"
         for name in ("blobs", _INDEXES, _IMAGES, "refs", "referrers", "pulls"):
@@ -78,7 +81,7 @@ class Store:
                 (root / name).mkdir(parents=True, exist_ok=True)
         _check_format(root)
         self.staging = Staging(staging)
-        self.blobs = Blobs(root / "blobs", root / "quarantine", clock, below)
+        self.blobs = Blobs(root / "blobs", self.quarantine, clock, below)
         self.manifests = Manifests(
             root / _INDEXES,
             root / _IMAGES,
@@ -104,9 +107,22 @@ class Store:
         with store_errors(probe):
             probe.unlink(missing_ok=True)
 
+    def quarantined(self) -> set[str]:
+        """The names of the files in `quarantine/`. Raises StoreError."""
+        with store_errors(self.quarantine):
+            try:
+                return {entry.name for entry in os.scandir(self.quarantine)}
+            except FileNotFoundError:
+                return set()
+
     def blob_writer(self) -> BlobWriter:
         """A writer for blobs that come from front to end, as out of an archive."""
         return BlobWriter(self.staging.root, self.blobs)
+
+    def commit_config(self, digest: Digest, raw: bytes) -> None:
+        """Publish a blob of a few kilobytes, whose bytes the caller verified. Raises StoreError."""
+        path = self.blobs.path(digest)
+        write_atomically(path, raw, staging=self.staging.root, sealed=True)
 
     def record_tag(
         self, repository: Repository, tag: str, descriptor: Descriptor, *, now: float
@@ -151,9 +167,25 @@ def open_existing(root: Path) -> Store:
     with store_errors(root):
         if not root.is_dir():
             raise StoreError(root, "no such folder; say with --image-path where the store is")
-        if not (root / _FORMAT).exists():
+        if not is_store(root):
             raise StoreError(root, f"has no {_FORMAT}, so it is no store")
     return Store(root)
+
+
+def is_store(root: Path) -> bool:
+    """Whether the folder is a store. Raises StoreError."""
+    with store_errors(root):
+        return (root / _FORMAT).exists()
+
+
+@contextmanager
+def temporary_store(*, below: Sequence[ReadOnlyContent] = ()) -> Iterator[Store]:
+    """An empty store in `TMPDIR`, removed in the end: for what must not change a store, or has
+    none. Raises StoreError."""
+    with store_errors(Path(tempfile.gettempdir())):
+        folder = tempfile.TemporaryDirectory(prefix="ociproxy-", ignore_cleanup_errors=True)
+    with folder as name:
+        yield Store(Path(name), below=below)
 
 
 def _check_format(root: Path) -> None:

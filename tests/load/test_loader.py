@@ -95,6 +95,19 @@ def test_second_run_asks_for_tags_only(upstream: FakeUpstream, load: Load) -> No
     assert done.events("done")[0]["fetched"] == 0
 
 
+@pytest.mark.parametrize("status", [400, 403, 404, 405])
+def test_an_image_is_loaded_again_from_an_upstream_that_refuses_each_head(
+    upstream: FakeUpstream, load: Load, status: int
+) -> None:
+    app = upstream.add("team/app", image("app"), tag="v1")
+    upstream.fault("/manifests/", Fault(status=status), method="HEAD")
+    listed = load.write(f"{upstream.registry}/team/app:v1")
+    for _ in range(2):
+        done = load.run(listed)
+        assert done.code == 0, done.stderr
+    assert load.has(app)
+
+
 def test_moved_tag_is_followed(upstream: FakeUpstream, load: Load) -> None:
     name = f"{upstream.registry}/team/app:v1"
     upstream.add("team/app", image("old"), tag="v1")
@@ -454,6 +467,17 @@ def test_an_image_in_no_index_lacks_all_but_its_own_platform(
     assert "lacks linux/arm64; it is for linux/amd64" in done.stderr
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "aws-chunked"])
+def test_an_image_is_loaded_whatever_encoding_is_named(
+    upstream: FakeUpstream, load: Load, encoding: str
+) -> None:
+    """Storage keeps the header of an upload, and repeats it with the bytes as they are."""
+    app = upstream.add("team/app", image(layer_size=300_000), tag="v1")
+    upstream.fault("", Fault(headers={"Content-Encoding": encoding}))
+    assert load.run(load.write(f"{upstream.registry}/team/app:v1")).code == 0
+    assert load.has(app)
+
+
 def test_an_upstream_that_is_away_is_said_at_once_and_not_all_the_time(
     upstream: FakeUpstream, load: Load
 ) -> None:
@@ -464,6 +488,16 @@ def test_an_upstream_that_is_away_is_said_at_once_and_not_all_the_time(
     waits = [line for line in done.stderr.splitlines() if line.startswith("waiting ")]
     assert len(waits) == 1
     assert f"upstream {upstream.registry}: " in waits[0]
+
+
+def test_a_misspelt_registry_costs_no_minute(upstream: FakeUpstream, load: Load) -> None:
+    upstream.add("team/app", image("app"), tag="v1")
+    names = ["registry.invalid/team/app:v1", "registry.invalid/team/web:v1"]
+    began = time.monotonic()
+    done = load.run(load.write(*names, f"{upstream.registry}/team/app:v1"))
+    assert time.monotonic() - began < 30  # as many seconds are for the start on a busy machine
+    assert (done.code, load.complete()) == (75, {f"{upstream.registry}/team/app:v1"})
+    assert done.stderr.count("name does not resolve") == 2
 
 
 def test_a_long_wait_is_said_though_a_short_one_was_just_before(

@@ -45,6 +45,20 @@ def test_exact_bytes_headers_and_a_conditional_request(
     assert server.get(path).cache_status == "ociproxy; hit"
 
 
+@pytest.mark.parametrize("status", [400, 403, 404, 405])
+def test_a_tag_moves_at_an_upstream_that_refuses_each_head(
+    mirror: MakeMirror, upstream: FakeUpstream, status: int
+) -> None:
+    upstream.add("app", image("old"), tag="v1")
+    upstream.fault("/manifests/", Fault(status=status), method="HEAD")
+    server = mirror_of(mirror, upstream, ttl="0")
+    server.manifest(upstream.registry, "app", "v1")
+    moved = upstream.add("app", image("new"), tag="v1")
+    answer = server.manifest(upstream.registry, "app", "v1")
+    assert (answer.body, answer.digest) == (moved.top.data, moved.digest)
+    assert server.head(f"/v2/app/manifests/v1?ns={upstream.registry}").digest == moved.digest
+
+
 def test_an_image_manifest_completes_the_image_in_the_background(
     mirror: MakeMirror, upstream: FakeUpstream
 ) -> None:
@@ -54,6 +68,22 @@ def test_an_image_manifest_completes_the_image_in_the_background(
     server.manifest(upstream.registry, "app", "v1")
     for blob in app.blobs:
         server.wait_for_file(f"blobs/{blob.encoded}")
+
+
+def test_a_blob_that_could_not_be_fetched_ahead_is_fetched_with_the_next_pull(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    app = upstream.add("app", image("app", layers=3), tag="v1")
+    late = app.blobs[-1]
+    upstream.fault(late.digest, Fault(status=404))
+    server = mirror_of(mirror, upstream, negative_ttl=0)
+    server.manifest(upstream.registry, "app", "v1")
+    for blob in app.blobs[:-1]:
+        server.wait_for_file(f"blobs/{blob.encoded}")
+    server.wait_for(lambda: upstream.count(late.digest) > 0, "asked for the blob")
+    upstream.heal()
+    server.manifest(upstream.registry, "app", "v1")
+    server.wait_for_file(f"blobs/{late.encoded}")
 
 
 def test_without_background_fills_a_manifest_brings_no_blob(
@@ -79,6 +109,17 @@ def test_a_head_fetches_nothing_and_the_tag_survives_offline(
     server.manifest(upstream.registry, "app", app.digest)
     server.restart(args=["--offline"])
     assert server.manifest(upstream.registry, "app", "v1").body == app.top.data
+
+
+def test_a_tag_of_which_only_a_head_was_seen_is_absent_offline_for_head_and_get(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    upstream.add("app", image("app"), tag="v1")
+    server = mirror_of(mirror, upstream)
+    path = f"/v2/app/manifests/v1?ns={upstream.registry}"
+    assert server.head(path).status == 200
+    server.restart(args=["--offline"])
+    assert (server.head(path).status, server.get(path).status) == (404, 404)
 
 
 @pytest.mark.parametrize("named", ["application/json", "application/octet-stream", "no type"])

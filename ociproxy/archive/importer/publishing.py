@@ -20,7 +20,7 @@ from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.manifest import parse_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from ociproxy.archive.importer.results import Received
     from ociproxy.oci.descriptor import Descriptor
@@ -113,7 +113,7 @@ class Publisher:
     ) -> None:
         whole: list[tuple[Reference, Examined, ImportResult]] = []
         for image, reference in named:
-            examined = self._examine(image)
+            examined = self._examine(image, reference.repository)
             problems = [*map(str, examined.problems), *self._broken_lock(reference, examined)]
             if problems:
                 self._refuse(image, Status.INCOMPLETE, problems)
@@ -133,7 +133,7 @@ class Publisher:
         self._extractor.drain()
         revealed = pool.map(self._reveal, whole)
         for (reference, examined, result), _ in zip(whole, revealed, strict=True):
-            self._remember(examined, [reference.repository])
+            self._remember(examined, reference.repository)
             self._tell(result)
 
     def _reveal(self, whole: tuple[Reference, Examined, ImportResult]) -> None:
@@ -150,22 +150,25 @@ class Publisher:
                 if not repositories:
                     later.append((image, subject))
                     continue
-                examined = self._examine(image)
-                if examined.problems:
-                    self._refuse(image, Status.INCOMPLETE, [*map(str, examined.problems)])
-                    continue
-                for repository in repositories:
-                    self._extractor.publish(repository, examined)
-                self._remember(examined, repositories)
+                refused: list[str] = []
+                for repository in sorted(repositories, key=str):
+                    examined = self._examine(image, repository)
+                    if examined.complete:
+                        self._extractor.publish(repository, examined)
+                        self._remember(examined, repository)
+                    else:
+                        refused = refused or [*map(str, examined.problems)]
+                if refused:
+                    self._refuse(image, Status.INCOMPLETE, refused)
             if len(later) == len(waiting):
                 return  # Their subjects are not published, so no client can ask for them.
             waiting = later
 
-    def _examine(self, image: NamedImage) -> Examined:
+    def _examine(self, image: NamedImage, repository: Repository) -> Examined:
         # A lock says which children of an index have to be here. Without a lock, a cut archive may
         # have lost children, so none may be absent.
         sparse = self._received.lock is not None or not self._received.damage
-        return self._extractor.examine(image.descriptor, sparse=sparse)
+        return self._extractor.examine(image.descriptor, repository, sparse=sparse)
 
     def _broken_lock(self, reference: Reference, examined: Examined) -> list[str]:
         """What the lock in the archive says of the image and is not so."""
@@ -192,10 +195,10 @@ class Publisher:
         except MalformedManifest:
             return None
 
-    def _remember(self, examined: Examined, repositories: Iterable[Repository]) -> None:
+    def _remember(self, examined: Examined, repository: Repository) -> None:
         if self._repositories is not None:
             for digest in examined.manifests:
-                self._repositories.setdefault(digest, set()).update(repositories)
+                self._repositories.setdefault(digest, set()).add(repository)
 
     def _refuse(self, image: NamedImage, status: Status, problems: list[str]) -> None:
         shown = problems[:_MOST_PROBLEMS]

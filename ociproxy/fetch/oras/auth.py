@@ -138,17 +138,18 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         helper whose answer was refused is run once more."""
         self._challenge = challenge
         source = self._credentials
-        credentials = None if source is None else source.get()
+        credentials = None if source is None else source.get(self._repository.name)
         if challenge.scheme == "basic":
             if source is not None and credentials is not None and _basic(credentials) == refused:
-                credentials = source.replace(credentials) or credentials
+                fresh = source.replace(credentials, self._repository.name)
+                credentials = fresh or credentials
             self._authorization = None if credentials is None else _basic(credentials)
             self._renew_at = float("inf")
             return
         try:
             self._fetch_token(challenge, credentials)
         except UpstreamDenied:
-            fresh = None if source is None else source.replace(credentials)
+            fresh = None if source is None else source.replace(credentials, self._repository.name)
             if fresh is None:
                 raise
             self._fetch_token(challenge, fresh)

@@ -160,7 +160,7 @@ class ImageLayout:
         with Extractor(self._store) as extractor:
             extractor.take_layout(directory, top)
             extractor.drain()
-            examined = extractor.examine(top)
+            examined = extractor.examine(top, self._image.repository)
             examined.problems = [each for each in examined.problems if not each.descriptor.urls]
             if not examined.complete:
                 reason = f"skopeo left {'; '.join(map(str, examined.problems))}"

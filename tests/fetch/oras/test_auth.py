@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,24 @@ def authorizations(upstream: FakeUpstream, path: str = "/v2/") -> list[str]:
 
 
 # Tokens
+
+
+def test_docker_config_with_an_entry_for_each_repository(
+    make_upstream: Callable[..., FakeUpstream], open_backend: OpenBackend, tmp_path: Path
+) -> None:
+    upstream = make_upstream(auth=TokenAuth())
+    upstream.protect("team/one", BasicAuth("one", "1"))
+    upstream.protect("team/two", BasicAuth("two", "2"))
+    file = tmp_path / "config.json"
+    auths = {
+        f"{upstream.registry}/team/{user}": {"username": user, "password": password}
+        for user, password in (("one", "1"), ("two", "2"))
+    }
+    file.write_text(json.dumps({"auths": auths}))
+    backend = open_backend(upstream, auth=Auth(docker_config=file))
+    for name in ("team/one", "team/two"):
+        upstream.add(name, image(), tag="v1")
+        backend.fetch_manifest(reference(upstream, f"{name}:v1"))
 
 
 @pytest.mark.parametrize("answer_as", ["token", "access_token"])
