@@ -14,6 +14,7 @@ import click
 from ociproxy import log
 from ociproxy.cli.backends import BACKENDS, backends
 from ociproxy.cli.load_lock import LockWriter, obey
+from ociproxy.cli.load_pins import PinLoaded
 from ociproxy.cli.load_report import PlanReport, Report
 from ociproxy.cli.load_run import LoadRun, leave
 from ociproxy.cli.options import (
@@ -23,6 +24,7 @@ from ociproxy.cli.options import (
     image_path,
     json_events,
     log_format,
+    pin_option,
     pull_timeout,
     quiet_log_level,
 )
@@ -122,6 +124,7 @@ if TYPE_CHECKING:
     envvar="OCIPROXY_FAILURES",
     help="Write what was not loaded here, as a list to load.",
 )
+@pin_option
 @json_events
 @click.pass_context
 def load(
@@ -145,6 +148,7 @@ def load(
     locked: bool,
     fail_fast: bool,
     failures: Path | None,
+    pin: bool,
     as_json: bool,
 ) -> None:
     """Fill the store with the images of lists; `-` reads standard input.
@@ -181,7 +185,7 @@ def load(
     store = Store(config.store.path, hot_manifests=config.store.hot_manifests)
     store.check_writable()
     outcome = PlanReport(report, store.root, as_json=as_json) if plan else report
-    writer = LockWriter(outcome)
+    writer = LockWriter(PinLoaded(store, outcome) if pin and not plan else outcome)
     run = LoadRun(
         config,
         backends(store, config, everywhere=backend),
