@@ -6,7 +6,7 @@ import contextlib
 import http.client
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from tests.images import image
 from tests.parts.tools import small_disk
 from tests.serve.scene import MIB, Scene
 from tests.server import Mirror
+from tests.upstream import FakeUpstream
 from tests.upstream_faults import Fault
 
 
@@ -184,6 +185,21 @@ def test_ranges_in_any_order_are_the_blobs_bytes(scene: Scene, disk: Path) -> No
     answer = scene.get(blob, {"Range": "bytes=20000000-20000099,1000-1099"})
     assert blob.data[20_000_000:20_000_100] in answer.body
     assert blob.data[1000:1100] in answer.body
+
+
+def test_the_next_endpoint_goes_on_where_one_broke(
+    scene: Scene,
+    disk: Path,
+    make_upstream: Callable[..., FakeUpstream],
+    mirror: Callable[..., Mirror],
+) -> None:
+    blob = scene.blob(24 * MIB, Fault(cut_after=10 * MIB))
+    other = make_upstream()
+    other.add_content(scene.repository, blob)
+    name = scene.upstream.registry
+    entry = {"name": name, "endpoints": [scene.upstream.url, other.url]}
+    server = mirror({"upstreams": [entry]}, store=disk)
+    assert server.blob(name, scene.repository, blob.digest).body == blob.data
 
 
 def test_clients_that_leave_let_others_pass(scene: Scene, disk: Path) -> None:

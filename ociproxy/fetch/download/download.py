@@ -257,7 +257,10 @@ class Download:
         if ingest is not self.assembly.led and not self._begin(ingest):
             return self._take_committed()
         began = time.monotonic()
-        hasher = self._hasher = InOrderHasher(self.digest, ingest, self.assembly.arrived_until)
+        hasher = self._hasher
+        if hasher is None or not hasher.is_of(ingest):
+            hasher = InOrderHasher(self.digest, ingest, self.assembly.arrived_until)
+        self._hasher = hasher
         self.assembly.hash_with(hasher)
         self._fetcher = fetcher
         if self.stopped.is_set():
