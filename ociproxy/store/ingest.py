@@ -133,7 +133,8 @@ class Ingest:
         with store_errors(self.path):
             state = os.fstatvfs(self.file)
         rest = size - self.ranges.total
-        if rest > state.f_bavail * state.f_frsize:
+        # Some file systems tell no size at all: tmpfs without a limit, some of FUSE.
+        if state.f_blocks and rest > state.f_bavail * state.f_frsize:
             raise StoreFull(self.path, f"no space left on device for {rest} bytes more")
 
     def write(self, offset: int, data: bytes) -> None:

@@ -202,6 +202,15 @@ def test_the_next_endpoint_goes_on_where_one_broke(
     assert server.blob(name, scene.repository, blob.digest).body == blob.data
 
 
+def test_a_disk_that_tells_no_size_keeps_what_comes(scene: Scene, tmp_path: Path) -> None:
+    blob = scene.blob(MIB)
+    with small_disk(tmp_path / "boundless", "0") as folder:
+        server = scene.start(store=folder)
+        assert scene.get(blob).body == blob.data
+        server.wait_for_file(f"blobs/{blob.encoded}")
+        server.stop()
+
+
 def test_clients_that_leave_let_others_pass(scene: Scene, disk: Path) -> None:
     blob = scene.blob(24 * MIB)
     scene.start(store=disk)
