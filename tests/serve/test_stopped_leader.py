@@ -97,3 +97,34 @@ def test_what_both_bring_in_the_end_is_the_blob(
     other.wait_for(
         lambda: not list((other.store / "pulls").glob(f"{blob.encoded}*")), "nothing left"
     )
+
+
+def test_a_client_of_the_following_process_is_told_the_length(scene: Scene) -> None:
+    blob = scene.blob(8 * MIB, Fault(stall_after=4 * MIB))
+    leader = scene.start()
+    with ExitStack() as stack:
+        open_blob(scene, stack, blob).read(MIB)
+        scene.start(store=leader.store)
+        followed = open_blob(scene, stack, blob)
+        assert followed.getheader("Content-Length") == str(blob.size)
+        scene.upstream.release()
+        assert followed.read() == blob.data
+
+
+def test_bytes_that_the_stopped_leader_left_damaged_cost_one_try(
+    scene: Scene, beside: Callable[[Mirror], Mirror]
+) -> None:
+    blob = scene.blob(8 * MIB, Fault(rate=2 * MIB))
+    leader = scene.start(timeouts=STALL)
+    with ExitStack() as stack:
+        open_blob(scene, stack, blob).read(2 * MIB)
+        with stopped(leader):
+            with (leader.store / "pulls" / blob.encoded).open("r+b") as file:
+                file.seek(MIB)
+                file.write(bytes(100))
+            scene.upstream.heal()
+            server = beside(leader)
+            with pytest.raises(http.client.IncompleteRead):
+                scene.get(blob)
+            assert scene.get(blob).body == blob.data
+            server.wait_for_file(f"blobs/{blob.encoded}")
