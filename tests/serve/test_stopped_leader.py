@@ -6,10 +6,12 @@ import http.client
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
 from tests.images import Content
+from tests.parts.tools import small_disk
 from tests.serve.scene import MIB, Scene
 from tests.server import Mirror
 from tests.upstream_faults import Fault
@@ -128,3 +130,19 @@ def test_bytes_that_the_stopped_leader_left_damaged_cost_one_try(
                 scene.get(blob)
             assert scene.get(blob).body == blob.data
             server.wait_for_file(f"blobs/{blob.encoded}")
+
+
+def test_a_disk_that_is_too_small_for_two_copies(
+    scene: Scene, beside: Callable[[Mirror], Mirror], tmp_path: Path
+) -> None:
+    blob = scene.blob(7 * MIB, Fault(stall_after=5 * MIB), times=1)
+    with small_disk(tmp_path / "disk", "8m") as disk:
+        leader = scene.start(store=disk, timeouts={"stall": "9s"})
+        with ExitStack() as stack:
+            open_blob(scene, stack, blob).read(4 * MIB)
+            with stopped(leader):
+                beside(leader)
+                assert scene.get(blob).body == blob.data
+                data = [p for p in (disk / "pulls").glob(f"{blob.encoded}*") if not p.suffix]
+                assert [path.name for path in data] == [blob.encoded]
+                scene.server.stop()

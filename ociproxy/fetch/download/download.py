@@ -312,7 +312,11 @@ class Download:
             return False
         try:
             self.assembly.resume(ingest)
-        except OciProxyError:
+        except OciProxyError as exc:
+            if isinstance(exc, StoreError):
+                # A part of a copy that did not fit would keep the disk full.
+                with suppress(StoreError):
+                    ingest.discard()
             ingest.close()
             raise
         self.bytes_resumed = ingest.ranges.total
