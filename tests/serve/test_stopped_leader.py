@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -111,6 +112,29 @@ def test_a_client_of_the_following_process_is_told_the_length(scene: Scene) -> N
         assert followed.getheader("Content-Length") == str(blob.size)
         scene.upstream.release()
         assert followed.read() == blob.data
+
+
+def test_processes_that_were_frozen_together_go_on_together(
+    scene: Scene, beside: Callable[[Mirror], Mirror]
+) -> None:
+    blob = scene.blob(8 * MIB, Fault(rate=MIB))
+    leader = scene.start(timeouts=STALL)
+    with ExitStack() as stack:
+        open_blob(scene, stack, blob)
+        follower = beside(leader)
+        followed = open_blob(scene, stack, blob)
+        head = followed.read(MIB)
+        processes = [server.process for server in (leader, follower)]
+        for process in processes:
+            assert process is not None
+            process.send_signal(signal.SIGSTOP)
+        time.sleep(4)
+        for process in reversed(processes):
+            assert process is not None
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.3)
+        assert head + followed.read() == blob.data
+        assert "leader stopped" not in follower.log()
 
 
 def test_bytes_that_the_stopped_leader_left_damaged_cost_one_try(
