@@ -180,12 +180,12 @@ class Ingest:
 
     def commit(self, blobs: Blobs) -> None:
         """Leader: publish the bytes, which the caller has verified. Raises StoreError."""
-        heartbeat.stop(self.file)  # a touch would break the seal
         if self.size is not None:
             with store_errors(self.path):
                 # An earlier leader, killed since, may have written bytes beyond the end.
                 os.ftruncate(self.file, self.size)
-        blobs.commit(self.path, self.digest)
+        # A touch would break the seal; followers wait for the flush of a large blob before it.
+        blobs.commit(self.path, self.digest, sealing=lambda: heartbeat.stop(self.file))
         self._unlink_journal()
 
     def discard(self) -> None:
