@@ -260,16 +260,21 @@ class StoreFull(StoreError):
     """No space left where the store lives."""
 
 
-class LayoutInvalid(OciProxyError):
-    """The file or folder to import is no archive or layout, or one that must not be trusted;
-    `source` is its name."""
+class _InputInvalid(OciProxyError):
+    """A file or folder that was given to read; `source` is its name."""
 
-    exit_code = 5
+    said = "{source}: {reason}"
 
     def __init__(self, source: str, reason: str) -> None:
         self.source = source
         self.reason = reason
-        super().__init__(f"{source}: {reason}")
+        super().__init__(self.said.format(source=source, reason=reason))
+
+
+class LayoutInvalid(_InputInvalid):
+    """It is no archive or layout, or one that must not be trusted."""
+
+    exit_code = 5
 
 
 class LayoutDamaged(LayoutInvalid):
@@ -330,15 +335,11 @@ class VolumeTooSmall(OciProxyError):
         )
 
 
-class LockInvalid(OciProxyError):
-    """The file `source` is not a lock, or not one that this version reads."""
+class LockInvalid(_InputInvalid):
+    """It is not a lock, or not one that this version reads."""
 
     exit_code = 2
-
-    def __init__(self, source: str, reason: str) -> None:
-        self.source = source
-        self.reason = reason
-        super().__init__(f"lock {source}: {reason}")
+    said = "lock {source}: {reason}"
 
 
 class Busy(OciProxyError):

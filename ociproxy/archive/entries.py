@@ -136,5 +136,5 @@ def _parts(listed: Iterable[NamedImage], find: Find) -> set[Digest]:
         manifest = find(descriptor)
         if isinstance(manifest, Index):
             below.update(child.digest for child in manifest.manifests)
-            waiting += manifest.manifests
+            waiting += manifest.children
     return below

@@ -249,7 +249,7 @@ class ManifestPuller:
     ) -> ManifestAnswer:
         if body:
             self._keep(repository, holder.descriptor)
-            if holder.descriptor.is_image:
+            if holder.descriptor.is_image or holder.descriptor.is_artifact:
                 self._ahead.prefetch(repository, holder)
         return ManifestAnswer(holder.descriptor, holder.raw, status)
 

@@ -16,6 +16,7 @@ from ociproxy.oci.platform import Platform
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 OCI_ARTIFACT: Final = "application/vnd.oci.artifact.manifest.v1+json"
+ORAS_ARTIFACT: Final = "application/vnd.cncf.oras.artifact.manifest.v1+json"
 DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_SCHEMA1: Final = "application/vnd.docker.distribution.manifest.v1+json"
@@ -34,6 +35,8 @@ _GENERIC_MEDIA_TYPES: Final = frozenset(
 )
 
 INDEX_MEDIA_TYPES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
+ARTIFACT_MEDIA_TYPES: Final = frozenset({OCI_ARTIFACT, ORAS_ARTIFACT})
+"""Documents that have `blobs` in the place of layers."""
 IMAGE_MEDIA_TYPES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 KNOWN_MEDIA_TYPES: Final = (
     INDEX_MEDIA_TYPES | IMAGE_MEDIA_TYPES | {OCI_ARTIFACT, DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED}
@@ -82,6 +85,15 @@ def normalised(media_type: str) -> str:
     return plain if plain in KNOWN_MEDIA_TYPES else media_type
 
 
+def is_manifest(media_type: str) -> bool:
+    """Whether an entry of an index with this media type is a manifest. BuildKit exports its cache
+    as an index of layers, which a registry has as blobs."""
+    plain = _plain(media_type)
+    if is_generic(plain):
+        return True
+    return plain not in _CONFIGS and _SOUNDS_LIKE_A_MANIFEST.search(plain) is not None
+
+
 def _plain(media_type: str) -> str:
     """Without parameters, in lower case. Neither has a meaning here (RFC 6838 section 4.2), and
     some tools write them."""
@@ -128,13 +140,12 @@ class Descriptor:
         return self.media_type in IMAGE_MEDIA_TYPES
 
     @property
+    def is_artifact(self) -> bool:
+        return self.media_type in ARTIFACT_MEDIA_TYPES
+
+    @property
     def is_manifest(self) -> bool:
-        """Whether an entry of an index is a manifest, by its media type. BuildKit exports its cache
-        as an index of layers, which a registry has as blobs."""
-        plain = _plain(self.media_type)
-        if is_generic(plain):
-            return True
-        return plain not in _CONFIGS and _SOUNDS_LIKE_A_MANIFEST.search(plain) is not None
+        return is_manifest(self.media_type)
 
     @property
     def is_nondistributable(self) -> bool:

@@ -17,6 +17,7 @@ from typing import Final
 
 from ociproxy.errors import DigestMismatch, ManifestInvalid, SizeMismatch
 from ociproxy.oci.descriptor import (
+    ARTIFACT_MEDIA_TYPES,
     DOCKER_SCHEMA1,
     DOCKER_SCHEMA1_SIGNED,
     IMAGE_MEDIA_TYPES,
@@ -54,9 +55,21 @@ class Index:
     """An OCI image index or a Docker manifest list."""
 
     manifests: tuple[Descriptor, ...]
+    """All entries, also those that are blobs."""
     subject: Descriptor | None = None
     artifact_type: str = ""
     annotations: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def children(self) -> tuple[Descriptor, ...]:
+        """The entries that are manifests."""
+        return tuple(each for each in self.manifests if each.is_manifest)
+
+    @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """The other entries, each blob once."""
+        unique = {each.digest: each for each in self.manifests if not each.is_manifest}
+        return tuple(unique.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +91,10 @@ class ImageManifest:
 
 @dataclass(frozen=True, slots=True)
 class OtherManifest:
-    """Any other JSON object that a registry serves as a manifest; passed on as it is."""
+    """Any other JSON object that a registry serves as a manifest; passed on as it is. Only
+    artifact manifests are known to have `blobs`."""
 
+    blobs: tuple[Descriptor, ...] = ()
     subject: Descriptor | None = None
     artifact_type: str = ""
     annotations: tuple[tuple[str, str], ...] = ()
@@ -134,11 +149,6 @@ def parse_manifest(raw: bytes, media_type: str) -> Manifest:
 
 def parse_document(document: dict[str, object], media_type: str) -> Manifest:
     """The same for a document whose JSON is parsed."""
-    return _parse(document, _checked_kind(document, media_type))
-
-
-def _checked_kind(document: dict[str, object], media_type: str) -> type[Manifest]:
-    """Raises MalformedManifest for a document of another kind."""
     own = media_type_of(document)
     kind, own_kind = _kind(own if is_generic(media_type) else media_type), _kind(own)
     says = _kind(own_media_type(document))
@@ -146,7 +156,9 @@ def _checked_kind(document: dict[str, object], media_type: str) -> type[Manifest
         # An image that is taken for another kind would count as whole without its layers. But a
         # document whose own type is unknown here may have such fields with other meanings.
         raise MalformedManifest(f"is {own[:100]}, but described as {media_type[:100]}")
-    return kind
+    return _parse(
+        document, kind, is_artifact=not ARTIFACT_MEDIA_TYPES.isdisjoint((media_type, own))
+    )
 
 
 def _kind(media_type: str) -> type[Manifest]:
@@ -155,7 +167,7 @@ def _kind(media_type: str) -> type[Manifest]:
     return ImageManifest if media_type in IMAGE_MEDIA_TYPES else OtherManifest
 
 
-def _parse(document: dict[str, object], kind: type[Manifest]) -> Manifest:
+def _parse(document: dict[str, object], kind: type[Manifest], *, is_artifact: bool) -> Manifest:
     subject = document.get("subject")
     extra = {
         "subject": None if subject is None else Descriptor.from_json(subject),
@@ -168,7 +180,8 @@ def _parse(document: dict[str, object], kind: type[Manifest]) -> Manifest:
         layers = _descriptors(document, "layers")
         config = Descriptor.from_json(document.get("config"))
         return ImageManifest(config=config, layers=layers, **extra)  # type: ignore[arg-type]
-    return OtherManifest(**extra)  # type: ignore[arg-type]
+    blobs = _descriptors(document, "blobs") if is_artifact else ()
+    return OtherManifest(blobs=blobs, **extra)  # type: ignore[arg-type]
 
 
 def referrer_descriptor(holder: ManifestHolder) -> Descriptor:

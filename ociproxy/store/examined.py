@@ -27,7 +27,7 @@ class Problem:
 
     descriptor: Descriptor
     what: str
-    """manifest, config or layer."""
+    """manifest, config, layer or blob."""
     reason: str
     damaged: bool = False
 

@@ -17,7 +17,7 @@ from ociproxy.clock import SystemClock
 from ociproxy.errors import DigestMismatch, IntegrityError, LayoutInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, key_of
+from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, key_of, lost_layers
 from ociproxy.oci.manifest import (
     MANIFEST_MAX_SIZE,
     ImageManifest,
@@ -133,10 +133,9 @@ class Extractor:
             manifest = self._holder(descriptor).manifest
         except _Unusable:
             return ()  # `examine` says why
-        if isinstance(manifest, ImageManifest):
-            for blob in manifest.blobs:
-                self._take_from(folder, blob)
-        return manifest.manifests if isinstance(manifest, Index) else ()
+        for blob in manifest.blobs:
+            self._take_from(folder, blob)
+        return manifest.children if isinstance(manifest, Index) else ()
 
     def find_document(self, digest: Digest) -> bytes | None:
         """The bytes of a manifest or config that came or is stored; they match the digest."""
@@ -201,12 +200,24 @@ class Extractor:
             return ()
         manifest = holder.manifest
         part.manifests[descriptor.digest] = holder.descriptor
+        config = manifest.config if isinstance(manifest, ImageManifest) else None
+        for blob in manifest.blobs:
+            what = "config" if blob == config else "layer" if config else "blob"
+            self._check_blob(blob, what, part)
         if isinstance(manifest, Index):
-            return tuple({child.digest: child for child in manifest.manifests}.values())
+            return tuple({child.digest: child for child in manifest.children}.values())
         if isinstance(manifest, ImageManifest):
-            for blob in manifest.blobs:
-                self._check_blob(blob, "config" if blob == manifest.config else "layer", part)
+            lost = self.lost_layers(manifest)
+            if lost:
+                reason = f"it names no layers, and its config {lost}"
+                part.problems.append(Problem(descriptor, "manifest", reason, damaged=True))
         return ()
+
+    def lost_layers(self, manifest: ImageManifest) -> int:
+        """Layers that only the config names; 0 where the config is not here. Call `drain` first."""
+        if manifest.layers:
+            return 0
+        return lost_layers(manifest, self.find_document(manifest.config.digest) or b"")
 
     def _check_blob(self, blob: Descriptor, what: str, part: Examined) -> None:
         size = self._size(blob.digest)

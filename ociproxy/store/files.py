@@ -24,13 +24,12 @@ from hashlib import blake2s
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.errors import StoreError, StoreFull
+from ociproxy.errors import DigestInvalid, StoreError, StoreFull
+from ociproxy.oci.digest import Digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from ociproxy.oci.digest import Digest
 
 
 READ_SIZE: Final = 1024 * 1024
@@ -182,6 +181,16 @@ def file_name(digest: Digest) -> str:
     return f"{digest.algorithm}-{digest.encoded}"
 
 
+def digest_of(name: str) -> Digest | None:
+    """The digest that `file_name` made this name of; None for any other name."""
+    algorithm, dash, encoded = name.rpartition("-")
+    try:
+        digest = Digest.parse(f"{algorithm if dash else 'sha256'}:{encoded}")
+    except DigestInvalid:
+        return None
+    return digest if file_name(digest) == name else None
+
+
 def seal(file: int, name: str) -> None:
     """Mark an open file as verified under this name. Raises OSError."""
     state = os.fstat(file)
@@ -204,6 +213,19 @@ def touch(file: int, state: os.stat_result, now: float) -> None:
         return
     with suppress(OSError):
         os.utime(file, ns=(int(now * 10**9), state.st_mtime_ns))
+
+
+def open_unused(path: str | Path, flags: int = 0) -> int:
+    """Open a file to read it without a use. Raises OSError.
+
+    The kernel would record one, once a day at least, and what a command looks through every day
+    would never be unused. Only the file's owner may ask the kernel not to.
+    """
+    flags |= os.O_RDONLY | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | os.O_NOATIME)
+    except PermissionError:
+        return os.open(path, flags)
 
 
 def _seal_microseconds(name: str, size: int, seconds: int) -> int:

@@ -8,6 +8,7 @@ platform. What is stored must be whole.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from ociproxy.oci.image import (
 )
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.platform import Platform
+from ociproxy.store.files import open_unused
 from ociproxy.store.manifests import with_media_type
 
 if TYPE_CHECKING:
@@ -78,6 +80,9 @@ class ImageContents:
     referrers: dict[Digest, Referrer] = field(default_factory=dict)
     """Those of `manifests` that were reached from their subject."""
     missing: dict[Digest, Missing] = field(default_factory=dict)
+    unstored: dict[Digest, Descriptor] = field(default_factory=dict)
+    """Children that an index lists and the store lacks, for any platform: a sparse index is
+    complete without them."""
     unstored_attestations: list[Descriptor] = field(default_factory=list)
     """Attestations that an index lists of its stored images. An image is complete without them,
     but Docker from 29.1 on pulls them with it."""
@@ -169,11 +174,12 @@ class _Reading:
         except MalformedManifest as exc:
             self._miss(descriptor, f"not the manifest it is called: {exc}")
             return ()
-        if isinstance(manifest, Index):
+        config = manifest.config.digest if isinstance(manifest, ImageManifest) else None
+        complete = self._add_blobs(manifest.blobs, config)
+        if isinstance(manifest, Index) and (manifest.children or not manifest.blobs):
             return self._children(manifest)
-        complete, platform = True, descriptor.platform
+        platform = descriptor.platform
         if isinstance(manifest, ImageManifest):
-            complete = self._add_blobs(manifest)
             platform = platform or platform_of(self._store, manifest)
         self.contents.images.append(ReachedImage(platform, descriptor.digest, complete))
         return ()
@@ -186,9 +192,11 @@ class _Reading:
         if self._platforms or len(absent) == len(images):
             for child in absent:
                 self._miss(child, f"{child.platform or 'platform unknown'} not stored")
-        if self._platforms and not images and index.manifests:
+        if self._platforms and not images and index.children:
             wanted = ", ".join(map(str, self._platforms))
             self._miss(self.contents.top, f"the index offers nothing for {wanted}")
+        lacking = (child for child in chosen if child.digest not in stored)
+        self.contents.unstored.update((child.digest, child) for child in lacking)
         subjects = {str(child.digest) for child in images if child.digest in stored}
         self.contents.unstored_attestations += [
             child
@@ -197,18 +205,19 @@ class _Reading:
         ]
         return [child for child in chosen if child.digest in stored]
 
-    def _add_blobs(self, manifest: ImageManifest) -> bool:
+    def _add_blobs(self, blobs: Sequence[Descriptor], config: Digest | None) -> bool:
         """Whether all of them are stored in the right size."""
         complete = True
-        self.contents.configs.add(manifest.config.digest)
-        for blob in manifest.blobs:
+        if config is not None:
+            self.contents.configs.add(config)
+        for blob in blobs:
             size = self._store.blobs.find_size(blob.digest)
             if size == blob.size:
                 self.contents.blobs[blob.digest] = size
                 continue
             complete = False
             reason = "not stored" if size is None else f"{size} bytes stored of {blob.size}"
-            role = "config" if blob.digest == manifest.config.digest else "layer"
+            role = "config" if blob.digest == config else "layer" if config else "blob"
             if blob.is_nondistributable:
                 role = f"non-distributable {role}"
             self._miss(blob, f"{role} {reason}")
@@ -268,7 +277,7 @@ def _below(store: Store, top: Descriptor) -> set[Digest]:
             manifest = with_media_type(found, descriptor).manifest if found else None
         except MalformedManifest:
             return ()
-        return manifest.manifests if isinstance(manifest, Index) else ()
+        return manifest.children if isinstance(manifest, Index) else ()
 
     walk = ImageWalk(top)
     while walk.level:
@@ -293,7 +302,8 @@ def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
     if manifest.config.size > MANIFEST_MAX_SIZE:
         return None
     try:
-        document = json.loads(store.blobs.path(manifest.config.digest).read_bytes())
+        with os.fdopen(open_unused(store.blobs.path(manifest.config.digest)), "rb") as file:
+            document = json.load(file)
         parts = document["os"], document["architecture"], document.get("variant", "")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

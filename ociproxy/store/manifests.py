@@ -16,7 +16,14 @@ from ociproxy.errors import ManifestInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest, OddManifest, is_generic
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ManifestHolder, guess_media_type
-from ociproxy.store.files import TOUCH_AFTER, file_name, identity, store_errors, touch
+from ociproxy.store.files import (
+    TOUCH_AFTER,
+    file_name,
+    identity,
+    open_unused,
+    store_errors,
+    touch,
+)
 from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:
@@ -51,6 +58,7 @@ class Manifests:
         clock: Clock,
         below: Sequence[ReadOnlyContent] = (),
     ) -> None:
+        self.folders = (image_root, index_root)
         self._index_root = index_root
         self._image_root = image_root
         self._staging = staging
@@ -121,11 +129,11 @@ class Manifests:
 
     def _read(self, digest: Digest) -> _Hot | None:
         name = file_name(digest)
-        for root in (self._image_root, self._index_root):
+        for root in self.folders:
             path = root / name
             with store_errors(path):
                 try:
-                    with path.open("rb") as file:
+                    with os.fdopen(open_unused(path), "rb") as file:
                         state = os.fstat(file.fileno())
                         raw = file.read(MANIFEST_MAX_SIZE + 1)
                 except FileNotFoundError:
@@ -143,7 +151,7 @@ class Manifests:
     def last_used(self, digest: Digest) -> float | None:
         """When a manifest was last used, in seconds since the epoch; None if it is not stored.
         Raises StoreError."""
-        for root in (self._image_root, self._index_root):
+        for root in self.folders:
             path = root / file_name(digest)
             with store_errors(path):
                 try:

@@ -16,6 +16,7 @@ Opening a store makes the folders that are missing and reads no content.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.clock import SystemClock
 from ociproxy.errors import StoreError
 from ociproxy.oci.descriptor import MalformedManifest, OddManifest
-from ociproxy.oci.manifest import ImageManifest, referrer_descriptor
+from ociproxy.oci.manifest import referrer_descriptor
 from ociproxy.store.blobs import Blobs
 from ociproxy.store.document_spool import DocumentSpool
 from ociproxy.store.files import store_errors
@@ -72,6 +73,7 @@ class Store:
         below: Sequence[ReadOnlyContent] = (),
     ) -> None:
         self.root = root
+        self.quarantine = root / "quarantine"
         clock = clock or SystemClock()
         staging = root / "pulls"
         for name in ("blobs", _INDEXES, _IMAGES, "refs", "referrers", "pulls"):
@@ -79,7 +81,7 @@ class Store:
                 (root / name).mkdir(parents=True, exist_ok=True)
         _check_format(root)
         self.staging = Staging(staging)
-        self.blobs = Blobs(root / "blobs", root / "quarantine", clock, below)
+        self.blobs = Blobs(root / "blobs", self.quarantine, clock, below)
         self.manifests = Manifests(
             root / _INDEXES,
             root / _IMAGES,
@@ -105,6 +107,14 @@ class Store:
         with store_errors(probe):
             probe.unlink(missing_ok=True)
 
+    def quarantined(self) -> set[str]:
+        """The names of the files in `quarantine/`. Raises StoreError."""
+        with store_errors(self.quarantine):
+            try:
+                return {entry.name for entry in os.scandir(self.quarantine)}
+            except FileNotFoundError:
+                return set()
+
     def blob_writer(self) -> BlobWriter:
         """A writer for blobs that come from front to end, as out of an archive."""
         return BlobWriter(self.staging.root, self.blobs)
@@ -127,7 +137,7 @@ class Store:
         for digest in self.refs.newest_manifests(repository)[:_CLAIMS]:
             holder = self.manifests.peek(digest)
             with suppress(MalformedManifest):
-                if holder is not None and isinstance(holder.manifest, ImageManifest):
+                if holder is not None:
                     for each in holder.manifest.blobs:
                         if each.digest == blob:
                             return each.size or None

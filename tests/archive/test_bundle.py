@@ -17,7 +17,8 @@ import pytest
 
 from ociproxy.archive.bundle import Bundle
 from ociproxy.archive.lock import read_lock
-from ociproxy.errors import DigestMismatch, LayoutInvalid, StoreError
+from ociproxy.archive.volumes import VolumeLabel, grouped
+from ociproxy.errors import ConfigError, DigestMismatch, LayoutInvalid, StoreError
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
 from ociproxy.store.extract import Extractor
@@ -167,6 +168,16 @@ def test_volumes_are_served_together(tmp_path: Path) -> None:
     assert len(volumes) == 3
     with serving(tmp_path, *volumes[::-1]) as mirror:
         pull(mirror, "1", made)
+
+
+def test_the_volume_of_another_set_is_named() -> None:
+    labels = {
+        Path(f"{name}.0{number}of3.tar"): VolumeLabel(set_id, number, 3)
+        for name, set_id, number in (("a", "x", 1), ("b", "y", 2), ("a", "x", 3))
+    }
+    with pytest.raises(ConfigError) as caught:
+        grouped(labels)
+    assert str(caught.value) == "b.02of3.tar: is volume 2 of another set than a.01of3.tar"
 
 
 def test_a_volume_alone_is_refused(tmp_path: Path) -> None:
