@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ociproxy.config.settings import Config
-from ociproxy.config.units import parse_size
+from ociproxy.config.units import parse_duration, parse_size
 from ociproxy.errors import NameInvalid
 from ociproxy.log import LEVELS
 from ociproxy.oci.platform import Platform
@@ -63,6 +63,20 @@ class SizeType(click.ParamType[int]):
         return size
 
 
+class DurationType(click.ParamType[float]):
+    """Seconds, written as in the configuration file: 90s, 12h, 30d."""
+
+    name = "duration"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds = parse_duration(value)
+        if seconds is None:
+            self.fail(f"{value!r} is not a duration such as 90s, 12h or 30d", param, ctx)
+        return seconds
+
+
 image_path = click.option(
     "--image-path",
     envvar="OCIPROXY_IMAGE_PATH",
@@ -105,6 +119,12 @@ pull_timeout = click.option(
     "[default: load.pull_timeout, else 60000]",
 )
 
+pin_option = click.option(
+    "--pin",
+    is_flag=True,
+    envvar="OCIPROXY_PIN",
+    help="Pin each image: no prune removes it before `pins remove`.",
+)
 json_events = click.option(
     "--json",
     "as_json",

@@ -149,6 +149,13 @@ def parse_manifest(raw: bytes, media_type: str) -> Manifest:
 
 def parse_document(document: dict[str, object], media_type: str) -> Manifest:
     """The same for a document whose JSON is parsed."""
+    kind = _checked_kind(document, media_type)
+    own = {media_type, media_type_of(document)}
+    return _parse(document, kind, is_artifact=not ARTIFACT_MEDIA_TYPES.isdisjoint(own))
+
+
+def _checked_kind(document: dict[str, object], media_type: str) -> type[Manifest]:
+    """Raises MalformedManifest for a document of another kind."""
     own = media_type_of(document)
     kind, own_kind = _kind(own if is_generic(media_type) else media_type), _kind(own)
     says = _kind(own_media_type(document))
@@ -156,9 +163,7 @@ def parse_document(document: dict[str, object], media_type: str) -> Manifest:
         # An image that is taken for another kind would count as whole without its layers. But a
         # document whose own type is unknown here may have such fields with other meanings.
         raise MalformedManifest(f"is {own[:100]}, but described as {media_type[:100]}")
-    return _parse(
-        document, kind, is_artifact=not ARTIFACT_MEDIA_TYPES.isdisjoint((media_type, own))
-    )
+    return kind
 
 
 def _kind(media_type: str) -> type[Manifest]:

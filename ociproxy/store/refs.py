@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,12 +25,12 @@ from ociproxy.errors import DigestInvalid, NameInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest, text_in
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
-from ociproxy.store.files import identity, store_errors
+from ociproxy.store.files import file_name, identity, keep, store_errors
 from ociproxy.store.read_only import TagRecord
 from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
     from ociproxy.store.read_only import ReadOnlyContent
 
@@ -71,6 +72,10 @@ class Refs:
         self._hot: BoundedCache[str, tuple[tuple[int, int, int], object]] = BoundedCache(
             _HOT_RECORDS
         )
+
+    def folder(self, repository: Repository) -> Path:
+        """Where the records of a repository are: `_tags/<tag>` and `_manifests/<digest>`."""
+        return self._root / repository.registry / repository.name
 
     def find_tag(self, repository: Repository, tag: str) -> TagRecord | None:
         """The record of a tag; None if there is none, or it is damaged. Raises StoreError."""
@@ -146,6 +151,25 @@ class Refs:
         for name in self._names(Path(self._path(repository, _MANIFESTS, "."))):
             with suppress(DigestInvalid):
                 found.append(Digest.parse(name))
+        return found
+
+    def records_of_referrers(self, manifests: Container[str]) -> Iterator[tuple[str, Path]]:
+        """The records of referrers that are named in `manifests`, by file name, with those names.
+        Raises StoreError."""
+        for subject in self._names(self._referrers_root):
+            for name in self._names(self._referrers_root / subject):
+                with suppress(DigestInvalid):
+                    referrer = file_name(Digest.parse(name))
+                    if referrer in manifests:
+                        yield referrer, self._referrers_root / subject / name
+
+    def folders(self) -> list[Path]:
+        """All folders for records, each after those inside it. Raises StoreError."""
+        found = []
+        for root in (self._root, self._referrers_root):
+            with store_errors(root):
+                walked = [Path(folder) for folder, _, _ in os.walk(root, topdown=False)]
+            found += walked[:-1]
         return found
 
     def newest_manifests(self, repository: Repository) -> list[Digest]:
@@ -231,7 +255,8 @@ class Refs:
         return record
 
     def _put_descriptor(self, path: str, descriptor: Descriptor) -> None:
-        if self._find(path, _descriptor) != descriptor:
+        # A record that is written again counts as new: it is not removed as the old one.
+        if self._find(path, _descriptor) != descriptor or not keep(path, time.time()):
             self._put(path, descriptor.to_json())
 
     def _put(self, path: str, document: dict[str, object]) -> None:

@@ -158,6 +158,23 @@ def test_no_credentials_follow_a_redirect_to_another_host(
     assert all("Authorization" not in request.headers for request in storage.requests)
 
 
+def test_an_image_in_another_registry_that_gives_out_tokens_is_pulled(
+    scene: Scene, make_upstream: Callable[..., FakeUpstream]
+) -> None:
+    storage = make_upstream(host="127.0.0.2", auth=TokenAuth())
+    app = storage.add(scene.repository, image("app", layer_size=3 * MIB), tag="v1")
+    scene.upstream.fault(f"/v2/{scene.repository}/", Fault(redirect=storage.url))
+    scene.upstream.protect(scene.repository, BasicAuth("ann", "secret"))
+    scene.start(entry={"auth": {"user": "ann", "password": "secret"}}, segment="1MiB")
+    assert scene.manifest("v1").body == app.top.data
+    for blob in app.blobs:
+        assert scene.get(blob).body == blob.data
+    assert scene.server.get(scene.path("tags", "list")).json()["tags"] == ["v1"]
+    assert not any(
+        "Basic" in request.headers.get("Authorization", "") for request in storage.requests
+    )
+
+
 @pytest.mark.parametrize("where", ["http://169.254.169.254", "file:///etc", "gopher://127.0.0.1"])
 def test_a_redirect_to_where_nobody_may_go_is_refused(scene: Scene, where: str) -> None:
     blob = scene.blob(1000, Fault(redirect=where))
