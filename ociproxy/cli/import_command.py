@@ -24,6 +24,7 @@ from ociproxy.cli.options import (
     json_events,
     log_format,
     quiet_log_level,
+    verbose,
 )
 from ociproxy.cli.screen import Screen
 from ociproxy.cli.terminal import INTERRUPTED, Step
@@ -63,6 +64,7 @@ from ociproxy.store.store import Store
     help="Refuse an archive that expands to more.",
 )
 @json_events
+@verbose
 @click.pass_context
 def import_command(
     ctx: click.Context,
@@ -75,6 +77,7 @@ def import_command(
     on_existing: str,
     max_size: int,
     as_json: bool,
+    verbose: bool,
 ) -> None:
     """Take images into the store from archives and folders, without a network.
 
@@ -98,7 +101,7 @@ def import_command(
     store = Store(config.store.path, hot_manifests=config.store.hot_manifests)
     store.check_writable()
     screen = Screen()
-    report = Report(screen, as_json=as_json)
+    report = Report(screen, as_json=as_json, verbose=verbose)
     importer = Importer(store, rules, report)
     interrupted = False
     # SIGTERM ends the import in order, as SIGINT does.

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.archive.importer.importer import Watcher
 from ociproxy.archive.importer.results import EXIT_CODES, ImportResult, Status
-from ociproxy.cli.terminal import print_event
+from ociproxy.cli.terminal import print_event, short
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ociproxy.cli.screen import Screen
     from ociproxy.errors import OciProxyError
+    from ociproxy.oci.digest import Digest
 
 _SHOWN: Final = 10
 """Problems, or platforms, of one image that are printed; `--json` prints more."""
@@ -23,8 +26,9 @@ _PUBLISHED: Final = (Status.IMPORTED, Status.REPLACED, Status.UNCHANGED)
 
 
 class Report(Watcher):
-    def __init__(self, screen: Screen, *, as_json: bool) -> None:
+    def __init__(self, screen: Screen, *, as_json: bool, verbose: bool = False) -> None:
         self._screen = screen
+        self._show = str if verbose else short
         self._json = as_json
         self._began = time.monotonic()
         self._counts: Counter[Status] = Counter()
@@ -51,7 +55,7 @@ class Report(Watcher):
                 leftOut=list(result.left_out),
             )
             return
-        for line in _lines(result):
+        for line in _lines(result, self._show):
             self._screen.line(line)
 
     def note(self, source: str, text: str) -> None:
@@ -88,13 +92,13 @@ class Report(Watcher):
         self._screen.line(text)
 
 
-def _lines(result: ImportResult) -> list[str]:
+def _lines(result: ImportResult, show: Callable[[Digest], str]) -> list[str]:
     name = result.name
-    shown = name if str(result.digest) in name else f"{name}@{result.digest}"
+    shown = name if str(result.digest) in name else f"{name}@{show(result.digest)}"
     head = f"{result.status.value} {shown}"
     if result.previous is not None and result.previous != result.digest:
         verb = "was" if result.status is Status.REPLACED else "is"
-        head += f", {verb} {result.previous}"
+        head += f", {verb} {show(result.previous)}"
     if result.left_out and result.status in _PUBLISHED:
         head += f", without {', '.join(result.left_out[:_SHOWN])}"
     if not result.problems:

@@ -26,6 +26,7 @@ from ociproxy.cli.options import (
     log_format,
     pull_timeout,
     quiet_log_level,
+    verbose,
 )
 from ociproxy.cli.screen import Screen
 from ociproxy.cli.sources import chosen_platforms, machine_platform, read_wanted
@@ -124,6 +125,7 @@ if TYPE_CHECKING:
     help="Write what was not loaded here, as a list to load.",
 )
 @json_events
+@verbose
 @click.pass_context
 def load(
     ctx: click.Context,
@@ -147,6 +149,7 @@ def load(
     fail_fast: bool,
     failures: Path | None,
     as_json: bool,
+    verbose: bool,
 ) -> None:
     """Fill the store with the images of lists; `-` reads standard input.
 
@@ -159,7 +162,7 @@ def load(
     if not (lists or manifests or locked):
         raise click.UsageError("give an IMAGELIST, - for standard input, or --kubernetes FILE")
     screen = Screen()
-    report = Report(screen, as_json=as_json)
+    report = Report(screen, as_json=as_json, verbose=verbose)
     chosen = chosen_platforms(os, archs, platforms, everything=all_platforms)
     default = machine_platform() if chosen is None else chosen
     wanted = read_wanted(lists, manifests, default, note=report.note)
