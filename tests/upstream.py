@@ -202,6 +202,8 @@ class FakeUpstream:
         challenge = auth.challenge(request, repository) if auth else None
         if challenge is None:
             return None
+        if isinstance(auth, TokenAuth) and auth.silent is not None and repository:
+            return error(auth.silent, "UNKNOWN")
         response = error(401, "UNAUTHORIZED")
         response.headers["WWW-Authenticate"] = challenge
         return response

@@ -11,6 +11,7 @@ import pytest
 
 from ociproxy.config.settings import Auth, Secret, Tls
 from ociproxy.errors import (
+    ManifestUnknown,
     OciProxyError,
     UpstreamDenied,
     UpstreamForbidden,
@@ -356,17 +357,86 @@ def test_redirect_to_another_host_or_port_takes_nothing_along(
     assert authorizations(storage) == [""]
 
 
-def test_challenge_of_a_redirects_target_is_not_met(
-    make_upstream: Callable[..., FakeUpstream], open_backend: OpenBackend
+@pytest.mark.parametrize("auth", [ALICE, TokenAuth(credentials=ALICE)])
+def test_a_redirects_target_gets_no_password_though_it_asks(
+    make_upstream: Callable[..., FakeUpstream],
+    open_backend: OpenBackend,
+    auth: BasicAuth | TokenAuth,
 ) -> None:
-    upstream = make_upstream()
-    storage = make_upstream(host="127.0.0.2", auth=TokenAuth(credentials=ALICE))
+    upstream = make_upstream(auth=ALICE)
+    storage = make_upstream(host="127.0.0.2", auth=auth)
     blob = storage.add_content("team/app", random_blob(10))
     upstream.fault("/blobs/", Fault(redirect=storage.url))
     with pytest.raises(UpstreamDenied):
         open_backend(upstream, auth=ALICE_AUTH).open_blob(repository(upstream), digest(blob))
-    assert storage.count("/token") == 0
-    assert authorizations(storage, "") == [""]
+    assert storage.seen("/blobs/")
+    assert set(authorizations(storage, "")) == {""}
+
+
+def test_a_redirect_to_another_registry_is_met_with_an_anonymous_token_of_its_own(
+    make_upstream: Callable[..., FakeUpstream], open_backend: OpenBackend
+) -> None:
+    upstream, storage = make_upstream(auth=ALICE), make_upstream(host="127.0.0.2", auth=TokenAuth())
+    blob = storage.add_content("team/app", random_blob(1000))
+    upstream.fault("/blobs/", Fault(redirect=storage.url))
+    backend = open_backend(upstream, auth=ALICE_AUTH)
+    for start in (0, 500):
+        stream = backend.open_blob(repository(upstream), digest(blob), start=start)
+        assert read_all(stream) == blob.data[start:]
+    assert storage.count("/token") == 1
+    assert authorizations(storage, "/token") == [""]
+    assert not any(each.startswith("Basic") for each in authorizations(storage))
+    assert not any("token" in each for each in authorizations(upstream))
+    assert backend.stat_blob(repository(upstream), digest(blob)) == 1000
+
+
+# Challenges that are hard to find
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_the_password_is_used_where_v2_alone_challenges(
+    make_upstream: Callable[..., FakeUpstream], open_backend: OpenBackend, status: int
+) -> None:
+    upstream = make_upstream(auth=TokenAuth(credentials=ALICE, silent=status))
+    held = upstream.add("team/app", image(), tag="v1")
+    upstream.add("team/other", image(), tag="v1")
+    backend = open_backend(upstream, auth=ALICE_AUTH)
+    for name in ("team/app:v1", "team/other:v1"):
+        backend.resolve(reference(upstream, name))
+        backend.fetch_manifest(reference(upstream, name))
+    blob = held.blobs[0]
+    assert read_all(backend.open_blob(repository(upstream), digest(blob))) == blob.data
+    backend.fetch_listing(repository(upstream), "tags/list", "")
+    with pytest.raises(ManifestUnknown):
+        backend.resolve(reference(upstream, "team/app:v2"))
+    assert sum(request.path == "/v2/" for request in upstream.requests) == 1
+    assert upstream.count("/token") == 2
+
+
+def test_without_credentials_an_unknown_tag_is_asked_for_once(
+    upstream: FakeUpstream, open_backend: OpenBackend
+) -> None:
+    with pytest.raises(ManifestUnknown):
+        open_backend(upstream).fetch_manifest(reference(upstream))
+    assert [request.path for request in upstream.requests] == ["/v2/team/app/manifests/v1"]
+
+
+def test_lists_and_manifests_asked_at_once_get_tokens_of_their_own_scopes(
+    make_upstream: Callable[..., FakeUpstream], open_backend: OpenBackend
+) -> None:
+    upstream = make_upstream(auth=TokenAuth(list_action="metadata_read"))
+    upstream.add("team/app", image(), tag="v1")
+    upstream.fault("/token", Fault(delay=0.2))
+    backend = open_backend(upstream)
+
+    def ask(number: int) -> object:
+        if number % 2:
+            return backend.fetch_listing(repository(upstream), "tags/list", "")
+        return backend.fetch_manifest(reference(upstream))
+
+    with ThreadPoolExecutor(64) as pool:
+        assert all(pool.map(ask, range(128)))
+    assert upstream.count("/token") == 2
 
 
 def test_https_upstream_with_a_plain_realm_gets_no_password(
