@@ -154,15 +154,20 @@ def export_command(
     if file == STDOUT and os.isatty(_STDOUT_NUMBER):
         raise click.UsageError("an archive is nothing for a terminal: give a file, or a pipe")
     store = existing_store(config_path, image_path)
-    selected: Iterable[Selected] = by_patterns(store, patterns, platforms)
+    selected: Iterable[Selected] = by_patterns(
+        store, patterns, platforms, lambda text: _warn(screen, text)
+    )
     if wanted:
         selected = by_references(store, ((each.reference, each.platforms) for each in wanted))
     elif locked is not None:
         selected = by_lock(read_lock_file(locked), platforms)
-    chosen = reach(store, selected, referrers=not no_referrers, allow_partial=allow_partial)
-    if shape.flattened:
-        chosen = list(flatten(store, chosen, referrers=not no_referrers))
-    exported = _export(screen, store, chosen, file, shape)
+    with store.reading() as keep:
+        chosen = reach(store, selected, referrers=not no_referrers, allow_partial=allow_partial)
+        if shape.flattened:
+            chosen = list(flatten(store, chosen, referrers=not no_referrers))
+        for image in chosen:
+            keep(image.contents)
+        exported = _export(screen, store, chosen, file, shape)
     _report(screen, file, chosen, exported, as_json=as_json)
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 import click
 from rich.filesize import decimal
 
-from ociproxy.cli.terminal import print_event, print_table, short
+from ociproxy.cli.table import print_table
+from ociproxy.cli.terminal import print_event, short
 from ociproxy.config.units import show_duration
 from ociproxy.errors import UpstreamRateLimited
 from ociproxy.load.loader import Watcher
@@ -58,6 +59,7 @@ class Report(Watcher):
                 digest=str(digest),
                 platforms=[str(platform) for platform in image.platforms],
                 lacking=[str(platform) for platform in image.lacking],
+                withheld=[{"digest": str(e.digest), "urls": e.urls} for e in result.withheld],
                 size=image.size,
                 fetched=result.fetched,
                 seconds=round(result.seconds, 3),
@@ -69,6 +71,12 @@ class Report(Watcher):
             f"loaded {shown} {decimal(image.size)}, {decimal(result.fetched)} fetched, "
             f"{result.seconds:.1f} s{lacking}"
         )
+        for layer in result.withheld:
+            where = f"; it may be at {layer.urls[0]}" if layer.urls else ""
+            self._screen.line(
+                f"  incomplete: the registry does not have the non-distributable layer "
+                f"{layer.digest}{where}"
+            )
 
     def ended(self, image: UpstreamImage) -> None:
         """This image is no failure, and not unfinished."""
@@ -188,7 +196,13 @@ class PlanReport(Watcher):
                 pulls=[dataclasses.asdict(each) for each in pulls],
             )
             return
-        print_table(_PLAN_COLUMNS, map(_row, plan.images), numbers=("SIZE", "NEW"))
+        print_table(
+            _PLAN_COLUMNS,
+            map(_row, plan.images),
+            numbers=("SIZE", "NEW"),
+            spare=("DIGEST",),
+            folding=("PLATFORMS",),
+        )
         enough = "" if plan.new < free else ": NOT ENOUGH"
         failed = f", {summary.failed} failed" if summary.failed else ""
         click.echo(

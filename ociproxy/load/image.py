@@ -72,7 +72,10 @@ class UpstreamImage:
     manifests: dict[Digest, ManifestHolder] = field(default_factory=dict)
     blobs: dict[Digest, Descriptor] = field(default_factory=dict)
     tags: dict[str, Descriptor] = field(default_factory=dict)
+    reached: list[tuple[Descriptor, ImageManifest]] = field(default_factory=list)
+    """The image manifests, without those of referrers, each as its index describes it."""
     platforms: tuple[Platform, ...] = ()
+    """Of `reached`, as an export of the same images says them. The loader fills it in."""
     lacking: tuple[Platform, ...] = ()
     """Wanted platforms that the image does not offer."""
     pulls: set[Reference] = field(default_factory=set)
@@ -134,6 +137,7 @@ class _Finding:
         self._repository = wanted.reference.repository
         self._subjects: set[Digest] = set()
         self._pulls: set[Reference] = set()
+        self._reached: list[tuple[Descriptor, ImageManifest]] = []
 
     async def image(self) -> UpstreamImage:
         top = await self._top()
@@ -141,6 +145,7 @@ class _Finding:
         image = UpstreamImage(reference, top, pulls=self._pulls)
         await self._add(image, top, self._wanted.platforms)
         self._check_platforms(image, top)
+        image.reached = list(self._reached)
         if self._with_referrers:
             for subject in list(image.manifests):
                 await self._add_referrers(image, subject, depth=1)
@@ -190,22 +195,24 @@ class _Finding:
             if digest not in holders and digest not in image.manifests:
                 holders[digest] = await self._by_digest(digest)
 
-        def children(digest: Digest) -> Sequence[Descriptor]:
+        def children(descriptor: Descriptor) -> Sequence[Descriptor]:
+            digest = descriptor.digest
             if digest in image.manifests:
                 return ()
             if holders[digest].descriptor.media_type in (DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED):
                 reason = f"manifest {digest} has Docker's schema 1: outdated"
                 raise ManifestInvalid(self._repository.registry, reason)
             manifest = self._parse(holders[digest])
+            image.blobs.update((blob.digest, blob) for blob in manifest.blobs)
             if isinstance(manifest, ImageManifest):
-                image.blobs.update((blob.digest, blob) for blob in manifest.blobs)
+                self._reached.append((descriptor, manifest))
             if not isinstance(manifest, Index):
                 return ()
             return choose(manifest, platforms, attestations=self._with_referrers)
 
         while walk.level:
             await all_of(map(fetch, walk.level))
-            walk.advance([children(each.digest) for each in walk.level])
+            walk.advance([children(each) for each in walk.level])
         if walk.beyond:
             reason = f"manifest {walk.beyond[0].digest}: {BEYOND_LIMITS}"
             raise ManifestInvalid(self._repository.registry, reason)
@@ -215,17 +222,14 @@ class _Finding:
 
     def _check_platforms(self, image: UpstreamImage, top: ManifestHolder) -> None:
         manifest = self._parse(top)
-        if not isinstance(manifest, Index):
+        if not isinstance(manifest, Index) or (manifest.blobs and not manifest.children):
             return
-        offered = [each.platform for each in manifest.manifests if each.platform is not None]
-        wanted = self._wanted.platforms or tuple(dict.fromkeys(offered))
-        image.lacking = tuple(
-            platform for platform in self._wanted.platforms if not choose(manifest, (platform,))
-        )
-        image.platforms = tuple(each for each in wanted if each not in image.lacking)
-        if image.lacking and (self._wanted.strict or not image.platforms):
+        wanted = self._wanted.platforms
+        image.lacking = tuple(each for each in wanted if not choose(manifest, (each,)))
+        if image.lacking and (self._wanted.strict or image.lacking == wanted):
             lacking = ", ".join(map(str, image.lacking))
-            has = ", ".join(dict.fromkeys(map(str, offered))) or "none"
+            offered = (str(each.platform) for each in manifest.children if each.platform)
+            has = ", ".join(dict.fromkeys(offered)) or "none"
             raise ManifestUnknown(image.reference, f"lacks {lacking}; it has {has}")
 
     # Referrers

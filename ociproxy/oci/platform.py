@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ociproxy.errors import NameInvalid
-
-if TYPE_CHECKING:
-    pass
 
 _ARCHITECTURES: Final = {
     "aarch64": ("arm64", ""),
@@ -28,7 +25,8 @@ _DEFAULT_VARIANTS: Final = {"amd64": "v1", "arm64": "v8"}
 """Variants that the normal form leaves out, for these architectures mean them anyway. For `arm` it
 always names one, `v7` if none was given."""
 
-_PART: Final = re.compile(r"[A-Za-z0-9_.-]+")
+_PART: Final = re.compile(r"[A-Za-z0-9_.+-]+")
+"""The `+` is in variants of arm64, as `v8.2+sve`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +59,12 @@ class Platform:
         elif variant == _DEFAULT_VARIANTS.get(architecture):
             variant = ""
         return Platform(_SYSTEMS.get(system, system), architecture, variant)
+
+    @property
+    def has_name(self) -> bool:
+        """Whether `parse` reads what this prints. A document may hold any text as a platform."""
+        parts = (self.os, self.architecture, *((self.variant,) if self.variant else ()))
+        return all(_PART.fullmatch(part) for part in parts)
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)

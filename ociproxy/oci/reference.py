@@ -23,7 +23,9 @@ _NAME_LIMIT: Final = 255
 names, which components become in the store, have the same limit."""
 _COMPONENT: Final = r"[A-Za-z0-9]+(?:(?:\.|_|__|-+)[A-Za-z0-9]+)*"
 _NAME_PATTERN: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+NO_TAG: Final = "a tag is up to 128 letters, digits, '_', '.' or '-'"
 _TAG_PATTERN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_IMAGE_ID: Final = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
 _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _REGISTRY_PATTERN: Final = re.compile(
     rf"(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]{{2,45}}\])(?::(?P<port>[0-9]{{1,5}}))?"
@@ -80,6 +82,8 @@ class Reference:
 
         Without tag and digest, the tag is `latest`. Raises NameInvalid or DigestInvalid.
         """
+        if is_image_id(text):
+            raise NameInvalid(text, "the id of an image on one node, which no registry knows")
         rest, at, digest_text = text.partition("@")
         digest = Digest.parse(digest_text) if at else None
         head, slash, last = rest.rpartition("/")
@@ -111,6 +115,12 @@ class Reference:
         return f"{self.repository}{tag}{digest}"
 
 
+def is_image_id(text: str) -> bool:
+    """Whether text is what a container runtime shows for an image without a name: the digest of
+    its config, with or without the algorithm."""
+    return _IMAGE_ID.fullmatch(text) is not None
+
+
 def is_tag(text: str) -> bool:
     return _TAG_PATTERN.fullmatch(text) is not None
 
@@ -118,7 +128,7 @@ def is_tag(text: str) -> bool:
 def check_tag(text: str) -> None:
     """Raises NameInvalid unless text is a tag."""
     if not is_tag(text):
-        raise NameInvalid(text, "a tag is up to 128 letters, digits, '_', '.' or '-'")
+        raise NameInvalid(text, NO_TAG)
 
 
 @lru_cache(maxsize=4096)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
@@ -23,12 +25,12 @@ from ociproxy.errors import DigestInvalid, NameInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest, text_in
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
-from ociproxy.store.files import identity, store_errors
+from ociproxy.store.files import file_name, identity, keep, store_errors
 from ociproxy.store.read_only import TagRecord
 from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
     from ociproxy.store.read_only import ReadOnlyContent
 
@@ -40,6 +42,18 @@ REFERRERS_OF_ONE: Final = 1000
 """Records of one subject. Manifests of any repository may name it, and each is read for a list."""
 _TAGS: Final = "_tags"
 _MANIFESTS: Final = "_manifests"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A file that leads to the manifest `digest`, which is None where the file cannot be parsed, or
+    leads to another manifest than its name says. Only the record of a tag has a `tag`, that of a
+    referrer no `repository`."""
+
+    path: Path
+    digest: Digest | None
+    repository: Repository | None = None
+    tag: str | None = None
 
 
 class Refs:
@@ -58,6 +72,10 @@ class Refs:
         self._hot: BoundedCache[str, tuple[tuple[int, int, int], object]] = BoundedCache(
             _HOT_RECORDS
         )
+
+    def folder(self, repository: Repository) -> Path:
+        """Where the records of a repository are: `_tags/<tag>` and `_manifests/<digest>`."""
+        return self._root / repository.registry / repository.name
 
     def find_tag(self, repository: Repository, tag: str) -> TagRecord | None:
         """The record of a tag; None if there is none, or it is damaged. Raises StoreError."""
@@ -135,6 +153,25 @@ class Refs:
                 found.append(Digest.parse(name))
         return found
 
+    def records_of_referrers(self, manifests: Container[str]) -> Iterator[tuple[str, Path]]:
+        """The records of referrers that are named in `manifests`, by file name, with those names.
+        Raises StoreError."""
+        for subject in self._names(self._referrers_root):
+            for name in self._names(self._referrers_root / subject):
+                with suppress(DigestInvalid):
+                    referrer = file_name(Digest.parse(name))
+                    if referrer in manifests:
+                        yield referrer, self._referrers_root / subject / name
+
+    def folders(self) -> list[Path]:
+        """All folders for records, each after those inside it. Raises StoreError."""
+        found = []
+        for root in (self._root, self._referrers_root):
+            with store_errors(root):
+                walked = [Path(folder) for folder, _, _ in os.walk(root, topdown=False)]
+            found += walked[:-1]
+        return found
+
     def newest_manifests(self, repository: Repository) -> list[Digest]:
         """The same, the newest first."""
         folder = Path(self._path(repository, _MANIFESTS, "."))
@@ -167,6 +204,26 @@ class Refs:
             except NameInvalid:
                 continue
 
+    def records(self, repository: Repository) -> Iterator[Record]:
+        """The records of a repository in the store's own files. Raises StoreError."""
+        folder = Path(self._path(repository, _TAGS, "."))
+        for name in self._names(folder):
+            tagged = self._find(self._path(repository, _TAGS, name), _tag_record)
+            digest = tagged.descriptor.digest if tagged else None
+            yield Record(folder / name, digest, repository, name)
+        yield from self._described(self._path(repository, _MANIFESTS, ""), repository)
+
+    def referrer_records(self) -> Iterator[Record]:
+        """The records of all referrers, in the same way."""
+        for subject in self._names(self._referrers_root):
+            yield from self._described(f"{self._referrers_root}/{subject}/", None)
+
+    def _described(self, folder: str, repository: Repository | None) -> Iterator[Record]:
+        for name in self._names(Path(folder)):
+            found = self._find(f"{folder}{name}", _descriptor)
+            digest = found.digest if found and str(found.digest) == name else None
+            yield Record(Path(folder, name), digest, repository)
+
     def _path(self, repository: Repository, kind: str, name: str) -> str:
         # Parsed names cannot hold '..' or begin with '/'. No component of a repository begins with
         # '_', so none is taken for a folder of records.
@@ -198,7 +255,8 @@ class Refs:
         return record
 
     def _put_descriptor(self, path: str, descriptor: Descriptor) -> None:
-        if self._find(path, _descriptor) != descriptor:
+        # A record that is written again counts as new: it is not removed as the old one.
+        if self._find(path, _descriptor) != descriptor or not keep(path, time.time()):
             self._put(path, descriptor.to_json())
 
     def _put(self, path: str, document: dict[str, object]) -> None:

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from ociproxy.store.inventory import inventory
+from ociproxy.store.store import Store
 from tests.images import OCI_INDEX, Image, artifact, content, image
 from tests.serve.scene import Scene
 from tests.upstream_faults import HTML, Fault, too_many_requests
@@ -149,6 +151,23 @@ def test_known_referrers_stand_in_where_the_fallback_tag_cannot_be_read_either(
     assert "fwd=stale" in answer.cache_status
 
 
+@pytest.mark.parametrize("away", [False, True])
+def test_an_odd_entry_of_a_fallback_tag_hides_no_other(scene: Scene, away: bool) -> None:
+    app = scene.upstream.add(scene.repository, image("app"), tag="v1")
+    signed = {**artifact(app.top).top.descriptor(), "artifactType": SIGNATURE}
+    odd = {"digest": artifact(app.top, data=b"[]").digest, "artifactType": SIGNATURE}
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [odd, signed]}
+    index = Image(content(json.dumps(document).encode(), OCI_INDEX))
+    scene.upstream.add(scene.repository, index, tag=app.digest.replace(":", "-"))
+    scene.upstream.fault("/referrers/", Fault(status=404))
+    server = scene.start()
+    path = scene.path("referrers", app.digest)
+    assert server.get(path).body == index.top.data
+    if away:
+        server.restart(args=["--offline"])
+    assert server.get(f"{path}&artifactType={SIGNATURE}").json()["manifests"] == [signed]
+
+
 @pytest.mark.parametrize("fault", [Fault(status=500), Fault(status=403), Fault(drop=True)])
 def test_known_referrers_stand_in_for_a_failing_upstream(scene: Scene, fault: Fault) -> None:
     app = scene.upstream.add(scene.repository, image("app"), tag="v1")
@@ -160,3 +179,62 @@ def test_known_referrers_stand_in_for_a_failing_upstream(scene: Scene, fault: Fa
     assert answer.status == 200
     assert [m["digest"] for m in answer.json()["manifests"]] == [signature.digest]
     assert "fwd=stale" in answer.cache_status
+
+
+def test_a_repository_that_shares_an_image_has_its_signatures_offline(scene: Scene) -> None:
+    """The first repository's pull stored the bytes, and the second one's found them there."""
+    app = image("app")
+    signature = artifact(app.top)
+    scene.start()
+    for name in ("team/one", "team/two"):
+        scene.upstream.add(name, app, tag="v1")
+        scene.upstream.add(name, signature)
+        for each in (*app.all_content(), *signature.all_content()):
+            kind = "manifests" if each in (app.top, signature.top) else "blobs"
+            assert scene.server.get(scene.path(kind, each.digest, repository=name)).status == 200
+    assert scene.upstream.count("team/two/manifests/", "GET") == 0
+    scene.upstream.stop_listening()
+    scene.server.restart(args=["--offline"])
+    for name in ("team/one", "team/two"):
+        answer = scene.server.get(scene.path("referrers", app.digest, repository=name))
+        assert [each["digest"] for each in answer.json()["manifests"]] == [signature.digest]
+    answer = scene.server.get(scene.path("referrers", app.digest, repository="team/three"))
+    assert answer.json()["manifests"] == []
+    listed = {str(entry.reference) for entry in inventory(Store(scene.server.store))}
+    registry = scene.upstream.registry
+    assert {f"{registry}/{name}@{app.digest}" for name in ("team/one", "team/two")} <= listed
+
+
+def test_a_tag_that_means_another_repositorys_image_is_that_repositorys_too(scene: Scene) -> None:
+    app = image("app")
+    for name in ("team/one", "team/two"):
+        scene.upstream.add(name, app, tag="v1")
+    server = scene.start()
+    assert server.get(scene.path("manifests", "v1", repository="team/one")).status == 200
+    path = scene.path("manifests", "v1", repository="team/two")
+    assert server.head(path).status == 200
+    assert server.get(path).cache_status == "ociproxy; hit"
+    kept = f"refs/{scene.upstream.registry}/team/two/_manifests/{app.digest}"
+    server.wait_for_file(kept)
+
+
+@pytest.mark.parametrize("away", ["offline", "down"])
+def test_the_fallback_tag_that_was_stored_lists_referrers_while_the_upstream_is_away(
+    scene: Scene, away: str
+) -> None:
+    app = scene.upstream.add(scene.repository, image("app"), tag="v1")
+    signed = artifact(app.top, artifact_type=SIGNATURE)
+    listed = [{**signed.top.descriptor(), "artifactType": SIGNATURE}]
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed}
+    index = Image(content(json.dumps(document).encode(), OCI_INDEX))
+    scene.upstream.add(scene.repository, index, tag=app.digest.replace(":", "-"))
+    scene.upstream.fault("/referrers/", Fault(status=404))
+    server = scene.start()
+    path = scene.path("referrers", app.digest)
+    assert server.get(path).json()["manifests"] == listed
+    scene.upstream.stop_listening()
+    if away == "offline":
+        server.restart(args=["--offline"])
+    for query, found in (("", listed), (SIGNATURE, listed), (SBOM, [])):
+        answer = server.get(f"{path}&artifactType={query}" if query else path)
+        assert (answer.status, answer.json()["manifests"]) == (200, found)

@@ -227,12 +227,13 @@ class Assembly:
 
     def learn_size(self, size: int) -> None:
         """The upstream tells it, whatever was claimed. Raises SizeMismatch where it told another
-        one before."""
+        one before, and StoreFull where there is no room for the rest."""
         with self._lock:
             if self._told and self.size != size:
                 raise SizeMismatch(f"blob {self._digest}", self.size, size)
             self.size, self._told = size, True
             if self._ingest is not None and self._ingest.leading:
+                self._ingest.check_room(size)
                 self._ingest.set_size(size)
 
     def resume(self, ingest: Ingest) -> None:

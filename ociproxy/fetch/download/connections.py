@@ -211,7 +211,7 @@ class Connections:
             raise UpstreamUnavailable(self._upstream, reason)
         size = self._download.claimed_size() if stream.size is None else stream.size
         if size is not None:
-            self._download.learn_size(size)
+            self._download.learn_size(size, encoding=stream.encoding)
             self._stated_size = stream.size
             self._assembly.end_at(segment, size)
         elif stream.stop is not None:

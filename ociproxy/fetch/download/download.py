@@ -93,7 +93,7 @@ class Download:
         self.stopped = Event()
         self.doubted = False
         """Readers hear of the size once the bytes are verified: it is 0, so that no last byte could
-        wait for that; or it is small and not what a manifest claims, as that of a page is."""
+        wait for that; or two signs say that they are wrong, as those of a page (`learn_size`)."""
         self.bytes_fetched = 0
         """Bytes that the upstream has sent for this download, those it sent twice included."""
         self.bytes_resumed = 0
@@ -104,6 +104,7 @@ class Download:
         )
         self.repository = repository
         self._partition = partition
+        self._subject = "blob"
         self._leaders_stopped = 0
         self._store = store
         self._believes = believes
@@ -169,13 +170,13 @@ class Download:
 
     # For backends
 
-    def learn_size(self, size: int) -> None:
-        """The upstream says how many bytes the blob has. Raises BlobTooLarge or SizeMismatch."""
+    def learn_size(self, size: int, *, encoding: str = "") -> None:
+        """What the upstream says of the blob. Raises BlobTooLarge or SizeMismatch."""
         self.check_limit(size)
-        claimed = self.size
+        self._subject = f"blob sent as {encoding!r}" if encoding else "blob"
+        odd = (size <= _WORTH_A_THREAD, self.size not in (None, size), bool(encoding))
+        self.doubted = self.doubted or size == 0 or sum(odd) > 1
         self.assembly.learn_size(size)
-        contradicts = claimed not in (None, size) and size <= _WORTH_A_THREAD
-        self.doubted = self.doubted or size == 0 or contradicts
         self._reach(State.ARRIVING)
         self._start_hasher()
 
@@ -197,10 +198,14 @@ class Download:
         start = segment.start
         self.check_limit(start + len(data))
         self.assembly.put(segment, data)
-        if self.state is State.STARTING and self._waits_for_size_no_more:
-            self._reach(State.ARRIVING)
+        self.tell_arrival()
         self._notify()
         self.assembly.hash(start, data)
+
+    def tell_arrival(self) -> None:
+        """Some bytes are here. Readers get them after a while, though nothing tells the size."""
+        if self.state is State.STARTING and time.monotonic() - self._began > _UNSIZED_WAIT:
+            self._reach(State.ARRIVING)
 
     def lead(self, fetcher: Fetcher) -> None:
         """Fetch the blob, or follow the process that does; return when it is in the store.
@@ -232,10 +237,10 @@ class Download:
                 else:
                     ingest.refresh()
                     adopted = self.assembly.adopt(ingest)
-                if ingest.size is not None or (
-                    ingest.ranges.total and self._waits_for_size_no_more
-                ):
+                if ingest.size is not None:
                     self._reach(State.ARRIVING)
+                elif ingest.ranges.total:
+                    self.tell_arrival()
                 if not led:
                     return False
                 if silence.is_long():
@@ -296,8 +301,7 @@ class Download:
     def _begin(self, ingest: Ingest) -> bool:
         """Take over what arrived before; False where the file is of no use."""
         if self._store.blobs.find_size(self.digest) is not None:
-            # Another process committed the blob between our look and our lock. The file is removed
-            # and not emptied: followers read it.
+            # Another process has committed it since. Not emptied: followers read the file.
             ingest.discard()
             ingest.close()
             return False
@@ -326,10 +330,6 @@ class Download:
         stopped = self._leaders_stopped
         return f"{self._partition}#{stopped}" if stopped else self._partition
 
-    @property
-    def _waits_for_size_no_more(self) -> bool:
-        return time.monotonic() - self._began > _UNSIZED_WAIT
-
     def _start_hasher(self) -> None:
         if self._hasher is not None and (self.size or 0) > _WORTH_A_THREAD:
             self._hasher.start()
@@ -337,7 +337,7 @@ class Download:
     def _verify(self, hasher: InOrderHasher) -> None:
         actual = hasher.digest()
         if actual != self.digest:
-            raise DigestMismatch("blob", self.digest, actual)
+            raise DigestMismatch(self._subject, self.digest, actual)
         if hasher.position != self.size:
             raise SizeMismatch(f"blob {self.digest}", self.size, hasher.position)
 

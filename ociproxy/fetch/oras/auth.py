@@ -4,8 +4,6 @@ Each repository has tokens of its own: oras' own token backend answers a second 
 with the first one's token. A token is for what its challenge asked for: an upstream may ask another
 scope for its lists than for its manifests. The password goes to the upstream, or to the realm that
 the upstream names. It goes over plain HTTP only if the upstream is configured as plain HTTP.
-
-Tests: tests/fetch/oras/test_auth.py, tests/fetch/oras/test_challenges.py.
 """
 
 from __future__ import annotations
@@ -13,21 +11,21 @@ from __future__ import annotations
 import json
 import threading
 import time
-import urllib.request
 from base64 import b64encode
 from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import requests
 from oras.auth.base import AuthBackend
-from requests.utils import unquote_header_value
 
+from ociproxy.bounded import BoundedCache
 from ociproxy.clock import time_left
 from ociproxy.errors import UpstreamDenied, UpstreamForbidden, UpstreamUnavailable
-from ociproxy.fetch.oras.errors import plain_url, refuse, translated
+from ociproxy.fetch.oras.challenges import Demand, find_challenge
+from ociproxy.fetch.oras.errors import refuse, translated
 from ociproxy.fetch.oras.session import Session, discard, origin, read_bounded, upstream_url
 
 if TYPE_CHECKING:
@@ -36,68 +34,19 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Timeouts
     from ociproxy.fetch.credential_helper import CredentialSource
     from ociproxy.fetch.credentials import Credentials
+    from ociproxy.fetch.oras.challenges import Challenge
     from ociproxy.oci.reference import Repository
 
 _TOKEN_LIFE: Final = 60.0
 """Seconds that a token lives if the realm does not say (Docker's token specification)."""
+_ORIGINS: Final = 16
+"""Other registries, behind redirects of one repository, whose tokens are kept."""
 _TOKEN_LIMIT: Final = 1024 * 1024
 """Bytes of a realm's answer: many times a real token."""
 _TOKENS: Final = 8
 """Tokens kept of one repository: one for each scope that its upstream asks for."""
 _PULL: Final = ("manifests", "blobs")
 """Kinds of requests that try each other's token: hardly an upstream asks two scopes for a pull."""
-
-
-@dataclass(frozen=True, slots=True)
-class Challenge:
-    """One challenge of a Www-Authenticate header; scheme and parameter names in lower case."""
-
-    scheme: str
-    parameters: dict[str, str]
-
-
-def parse_challenges(header: str) -> list[Challenge]:
-    """RFC 9110, 11.6.1: commas separate challenges as well as their parameters. A part that has a
-    word and a space before its first `=` begins a challenge."""
-    challenges: list[Challenge] = []
-    for part in filter(str.strip, urllib.request.parse_http_list(header)):
-        name, equals, value = part.partition("=")
-        scheme, space, name = name.strip().rpartition(" ")
-        if space or not equals:
-            challenges.append(Challenge((scheme or name).strip().lower(), {}))
-        if equals and challenges:
-            parameter = unquote_header_value(value.strip())
-            challenges[-1].parameters.setdefault(name.strip().lower(), parameter)
-    return challenges
-
-
-def find_challenge(header: str) -> Challenge | None:
-    """The first bearer challenge, else the first basic one: a token saves sending the password."""
-    known = {challenge.scheme: challenge for challenge in reversed(parse_challenges(header))}
-    return known.get("bearer") or known.get("basic")
-
-
-class ChallengeElsewhere(UpstreamDenied):
-    """A redirect led to another registry, at `url`, which asks for a token."""
-
-    def __init__(self, upstream: str, reason: str, url: str) -> None:
-        self.url = url
-        super().__init__(upstream, reason, status=401)
-
-
-class _Demand(NamedTuple):
-    """What a challenge asks for. The scope is empty where it names none."""
-
-    scheme: str
-    realm: str
-    service: str
-    scope: str
-
-    @staticmethod
-    def of(challenge: Challenge) -> _Demand:
-        given = challenge.parameters.get
-        names = ("realm", "service", "scope")
-        return _Demand(challenge.scheme, *(given(name, "") for name in names))
 
 
 @dataclass(slots=True)
@@ -132,8 +81,8 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         self._secure = secure
         self._lock = threading.Lock()
         """Guards the tokens and the demands; held across nothing."""
-        self._tokens: OrderedDict[_Demand, _Token] = OrderedDict()
-        self._demands: dict[str, _Demand] = {}
+        self._tokens: OrderedDict[Demand, _Token] = OrderedDict()
+        self._demands: dict[str, Demand] = {}
         """What each kind of request was last challenged for."""
 
     def get_auth_header(self, url: str) -> dict[str, str]:
@@ -155,19 +104,7 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
 
     def meet(self, challenge: Challenge, url: str) -> None:
         """Be ready for such a request to be challenged so. Raises UpstreamError kinds."""
-        self._meet(_Demand.of(challenge), url, None)
-
-    def check_elsewhere(self, response: requests.Response) -> None:
-        """Raises ChallengeElsewhere where another host, which a redirect led to, wants a token."""
-        if response.status_code != 401 or not response.history:
-            return
-        challenge = find_challenge(response.headers.get("Www-Authenticate", ""))
-        if challenge is None or challenge.scheme != "bearer":
-            return
-        if origin(response.history[0].url) != origin(response.url):
-            discard(response)
-            reason = f"redirects to {plain_url(response.url)}, which asks for a token"
-            raise ChallengeElsewhere(self._upstream, reason, response.url)
+        self._meet(Demand.of(challenge), url, None)
 
     def authenticate_request(
         self, original: requests.Response, headers: dict[str, str] | None, refresh: bool = False
@@ -175,25 +112,35 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         """The headers with other credentials, and True; oras then sends the request once more.
         `refresh` says that it is the second time. Raises UpstreamDenied where another try cannot
         help, since oras does not always look at the second value."""
-        self.check_elsewhere(original)
+        if _is_elsewhere(original):
+            # Another host, which a redirect led to, must not ask for the upstream's credentials.
+            raise refuse(original, self._upstream)
+        requested = original.history[0].url if original.history else original.url
+        return self.renew(original, headers, requested, refresh=refresh), True
+
+    def renew(
+        self,
+        original: requests.Response,
+        headers: dict[str, str] | None,
+        requested: str,
+        *,
+        refresh: bool = False,
+    ) -> dict[str, str]:
+        """The headers with other credentials. Raises UpstreamDenied where there are none."""
         denied = refuse(original, self._upstream)
         sent = (headers or {}).get("Authorization")
-        requested = original.history[0].url if original.history else original.url
-        if origin(requested) != origin(original.url):
-            # Another host, which a redirect led to, must not ask for the upstream's credentials.
-            raise denied
         given = find_challenge(original.headers.get("Www-Authenticate", ""))
         if refresh or (original.status_code == 403 and sent is None and given is None):
             raise denied
-        demand = self._demand_for(requested) if given is None else _Demand.of(given)
+        demand = self._demand_for(requested) if given is None else Demand.of(given)
         if demand is None:
             raise denied
         authorization = self._meet(demand, requested, sent)
         if authorization is None or authorization == sent:
             raise denied
-        return {**(headers or {}), "Authorization": authorization}, True
+        return {**(headers or {}), "Authorization": authorization}
 
-    def _meet(self, demand: _Demand, url: str, sent: str | None) -> str | None:
+    def _meet(self, demand: Demand, url: str, sent: str | None) -> str | None:
         """The header for this demand, other than the one that was sent, if there is one."""
         token = self._token(demand)
         with self._lock:
@@ -205,7 +152,7 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
             # Else another thread has renewed it since this request was sent.
             return token.authorization
 
-    def _demand_for(self, url: str) -> _Demand | None:
+    def _demand_for(self, url: str) -> Demand | None:
         """What such a request will probably be asked for."""
         kind = _kind(url)
         with self._lock:
@@ -215,7 +162,7 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
                     demand = known
             return demand
 
-    def _token(self, demand: _Demand) -> _Token:
+    def _token(self, demand: Demand) -> _Token:
         with self._lock:
             token = self._tokens.setdefault(demand, _Token())
             self._tokens.move_to_end(demand)
@@ -223,26 +170,27 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
                 self._tokens.popitem(last=False)
             return token
 
-    def _obtain(self, token: _Token, demand: _Demand, *, refused: str | None = None) -> None:
+    def _obtain(self, token: _Token, demand: Demand, *, refused: str | None = None) -> None:
         """Set the authorization for this demand. `refused` is the header that was not accepted. A
         helper whose answer was refused is run once more."""
         source = self._credentials
-        credentials = None if source is None else source.get()
+        credentials = None if source is None else source.get(self._repository.name)
         if demand.scheme == "basic":
             if source is not None and credentials is not None and _basic(credentials) == refused:
-                credentials = source.replace(credentials) or credentials
+                fresh = source.replace(credentials, self._repository.name)
+                credentials = fresh or credentials
             token.authorization = None if credentials is None else _basic(credentials)
             token.renew_at = float("inf")
             return
         try:
             self._fetch_token(token, demand, credentials)
         except UpstreamDenied:
-            fresh = None if source is None else source.replace(credentials)
+            fresh = None if source is None else source.replace(credentials, self._repository.name)
             if fresh is None:
                 raise
             self._fetch_token(token, demand, fresh)
 
-    def _fetch_token(self, token: _Token, demand: _Demand, credentials: Credentials | None) -> None:
+    def _fetch_token(self, token: _Token, demand: Demand, credentials: Credentials | None) -> None:
         started = time.monotonic()
         answer = self._request_token(demand, credentials)
         text = answer.get("token") or answer.get("access_token")
@@ -255,7 +203,7 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         # Early enough for requests on their way, and not all the time if the life is short.
         token.renew_at = started + life - min(10.0, life / 5)
 
-    def _request_token(self, demand: _Demand, credentials: Credentials | None) -> dict[str, object]:
+    def _request_token(self, demand: Demand, credentials: Credentials | None) -> dict[str, object]:
         scheme = upstream_url(demand.realm, self._upstream, what="token realm").scheme
         if scheme not in ("http", "https"):
             raise UpstreamDenied(self._upstream, "its challenge names no token realm", status=401)
@@ -299,6 +247,58 @@ def _kind(url: str) -> str:
     """`manifests`, `blobs`, `tags` or `referrers`; empty for any other URL."""
     kind = urlsplit(url).path.rpartition("/")[0].rpartition("/")[2]
     return kind if kind in (*_PULL, "tags", "referrers") else ""
+
+
+class RepositorySession:
+    """The session by which oras sends the requests of one repository. Thread-safe.
+
+    A redirect may lead to another registry, which wants a token of its own. It gets an anonymous
+    one, for its origin only, and nothing that the upstream itself is sent.
+    """
+
+    def __init__(self, repository: Repository, *, session: Session, timeouts: Timeouts) -> None:
+        self._repository = repository
+        self._session = session
+        self._timeouts = timeouts
+        self._auths: BoundedCache[object, RepositoryAuth] = BoundedCache(_ORIGINS)
+
+    def request(
+        self, method: str, url: str, *, headers: dict[str, str], **options: Any
+    ) -> requests.Response:
+        """Called by oras. Raises UpstreamDenied where no anonymous token is to be had."""
+        response = self._session.request(method, url, headers=headers, **options)
+        if response.status_code != 401 or not _is_elsewhere(response):
+            return response
+        auth, url = self._auth(response.url), response.url
+        headers = {name: value for name, value in headers.items() if name != "Authorization"}
+        known = {**headers, **auth.get_auth_header(url)}
+        if known != headers:
+            discard(response)
+            response = self._session.request(method, url, headers=known, **options)
+            if response.status_code != 401 or _is_elsewhere(response):
+                return response
+        headers = auth.renew(response, known, url)
+        return self._session.request(method, url, headers=headers, **options)
+
+    def _auth(self, url: str) -> RepositoryAuth:
+        place = origin(url)
+        auth = self._auths.get(place)
+        if auth is None:
+            auth = RepositoryAuth(
+                self._repository,
+                session=self._session,
+                timeouts=self._timeouts,
+                credentials=None,
+                secure=place[0] == "https",
+            )
+            self._auths.put(place, auth)
+        return auth
+
+
+def _is_elsewhere(response: requests.Response) -> bool:
+    """Whether redirects led to another origin than was asked."""
+    asked = response.history[0].url if response.history else response.url
+    return origin(asked) != origin(response.url)
 
 
 def _basic(credentials: Credentials) -> str:

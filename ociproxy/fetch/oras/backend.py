@@ -23,11 +23,17 @@ from ociproxy.errors import (
     UpstreamInvalid,
     UpstreamUnavailable,
 )
-from ociproxy.fetch.backend import Listing
+from ociproxy.fetch.backend import Listing, verified
 from ociproxy.fetch.download.connections import Connections
 from ociproxy.fetch.oras.client import NAMESPACE, HttpBlobStream, RegistryClient
 from ociproxy.fetch.oras.errors import refuse, translated
-from ociproxy.fetch.oras.session import content_length, discard, read_bounded, upstream_url
+from ociproxy.fetch.oras.session import (
+    content_encoding,
+    content_length,
+    discard,
+    read_bounded,
+    upstream_url,
+)
 from ociproxy.oci.descriptor import (
     ACCEPTED_MEDIA_TYPES,
     OCI_INDEX,
@@ -120,6 +126,16 @@ class OrasBackend:
             expected=reference.digest or _digest_header(response),
             subject=reference,
         )
+
+    def fetch_config(self, image: Reference, config: Descriptor) -> bytes:
+        stream = self.open_blob(image.repository, config.digest)
+        raw = bytearray()
+        try:
+            while len(raw) <= MANIFEST_MAX_SIZE and (piece := stream.read(MANIFEST_MAX_SIZE)):
+                raw += piece
+        finally:
+            stream.close()
+        return verified(bytes(raw), config)
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         response, raw = self._get_document(
@@ -232,10 +248,6 @@ class OrasBackend:
         """The answer and its body, of MANIFEST_MAX_SIZE bytes at most. A 404 raises `unknown`."""
         response = self._client.request("GET", repository, path, headers)
         self._expect_ok(response, repository, unknown)
-        encoding = response.headers.get("Content-Encoding", "identity").lower()
-        if encoding != "identity":
-            response.close()
-            raise ManifestInvalid(self._name, f"sends a document encoded as {encoding!r}")
         length = content_length(response)
         if length is not None and length > MANIFEST_MAX_SIZE:
             response.close()
@@ -245,6 +257,9 @@ class OrasBackend:
         if len(raw) > MANIFEST_MAX_SIZE:
             reason = f"a document of more than {MANIFEST_MAX_SIZE} bytes is too large"
             raise ManifestInvalid(self._name, reason)
+        encoding = content_encoding(response)
+        if encoding and not raw.lstrip().startswith(b"{"):
+            raise ManifestInvalid(self._name, f"sends a document encoded as {encoding!r}")
         return response, raw
 
 

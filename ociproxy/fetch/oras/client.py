@@ -30,19 +30,14 @@ from ociproxy.errors import (
     OciProxyError,
     UpstreamDenied,
     UpstreamError,
-    UpstreamInvalid,
     UpstreamUnavailable,
     UpstreamUntrusted,
 )
 from ociproxy.fetch.credential_helper import CredentialSource
-from ociproxy.fetch.oras.auth import (
-    Challenge,
-    ChallengeElsewhere,
-    RepositoryAuth,
-    find_challenge,
-)
+from ociproxy.fetch.oras.auth import RepositoryAuth, RepositorySession
+from ociproxy.fetch.oras.challenges import Challenge, find_challenge
 from ociproxy.fetch.oras.errors import FOREIGN, translate, translated
-from ociproxy.fetch.oras.session import content_length, discard, open_session, origin
+from ociproxy.fetch.oras.session import content_encoding, content_length, discard, open_session
 from ociproxy.fetch.upstreams.health import Quota
 from ociproxy.oci.reference import Repository
 
@@ -56,8 +51,6 @@ NAMESPACE: Final = "ns"
 """The query parameter that tells a mirror which registry is meant."""
 _REPOSITORIES: Final = 1024
 """Repositories whose tokens are kept. Clients choose the names, so the number must be bounded."""
-_STRANGERS: Final = 64
-"""Repositories whose blobs another registry sends, which asks for a token of its own."""
 _PING_INTERVAL: Final = 600.0
 """Seconds for which the answer of `/v2/` is used."""
 
@@ -79,7 +72,6 @@ class RegistryClient:
         self._probing = threading.Lock()
         self._making = threading.Lock()
         self._registry_of = lru_cache(_REPOSITORIES)(self._make_registry)
-        self._stranger = lru_cache(_STRANGERS)(self._make_stranger)
         self._pinged: Challenge | None = None
         self._ping_at = 0.0
         self.quota: Quota | None = None
@@ -96,12 +88,7 @@ class RegistryClient:
                 url += f"{separator}{urlencode({NAMESPACE: self._upstream.namespace})}"
             with self._making:  # two threads must not make a token each
                 registry = self._registry_of(repository)
-            try:
-                response = self._ask(registry, method, url, headers)
-            except ChallengeElsewhere as exc:
-                # Another registry has the blob: nothing of this one's credentials goes there.
-                registry = self._stranger(origin(exc.url), repository)
-                response = _send(registry, method, exc.url, headers)
+            response = self._ask(registry, method, url, headers)
         self.quota = Quota.parse(response.headers) or self.quota
         return response
 
@@ -114,8 +101,6 @@ class RegistryClient:
         """Some registries challenge at `/v2/` only: without credentials they answer 404 or 403."""
         try:
             response = _send(registry, method, url, headers)
-        except ChallengeElsewhere:
-            raise
         except UpstreamDenied:
             if not self._log_in(registry, url):
                 raise
@@ -186,29 +171,18 @@ class RegistryClient:
         secure = base.startswith("https:")
         # With `auto`, plain HTTP was chosen by the answers on the network, not by the operator.
         trusted = secure or self._upstream.scheme != "auto"
-        registry = Registry()
-        registry.session = self._session
         # In the upstream's words: its endpoint may keep the repository below another name.
         prefix = urlsplit(base).path.removeprefix("/v2/")
+        known_as = Repository(self._name, f"{prefix}{repository.name}")
+        timeouts = self._upstream.timeouts
+        registry = Registry()
+        registry.session = RepositorySession(known_as, session=self._session, timeouts=timeouts)
         registry.auth = RepositoryAuth(
-            Repository(self._name, f"{prefix}{repository.name}"),
+            known_as,
             session=self._session,
-            timeouts=self._upstream.timeouts,
+            timeouts=timeouts,
             credentials=self._credentials if trusted else None,
             secure=secure,
-        )
-        return registry
-
-    def _make_stranger(self, where: tuple[object, ...], repository: Repository) -> Registry:
-        """oras' client for another registry, at the origin `where`, that a redirect led to."""
-        registry = Registry()
-        registry.session = self._session
-        registry.auth = RepositoryAuth(
-            repository,
-            session=self._session,
-            timeouts=self._upstream.timeouts,
-            credentials=None,
-            secure=True,
         )
         return registry
 
@@ -219,8 +193,6 @@ def _send(registry: Registry, method: str, url: str, headers: dict[str, str]) ->
     response: requests.Response = Registry.do_request.__wrapped__(
         registry, url, method, headers=headers, stream=True
     )
-    # After one 401, oras hands out the next one as the answer.
-    registry.auth.check_elsewhere(response)
     return response
 
 
@@ -246,11 +218,12 @@ class HttpBlobStream:
     def __init__(
         self, response: requests.Response, upstream: str, timeouts: Timeouts, *, start: int
     ) -> None:
-        """The body must be the undecoded blob from `start` or 0 on. Else this closes the response
-        and raises UpstreamUnavailable or UpstreamInvalid."""
+        """The body must be the blob from `start` or 0 on. Else this closes the response and raises
+        UpstreamUnavailable."""
         self._response = response
         self._upstream = upstream
         self._timeouts = timeouts
+        self.encoding = content_encoding(response)
         self._read = 0
         self._aborted = False
         try:
@@ -290,9 +263,6 @@ class HttpBlobStream:
         """Offsets in the blob where the body starts and stops, and the size of the blob, in bytes;
         None for what the upstream does not say. `asked` is the start of the requested range."""
         headers = self._response.headers
-        encoding = headers.get("Content-Encoding", "identity").lower()
-        if encoding != "identity":
-            raise UpstreamInvalid(self._upstream, f"sends the blob encoded as {encoding!r}")
         length = content_length(self._response)
         if self._response.status_code != 206:
             return 0, length, length

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import (
+    BlobUnknown,
     ManifestInvalid,
     ManifestUnknown,
     NameUnknown,
     StoreError,
     UpstreamError,
 )
-from ociproxy.fetch.backend import Listing
+from ociproxy.fetch.backend import Listing, verified
 from ociproxy.fetch.retry import retrying
 from ociproxy.fetch.skopeo.copy import CopyJobs
 from ociproxy.fetch.skopeo.image_layout import BlobIndex
@@ -114,6 +115,20 @@ class SkopeoBackend:
         answered()
         download.bytes_fetched += size
 
+    def fetch_config(self, image: Reference, config: Descriptor) -> bytes:
+        """By a command of its own, which asks for the manifest once more."""
+        self._check_name(image.repository)
+        run = self._program.call(
+            image.repository,
+            "inspect",
+            "--config",
+            "--raw",
+            f"docker://{self._program.name_of(image.repository)}@{image.digest}",
+            output_limit=MANIFEST_MAX_SIZE,
+            unknown=BlobUnknown(config.digest, "unknown to the upstream"),
+        )
+        return verified(bytes(run.stdout), config)
+
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         """`tags/list` only: skopeo gets all tags, of which `n` and `last` choose a page."""
         unknown = NameUnknown(str(repository), f"the upstream has no {path}")
@@ -121,6 +136,7 @@ class SkopeoBackend:
             raise NameUnknown(str(repository), f"skopeo does not ask for {path}")
         self._check_name(repository)
         run = self._program.call(
+            repository,
             "list-tags",
             f"docker://{self._program.name_of(repository)}",
             output_limit=MANIFEST_MAX_SIZE,
@@ -143,6 +159,7 @@ class SkopeoBackend:
         # By tag if the reference has one: a digest beside it must then agree with the answer.
         which = f":{reference.tag}" if reference.tag else f"@{reference.digest}"
         run = self._program.call(
+            repository,
             "inspect",
             "--raw",
             f"docker://{self._program.name_of(repository)}{which}",

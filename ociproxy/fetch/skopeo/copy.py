@@ -206,7 +206,8 @@ class CopyJobs:
         unknown = ManifestUnknown(f"{image.repository}@{digest}", "unknown to the upstream")
         options = ("--preserve-digests", "--remove-signatures", "--quiet")
         try:
-            with self._program.start("copy", *options, source, f"oci:{layout.path}") as run:
+            target = f"oci:{layout.path}"
+            with self._program.start(image.repository, "copy", *options, source, target) as run:
                 self._watch(run, copy, layout)
                 run.check(unknown)
         finally:

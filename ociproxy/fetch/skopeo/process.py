@@ -177,34 +177,40 @@ class Program:
 
     def name_of(self, repository: Repository) -> str:
         """The repository as skopeo's arguments name it."""
-        return "/".join(part for part in (self._host, self._prefix, repository.name) if part)
+        return f"{self._host}/{self._path_of(repository)}"
 
-    def call(self, *words: str, output_limit: int, unknown: OciProxyError) -> Run:
+    def _path_of(self, repository: Repository) -> str:
+        return "/".join(part for part in (self._prefix, repository.name) if part)
+
+    def call(
+        self, repository: Repository, *words: str, output_limit: int, unknown: OciProxyError
+    ) -> Run:
         """Run a short command to its end, within the connect and header time-outs and what the
         request has left. A refused run is repeated with fresh credentials, if a helper has some.
         Raises UpstreamError kinds, OutOfTime, or `unknown` for a 404."""
-        source = self._credentials
-        given = None if source is None else source.get()
+        source, path = self._credentials, self._path_of(repository)
+        given = None if source is None else source.get(path)
         try:
             return self._call(words, output_limit, unknown, given)
         except UpstreamDenied:
-            fresh = None if source is None else source.replace(given)
+            fresh = None if source is None else source.replace(given, path)
             if fresh is None:
                 raise
             return self._call(words, output_limit, unknown, fresh)
 
     @contextmanager
-    def start(self, command: str, *words: str) -> Iterator[Run]:
-        """A running command, with the options that tell it about this upstream."""
-        source = self._credentials
-        given = None if source is None else source.get()
+    def start(self, repository: Repository, command: str, *words: str) -> Iterator[Run]:
+        """A running command, with the options that tell it about this upstream and the credentials
+        for this repository."""
+        source, path = self._credentials, self._path_of(repository)
+        given = None if source is None else source.get(path)
         try:
             with self._run((command, *words), given) as run:
                 yield run
         except UpstreamDenied:
             if source is not None:
                 with suppress(UpstreamDenied):
-                    source.replace(given)  # for the next run
+                    source.replace(given, path)  # for the next run
             raise
 
     def _call(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from ociproxy import log
 from ociproxy.bounded import BoundedCache
-from ociproxy.clock import SystemClock
+from ociproxy.clock import Deadline, SystemClock, time_left
 from ociproxy.errors import (
     BlobTooLarge,
     IntegrityError,
@@ -139,6 +139,9 @@ class Endpoints:
                 resumption.brought(download.bytes_fetched - before)
                 resumption.wait(exc)
 
+    def fetch_config(self, image: Reference, config: Descriptor) -> bytes:
+        return self._ask(lambda endpoint: endpoint.backend.fetch_config(image, config))
+
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         return self._ask(lambda endpoint: endpoint.backend.fetch_listing(repository, path, query))
 
@@ -168,7 +171,7 @@ class Endpoints:
         final = (*final, Interrupted)
         error: OciProxyError | None = None
         left_alone = []
-        for endpoint in endpoints:
+        for asked, endpoint in enumerate(endpoints):
             try:
                 endpoint.health.admit(self._clock.monotonic())
             except UpstreamRateLimited as exc:
@@ -179,7 +182,7 @@ class Endpoints:
                 left_alone.append(endpoint)
                 continue
             try:
-                return self._call(endpoint, request)
+                return self._call(endpoint, request, of=len(endpoints) - asked)
             except final:
                 raise
             except OciProxyError as exc:
@@ -187,18 +190,22 @@ class Endpoints:
         if isinstance(error, UpstreamUnavailable):
             # No endpoint answered. The caller has decided that the upstream may be asked, so the
             # endpoints that are left alone are asked too.
-            for endpoint in left_alone:
+            for asked, endpoint in enumerate(left_alone):
                 try:
-                    return self._call(endpoint, request)
+                    return self._call(endpoint, request, of=len(left_alone) - asked)
                 except final:
                     raise
                 except OciProxyError as exc:
                     error = exc
         raise error or UpstreamUnavailable(self._name, "has no endpoint")
 
-    def _call(self, endpoint: _Endpoint, request: Callable[[_Endpoint], T]) -> T:
+    def _call(self, endpoint: _Endpoint, request: Callable[[_Endpoint], T], *, of: int) -> T:
+        """Within its share of the time that the request has left, as the first `of` so many that
+        may be asked: a silent endpoint leaves the next one time."""
+        share = Deadline.after(time_left() / of)
         try:
-            return request(endpoint)
+            with share.kept():
+                return request(endpoint)
         except OciProxyError as exc:
             self._record_failure(endpoint, exc)
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -397,6 +398,18 @@ def test_password_is_on_no_command_line_and_no_disk(
         for path in store.root.rglob("*"):
             assert not path.is_file() or encoded.encode() not in path.read_bytes()
         assert asking.result(10).raw == held.top.data
+
+
+def test_docker_config_with_an_entry_for_one_repository(
+    make_upstream: Callable[..., FakeUpstream], open_skopeo: OpenSkopeo, tmp_path: Path
+) -> None:
+    upstream = make_upstream(auth=BasicAuth("ann", "right"))
+    file = tmp_path / "config.json"
+    entry = {"username": "ann", "password": "right"}
+    file.write_text(json.dumps({"auths": {f"{upstream.registry}/team": entry}}))
+    backend = open_skopeo(upstream, auth=Auth(docker_config=file))
+    held = upstream.add("team/app", image(), tag="v1")
+    assert backend.fetch_manifest(reference(upstream)).raw == held.top.data
 
 
 def test_wrong_password(

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ociproxy import log
-from ociproxy.config.settings import Auth, Endpoint, Fetch, Secret, Upstream
+from ociproxy.clock import Deadline
+from ociproxy.config.settings import Auth, Endpoint, Fetch, Secret, Timeouts, Upstream
 from ociproxy.errors import (
     BlobUnknown,
     DigestMismatch,
@@ -57,7 +58,8 @@ def open_endpoints(clock: HandClock) -> Iterator[OpenEndpoints]:
 
     def make(*endpoints: FakeUpstream | Endpoint, name: str = NAME, **entry: object) -> Endpoints:
         each = tuple(e if isinstance(e, Endpoint) else Endpoint(url=e.url) for e in endpoints)
-        upstream = Upstream(name=name, endpoints=each, timeouts=TIMEOUTS, **entry)  # type: ignore[arg-type]
+        values = {"timeouts": TIMEOUTS, **entry}
+        upstream = Upstream(name=name, endpoints=each, **values)  # type: ignore[arg-type]
         opened.append(
             Endpoints(
                 upstream, lambda one: OrasBackend(one, Fetch()), Fetch(pause=30.0), clock=clock
@@ -148,6 +150,19 @@ def test_one_that_is_away_is_left_alone_and_then_asked_once(
     clock.time = 2.1
     backend.fetch_manifest(V1)
     assert [each.count("/manifests/") for each in two] == [1, 2]
+
+
+def test_a_silent_one_leaves_the_next_one_time(
+    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints
+) -> None:
+    """Of what the client of the request has left."""
+    silent, good = two
+    held = good.add(APP.name, image(), tag="v1")
+    silent.fault("/manifests/", Fault(delay=30))
+    with Deadline.after(2.0).kept():
+        found = open_endpoints(silent, good, timeouts=Timeouts()).fetch_manifest(V1)
+    silent.release()
+    assert found.raw == held.top.data
 
 
 @pytest.mark.parametrize("fault", [Fault(status=503), Fault(delay=30), Fault(drop=True)])
