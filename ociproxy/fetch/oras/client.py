@@ -33,6 +33,7 @@ from ociproxy.errors import (
     UpstreamUnavailable,
     UpstreamUntrusted,
 )
+from ociproxy.fetch.backend import NAMESPACE
 from ociproxy.fetch.credential_helper import CredentialSource
 from ociproxy.fetch.oras.auth import RepositoryAuth, RepositorySession
 from ociproxy.fetch.oras.challenges import Challenge, find_challenge
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Timeouts, Upstream
 
 
-NAMESPACE: Final = "ns"
-"""The query parameter that tells a mirror which registry is meant."""
 _REPOSITORIES: Final = 1024
 """Repositories whose tokens are kept. Clients choose the names, so the number must be bounded."""
 _PING_INTERVAL: Final = 600.0
