@@ -77,6 +77,8 @@ class Request:
     status: int = 0
     sent: int = 0
     done: bool = False
+    raw_query: str = ""
+    """As it came, where `query` is decoded."""
 
 
 def error(status: int, code: str, fault: Fault | None = None) -> web.Response:

@@ -31,14 +31,18 @@ class TagsQuery:
 
     n: int | None = None
     last: str = ""
+    is_whole: bool = True
+    """False where the query has more: an upstream's own name of a page, which only it knows."""
 
     @staticmethod
     def parse(query: str) -> TagsQuery:
         """A limit that is no number is none."""
-        asked = parse_qs(query)
+        asked = parse_qs(query, keep_blank_values=True)
         n = asked.get("n", [""])[0]
         return TagsQuery(
-            int(n) if n.isascii() and n.isdigit() else None, asked.get("last", [""])[0]
+            int(n) if n.isascii() and n.isdigit() else None,
+            asked.get("last", [""])[0],
+            is_whole=asked.keys() <= {"n", "last"},
         )
 
     def encode(self) -> str:
