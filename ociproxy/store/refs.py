@@ -24,7 +24,7 @@ from ociproxy.errors import DigestInvalid, NameInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest, text_in
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
-from ociproxy.store.files import identity, store_errors
+from ociproxy.store.files import identity, make_folder, store_errors
 from ociproxy.store.read_only import TagRecord
 from ociproxy.store.staging import write_atomically
 
@@ -184,8 +184,7 @@ class Refs:
         """The records of a repository in the store's own files. Raises StoreError."""
         folder = Path(self._path(repository, _TAGS, "."))
         for name in self._names(folder):
-            tagged = self._find(self._path(repository, _TAGS, name), _tag_record)
-            digest = tagged.descriptor.digest if tagged else None
+            digest = self._digest(self._path(repository, _TAGS, name), name, is_tag=True)
             yield Record(folder / name, digest, repository, name)
         yield from self._described(self._path(repository, _MANIFESTS, ""), repository)
 
@@ -194,11 +193,42 @@ class Refs:
         for subject in self._names(self._referrers_root):
             yield from self._described(f"{self._referrers_root}/{subject}/", None)
 
+    def remove(
+        self, record: Record, is_wrong: Callable[[], bool], *, kept_in: Path | None = None
+    ) -> bool:
+        """Remove a record or, with `kept_in`, move it to that folder. False where another process
+        has written it again, or it is not wrong any more: then it stays. Raises StoreError."""
+        name = f"{record.path.name}-{Digest.of(str(record.path).encode()).encoded[:16]}"
+        aside = self._staging / f".write-{name}" if kept_in is None else kept_in / name
+        with store_errors(record.path):
+            make_folder(aside.parent)
+            try:
+                record.path.replace(aside)
+            except FileNotFoundError:
+                return False
+            # Looked at after the move: a process that publishes commits the manifest first. It then
+            # finds no record and writes one, or its manifest is seen here.
+            found = self._digest(str(aside), record.path.name, is_tag=record.tag is not None)
+            wrong = found == record.digest and is_wrong()
+            if not wrong:
+                with suppress(FileExistsError):
+                    record.path.hardlink_to(aside)
+            if kept_in is None or not wrong:
+                aside.unlink(missing_ok=True)
+        return wrong
+
     def _described(self, folder: str, repository: Repository | None) -> Iterator[Record]:
         for name in self._names(Path(folder)):
-            found = self._find(f"{folder}{name}", _descriptor)
-            digest = found.digest if found and str(found.digest) == name else None
+            digest = self._digest(f"{folder}{name}", name, is_tag=False)
             yield Record(Path(folder, name), digest, repository)
+
+    def _digest(self, path: str, name: str, *, is_tag: bool) -> Digest | None:
+        """The manifest that the record at a path leads to; `name` is that of its place."""
+        if is_tag:
+            tagged = self._find(path, _tag_record)
+            return tagged.descriptor.digest if tagged else None
+        found = self._find(path, _descriptor)
+        return found.digest if found and str(found.digest) == name else None
 
     def _path(self, repository: Repository, kind: str, name: str) -> str:
         # Parsed names cannot hold '..' or begin with '/'. No component of a repository begins with
