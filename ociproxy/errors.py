@@ -4,8 +4,7 @@ OciProxyError
     ConfigError  NameInvalid  DigestInvalid  LockInvalid  VolumeTooSmall  AddressInUse
     NameUnknown  ManifestUnknown  BlobUnknown  NothingMatches  Incomplete
     UpstreamError: UpstreamUnavailable (Interrupted)  UpstreamRateLimited  UpstreamDenied
-                   UpstreamForbidden  UpstreamInvalid (BlobTooLarge)  UpstreamUntrusted
-                   ManifestInvalid
+        UpstreamForbidden  UpstreamInvalid (BlobTooLarge)  UpstreamUntrusted  ManifestInvalid
     IntegrityError: SizeMismatch  DigestMismatch
     StoreError (StoreFull)  OutputError  LayoutInvalid (LayoutDamaged)  Busy
 
@@ -53,9 +52,7 @@ class ConfigError(OciProxyError):
         self.file = file
         self.line = line
         self.key = key
-        place = file or ""
-        if file and line is not None:
-            place = f"{file}:{line}"
+        place = f"{file}:{line}" if file and line is not None else file or ""
         super().__init__(": ".join(part for part in (place, key or "", reason) if part))
 
 
@@ -193,8 +190,7 @@ class UpstreamDenied(UpstreamError):
 
 
 class UpstreamForbidden(UpstreamError):
-    """The configuration forbids the request; or the upstream, a redirect or a token realm leads to
-    an address or a scheme that this mirror refuses to use."""
+    """The configuration forbids the request, or the address or the scheme to which it leads."""
 
 
 class UpstreamInvalid(UpstreamError):
@@ -260,16 +256,21 @@ class StoreFull(StoreError):
     """No space left where the store lives."""
 
 
-class LayoutInvalid(OciProxyError):
-    """The file or folder to import is no archive or layout, or one that must not be trusted;
-    `source` is its name."""
+class _NamedFile(OciProxyError):
+    """What is wrong with a file or folder that the user named: `source`."""
 
-    exit_code = 5
+    said = "{source}: {reason}"
 
-    def __init__(self, source: str, reason: str) -> None:
+    def __init__(self, source: Path | str, reason: str) -> None:
         self.source = source
         self.reason = reason
-        super().__init__(f"{source}: {reason}")
+        super().__init__(self.said.format(source=source, reason=reason))
+
+
+class LayoutInvalid(_NamedFile):
+    """It is no archive or layout, or one that must not be trusted."""
+
+    exit_code = 5
 
 
 class LayoutDamaged(LayoutInvalid):
@@ -305,15 +306,11 @@ class Incomplete(OciProxyError):
         super().__init__("\n".join(lines))
 
 
-class OutputError(OciProxyError):
-    """A file that the user asked for cannot be written; `path` names it."""
+class OutputError(_NamedFile):
+    """The user asked for the file, and it cannot be written."""
 
     exit_code = 4
-
-    def __init__(self, path: Path | str, reason: str) -> None:
-        self.path = path
-        self.reason = reason
-        super().__init__(f"cannot write {path}: {reason}")
+    said = "cannot write {source}: {reason}"
 
 
 class VolumeTooSmall(OciProxyError):
@@ -330,15 +327,11 @@ class VolumeTooSmall(OciProxyError):
         )
 
 
-class LockInvalid(OciProxyError):
-    """The file `source` is not a lock, or not one that this version reads."""
+class LockInvalid(_NamedFile):
+    """It is not a lock, or not one that this version reads."""
 
     exit_code = 2
-
-    def __init__(self, source: str, reason: str) -> None:
-        self.source = source
-        self.reason = reason
-        super().__init__(f"lock {source}: {reason}")
+    said = "lock {source}: {reason}"
 
 
 class Busy(OciProxyError):
@@ -354,5 +347,4 @@ class Busy(OciProxyError):
 
 def shorten(text: str, limit: int = 120) -> str:
     """Hostile text as a quoted literal, for one line of a log or of an error."""
-    shown = text if len(text) <= limit else text[: limit - 3] + "..."
-    return repr(shown)
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")

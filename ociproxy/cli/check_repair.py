@@ -15,7 +15,7 @@ from ociproxy.load.repair import Repair, Watcher
 if TYPE_CHECKING:
     from ociproxy.cli.screen import Screen
     from ociproxy.config.settings import Config
-    from ociproxy.errors import UpstreamError
+    from ociproxy.errors import Busy, UpstreamError
     from ociproxy.fetch.upstreams.upstreams import MakeBackend
     from ociproxy.store.check import BrokenImage, Findings
     from ociproxy.store.refs import Record
@@ -61,6 +61,13 @@ class _Report(Watcher):
 
     def set_aside(self, record: Record) -> None:
         self._record(record, "removed", "was no record; it is in quarantine/")
+
+    def busy(self, count: int, error: Busy) -> None:
+        reason = f"{count} records stay: {error}; run it again"
+        if self._json:
+            print_event("busy", reason=reason)
+        else:
+            self._screen.line(reason)
 
     def waiting(self, error: UpstreamError, seconds: float) -> None:
         if self._json:

@@ -63,7 +63,7 @@ _STDOUT_NUMBER: Final = 1
     "--platform",
     "platforms",
     type=PlatformType(),
-    metavar="OS/ARCH[/VARIANT]",
+    metavar="OS/ARCH[/VARIANT][:VERSION]",
     multiple=True,
     envvar="OCIPROXY_PLATFORM",
     help="Take only this platform of an index; repeat for more.  [default: all that are stored]",
@@ -161,10 +161,13 @@ def export_command(
         selected = by_references(store, ((each.reference, each.platforms) for each in wanted))
     elif locked is not None:
         selected = by_lock(read_lock_file(locked), platforms)
-    chosen = reach(store, selected, referrers=not no_referrers, allow_partial=allow_partial)
-    if shape.flattened:
-        chosen = list(flatten(store, chosen, referrers=not no_referrers))
-    exported = _export(screen, store, chosen, file, shape)
+    with store.reading() as keep:
+        chosen = reach(store, selected, referrers=not no_referrers, allow_partial=allow_partial)
+        if shape.flattened:
+            chosen = list(flatten(store, chosen, referrers=not no_referrers))
+        for image in chosen:
+            keep(image.contents)
+        exported = _export(screen, store, chosen, file, shape)
     _report(screen, file, chosen, exported, as_json=as_json)
 
 

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     "--platform",
     "platforms",
     type=PlatformType(),
-    metavar="OS/ARCH[/VARIANT]",
+    metavar="OS/ARCH[/VARIANT][:VERSION]",
     multiple=True,
     envvar="OCIPROXY_PLATFORM",
     help="Platform to load; repeat for more.  [default: linux on this machine's processor]",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ociproxy.config.settings import Config
-from ociproxy.config.units import parse_size
+from ociproxy.config.units import parse_duration, parse_size
 from ociproxy.errors import NameInvalid
 from ociproxy.log import LEVELS
 from ociproxy.oci.platform import Platform
@@ -61,6 +61,20 @@ class SizeType(click.ParamType[int]):
         if not size:
             self.fail(f"{value!r} is not a size such as 700M, 4.7G or 4GiB", param, ctx)
         return size
+
+
+class DurationType(click.ParamType[float]):
+    """Seconds, written as in the configuration file: 90s, 12h, 30d."""
+
+    name = "duration"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds = parse_duration(value)
+        if seconds is None:
+            self.fail(f"{value!r} is not a duration such as 90s, 12h or 30d", param, ctx)
+        return seconds
 
 
 image_path = click.option(

@@ -52,9 +52,9 @@ def short(digest: Digest) -> str:
     return f"{digest.algorithm}:{digest.encoded[:_DIGITS]}"
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Replace the file: a reader sees the old one or all of the new one, which keeps its mode.
-    Raises OutputError."""
+def write_file(path: Path, data: bytes, *, secret: bool = False) -> None:
+    """Replace the file: a reader sees the old one or all of the new one, which keeps its mode; but
+    a `secret` is for its owner alone. Raises OutputError."""
     with output_errors(path):
         mode = 0o644
         if path.exists():
@@ -62,6 +62,8 @@ def write_file(path: Path, data: bytes) -> None:
                 path.write_bytes(data)  # a terminal, a pipe
                 return
             mode = stat.S_IMODE(path.stat().st_mode)
+        if secret:
+            mode &= 0o600
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:

@@ -23,6 +23,7 @@ Network = IPv4Network | IPv6Network
 class Store:
     path: Path = Path("/var/lib/ociproxy")
     hot_manifests: int = 16 * MIB
+    keep_recent: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

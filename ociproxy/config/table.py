@@ -54,6 +54,9 @@ _STORE: Final = Section(
     {
         "path": Key(FilePath(exists=False), "Where the store is."),
         "hot_manifests": Key(Size(0, 1024 * MIB), "Memory for manifests that are asked for often."),
+        "keep_recent": Key(
+            Duration(), "What was used or stored within this time is not removed by a prune."
+        ),
     },
 )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
@@ -19,8 +20,8 @@ from ociproxy.errors import ManifestUnknown, NameUnknown, OciProxyError
 from ociproxy.fetch.backend import NO_SUCH_LISTING, Listing
 from ociproxy.fetch.cache_status import HIT, PASSED_ON, CacheStatus, stale_because
 from ociproxy.fetch.tags import page_of_tags
-from ociproxy.oci.descriptor import OCI_INDEX, Descriptor, MalformedManifest
-from ociproxy.oci.manifest import Index, parse_manifest
+from ociproxy.oci.descriptor import INDEX_MEDIA_TYPES, OCI_INDEX, Descriptor, MalformedManifest
+from ociproxy.oci.manifest import json_object, media_type_of
 from ociproxy.oci.reference import Reference, referrers_tag
 
 if TYPE_CHECKING:
@@ -101,10 +102,15 @@ class ListingPuller:
         return listing, PASSED_ON
 
     async def _cached(self, repository: Repository, subject: Digest, artifact_type: str) -> Listing:
-        """In a thread: there may be many records, and each is a file."""
+        """What the store has recorded, and what the stored fallback tag lists. In a thread: there
+        may be many records, and each is a file."""
 
         def read() -> Listing:
-            return _index(self._store.refs.referrers(repository, subject), artifact_type)
+            tagged = self._manifests.find_stored(Reference(repository, referrers_tag(subject)))
+            found = {each.digest: each for each in (_listed(tagged.raw) if tagged else None) or ()}
+            recorded = self._store.refs.referrers(repository, subject)
+            found.update((each.digest, each) for each in recorded)
+            return _index(list(found.values()), artifact_type)
 
         return await self._threads.run(read)
 
@@ -142,14 +148,26 @@ class ListingPuller:
 
 def _filtered(listing: Listing, artifact_type: str) -> Listing:
     """The index without entries of other artifact types; an empty one for what is no index."""
-    try:
-        index = parse_manifest(listing.raw, OCI_INDEX)
-    except MalformedManifest:
-        return _index([], artifact_type)
-    if not artifact_type:
+    listed = _listed(listing.raw)
+    if listed is not None and not artifact_type:
         return listing
-    descriptors = list(index.manifests) if isinstance(index, Index) else []
-    return _index(descriptors, artifact_type, listing.next_query)
+    return _index(listed or [], artifact_type, listing.next_query)
+
+
+def _listed(raw: bytes) -> list[Descriptor] | None:
+    """The entries of an index that can be read; None for what is no index."""
+    try:
+        document = json_object(raw)
+    except MalformedManifest:
+        return None
+    values = document.get("manifests")
+    if media_type_of(document) not in INDEX_MEDIA_TYPES or not isinstance(values, list):
+        return None
+    found = []
+    for value in values:
+        with suppress(MalformedManifest):
+            found.append(Descriptor.from_json(value))
+    return found
 
 
 def _index(descriptors: list[Descriptor], artifact_type: str, next_query: str = "") -> Listing:

@@ -15,7 +15,7 @@ from ociproxy import log
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import StoreError
 from ociproxy.oci.descriptor import MalformedManifest
-from ociproxy.oci.manifest import ImageManifest, parse_manifest
+from ociproxy.oci.manifest import parse_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,6 +111,6 @@ def _lacking_of(
             manifest = image.parsed or parse_manifest(image.raw, image.descriptor.media_type)
         except MalformedManifest:
             return ()  # the tag's record has a wrong media type; the bytes are served all the same
-        known = manifest.blobs if isinstance(manifest, ImageManifest) else ()
+        known = manifest.blobs
     lacking = (blob for blob in known if store.blobs.find_size(blob.digest) is None)
     return tuple(islice(lacking, _BLOBS_AHEAD))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ociproxy import log
@@ -51,6 +52,10 @@ if TYPE_CHECKING:
 
 _TAGS: Final = 10_000
 """Tags whose pause and whose time to live are kept in memory."""
+_UNRECORDED: Final = 1024
+"""Hits that wait to be recorded. One that finds no room is recorded when a client asks again."""
+_FLUSH_LIMIT: Final = 1.0
+"""Seconds that the records which wait may take at the end."""
 
 
 class ManifestAnswer(NamedTuple):
@@ -87,6 +92,9 @@ class ManifestPuller:
         self._paused: BoundedCache[Reference, float] = BoundedCache(_TAGS)
         self._ttls: BoundedCache[Reference, float] = BoundedCache(_TAGS)
         self._tasks: set[asyncio.Task[tuple[ManifestHolder, CacheStatus]]] = set()
+        self._unrecorded: dict[tuple[Repository, Digest], Descriptor] = {}
+        self._recording: asyncio.Task[None] | None = None
+        self._record_again = 0.0
 
     async def pull(self, reference: Reference, *, body: bool) -> ManifestAnswer:
         """The manifest of a tag or digest; with `body` False its descriptor is enough.
@@ -113,12 +121,23 @@ class ManifestPuller:
                 return await self._unstored(reference, record, body=body)
             return await self._from_upstream(reference, body=body)
 
+    def find_stored(self, reference: Reference) -> ManifestHolder | None:
+        """What is stored for this repository, fresh or not. Blocks. Raises StoreError."""
+        record, digest = self._named(reference)
+        return None if digest is None else self._stored(reference, record, digest)
+
     async def drain(self) -> None:
-        """Return when the checks of expired tags have ended that no client waits for any more."""
+        """Return when what no client waits for any more has ended: the checks of expired tags, and
+        the records of hits."""
         while self._tasks:
             await asyncio.wait(self._tasks)
+        if self._recording is not None:
+            await self._recording
 
     async def close(self) -> None:
+        if self._recording is not None:
+            await asyncio.wait([self._recording], timeout=_FLUSH_LIMIT)
+            self._recording.cancel()  # one that has ended takes no harm
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -228,9 +247,38 @@ class ManifestPuller:
     def _answer(
         self, repository: Repository, holder: ManifestHolder, status: CacheStatus, *, body: bool
     ) -> ManifestAnswer:
-        if body and holder.descriptor.is_image:
-            self._ahead.prefetch(repository, holder)
+        if body:
+            self._keep(repository, holder.descriptor)
+            if holder.descriptor.is_image or holder.descriptor.is_artifact:
+                self._ahead.prefetch(repository, holder)
         return ManifestAnswer(holder.descriptor, holder.raw, status)
+
+    def _keep(self, repository: Repository, descriptor: Descriptor) -> None:
+        """Record soon that this repository has a manifest which came through another one: else it
+        would lack its referrers when the upstream is away, and `list` and `export` the image."""
+        if (
+            self._store.refs.find_manifest(repository, descriptor.digest) is not None
+            or len(self._unrecorded) >= _UNRECORDED
+            or self._clock.monotonic() < self._record_again
+        ):
+            return
+        self._unrecorded[repository, descriptor.digest] = descriptor
+        if self._recording is None or self._recording.done():
+            self._recording = asyncio.create_task(self._record_hits())
+
+    async def _record_hits(self) -> None:
+        while self._unrecorded:
+            waiting, self._unrecorded = self._unrecorded, {}
+            try:
+                await self._threads.run(partial(self._record_all, waiting))
+            except StoreError as exc:
+                # A read-only store, or a full one: what is served is good all the same.
+                self._record_again = self._clock.monotonic() + self._config.fetch.pause
+                log.event(logging.DEBUG, "hit not recorded", reason=exc)
+
+    def _record_all(self, hits: dict[tuple[Repository, Digest], Descriptor]) -> None:
+        for (repository, _), descriptor in hits.items():
+            self._store.refs.put_manifest(repository, descriptor)
 
     async def _resolve(self, reference: Reference, stored: Descriptor | None = None) -> Descriptor:
         """HEAD at the upstream. Records the tag, unless it moved away from `stored`."""

@@ -203,8 +203,8 @@ class _Finding:
                 reason = f"manifest {digest} has Docker's schema 1: outdated"
                 raise ManifestInvalid(self._repository.registry, reason)
             manifest = self._parse(holders[digest])
+            image.blobs.update((blob.digest, blob) for blob in manifest.blobs)
             if isinstance(manifest, ImageManifest):
-                image.blobs.update((blob.digest, blob) for blob in manifest.blobs)
                 self._reached.append((descriptor, manifest))
             if not isinstance(manifest, Index):
                 return ()
@@ -222,13 +222,13 @@ class _Finding:
 
     def _check_platforms(self, image: UpstreamImage, top: ManifestHolder) -> None:
         manifest = self._parse(top)
-        if not isinstance(manifest, Index):
+        if not isinstance(manifest, Index) or (manifest.blobs and not manifest.children):
             return
         wanted = self._wanted.platforms
         image.lacking = tuple(each for each in wanted if not choose(manifest, (each,)))
         if image.lacking and (self._wanted.strict or image.lacking == wanted):
             lacking = ", ".join(map(str, image.lacking))
-            offered = (str(each.platform) for each in manifest.manifests if each.platform)
+            offered = (str(each.platform) for each in manifest.children if each.platform)
             has = ", ".join(dict.fromkeys(offered)) or "none"
             raise ManifestUnknown(image.reference, f"lacks {lacking}; it has {has}")
 

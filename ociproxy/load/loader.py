@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 
+_ROUNDS: Final = 3
+"""Times that the blobs of an image are fetched: what came in one round is not removed before the
+next one ends, so that more than two mean that the store keeps no times."""
 _LOOKS: Final = 10
 """Looks at a blob within `load.pull_timeout`."""
 
@@ -186,10 +189,18 @@ class Loader:
         return image
 
     async def _load(self, active: ActiveImage) -> UpstreamImage:
-        image = await self._find(active)
-        await all_of(self._fill(active, blob) for blob in image.blobs.values())
-        await self._engine.threads.run(lambda: self._publish(active.wanted, image))
-        return image
+        with self._store.staging.using(self._clock.now()):
+            image = await self._find(active)
+            missing = list(image.blobs.values())
+            for _ in range(_ROUNDS):
+                await all_of(self._fill(active, blob) for blob in missing)
+                missing = await self._engine.threads.run(
+                    lambda: self._publish(active.wanted, image)
+                )
+                if not missing:
+                    return image
+        path = self._store.blobs.path(missing[0].digest)
+        raise StoreError(path, "another process removes it while it is loaded")
 
     async def _fill(self, active: ActiveImage, blob: Descriptor) -> None:
         repository = active.wanted.reference.repository
@@ -242,15 +253,21 @@ class Loader:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    def _publish(self, wanted: Wanted, image: UpstreamImage) -> None:
-        """Make the image visible, now that its blobs are stored. Runs in a thread."""
+    def _publish(self, wanted: Wanted, image: UpstreamImage) -> list[Descriptor]:
+        """Make the image visible, now that its blobs are stored. Or return those that are not: they
+        were removed since. Runs in a thread."""
         self._find_platforms(wanted, image)
-        repository = image.reference.repository
-        for holder in image.manifests.values():
-            self._store.commit_manifest(repository, holder)
-        now = self._clock.now()
-        for tag, descriptor in image.tags.items():
-            self._store.record_tag(repository, tag, descriptor, now=now)
+        repository, now = image.reference.repository, self._clock.now()
+        with self._store.removals.kept_off():
+            size = self._store.blobs.find_size
+            missing = [blob for blob in image.blobs.values() if size(blob.digest) is None]
+            if missing:
+                return missing
+            for holder in image.manifests.values():
+                self._store.commit_manifest(repository, holder)
+            for tag, descriptor in image.tags.items():
+                self._store.record_tag(repository, tag, descriptor, now=now)
+        return []
 
     # Platforms
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import SystemClock
 from ociproxy.errors import (
+    Busy,
     DigestInvalid,
     ManifestUnknown,
     OciProxyError,
@@ -27,12 +28,13 @@ from ociproxy.oci.digest import Digest
 from ociproxy.oci.image import MAX_DEPTH
 from ociproxy.oci.manifest import referrer_descriptor
 from ociproxy.oci.reference import Reference
-from ociproxy.store.files import file_name
+from ociproxy.store.files import file_name, make_folder, store_errors
 from ociproxy.store.image import read_contents
 from ociproxy.store.refs import Record
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from pathlib import Path
 
     from ociproxy.config.settings import Config
     from ociproxy.errors import UpstreamError
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 
     Work = Callable[[Repository, Progress], Awaitable[None]]
 
+_BATCH: Final = 256
+"""Records that are removed at once: publishers wait meanwhile, some milliseconds."""
 _OFFLINE: Final = "no upstream may be asked"
 
 
@@ -61,6 +65,9 @@ class Watcher:
     def set_aside(self, record: Record) -> None:
         """A damaged record is in `quarantine/`, or was written anew."""
 
+    def busy(self, count: int, error: Busy) -> None:
+        """So many records stay, for another process removes just now."""
+
     def waiting(self, error: UpstreamError, seconds: float) -> None:
         """An upstream is asked again in so many seconds."""
 
@@ -69,8 +76,8 @@ class Repair:
     """Belongs to one event loop. Asks no upstream where the engine is offline."""
 
     def __init__(self, engine: Engine, config: Config, watcher: Watcher) -> None:
-        self._store = engine.store
         self._engine = engine
+        self._store = engine.store
         self._watcher = watcher
         self._clock = SystemClock()
         self._jobs = config.load.jobs
@@ -81,17 +88,27 @@ class Repair:
             clock=self._clock,
             waiting=watcher.waiting,
         )
+        self._nowhere: list[Record] = []
+        """Records of references whose manifest cannot come back."""
 
     async def run(self, findings: Findings) -> None:
         """Repair what can be repaired; the failure of one image stops no other. Raises
         StoreError."""
         turn = iter(findings.broken)
         await all_of(self._work(turn) for _ in range(min(self._jobs, len(findings.broken))))
-        for record in findings.damaged_records:
-            if await self._engine.threads.run(partial(self._set_aside, record)):
-                self._watcher.set_aside(record)
-        for record in findings.nowhere:
-            await self._remove(record)
+        records = [*findings.damaged_records, *findings.nowhere, *self._nowhere]
+        for first in range(0, len(records), _BATCH):
+            batch = records[first : first + _BATCH]
+            try:
+                gone = await self._engine.threads.run(partial(self._remove, batch))
+            except Busy as exc:
+                self._watcher.busy(len(records) - first, exc)
+                return
+            for record in gone:
+                if record.digest is None:
+                    self._watcher.set_aside(record)
+                else:
+                    self._watcher.removed(record)
 
     async def _work(self, turn: Iterator[BrokenImage]) -> None:
         for image in turn:
@@ -101,8 +118,7 @@ class Repair:
             if not lacking:
                 self._watcher.fetched(image)
             elif self._leads_nowhere(image.top, failures.get(image.top)):
-                for record in await self._engine.threads.run(partial(self._records_of, image)):
-                    await self._remove(record)
+                self._nowhere += await self._engine.threads.run(partial(self._records_of, image))
             else:
                 errors = [failures[digest] for digest in lacking if digest in failures]
                 self._watcher.failed(image, str(errors[0]) if errors else _OFFLINE)
@@ -142,7 +158,7 @@ class Repair:
         contents = read_contents(self._store, image.reference.repository, top)
         missing = contents.missing.values()
         manifests = {each.descriptor.digest for each in missing if not each.is_blob}
-        quarantined = self._store.quarantined()
+        quarantined = self._quarantined()
         manifests |= {each for each in contents.unstored if file_name(each) in quarantined}
         return sorted(manifests, key=str), [each.descriptor for each in missing if each.is_blob]
 
@@ -185,7 +201,7 @@ class Repair:
             return False
         if isinstance(error, ManifestUnknown):
             return True
-        return self._engine.upstreams.offline and file_name(digest) not in self._store.quarantined()
+        return self._engine.upstreams.offline and file_name(digest) not in self._quarantined()
 
     def _records_of(self, image: BrokenImage) -> Sequence[Record]:
         """Of the reference: its tag, and that the repository has the manifest."""
@@ -196,28 +212,44 @@ class Repair:
             if record.digest == image.top and record.tag in (None, image.reference.tag)
         ]
 
-    async def _remove(self, record: Record) -> None:
-        def is_wrong() -> bool:
-            return record.digest is None or not self._is_stored(record.digest)
+    def _remove(self, records: Sequence[Record]) -> list[Record]:
+        """Remove those that are still wrong while no other process publishes, and return them. A
+        damaged one moves to `quarantine/`, and is written anew if its name says of which manifest
+        it was. Runs in a thread. Raises Busy or StoreError."""
+        gone = []
+        refs, folder = self._store.refs, self._store.quarantine
+        with self._store.removals.remover() as remover, remover.batch():
+            for record in records:
+                if not refs.still_says(record):
+                    continue
+                if record.digest is None:
+                    with store_errors(record.path):
+                        make_folder(folder)
+                        record.path.replace(folder / _unique(record.path))
+                    self._write_anew(record)
+                elif self._is_stored(record.digest) or not remover.take(record.path):
+                    continue
+                gone.append(record)
+        return gone
 
-        remove = partial(self._store.refs.remove, record, is_wrong)
-        if await self._engine.threads.run(remove):
-            self._watcher.removed(record)
-
-    def _set_aside(self, record: Record) -> bool:
-        """Move a damaged record to `quarantine/`, and write it anew if its name says of which
-        manifest it was. Runs in a thread."""
-        refs = self._store.refs
-        moved = refs.remove(record, lambda: True, kept_in=self._store.quarantine)
-        if moved and record.tag is None:
-            with suppress(DigestInvalid, MalformedManifest):
-                holder = self._store.manifests.find(Digest.parse(record.path.name), use=False)
-                if holder is not None and record.repository is not None:
-                    refs.put_manifest(record.repository, holder.descriptor)
-                elif holder is not None:
-                    subject = Digest.parse(record.path.parent.name)
-                    refs.put_referrer(subject, referrer_descriptor(holder))
-        return moved
+    def _write_anew(self, record: Record) -> None:
+        if record.tag is not None:
+            return
+        with suppress(DigestInvalid, MalformedManifest):
+            holder = self._store.manifests.find(Digest.parse(record.path.name), use=False)
+            if holder is not None and record.repository is not None:
+                self._store.refs.put_manifest(record.repository, holder.descriptor)
+            elif holder is not None:
+                subject = Digest.parse(record.path.parent.name)
+                self._store.refs.put_referrer(subject, referrer_descriptor(holder))
 
     def _is_stored(self, digest: Digest) -> bool:
         return self._store.manifests.find(digest, use=False) is not None
+
+    def _quarantined(self) -> set[str]:
+        return {path.name for path in self._store.quarantined()}
+
+
+def _unique(path: Path) -> str:
+    """A name in `quarantine/`: many repositories have the same tags."""
+    return f"{path.name}-{Digest.of(str(path).encode()).encoded[:16]}"

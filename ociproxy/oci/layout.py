@@ -6,6 +6,7 @@ names and bytes; `store.extract` verifies them."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -29,6 +30,10 @@ VERSION: Final = "1.0.0"
 VERSION_KEY: Final = "imageLayoutVersion"
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 IMAGE_NAME: Final = "io.containerd.image.name"
+NO_IMAGES: Final = (
+    f"has blobs, but its {INDEX} lists no image: make it anew with the images named, as by "
+    "skopeo copy ... oci-archive:FILE:REGISTRY/REPOSITORY:TAG"
+)
 _MADE_UP: Final = re.compile(
     r"sha256:[0-9a-f]{64}|import-\d{4}-\d{2}-\d{2}(?:@.*|:(?P<tag>.*))?", re.ASCII
 )
@@ -181,6 +186,8 @@ def open_regular(root: Path, path: str) -> FileIO | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            raise LayoutInvalid(str(root), f"{path}: is a symbolic link: not followed") from exc
         raise LayoutInvalid(str(root), f"{path}: {(exc.strerror or str(exc)).lower()}") from exc
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()

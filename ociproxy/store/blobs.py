@@ -19,6 +19,7 @@ from ociproxy.store.files import (
     identity,
     is_at,
     is_sealed,
+    open_unused,
     publish,
     seal,
     store_errors,
@@ -105,7 +106,7 @@ class Blobs:
             try:
                 os.fchmod(file, 0o644)
                 os.fsync(file)
-                seal(file, target.name)
+                seal(file, target.name, self._clock.now())
             finally:
                 os.close(file)
             publish(staged, target, flush=flush)
@@ -143,7 +144,7 @@ class Blobs:
             content.verify_blob(digest)
             return
         path = self.path(digest)
-        with store_errors(path), suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
+        with store_errors(path), suppress(FileNotFoundError), open_unused(path) as file:
             _await_lock(file.fileno())
             before = os.fstat(file.fileno())
             if not is_at(file.fileno(), path) or self._is_verified(digest, before):

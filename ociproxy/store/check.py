@@ -90,7 +90,7 @@ class _Check:
         self._damaged = damaged
         self._unsealed = unsealed
         self._folders = [folder.name for folder in store.manifests.folders]
-        self._quarantined = store.quarantined()
+        self._quarantined = {path.name for path in store.quarantined()}
         self._findings = Findings()
         self._known: set[tuple[Repository, Digest]] = set()
         """Manifests that a broken image is known to lack: its finding is enough."""

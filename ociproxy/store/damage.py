@@ -170,7 +170,7 @@ class FileCheck:
         is_blob = path.parent == self._store.blobs.folder
         with store_errors(path):
             try:
-                with os.fdopen(open_unused(path), "rb", buffering=0) as file:
+                with open_unused(path) as file:
                     if is_blob and self._quick:
                         if not is_sealed(os.fstat(file.fileno()), path.name):
                             self.unsealed.add(shown)

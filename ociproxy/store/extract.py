@@ -15,19 +15,16 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy.clock import SystemClock
 from ociproxy.errors import DigestMismatch, IntegrityError, LayoutInvalid
-from ociproxy.oci.descriptor import Descriptor, MalformedManifest
+from ociproxy.oci.descriptor import Descriptor
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, key_of
+from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, key_of, lost_layers
 from ociproxy.oci.manifest import (
     MANIFEST_MAX_SIZE,
     ImageManifest,
     Index,
     ManifestHolder,
-    OtherManifest,
-    guess_media_type,
 )
-from ociproxy.store.examined import Examined, Problem, join
-from ociproxy.store.manifests import with_media_type
+from ociproxy.store.examined import Examined, Problem, Unusable, check_document, join
 from ociproxy.store.membership import Membership, named_blobs
 from ociproxy.store.reader import PeekableReader
 
@@ -43,6 +40,7 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 _ABSENT: Final = "neither here nor in the store"
+_REMOVED: Final = "another process removed it from the store: import again"
 _HEAD: Final = 8
 """Bytes at the start of a layer that tell how it is compressed. Gzip needs two, zstd four."""
 _PEEK: Final = 512
@@ -72,6 +70,7 @@ class Extractor:
         self._stack = ExitStack()
 
     def __enter__(self) -> Extractor:
+        self._stack.enter_context(self._store.staging.using(self._clock.now()))
         self._spool = self._stack.enter_context(self._store.document_spool())
         self._writer = self._stack.enter_context(self._store.blob_writer())
         return self
@@ -131,12 +130,11 @@ class Extractor:
         self._take_from(folder, descriptor)
         try:
             manifest = self._holder(descriptor).manifest
-        except _Unusable:
+        except Unusable:
             return ()  # `examine` says why
-        if isinstance(manifest, ImageManifest):
-            for blob in manifest.blobs:
-                self._take_from(folder, blob)
-        return manifest.manifests if isinstance(manifest, Index) else ()
+        for blob in manifest.blobs:
+            self._take_from(folder, blob)
+        return manifest.children if isinstance(manifest, Index) else ()
 
     def find_document(self, digest: Digest) -> bytes | None:
         """The bytes of a manifest or config that came or is stored; they match the digest."""
@@ -145,6 +143,7 @@ class Extractor:
             return raw
         stored = self._store.manifests.find(digest, use=False)
         if stored is not None:
+            self._spool.put(digest, stored.raw)  # it may be removed before it is published
             return stored.raw
         return self._stored_document(digest)
 
@@ -165,7 +164,11 @@ class Extractor:
         """Whether this content came, or is stored and matches its digest."""
         if digest in self._spool or self._is_stored_blob(digest):
             return True
-        return self._store.manifests.find(digest, use=False) is not None
+        stored = self._store.manifests.find(digest, use=False)
+        if stored is None:
+            return False
+        self._spool.put(digest, stored.raw)
+        return True
 
     def drain(self) -> None:
         """Wait until every blob that came is in the store. Raises StoreError."""
@@ -196,17 +199,29 @@ class Extractor:
         try:
             holder = self._holder(descriptor)
             self._check_owner(repository, holder)
-        except _Unusable as exc:
+        except Unusable as exc:
             part.problems.append(Problem(descriptor, "manifest", str(exc), exc.damaged))
             return ()
         manifest = holder.manifest
         part.manifests[descriptor.digest] = holder.descriptor
+        config = manifest.config if isinstance(manifest, ImageManifest) else None
+        for blob in manifest.blobs:
+            what = "config" if blob == config else "layer" if config else "blob"
+            self._check_blob(blob, what, part)
         if isinstance(manifest, Index):
-            return tuple({child.digest: child for child in manifest.manifests}.values())
+            return tuple({child.digest: child for child in manifest.children}.values())
         if isinstance(manifest, ImageManifest):
-            for blob in manifest.blobs:
-                self._check_blob(blob, "config" if blob == manifest.config else "layer", part)
+            lost = self.lost_layers(manifest)
+            if lost:
+                reason = f"it names no layers, and its config {lost}"
+                part.problems.append(Problem(descriptor, "manifest", reason, damaged=True))
         return ()
+
+    def lost_layers(self, manifest: ImageManifest) -> int:
+        """Layers that only the config names; 0 where the config is not here. Call `drain` first."""
+        if manifest.layers:
+            return 0
+        return lost_layers(manifest, self.find_document(manifest.config.digest) or b"")
 
     def _check_blob(self, blob: Descriptor, what: str, part: Examined) -> None:
         size = self._size(blob.digest)
@@ -222,7 +237,7 @@ class Extractor:
         part.problems.append(Problem(blob, what, reason, damaged))
 
     def _check_owner(self, repository: Repository, holder: ManifestHolder) -> None:
-        """Any manifest may name what another repository has. Raises _Unusable where repositories
+        """Any manifest may name what another repository has. Raises Unusable where repositories
         are isolated, and one of these digests neither came nor belongs to this one."""
         top = holder.descriptor.digest
         if self._membership is None or self._store.refs.find_manifest(repository, top):
@@ -231,31 +246,43 @@ class Extractor:
             came = digest in self._came or digest in self._spool
             if not came and not self._membership.read(repository, digest):
                 reason = self.damaged.get(digest, f"{_ABSENT} for {repository}")
-                raise _Unusable(f"{digest} is {reason}", damaged=digest in self.damaged)
+                raise Unusable(f"{digest} is {reason}", damaged=digest in self.damaged)
 
     # Publishing
 
-    def publish(self, repository: Repository, examined: Examined, tag: str | None = None) -> None:
-        """Make a complete image visible. Raises StoreError."""
+    def publish(
+        self, repository: Repository, examined: Examined, tag: str | None = None
+    ) -> list[Problem]:
+        """Make a complete image visible, as `reveal` does. Raises StoreError."""
         self.prepare(examined)
         self.drain()
-        self.reveal(repository, examined, tag)
+        return self.reveal(repository, examined, tag)
 
     def prepare(self, examined: Examined) -> None:
         """The first step of `publish`: commit the blobs that waited among the documents."""
         for digest in examined.blobs:
             if self._store.blobs.find_size(digest) is None:
-                raw = self.find_document(digest) or b""
-                self._writer.write(io.BytesIO(raw), len(raw), digest)
+                raw = self.find_document(digest)
+                if raw is not None:
+                    self._writer.write(io.BytesIO(raw), len(raw), digest)
 
-    def reveal(self, repository: Repository, examined: Examined, tag: str | None = None) -> None:
-        """The last step, after `drain`: commit the manifests, then the tag. From any thread."""
+    def reveal(
+        self, repository: Repository, examined: Examined, tag: str | None = None
+    ) -> list[Problem]:
+        """The last step, after `drain`: commit the manifests, then the tag. Or return the blobs
+        that another process has removed since `examine`. From any thread."""
         assert examined.complete, "an incomplete image is not published"  # noqa: S101 a bug in us
-        for descriptor in examined.manifests.values():
-            self._store.commit_manifest(repository, self._holder(descriptor))
-        if tag is not None:
-            top = examined.manifests[examined.top.digest]
-            self._store.record_tag(repository, tag, top, now=self._clock.now())
+        with self._store.removals.kept_off():
+            size = self._store.blobs.find_size
+            gone = [blob for blob in examined.blobs.values() if size(blob.digest) is None]
+            if gone:
+                return [Problem(blob, "blob", _REMOVED) for blob in gone]
+            for descriptor in examined.manifests.values():
+                self._store.commit_manifest(repository, self._holder(descriptor))
+            if tag is not None:
+                top = examined.manifests[examined.top.digest]
+                self._store.record_tag(repository, tag, top, now=self._clock.now())
+        return []
 
     # What is here
 
@@ -276,26 +303,13 @@ class Extractor:
                 self.damaged[descriptor.digest] = f"cannot be read: {exc.strerror or exc}".lower()
 
     def _holder(self, descriptor: Descriptor) -> ManifestHolder:
-        """A parsed manifest under the media type it is described with. Raises _Unusable."""
+        """A parsed manifest under the media type it is described with. Raises Unusable."""
         digest = descriptor.digest
         raw = self.find_document(digest)
         if raw is None:
             damage = self.damaged.get(digest)
-            raise _Unusable(damage or _ABSENT, damaged=damage is not None)
-        try:
-            own = Descriptor(guess_media_type(raw), digest, descriptor.size)
-            verified = ManifestHolder.verified(raw, own)
-            holder = with_media_type(verified, descriptor)
-            misnamed = _is_misnamed(holder, verified)
-        except IntegrityError as exc:
-            reason = f"expected {exc.quantity} {exc.expected}, got {exc.actual}"
-            raise _Unusable(reason, damaged=True) from exc
-        except MalformedManifest as exc:
-            raise _Unusable(str(exc), damaged=True) from exc
-        if misnamed:
-            reason = f"is {own.media_type}, but described as {descriptor.media_type}"
-            raise _Unusable(reason, damaged=True)
-        return holder
+            raise Unusable(damage or _ABSENT, damaged=damage is not None)
+        return check_document(raw, descriptor)
 
     def _size(self, digest: Digest) -> int | None:
         """Bytes of a blob that came, or is stored and matches its digest."""
@@ -306,7 +320,9 @@ class Extractor:
 
     def _is_stored_blob(self, digest: Digest) -> bool:
         """Whether a stored blob matches its digest. One that does not is taken out of service."""
-        found = self._store.blobs.find(digest)
+        # What is seen here was used, which a process that removes sees before it removes.
+        with self._store.removals.kept_off():
+            found = self._store.blobs.find(digest)
         if found is None:
             return False
         found.file.close()
@@ -326,21 +342,3 @@ class Extractor:
         if not raw or len(raw) > MANIFEST_MAX_SIZE:
             return None
         return raw if Digest.of(raw, digest.algorithm) == digest else None
-
-
-class _Unusable(Exception):
-    """A manifest cannot be published: it is absent or, where `damaged`, not what it has to be."""
-
-    def __init__(self, reason: str, *, damaged: bool) -> None:
-        self.damaged = damaged
-        super().__init__(reason)
-
-
-def _is_misnamed(described: ManifestHolder, own: ManifestHolder) -> bool:
-    """Whether a document with the fields of an image is described by an unknown media type: taken
-    for that, it would be complete without its layers. Raises MalformedManifest."""
-    if not isinstance(described.manifest, OtherManifest):
-        return False
-    with suppress(MalformedManifest):
-        return not isinstance(own.manifest, OtherManifest)
-    return False  # only some of the fields are an image's

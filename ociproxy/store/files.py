@@ -29,6 +29,7 @@ from ociproxy.oci.digest import Digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from io import FileIO
     from pathlib import Path
 
 
@@ -211,12 +212,13 @@ def digest_of(name: str) -> Digest | None:
     return digest if file_name(digest) == name else None
 
 
-def seal(file: int, name: str) -> None:
-    """Mark an open file as verified under this name. Raises OSError."""
+def seal(file: int, name: str, used: float | None = None) -> None:
+    """Mark an open file as verified under this name and, with `used` (seconds since the epoch), as
+    used then. Raises OSError."""
     state = os.fstat(file)
     seconds = state.st_mtime_ns // 10**9
     mtime = seconds * 10**9 + _seal_microseconds(name, state.st_size, seconds) * 1000
-    os.utime(file, ns=(state.st_atime_ns, mtime))
+    os.utime(file, ns=(state.st_atime_ns if used is None else int(used * 10**9), mtime))
 
 
 def is_sealed(state: os.stat_result, name: str) -> bool:
@@ -235,17 +237,30 @@ def touch(file: int, state: os.stat_result, now: float) -> None:
         os.utime(file, ns=(int(now * 10**9), state.st_mtime_ns))
 
 
-def open_unused(path: str | Path, flags: int = 0) -> int:
-    """Open a file to read it without a use. Raises OSError.
+def keep(path: str | Path, now: float) -> bool:
+    """Record a use at `now`, whenever the one before it was, so that no other process removes the
+    file as unused. False where there is no such file, or it belongs to another user."""
+    try:
+        os.utime(path, ns=(int(now * 10**9), os.stat(path).st_mtime_ns))  # noqa: PTH116 it may be text
+    except (FileNotFoundError, PermissionError):
+        return False
+    except OSError:
+        return True  # full, or read-only: nothing is removed from it, either
+    return True
+
+
+def open_unused(path: str | Path, flags: int = 0) -> FileIO:
+    """Open a file to read it without a use; the caller closes it. Raises OSError.
 
     The kernel would record one, once a day at least, and what a command looks through every day
     would never be unused. Only the file's owner may ask the kernel not to.
     """
     flags |= os.O_RDONLY | os.O_CLOEXEC
     try:
-        return os.open(path, flags | os.O_NOATIME)
+        file = os.open(path, flags | os.O_NOATIME)
     except PermissionError:
-        return os.open(path, flags)
+        file = os.open(path, flags)
+    return os.fdopen(file, "rb", buffering=0)
 
 
 def _seal_microseconds(name: str, size: int, seconds: int) -> int:

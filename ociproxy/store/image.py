@@ -8,11 +8,10 @@ platform. What is stored must be whole.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ociproxy.oci.descriptor import MalformedManifest, is_generic
+from ociproxy.oci.descriptor import MalformedManifest, OddManifest, is_generic, platform_in
 from ociproxy.oci.image import (
     BEYOND_LIMITS,
     ImageWalk,
@@ -22,7 +21,6 @@ from ociproxy.oci.image import (
     platforms_of,
 )
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
-from ociproxy.oci.platform import Platform
 from ociproxy.store.files import open_unused
 from ociproxy.store.manifests import with_media_type
 
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
+    from ociproxy.oci.platform import Platform
     from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
 
@@ -77,6 +76,8 @@ class ImageContents:
     blobs: dict[Digest, int] = field(default_factory=dict)
     configs: set[Digest] = field(default_factory=set)
     """Digests of the configs of all images, stored or not."""
+    others: set[Digest] = field(default_factory=set)
+    """Manifests of kinds of which only the bytes are known, not which blobs they need."""
     images: list[ReachedImage] = field(default_factory=list)
     referrers: dict[Digest, Referrer] = field(default_factory=dict)
     """Those of `manifests` that were reached from their subject."""
@@ -169,15 +170,22 @@ class _Reading:
         self.contents.manifests[descriptor.digest] = holder.descriptor
         try:
             manifest = holder.manifest
+        except OddManifest as exc:
+            self._miss(descriptor, f"what it consists of cannot be told: {exc}")
+            return ()
         except MalformedManifest as exc:
             self._miss(descriptor, f"not the manifest it is called: {exc}")
+            self.contents.others.add(descriptor.digest)
             return ()
-        if isinstance(manifest, Index):
+        config = manifest.config.digest if isinstance(manifest, ImageManifest) else None
+        complete = self._add_blobs(manifest.blobs, config)
+        if isinstance(manifest, Index) and (manifest.children or not manifest.blobs):
             return self._children(manifest)
-        complete, platform = True, descriptor.platform
+        platform = descriptor.platform
         if isinstance(manifest, ImageManifest):
-            complete = self._add_blobs(manifest)
             platform = platform or platform_of(self._store, manifest)
+        else:
+            self.contents.others.add(descriptor.digest)
         self.contents.images.append(ReachedImage(platform, descriptor.digest, complete))
         return ()
 
@@ -189,7 +197,7 @@ class _Reading:
         if self._platforms or len(absent) == len(images):
             for child in absent:
                 self._miss(child, f"{child.platform or 'platform unknown'} not stored")
-        if self._platforms and not images and index.manifests:
+        if self._platforms and not images and index.children:
             wanted = ", ".join(map(str, self._platforms))
             self._miss(self.contents.top, f"the index offers nothing for {wanted}")
         lacking = (child for child in chosen if child.digest not in stored)
@@ -202,18 +210,19 @@ class _Reading:
         ]
         return [child for child in chosen if child.digest in stored]
 
-    def _add_blobs(self, manifest: ImageManifest) -> bool:
+    def _add_blobs(self, blobs: Sequence[Descriptor], config: Digest | None) -> bool:
         """Whether all of them are stored in the right size."""
         complete = True
-        self.contents.configs.add(manifest.config.digest)
-        for blob in manifest.blobs:
+        if config is not None:
+            self.contents.configs.add(config)
+        for blob in blobs:
             size = self._store.blobs.find_size(blob.digest)
             if size == blob.size:
                 self.contents.blobs[blob.digest] = size
                 continue
             complete = False
             reason = "not stored" if size is None else f"{size} bytes stored of {blob.size}"
-            role = "config" if blob.digest == manifest.config.digest else "layer"
+            role = "config" if blob.digest == config else "layer" if config else "blob"
             if blob.is_nondistributable:
                 role = f"non-distributable {role}"
             self._miss(blob, f"{role} {reason}", is_blob=True)
@@ -273,7 +282,7 @@ def _below(store: Store, top: Descriptor) -> set[Digest]:
             manifest = with_media_type(found, descriptor).manifest if found else None
         except MalformedManifest:
             return ()
-        return manifest.manifests if isinstance(manifest, Index) else ()
+        return manifest.children if isinstance(manifest, Index) else ()
 
     walk = ImageWalk(top)
     while walk.level:
@@ -292,18 +301,13 @@ def _is_referrer(store: Store, holder: ManifestHolder) -> bool:
 def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
     """The platform that the image's stored config names (image-spec config.md).
 
-    None where the config is not stored, is larger than a manifest may be, or names none, as that of
-    a signature.
+    None where the config is not stored, is larger than a manifest may be, or names none.
     """
     if manifest.config.size > MANIFEST_MAX_SIZE:
         return None
     try:
-        with os.fdopen(open_unused(store.blobs.path(manifest.config.digest)), "rb") as file:
+        with open_unused(store.blobs.path(manifest.config.digest)) as file:
             document = json.load(file)
-        parts = document["os"], document["architecture"], document.get("variant", "")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return None
-    # An artifact's config is a blob of any content, with other JSON types in these fields.
-    if not all(isinstance(part, str) for part in parts) or not all(parts[:2]):
-        return None
-    return Platform(*parts)
+    return platform_in(document)

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import ManifestInvalid
-from ociproxy.oci.descriptor import Descriptor, MalformedManifest, is_generic
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest, OddManifest, is_generic
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ManifestHolder, guess_media_type
 from ociproxy.store.files import (
     TOUCH_AFTER,
     file_name,
     identity,
+    keep,
     open_unused,
     store_errors,
     touch,
@@ -97,13 +98,13 @@ class Manifests:
         return None if found is None else found.holder
 
     def commit(self, holder: ManifestHolder) -> None:
-        """Publish verified bytes under their digest, unless they are there. Raises StoreError."""
-        if self._find_own(holder.descriptor.digest, use=False) is not None:
+        """Publish verified bytes under their digest, unless they are there: that counts as a use.
+        Raises StoreError."""
+        digest = holder.descriptor.digest
+        if self._find_own(digest, use=False) is not None and self.keep(digest):
             return
         root = self._index_root if holder.descriptor.is_index else self._image_root
-        write_atomically(
-            root / file_name(holder.descriptor.digest), holder.raw, staging=self._staging
-        )
+        write_atomically(root / file_name(digest), holder.raw, staging=self._staging)
 
     def _find_own(self, digest: Digest, *, use: bool) -> ManifestHolder | None:
         hot = self._hot.get(digest)
@@ -133,7 +134,7 @@ class Manifests:
             path = root / name
             with store_errors(path):
                 try:
-                    with os.fdopen(open_unused(path), "rb") as file:
+                    with open_unused(path) as file:
                         state = os.fstat(file.fileno())
                         raw = file.read(MANIFEST_MAX_SIZE + 1)
                 except FileNotFoundError:
@@ -147,6 +148,16 @@ class Manifests:
             holder = ManifestHolder(Descriptor(media_type, digest, len(raw)), raw)
             return _Hot(holder, str(path), identity(state), self._clock.now())
         return None
+
+    def keep(self, digest: Digest) -> bool:
+        """Record a use now, so that no other process removes the manifest as unused. False where it
+        is not stored, or belongs to another user."""
+        roots, name, now = (
+            (self._image_root, self._index_root),
+            file_name(digest),
+            self._clock.now(),
+        )
+        return any([keep(root / name, now) for root in roots])
 
     def last_used(self, digest: Digest) -> float | None:
         """When a manifest was last used, in seconds since the epoch; None if it is not stored.
@@ -180,8 +191,10 @@ def with_media_type(holder: ManifestHolder, descriptor: Descriptor | None) -> Ma
 
 
 def check_manifest(holder: ManifestHolder, upstream: str) -> None:
-    """Raises ManifestInvalid, which names the upstream, unless the bytes fit their media type."""
+    """Raises ManifestInvalid, which names the upstream, unless the bytes fit their media type or
+    are an odd manifest."""
     try:
-        _ = holder.manifest
+        with suppress(OddManifest):
+            _ = holder.manifest
     except MalformedManifest as exc:
         raise ManifestInvalid(upstream, f"manifest {holder.descriptor.digest}: {exc}") from exc

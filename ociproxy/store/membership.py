@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import DigestInvalid
-from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.descriptor import MalformedManifest, is_manifest, text_in
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import json_object
 
@@ -108,8 +108,8 @@ class Membership:
 
 
 def named_blobs(raw: bytes) -> Iterator[Digest]:
-    """The blobs of an image manifest, an artifact or a schema 1 manifest. A blob with `urls` is
-    left out: another server keeps it, and any manifest may name it."""
+    """The blobs of an image manifest, an artifact, a schema 1 manifest or an index. A blob with
+    `urls` is left out: another server keeps it, and any manifest may name it."""
     try:
         document = json_object(raw)
     except MalformedManifest:
@@ -118,6 +118,12 @@ def named_blobs(raw: bytes) -> Iterator[Digest]:
     for name in ("layers", "blobs", "fsLayers"):
         values = document.get(name)
         each += values if isinstance(values, list) else []
+    entries = document.get("manifests")
+    each += [
+        entry
+        for entry in (entries if isinstance(entries, list) else ())
+        if isinstance(entry, dict) and not is_manifest(text_in(entry.get("mediaType")))
+    ]
     for value in each:
         if isinstance(value, dict) and not value.get("urls"):
             with suppress(DigestInvalid):

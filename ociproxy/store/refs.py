@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,12 +25,12 @@ from ociproxy.errors import DigestInvalid, NameInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest, text_in
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
-from ociproxy.store.files import identity, make_folder, store_errors
+from ociproxy.store.files import file_name, identity, keep, store_errors
 from ociproxy.store.read_only import TagRecord
 from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
     from ociproxy.store.read_only import ReadOnlyContent
 
@@ -71,6 +72,10 @@ class Refs:
         self._hot: BoundedCache[str, tuple[tuple[int, int, int], object]] = BoundedCache(
             _HOT_RECORDS
         )
+
+    def folder(self, repository: Repository) -> Path:
+        """Where the records of a repository are: `_tags/<tag>` and `_manifests/<digest>`."""
+        return self._root / repository.registry / repository.name
 
     def find_tag(self, repository: Repository, tag: str) -> TagRecord | None:
         """The record of a tag; None if there is none, or it is damaged. Raises StoreError."""
@@ -148,6 +153,25 @@ class Refs:
                 found.append(Digest.parse(name))
         return found
 
+    def records_of_referrers(self, manifests: Container[str]) -> Iterator[tuple[str, Path]]:
+        """The records of referrers that are named in `manifests`, by file name, with those names.
+        Raises StoreError."""
+        for subject in self._names(self._referrers_root):
+            for name in self._names(self._referrers_root / subject):
+                with suppress(DigestInvalid):
+                    referrer = file_name(Digest.parse(name))
+                    if referrer in manifests:
+                        yield referrer, self._referrers_root / subject / name
+
+    def folders(self) -> list[Path]:
+        """All folders for records, each after those inside it. Raises StoreError."""
+        found = []
+        for root in (self._root, self._referrers_root):
+            with store_errors(root):
+                walked = [Path(folder) for folder, _, _ in os.walk(root, topdown=False)]
+            found += walked[:-1]
+        return found
+
     def newest_manifests(self, repository: Repository) -> list[Digest]:
         """The same, the newest first."""
         folder = Path(self._path(repository, _MANIFESTS, "."))
@@ -193,29 +217,10 @@ class Refs:
         for subject in self._names(self._referrers_root):
             yield from self._described(f"{self._referrers_root}/{subject}/", None)
 
-    def remove(
-        self, record: Record, is_wrong: Callable[[], bool], *, kept_in: Path | None = None
-    ) -> bool:
-        """Remove a record or, with `kept_in`, move it to that folder. False where another process
-        has written it again, or it is not wrong any more: then it stays. Raises StoreError."""
-        name = f"{record.path.name}-{Digest.of(str(record.path).encode()).encoded[:16]}"
-        aside = self._staging / f".write-{name}" if kept_in is None else kept_in / name
-        with store_errors(record.path):
-            make_folder(aside.parent)
-            try:
-                record.path.replace(aside)
-            except FileNotFoundError:
-                return False
-            # Looked at after the move: a process that publishes commits the manifest first. It then
-            # finds no record and writes one, or its manifest is seen here.
-            found = self._digest(str(aside), record.path.name, is_tag=record.tag is not None)
-            wrong = found == record.digest and is_wrong()
-            if not wrong:
-                with suppress(FileExistsError):
-                    record.path.hardlink_to(aside)
-            if kept_in is None or not wrong:
-                aside.unlink(missing_ok=True)
-        return wrong
+    def still_says(self, record: Record) -> bool:
+        """Whether the file of a record is there, and says what it said. Raises StoreError."""
+        found = self._digest(str(record.path), record.path.name, is_tag=record.tag is not None)
+        return found == record.digest and record.path.exists()
 
     def _described(self, folder: str, repository: Repository | None) -> Iterator[Record]:
         for name in self._names(Path(folder)):
@@ -261,7 +266,8 @@ class Refs:
         return record
 
     def _put_descriptor(self, path: str, descriptor: Descriptor) -> None:
-        if self._find(path, _descriptor) != descriptor:
+        # A record that is written again counts as new: it is not removed as the old one.
+        if self._find(path, _descriptor) != descriptor or not keep(path, time.time()):
             self._put(path, descriptor.to_json())
 
     def _put(self, path: str, document: dict[str, object]) -> None:

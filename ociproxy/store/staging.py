@@ -9,6 +9,7 @@ the sweep removes it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ociproxy.oci.digest import Digest
 from ociproxy.store.files import (
+    TOUCH_AFTER,
     Silence,
     file_name,
     heartbeat,
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _WRITING: Final = ".write-"
+_USING: Final = f"{_WRITING}using-"
+"""So a file that a killed process left is removed as others are."""
 
 
 class Staging:
@@ -99,26 +103,70 @@ class Staging:
         with store_errors(path):
             return _own(path, os.O_RDWR | os.O_CREAT)
 
+    @contextmanager
+    def using(self, now: float) -> Iterator[None]:
+        """Inside, no other process removes what was used or stored since `now` (seconds since the
+        epoch): a load or an import may need it long after it looked. A store that cannot be written
+        keeps nothing, and nothing is removed from it. Raises StoreError."""
+        try:
+            file, path = stage(self.root, _USING)
+        except OSError as exc:
+            if exc.errno in (errno.EROFS, errno.EACCES):
+                yield
+                return
+            with store_errors(self.root):
+                raise
+        try:
+            with store_errors(path):
+                os.utime(file, (now, now))
+            yield
+        finally:
+            os.close(file)
+            path.unlink(missing_ok=True)
+
+    def used_since(self) -> float:
+        """Since when content that was used may be needed by a process that runs, in seconds since
+        the epoch; infinite where no process said so. Raises StoreError."""
+        found = inf
+        with store_errors(self.root):
+            for path in self.root.glob(f"{_USING}*"):
+                with suppress(FileNotFoundError), path.open("rb") as file:
+                    if not try_lock(file.fileno(), fcntl.LOCK_SH):
+                        # A use is not recorded so soon after the one before it.
+                        found = min(found, os.fstat(file.fileno()).st_mtime - TOUCH_AFTER)
+        return found
+
     def sweep(self, older_than: float) -> int:
         """Remove temporary files without an owner, and all else without one that was not written to
         since `older_than` (seconds since the epoch). Returns how many of the latter, without the
         journals of blobs. Raises StoreError."""
-        removed = 0
         remove_abandoned(self.root)
+        return sum(self.remove(path, older_than) for path in self.abandoned(older_than))
+
+    def abandoned(self, older_than: float) -> list[Path]:
+        """What `sweep` would remove and count. Raises StoreError."""
+        found = []
         with store_errors(self.root):
             for path in sorted(self.root.iterdir()):
                 if path.suffix == JOURNAL_SUFFIX and path.with_suffix("").exists():
                     continue
                 with _abandoned(path, older_than) as state:
-                    if state is None:
-                        continue
-                    if stat.S_ISDIR(state.st_mode):  # a workspace
-                        shutil.rmtree(path, ignore_errors=True)
-                    else:
-                        path.with_name(path.name + JOURNAL_SUFFIX).unlink(missing_ok=True)
-                        path.unlink(missing_ok=True)
-                    removed += 1
-        return removed
+                    if state is not None:
+                        found.append(path)
+        return found
+
+    def remove(self, path: Path, older_than: float) -> bool:
+        """Remove one of `abandoned`, with its journal; False if it has an owner now. Raises
+        StoreError."""
+        with store_errors(path), _abandoned(path, older_than) as state:
+            if state is None:
+                return False
+            if stat.S_ISDIR(state.st_mode):  # a workspace
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.with_name(path.name + JOURNAL_SUFFIX).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+            return True
 
     def workspace(self, name: str) -> Workspace | None:
         """Own the directory of this name; None while another owner has it. Never waits. Raises
@@ -184,11 +232,11 @@ def write_atomically(target: Path, data: bytes, *, staging: Path, sealed: bool =
             raise
 
 
-def stage(staging: Path) -> tuple[int, Path]:
+def stage(staging: Path, prefix: str = _WRITING) -> tuple[int, Path]:
     """A new temporary file, open and locked; the lock keeps `remove_abandoned` off. Raises
     OSError."""
     while True:
-        file, name = tempfile.mkstemp(prefix=_WRITING, dir=staging)
+        file, name = tempfile.mkstemp(prefix=prefix, dir=staging)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
             # Another process may have removed it before we locked it.

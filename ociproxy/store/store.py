@@ -8,6 +8,7 @@
     referrers/<subject>/<digest>                      that a manifest refers to a subject
     pulls/                                            what is not published yet
     quarantine/                                       damaged blobs, out of service
+    locks/                                            empty files, which processes lock
     store.json                                        the format version
 
 Opening a store makes the folders that are missing and reads no content.
@@ -16,7 +17,6 @@ Opening a store makes the folders that are missing and reads no content.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,25 +24,27 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import SystemClock
 from ociproxy.errors import StoreError
-from ociproxy.oci.descriptor import MalformedManifest
-from ociproxy.oci.manifest import ImageManifest, referrer_descriptor
+from ociproxy.oci.descriptor import MalformedManifest, OddManifest
+from ociproxy.oci.manifest import referrer_descriptor
 from ociproxy.store.blobs import Blobs
 from ociproxy.store.document_spool import DocumentSpool
-from ociproxy.store.files import store_errors
+from ociproxy.store.files import keep, store_errors
 from ociproxy.store.manifests import Manifests, check_manifest
 from ociproxy.store.read_only import TagRecord
 from ociproxy.store.refs import Refs
+from ociproxy.store.removal import Removals
 from ociproxy.store.staging import Staging, write_atomically
 from ociproxy.store.writer import BlobWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ociproxy.clock import Clock
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Repository
+    from ociproxy.store.image import ImageContents
     from ociproxy.store.read_only import ReadOnlyContent
 
 FORMAT_VERSION: Final = 1
@@ -74,13 +76,14 @@ class Store:
     ) -> None:
         self.root = root
         self.quarantine = root / "quarantine"
-        clock = clock or SystemClock()
+        clock = self._clock = clock or SystemClock()
         staging = root / "pulls"
         for name in ("blobs", _INDEXES, _IMAGES, "refs", "referrers", "pulls"):
             with store_errors(root / name):
                 (root / name).mkdir(parents=True, exist_ok=True)
         _check_format(root)
         self.staging = Staging(staging)
+        self.removals = Removals(root / "locks", staging)
         self.blobs = Blobs(root / "blobs", self.quarantine, clock, below)
         self.manifests = Manifests(
             root / _INDEXES,
@@ -107,13 +110,26 @@ class Store:
         with store_errors(probe):
             probe.unlink(missing_ok=True)
 
-    def quarantined(self) -> set[str]:
-        """The names of the files in `quarantine/`. Raises StoreError."""
+    def quarantined(self) -> list[Path]:
+        """Damaged files that were taken out of service. Raises StoreError."""
         with store_errors(self.quarantine):
-            try:
-                return {entry.name for entry in os.scandir(self.quarantine)}
-            except FileNotFoundError:
-                return set()
+            return sorted(self.quarantine.rglob("*")) if self.quarantine.is_dir() else []
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[ImageContents], None]]:
+        """Inside, no other process removes what the caller calls this function for: it will read
+        these images, and that may take long. Raises StoreError."""
+
+        def keep_all(contents: ImageContents) -> None:
+            now = self._clock.now()
+            with self.removals.kept_off():
+                for digest in contents.manifests:
+                    self.manifests.keep(digest)
+                for digest in contents.blobs:
+                    keep(self.blobs.path(digest), now)
+
+        with self.staging.using(self._clock.now()):
+            yield keep_all
 
     def blob_writer(self) -> BlobWriter:
         """A writer for blobs that come from front to end, as out of an archive."""
@@ -128,8 +144,10 @@ class Store:
         self, repository: Repository, tag: str, descriptor: Descriptor, *, now: float
     ) -> None:
         """Record the manifest that a tag means at `now` (seconds since the epoch). The manifest
-        need not be stored. Raises StoreError."""
-        self.refs.put_tag(repository, tag, TagRecord(descriptor, now, repository.registry))
+        need not be stored; one that is counts as used. Raises StoreError."""
+        with self.removals.kept_off():
+            self.manifests.keep(descriptor.digest)
+            self.refs.put_tag(repository, tag, TagRecord(descriptor, now, repository.registry))
 
     def claimed_size(self, repository: Repository, blob: Digest) -> int | None:
         """The size of a blob in bytes by one of the repository's newest manifests; None where none
@@ -137,7 +155,7 @@ class Store:
         for digest in self.refs.newest_manifests(repository)[:_CLAIMS]:
             holder = self.manifests.peek(digest)
             with suppress(MalformedManifest):
-                if holder is not None and isinstance(holder.manifest, ImageManifest):
+                if holder is not None:
                     for each in holder.manifest.blobs:
                         if each.digest == blob:
                             return each.size or None
@@ -155,11 +173,13 @@ class Store:
         Raises StoreError, or ManifestInvalid if the bytes are not of their media type.
         """
         check_manifest(holder, repository.registry)
-        self.manifests.commit(holder)
-        subject = holder.manifest.subject
-        if subject is not None:
-            self.refs.put_referrer(subject.digest, referrer_descriptor(holder))
-        self.refs.put_manifest(repository, holder.descriptor)
+        with self.removals.kept_off():
+            self.manifests.commit(holder)
+            with suppress(OddManifest):
+                subject = holder.manifest.subject
+                if subject is not None:
+                    self.refs.put_referrer(subject.digest, referrer_descriptor(holder))
+            self.refs.put_manifest(repository, holder.descriptor)
 
 
 def open_existing(root: Path) -> Store:

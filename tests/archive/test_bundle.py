@@ -17,13 +17,15 @@ import pytest
 
 from ociproxy.archive.bundle import Bundle
 from ociproxy.archive.lock import read_lock
-from ociproxy.errors import DigestMismatch, LayoutInvalid, StoreError
+from ociproxy.archive.volumes import VolumeLabel, grouped
+from ociproxy.errors import ConfigError, DigestMismatch, LayoutInvalid, StoreError
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
 from ociproxy.store.extract import Extractor
 from ociproxy.store.store import Store
 from tests import layouts
 from tests.images import MIB, OCI_MANIFEST, Image, artifact, image, multi_platform
+from tests.serve.multipart import parts_of
 from tests.server import Mirror
 from tests.stores import put
 from tests.upstream import FakeUpstream
@@ -99,6 +101,8 @@ def test_ranges_and_heads_are_cut_out_of_the_archive(tmp_path: Path) -> None:
         assert (part.status, part.body) == (206, layer.data[1000:2000])
         tail = mirror.get(path, {"Range": "bytes=-10"})
         assert (tail.status, tail.body) == (206, layer.data[-10:])
+        parts = parts_of(mirror.get(path, {"Range": "bytes=5-9,1000-1999"}))
+        assert parts == [(5, 9, layer.data[5:10]), (1000, 1999, layer.data[1000:2000])]
         assert mirror.get(path, {"Range": f"bytes={layer.size}-"}).status == 416
         assert "hit" in mirror.get(path).cache_status
 
@@ -164,6 +168,16 @@ def test_volumes_are_served_together(tmp_path: Path) -> None:
     assert len(volumes) == 3
     with serving(tmp_path, *volumes[::-1]) as mirror:
         pull(mirror, "1", made)
+
+
+def test_the_volume_of_another_set_is_named() -> None:
+    labels = {
+        Path(f"{name}.0{number}of3.tar"): VolumeLabel(set_id, number, 3)
+        for name, set_id, number in (("a", "x", 1), ("b", "y", 2), ("a", "x", 3))
+    }
+    with pytest.raises(ConfigError) as caught:
+        grouped(labels)
+    assert str(caught.value) == "b.02of3.tar: is volume 2 of another set than a.01of3.tar"
 
 
 def test_a_volume_alone_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from ociproxy.archive.bundle import Bundle
 from ociproxy.archive.lock import read_lock
+from ociproxy.errors import LayoutInvalid
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Reference
 from ociproxy.store.store import Store
@@ -223,6 +225,34 @@ def test_a_bundle_says_which_images_have_no_full_name(tmp_path: Path) -> None:
         assert "--name" in line
 
 
+def test_the_tag_of_a_signature_is_kept_whatever_tag_the_image_is_given(
+    job: Import, tmp_path: Path
+) -> None:
+    """As regctl and `cosign` lay them out: by tags that the digest of the image is in."""
+    made, signature = image(), image("signature")
+    tag = f"{made.digest.replace(':', '-')}.sig"
+    files = layouts.members({"v1": made, tag: signature}, key=layouts.REF_NAME)
+    done = job.run("--name", "quay.io/t/x:2", layouts.write_tar(tmp_path / "x.tar", files))
+    assert done.code == 0, done.problems
+    assert set(done.statuses) == {"quay.io/t/x:2", f"quay.io/t/x:{tag}"}
+
+
+def test_a_referrer_that_has_a_name_too_is_listed_by_a_bundle(tmp_path: Path) -> None:
+    made = image()
+    sbom = artifact(made.top)
+    for also in ([], [("", sbom.top)]):
+        index = layouts.index_json(
+            [("quay.io/t/x:1", made.top), ("quay.io/t/x:s", sbom.top), *also]
+        )
+        files = dict(layouts.members({"a": made, "b": sbom})) | {"index.json": index}
+        with Bundle(layouts.write_tar(tmp_path / "x.tar", files.items())) as bundle:
+            refs = Store(tmp_path / "store", below=[bundle]).refs
+            repository = Reference.parse("quay.io/t/x").repository
+            listed = refs.referrers(repository, Digest.parse(made.digest))
+            assert [str(each.digest) for each in listed] == [sbom.digest]
+            assert refs.tags(repository) == ["1", "s"]
+
+
 def with_names(tmp_path: Path, *names: str, key: str = layouts.IMAGE_NAME) -> Path:
     """One image in a layout that lists it by each of the names."""
     made = image("named")
@@ -324,3 +354,55 @@ def test_an_ordinary_layer_is_not_dispensable_because_it_has_urls(
     files = layouts.members({BASE: Image(top, blobs=made.blobs)}, without=[made.layers[1]])
     done = job.run(layouts.write_tar(tmp_path / "x.tar", files))
     assert (done.code, done.statuses) == (5, {BASE: "incomplete"})
+
+
+# What is refused in words that say what to do
+
+
+def test_a_tar_of_imgpkg_s_is_called_so(job: Import) -> None:
+    done = job.run(packed("imgpkg"))
+    assert done.code == 5
+    assert [event["event"] for event in done.events] == ["failed", "done"]
+    assert "imgpkg copy --tar FILE --to-repo" in done.problems[0]
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_what_skopeo_writes_as_dir_is_called_so(job: Import, tmp_path: Path, folder: bool) -> None:
+    made = image()
+    files = {
+        "manifest.json": made.top.data,
+        "version": b"Directory Transport Version: 1.1\n",
+        **{each.encoded: each.data for each in made.blobs},
+    }
+    write = layouts.write_folder if folder else layouts.write_tar
+    done = job.run(write(tmp_path / "x", files.items()))
+    assert done.code == 5
+    assert "skopeo copy dir:FOLDER oci-archive:" in done.problems[0]
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_blobs_that_no_entry_leads_to_are_not_an_import_of_nothing(
+    job: Import, tmp_path: Path, folder: bool
+) -> None:
+    empty = layouts.index_json([])
+    files = dict(layouts.members({"quay.io/t/x:1": image()})) | {"index.json": empty}
+    write = layouts.write_folder if folder else layouts.write_tar
+    source = write(tmp_path / "x", files.items())
+    done = job.run(source)
+    assert done.code == 5
+    assert "lists no image" in done.problems[0]
+    if not folder:
+        with pytest.raises(LayoutInvalid, match="lists no image"):
+            Bundle(source)
+
+
+def test_a_layer_that_is_a_symbolic_link_is_called_so(job: Import, tmp_path: Path) -> None:
+    """As `crane pull --format oci` makes of a cache."""
+    made = image()
+    layout = layouts.write_folder(tmp_path / "x", layouts.members({"quay.io/t/x:1": made}))
+    blob = layout / layouts.blob_path(made.layers[0])
+    blob.rename(tmp_path / "elsewhere")
+    blob.symlink_to(tmp_path / "elsewhere")
+    done = job.run(layout)
+    assert done.code == 5
+    assert "is a symbolic link: not followed" in done.problems[0]

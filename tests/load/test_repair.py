@@ -148,6 +148,17 @@ def test_a_tag_that_leads_nowhere_is_removed_and_named(scene: Scene) -> None:
     assert stored(scene.store, gone.layers[0]).read_bytes() == gone.layers[0].data
 
 
+def test_beside_a_prune_no_record_is_removed(scene: Scene) -> None:
+    gone = image("gone")
+    put(scene.store, scene.reference("gone"), gone)
+    stored(scene.store, gone.top).unlink()
+    with scene.store.removals.remover():
+        events = scene.repair(code=3)
+    assert "2 records stay" in named(events, "busy")[0]["reason"]
+    scene.repair()
+    scene.check()
+
+
 def test_an_upstream_that_does_not_answer_costs_no_name(scene: Scene) -> None:
     stored(scene.store, OTHER.top).unlink()
     scene.upstream.fault("/v2/other/manifests", Fault(status=403))

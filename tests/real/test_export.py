@@ -35,6 +35,7 @@ ARCHIVES: dict[str, tuple[Images, tuple[str, ...]]] = {
     ),
 }
 ARCHIVES["several, `--format oci`"] = (ARCHIVES["several images"][0], ("--format", "oci"))
+ARCHIVES["one image, `--zstd`"] = (ARCHIVES["one image"][0], ("--zstd",))
 
 
 def ociproxy(*words: str | Path) -> bytes:
@@ -79,7 +80,7 @@ def archive_of(kind: str, tmp_path: Path) -> tuple[Path, Images]:
     for name, made in images.items():
         put(store, name, made)
     # skopeo takes a colon in the path for the end of it.
-    path = tmp_path / "archive.tar"
+    path = tmp_path / ("archive.tar.zst" if "--zstd" in options else "archive.tar")
     ociproxy("export", path, "--image-path", store.root, "--platform", "linux/amd64", *options)
     return path, images
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.images import image
+from tests.serve.multipart import parts_of
 from tests.serve.scene import MIB, Scene
 from tests.upstream import FakeUpstream
 from tests.upstream_auth import BasicAuth, TokenAuth
@@ -68,7 +69,12 @@ def test_a_client_that_has_the_blob_gets_304(scene: Scene) -> None:
         ({"Range": "bytes=-10"}, slice(990, 1000)),
         ({"Range": "bytes=-2000"}, slice(0, 1000)),
         ({"Range": f"bytes=0-{'9' * 5000}"}, slice(0, 1000)),
-        ({"Range": "bytes=0-1,5-6"}, None),
+        ({"Range": "bytes=0-1,"}, slice(0, 2)),
+        ({"Range": "bytes=0-1,5000-6000"}, slice(0, 2)),
+        ({"Range": "bytes=0-1,x"}, None),
+        ({"Range": "bytes=0-1,6-5"}, None),
+        ({"Range": "bytes=0-,0-"}, None),
+        ({"Range": "bytes=," + ",".join(f"{n}-{n}" for n in range(17))}, None),
         ({"Range": "lines=1-2"}, None),
         ({"Range": "bytes=19-10"}, None),
         ({"Range": "bytes=ten-"}, None),
@@ -77,6 +83,7 @@ def test_a_client_that_has_the_blob_gets_304(scene: Scene) -> None:
         ({"Range": "bytes"}, None),
         ({"Range": "bytes=1000-"}, 416),
         ({"Range": "bytes=-0"}, 416),
+        ({"Range": "bytes=1000-,2000-2001"}, 416),
         ({"Range": f"bytes={'9' * 5000}-"}, 416),
     ],
 )
@@ -101,6 +108,32 @@ def test_a_range_gets_its_bytes_and_what_is_no_range_the_whole_blob(
         assert (answer.status, answer.body) == (200, blob.data)
 
 
+@pytest.mark.parametrize("cold", [True, False])
+def test_several_ranges_come_in_one_answer(scene: Scene, cold: bool) -> None:
+    """As readers of eStargz and zstd:chunked ask."""
+    blob = scene.blob(20 * MIB)
+    scene.start()
+    if not cold:
+        assert scene.get(blob).body == blob.data
+    end = blob.size - 1
+    for asked, wanted in (
+        ("0-9,100-109", [(0, 9), (100, 109)]),
+        # In the order that is asked, long and short ones, and the tail first.
+        (
+            f"-10, 5000000-{5 * MIB + 10}, 0-{4 * MIB}",
+            [(end - 9, end), (5_000_000, 5 * MIB + 10), (0, 4 * MIB)],
+        ),
+        (
+            ",".join(f"{n * MIB}-{n * MIB}" for n in range(16)),
+            [(n * MIB, n * MIB) for n in range(16)],
+        ),
+    ):
+        answer = scene.get(blob, {"Range": f"bytes={asked}"})
+        assert parts_of(answer) == [(a, b, blob.data[a : b + 1]) for a, b in wanted]
+        assert answer.headers["etag"] == f'"{blob.digest}"'
+    assert scene.upstream.bytes_sent("/blobs/") < 2 * blob.size
+
+
 def test_a_range_of_an_empty_blob_is_the_blob_or_behind_its_end(scene: Scene) -> None:
     blob = scene.blob(0)
     scene.start()
@@ -123,6 +156,23 @@ def test_no_credentials_follow_a_redirect_to_another_host(
     assert "Authorization" in asked[-1].headers
     assert storage.bytes_sent("/blobs/") == blob.size
     assert all("Authorization" not in request.headers for request in storage.requests)
+
+
+def test_an_image_in_another_registry_that_gives_out_tokens_is_pulled(
+    scene: Scene, make_upstream: Callable[..., FakeUpstream]
+) -> None:
+    storage = make_upstream(host="127.0.0.2", auth=TokenAuth())
+    app = storage.add(scene.repository, image("app", layer_size=3 * MIB), tag="v1")
+    scene.upstream.fault(f"/v2/{scene.repository}/", Fault(redirect=storage.url))
+    scene.upstream.protect(scene.repository, BasicAuth("ann", "secret"))
+    scene.start(entry={"auth": {"user": "ann", "password": "secret"}}, segment="1MiB")
+    assert scene.manifest("v1").body == app.top.data
+    for blob in app.blobs:
+        assert scene.get(blob).body == blob.data
+    assert scene.server.get(scene.path("tags", "list")).json()["tags"] == ["v1"]
+    assert not any(
+        "Basic" in request.headers.get("Authorization", "") for request in storage.requests
+    )
 
 
 @pytest.mark.parametrize("where", ["http://169.254.169.254", "file:///etc", "gopher://127.0.0.1"])

@@ -102,7 +102,8 @@ def test_a_blob_whose_manifest_is_not_here_needs_the_upstreams_word(
     for name in ("team/one", "team/two", "team/two"):
         assert server.blob(upstream.registry, name, blob.digest).body == blob.data
     assert server.blob(upstream.registry, "team/three", blob.digest).status == 404
-    assert upstream.count("/blobs/", "GET") == 1
+    assert upstream.count("team/one/blobs/", "GET") == 1
+    assert upstream.count("team/two/blobs/", "GET") == 0
     assert upstream.count("team/two/blobs/", "HEAD") == 1
 
 

@@ -151,6 +151,23 @@ def test_known_referrers_stand_in_where_the_fallback_tag_cannot_be_read_either(
     assert "fwd=stale" in answer.cache_status
 
 
+@pytest.mark.parametrize("away", [False, True])
+def test_an_odd_entry_of_a_fallback_tag_hides_no_other(scene: Scene, away: bool) -> None:
+    app = scene.upstream.add(scene.repository, image("app"), tag="v1")
+    signed = {**artifact(app.top).top.descriptor(), "artifactType": SIGNATURE}
+    odd = {"digest": artifact(app.top, data=b"[]").digest, "artifactType": SIGNATURE}
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [odd, signed]}
+    index = Image(content(json.dumps(document).encode(), OCI_INDEX))
+    scene.upstream.add(scene.repository, index, tag=app.digest.replace(":", "-"))
+    scene.upstream.fault("/referrers/", Fault(status=404))
+    server = scene.start()
+    path = scene.path("referrers", app.digest)
+    assert server.get(path).body == index.top.data
+    if away:
+        server.restart(args=["--offline"])
+    assert server.get(f"{path}&artifactType={SIGNATURE}").json()["manifests"] == [signed]
+
+
 @pytest.mark.parametrize("fault", [Fault(status=500), Fault(status=403), Fault(drop=True)])
 def test_known_referrers_stand_in_for_a_failing_upstream(scene: Scene, fault: Fault) -> None:
     app = scene.upstream.add(scene.repository, image("app"), tag="v1")

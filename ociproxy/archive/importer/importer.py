@@ -17,14 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from ociproxy.archive.export.content import DOCKER_NAME
 from ociproxy.archive.importer.decompress import MAX_SIZE, ArchiveStream
+from ociproxy.archive.importer.dockersave import SKOPEO_DIR
 from ociproxy.archive.importer.ociregistry import CacheFolder
 from ociproxy.archive.importer.publishing import Publisher
 from ociproxy.archive.importer.results import OnExisting, Received
 from ociproxy.archive.importer.tar_import import TarImport
 from ociproxy.archive.volumes import VolumeLabel, grouped, read_label
 from ociproxy.errors import ConfigError, LayoutInvalid
-from ociproxy.oci.layout import INDEX, MARKER, LayoutDirectory
+from ociproxy.oci.layout import BLOBS, INDEX, MARKER, NO_IMAGES, LayoutDirectory
 from ociproxy.store.extract import Extractor
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 STDIN: Final = Path("-")
 _STORE_MARKER: Final = "store.json"
+_SKOPEO_VERSION: Final = "version"
+"""A file in each folder that skopeo writes as `dir:`."""
 
 
 class Watcher(Protocol):
@@ -172,6 +176,8 @@ def _receive_folder(root: Path, extractor: Extractor) -> Received:
         if (root / MARKER).is_file():
             folder.check()
         received.images += folder.images()
+        if not received.images and any(root.glob(f"{BLOBS}/*/*")):
+            raise LayoutInvalid(str(root), NO_IMAGES)
     elif (root / _STORE_MARKER).is_file():
         raise LayoutInvalid(
             str(root), "is a store of ociproxy's: export it, or copy the folder as it is"
@@ -179,6 +185,8 @@ def _receive_folder(root: Path, extractor: Extractor) -> Received:
     elif CacheFolder.is_one(root):
         folder = CacheFolder(root)
         received.images += folder.images(extractor)
+    elif (root / DOCKER_NAME).is_file() and (root / _SKOPEO_VERSION).is_file():
+        raise LayoutInvalid(str(root), SKOPEO_DIR)
     else:
         raise LayoutInvalid(
             str(root),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.layout import NamedImage
     from ociproxy.oci.manifest import Manifest
     from ociproxy.oci.reference import Reference, Repository
-    from ociproxy.store.examined import Examined
+    from ociproxy.store.examined import Examined, Problem
     from ociproxy.store.extract import Extractor
     from ociproxy.store.store import Store
 
@@ -132,13 +132,17 @@ class Publisher:
             whole.append((reference, examined, replace(result, left_out=left_out)))
         self._extractor.drain()
         revealed = pool.map(self._reveal, whole)
-        for (reference, examined, result), _ in zip(whole, revealed, strict=True):
+        for (reference, examined, result), gone in zip(whole, revealed, strict=True):
+            if gone:
+                told = tuple(map(str, gone[:_MOST_PROBLEMS]))
+                self._tell(replace(result, status=Status.INCOMPLETE, problems=told))
+                continue
             self._remember(examined, reference.repository)
             self._tell(result)
 
-    def _reveal(self, whole: tuple[Reference, Examined, ImportResult]) -> None:
+    def _reveal(self, whole: tuple[Reference, Examined, ImportResult]) -> list[Problem]:
         reference, examined, _ = whole
-        self._extractor.reveal(reference.repository, examined, reference.tag)
+        return self._extractor.reveal(reference.repository, examined, reference.tag)
 
     def _publish_referrers(self, waiting: list[tuple[NamedImage, Digest]]) -> None:
         """A referrer goes to all repositories that have its subject, which may be another
@@ -153,11 +157,11 @@ class Publisher:
                 refused: list[str] = []
                 for repository in sorted(repositories, key=str):
                     examined = self._examine(image, repository)
-                    if examined.complete:
-                        self._extractor.publish(repository, examined)
-                        self._remember(examined, repository)
+                    problems = examined.problems or self._extractor.publish(repository, examined)
+                    if problems:
+                        refused = refused or [*map(str, problems)]
                     else:
-                        refused = refused or [*map(str, examined.problems)]
+                        self._remember(examined, repository)
                 if refused:
                     self._refuse(image, Status.INCOMPLETE, refused)
             if len(later) == len(waiting):

@@ -32,7 +32,7 @@ from ociproxy.errors import (
     UpstreamUntrusted,
 )
 from ociproxy.fetch.credential_helper import CredentialSource
-from ociproxy.fetch.oras.auth import RepositoryAuth
+from ociproxy.fetch.oras.auth import RepositoryAuth, RepositorySession
 from ociproxy.fetch.oras.errors import FOREIGN, translate, translated
 from ociproxy.fetch.oras.session import content_encoding, content_length, discard, open_session
 from ociproxy.fetch.upstreams.health import Quota
@@ -129,14 +129,16 @@ class RegistryClient:
         secure = base.startswith("https:")
         # With `auto`, plain HTTP was chosen by the answers on the network, not by the operator.
         trusted = secure or self._upstream.scheme != "auto"
-        registry = Registry()
-        registry.session = self._session
         # In the upstream's words: its endpoint may keep the repository below another name.
         prefix = urlsplit(base).path.removeprefix("/v2/")
+        known_as = Repository(self._name, f"{prefix}{repository.name}")
+        timeouts = self._upstream.timeouts
+        registry = Registry()
+        registry.session = RepositorySession(known_as, session=self._session, timeouts=timeouts)
         registry.auth = RepositoryAuth(
-            Repository(self._name, f"{prefix}{repository.name}"),
+            known_as,
             session=self._session,
-            timeouts=self._upstream.timeouts,
+            timeouts=timeouts,
             credentials=self._credentials if trusted else None,
             secure=secure,
         )

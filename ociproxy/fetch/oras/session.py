@@ -112,9 +112,16 @@ class Adapter(HTTPAdapter):
             # The upstream's CA and client certificate are not the proxy's business.
             proxy_kwargs["proxy_ssl_context"] = ssl.create_default_context()
         manager: PoolManager = super().proxy_manager_for(proxy, **proxy_kwargs)
-        if not urlsplit(proxy).scheme.startswith("socks"):
-            self._police(manager)
+        self._police(manager)
         return manager
+
+    def _check_proxy(self, proxy: str) -> None:
+        """Raises UpstreamInvalid for a SOCKS proxy: its library would choose the addresses."""
+        parts = urlsplit(proxy)
+        if parts.scheme not in _DEFAULT_PORTS:
+            name = f"{parts.scheme}://{parts.hostname}"
+            reason = f"the environment names the proxy {name}: only http:// and https:// are used"
+            raise UpstreamInvalid(self._policy.upstream, reason)
 
     def _police(self, manager: PoolManager) -> None:
         manager.pool_classes_by_scheme = pool_classes(self._policy)
@@ -132,7 +139,8 @@ class Adapter(HTTPAdapter):
     def send(  # type: ignore[override] # requests names all arguments but the first
         self, request: requests.PreparedRequest, *, stream: bool, proxies: Any, **_: object
     ) -> requests.Response:
-        if select_proxy(request.url or "", proxies):
+        if proxy := select_proxy(request.url or "", proxies):
+            self._check_proxy(proxy)
             self._policy.check_literal(urlsplit(request.url or "").hostname or "")
         connect, headers = self._timeout
         timeout = (time_left(connect), time_left(headers))

@@ -162,7 +162,7 @@ class ImageLayout:
             extractor.drain()
             examined = extractor.examine(top, self._image.repository)
             examined.problems = [each for each in examined.problems if not each.descriptor.urls]
-            if not examined.complete:
-                reason = f"skopeo left {'; '.join(map(str, examined.problems))}"
+            problems = examined.problems or extractor.publish(self._image.repository, examined)
+            if problems:
+                reason = f"skopeo left {'; '.join(map(str, problems))}"
                 raise UpstreamUnavailable(upstream, reason)
-            extractor.publish(self._image.repository, examined)

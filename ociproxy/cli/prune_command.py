@@ -1,0 +1,147 @@
+"""`ociproxy prune`: its options, and a prune from the survey of the store to its exit code."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from ociproxy import log
+from ociproxy.cli.options import (
+    DurationType,
+    SizeType,
+    config_path,
+    configuration,
+    image_path,
+    json_events,
+    log_format,
+    quiet_log_level,
+)
+from ociproxy.cli.prune_report import Report
+from ociproxy.store.pruning.carry_out import carry_out
+from ociproxy.store.pruning.plan import Selection, make_plan
+from ociproxy.store.pruning.survey import Survey
+from ociproxy.store.store import open_existing
+
+if TYPE_CHECKING:
+    from ociproxy.store.pruning.plan import Plan
+
+_NOT_REACHED: Final = 3
+"""Exit code where what is pinned or in use keeps the store larger than `--to-size`."""
+
+
+@click.command("prune", short_help="Remove images from the store.")
+@click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
+@image_path
+@config_path
+@quiet_log_level
+@log_format
+@click.option(
+    "--unused-for",
+    type=DurationType(),
+    default=0.0,
+    envvar="OCIPROXY_UNUSED_FOR",
+    help="Only what no client has used for so long, such as 30d.",
+)
+@click.option(
+    "--older-than",
+    type=DurationType(),
+    default=0.0,
+    envvar="OCIPROXY_OLDER_THAN",
+    help="Only what was stored so long ago, such as 90d.",
+)
+@click.option(
+    "--to-size",
+    type=SizeType(),
+    envvar="OCIPROXY_TO_SIZE",
+    help="Only the least recently used, until the store has this size, such as 200G.",
+)
+@click.option(
+    "--unreferenced",
+    is_flag=True,
+    envvar="OCIPROXY_UNREFERENCED",
+    help="Only images without a tag, and content that no image needs.",
+)
+@click.option(
+    "--keep-recent",
+    type=DurationType(),
+    envvar="OCIPROXY_KEEP_RECENT",
+    help="Never what was used within this time.  [default: store.keep_recent, else 1h]",
+)
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    envvar="OCIPROXY_PRUNE_ALL",
+    help="Yes, every image, where nothing or a pattern for all images is given.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    envvar="OCIPROXY_DRY_RUN",
+    help="Only say what would be removed.",
+)
+@json_events
+@click.pass_context
+def prune(
+    ctx: click.Context,
+    patterns: tuple[str, ...],
+    image_path: Path | None,
+    config_path: Path | None,
+    log_level: str | None,
+    log_format: str | None,
+    unused_for: float,
+    older_than: float,
+    to_size: int | None,
+    unreferenced: bool,
+    keep_recent: float | None,
+    everything: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Remove images from the store, beside a running server too.
+
+    PATTERN is a glob on the reference, such as '*/library/*:1.*'. An image is removed that fits all
+    that is given. What an image that stays needs is never removed, nor what is pinned or was used
+    a moment ago.
+    """
+    config = configuration(
+        config_path, image_path=image_path, log_level=log_level, log_format=log_format
+    )
+    log.set_up(config.log.level, config.log.format)
+    selection = Selection(
+        patterns=patterns,
+        unused_for=unused_for,
+        older_than=older_than,
+        to_size=to_size,
+        unreferenced=unreferenced,
+        keep_recent=config.store.keep_recent if keep_recent is None else keep_recent,
+    )
+    if everything:
+        selection = replace(selection, patterns=tuple(filter(None, patterns)))
+    elif not all(patterns) or (selection.is_unlimited and not patterns):
+        raise click.UsageError("say what to remove, or --all for every image")
+    store = open_existing(config.store.path)
+    report = Report(as_json=as_json, dry_run=dry_run, keep_recent=selection.keep_recent)
+    with ExitStack() as stack:
+        # First, so that nothing else removes what the survey sees.
+        remover = None if dry_run else stack.enter_context(store.removals.remover())
+        survey = Survey(store)
+        plan = make_plan(store, survey, selection, is_pinned=lambda _: False, now=time.time())
+        if plan.takes_all and not everything:
+            raise click.UsageError("the patterns match every image of the store: say --all, too")
+        if remover is None:
+            report.end(plan, plan)
+        else:
+            recent = selection.keep_recent
+            done = carry_out(store, survey, plan, remover, keep_recent=recent)
+            report.end(plan, done)
+    ctx.exit(_NOT_REACHED if _is_too_large(plan, to_size) else 0)
+
+
+def _is_too_large(plan: Plan, to_size: int | None) -> bool:
+    return to_size is not None and plan.size - plan.freed > to_size

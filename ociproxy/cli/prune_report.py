@@ -1,0 +1,107 @@
+"""What `prune` prints: a line for each image, or JSON events, and a summary at the end.
+
+Tests: tests/cli/test_prune_command.py.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from ociproxy.cli.terminal import print_event
+from ociproxy.config.units import show_duration
+from ociproxy.store.pruning.plan import Plan
+from ociproxy.store.pruning.survey import digest_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ociproxy.store.pruning.carry_out import Pruned
+    from ociproxy.store.pruning.survey import StoredFile, SurveyedImage
+
+
+class Report:
+    def __init__(self, *, as_json: bool, dry_run: bool, keep_recent: float) -> None:
+        self._json = as_json
+        self._dry_run = dry_run
+        self._recent = keep_recent
+
+    def end(self, plan: Plan, done: Plan | Pruned) -> None:
+        """`done` is what was removed: of a dry run, the plan itself."""
+        kept = [] if isinstance(done, Plan) else done.kept
+        if self._json:
+            self._print_events(plan, done, kept)
+        else:
+            self._print_lines(plan, done, kept)
+
+    def _print_events(self, plan: Plan, done: Plan | Pruned, kept: list[SurveyedImage]) -> None:
+        for images, status in ((done.images, "removed"), (kept, "kept")):
+            for image in images:
+                print_event(
+                    "image",
+                    reference=str(image.reference),
+                    digest=str(image.digest),
+                    status=status,
+                    size=image.size,
+                    lastUsed=_time(image.used),
+                )
+        for kind, name, each in _content(done):
+            print_event("content", kind=kind, digest=digest_of(name), size=each.size)
+        print_event(
+            "done",
+            images=len(done.images),
+            manifests=len(done.manifests),
+            blobs=len(done.blobs),
+            rubbish=len(done.rubbish),
+            freed=done.freed,
+            size=plan.size - done.freed,
+            kept={"pinned": plan.pinned, "recent": plan.recent, "usedMeanwhile": len(kept)},
+            dryRun=self._dry_run,
+        )
+
+    def _print_lines(self, plan: Plan, done: Plan | Pruned, kept: list[SurveyedImage]) -> None:
+        from rich.filesize import decimal
+
+        verb = "would remove" if self._dry_run else "removed"
+        for image in done.images:
+            name = str(image.reference)
+            shown = name if image.reference.digest else f"{name}@{image.digest}"
+            click.echo(f"{verb} {shown}, last used {_time(image.used)}")
+        for image in kept:
+            click.echo(f"kept {image.reference}: used or stored again meanwhile")
+        parts = [
+            f"{len(items)} {name}"
+            for items, name in (
+                (done.images, "images"),
+                (done.manifests, "manifests"),
+                (done.blobs, "blobs"),
+                (done.rubbish, "abandoned or damaged files"),
+            )
+            if items
+        ]
+        left = f"{decimal(plan.size - done.freed)} stay"
+        click.echo(f"{verb} {', '.join(parts) or 'nothing'}: {decimal(done.freed)}; {left}")
+        if plan.recent:
+            recent = show_duration(self._recent)
+            click.echo(f"{plan.recent} images stay that were used or stored within {recent}")
+        if plan.pinned:
+            click.echo(f"{plan.pinned} images stay that are pinned")
+
+
+def _content(done: Plan | Pruned) -> Iterator[tuple[str, str, StoredFile]]:
+    for kind, found in (("manifest", done.manifests), ("blob", done.blobs)):
+        for name, each in sorted(found.items()):
+            yield kind, name, each
+    for each in _by_path(done.rubbish):
+        yield "rubbish", each.path.name, each
+
+
+def _by_path(files: Iterable[StoredFile]) -> list[StoredFile]:
+    return sorted(files, key=lambda each: each.path)
+
+
+def _time(seconds: float) -> str:
+    when = datetime.fromtimestamp(seconds, UTC)
+    return when.isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,208 @@
+"""What a prune would remove: chosen from a survey, before anything is touched.
+
+`prune --dry-run` prints this plan; a prune carries it out (`carry_out`), and leaves what was used
+or is needed again since. A blob goes when no manifest that stays names it; a manifest goes when no
+image that stays has it.
+Tests: tests/cli/test_prune_command.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final
+
+from ociproxy.store.files import store_errors
+from ociproxy.store.pruning.survey import Needs, StoredFile, needs_of_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ociproxy.oci.reference import Repository
+    from ociproxy.store.pruning.survey import Survey, SurveyedImage
+    from ociproxy.store.store import Store
+
+_WILD: Final = frozenset("*?[")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which images may go: those that fit all that is given. Durations are seconds.
+
+    `unreferenced` are images without a tag, and content that no image needs. With `to_size` (bytes)
+    such content goes first, then the least recently used images, until the store is that small.
+    """
+
+    patterns: tuple[str, ...] = ()
+    unused_for: float = 0.0
+    older_than: float = 0.0
+    to_size: int | None = None
+    unreferenced: bool = False
+    keep_recent: float = 3600.0
+
+    def matches(self, image: SurveyedImage) -> bool:
+        name = str(image.reference)
+        return not self.patterns or any(fnmatchcase(name, each) for each in self.patterns)
+
+    @property
+    def is_unlimited(self) -> bool:
+        """Whether nothing but patterns says what has to stay."""
+        limits = (self.unused_for, self.older_than, self.unreferenced)
+        return self.to_size is None and not any(limits)
+
+    @property
+    def takes_loose(self) -> bool:
+        """Whether content goes that no image needs. No pattern matches it, for it has no name."""
+        return not self.patterns and (self.unreferenced or self.to_size is not None)
+
+
+@dataclass(slots=True)
+class Plan:
+    """`images` are in the order in which they go. `manifests` are parents first."""
+
+    images: list[SurveyedImage] = field(default_factory=list)
+    staying: list[SurveyedImage] = field(default_factory=list)
+    records: dict[Repository, list[tuple[str, StoredFile]]] = field(default_factory=dict)
+    """That a repository has a manifest: the record, with the name of the manifest."""
+    manifests: dict[str, StoredFile] = field(default_factory=dict)
+    blobs: dict[str, StoredFile] = field(default_factory=dict)
+    rubbish: list[StoredFile] = field(default_factory=list)
+    """In `quarantine/`, and abandoned downloads in `pulls/`."""
+    needed: Needs = field(default_factory=Needs)
+    """By all that stays."""
+    size: int = 0
+    """Bytes of all content before."""
+    pinned: int = 0
+    recent: int = 0
+    """Images that fit the selection, but are pinned, or were used within `keep_recent`."""
+    takes_all: bool = False
+    """Whether a pattern with a wildcard matches every image, and nothing else limits it."""
+
+    @property
+    def freed(self) -> int:
+        """Bytes."""
+        parts = (self.manifests.values(), self.blobs.values(), self.rubbish)
+        return sum(each.size for part in parts for each in part)
+
+
+def make_plan(
+    store: Store,
+    survey: Survey,
+    selection: Selection,
+    *,
+    is_pinned: Callable[[SurveyedImage], bool],
+    now: float,
+) -> Plan:
+    """Raises StoreError. `now` is seconds since the epoch."""
+    with store_errors(store.root):
+        planning = _Planning(store, survey, selection, now)
+    planning.choose_images(is_pinned)
+    planning.choose_content()
+    return planning.plan
+
+
+class _Planning:
+    def __init__(self, store: Store, survey: Survey, selection: Selection, now: float) -> None:
+        self._survey = survey
+        self._selection = selection
+        self._used_by = now - selection.unused_for
+        self._stored_by = now - selection.older_than
+        # What a running load or import may have seen counts as recent.
+        self._recent = min(now - selection.keep_recent, store.staging.used_since())
+        self._of_images = needs_of_all(survey.images)
+        # Manifests that no image has keep what they need, unless they go, too.
+        unneeded = [name for name in survey.manifests if name not in self._of_images.manifests]
+        loose = [name for name in unneeded if self._is_loose(survey.manifests[name])]
+        self._kept_loose = Needs()
+        for name in set(unneeded) - set(loose):
+            self._kept_loose.add(survey.needs_of(name))
+        self._loose = dict.fromkeys(n for n in loose if n not in self._kept_loose.manifests)
+        self._rubbish = [
+            StoredFile.of(path, path.stat())
+            for path in (*store.quarantined(), *store.staging.abandoned(self._recent))
+        ]
+        content = (*survey.manifests.values(), *survey.blobs.values(), *self._rubbish)
+        self.plan = Plan(size=sum(each.size for each in content))
+
+    def choose_images(self, is_pinned: Callable[[SurveyedImage], bool]) -> None:
+        plan, selection = self.plan, self._selection
+        matching = [each for each in self._survey.images if selection.matches(each)]
+        wild = any(_WILD & set(each) for each in selection.patterns)
+        everything = len(matching) == len(self._survey.images) > 0
+        plan.takes_all = selection.is_unlimited and wild and everything
+        plan.rubbish = [each for each in self._rubbish if self._is_loose(each)]
+        candidates = []
+        for image in filter(self._fits, matching):
+            if is_pinned(image):
+                plan.pinned += 1
+            elif image.used > self._recent:
+                plan.recent += 1
+            else:
+                candidates.append(image)
+        candidates.sort(key=lambda each: (each.used, each.top_used, str(each.reference)))
+        plan.images = candidates[: self._count(candidates)]
+        going = set(map(id, plan.images))
+        plan.staying = [each for each in self._survey.images if id(each) not in going]
+
+    def choose_content(self) -> None:
+        """Records, manifests and blobs that go with the images, or that no image needs."""
+        plan, survey = self.plan, self._survey
+        going, plan.needed = needs_of_all(plan.images), needs_of_all(plan.staying)
+        plan.needed.add(self._kept_loose)
+        plan.manifests = {
+            name: each
+            for name, each in survey.manifests.items()
+            if name not in plan.needed.manifests
+            and (name in going.manifests or name in self._loose)
+        }
+        plan.blobs = {
+            name: each
+            for name, each in survey.blobs.items()
+            if name not in plan.needed.blobs and (name in going.blobs or self._is_loose(each))
+        }
+        here: dict[Repository, Needs] = {}
+        for image in plan.images:
+            here.setdefault(image.reference.repository, Needs()).add(image.needs)
+        kept: dict[Repository, Needs] = {}
+        for image in plan.staying:
+            if image.reference.repository in here:
+                kept.setdefault(image.reference.repository, Needs()).add(image.needs)
+        for repository, needs in here.items():
+            stays = kept.get(repository, Needs()).manifests
+            plan.records[repository] = [
+                (name, each)
+                for name, each in survey.records(repository)
+                if name in needs.manifests and name not in stays
+            ]
+
+    def _fits(self, image: SurveyedImage) -> bool:
+        if self._selection.unreferenced and image.reference.tag is not None:
+            return False
+        return image.used <= self._used_by and image.stored <= self._stored_by
+
+    def _is_loose(self, each: StoredFile) -> bool:
+        """Whether this file goes if no image needs it."""
+        if not self._selection.takes_loose or each.stored > self._stored_by:
+            return False
+        return max(each.used, each.stored) <= min(self._recent, self._used_by)
+
+    def _count(self, candidates: list[SurveyedImage]) -> int:
+        """How many of the candidates go, from the first one on."""
+        target, survey = self._selection.to_size, self._survey
+        if target is None:
+            return len(candidates)
+        users = Counter((*self._kept_loose.manifests, *self._kept_loose.blobs))
+        for image in survey.images:
+            users.update((*image.needs.manifests, *image.needs.blobs))
+        files = survey.manifests | survey.blobs
+        size = self.plan.size - sum(each.size for each in self.plan.rubbish)
+        size -= sum(f.size for n, f in files.items() if not users[n] and self._is_loose(f))
+        for count, image in enumerate(candidates):
+            if size <= target:
+                return count
+            for name in (*image.needs.manifests, *image.needs.blobs):
+                users[name] -= 1
+                if not users[name] and name in files:
+                    size -= files[name].size
+        return len(candidates)

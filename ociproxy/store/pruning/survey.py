@@ -1,0 +1,193 @@
+"""All that a store holds: its files as they are now, its images, and what each of them needs.
+
+A survey takes no lock. What it saw may be used or needed again a moment later, so a removal looks
+once more at each file (`removal`).
+Tests: tests/cli/test_prune_command.py.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ociproxy.errors import DigestInvalid
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.reference import Reference, Repository
+from ociproxy.store.files import file_name, store_errors
+from ociproxy.store.image import read_contents
+from ociproxy.store.inventory import references
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ociproxy.oci.descriptor import Descriptor
+    from ociproxy.store.image import ImageContents
+    from ociproxy.store.store import Store
+
+_DIGEST: Final = re.compile(rb"(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})")
+
+
+_NAME: Final = re.compile(r"[0-9a-f]{64}|sha512-[0-9a-f]{128}")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file as it was at one moment; `used` and `stored` are seconds since the epoch."""
+
+    path: Path
+    size: int
+    state: tuple[int, int, int]
+    used: float
+    stored: float
+
+    @staticmethod
+    def of(path: Path, state: os.stat_result) -> StoredFile:
+        return StoredFile(path, state.st_size, _state(state), state.st_atime, state.st_mtime)
+
+    def is_unchanged(self) -> bool:
+        """Whether it is there, and was neither used nor written again since."""
+        try:
+            return _state(self.path.stat()) == self.state
+        except FileNotFoundError:
+            return False
+
+
+def _state(state: os.stat_result) -> tuple[int, int, int]:
+    return state.st_ino, state.st_mtime_ns, state.st_atime_ns
+
+
+@dataclass(slots=True)
+class Needs:
+    """File names of manifests, parents first, and of blobs; stored or not."""
+
+    manifests: dict[str, None] = field(default_factory=dict)
+    blobs: set[str] = field(default_factory=set)
+
+    def add(self, other: Needs) -> None:
+        self.manifests.update(other.manifests)
+        self.blobs |= other.blobs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SurveyedImage:
+    """An image of `list`: a tag, or a manifest of a repository that no tag reaches. `size` is the
+    bytes stored; times are seconds since the epoch."""
+
+    reference: Reference
+    digest: Digest
+    needs: Needs
+    ref: StoredFile | None
+    """The tag's record; None where the image has no tag."""
+    size: int
+    used: float
+    top_used: float
+    """Of the manifests alone: blobs may be shared with images that are in use."""
+    stored: float
+    complete: bool
+
+
+class Survey:
+    """Raises StoreError, as its methods do."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.blobs = _content(store.root / "blobs")
+        self.manifests = self.list_manifests()
+        self.images = [self._image(*each) for each in references(store)]
+
+    def list_manifests(self) -> dict[str, StoredFile]:
+        """All manifests that are stored at this moment, indexes first."""
+        return {**_content(self._store.root / "fat"), **_content(self._store.root / "img")}
+
+    def needs_of(self, name: str) -> Needs:
+        """What a stored manifest needs, itself included."""
+        holder = self._store.manifests.find(_digest(name), use=False)
+        if holder is None:
+            return Needs({name: None})
+        nowhere = Repository("localhost", "any")  # referrers are not looked for
+        return self._needs(read_contents(self._store, nowhere, holder.descriptor))
+
+    def records(self, repository: Repository) -> Iterator[tuple[str, StoredFile]]:
+        """The records of the repository's manifests, by the names of those."""
+        for name, record in _files(self._store.refs.folder(repository) / "_manifests").items():
+            with suppress(DigestInvalid):
+                yield file_name(Digest.parse(name)), record
+
+    def _image(
+        self, reference: Reference, top: Descriptor, resolved: float | None
+    ) -> SurveyedImage:
+        contents = read_contents(self._store, reference.repository, top, referrers=True)
+        needs = self._needs(contents)
+        ref: StoredFile | None = None
+        if reference.tag is not None:
+            path = self._store.refs.folder(reference.repository) / "_tags" / reference.tag
+            with store_errors(path), suppress(FileNotFoundError):
+                ref = StoredFile.of(path, path.stat())
+        manifests = [self.manifests[name] for name in needs.manifests if name in self.manifests]
+        blobs = [self.blobs[name] for name in needs.blobs if name in self.blobs]
+        known = resolved or 0.0
+        return SurveyedImage(
+            reference,
+            top.digest,
+            needs,
+            ref,
+            size=sum(each.size for each in (*manifests, *blobs)),
+            # A tag of which only the head was asked has no file of its own.
+            used=max((each.used for each in (*manifests, *blobs)), default=known),
+            top_used=max((each.used for each in manifests), default=known),
+            stored=max((each.stored for each in manifests), default=known),
+            complete=contents.complete,
+        )
+
+    def _needs(self, contents: ImageContents) -> Needs:
+        # What is stored in a wrong size is needed all the same: the descriptor may be wrong.
+        lacking = [file_name(digest) for digest in contents.missing]
+        needs = Needs(dict.fromkeys([*map(file_name, contents.manifests), *lacking]))
+        needs.blobs.update(map(file_name, contents.blobs), lacking)
+        # Nothing says which blobs a manifest of an unknown kind has: all that it names is needed.
+        for other in contents.others:
+            holder = self._store.manifests.find(other, use=False)
+            named = _DIGEST.findall(holder.raw) if holder is not None else ()
+            names = [file_name(Digest.parse(each.decode())) for each in named]
+            needs.manifests.update(dict.fromkeys(names))
+            needs.blobs.update(names)
+        return needs
+
+
+def needs_of_all(images: Iterable[SurveyedImage]) -> Needs:
+    found = Needs()
+    for image in images:
+        found.add(image.needs)
+    return found
+
+
+def _content(folder: Path) -> dict[str, StoredFile]:
+    """What is named as content is; anything else is not this program's to remove."""
+    return {name: each for name, each in _files(folder).items() if _NAME.fullmatch(name)}
+
+
+def _files(folder: Path) -> dict[str, StoredFile]:
+    found: dict[str, StoredFile] = {}
+    with store_errors(folder), suppress(FileNotFoundError):
+        for entry in os.scandir(folder):
+            with suppress(FileNotFoundError):
+                state = entry.stat(follow_symlinks=False)
+                found[entry.name] = StoredFile.of(Path(entry.path), state)
+    return dict(sorted(found.items()))
+
+
+def _digest(name: str) -> Digest:
+    algorithm, dash, encoded = name.partition("-")
+    return Digest.parse(f"{algorithm}:{encoded}" if dash else f"sha256:{name}")
+
+
+def digest_of(name: str) -> str:
+    """The digest of a blob or manifest by its file's name; the name itself for another file."""
+    try:
+        return str(_digest(name))
+    except DigestInvalid:
+        return name

@@ -1,0 +1,259 @@
+"""Publishing and removing, kept apart over all processes that share a store.
+
+A process *publishes* under a shared lock: it looks that an image's blobs are there, and writes the
+manifests and tags that need them. One process at a time *removes*, in short batches under an
+exclusive lock: it looks that a file is neither used nor needed, and moves it out of the store. So
+no image is published whose blobs are being removed, and what a publisher saw is there until it is
+done.
+
+A process that waits for its turn to remove holds a second lock, the gate, at which new publishers
+wait: else a busy server would never let it in.
+
+A process that was stopped while it removes would hold up every publisher. Such a process does not
+touch its locks any more. A publisher then takes away the folder into which that process moves what
+it removes, and puts new locks in the place of the old ones: once the process goes on, each of its
+moves fails.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import local
+from typing import TYPE_CHECKING, Final, Self
+
+from ociproxy import log
+from ociproxy.errors import Busy, StoreError
+from ociproxy.store.files import Silence, heartbeat, is_at, store_errors, try_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STOPPED: Final = 5.0
+"""Seconds. A remover touches its locks once a second; one that did not for so long was stopped."""
+_PATIENCE: Final = 30.0
+"""Seconds to wait for a lock: a batch takes less than one, on a disk that works."""
+_TURN: Final = 2.0
+"""Seconds for which a remover keeps new publishers waiting until the running ones have ended."""
+_PAUSE: Final = 0.5
+"""Seconds between two turns of a remover."""
+_INTERVAL: Final = 0.003
+"""Seconds between two tries, for flock itself cannot wait with a limit."""
+
+_GATE: Final = "gate"
+_LOCK: Final = "publishing"
+_REMOVER: Final = "remover"
+_REMOVED: Final = ".removed-"
+
+
+class Removals:
+    """The locks of one store, in `locks/`; `staging` is its `pulls/`. Thread-safe."""
+
+    def __init__(self, folder: Path, staging: Path) -> None:
+        self._folder = folder
+        self._staging = staging
+        self._held = local()
+
+    @contextmanager
+    def kept_off(self) -> Iterator[None]:
+        """Publish: inside, nothing is removed. A thread may enter it again inside. Blocks. Where
+        this process may not write, it holds nothing. Raises StoreError."""
+        if getattr(self._held, "lock", None) is not None:
+            yield
+            return
+        try:
+            gate = self._await(_GATE)
+        except StoreError as exc:
+            if not _is_read_only(exc.__cause__):
+                raise
+            yield
+            return
+        try:
+            self._held.lock = self._await(_LOCK)
+        finally:
+            os.close(gate)
+        try:
+            yield
+        finally:
+            os.close(self._held.lock)
+            self._held.lock = None
+
+    def remover(self) -> Remover:
+        """Become the one process that removes; close it. Raises Busy where another one is, or
+        StoreError."""
+        path = self._folder / _REMOVER
+        with store_errors(path):
+            claim = self._open(_REMOVER)
+        if not try_lock(claim):
+            os.close(claim)
+            raise Busy("another prune is running on this store")
+        try:
+            with store_errors(self._staging):
+                for left in self._staging.glob(f"{_REMOVED}*"):  # by a process that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+                removed = Path(tempfile.mkdtemp(prefix=_REMOVED, dir=self._staging))
+                lock = os.open(removed, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except BaseException:
+            os.close(claim)
+            raise
+        try_lock(lock)  # else it would be swept with what killed processes left
+        return Remover(self, (claim, lock), removed)
+
+    def _await(self, name: str) -> int:
+        """A shared lock, once no remover has it."""
+        path = self._folder / name
+        limit = time.monotonic() + _PATIENCE
+        silence = Silence(path, STOPPED)
+        while time.monotonic() < limit:
+            with store_errors(path):
+                file = self._open(name)
+            locked = False
+            try:
+                while is_at(file, path) and time.monotonic() < limit:
+                    locked = try_lock(file, fcntl.LOCK_SH) and is_at(file, path)
+                    if locked:
+                        return file
+                    if silence.is_long():
+                        self._depose(file, path)
+                    time.sleep(_INTERVAL)
+            finally:
+                if not locked:
+                    os.close(file)
+        raise StoreError(path, f"no turn to publish within {_PATIENCE:g} s")
+
+    def _exclude(self) -> tuple[int, int]:
+        """The gate and the lock, once no publisher has them. Raises Busy."""
+        limit = time.monotonic() + _PATIENCE
+        while time.monotonic() < limit:
+            gate = self._try(_GATE, _TURN)
+            if gate is not None:
+                lock = self._try(_LOCK, _TURN)
+                if lock is not None:
+                    return gate, lock
+                _close(gate)
+            time.sleep(_PAUSE)
+        raise Busy(f"images were being published all the time for {_PATIENCE:g} s")
+
+    def _try(self, name: str, seconds: float) -> int | None:
+        path = self._folder / name
+        limit = time.monotonic() + seconds
+        with store_errors(path):
+            file = self._open(name)
+        locked = False
+        try:
+            while time.monotonic() < limit and is_at(file, path):
+                locked = try_lock(file) and is_at(file, path)
+                if locked:
+                    heartbeat.start(file)
+                    with store_errors(path):
+                        os.utime(file)  # a publisher counts the silence from here
+                    return file
+                time.sleep(_INTERVAL)
+        finally:
+            if not locked:
+                os.close(file)
+        return None
+
+    def _open(self, name: str) -> int:
+        path = self._folder / name
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self._folder.mkdir(exist_ok=True)
+            file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # A command that root runs must not keep the server from its locks.
+        owner = self._folder.parent.stat()
+        with suppress(PermissionError):
+            os.chown(self._folder, owner.st_uid, owner.st_gid)
+            os.fchown(file, owner.st_uid, owner.st_gid)
+        return file
+
+    def _depose(self, file: int, path: Path) -> None:
+        """Take away the power of a stopped remover, which has this lock. Its folder goes first:
+        from then on it removes nothing, so other processes may have its locks."""
+        deposing = self._open("deposing")
+        try:
+            # Another publisher does it, or has done it.
+            if not try_lock(deposing) or not is_at(file, path):
+                return
+            for folder in self._staging.glob(f"{_REMOVED}*"):
+                with suppress(OSError):
+                    deposed = tempfile.mkdtemp(prefix=".deposed-", dir=self._staging)
+                    folder.replace(deposed)
+                    shutil.rmtree(deposed, ignore_errors=True)
+            # The publishers that it waits for have the lock, if it has the gate only.
+            if not self._is_shared(_LOCK):
+                (self._folder / _LOCK).unlink(missing_ok=True)
+            for name in (_GATE, _REMOVER):
+                (self._folder / name).unlink(missing_ok=True)
+            log.event(logging.WARNING, "remover stopped", seconds=STOPPED)
+        finally:
+            os.close(deposing)
+
+    def _is_shared(self, name: str) -> bool:
+        file = self._open(name)
+        try:
+            return try_lock(file, fcntl.LOCK_SH)
+        finally:
+            os.close(file)
+
+
+class Remover:
+    """The right of one process to remove. Belongs to one thread; use it as a context manager."""
+
+    def __init__(self, removals: Removals, locks: tuple[int, int], folder: Path) -> None:
+        self._removals = removals
+        self._locks = locks
+        self._folder = folder
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        for lock in self._locks:
+            os.close(lock)
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Inside, no process publishes: look what may go, `take` it, and leave soon. What was taken
+        is deleted after that. Raises Busy or StoreError."""
+        gate, lock = self._removals._exclude()
+        try:
+            yield
+        finally:
+            _close(lock)
+            _close(gate)
+        with suppress(OSError):  # deposed just now
+            for path in self._folder.iterdir():
+                path.unlink(missing_ok=True)
+
+    def take(self, path: Path) -> bool:
+        """Move a file out of the store; False where it has gone already. Call it in a batch. Raises
+        Busy where this process was stopped for so long that it lost its turn, or StoreError."""
+        self._count += 1
+        with store_errors(path):
+            try:
+                path.replace(self._folder / str(self._count))
+            except FileNotFoundError:
+                if self._folder.is_dir():
+                    return False
+                raise Busy("this process was stopped while it removed, and lost its turn") from None
+        return True
+
+
+def _is_read_only(cause: BaseException | None) -> bool:
+    return isinstance(cause, OSError) and cause.errno in (errno.EROFS, errno.EACCES)
+
+
+def _close(file: int) -> None:
+    heartbeat.stop(file)
+    os.close(file)

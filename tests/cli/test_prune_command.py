@@ -1,0 +1,270 @@
+"""`ociproxy prune` as an operator meets it: what goes, what stays, what it says."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from ociproxy.oci.descriptor import Descriptor
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.manifest import ManifestHolder
+from ociproxy.oci.reference import Reference
+from ociproxy.store.pruning.carry_out import carry_out
+from ociproxy.store.pruning.plan import Selection, make_plan
+from ociproxy.store.pruning.survey import Survey
+from ociproxy.store.store import Store
+from tests.images import Image, artifact, content, image, multi_platform, random_blob
+from tests.pruning import (
+    DAY,
+    age,
+    content_files,
+    listed,
+    names_of,
+    prune,
+    put_aged,
+    run,
+    sharing,
+)
+from tests.stores import put, stored
+
+OLD, OTHER, NEW = sharing("old", "other", "new")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Three images that share a layer: two of them were not used for long."""
+    store = Store(tmp_path)
+    put_aged(store, "quay.io/team/old:v1", OLD, 60)
+    put_aged(store, "quay.io/team/other:v1", OTHER, 40)
+    put_aged(store, "docker.io/library/new:v1", NEW, 1)
+    age_shared(store, 60)
+    return store
+
+
+def age_shared(store: Store, days: float) -> None:
+    age(store, OLD.layers[0], days)
+
+
+def own(made: Image) -> set[str]:
+    return names_of(made) - {OLD.layers[0].encoded}
+
+
+def test_a_pattern_takes_its_images_and_leaves_the_layers_that_others_need(store: Store) -> None:
+    done = prune(store.root, "*/team/old:*")
+    assert done.images == ["quay.io/team/old:v1"]
+    assert {digest.partition(":")[2] for _, digest, _ in done.content} == own(OLD)
+    assert content_files(store.root) == names_of(OTHER, NEW)
+    assert listed(store.root) == {"docker.io/library/new:v1": True, "quay.io/team/other:v1": True}
+    assert not (store.root / "refs/quay.io/team/old").exists()  # nor an empty folder
+    prune(store.root, "*/team/*", "docker.io/library/new:v1", "--all")
+    assert content_files(store.root) == set()
+    assert list((store.root / "refs").iterdir()) == []
+
+
+def test_unused_for_and_a_pattern_both_have_to_fit(store: Store) -> None:
+    assert prune(store.root, "--unused-for", "50d", "docker.io/*").images == []
+    assert prune(store.root, "--unused-for", "50d").images == ["quay.io/team/old:v1"]
+    assert prune(store.root, "--older-than", "30d").images == ["quay.io/team/other:v1"]
+
+
+def test_to_size_takes_the_least_recently_used_first(store: Store) -> None:
+    size = sum(path.stat().st_size for n in ("blobs", "img") for path in (store.root / n).iterdir())
+    done = prune(store.root, "--to-size", str(size - 1))
+    assert done.images == ["quay.io/team/old:v1"]
+    assert done.summary["size"] < size
+    done = prune(store.root, "--to-size", "1", "--keep-recent", "2d", code=3)  # one is recent
+    assert done.images == ["quay.io/team/other:v1"]
+    assert done.summary["kept"]["recent"] == 1
+    assert done.summary["size"] == sum(each.size for each in NEW.all_content())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("*/team/*",),
+        ("--unused-for", "30d"),
+        ("--unreferenced",),
+        ("--to-size", "5000"),
+        ("--all", "--keep-recent", "0"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_dry_run_says_exactly_what_the_real_run_then_does(
+    store: Store, words: tuple[str, ...]
+) -> None:
+    for number in range(3):  # no image needs them
+        loose = random_blob(100 + number, seed=number)
+        staged = store.staging.root / "staged"
+        staged.write_bytes(loose.data)
+        store.blobs.commit(staged, Digest.parse(loose.digest))
+        age(store, loose, 90)
+    (store.root / "quarantine").mkdir()
+    (store.root / "quarantine" / "bad").write_bytes(b"bad")
+    os.utime(store.root / "quarantine" / "bad", (1, 1))
+    before = content_files(store.root)
+    said = prune(store.root, "--dry-run", *words)
+    assert content_files(store.root) == before
+    done = prune(store.root, *words)
+    assert done.content == said.content != []
+    assert done.images == said.images
+    assert {**done.summary, "dryRun": True} == said.summary
+    gone = before - content_files(store.root)
+    assert gone == {d.rpartition(":")[2] for kind, d, _ in done.content if kind != "rubbish"}
+    assert prune(store.root, "--dry-run", *words).content == []
+
+
+def test_what_was_used_within_keep_recent_stays(store: Store) -> None:
+    path = stored(store, OTHER.layers[1])
+    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+    done = run(store.root, "prune", "quay.io/*")
+    assert "1 images stay that were used or stored within 1h" in done.stdout
+    assert listed(store.root) == {"docker.io/library/new:v1": True, "quay.io/team/other:v1": True}
+    assert prune(store.root, "--keep-recent", "0", "quay.io/*").images == ["quay.io/team/other:v1"]
+
+
+@pytest.mark.parametrize("words", [(), ("",), ("*",), ("*/*:*",), ("", "--unused-for", "30d")])
+def test_all_has_to_be_said(store: Store, words: tuple[str, ...]) -> None:
+    """A variable of a script that is not set must not empty the store."""
+    before = content_files(store.root)
+    done = run(store.root, "prune", *words, code=2)
+    assert "--all" in done.stderr
+    assert content_files(store.root) == before
+
+
+def test_looking_is_no_use(store: Store) -> None:
+    """The kernel records a read once a day: a daily look would keep everything in use."""
+
+    def times() -> dict[str, int]:
+        folders = ("blobs", "img", "fat")
+        found = [path for name in folders for path in (store.root / name).iterdir()]
+        return {path.name: path.stat().st_atime_ns for path in found}
+
+    before = times()
+    run(store.root, "list")
+    prune(store.root, "--dry-run", "--unreferenced")
+    assert times() == before
+
+
+def test_what_a_moved_tag_left_behind_goes_with_unreferenced(store: Store) -> None:
+    put_aged(store, "quay.io/team/old:v1", OTHER, 40)
+    age_shared(store, 60)
+    by_digest = f"quay.io/team/old@{OLD.digest}"
+    assert by_digest in listed(store.root)
+    assert prune(store.root, "--unreferenced").images == [by_digest]
+    assert set(listed(store.root)) == {
+        "quay.io/team/old:v1",
+        "quay.io/team/other:v1",
+        "docker.io/library/new:v1",
+    }
+    assert all(listed(store.root).values())
+
+
+def test_an_index_goes_with_its_platforms_and_signatures(store: Store) -> None:
+    made = multi_platform("index")
+    put_aged(store, "quay.io/team/index:v1", made, 60)
+    signature = artifact(made.top, data=b"signature")
+    put_aged(store, f"quay.io/team/index@{signature.digest}", signature, 60)
+    twin = multi_platform("index", platforms=["linux/arm64"])  # has one of the platforms
+    put_aged(store, "quay.io/team/twin:v1", twin, 60)
+    done = prune(store.root, "quay.io/team/index:*")
+    assert done.images == ["quay.io/team/index:v1"]
+    assert content_files(store.root) == names_of(OLD, OTHER, NEW, twin)
+    assert listed(store.root)["quay.io/team/twin:v1"]
+    assert not list((store.root / "referrers").iterdir())
+
+
+def test_a_signature_stays_while_an_image_of_its_repository_has_the_subject(store: Store) -> None:
+    signature = artifact(OLD.top, data=b"signature")
+    put_aged(store, f"quay.io/team/old@{signature.digest}", signature, 60)
+    put_aged(store, "quay.io/team/old:again", OLD, 60)
+    prune(store.root, "quay.io/team/old:v1")
+    old = Reference.parse("quay.io/team/old:again").repository
+    found = Store(store.root).refs.referrers(old, Digest.parse(OLD.digest))
+    assert [str(each.digest) for each in found] == [signature.digest]
+    assert names_of(signature, OLD) <= content_files(store.root)
+
+
+def test_a_manifest_of_an_unknown_kind_keeps_all_that_it_names(store: Store) -> None:
+    blob = random_blob(500, seed="unknown")
+    text = f'{{"schemaVersion": 2, "mediaType": "application/x", "parts": ["{blob.digest}"]}}'
+    unknown = Image(content(text.encode(), "application/x"), blobs=(blob,))
+    put_aged(store, "quay.io/team/unknown:v1", unknown, 60)
+    prune(store.root, "--unreferenced")
+    assert names_of(unknown) <= content_files(store.root)
+    prune(store.root, "*/unknown:v1")
+    assert not names_of(unknown) & content_files(store.root)
+
+
+def test_a_tag_that_is_known_from_its_head_only_goes_too(store: Store) -> None:
+    head = Reference.parse("quay.io/team/head:v1")
+    made = image("head")
+    top = Descriptor(made.top.media_type, Digest.parse(made.digest), made.top.size)
+    store.record_tag(head.repository, "v1", top, now=time.time() - 60 * DAY)
+    assert prune(store.root, "--unused-for", "50d").images == [
+        "quay.io/team/old:v1",
+        "quay.io/team/head:v1",
+    ]
+
+
+def test_abandoned_downloads_and_damaged_files_go_with_unreferenced(store: Store) -> None:
+    pulls = store.root / "pulls"
+    left = random_blob(1000, seed="left")
+    led = random_blob(1000, seed="led")
+    (pulls / left.encoded).write_bytes(b"x" * 700)
+    (pulls / f"{left.encoded}.spans").write_text("0 700\n")
+    ingest = store.staging.lead(Digest.parse(led.digest))
+    assert ingest is not None
+    for path in pulls.iterdir():
+        os.utime(path, (1, 1))
+    assert prune(store.root, "quay.io/nothing").summary["freed"] == 0
+    done = prune(store.root, "--unreferenced")
+    assert done.content == [("rubbish", f"sha256:{left.encoded}", 700)]
+    assert [path.name for path in pulls.iterdir()] == [led.encoded]
+    ingest.close()
+
+
+def test_a_store_of_another_kind_of_file_is_left_alone(store: Store) -> None:
+    for name in ("blobs", "img"):
+        (store.root / name / "README").write_text("mine")
+        os.utime(store.root / name / "README", (1, 1))
+    prune(store.root, "--unreferenced")
+    assert (store.root / "blobs" / "README").exists()
+    assert (store.root / "img" / "README").exists()
+
+
+def test_an_image_that_is_published_again_after_the_plan_stays(store: Store) -> None:
+    """`commit_manifest` finds the manifest there and writes nothing: the removal has to notice."""
+    survey = Survey(store)
+    selection = Selection(patterns=("quay.io/*",), keep_recent=0)
+    plan = make_plan(store, survey, selection, is_pinned=lambda _: False, now=time.time())
+    assert len(plan.images) == 2
+    again = Reference.parse("example.com/again:v1")
+    holder = ManifestHolder.of(OLD.top.data, OLD.top.media_type)
+    store.commit_manifest(again.repository, holder)
+    store.record_tag(again.repository, "v1", holder.descriptor, now=time.time())
+    fresh = sharing("fresh")[0]  # needs the layer that all share
+    put(store, "example.com/fresh:v1", Image(fresh.top, blobs=(fresh.blobs[0], fresh.layers[1])))
+    with store.removals.remover() as remover:
+        done = carry_out(store, survey, plan, remover, keep_recent=0)
+    assert [str(each.reference) for each in done.images] == ["quay.io/team/other:v1"]
+    assert [str(each.reference) for each in done.kept] == ["quay.io/team/old:v1"]
+    assert all(listed(store.root).values())
+    assert content_files(store.root) >= names_of(OLD) | names_of(fresh)
+
+
+def test_two_prunes_at_once(store: Store) -> None:
+    with store.removals.remover():
+        done = run(store.root, "prune", "quay.io/*", code=75)
+        assert "another prune is running" in done.stderr
+        run(store.root, "prune", "--dry-run", "quay.io/*")
+
+
+def test_a_person_reads_what_went(store: Store) -> None:
+    lines = run(store.root, "prune", "quay.io/team/old:v1").stdout.splitlines()
+    assert lines[0].startswith(f"removed quay.io/team/old:v1@{OLD.digest}, last used ")
+    assert lines[1].startswith("removed 1 images, 1 manifests, 2 blobs: ")
+    lines = run(store.root, "prune", "--dry-run", "quay.io/team/old:v1").stdout.splitlines()
+    assert lines[0].startswith("would remove nothing: 0 bytes")
