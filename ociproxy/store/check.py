@@ -142,9 +142,7 @@ class _Check:
             if file_name(digest) in self._quarantined:
                 faults[digest] = Fault(digest, _IN_QUARANTINE)
         for digest, file in self._damaged_parts(contents):
-            faults[digest] = Fault(
-                digest, f"{file}: {self._damaged[file].reason}", damaged=True, file=file
-            )
+            faults[digest] = _damaged(digest, file)
         return tuple(faults.values())
 
     def _damaged_parts(self, contents: ImageContents) -> Iterator[tuple[Digest, str]]:
@@ -206,7 +204,7 @@ class _Check:
         return self._store.manifests.last_used(digest) is not None
 
     def _judge_record(self, record: Record) -> None:
-        if not record.path.exists():
+        if not self._store.refs.still_says(record):
             return
         digest, repository = record.digest, record.repository
         if digest is None:
@@ -217,12 +215,15 @@ class _Check:
         file = self._damaged_manifest(digest)
         if file is not None:
             if repository is not None:
-                reason = f"{file}: {self._damaged[file].reason}"
-                fault = Fault(digest, reason, damaged=True, file=file)
-                self._judge(Reference(repository, digest=digest), digest, (fault,))
+                own = Reference(repository, digest=digest)
+                self._judge(own, digest, (_damaged(digest, file),))
         elif not self._is_there(digest):
             if repository is not None and file_name(digest) in self._quarantined:
                 fault = Fault(digest, _IN_QUARANTINE)
                 self._judge(Reference(repository, digest=digest), digest, (fault,))
             else:
                 self._findings.nowhere.append(record)
+
+
+def _damaged(digest: Digest, file: str) -> Fault:
+    return Fault(digest, f"{file} is damaged", damaged=True, file=file)
