@@ -18,6 +18,7 @@ from tempfile import mkdtemp
 from bench.archive import archives
 from bench.images import push_images
 from bench.load import loading
+from bench.neighbours import neighbours
 from bench.processes import BenchError
 from bench.report import table, write_json
 from bench.results import Plan, Results, say
@@ -28,7 +29,8 @@ from bench.serving import SERVING, Bench, start_warm
 BUSY = 0.5
 LOAD = "load"
 ARCHIVE = "archive"
-GROUPS = (*SERVING, LOAD, ARCHIVE)
+NEIGHBOURS = "neighbours"
+GROUPS = (*SERVING, NEIGHBOURS, LOAD, ARCHIVE)
 FULL = Plan(
     rounds=4,
     cold_rounds=9,
@@ -42,6 +44,7 @@ FULL = Plan(
     load_rounds=3,
     archive_images=8,
     archive_rounds=5,
+    neighbour_blobs=40,
 )
 QUICK = Plan(
     rounds=1,
@@ -56,6 +59,7 @@ QUICK = Plan(
     load_rounds=1,
     archive_images=2,
     archive_rounds=1,
+    neighbour_blobs=10,
 )
 
 
@@ -80,6 +84,9 @@ def run(options: argparse.Namespace, work: Path, results: Results) -> None:
         plan = replace(plan, archive_images=options.archive_images)
     groups = [name for name in GROUPS if options.only is None or name in options.only]
     serving = [name for name in groups if name in SERVING]
+    if NEIGHBOURS in groups:
+        with timed(NEIGHBOURS):
+            neighbours(work, plan, results)
     with contextlib.ExitStack() as stack:
         if serving or LOAD in groups:
             (work / "upstream").mkdir()

@@ -54,6 +54,10 @@ SERVING = (
     Row("stampede_first", "32 cold clients, worst first byte", "ms", 0),
     Row("stampede_upstream", "32 cold clients, upstream bytes / size", "x", 2),
     Row("stampede_peak", "32 cold clients, peak RSS", "MB", 1),
+    Row("beside_listed", "cold blobs beside bad upstreams, first byte", "ms", 1),
+    Row("beside_listed_worst", "  worst", "ms", 1),
+    Row("beside_unlisted", "  median, no upstream listed", "ms", 1),
+    Row("beside_unlisted_worst", "  worst, no upstream listed", "ms", 1),
     Row("rss_idle", "RSS idle, just started", "MB", 1),
     Row("rss_after", "RSS idle, after the rows above", "MB", 1),
     Row("slow_warm", "256 slow clients, warm, peak RSS", "MB", 1),
@@ -144,6 +148,16 @@ TARGETS = (
     Target("32 cold clients, worst first byte", _own("stampede_first"), "<=", 200, "ms"),
     Target("32 cold clients, upstream bytes / size", _own("stampede_upstream"), "=", 1.0),
     Target("32 cold clients, peak RSS", _own("stampede_peak"), "<=", 90, "MB"),
+    *(
+        Target(
+            f"cold blobs beside {kind} bad upstreams, worst first byte",
+            _own(f"beside_{kind}_worst"),
+            "<=",
+            1000,
+            "ms",
+        )
+        for kind in ("listed", "unlisted")
+    ),
     Target("RSS idle", _own("rss_idle"), "<=", 60, "MB"),
     Target("256 slow clients, warm, peak RSS", _own("slow_warm"), "<=", 90, "MB"),
     Target("256 slow clients, cold, peak RSS", _own("slow_cold"), "<=", 90, "MB"),

@@ -28,6 +28,7 @@ class Plan:
     load_rounds: int
     archive_images: int
     archive_rounds: int
+    neighbour_blobs: int
     started: float = field(default_factory=time.perf_counter)
 
     def rounds_of(self, count: int) -> Iterator[int]:

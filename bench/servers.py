@@ -191,10 +191,15 @@ def _ociproxy(directory: Path, port: int, upstream: Upstream) -> list[str]:
     if upstream.ca is not None:
         entry = entry.replace("}", f', tls: {{ca: "{upstream.ca}"}}}}')
     config.write_text(f"upstreams:\n  - {entry}\n")
+    return ociproxy_command(directory, port)
+
+
+def ociproxy_command(directory: Path, port: int) -> list[str]:
+    """`directory` has the `config.yaml`, and gets the store."""
     store = directory / "store"
     store.mkdir(exist_ok=True)
     where = ["--host", "127.0.0.1", "--port", str(port)]
-    files = ["--image-path", str(store), "--config-path", str(config)]
+    files = ["--image-path", str(store), "--config-path", str(directory / "config.yaml")]
     return [sys.executable, "-m", "ociproxy", "serve", *where, *files]
 
 

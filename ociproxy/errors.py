@@ -3,12 +3,10 @@
 OciProxyError
     ConfigError  NameInvalid  DigestInvalid  LockInvalid  VolumeTooSmall  AddressInUse
     NameUnknown  ManifestUnknown  BlobUnknown  NothingMatches  Incomplete
-    UpstreamError: UpstreamUnavailable  UpstreamRateLimited  UpstreamDenied  UpstreamForbidden
-                   UpstreamInvalid (BlobTooLarge)  UpstreamUntrusted  ManifestInvalid
+    UpstreamError: UpstreamUnavailable (Interrupted)  UpstreamRateLimited  UpstreamDenied
+        UpstreamForbidden  UpstreamInvalid (BlobTooLarge)  UpstreamUntrusted  ManifestInvalid
     IntegrityError: SizeMismatch  DigestMismatch
-    StoreError (StoreFull)  OutputError
-    LayoutInvalid (LayoutDamaged)
-    Busy
+    StoreError (StoreFull)  OutputError  LayoutInvalid (LayoutDamaged)  Busy
 
 UpstreamError and IntegrityError are never raised themselves. Each class has its facts as
 attributes, the exit code of the command line, and whether the error is `negative_cacheable` or
@@ -54,9 +52,7 @@ class ConfigError(OciProxyError):
         self.file = file
         self.line = line
         self.key = key
-        place = file or ""
-        if file and line is not None:
-            place = f"{file}:{line}"
+        place = f"{file}:{line}" if file and line is not None else file or ""
         super().__init__(": ".join(part for part in (place, key or "", reason) if part))
 
 
@@ -145,7 +141,8 @@ class UpstreamUnavailable(UpstreamError):
     """No answer, a 5xx or a broken connection.
 
     `timed_out` tells a silent upstream from a broken one. `unreachable` means that no connection
-    was made: the breaker pauses the upstream at once, else only after several time-outs.
+    was made: the breaker pauses the upstream at once, else only after several failures in a row.
+    `unresolved` means that there is no address for its name, which is misspelt perhaps.
     """
 
     exit_code = 75
@@ -153,11 +150,22 @@ class UpstreamUnavailable(UpstreamError):
     negative_cacheable = False
 
     def __init__(
-        self, upstream: str, reason: str, *, timed_out: bool = False, unreachable: bool = False
+        self,
+        upstream: str,
+        reason: str,
+        *,
+        timed_out: bool = False,
+        unreachable: bool = False,
+        unresolved: bool = False,
     ) -> None:
         self.timed_out = timed_out
-        self.unreachable = unreachable
+        self.unreachable = unreachable or unresolved
+        self.unresolved = unresolved
         super().__init__(upstream, reason)
+
+
+class Interrupted(UpstreamUnavailable):
+    """This process gave the request up, or its leader did; the upstream has no part in it."""
 
 
 class UpstreamRateLimited(UpstreamError):
@@ -182,8 +190,7 @@ class UpstreamDenied(UpstreamError):
 
 
 class UpstreamForbidden(UpstreamError):
-    """The configuration forbids the request; or the upstream, a redirect or a token realm leads to
-    an address or a scheme that this mirror refuses to use."""
+    """The configuration forbids the request, or the address or the scheme to which it leads."""
 
 
 class UpstreamInvalid(UpstreamError):
@@ -249,16 +256,21 @@ class StoreFull(StoreError):
     """No space left where the store lives."""
 
 
-class LayoutInvalid(OciProxyError):
-    """The file or folder to import is no archive or layout, or one that must not be trusted;
-    `source` is its name."""
+class _NamedFile(OciProxyError):
+    """What is wrong with a file or folder that the user named: `source`."""
 
-    exit_code = 5
+    said = "{source}: {reason}"
 
-    def __init__(self, source: str, reason: str) -> None:
+    def __init__(self, source: Path | str, reason: str) -> None:
         self.source = source
         self.reason = reason
-        super().__init__(f"{source}: {reason}")
+        super().__init__(self.said.format(source=source, reason=reason))
+
+
+class LayoutInvalid(_NamedFile):
+    """It is no archive or layout, or one that must not be trusted."""
+
+    exit_code = 5
 
 
 class LayoutDamaged(LayoutInvalid):
@@ -294,15 +306,11 @@ class Incomplete(OciProxyError):
         super().__init__("\n".join(lines))
 
 
-class OutputError(OciProxyError):
-    """A file that the user asked for cannot be written; `path` names it."""
+class OutputError(_NamedFile):
+    """The user asked for the file, and it cannot be written."""
 
     exit_code = 4
-
-    def __init__(self, path: Path | str, reason: str) -> None:
-        self.path = path
-        self.reason = reason
-        super().__init__(f"cannot write {path}: {reason}")
+    said = "cannot write {source}: {reason}"
 
 
 class VolumeTooSmall(OciProxyError):
@@ -319,15 +327,11 @@ class VolumeTooSmall(OciProxyError):
         )
 
 
-class LockInvalid(OciProxyError):
-    """The file `source` is not a lock, or not one that this version reads."""
+class LockInvalid(_NamedFile):
+    """It is not a lock, or not one that this version reads."""
 
     exit_code = 2
-
-    def __init__(self, source: str, reason: str) -> None:
-        self.source = source
-        self.reason = reason
-        super().__init__(f"lock {source}: {reason}")
+    said = "lock {source}: {reason}"
 
 
 class Busy(OciProxyError):
@@ -343,5 +347,4 @@ class Busy(OciProxyError):
 
 def shorten(text: str, limit: int = 120) -> str:
     """Hostile text as a quoted literal, for one line of a log or of an error."""
-    shown = text if len(text) <= limit else text[: limit - 3] + "..."
-    return repr(shown)
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")

@@ -258,6 +258,9 @@ class FakeUpstream:
     async def _referrers(self, request: web.Request) -> web.StreamResponse:
         if not self._has_referrers:
             return error(404, "UNSUPPORTED")
+        fault = request[FAULT]
+        if fault.body is not None:
+            return web.Response(body=fault.body, headers={"Content-Type": fault.content_type or ""})
         found = self._referrers_of(request.match_info["name"], request.match_info["digest"])
         wanted = request.query.get("artifactType")
         headers = {} if wanted is None else {"OCI-Filters-Applied": "artifactType"}

@@ -54,6 +54,7 @@ class Bundle:
         self._extents = index.extents
         self.records = index.records
         self.images = index.images
+        self.left_out = index.left_out
         self.label = index.label
         self.base = index.base
 

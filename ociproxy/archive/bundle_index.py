@@ -10,17 +10,21 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.archive.entries import sort_entries
 from ociproxy.archive.importer.decompress import ArchiveStream
+from ociproxy.archive.importer.naming import name_all
 from ociproxy.archive.importer.tar_reader import members
 from ociproxy.archive.lock import LOCK_MAX_SIZE, LOCK_NAME, Lock
 from ociproxy.archive.volumes import LABEL_MAX_SIZE, LABEL_NAME, VolumeLabel
 from ociproxy.errors import DigestMismatch, LayoutDamaged, LayoutInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
+from ociproxy.oci.image import lost_layers
 from ociproxy.oci.layout import (
     INDEX,
     INDEX_MAX_SIZE,
     MARKER,
+    NO_IMAGES,
     NamedImage,
     check_marker,
     parse_blob_path,
@@ -28,7 +32,9 @@ from ociproxy.oci.layout import (
 )
 from ociproxy.oci.manifest import (
     MANIFEST_MAX_SIZE,
+    ImageManifest,
     Index,
+    Manifest,
     ManifestHolder,
     guess_media_type,
     referrer_descriptor,
@@ -71,9 +77,11 @@ class BundleIndex:
         documents = self._read_headers()
         images = self._read_images(documents)
         self._check_lock(documents)
-        self._record(images)
-        self.images = sum(image.reference is not None for image in images)
+        self.images = 0
         """Count of the images that have a name."""
+        self.left_out: tuple[tuple[str, str], ...] = ()
+        """Images that are not served, and the reason of each."""
+        self._record(images)
 
     def _read_headers(self) -> dict[str, bytes]:
         """Fill `extents`; returns the documents by name."""
@@ -94,11 +102,14 @@ class BundleIndex:
             self.label = VolumeLabel.parse(documents[LABEL_NAME], self._source)
             if INDEX not in documents:
                 return ()  # Only the first volume of a set names images.
-        for name in (MARKER, INDEX):
-            if name not in documents:
-                raise LayoutInvalid(self._source, f"has no {name}, so it is no OCI image layout")
-        check_marker(documents[MARKER], self._source)
-        return parse_index(documents[INDEX], self._source)
+        if INDEX not in documents:
+            raise LayoutInvalid(self._source, f"has no {INDEX}, so it is no OCI image layout")
+        if MARKER in documents:
+            check_marker(documents[MARKER], self._source)
+        images = parse_index(documents[INDEX], self._source)
+        if not images and self.extents:
+            raise LayoutInvalid(self._source, NO_IMAGES)
+        return images
 
     def _check_lock(self, documents: dict[str, bytes]) -> None:
         """All contents of the lock must be here in their size, except those that another volume or
@@ -117,58 +128,76 @@ class BundleIndex:
     def _record(self, images: tuple[NamedImage, ...]) -> None:
         """Record tags, the manifests of each repository, and referrers."""
         owners: dict[Digest, set[Repository]] = {}
-        nameless = []
-        for image in images:
-            reference = image.reference
-            if reference is None:
-                nameless.append(image.descriptor)
+        entries = sort_entries(images, self._find)
+        named, nameless = name_all(entries, None)
+        for image, reference in named:
+            if self._is_hollow(image.descriptor):
+                nameless.append((image, "its manifest has lost its layers: import the archive"))
                 continue
             repository = reference.repository
             if reference.tag is not None:
                 record = TagRecord(image.descriptor, _NEVER_RESOLVED, repository.registry)
                 self.records.tags.setdefault(repository, {})[reference.tag] = record
             self._own(repository, image.descriptor, owners)
+            self.images += 1
+        self.left_out = tuple(
+            (str(image), image.problem or reason)
+            for image, reason in (*nameless, *((each, "") for each in entries.refused))
+        )
         # A referrer may stand before the referrer that is its subject, so that one pass may not do.
-        for _ in range(len(nameless)):
-            left = [each for each in nameless if not self._refer(each, owners)]
-            if len(left) == len(nameless):
+        waiting = entries.referrers
+        for _ in range(len(waiting)):
+            left = [(each, of) for each, of in waiting if not self._refer(each, of, owners)]
+            if len(left) == len(waiting):
                 break
-            nameless = left
+            waiting = left
 
     def _own(
         self, repository: Repository, top: Descriptor, owners: dict[Digest, set[Repository]]
     ) -> None:
-        for descriptor in self._walk(top):
-            known = self.records.manifests.setdefault(repository, {})
-            known[descriptor.digest] = descriptor
-            owners.setdefault(descriptor.digest, set()).add(repository)
+        """Record that a repository has an image, and to what its manifests refer."""
+        for holder in self._walk(top):
+            digest, subject = holder.descriptor.digest, holder.manifest.subject
+            self.records.manifests.setdefault(repository, {})[digest] = holder.descriptor
+            owners.setdefault(digest, set()).add(repository)
+            if subject is not None:
+                listed = self.records.referrers.setdefault(subject.digest, {})
+                listed[digest] = referrer_descriptor(holder)
 
-    def _refer(self, descriptor: Descriptor, owners: dict[Digest, set[Repository]]) -> bool:
-        """Record a manifest without a name as a referrer, in all repositories that have its
-        subject; False where none is known to have it."""
-        holder = self._manifest(descriptor)
-        subject = None if holder is None else holder.manifest.subject
-        if holder is None or subject is None or subject.digest not in owners:
+    def _refer(
+        self, image: NamedImage, subject: Digest, owners: dict[Digest, set[Repository]]
+    ) -> bool:
+        """Record a referrer in all repositories that have its subject; False where none is known to
+        have it."""
+        for repository in sorted(owners.get(subject, ()), key=str):
+            self._own(repository, image.descriptor, owners)
+        return subject in owners
+
+    def _is_hollow(self, descriptor: Descriptor) -> bool:
+        manifest = self._find(descriptor)
+        if not isinstance(manifest, ImageManifest) or manifest.layers:
             return False
-        listed = referrer_descriptor(holder)
-        self.records.referrers.setdefault(subject.digest, {})[descriptor.digest] = listed
-        for repository in sorted(owners[subject.digest], key=str):
-            self._own(repository, descriptor, owners)
-        return True
+        offset, size = self.extents.get(manifest.config.digest, (0, 0))
+        config = os.pread(self._file.fileno(), min(size, MANIFEST_MAX_SIZE), offset)
+        return bool(lost_layers(manifest, config))
 
-    def _walk(self, top: Descriptor) -> Iterator[Descriptor]:
+    def _find(self, descriptor: Descriptor) -> Manifest | None:
+        holder = self._manifest(descriptor)
+        return None if holder is None else holder.manifest
+
+    def _walk(self, top: Descriptor) -> Iterator[ManifestHolder]:
         """The manifests of an image that are in the archive."""
         waiting, seen = [top], {top.digest}
         while waiting:
             holder = self._manifest(waiting.pop())
             if holder is None:
                 continue
-            yield holder.descriptor
+            yield holder
             if isinstance(holder.manifest, Index):
                 # Only children that are in the archive: a hostile index may list any number.
                 fresh = {
                     each.digest: each
-                    for each in holder.manifest.manifests
+                    for each in holder.manifest.children
                     if each.digest in self.extents and each.digest not in seen
                 }
                 seen.update(fresh)

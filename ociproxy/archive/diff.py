@@ -12,6 +12,7 @@ from ociproxy.archive.export.content import contents, lock_of
 from ociproxy.archive.export.selection import Selected, reach
 from ociproxy.archive.lock import read_lock
 from ociproxy.store.files import store_errors
+from ociproxy.store.image import is_only_named
 from ociproxy.store.inventory import references
 from ociproxy.store.store import open_existing
 
@@ -71,7 +72,11 @@ def open_lock(path: Path) -> Lock:
     if not folder:
         return read_lock(path)
     store = open_existing(path)
-    selected = (Selected(reference, descriptor) for reference, descriptor, _ in references(store))
+    selected = (
+        Selected(reference, top)
+        for reference, top, _ in references(store)
+        if not is_only_named(store, reference.repository, top)
+    )
     chosen = reach(store, selected, referrers=True, allow_partial=True)
     return lock_of(chosen, contents(chosen))
 

@@ -18,7 +18,7 @@ the digests that the archive leaves out because the receiver has them.
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -64,7 +64,9 @@ class LockedImage:
             "digest": str(self.descriptor.digest),
             "mediaType": self.descriptor.media_type,
             "size": self.descriptor.size,
-            "platforms": sorted({str(platform) for platform in self.platforms}),
+            "platforms": sorted(
+                {str(platform) for platform in self.platforms if platform.has_name}
+            ),
             "complete": self.complete,
         }
         if self.missing:
@@ -182,13 +184,22 @@ def _image(value: object) -> LockedImage:
         descriptor=Descriptor.from_json(
             {key: value.get(key) for key in ("mediaType", "digest", "size")}
         ),
-        platforms=tuple(Platform.parse(each) for each in _texts(value, "platforms")),
+        platforms=_platforms(value),
         complete=complete,
         missing=tuple(_digests(value, "missing")),
         flattened_from=(
             None if flattened_from is None else Digest.parse(_text(flattened_from, "flattenedFrom"))
         ),
     )
+
+
+def _platforms(value: dict[str, object]) -> tuple[Platform, ...]:
+    """Without what is no platform: such a text hides no image from the reader of a lock."""
+    found = []
+    for text in _texts(value, "platforms"):
+        with suppress(NameInvalid):
+            found.append(Platform.parse(text))
+    return tuple(found)
 
 
 def _content(value: object) -> tuple[Digest, int]:

@@ -23,7 +23,7 @@ from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.manifest import json_object
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -92,7 +92,8 @@ def read_label(file: BinaryIO, source: str) -> VolumeLabel | None:
 def grouped(labels: Mapping[Path, VolumeLabel | None]) -> list[list[Path]]:
     """The paths in their order, with the volumes of a set together and by number.
 
-    Raises ConfigError unless each set is complete, naming the missing volumes.
+    Raises ConfigError unless each set is complete, naming the missing volumes, or the volume of
+    another set that was given in the place of one.
     """
     groups: dict[Path | str, dict[int, Path]] = {}
     counts: dict[Path | str, int] = {}
@@ -107,6 +108,10 @@ def grouped(labels: Mapping[Path, VolumeLabel | None]) -> list[list[Path]]:
         counts[key] = count
     for key, group in groups.items():
         missing = [number for number in range(1, counts[key] + 1) if number not in group]
+        # Of a set of as many volumes, which fills these places: a volume of another export.
+        for number, stray in _strays(groups, counts, key, missing):
+            first = next(iter(group.values()))
+            raise ConfigError(f"is volume {number} of another set than {first}", file=str(stray))
         if missing:
             named = ", ".join(map(str, missing[:_MOST_NAMED]))
             more = ", ..." if len(missing) > _MOST_NAMED else ""
@@ -115,6 +120,18 @@ def grouped(labels: Mapping[Path, VolumeLabel | None]) -> list[list[Path]]:
                 file=str(next(iter(group.values()))),
             )
     return [[path for _, path in sorted(group.items())] for group in groups.values()]
+
+
+def _strays(
+    groups: Mapping[Path | str, Mapping[int, Path]],
+    counts: Mapping[Path | str, int],
+    key: Path | str,
+    missing: Sequence[int],
+) -> Iterator[tuple[int, Path]]:
+    """Volumes of sets that are not larger than this one and have what it misses."""
+    for other, group in groups.items():
+        if other != key and counts[other] == counts[key] and len(group) <= len(groups[key]):
+            yield from ((number, group[number]) for number in missing if number in group)
 
 
 def volume_paths(path: Path, count: int) -> list[Path]:

@@ -25,12 +25,14 @@ _DIAL_TIMEOUT: Final = "1s"
 
 @dataclass(frozen=True, slots=True)
 class ClientFile:
-    """A file on the client's machine. A `part` is to be merged into the file of that path."""
+    """A file on the client's machine. A `part` is to be merged into the file of that path. A
+    `secret` is for a password: its owner alone may read it."""
 
     path: str
     text: str
     notes: tuple[str, ...] = ()
     part: str = ""
+    secret: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +191,9 @@ def containerd_files(mirror: Mirror, *, referrers: bool = False) -> tuple[Client
         notes.append("For containerd 2.2 and newer: an older one ignores all of this file.")
     hosts = _hosts(mirror, referrers=referrers)
     notes += _password_notes(mirror)
+    path, secret = "/etc/containerd/certs.d/_default/hosts.toml", bool(mirror.user)
     return (
-        ClientFile("/etc/containerd/certs.d/_default/hosts.toml", hosts, tuple(notes)),
+        ClientFile(path, hosts, tuple(notes), secret=secret),
         _config_path(2, "containerd 1.x", "io.containerd.grpc.v1.cri"),
         _config_path(3, "containerd 2.x", "io.containerd.cri.v1.images"),
     )
@@ -219,15 +222,22 @@ def _hosts(mirror: Mirror, *, referrers: bool) -> str:
     if mirror.cert:
         text += f'  client = [["{mirror.cert}", "{mirror.key}"]]\n'
     if mirror.user:
-        text += f'  [host."{mirror.url}".header]\n    authorization = "Basic CREDENTIALS"\n'
+        credentials = f"Basic {_credentials(mirror)}"
+        text += f'  [host."{mirror.url}".header]\n    authorization = "{credentials}"\n'
     return text
+
+
+def _credentials(mirror: Mirror) -> str:
+    """A placeholder that is no base64: no client takes it for credentials."""
+    return f"<base64 of {mirror.user}:PASSWORD>"
 
 
 def _password_notes(mirror: Mirror) -> tuple[str, ...]:
     if not mirror.user:
         return ()
     return (
-        f"CREDENTIALS is what this prints: printf '{mirror.user}:PASSWORD' | base64 -w0",
+        f"Put what this prints in the place of {_credentials(mirror)}:",
+        f"  printf '{mirror.user}:PASSWORD' | base64 -w0",
         "It is a password: the file is for root alone to read.",
     )
 
@@ -256,7 +266,10 @@ def docker_files(mirror: Mirror) -> tuple[ClientFile, ...]:
     )
     return (
         ClientFile(
-            "/etc/docker/certs.d/_default/hosts.toml", _hosts(mirror, referrers=False), hosts_notes
+            "/etc/docker/certs.d/_default/hosts.toml",
+            _hosts(mirror, referrers=False),
+            hosts_notes,
+            secret=bool(mirror.user),
         ),
         ClientFile("/etc/docker/daemon.json", text, notes),
     )
@@ -283,14 +296,19 @@ def containers_files(
 
 def k3s_files(mirror: Mirror) -> tuple[ClientFile, ...]:
     text = f'mirrors:\n  "*":\n    endpoint:\n      - "{mirror.url}"\n'
-    auth = f'    auth: {{username: "{mirror.user}", password: "PASSWORD"}}\n' if mirror.user else ""
+    password = f"<password of {mirror.user}>"
+    auth = f'    auth: {{username: "{mirror.user}", password: "{password}"}}\n'
+    auth = auth if mirror.user else ""
     files = {"ca_file": mirror.ca, "cert_file": mirror.cert, "key_file": mirror.key}
     tls = ", ".join(f'{key}: "{file}"' for key, file in files.items() if file)
     if auth or tls:
         text += f'configs:\n  "{mirror.host}":\n{auth}'
         text += f"    tls: {{{tls}}}\n" if tls else ""
-    notes = ("On each node, then: systemctl restart k3s (k3s-agent)",)
-    return (ClientFile("/etc/rancher/k3s/registries.yaml", text, notes),)
+    notes = ["On each node, then: systemctl restart k3s (k3s-agent)"]
+    if mirror.user:
+        notes.append(f"Put the password in the place of {password}: only root may read the file.")
+    path = "/etc/rancher/k3s/registries.yaml"
+    return (ClientFile(path, text, tuple(notes), secret=bool(mirror.user)),)
 
 
 def _give(files: Iterable[ClientFile], folder: Path | None) -> None:
@@ -303,11 +321,18 @@ def _give(files: Iterable[ClientFile], folder: Path | None) -> None:
         target = folder / f"{file.path.lstrip('/')}{suffix}"
         with output_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-        write_file(target, file.text.encode())
+        has_comments = not file.path.endswith(".json")
+        text = f"{_notes(file)}{file.text}" if has_comments else file.text
+        write_file(target, text.encode(), secret=file.secret)
         click.echo(str(target))
+        if not has_comments:
+            click.echo(_notes(file), err=True, nl=False)
 
 
 def _printed(file: ClientFile) -> str:
     part = f" ({file.part})" if file.part else ""
-    notes = "".join(f"# {note}\n" for note in file.notes)
-    return f"# {file.path}{part}\n{notes}{file.text}"
+    return f"# {file.path}{part}\n{_notes(file)}{file.text}"
+
+
+def _notes(file: ClientFile) -> str:
+    return "".join(f"# {note}\n" for note in file.notes)

@@ -63,7 +63,7 @@ _STDOUT_NUMBER: Final = 1
     "--platform",
     "platforms",
     type=PlatformType(),
-    metavar="OS/ARCH[/VARIANT]",
+    metavar="OS/ARCH[/VARIANT][:VERSION]",
     multiple=True,
     envvar="OCIPROXY_PLATFORM",
     help="Take only this platform of an index; repeat for more.  [default: all that are stored]",
@@ -154,7 +154,9 @@ def export_command(
     if file == STDOUT and os.isatty(_STDOUT_NUMBER):
         raise click.UsageError("an archive is nothing for a terminal: give a file, or a pipe")
     store = existing_store(config_path, image_path)
-    selected: Iterable[Selected] = by_patterns(store, patterns, platforms)
+    selected: Iterable[Selected] = by_patterns(
+        store, patterns, platforms, lambda text: _warn(screen, text)
+    )
     if wanted:
         selected = by_references(store, ((each.reference, each.platforms) for each in wanted))
     elif locked is not None:

@@ -91,7 +91,12 @@ def import_command(
     )
     log.set_up(config.log.level, config.log.format)
     given = None if name is None else GivenName.parse(name)
-    rules = Rules(on_existing=OnExisting(on_existing), name=given, max_size=max_size)
+    rules = Rules(
+        on_existing=OnExisting(on_existing),
+        name=given,
+        max_size=max_size,
+        isolated=config.isolated,
+    )
     _check_apart(sources, config.store.path)
     store = Store(config.store.path, hot_manifests=config.store.hot_manifests)
     store.check_writable()

@@ -11,7 +11,8 @@ import click
 from rich.filesize import decimal
 
 from ociproxy.cli.options import config_path, existing_store, image_path
-from ociproxy.cli.terminal import print_table, short
+from ociproxy.cli.table import print_table
+from ociproxy.cli.terminal import short
 from ociproxy.store.image import ReachedImage
 from ociproxy.store.inventory import Entry, inventory
 
@@ -42,7 +43,13 @@ def list_command(
     elif style == "json":
         click.echo(json.dumps([_document(entry) for entry in entries], indent=1))
     else:
-        print_table(_COLUMNS, map(_row, entries))
+        print_table(
+            _COLUMNS,
+            map(_row, entries),
+            numbers=("SIZE",),
+            spare=("DIGEST", "RESOLVED", "LAST USED"),
+            folding=("PLATFORMS", "COMPLETE"),
+        )
         _warn(entries)
 
 

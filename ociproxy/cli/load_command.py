@@ -6,6 +6,7 @@ Tests: tests/load/test_loader.py, tests/cli/test_load_lock.py, tests/load/test_i
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,10 +33,10 @@ from ociproxy.cli.screen import Screen
 from ociproxy.cli.sources import chosen_platforms, machine_platform, read_wanted
 from ociproxy.cli.terminal import INTERRUPTED, check_target, write_file
 from ociproxy.errors import ConfigError
-from ociproxy.store.store import Store
+from ociproxy.store.store import Store, is_store, temporary_store
 
 if TYPE_CHECKING:
-    from ociproxy.config.settings import BackendName
+    from ociproxy.config.settings import BackendName, Config
     from ociproxy.oci.platform import Platform
 
 
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     "--platform",
     "platforms",
     type=PlatformType(),
-    metavar="OS/ARCH[/VARIANT]",
+    metavar="OS/ARCH[/VARIANT][:VERSION]",
     multiple=True,
     envvar="OCIPROXY_PLATFORM",
     help="Platform to load; repeat for more.  [default: linux on this machine's processor]",
@@ -182,34 +183,49 @@ def load(
     for target in (lock, failures):
         if target is not None:
             check_target(target)
-    store = Store(config.store.path, hot_manifests=config.store.hot_manifests)
-    store.check_writable()
-    outcome = PlanReport(report, store.root, as_json=as_json) if plan else report
-    writer = LockWriter(PinLoaded(store, outcome) if pin and not plan else outcome)
-    run = LoadRun(
-        config,
-        backends(store, config, everywhere=backend),
-        screen,
-        writer,
-        referrers=referrers,
-        fail_fast=fail_fast,
-    )
-    try:
-        asyncio.run(run.run(store, wanted, only_find=plan))
-        if lock is not None:
-            if run.summary.loaded == len(wanted):
-                write_file(lock, writer.encode())
-            else:
-                report.note(f"{lock} is not written: it would lack what is not loaded")
-    except KeyboardInterrupt:
-        run.interrupted = True  # the second signal: the first one cancels the work in order
-    finally:
+    outcome = PlanReport(report, config.store.path, as_json=as_json) if plan else report
+    with ExitStack() as stack:
+        store, known = _stores(config, stack, plan=plan)
+        writer = LockWriter(PinLoaded(store, outcome) if pin and not plan else outcome)
+        run = LoadRun(
+            config,
+            backends(store, config, everywhere=backend),
+            screen,
+            writer,
+            referrers=referrers,
+            fail_fast=fail_fast,
+        )
         try:
-            # Before the last line is printed: printing fails if the reader of stderr has gone.
-            if failures is not None:
-                write_file(failures, report.failure_list(wanted).encode())
+            asyncio.run(run.run(store, wanted, only_find=plan, known=known))
+            if lock is not None:
+                if run.summary.loaded == len(wanted):
+                    write_file(lock, writer.encode())
+                else:
+                    report.note(f"{lock} is not written: it would lack what is not loaded")
+        except KeyboardInterrupt:
+            run.interrupted = True  # the second signal: the first one cancels the work in order
         finally:
-            outcome.end(run.summary, interrupted=run.interrupted)
+            try:
+                # Before the last line is printed: printing fails if the reader of stderr has gone.
+                if failures is not None:
+                    write_file(failures, report.failure_list(wanted).encode())
+            finally:
+                outcome.end(run.summary, interrupted=run.interrupted)
     if run.interrupted:
         leave(INTERRUPTED)
     ctx.exit(run.summary.exit_code)
+
+
+def _stores(config: Config, stack: ExitStack, *, plan: bool) -> tuple[Store, Store | None]:
+    """The store to load into, and for a plan what is stored already. A plan creates nothing: it
+    gets stores that `stack` removes. Raises StoreError."""
+    root, hot = config.store.path, config.store.hot_manifests
+    if plan:
+        known = Store(root, hot_manifests=hot) if is_store(root) else None
+        return (
+            stack.enter_context(temporary_store()),
+            known or stack.enter_context(temporary_store()),
+        )
+    store = Store(root, hot_manifests=hot)
+    store.check_writable()
+    return store, None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ociproxy.archive.lock import Lock, LockedImage, read_lock_file
 from ociproxy.load.imagelist import ImageListInvalid, Wanted, pinned
 from ociproxy.load.loader import Watcher
+from ociproxy.oci.reference import Reference
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from ociproxy.load.loader import Result
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.platform import Platform
-    from ociproxy.oci.reference import Reference
 
 
 class LockWriter(Watcher):
@@ -29,10 +29,16 @@ class LockWriter(Watcher):
         self._contents: dict[Digest, int] = {}
 
     def loaded(self, result: Result) -> None:
-        image, complete = result.image, not result.missing
-        self._images.append(
-            LockedImage(_by_tag(image.reference), image.top.descriptor, image.platforms, complete)
-        )
+        # Found is as good as loaded: a lock says what the upstream has, whatever the store has.
+        image = result.image
+        reference = image.reference
+        self._images.append(LockedImage(_by_tag(reference), image.top.descriptor, image.platforms))
+        # Tags of signatures and the like, which an export names as images, too.
+        self._images += [
+            LockedImage(Reference(reference.repository, tag), descriptor)
+            for tag, descriptor in image.tags.items()
+            if tag != reference.tag
+        ]
         for digest, holder in image.manifests.items():
             self._contents[digest] = len(holder.raw)
         for digest, blob in image.blobs.items():

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 import click
 from rich.filesize import decimal
 
-from ociproxy.cli.terminal import print_event, print_table, short
+from ociproxy.cli.table import print_table
+from ociproxy.cli.terminal import print_event, short
 from ociproxy.config.units import show_duration
 from ociproxy.errors import UpstreamRateLimited
 from ociproxy.load.loader import Watcher
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from ociproxy.cli.screen import Screen
     from ociproxy.errors import OciProxyError, UpstreamError
+    from ociproxy.load.image import UpstreamImage
     from ociproxy.load.imagelist import Wanted
     from ociproxy.load.loader import Result
     from ociproxy.load.progress import Summary
@@ -48,7 +50,7 @@ class Report(Watcher):
 
     def loaded(self, result: Result) -> None:
         image = result.image
-        self.ended(image.reference)
+        self.ended(image)
         reference, digest = image.reference, image.top.descriptor.digest
         if self._json:
             print_event(
@@ -57,6 +59,7 @@ class Report(Watcher):
                 digest=str(digest),
                 platforms=[str(platform) for platform in image.platforms],
                 lacking=[str(platform) for platform in image.lacking],
+                withheld=[{"digest": str(e.digest), "urls": e.urls} for e in result.withheld],
                 size=image.size,
                 fetched=result.fetched,
                 seconds=round(result.seconds, 3),
@@ -68,10 +71,21 @@ class Report(Watcher):
             f"loaded {shown} {decimal(image.size)}, {decimal(result.fetched)} fetched, "
             f"{result.seconds:.1f} s{lacking}"
         )
+        for layer in result.withheld:
+            where = f"; it may be at {layer.urls[0]}" if layer.urls else ""
+            self._screen.line(
+                f"  incomplete: the registry does not have the non-distributable layer "
+                f"{layer.digest}{where}"
+            )
 
-    def ended(self, reference: Reference) -> None:
+    def ended(self, image: UpstreamImage) -> None:
         """This image is no failure, and not unfinished."""
-        self._loaded.add(reference)
+        self._loaded.add(image.reference)
+        if image.refused:
+            self.note(
+                f"{image.reference}: {len(image.refused)} referrers or signature tags "
+                f"were refused, and are left out: {image.refused[0]}"
+            )
 
     def failed(self, wanted: Wanted, error: OciProxyError) -> None:
         self.failures.append((wanted, error))
@@ -155,7 +169,7 @@ class PlanReport(Watcher):
         self._plan = Plan()
 
     def loaded(self, result: Result) -> None:
-        self._report.ended(result.image.reference)
+        self._report.ended(result.image)
         self._plan.add(result.image, result.missing)
 
     def failed(self, wanted: Wanted, error: OciProxyError) -> None:
@@ -182,7 +196,13 @@ class PlanReport(Watcher):
                 pulls=[dataclasses.asdict(each) for each in pulls],
             )
             return
-        print_table(_PLAN_COLUMNS, map(_row, plan.images), numbers=("SIZE", "NEW"))
+        print_table(
+            _PLAN_COLUMNS,
+            map(_row, plan.images),
+            numbers=("SIZE", "NEW"),
+            spare=("DIGEST",),
+            folding=("PLATFORMS",),
+        )
         enough = "" if plan.new < free else ": NOT ENOUGH"
         failed = f", {summary.failed} failed" if summary.failed else ""
         click.echo(

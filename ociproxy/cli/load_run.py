@@ -61,8 +61,11 @@ class LoadRun:
         self.summary = Summary()
         self.interrupted = False
 
-    async def run(self, store: Store, wanted: list[Wanted], *, only_find: bool) -> None:
-        """Load, or with `only_find` fetch manifests and store nothing. Raises StoreError."""
+    async def run(
+        self, store: Store, wanted: list[Wanted], *, only_find: bool, known: Store | None = None
+    ) -> None:
+        """Load into the store; or with `only_find` fetch manifests and configs, and only the
+        configs are stored. What `known` has counts as here then. Raises StoreError."""
         engine = Engine(store, self._config, self._make_backend)
         loader = Loader(
             engine,
@@ -70,6 +73,7 @@ class LoadRun:
             self._watcher,
             referrers=self._referrers,
             fail_fast=self._fail_fast,
+            known=known,
         )
         self.summary = loader.progress.summary
         work = loader.find(wanted) if only_find else loader.run(wanted)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 
 from ociproxy import __version__
+from ociproxy.cli.environment import blamed, misspelt
 from ociproxy.cli.terminal import INTERRUPTED
 from ociproxy.errors import OciProxyError, StoreError
 
@@ -25,6 +26,7 @@ _COMMANDS: Final = {
     "prune": "ociproxy.cli.prune_command:prune",
     "pins": "ociproxy.cli.pins_command:pins",
     "export": "ociproxy.cli.export_command:export_command",
+    "check": "ociproxy.cli.check_command:check_command",
     "diff": "ociproxy.cli.diff_command:diff_command",
     "client-config": "ociproxy.cli.client_config:client_config",
     "config": "ociproxy.cli.config_command:config",
@@ -56,6 +58,8 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.BadParameter as exc:
+            raise blamed(exc) from exc
         except OciProxyError as exc:
             raise _Failure(exc) from exc
         except KeyboardInterrupt:
@@ -64,8 +68,12 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="%(version)s")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """A pull-only, pull-through, caching OCI Distribution server."""
+    if ctx.invoked_subcommand != "serve":  # which logs them
+        for line in misspelt(ctx):
+            click.echo(f"Warning: {line}", err=True)
     # A core dump would contain the passwords of the upstreams.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

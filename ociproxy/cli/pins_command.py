@@ -12,7 +12,7 @@ import click
 from ociproxy.archive.lock import read_lock_file
 from ociproxy.cli.options import config_path, configuration, image_path
 from ociproxy.cli.sources import read_wanted
-from ociproxy.cli.terminal import print_table
+from ociproxy.cli.table import print_table
 from ociproxy.config.local_settings import PinSource
 from ociproxy.errors import ConfigError
 from ociproxy.oci.reference import Reference

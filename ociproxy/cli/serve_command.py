@@ -16,6 +16,7 @@ from ociproxy import log
 from ociproxy.archive.bundle import Bundle
 from ociproxy.archive.volumes import grouped
 from ociproxy.cli.backends import backends
+from ociproxy.cli.environment import misspelt
 from ociproxy.cli.options import common, configuration, pull_timeout
 from ociproxy.cli.sources import machine_platform, read_wanted
 from ociproxy.config.settings import Config
@@ -65,7 +66,9 @@ from ociproxy.store.store import Store
     envvar="OCIPROXY_BUNDLE",
     help="An archive to serve from as it is, under the store; repeat for more.",
 )
+@click.pass_context
 def serve(
+    ctx: click.Context,
     image_path: Path | None,
     config_path: Path | None,
     log_level: str | None,
@@ -103,6 +106,8 @@ def serve(
 
     config = read()
     log.set_up(config.log.level, config.log.format)
+    for line in misspelt(ctx.find_root()):
+        log.event(logging.WARNING, "misspelt variable", reason=line)
     wanted: list[Wanted] = []
     if config.serve.preload_images is not None:
         wanted = read_wanted([str(config.serve.preload_images)], [], machine_platform())
@@ -110,6 +115,16 @@ def serve(
         opened = [stack.enter_context(Bundle(path)) for path in config.serve.bundles]
         for bundle in opened:
             log.event(logging.INFO, "bundle opened", path=bundle.path, images=bundle.images)
+            if bundle.left_out:
+                name, reason = bundle.left_out[0]
+                log.event(
+                    logging.WARNING,
+                    "images of a bundle not served",
+                    path=bundle.path,
+                    images=len(bundle.left_out),
+                    first=name,
+                    reason=reason,
+                )
         # Raises ConfigError unless all volumes of each set are given.
         grouped({bundle.path: bundle.label for bundle in opened})
         store = Store(config.store.path, hot_manifests=config.store.hot_manifests, below=opened)

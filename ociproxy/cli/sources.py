@@ -26,6 +26,7 @@ from ociproxy.load.imagelist import (
     parse_reference,
 )
 from ociproxy.oci.platform import Platform
+from ociproxy.oci.reference import Reference
 
 STDIN: Final = "-"
 _KUBERNETES: Final = re.compile(r"^apiVersion:", re.MULTILINE)
@@ -64,12 +65,14 @@ def read_wanted(
 ) -> list[Wanted]:
     """The images of all lists and Kubernetes manifests, each once, before any of them is loaded.
 
-    `note` gets a line for each file without an image. Raises ImageListInvalid with every problem.
+    `note` gets a line for each file without an image, and for each image that a manifest only
+    seems to name and that no file wants. Raises ImageListInvalid with every problem.
     """
     if [*lists, *manifests].count(STDIN) > 1:
         raise click.UsageError(f"{STDIN} can be read only once")
     wanted: list[Wanted] = []
     problems: list[ConfigError] = []
+    mentions: dict[Reference, str] = {}
     for name in lists:
         try:
             text = _read(name, imagelist.SIZE_LIMIT)
@@ -97,6 +100,9 @@ def read_wanted(
         for each in findings.images:
             place = f"{_shown(name)}:{each.line} ({each.owner})"
             wanted.append(Wanted(each.reference, platforms, place))
+        for each in findings.mentions:
+            place = f"{_shown(name)}:{each.line}: {each.owner}"
+            mentions.setdefault(each.reference, place)
         problems += findings.problems
         if not (findings.images or findings.problems):
             note(f"{_shown(name)}: no image found in it")
@@ -104,7 +110,12 @@ def read_wanted(
             note(passed_over)
     if problems:
         raise ImageListInvalid(problems)
-    return merged(wanted)
+    images = merged(wanted)
+    for image in images:
+        mentions.pop(image.reference, None)
+    for reference, place in mentions.items():
+        note(f"{place}: {reference} looks like an image, not loaded")
+    return images
 
 
 def _shown(name: str) -> str:

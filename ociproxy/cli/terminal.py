@@ -1,8 +1,5 @@
-"""What a command gives its user: lines and bars on standard error, JSON and tables on standard
-output, files.
-
-Commands that need no bar and no table do not import rich, which takes as long as a small archive.
-Tests: tests/cli/test_progress.py, tests/load/test_loader.py, tests/cli/test_list_command.py.
+"""What a command gives its user: bars on standard error, JSON on standard output, files.
+Tests: tests/cli/test_progress.py, tests/load/test_loader.py.
 """
 
 from __future__ import annotations
@@ -23,18 +20,15 @@ import click
 from ociproxy.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator
 
     from ociproxy.oci.digest import Digest
 
 INTERRUPTED: Final = 130
 """Exit code of a command that SIGINT or SIGTERM ended: 128 and SIGINT's number, as in shells."""
 
-_STDOUT: Final = 1
 _DIGITS: Final = 12
 """Hex digits of a digest that a person reads: as many as Docker shows."""
-_PIPE_WIDTH: Final = 10_000
-"""Columns of a table in a pipe: more than the longest row, so that no reference is cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,34 +52,9 @@ def short(digest: Digest) -> str:
     return f"{digest.algorithm}:{digest.encoded[:_DIGITS]}"
 
 
-def print_table(
-    names: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[str] = ()
-) -> None:
-    """Print a table on standard output; the columns in `numbers` are aligned to the right."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for name in names:
-        table.add_column(
-            name, no_wrap=True, overflow="ignore", justify="right" if name in numbers else "left"
-        )
-    for row in rows:
-        table.add_row(*row)
-    on_terminal = os.isatty(_STDOUT)  # rich would believe FORCE_COLOR in a pipe
-    console = Console(
-        highlight=False,
-        markup=False,
-        emoji=False,
-        force_terminal=on_terminal,
-        width=None if on_terminal else _PIPE_WIDTH,
-    )
-    console.print(table)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Replace the file: a reader sees the old one or all of the new one, which keeps its mode.
-    Raises OutputError."""
+def write_file(path: Path, data: bytes, *, secret: bool = False) -> None:
+    """Replace the file: a reader sees the old one or all of the new one, which keeps its mode; but
+    a `secret` is for its owner alone. Raises OutputError."""
     with output_errors(path):
         mode = 0o644
         if path.exists():
@@ -93,6 +62,8 @@ def write_file(path: Path, data: bytes) -> None:
                 path.write_bytes(data)  # a terminal, a pipe
                 return
             mode = stat.S_IMODE(path.stat().st_mode)
+        if secret:
+            mode &= 0o600
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:

@@ -85,9 +85,11 @@ def _scalar(node: Node, place: Place, wanted: str) -> str | int | float | bool:
 
 @dataclass(frozen=True, slots=True)
 class Text(Kind):
-    """A string; `parse` makes the value of it, or raises ValueError with the reason."""
+    """A string; `parse` makes the value of it, or raises ValueError with the reason. `pattern` is
+    for the schema; `words` say what it matches."""
 
     pattern: str | None = None
+    words: str = ""
     parse: Callable[[str], object] = str
     empty: bool = False
     length: int = 4096
@@ -102,12 +104,14 @@ class Text(Kind):
             raise place.refuse(node.line, f"longer than {self.length} characters")
         if any(ord(character) < 32 or ord(character) == 127 for character in value):
             raise place.refuse(node.line, "must not contain control characters")
-        if self.pattern is not None and not re.fullmatch(self.pattern, value):
-            raise place.refuse(node.line, f"must match {self.pattern}")
         try:
-            return self.parse(value)
+            # First, for its reason is in words.
+            parsed = self.parse(value)
         except ValueError as error:
             raise place.refuse(node.line, str(error)) from error
+        if self.pattern is not None and not re.fullmatch(self.pattern, value):
+            raise place.refuse(node.line, f"must be {self.words or f'text like {self.pattern}'}")
+        return parsed
 
     def schema(self) -> JsonObject:
         schema: JsonObject = {"type": "string", "maxLength": self.length}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,7 +148,10 @@ def line_of(node: MappingNode, key: str) -> int:
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:
+    known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
+    # `ca_file` and `cert-path` are longer by a word.
+    close = close or [each for each in known if re.split(r"[_-]", name)[0] == each]
     return f" (did you mean {close[0]}?)" if close else ""
 
 

@@ -222,11 +222,11 @@ class Fetch:
     A blob larger than `segment` is fetched piece by piece. Up to `connections` connections help
     each other where one proves slow, or where a reader waits for bytes that are far off. A blob
     larger than `blob_limit` is refused. Of each upstream up to `queue` fills, and as many short
-    requests, wait for their turn. With `background_fills` 0 a blob is fetched only when a client asks for
-    it. A fill that no client reads is given up where it brought fewer than `min_rate` bytes a
-    second for `unread` seconds. `retries` counts tries in a row that brought no byte; connections
-    that break must bring 64 KiB in `crawl` seconds all the same. An upstream that failed is left
-    alone for `pause` seconds.
+    requests, wait for their turn. With `background_fills` 0 a blob is fetched only when a client
+    asks for it. A fill that no client reads is given up where it brought fewer than `min_rate`
+    bytes a second for `unread` seconds. `retries` counts tries in a row that brought no byte;
+    connections that break must bring 64 KiB in `crawl` seconds all the same. An upstream that
+    failed is left alone for `pause` seconds.
     """
 
     timeouts: Timeouts = Timeouts()

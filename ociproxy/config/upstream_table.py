@@ -24,7 +24,7 @@ def registry(text: str) -> str:
     try:
         return parse_registry(text)
     except NameInvalid as error:
-        raise ValueError(f"not a registry name, host[:port]: {error.reason}") from error
+        raise ValueError(f"not a registry name: {error.reason}") from error
 
 
 def _endpoint(text: str) -> str:
@@ -126,16 +126,23 @@ _OWN_TIMEOUT_KEYS: Final = {
 _AUTH: Final = Section(
     Auth,
     {
-        "user": Key(Text(pattern=r"[^:]+"), "User name for basic auth and for the token service."),
+        "user": Key(
+            Text(pattern=r"[^:]+", words="a name without a colon"),
+            "User name for basic auth and for the token service.",
+        ),
         "password": Key(Text(parse=Secret), "Its password, in the file itself."),
         "password_env": Key(
-            Text(pattern=r"[A-Za-z_][A-Za-z0-9_]*"), "Environment variable that holds the password."
+            Text(pattern=r"[A-Za-z_][A-Za-z0-9_]*", words="the name of an environment variable"),
+            "Environment variable that holds the password.",
         ),
         "password_file": Key(
             FilePath(), "File that holds the password; one line end after it is not part of it."
         ),
         "helper": Key(
-            Text(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"),
+            Text(
+                pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+                words="the NAME of a program docker-credential-NAME",
+            ),
             "Credential helper: the program docker-credential-NAME is asked.",
         ),
         "docker_config": Key(

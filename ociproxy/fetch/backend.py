@@ -11,15 +11,30 @@ Tests: tests/fetch/contract.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+from ociproxy.errors import (
+    DigestMismatch,
+    ManifestInvalid,
+    NameUnknown,
+    SizeMismatch,
+    UpstreamDenied,
+    UpstreamInvalid,
+)
+from ociproxy.oci.digest import Digest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ociproxy.fetch.download.download import Download
     from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.oci.descriptor import Descriptor
-    from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Reference, Repository
+
+NO_SUCH_LISTING: Final = (NameUnknown, UpstreamDenied, UpstreamInvalid, ManifestInvalid)
+"""What `fetch_listing` raises where the upstream may lack the referrers API: registries that do not
+know it answer 404, and 400, 401, 403, 405, 406 or 501, or a page. The fallback tag tells then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +58,9 @@ class Backend(Protocol):
         thread, at once."""
 
     def resolve(self, reference: Reference) -> Descriptor:
-        """HEAD of a manifest: costs no pull quota. Where that names no digest, or a media type of
-        any file (`is_generic`), or where the program knows no HEAD, it is a GET, which does. The
-        size is 0 where the upstream does not say."""
+        """HEAD of a manifest: costs no pull quota. Where that is refused, or names no digest or a
+        media type of any file (`is_generic`), or where the program knows no HEAD, it is a GET,
+        which does. The size is 0 where the upstream does not say."""
 
     def fetch_manifest(self, reference: Reference) -> ManifestHolder:
         """GET of a manifest: exact bytes, at most MANIFEST_MAX_SIZE, verified against the
@@ -56,15 +71,26 @@ class Backend(Protocol):
         """HEAD of a blob: its size in bytes."""
 
     def fetch_blob(
-        self, repository: Repository, digest: Digest, download: Download, *, tries: int
+        self,
+        repository: Repository,
+        digest: Digest,
+        download: Download,
+        *,
+        tries: int,
+        answered: Callable[[], None] = lambda: None,
     ) -> None:
         """Bring a blob into the store: return when it is verified and committed.
 
         The backend tells `download` the size as soon as it is known, and ends soon once
         `download.stopped` is set. `tries` is how often in a row a connection may break without
-        having brought anything; with 1 the first one that breaks ends the call. Also raises
-        IntegrityError kinds, BlobTooLarge and StoreError.
+        having brought anything; with 1 the first one that breaks ends the call.
+        `answered` is called once the upstream has begun to send the blob, and not where another
+        process brings it. Also raises IntegrityError kinds, BlobTooLarge and StoreError.
         """
+
+    def fetch_config(self, image: Reference, config: Descriptor) -> bytes:
+        """The config of an image manifest, which `image` names by digest, without the blobs beside
+        it: verified, and of MANIFEST_MAX_SIZE bytes at most. Also raises IntegrityError kinds."""
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         """GET of `/v2/<name>/<path>?<query>`: `tags/list` or `referrers/<digest>`, at most
@@ -72,6 +98,16 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Drop the idle connections."""
+
+
+def verified(raw: bytes, blob: Descriptor) -> bytes:
+    """The bytes, if they are this blob. Raises SizeMismatch or DigestMismatch."""
+    if len(raw) != blob.size:
+        raise SizeMismatch(f"blob {blob.digest}", blob.size, len(raw))
+    actual = Digest.of(raw, blob.digest.algorithm)
+    if actual != blob.digest:
+        raise DigestMismatch("blob", blob.digest, actual)
+    return raw
 
 
 class BlobStream(Protocol):
@@ -89,6 +125,11 @@ class BlobStream(Protocol):
     @property
     def stop(self) -> int | None:
         """Offset just past the last byte of the body, or None where the upstream does not say."""
+
+    @property
+    def encoding(self) -> str:
+        """What the upstream says that the bytes are encoded with; empty for nothing. The digest
+        tells whether they are."""
 
     def read(self, limit: int) -> bytes:
         """At most `limit` bytes, as soon as some are there; b"" at the end. Raises

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -22,11 +21,16 @@ from ociproxy.errors import (
     StoreError,
     UpstreamError,
 )
-from ociproxy.fetch.cache_status import FILL, FOLLOW, HIT, PASSED_ON, CacheStatus
+from ociproxy.fetch.cache_status import (
+    FILL,
+    FOLLOW,
+    HIT,
+    PASSED_ON,
+    PASSED_THROUGH,
+    CacheStatus,
+)
 from ociproxy.fetch.upstreams.requests import still_away
-from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.manifest import ImageManifest, parse_manifest
 from ociproxy.store.read_only import BlobFile
 
 if TYPE_CHECKING:
@@ -40,18 +44,11 @@ if TYPE_CHECKING:
     from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
     from ociproxy.oci.descriptor import Descriptor
-    from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Repository
     from ociproxy.store.read_only import ReadOnlyContent
     from ociproxy.store.store import Store
 
 _KNOWN_SIZES: Final = 65_536
-_COMPLETE_IMAGES: Final = 8192
-_COMPLETE_FOR: Final = 60.0
-"""Seconds for which an image that was complete is taken for that. It may be removed, and come again
-without its blobs."""
-_BLOBS_AHEAD: Final = 1024
-"""Blobs of one image that are fetched before a client asks; no honest image has as many."""
 _LOOKS: Final = 8
 """Copies of a blob, in the store and in bundles, that are looked at before giving up: each may be
 damaged, or written to while it is verified."""
@@ -78,7 +75,6 @@ class BlobPuller:
         self._isolation = isolation
         self._config = config
         self._sizes: BoundedCache[tuple[Repository, Digest], int] = BoundedCache(_KNOWN_SIZES)
-        self._complete: BoundedCache[Digest, float] = BoundedCache(_COMPLETE_IMAGES)
         self._verifying: dict[Digest, asyncio.Task[None]] = {}
         self._successor: BlobPuller | None = None
 
@@ -92,7 +88,22 @@ class BlobPuller:
         async with self._upstreams.answer_time(repository.registry):
             if self._isolation is not None:
                 await self._isolation.check_allowed(repository, digest)
-            return await self._pull(repository, digest)
+            try:
+                return await self._pull(repository, digest)
+            except StoreError as exc:
+                return await self.relay(repository, digest, exc), PASSED_THROUGH
+
+    async def relay(self, repository: Repository, digest: Digest, reason: StoreError) -> Fill:
+        """A fill for one client that has started, of a blob that the store cannot keep or give.
+        Raises `reason` where no upstream may be asked, else what `pull` does."""
+        if self._upstreams.offline:
+            raise reason
+        self._upstreams.check(repository)
+        registry = repository.registry
+        log.event(logging.WARNING, "passing through", digest=digest, reason=reason)
+        fill = self._fills.relay(repository, digest, backend=self._upstreams.backend(registry))
+        await self._started(fill, registry)
+        return fill
 
     async def _pull(
         self, repository: Repository, digest: Digest
@@ -186,34 +197,16 @@ class BlobPuller:
         self._sizes.put((repository, digest), size)
         return size, PASSED_ON
 
-    def prefetch(self, repository: Repository, image: ManifestHolder) -> None:
-        """Fetch in the background the blobs that the store lacks of an image a client pulls."""
-        digest = image.descriptor.digest
-        seen = self._complete.get(digest)
-        if self._upstreams.offline or (seen and time.monotonic() - seen < _COMPLETE_FOR):
-            return
-        try:
-            # Not `image.manifest`: the hot copy would keep the parsed document beyond its weight.
-            manifest = image.parsed or parse_manifest(image.raw, image.descriptor.media_type)
-        except MalformedManifest:
-            return  # the tag's record has a wrong media type; the bytes are served all the same
-        if not isinstance(manifest, ImageManifest):
-            return
-        missing = [b for b in manifest.blobs if self._store.blobs.find_size(b.digest) is None]
-        if not missing:
-            self._complete.put(digest, time.monotonic())
-        for blob in missing[:_BLOBS_AHEAD]:
-            self._fetch_ahead(repository, blob)
-
     def hand_over(self, successor: BlobPuller) -> None:
         """From now on `successor` fetches ahead, beginning with what waits here for its turn."""
         self._successor = successor
         for repository, blob in self._fills.take_queue():
-            successor._fetch_ahead(repository, blob)
+            successor.fetch_ahead(repository, blob)
 
-    def _fetch_ahead(self, repository: Repository, blob: Descriptor) -> None:
+    def fetch_ahead(self, repository: Repository, blob: Descriptor) -> None:
+        """Fetch a blob in the background when it is its turn, unless it is stored by then."""
         if self._successor is not None:
-            self._successor._fetch_ahead(repository, blob)
+            self._successor.fetch_ahead(repository, blob)
             return
         partition = self._config.partition(repository.registry)
         self._sizes.put((repository, blob.digest), blob.size)

@@ -34,6 +34,8 @@ UPDATED: Final = CacheStatus("miss", "ociproxy; fwd=stale; fwd-status=200; store
 MISS: Final = CacheStatus("miss", "ociproxy; fwd=miss; stored")
 MISS_COLLAPSED: Final = CacheStatus("follow", "ociproxy; fwd=miss; collapsed")
 PASSED_ON: Final = CacheStatus("miss", "ociproxy; fwd=miss")
+PASSED_THROUGH: Final = CacheStatus("miss", "ociproxy; fwd=miss; detail=not-stored")
+"""The store cannot keep it."""
 FILL: Final = CacheStatus("fill", "ociproxy; fwd=miss; stored")
 FOLLOW: Final = CacheStatus("follow", "ociproxy; fwd=miss; collapsed")
 PAUSED: Final = CacheStatus("stale", "ociproxy; hit; detail=stale-upstream-paused")

@@ -122,11 +122,11 @@ class CredentialSource:
         self._running = Lock()
         self._replaced = float("-inf")
 
-    def get(self) -> Credentials | None:
+    def get(self, repository: str = "") -> Credentials | None:
         """None where Docker's file has none. Raises UpstreamDenied."""
-        return credentials_for(self._auth, self._registry, self._call_helper)
+        return credentials_for(self._auth, self._registry, self._call_helper, repository)
 
-    def replace(self, refused: Credentials | None) -> Credentials | None:
+    def replace(self, refused: Credentials | None, repository: str = "") -> Credentials | None:
         """Other credentials than the upstream has refused, or None. Raises UpstreamDenied."""
         now = self._clock.monotonic()
         with self._running:
@@ -137,7 +137,7 @@ class CredentialSource:
                 self._replaced = now
                 del self._answers[name]
         # Another thread may have replaced the refused ones already: then that answer is used.
-        found = self.get() if self._answers or old else None
+        found = self.get(repository) if self._answers or old else None
         return None if found == refused else found
 
     def _call_helper(self, name: str, registry: str) -> Credentials | None:

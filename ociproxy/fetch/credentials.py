@@ -39,8 +39,11 @@ CallHelper = Callable[[str, str], Credentials | None]
 """Takes a helper's name and a registry: `run_helper`, or a method that keeps its answers."""
 
 
-def credentials_for(auth: Auth, registry: str, call_helper: CallHelper) -> Credentials | None:
-    """None without a user, or where Docker's file has none. Raises UpstreamDenied."""
+def credentials_for(
+    auth: Auth, registry: str, call_helper: CallHelper, repository: str = ""
+) -> Credentials | None:
+    """None without a user, or where Docker's file has none. Docker's file may have credentials for
+    some repositories of a registry alone. Raises UpstreamDenied."""
     if auth.helper is not None:
         found = call_helper(auth.helper, registry)
         if found is None:
@@ -49,8 +52,8 @@ def credentials_for(auth: Auth, registry: str, call_helper: CallHelper) -> Crede
             )
         return found
     if auth.docker_config:
-        path = _docker_config() if auth.docker_config is True else auth.docker_config
-        return _from_docker_config(path, registry, call_helper)
+        path = _docker_config(registry) if auth.docker_config is True else auth.docker_config
+        return _from_docker_config(path, registry, call_helper, repository)
     if auth.user is None:
         return None
     return Credentials(auth.user, _password(auth, registry))
@@ -72,42 +75,65 @@ def _password(auth: Auth, registry: str) -> Secret:
     raise no_credentials(registry, "no password is configured")
 
 
-def _docker_config() -> Path:
+def _docker_config(registry: str) -> Path:
     """Docker's own place of the file."""
-    return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")
+    try:
+        return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker", "config.json")
+    except RuntimeError:
+        reason = "docker_config: true finds no home directory; set DOCKER_CONFIG, or give the path"
+        raise no_credentials(registry, reason) from None
 
 
-def _from_docker_config(path: Path, registry: str, call_helper: CallHelper) -> Credentials | None:
+def _from_docker_config(
+    path: Path, registry: str, call_helper: CallHelper, repository: str
+) -> Credentials | None:
     """In Docker's order: the registry's own helper, the helper for all registries, the file."""
     text = _read(path, registry)
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise no_credentials(registry, f"{path} is not JSON") from error
-    for _, helper in _entries(document, "credHelpers", registry):
+    for helper in _entries(document, "credHelpers", registry):
         return call_helper(_helper_name(helper, path, registry), registry)
     store = document.get("credsStore") if isinstance(document, dict) else None
     if store:
         found = call_helper(_helper_name(store, path, registry), registry)
         if found is not None:
             return found
-    for _, entry in _entries(document, "auths", registry):
+    for entry in _entries(document, "auths", registry, repository):
         found = _from_entry(entry, path, registry)
         if found is not None:
             return found
     return None
 
 
-def _entries(document: Any, name: str, registry: str) -> Iterator[tuple[str, Any]]:
-    """The entries of this registry. A key is `host[:port]`, with or without scheme and `/v1/`."""
+def _entries(document: Any, name: str, registry: str, repository: str = "") -> Iterator[Any]:
+    """The entries that apply, as containers/image chooses them: those for the longest part of the
+    repository's name first, then those for the registry, its plain name before other spellings."""
     entries = document.get(name) if isinstance(document, dict) else None
     if not isinstance(entries, dict):
         return
+    found: list[tuple[int, bool, Any]] = []
     for key, entry in entries.items():
-        host, _, path = re.sub(r"^https?://", "", key).partition("/")
-        with suppress(NameInvalid):
-            if path.strip("/") in ("", "v1", "v2") and parse_registry(host) == registry:
-                yield key, entry
+        path = _path_of(key, registry)
+        if path is not None and f"{repository}/".startswith(path):
+            found.append((len(path), key == registry, entry))
+    # Stable: of several spellings the first in the file.
+    for _, _, entry in sorted(found, key=lambda each: each[:2], reverse=True):
+        yield entry
+
+
+def _path_of(key: str, registry: str) -> str | None:
+    """The part of the registry that a key is for: a path with a slash at its end, empty for all of
+    it. None if the key is another registry's. With a scheme, Docker and containers/image look at
+    the host alone; `/v1/` and `/v2/` are the API's."""
+    plain = re.sub(r"^https?://", "", key)
+    host, _, path = plain.partition("/")
+    path = path.strip("/")
+    with suppress(NameInvalid):
+        if parse_registry(host) == registry:
+            return "" if plain != key or path in ("", "v1", "v2") else f"{path}/"
+    return None
 
 
 def _from_entry(entry: Any, path: Path, registry: str) -> Credentials | None:
@@ -120,8 +146,10 @@ def _from_entry(entry: Any, path: Path, registry: str) -> Credentials | None:
     user, password = entry.get("username"), entry.get("password")
     if entry.get("auth"):
         try:
-            pair = base64.b64decode(entry["auth"], validate=True).decode()
-        except (binascii.Error, ValueError, TypeError):
+            # `base64` without -w 0 breaks lines, which Docker passes over.
+            text = entry["auth"].replace("\n", "").replace("\r", "")
+            pair = base64.b64decode(text, validate=True).decode()
+        except (binascii.Error, ValueError, TypeError, AttributeError):
             # The cause would show the bytes, which are the password.
             raise no_credentials(
                 registry, f"{path} has an entry for it that is not base64"

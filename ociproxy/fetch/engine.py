@@ -17,6 +17,7 @@ from ociproxy.fetch.blobs import BlobPuller
 from ociproxy.fetch.download.fills import Fills
 from ociproxy.fetch.isolation import Isolation
 from ociproxy.fetch.listings import ListingPuller
+from ociproxy.fetch.look_ahead import LookAhead
 from ociproxy.fetch.manifests import ManifestPuller
 from ociproxy.fetch.upstreams.requests import Requests
 from ociproxy.fetch.upstreams.threads import StoreThreads
@@ -64,14 +65,23 @@ class Engine:
             else None
         )
         self.blobs = BlobPuller(
-            store, self.upstreams, self.requests, self._verifiers, self._fills, isolation, config
+            store,
+            self.upstreams,
+            self.requests,
+            self._verifiers,
+            self._fills,
+            isolation,
+            config,
+        )
+        self._ahead = LookAhead(
+            store, self.threads, self.blobs.fetch_ahead, offline=self.upstreams.offline
         )
         self.manifests = ManifestPuller(
             store,
             self.upstreams,
             self.requests,
             self.threads,
-            self.blobs,
+            self._ahead,
             isolation,
             config,
             clock=clock,
@@ -85,7 +95,11 @@ class Engine:
         """End what is running: downloads soon, keeping what arrived; requests without waiting."""
         self._preparing.cancel()
         await asyncio.gather(
-            self._preparing, self.manifests.close(), self._fills.close(), return_exceptions=True
+            self._preparing,
+            self.manifests.close(),
+            self._ahead.close(),
+            self._fills.close(),
+            return_exceptions=True,
         )
         await self.requests.close()
         self.threads.close()
@@ -102,6 +116,7 @@ class Engine:
         """Return when the requests to upstreams and the downloads that are running have ended."""
         await self.manifests.drain()
         await self.requests.drain()
+        await self._ahead.drain()
         await self._fills.drain()
 
     async def _prepare(self) -> None:

@@ -2,7 +2,7 @@
 
 The upstream's answer is passed on as it comes; where the upstream fails, the list is made of what
 the store has. Referrers follow the distribution-spec (listing referrers): where the upstream lacks
-that API its fallback tag is read, and the answer is never a 404.
+that API, whatever it answers there, its fallback tag is read, and the answer is never a 404.
 
 Tests: tests/serve/test_lists.py.
 """
@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from ociproxy import log
 from ociproxy.errors import ManifestUnknown, NameUnknown, OciProxyError
-from ociproxy.fetch.backend import Listing
+from ociproxy.fetch.backend import NO_SUCH_LISTING, Listing
 from ociproxy.fetch.cache_status import HIT, PASSED_ON, CacheStatus, stale_because
 from ociproxy.fetch.tags import page_of_tags
-from ociproxy.oci.descriptor import OCI_INDEX, Descriptor, MalformedManifest
-from ociproxy.oci.manifest import Index, parse_manifest
+from ociproxy.oci.descriptor import INDEX_MEDIA_TYPES, OCI_INDEX, Descriptor, MalformedManifest
+from ociproxy.oci.manifest import json_object, media_type_of
 from ociproxy.oci.reference import Reference, referrers_tag
 
 if TYPE_CHECKING:
@@ -92,22 +93,24 @@ class ListingPuller:
         query = urlencode({_FILTER: artifact_type}) if artifact_type else ""
         try:
             listing = await self._ask(repository, f"referrers/{subject}", query)
-        except NameUnknown:
-            return await self._fallback(repository, subject, artifact_type)
+        except NO_SUCH_LISTING as exc:
+            return await self._fallback(repository, subject, artifact_type, exc)
         except OciProxyError as exc:
-            log.event(
-                logging.WARNING, "serving stale", reference=f"{repository}@{subject}", reason=exc
-            )
-            return await self._cached(repository, subject, artifact_type), stale_because(exc)
+            return await self._stale(repository, subject, artifact_type, exc)
         if artifact_type and _FILTER not in listing.filters_applied:
             return _filtered(listing, artifact_type), PASSED_ON
         return listing, PASSED_ON
 
     async def _cached(self, repository: Repository, subject: Digest, artifact_type: str) -> Listing:
-        """In a thread: there may be many records, and each is a file."""
+        """What the store has recorded, and what the stored fallback tag lists. In a thread: there
+        may be many records, and each is a file."""
 
         def read() -> Listing:
-            return _index(self._store.refs.referrers(repository, subject), artifact_type)
+            tagged = self._manifests.find_stored(Reference(repository, referrers_tag(subject)))
+            found = {each.digest: each for each in (_listed(tagged.raw) if tagged else None) or ()}
+            recorded = self._store.refs.referrers(repository, subject)
+            found.update((each.digest, each) for each in recorded)
+            return _index(list(found.values()), artifact_type)
 
         return await self._threads.run(read)
 
@@ -118,29 +121,53 @@ class ListingPuller:
             lambda backend: backend.fetch_listing(repository, path, query),
         )
 
-    async def _fallback(
-        self, repository: Repository, subject: Digest, artifact_type: str
+    async def _stale(
+        self, repository: Repository, subject: Digest, artifact_type: str, error: OciProxyError
     ) -> tuple[Listing, CacheStatus]:
+        reference = f"{repository}@{subject}"
+        log.event(logging.WARNING, "serving stale", reference=reference, reason=error)
+        return await self._cached(repository, subject, artifact_type), stale_because(error)
+
+    async def _fallback(
+        self, repository: Repository, subject: Digest, artifact_type: str, error: OciProxyError
+    ) -> tuple[Listing, CacheStatus]:
+        """`error` is what the referrers API was answered with."""
         try:
             reference = Reference(repository, referrers_tag(subject))
             answer = await self._manifests.pull(reference, body=True)
+        except (ManifestUnknown, NameUnknown):
+            if isinstance(error, NameUnknown):
+                return _index([], artifact_type), PASSED_ON
+            # Neither says that there are none.
+            return await self._stale(repository, subject, artifact_type, error)
         except OciProxyError as exc:
-            status = PASSED_ON if isinstance(exc, ManifestUnknown) else stale_because(exc)
-            return _index([], artifact_type), status
+            return await self._stale(repository, subject, artifact_type, exc)
         listing = Listing(answer.raw or b"", answer.descriptor.media_type)
         return _filtered(listing, artifact_type), answer.status
 
 
 def _filtered(listing: Listing, artifact_type: str) -> Listing:
     """The index without entries of other artifact types; an empty one for what is no index."""
-    try:
-        index = parse_manifest(listing.raw, OCI_INDEX)
-    except MalformedManifest:
-        return _index([], artifact_type)
-    if not artifact_type:
+    listed = _listed(listing.raw)
+    if listed is not None and not artifact_type:
         return listing
-    descriptors = list(index.manifests) if isinstance(index, Index) else []
-    return _index(descriptors, artifact_type, listing.next_query)
+    return _index(listed or [], artifact_type, listing.next_query)
+
+
+def _listed(raw: bytes) -> list[Descriptor] | None:
+    """The entries of an index that can be read; None for what is no index."""
+    try:
+        document = json_object(raw)
+    except MalformedManifest:
+        return None
+    values = document.get("manifests")
+    if media_type_of(document) not in INDEX_MEDIA_TYPES or not isinstance(values, list):
+        return None
+    found = []
+    for value in values:
+        with suppress(MalformedManifest):
+            found.append(Descriptor.from_json(value))
+    return found
 
 
 def _index(descriptors: list[Descriptor], artifact_type: str, next_query: str = "") -> Listing:

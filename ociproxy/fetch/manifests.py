@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ociproxy import log
 from ociproxy.bounded import BoundedCache
 from ociproxy.clock import SystemClock
-from ociproxy.errors import DigestMismatch, ManifestUnknown, OciProxyError
+from ociproxy.errors import DigestMismatch, ManifestUnknown, OciProxyError, StoreError
 from ociproxy.fetch.cache_status import (
     HIT,
     MISS,
     MISS_COLLAPSED,
     PASSED_ON,
+    PASSED_THROUGH,
     PAUSED,
     REVALIDATED,
     SLOW,
@@ -37,8 +39,8 @@ if TYPE_CHECKING:
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Config
     from ociproxy.fetch.backend import Backend
-    from ociproxy.fetch.blobs import BlobPuller
     from ociproxy.fetch.isolation import Isolation
+    from ociproxy.fetch.look_ahead import LookAhead
     from ociproxy.fetch.upstreams.requests import Requests
     from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
@@ -50,6 +52,10 @@ if TYPE_CHECKING:
 
 _TAGS: Final = 10_000
 """Tags whose pause and whose time to live are kept in memory."""
+_UNRECORDED: Final = 1024
+"""Hits that wait to be recorded. One that finds no room is recorded when a client asks again."""
+_FLUSH_LIMIT: Final = 1.0
+"""Seconds that the records which wait may take at the end."""
 
 
 class ManifestAnswer(NamedTuple):
@@ -69,7 +75,7 @@ class ManifestPuller:
         upstreams: Upstreams,
         requests: Requests,
         threads: StoreThreads,
-        blobs: BlobPuller,
+        ahead: LookAhead,
         isolation: Isolation | None,
         config: Config,
         *,
@@ -79,22 +85,32 @@ class ManifestPuller:
         self._upstreams = upstreams
         self._requests = requests
         self._threads = threads
-        self._blobs = blobs
+        self._ahead = ahead
         self._isolation = isolation
         self._config = config
         self._clock = clock or SystemClock()
         self._paused: BoundedCache[Reference, float] = BoundedCache(_TAGS)
         self._ttls: BoundedCache[Reference, float] = BoundedCache(_TAGS)
         self._tasks: set[asyncio.Task[tuple[ManifestHolder, CacheStatus]]] = set()
+        self._unrecorded: dict[tuple[Repository, Digest], Descriptor] = {}
+        self._recording: asyncio.Task[None] | None = None
+        self._record_again = 0.0
 
     async def pull(self, reference: Reference, *, body: bool) -> ManifestAnswer:
         """The manifest of a tag or digest; with `body` False its descriptor is enough.
 
-        What is stored and fresh is answered without a task switch. Everything else has
+        What is stored and fresh is answered without a task switch, unless it is long and has to
+        be read from the disk. Everything else has
         `fetch.timeouts.answer` seconds. Raises ManifestUnknown, NameUnknown, UpstreamError kinds,
         IntegrityError kinds or StoreError.
         """
-        record, stored = self._look_up(reference)
+        record, digest = self._named(reference)
+        stored: ManifestHolder | None = None
+        if digest is not None and self._store.manifests.is_long_to_read(digest):
+            async with self._upstreams.answer_time(reference.repository.registry):
+                stored = await self._threads.run(lambda: self._stored(reference, record, digest))
+        elif digest is not None:
+            stored = self._stored(reference, record, digest)
         expired = self._has_expired(reference, record)
         if stored is not None and not expired:
             return self._answer(reference.repository, stored, HIT, body=body)
@@ -105,32 +121,46 @@ class ManifestPuller:
                 return await self._unstored(reference, record, body=body)
             return await self._from_upstream(reference, body=body)
 
+    def find_stored(self, reference: Reference) -> ManifestHolder | None:
+        """What is stored for this repository, fresh or not. Blocks. Raises StoreError."""
+        record, digest = self._named(reference)
+        return None if digest is None else self._stored(reference, record, digest)
+
     async def drain(self) -> None:
-        """Return when the checks of expired tags have ended that no client waits for any more."""
+        """Return when what no client waits for any more has ended: the checks of expired tags, and
+        the records of hits."""
         while self._tasks:
             await asyncio.wait(self._tasks)
+        if self._recording is not None:
+            await self._recording
 
     async def close(self) -> None:
+        if self._recording is not None:
+            await asyncio.wait([self._recording], timeout=_FLUSH_LIMIT)
+            self._recording.cancel()  # one that has ended takes no harm
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _look_up(self, reference: Reference) -> tuple[TagRecord | None, ManifestHolder | None]:
-        """The tag's record; and the stored manifest, under the media type that this repository
-        has it with, where it may be served under this repository."""
-        repository, digest = reference.repository, reference.digest
-        record: TagRecord | None = None
-        if digest is None:
-            record = self._store.refs.find_tag(repository, reference.tag or "")
-            if record is None:
-                return None, None
-            digest = record.descriptor.digest
+    def _named(self, reference: Reference) -> tuple[TagRecord | None, Digest | None]:
+        """A tag's record, and the digest that is looked for; None where no record has it."""
+        if reference.digest is not None:
+            return None, reference.digest
+        record = self._store.refs.find_tag(reference.repository, reference.tag or "")
+        return record, None if record is None else record.descriptor.digest
+
+    def _stored(
+        self, reference: Reference, record: TagRecord | None, digest: Digest
+    ) -> ManifestHolder | None:
+        """The stored manifest, under the media type that this repository has it with, where it may
+        be served under this repository."""
+        repository = reference.repository
         found = self._store.manifests.find(digest)
         if found is None or not self._is_allowed(repository, digest):
-            return record, None
+            return None
         if record is not None:
-            return record, with_media_type(found, record.descriptor)
-        return None, with_media_type(found, self._store.refs.find_manifest(repository, digest))
+            return with_media_type(found, record.descriptor)
+        return with_media_type(found, self._store.refs.find_manifest(repository, digest))
 
     def _is_allowed(self, repository: Repository, digest: Digest) -> bool:
         return self._isolation is None or self._isolation.has_manifest(repository, digest)
@@ -151,7 +181,9 @@ class ManifestPuller:
         if not body:
             return ManifestAnswer(await self._resolve(reference), None, PASSED_ON)
         status = MISS_COLLAPSED if self._requests.is_running(_fetching(reference)) else MISS
-        holder = await self._fetch(reference)
+        holder, kept = await self._fetch(reference)
+        if not kept:
+            return ManifestAnswer(holder.descriptor, holder.raw, PASSED_THROUGH)
         return self._answer(reference.repository, holder, status, body=body)
 
     async def _unstored(
@@ -159,6 +191,8 @@ class ManifestPuller:
     ) -> ManifestAnswer:
         """The tag is known from a HEAD; its manifest is not stored, or not for this repository."""
         if not body:
+            # Offline a GET of it is 404, so a HEAD is, too.
+            self._upstreams.check_online(ManifestUnknown, reference)
             return ManifestAnswer(record.descriptor, None, HIT)
         by_digest = Reference(reference.repository, digest=record.descriptor.digest)
         try:
@@ -201,7 +235,10 @@ class ManifestPuller:
         status = REVALIDATED
         if descriptor.digest != stored.descriptor.digest:
             # The tag moves once the new manifest is stored: until then the old one is served.
-            stored = await self._fetch(Reference(reference.repository, digest=descriptor.digest))
+            by_digest = Reference(reference.repository, digest=descriptor.digest)
+            stored, kept = await self._fetch(by_digest)
+            if not kept:
+                return stored, PASSED_THROUGH
             await self._threads.run(lambda: self._record(reference, stored.descriptor))
             status = UPDATED
         self._paused.drop(reference)
@@ -210,9 +247,38 @@ class ManifestPuller:
     def _answer(
         self, repository: Repository, holder: ManifestHolder, status: CacheStatus, *, body: bool
     ) -> ManifestAnswer:
-        if body and holder.descriptor.is_image:
-            self._blobs.prefetch(repository, holder)
+        if body:
+            self._keep(repository, holder.descriptor)
+            if holder.descriptor.is_image or holder.descriptor.is_artifact:
+                self._ahead.prefetch(repository, holder)
         return ManifestAnswer(holder.descriptor, holder.raw, status)
+
+    def _keep(self, repository: Repository, descriptor: Descriptor) -> None:
+        """Record soon that this repository has a manifest which came through another one: else it
+        would lack its referrers when the upstream is away, and `list` and `export` the image."""
+        if (
+            self._store.refs.find_manifest(repository, descriptor.digest) is not None
+            or len(self._unrecorded) >= _UNRECORDED
+            or self._clock.monotonic() < self._record_again
+        ):
+            return
+        self._unrecorded[repository, descriptor.digest] = descriptor
+        if self._recording is None or self._recording.done():
+            self._recording = asyncio.create_task(self._record_hits())
+
+    async def _record_hits(self) -> None:
+        while self._unrecorded:
+            waiting, self._unrecorded = self._unrecorded, {}
+            try:
+                await self._threads.run(partial(self._record_all, waiting))
+            except StoreError as exc:
+                # A read-only store, or a full one: what is served is good all the same.
+                self._record_again = self._clock.monotonic() + self._config.fetch.pause
+                log.event(logging.DEBUG, "hit not recorded", reason=exc)
+
+    def _record_all(self, hits: dict[tuple[Repository, Digest], Descriptor]) -> None:
+        for (repository, _), descriptor in hits.items():
+            self._store.refs.put_manifest(repository, descriptor)
 
     async def _resolve(self, reference: Reference, stored: Descriptor | None = None) -> Descriptor:
         """HEAD at the upstream. Records the tag, unless it moved away from `stored`."""
@@ -226,24 +292,33 @@ class ManifestPuller:
         self._upstreams.check_online(ManifestUnknown, reference)
         return await self._requests.call(reference.repository, ("resolve", reference), request)
 
-    async def _fetch(self, reference: Reference) -> ManifestHolder:
-        """GET at the upstream, into the store. A tag's record is written last."""
+    async def _fetch(self, reference: Reference) -> tuple[ManifestHolder, bool]:
+        """GET at the upstream, into the store. A tag's record is written last. Also returns whether
+        the store could keep it: the client gets it all the same."""
 
-        def request(backend: Backend) -> ManifestHolder:
+        def request(backend: Backend) -> tuple[ManifestHolder, bool]:
             holder = backend.fetch_manifest(reference)
-            self._store.commit_manifest(reference.repository, holder)
+            try:
+                self._store.commit_manifest(reference.repository, holder)
+            except StoreError as exc:
+                log.event(logging.WARNING, "passing through", reference=reference, reason=exc)
+                return holder, False
             self._record(reference, holder.descriptor)
-            return holder
+            return holder, True
 
         self._upstreams.check_online(ManifestUnknown, reference)
         return await self._requests.call(reference.repository, _fetching(reference), request)
 
     def _record(self, reference: Reference, descriptor: Descriptor) -> None:
+        """Blocks. A tag that cannot be recorded is resolved anew for each client."""
         if reference.tag is None:
             return
-        self._store.record_tag(
-            reference.repository, reference.tag, descriptor, now=self._clock.now()
-        )
+        try:
+            self._store.record_tag(
+                reference.repository, reference.tag, descriptor, now=self._clock.now()
+            )
+        except StoreError as exc:
+            log.event(logging.WARNING, "tag not recorded", reference=reference, reason=exc)
 
     def _ended(self, task: asyncio.Task[tuple[ManifestHolder, CacheStatus]]) -> None:
         self._tasks.discard(task)

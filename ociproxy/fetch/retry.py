@@ -139,7 +139,8 @@ class ImageRetry:
     """Repeats what may pass until an image has made no progress for `limit` seconds.
 
     An upstream from which no image has got anything for as long is taken for dead: until something
-    comes from it again, the rest of its images fail at the first try.
+    comes from it again, the rest of its images fail at the first try. So is one whose name does not
+    resolve and that has never answered: a misspelt name must not cost the user a minute.
     """
 
     def __init__(
@@ -166,6 +167,8 @@ class ImageRetry:
                 result = await work()
             except (UpstreamRateLimited, UpstreamUnavailable) as error:
                 wait = self._wait(error, tries)
+                if getattr(error, "unresolved", False) and self._answered.get(registry) is None:
+                    self._dead.put(registry, True)  # `work` has asked twice
                 if self._dead.get(registry) or not self._may_wait(registry, progress, wait):
                     raise
                 tries += 1

@@ -8,12 +8,19 @@ Tests: tests/load/test_loader.py, tests/load/test_referrers.py.
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from ociproxy import log
-from ociproxy.errors import DigestMismatch, ManifestInvalid, ManifestUnknown, NameUnknown
+from ociproxy.errors import (
+    DigestMismatch,
+    ManifestInvalid,
+    ManifestUnknown,
+    NameUnknown,
+    OciProxyError,
+    UpstreamDenied,
+    UpstreamInvalid,
+)
+from ociproxy.fetch.backend import NO_SUCH_LISTING
 from ociproxy.load.imagelist import ALL_PLATFORMS
 from ociproxy.oci.descriptor import (
     DOCKER_SCHEMA1,
@@ -46,6 +53,8 @@ _MAX_REFERRER_DEPTH: Final = 4
 """Referrers of referrers. In use are two levels: a bill of materials, and its signature."""
 _MAX_REFERRERS: Final = 1000
 """Of one manifest. Each costs the upstream's quota a pull; more than a few dozen are not in use."""
+_NOT_THERE: Final = (ManifestUnknown, NameUnknown, UpstreamDenied, UpstreamInvalid)
+"""Errors of what an image may come without. Some registries refuse a tag that they do not have."""
 _COSIGN_SUFFIXES: Final = (".sig", ".att", ".sbom")
 """Without the referrers API, cosign makes a tag of the subject's digest and one of these."""
 
@@ -63,11 +72,16 @@ class UpstreamImage:
     manifests: dict[Digest, ManifestHolder] = field(default_factory=dict)
     blobs: dict[Digest, Descriptor] = field(default_factory=dict)
     tags: dict[str, Descriptor] = field(default_factory=dict)
+    reached: list[tuple[Descriptor, ImageManifest]] = field(default_factory=list)
+    """The image manifests, without those of referrers, each as its index describes it."""
     platforms: tuple[Platform, ...] = ()
+    """Of `reached`, as an export of the same images says them. The loader fills it in."""
     lacking: tuple[Platform, ...] = ()
     """Wanted platforms that the image does not offer."""
     pulls: set[Reference] = field(default_factory=set)
     """Manifests that the upstream sent, each a pull of its quota: the store lacked them."""
+    refused: list[OciProxyError] = field(default_factory=list)
+    """Of the referrers and tags of signatures: those that the upstream does not hand out."""
 
     @property
     def size(self) -> int:
@@ -123,6 +137,7 @@ class _Finding:
         self._repository = wanted.reference.repository
         self._subjects: set[Digest] = set()
         self._pulls: set[Reference] = set()
+        self._reached: list[tuple[Descriptor, ImageManifest]] = []
 
     async def image(self) -> UpstreamImage:
         top = await self._top()
@@ -130,6 +145,7 @@ class _Finding:
         image = UpstreamImage(reference, top, pulls=self._pulls)
         await self._add(image, top, self._wanted.platforms)
         self._check_platforms(image, top)
+        image.reached = list(self._reached)
         if self._with_referrers:
             for subject in list(image.manifests):
                 await self._add_referrers(image, subject, depth=1)
@@ -179,22 +195,24 @@ class _Finding:
             if digest not in holders and digest not in image.manifests:
                 holders[digest] = await self._by_digest(digest)
 
-        def children(digest: Digest) -> Sequence[Descriptor]:
+        def children(descriptor: Descriptor) -> Sequence[Descriptor]:
+            digest = descriptor.digest
             if digest in image.manifests:
                 return ()
             if holders[digest].descriptor.media_type in (DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED):
                 reason = f"manifest {digest} has Docker's schema 1: outdated"
                 raise ManifestInvalid(self._repository.registry, reason)
             manifest = self._parse(holders[digest])
+            image.blobs.update((blob.digest, blob) for blob in manifest.blobs)
             if isinstance(manifest, ImageManifest):
-                image.blobs.update((blob.digest, blob) for blob in manifest.blobs)
+                self._reached.append((descriptor, manifest))
             if not isinstance(manifest, Index):
                 return ()
             return choose(manifest, platforms, attestations=self._with_referrers)
 
         while walk.level:
             await all_of(map(fetch, walk.level))
-            walk.advance([children(each.digest) for each in walk.level])
+            walk.advance([children(each) for each in walk.level])
         if walk.beyond:
             reason = f"manifest {walk.beyond[0].digest}: {BEYOND_LIMITS}"
             raise ManifestInvalid(self._repository.registry, reason)
@@ -204,17 +222,14 @@ class _Finding:
 
     def _check_platforms(self, image: UpstreamImage, top: ManifestHolder) -> None:
         manifest = self._parse(top)
-        if not isinstance(manifest, Index):
+        if not isinstance(manifest, Index) or (manifest.blobs and not manifest.children):
             return
-        offered = [each.platform for each in manifest.manifests if each.platform is not None]
-        wanted = self._wanted.platforms or tuple(dict.fromkeys(offered))
-        image.lacking = tuple(
-            platform for platform in self._wanted.platforms if not choose(manifest, (platform,))
-        )
-        image.platforms = tuple(each for each in wanted if each not in image.lacking)
-        if image.lacking and (self._wanted.strict or not image.platforms):
+        wanted = self._wanted.platforms
+        image.lacking = tuple(each for each in wanted if not choose(manifest, (each,)))
+        if image.lacking and (self._wanted.strict or image.lacking == wanted):
             lacking = ", ".join(map(str, image.lacking))
-            has = ", ".join(dict.fromkeys(map(str, offered))) or "none"
+            offered = (str(each.platform) for each in manifest.children if each.platform)
+            has = ", ".join(dict.fromkeys(offered)) or "none"
             raise ManifestUnknown(image.reference, f"lacks {lacking}; it has {has}")
 
     # Referrers
@@ -226,15 +241,15 @@ class _Finding:
         for referrer in await self._referrers_of(image, subject):
             try:
                 holder = await self._by_digest(referrer.digest)
-            except (ManifestUnknown, NameUnknown) as exc:
+            except _NOT_THERE as exc:
                 # An upstream may still list a referrer that it has deleted.
-                log.event(logging.WARNING, "referrer is gone", digest=referrer.digest, reason=exc)
+                image.refused.append(exc)
                 continue
             await self._add(image, holder)
             await self._add_referrers(image, referrer.digest, depth=depth + 1)
         for suffix in _COSIGN_SUFFIXES:
             tag = referrers_tag(subject) + suffix
-            tagged = await self._find_tag(tag)
+            tagged = await self._find_tag(image, tag)
             if tagged is not None:
                 await self._add(image, tagged)
                 image.tags[tag] = tagged.descriptor
@@ -256,9 +271,9 @@ class _Finding:
                 query = listing.next_query
                 if not query:
                     break
-        except NameUnknown:
+        except NO_SUCH_LISTING:
             tag = referrers_tag(subject)
-            tagged = await self._find_tag(tag)
+            tagged = await self._find_tag(image, tag)
             # An image manifest may have such a tag by chance: it lists no referrers.
             if tagged is None or not isinstance(self._parse(tagged), Index):
                 return []
@@ -285,10 +300,13 @@ class _Finding:
             reason = f"manifest {holder.descriptor.digest}: {exc}"
             raise ManifestInvalid(self._repository.registry, reason) from exc
 
-    async def _find_tag(self, tag: str) -> ManifestHolder | None:
+    async def _find_tag(self, image: UpstreamImage, tag: str) -> ManifestHolder | None:
+        """None where the upstream does not have it, or refuses it although the image is loaded."""
         try:
             return await self._fetch(Reference(self._repository, tag))
-        except (ManifestUnknown, NameUnknown):
+        except _NOT_THERE as exc:
+            if not isinstance(exc, ManifestUnknown | NameUnknown):
+                image.refused.append(exc)
             return None
 
     # Requests to the upstream

@@ -2,7 +2,9 @@
 
 The YAML is read as a stream of events: no tree is built and no alias is expanded, so that a hostile
 file costs little. The value of each key `image` is looked at. In a container it must be a
-reference; elsewhere it is taken if it looks like one.
+reference; elsewhere it is taken if it looks like one. The id of an image on a node, as `kubectl
+get pods -o yaml` shows it, is passed over. Text in which images often hide (arguments, environment,
+ConfigMaps) is searched, and what is found there is reported, not taken.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import yaml
 from ociproxy.config.yaml import line_of_mark, translated
 from ociproxy.errors import ConfigError, DigestInvalid, NameInvalid, shorten
 from ociproxy.load.imagelist import parse_reference
-from ociproxy.oci.reference import Reference
+from ociproxy.load.mentions import mentioned
+from ociproxy.oci.reference import Reference, is_image_id
 
 SIZE_LIMIT: Final = 64 * 1024 * 1024
 """Bytes of one file: a large chart with its resource definitions has ten million."""
@@ -28,6 +31,12 @@ _DEPTH_LIMIT: Final = 256
 _CONTAINERS: Final = frozenset({"containers", "initContainers", "ephemeralContainers"})
 _LIKE_CONTAINERS: Final = frozenset({"container", "script", "sidecars", "steps"})
 """Keys where workflow engines have containers. Their images may be templates, not references."""
+_ARGUMENTS: Final = frozenset({"args", "command"})
+_ENVIRONMENT: Final = "env"
+_DATA: Final = "data"
+_CONFIG_MAP: Final = "ConfigMap"
+_BLOCK_STYLES: Final = ("|", ">")
+"""Of a scalar: its text begins on the line after the mark."""
 _INJECTED: Final = "auto"
 """Istio replaces this image of a container when the pod starts."""
 _NOTHING: Final = frozenset({"", "~", "null"})
@@ -49,6 +58,8 @@ class Findings:
     """`passed_over` has a line for each `image` that is no reference and was not taken."""
 
     images: list[Named] = field(default_factory=list)
+    mentions: list[Named] = field(default_factory=list)
+    """References in text that only looks like it names an image."""
     problems: list[ConfigError] = field(default_factory=list)
     passed_over: list[str] = field(default_factory=list)
 
@@ -64,8 +75,18 @@ class _Candidate:
 
 
 @dataclass(slots=True)
+class _Mention:
+    """A reference in text below the key `where`."""
+
+    reference: Reference
+    line: int
+    where: str
+
+
+@dataclass(slots=True)
 class _Frame:
-    """An open mapping or list and its key in the parent; `pending` is a key whose value is next."""
+    """An open mapping or list and its key in the parent; `pending` is a key whose value is next,
+    or in a list the item before."""
 
     key: str
     mapping: bool
@@ -74,6 +95,7 @@ class _Frame:
     values: dict[str, tuple[str, int]] = field(default_factory=dict)
     name: str = ""
     candidates: list[_Candidate] = field(default_factory=list)
+    mentions: list[_Mention] = field(default_factory=list)
 
 
 def find_images(text: str, source: str) -> Findings:
@@ -98,7 +120,8 @@ class _Walk:
     def take(self, event: yaml.Event) -> bool:
         """Take in one event. False if the rest of the file must not be read."""
         if isinstance(event, yaml.ScalarEvent):
-            self._scalar(event.value, line_of_mark(event.start_mark))
+            below = event.style in _BLOCK_STYLES
+            self._scalar(event.value, line_of_mark(event.start_mark) + below)
         elif isinstance(event, yaml.AliasEvent):
             self._scalar("", line_of_mark(event.start_mark))
         elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
@@ -128,9 +151,14 @@ class _Walk:
         return key
 
     def _scalar(self, text: str, line: int) -> None:
-        if not self._stack or not self._stack[-1].mapping:
+        if not self._stack:
             return
         frame = self._stack[-1]
+        if not frame.mapping:
+            if frame.key in _ARGUMENTS:
+                self._search(frame, text, line, frame.pending or "")
+                frame.pending = text
+            return
         if frame.pending is None:
             frame.pending = text
             return
@@ -148,8 +176,13 @@ class _Walk:
             owner = _printable("/".join(part for part in (kind, frame.name) if part)) or "document"
             for candidate in frame.candidates:
                 self._settle(candidate, owner)
+            for each in frame.mentions:
+                if each.where != _DATA or kind == _CONFIG_MAP:
+                    place = f"{owner}, {each.where}"
+                    self._findings.mentions.append(Named(each.reference, each.line, place))
         else:
             parent.candidates += frame.candidates
+            parent.mentions += frame.mentions
 
     def _look(self, frame: _Frame) -> None:
         text, line = frame.values.get(_IMAGE, ("", 0))
@@ -161,9 +194,22 @@ class _Walk:
             joined = _joined({key: value for key, (value, _) in frame.values.items()})
             if joined:
                 frame.candidates.append(_Candidate(joined, frame.line, likely=True))
+        if frame.key == _ENVIRONMENT and "value" in frame.values:
+            text, line = frame.values["value"]
+            self._search(frame, text, line, frame.values.get("name", ("", 0))[0])
+        if frame.key == _DATA:
+            for key, (text, line) in frame.values.items():
+                self._search(frame, text, line, key)
+
+    def _search(self, frame: _Frame, text: str, line: int, hint: str) -> None:
+        for reference, offset in mentioned(text, hint):
+            frame.mentions.append(_Mention(reference, line + offset, frame.key))
 
     def _settle(self, candidate: _Candidate, owner: str) -> None:
         text, line = candidate.text, candidate.line
+        if is_image_id(text):
+            self._pass_over(candidate, owner, "the id of an image on a node, which has no name")
+            return
         try:
             reference = parse_reference(text)
         except (NameInvalid, DigestInvalid) as error:
@@ -176,7 +222,11 @@ class _Walk:
             if candidate.required or candidate.likely or any(mark in text for mark in ":/@"):
                 self._findings.images.append(Named(reference, line, owner))
                 return
-        note = f"{self._source}:{line}: {owner}: image {shorten(text)} is no reference: passed over"
+        self._pass_over(candidate, owner, "no reference")
+
+    def _pass_over(self, candidate: _Candidate, owner: str, what: str) -> None:
+        place = f"{self._source}:{candidate.line}: {owner}"
+        note = f"{place}: image {shorten(candidate.text)} is {what}: passed over"
         self._findings.passed_over.append(note)
 
 

@@ -16,12 +16,22 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import SystemClock
-from ociproxy.errors import ManifestUnknown, OciProxyError, StoreError, UpstreamUnavailable
+from ociproxy.errors import (
+    BlobUnknown,
+    IntegrityError,
+    ManifestUnknown,
+    OciProxyError,
+    StoreError,
+    UpstreamDenied,
+    UpstreamUnavailable,
+)
 from ociproxy.fetch.retry import ImageRetry, Progress
 from ociproxy.load.image import UpstreamImage, UpstreamImages, all_of
 from ociproxy.load.progress import ActiveImage, LoadProgress, Summary
-from ociproxy.oci.image import choose
-from ociproxy.oci.manifest import ImageManifest, Index
+from ociproxy.oci.descriptor import IMAGE_CONFIGS
+from ociproxy.oci.image import choose, platforms_of
+from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
+from ociproxy.oci.reference import Reference
 from ociproxy.store.image import platform_of
 
 if TYPE_CHECKING:
@@ -34,7 +44,9 @@ if TYPE_CHECKING:
     from ociproxy.load.imagelist import Wanted
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
+    from ociproxy.oci.platform import Platform
     from ociproxy.oci.reference import Repository
+    from ociproxy.store.store import Store
 
 
 _ROUNDS: Final = 3
@@ -61,14 +73,16 @@ class Watcher:
 class Result:
     """An image that was loaded or found.
 
-    `missing` has the bytes of each blob that the store lacks: none after a load. `fetched` are
-    bytes that came for this image.
+    `missing` has the bytes of each blob that the store lacks, after a load only those of
+    `withheld`: layers that need not be distributed and that the upstream does not have. `fetched`
+    are bytes that came for this image.
     """
 
     image: UpstreamImage
     missing: dict[Digest, int]
     fetched: int
     seconds: float
+    withheld: tuple[Descriptor, ...] = ()
 
 
 class Loader:
@@ -82,10 +96,15 @@ class Loader:
         *,
         referrers: bool = False,
         fail_fast: bool = False,
+        known: Store | None = None,
         clock: Clock | None = None,
     ) -> None:
+        """`known` is the store whose content counts as here, if it is not the engine's: `find` puts
+        configs into the engine's."""
         self._engine = engine
-        self._store = engine.store
+        self._store = known or engine.store
+        self._stores = (self._store, engine.store)
+        self._configs_fetched = 0
         self._jobs = config.load.jobs
         self._limit = config.load.pull_timeout
         self._slots = asyncio.Semaphore(config.fetch.fills)
@@ -112,8 +131,9 @@ class Loader:
         return await self._each(wanted, self._load)
 
     async def find(self, wanted: Iterable[Wanted]) -> Summary:
-        """Fetch the manifests of each image, tell the watcher, and store nothing."""
-        return await self._each(wanted, self._find)
+        """Fetch the manifests of each image, and the configs that tell platforms; tell the watcher.
+        Of these only the configs are stored."""
+        return await self._each(wanted, lambda active: self._find(active, plan=True))
 
     async def _each(
         self, wanted: Iterable[Wanted], work: Callable[[ActiveImage], Awaitable[UpstreamImage]]
@@ -125,7 +145,7 @@ class Loader:
         try:
             await all_of(self._work(turn, work) for _ in range(min(self._jobs, len(images))))
         finally:
-            summary.fetched = self._engine.blobs.bytes_fetched
+            summary.fetched = self._configs_fetched + self._engine.blobs.bytes_fetched
             states = self._engine.upstreams.states()
             summary.quotas = {each.registry: each.quota for each in states if each.quota}
         return summary
@@ -147,14 +167,20 @@ class Loader:
                 self._stopped = self._fail_fast
                 self._watcher.failed(wanted, exc)
             else:
-                self.progress.summary.add_loaded()
+                withheld = tuple(active.withheld)
+                self.progress.summary.add_loaded(complete=not withheld)
                 seconds = time.monotonic() - active.began
-                self._watcher.loaded(Result(image, active.missing, active.fetched, seconds))
+                result = Result(image, active.missing, active.fetched, seconds, withheld)
+                self._watcher.loaded(result)
             finally:
                 self.progress.end(active)
 
-    async def _find(self, active: ActiveImage) -> UpstreamImage:
+    async def _find(self, active: ActiveImage, *, plan: bool = False) -> UpstreamImage:
         image = await self._images.find(active.wanted, active.progress)
+        if plan or active.wanted.strict:
+            # Before any layer: a wrong platform must not cost the whole image.
+            await all_of(self._fetch_config(active, *each) for each in image.reached)
+            await self._engine.threads.run(lambda: self._find_platforms(active.wanted, image))
         missing = {
             digest: blob.size
             for digest, blob in image.blobs.items()
@@ -208,7 +234,14 @@ class Loader:
                     self._engine.blobs.ensure(repository, blob, received), repository, blob
                 )
 
-        await self._retry.run(repository.registry, active.progress, work)
+        try:
+            await self._retry.run(repository.registry, active.progress, work)
+        except (BlobUnknown, UpstreamDenied):
+            if not blob.is_nondistributable:
+                raise
+            # Registries need not have such layers. The image is of use where a client has them.
+            active.withheld.append(blob)
+            return
         self.progress.filled(active, blob.digest)
 
     async def _watched(
@@ -234,7 +267,7 @@ class Loader:
     def _publish(self, wanted: Wanted, image: UpstreamImage) -> list[Descriptor]:
         """Make the image visible, now that its blobs are stored. Or return those that are not: they
         were removed since. Runs in a thread."""
-        self._check_platform(wanted, image)
+        self._find_platforms(wanted, image)
         repository, now = image.reference.repository, self._clock.now()
         with self._store.removals.kept_off():
             size = self._store.blobs.find_size
@@ -247,18 +280,56 @@ class Loader:
                 self._store.record_tag(repository, tag, descriptor, now=now)
         return []
 
-    def _check_platform(self, wanted: Wanted, image: UpstreamImage) -> None:
-        """Only the config of an image tells its platform where no index does. Raises
-        ManifestUnknown if the line of the list named another one."""
-        manifest = image.top.manifest
-        if not isinstance(manifest, ImageManifest):
+    # Platforms
+
+    async def _fetch_config(
+        self, active: ActiveImage, described: Descriptor, manifest: ImageManifest
+    ) -> None:
+        """Store the config of an image whose platform nothing else tells, unless it is here."""
+        config = manifest.config
+        if (
+            described.platform is not None
+            or config.media_type not in IMAGE_CONFIGS
+            or config.size > MANIFEST_MAX_SIZE
+            or any(store.blobs.find_size(config.digest) is not None for store in self._stores)
+        ):
             return
-        platform = platform_of(self._store, manifest)
-        if platform is None:
+        repository, store = active.wanted.reference.repository, self._engine.store
+        image = Reference(repository, digest=described.digest)
+
+        async def fetch() -> bytes:
+            return await self._retry.run(
+                repository.registry,
+                active.progress,
+                lambda: self._engine.requests.call(
+                    repository,
+                    ("load config", image),
+                    lambda backend: backend.fetch_config(image, config),
+                ),
+            )
+
+        try:
+            raw = await fetch()
+        except IntegrityError:
+            raw = await fetch()  # as a download whose bytes were wrong: once more
+        await self._engine.threads.run(lambda: store.commit_config(config.digest, raw))
+        active.fetched += len(raw)
+        self._configs_fetched += len(raw)
+
+    def _find_platforms(self, wanted: Wanted, image: UpstreamImage) -> None:
+        """By the index, else by the config. Blocks. Raises ManifestUnknown if an image without an
+        index lacks a platform that its line of the list names."""
+        image.platforms = platforms_of(self._platform(*each) for each in image.reached)
+        top = image.top.manifest
+        if not isinstance(top, ImageManifest) or not image.platforms:
             return
-        image.platforms = (platform.normalised(),)
-        itself = Index((replace(image.top.descriptor, platform=platform),))
+        itself = Index((replace(image.top.descriptor, platform=image.platforms[0]),))
         image.lacking = tuple(each for each in wanted.platforms if not choose(itself, (each,)))
         if image.lacking and wanted.strict:
             lacking = ", ".join(map(str, image.lacking))
-            raise ManifestUnknown(image.reference, f"lacks {lacking}; it is for {platform}")
+            reason = f"lacks {lacking}; it is for {image.platforms[0]}"
+            raise ManifestUnknown(image.reference, reason)
+
+    def _platform(self, described: Descriptor, manifest: ImageManifest) -> Platform | None:
+        found = (platform_of(store, manifest) for store in self._stores)
+        return described.platform or next((each for each in found if each is not None), None)

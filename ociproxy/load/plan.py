@@ -90,6 +90,8 @@ class Plan:
 
 
 def free_space(root: Path) -> int:
-    """Bytes that this user may still write where the store is. Raises StoreError."""
+    """Bytes that this user may still write where the store is, or will be. Raises StoreError."""
     with store_errors(root):
+        while not root.exists() and root != root.parent:
+            root = root.parent
         return shutil.disk_usage(root).free

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.load.image import UpstreamImage
     from ociproxy.load.imagelist import Wanted
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
 
@@ -39,6 +40,8 @@ class ActiveImage:
     """Bytes of each blob that the store still lacks."""
     size: int = 0
     """Bytes of all blobs that the store lacked when the manifests became known."""
+    withheld: list[Descriptor] = field(default_factory=list)
+    """Layers that need not be distributed, and that the upstream does not have."""
     fetched: int = 0
     """Bytes that the upstream sent for this image; bytes of a shared blob that another image
     fetched are not among them."""
@@ -54,6 +57,8 @@ class Summary:
     fetched: int = 0
     quotas: Mapping[str, Quota] = field(default_factory=dict)
     """What each registry that has a rate limit said last of it."""
+    incomplete: int = 0
+    """Of the loaded images those that lack a layer that their upstream need not have."""
     transient: bool = False
     """Whether every failure may pass: the caller may run the same load again."""
     _corrupt: bool = False
@@ -65,11 +70,12 @@ class Summary:
             return IntegrityError.exit_code
         if self.transient:
             return _TRANSIENT
-        return _INCOMPLETE if self.failed else 0
+        return _INCOMPLETE if self.failed or self.incomplete else 0
 
-    def add_loaded(self) -> None:
+    def add_loaded(self, *, complete: bool) -> None:
         self.untried -= 1
         self.loaded += 1
+        self.incomplete += not complete
 
     def add_failed(self, error: OciProxyError) -> None:
         self.transient = error.transient and (self.transient or not self.failed)

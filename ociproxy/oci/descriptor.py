@@ -16,10 +16,20 @@ from ociproxy.oci.platform import Platform
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 OCI_ARTIFACT: Final = "application/vnd.oci.artifact.manifest.v1+json"
+ORAS_ARTIFACT: Final = "application/vnd.cncf.oras.artifact.manifest.v1+json"
 DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_SCHEMA1: Final = "application/vnd.docker.distribution.manifest.v1+json"
 DOCKER_SCHEMA1_SIGNED: Final = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+OS_VERSION: Final = "os.version"
+"""Key of a platform, and of an image's config (image-spec, image-index.md)."""
+IMAGE_CONFIGS: Final = frozenset(
+    {
+        "application/vnd.oci.image.config.v1+json",
+        "application/vnd.docker.container.image.v1+json",
+    }
+)
+"""Media types of configs that tell the platform of an image."""
 UNKNOWN_MEDIA_TYPE: Final = "application/json"
 
 _GENERIC_MEDIA_TYPES: Final = frozenset(
@@ -27,6 +37,8 @@ _GENERIC_MEDIA_TYPES: Final = frozenset(
 )
 
 INDEX_MEDIA_TYPES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
+ARTIFACT_MEDIA_TYPES: Final = frozenset({OCI_ARTIFACT, ORAS_ARTIFACT})
+"""Documents that have `blobs` in the place of layers."""
 IMAGE_MEDIA_TYPES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 KNOWN_MEDIA_TYPES: Final = (
     INDEX_MEDIA_TYPES | IMAGE_MEDIA_TYPES | {OCI_ARTIFACT, DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED}
@@ -43,6 +55,13 @@ ACCEPTED_MEDIA_TYPES: Final = (
 )
 """Media types for the Accept header of a request to an upstream. `*/*` lets it answer with a type
 that is unknown here, or unusual artifacts could not be mirrored."""
+
+_SOUNDS_LIKE_A_MANIFEST: Final = re.compile(r"json$|manifest|index")
+_NONDISTRIBUTABLE: Final = re.compile(
+    r"application/vnd\.(?:oci\.image\.layer\.nondistributable\.v1\.tar(?:\+(?:gzip|zstd))?"
+    r"|docker\.image\.rootfs\.foreign\.diff\.tar(?:\.gzip)?)"
+)
+"""Layers that a registry need not have, as the base layers of old Windows images."""
 
 _MEDIA_TYPE: Final = re.compile(
     r"[A-Za-z0-9][\w!#$&^.+-]{0,126}/[A-Za-z0-9][\w!#$&^.+-]{0,126}", re.A
@@ -62,6 +81,15 @@ def normalised(media_type: str) -> str:
     return plain if plain in KNOWN_MEDIA_TYPES else media_type
 
 
+def is_manifest(media_type: str) -> bool:
+    """Whether an entry of an index with this media type is a manifest. BuildKit exports its cache
+    as an index of layers, which a registry has as blobs."""
+    plain = _plain(media_type)
+    if is_generic(plain):
+        return True
+    return plain not in IMAGE_CONFIGS and _SOUNDS_LIKE_A_MANIFEST.search(plain) is not None
+
+
 def _plain(media_type: str) -> str:
     """Without parameters, in lower case. Neither has a meaning here (RFC 6838 section 4.2), and
     some tools write them."""
@@ -79,6 +107,11 @@ _HEADER_TEXT: Final = re.compile(r"[ -~]{0,255}")
 
 class MalformedManifest(ValueError):
     """The bytes are not a manifest. Callers translate it into an error that names the source."""
+
+
+class OddManifest(MalformedManifest):
+    """A document of the right kind, of which a descriptor cannot be read: clients may know what to
+    do with it, so it is served as it is. It cannot be walked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,30 +135,42 @@ class Descriptor:
     def is_image(self) -> bool:
         return self.media_type in IMAGE_MEDIA_TYPES
 
+    @property
+    def is_artifact(self) -> bool:
+        return self.media_type in ARTIFACT_MEDIA_TYPES
+
+    @property
+    def is_manifest(self) -> bool:
+        return is_manifest(self.media_type)
+
+    @property
+    def is_nondistributable(self) -> bool:
+        return _NONDISTRIBUTABLE.fullmatch(_plain(self.media_type)) is not None
+
     @staticmethod
     def from_json(value: object) -> Descriptor:
         """Parse a descriptor. Optional fields of a wrong type count as absent. Raises
-        MalformedManifest if media type, digest or size is absent or wrong."""
+        OddManifest if media type, digest or size is absent or wrong."""
         if not isinstance(value, dict):
-            raise MalformedManifest("a descriptor is not an object")
+            raise OddManifest("a descriptor is not an object")
         media_type, digest, size = value.get("mediaType"), value.get("digest"), value.get("size")
         if not isinstance(media_type, str) or not isinstance(digest, str):
-            raise MalformedManifest("a descriptor lacks mediaType or digest")
+            raise OddManifest("a descriptor lacks mediaType or digest")
         if not _HEADER_TEXT.fullmatch(media_type):
-            raise MalformedManifest(f"descriptor {digest[:100]}: mediaType is no media type")
+            raise OddManifest(f"descriptor {digest[:100]}: mediaType is no media type")
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise MalformedManifest(f"descriptor {digest[:100]}: size is not a count of bytes")
+            raise OddManifest(f"descriptor {digest[:100]}: size is not a count of bytes")
         try:
             parsed = Digest.parse(digest)
         except DigestInvalid as exc:
-            raise MalformedManifest(str(exc)) from exc
+            raise OddManifest(str(exc)) from exc
         urls = value.get("urls")
         artifact_type = value.get("artifactType")
         return Descriptor(
             media_type=normalised(media_type),
             digest=parsed,
             size=size,
-            platform=_platform(value.get("platform")),
+            platform=platform_in(value.get("platform")),
             urls=tuple(u for u in urls if isinstance(u, str)) if isinstance(urls, list) else (),
             artifact_type=artifact_type if isinstance(artifact_type, str) else "",
             annotations=annotations_in(value.get("annotations")),
@@ -139,8 +184,12 @@ class Descriptor:
             "size": self.size,
         }
         if (place := self.platform) is not None:
-            variant = {"variant": place.variant} if place.variant else {}
-            value["platform"] = {"architecture": place.architecture, "os": place.os, **variant}
+            more = {"variant": place.variant, OS_VERSION: place.os_version}
+            value["platform"] = {
+                "architecture": place.architecture,
+                "os": place.os,
+                **{name: each for name, each in more.items() if each},
+            }
         optional = {
             "urls": list(self.urls),
             "artifactType": self.artifact_type,
@@ -149,11 +198,13 @@ class Descriptor:
         return value | {name: each for name, each in optional.items() if each}
 
 
-def _platform(value: object) -> Platform | None:
+def platform_in(value: object) -> Platform | None:
+    """The platform of an entry of an index, or of an image's config; None where it names none, as
+    the config of a signature."""
     if not isinstance(value, dict):
         return None
-    os, architecture, variant = (text_in(value.get(k)) for k in ("os", "architecture", "variant"))
-    return Platform(os, architecture, variant) if os and architecture else None
+    parts = [text_in(value.get(name)) for name in ("os", "architecture", "variant", OS_VERSION)]
+    return Platform(*parts) if parts[0] and parts[1] else None
 
 
 def annotations_in(value: object) -> tuple[tuple[str, str], ...]:

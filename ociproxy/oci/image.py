@@ -9,12 +9,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.manifest import json_object
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.manifest import Index
+    from ociproxy.oci.manifest import ImageManifest, Index
     from ociproxy.oci.platform import Platform
 
 MAX_DEPTH: Final = 8
@@ -93,30 +96,41 @@ def choose(
     index: Index, platforms: Sequence[Platform], *, attestations: bool = False
 ) -> tuple[Descriptor, ...]:
     """The children of an index for these platforms, in the index's order. Without platforms, all
-    children, attestations included.
+    children, attestations included. Entries that are blobs are no children.
 
     An index may have no child for the wanted variant. Then the highest lower variant is taken that
     the wanted one runs, as containerd does: `linux/arm/v7` gets `linux/arm/v6`. A child without a
-    platform fits every platform, for an index of indexes names platforms further down.
+    platform fits every platform, for an index of indexes names platforms further down. A wanted
+    platform without a version of the operating system gets the children for all of them.
     `attestations` adds BuildKit's attestations of the chosen children.
     """
     if not platforms:
-        return index.manifests
-    children = [
-        (child, child.platform and child.platform.normalised()) for child in index.manifests
-    ]
+        return index.children
+    children = [(child, child.platform and child.platform.normalised()) for child in index.children]
     images = [(child, place) for child, place in children if not is_attestation(child)]
-    offered = {place for _, place in images if place is not None}
-    taken = {_best(platform.normalised(), offered) for platform in platforms} | {None}
-    chosen = {id(child) for child, place in images if place in taken}
+    offered = {_any_version(place) for _, place in images if place is not None}
+    wanted = [(_best(_any_version(each.normalised()), offered), each) for each in platforms]
+    chosen = {
+        id(child)
+        for child, place in images
+        if place is None
+        or any(_any_version(place) == best and place.runs_on(e.os_version) for best, e in wanted)
+    }
     if attestations:
         subjects = {str(child.digest) for child, _ in images if id(child) in chosen}
         chosen |= {
             id(child)
-            for child in index.manifests
+            for child in index.children
             if is_attestation(child) and attested(child) in subjects
         }
-    return tuple(child for child in index.manifests if id(child) in chosen)
+    return tuple(child for child in index.children if id(child) in chosen)
+
+
+def platforms_of(places: Iterable[Platform | None]) -> tuple[Platform, ...]:
+    """The platforms that an image is said to have: normalised, each once, in alphabetical order;
+    without the `unknown/unknown` of attestations."""
+    named = {place.normalised() for place in places if place and place.os != _UNKNOWN}
+    return tuple(sorted(named, key=str))
 
 
 def is_attestation(child: Descriptor) -> bool:
@@ -130,6 +144,25 @@ def is_attestation(child: Descriptor) -> bool:
 def attested(child: Descriptor) -> str | None:
     """The digest of the image that an attestation by BuildKit names, as it stands there."""
     return dict(child.annotations).get(_ATTESTATION)
+
+
+def lost_layers(manifest: ImageManifest, config: bytes) -> int:
+    """The number of layers that the config of an image names, where the manifest names none.
+
+    Docker 25.0 saved such manifests. Without layers such an image would count as whole.
+    """
+    if manifest.layers:
+        return 0
+    try:
+        rootfs = json_object(config).get("rootfs")
+    except MalformedManifest:
+        return 0
+    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    return len(diff_ids) if isinstance(diff_ids, list) else 0
+
+
+def _any_version(platform: Platform) -> Platform:
+    return replace(platform, os_version="")
 
 
 def _best(wanted: Platform, offered: set[Platform]) -> Platform:

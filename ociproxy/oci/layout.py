@@ -6,16 +6,18 @@ names and bytes; `store.extract` verifies them."""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import DigestInvalid, LayoutInvalid, NameInvalid
 from ociproxy.oci.descriptor import OCI_INDEX, Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, Index, json_object, parse_manifest
-from ociproxy.oci.reference import Reference, is_tag
+from ociproxy.oci.reference import Reference
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -28,6 +30,20 @@ VERSION: Final = "1.0.0"
 VERSION_KEY: Final = "imageLayoutVersion"
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 IMAGE_NAME: Final = "io.containerd.image.name"
+NO_IMAGES: Final = (
+    f"has blobs, but its {INDEX} lists no image: make it anew with the images named, as by "
+    "skopeo copy ... oci-archive:FILE:REGISTRY/REPOSITORY:TAG"
+)
+_MADE_UP: Final = re.compile(
+    r"sha256:[0-9a-f]{64}|import-\d{4}-\d{2}-\d{2}(?:@.*|:(?P<tag>.*))?", re.ASCII
+)
+"""What containerd calls an image for itself: by the digest of its config, for the kubelet, and by
+the day of an import, if an archive gave it no full name."""
+NO_TAG: Final = "i-was-a-digest"
+"""crane writes this for the tag of an image that it pulled by digest."""
+_KIND: Final = "kind"
+_KINDS_OF: Final = frozenset({"dev.hauler", "dev.cosignproject.cosign"})
+"""Beginnings of the values of `kind`; other values are other tools' affair."""
 
 INDEX_MAX_SIZE: Final = 16 * 1024 * 1024
 """Bytes of `index.json`. It has an entry for each image, so it may be larger than a manifest."""
@@ -38,13 +54,15 @@ class NamedImage:
     """An entry of `index.json`: a manifest and the name that the layout gives it.
 
     `reference` is None without a valid full name. Then `tag` is the bare tag, if the entry has one,
-    and `problem` says why its name is invalid, if it is.
+    which may be an invalid one, and `problem` says why its name is invalid, if it is. `kind` is
+    what hauler and cosign call it, as `image`, `sigs` or `referrers/...`; empty from other tools.
     """
 
     descriptor: Descriptor
     reference: Reference | None
     tag: str = ""
     problem: str = ""
+    kind: str = ""
 
     def __str__(self) -> str:
         return str(self.reference or self.tag or self.descriptor.digest)
@@ -90,13 +108,23 @@ def parse_index(raw: bytes, source: str) -> tuple[NamedImage, ...]:
 def named(descriptor: Descriptor) -> NamedImage:
     """The name that the annotations of a descriptor in `index.json` give it."""
     annotations = dict(descriptor.annotations)
+    tool, _, kind = annotations.get(_KIND, "").partition("/")
+    return replace(_named(descriptor, annotations), kind=kind if tool in _KINDS_OF else "")
+
+
+def _named(descriptor: Descriptor, annotations: dict[str, str]) -> NamedImage:
     name, ref_name = annotations.get(IMAGE_NAME, ""), annotations.get(REF_NAME, "")
-    # A full name holds a registry or a repository; a text without either is a tag.
+    # A full name holds a registry or a repository; a text without either is a tag, or was meant to
+    # be one: then it is told to the operator.
     full = name or (ref_name if any(mark in ref_name for mark in "/:@") else "")
     if not full:
-        return NamedImage(descriptor, None, ref_name if is_tag(ref_name) else "")
+        return NamedImage(descriptor, None, ref_name if ref_name.isprintable() else "")
+    if (made_up := _MADE_UP.fullmatch(full)) is not None:
+        return NamedImage(descriptor, None, made_up["tag"] or "")
     try:
         reference = Reference.parse(full)
+        if reference.tag == NO_TAG:
+            reference = Reference(reference.repository, digest=descriptor.digest)
     except (NameInvalid, DigestInvalid) as exc:
         return NamedImage(descriptor, None, problem=str(exc))
     if reference.digest not in (None, descriptor.digest):
@@ -158,6 +186,8 @@ def open_regular(root: Path, path: str) -> FileIO | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            raise LayoutInvalid(str(root), f"{path}: is a symbolic link: not followed") from exc
         raise LayoutInvalid(str(root), f"{path}: {(exc.strerror or str(exc)).lower()}") from exc
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()

@@ -10,12 +10,14 @@ Tests: tests/oci/test_manifest.py, tests/fetch/oras/test_backend.py, tests/fetch
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
 from ociproxy.errors import DigestMismatch, ManifestInvalid, SizeMismatch
 from ociproxy.oci.descriptor import (
+    ARTIFACT_MEDIA_TYPES,
     DOCKER_SCHEMA1,
     DOCKER_SCHEMA1_SIGNED,
     IMAGE_MEDIA_TYPES,
@@ -26,6 +28,7 @@ from ociproxy.oci.descriptor import (
     UNKNOWN_MEDIA_TYPE,
     Descriptor,
     MalformedManifest,
+    OddManifest,
     annotations_in,
     is_generic,
     is_media_type,
@@ -52,9 +55,21 @@ class Index:
     """An OCI image index or a Docker manifest list."""
 
     manifests: tuple[Descriptor, ...]
+    """All entries, also those that are blobs."""
     subject: Descriptor | None = None
     artifact_type: str = ""
     annotations: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def children(self) -> tuple[Descriptor, ...]:
+        """The entries that are manifests."""
+        return tuple(each for each in self.manifests if each.is_manifest)
+
+    @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """The other entries, each blob once."""
+        unique = {each.digest: each for each in self.manifests if not each.is_manifest}
+        return tuple(unique.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +84,17 @@ class ImageManifest:
 
     @property
     def blobs(self) -> tuple[Descriptor, ...]:
-        """Config and layers, each blob once. Layers with `urls` are left out: another server has
-        them."""
-        unique = {d.digest: d for d in (self.config, *self.layers) if not d.urls}
-        return tuple(unique.values())
+        """Config and layers, each blob once. Those with `urls` are among them: a registry may have
+        what another server has, too."""
+        return tuple({each.digest: each for each in (self.config, *self.layers)}.values())
 
 
 @dataclass(frozen=True, slots=True)
 class OtherManifest:
-    """Any other JSON object that a registry serves as a manifest; passed on as it is."""
+    """Any other JSON object that a registry serves as a manifest; passed on as it is. Only
+    artifact manifests are known to have `blobs`."""
 
+    blobs: tuple[Descriptor, ...] = ()
     subject: Descriptor | None = None
     artifact_type: str = ""
     annotations: tuple[tuple[str, str], ...] = ()
@@ -126,12 +142,20 @@ class ManifestHolder:
 
 
 def parse_manifest(raw: bytes, media_type: str) -> Manifest:
-    """Raises MalformedManifest if the bytes are no JSON object, or not of this media type."""
+    """Raises MalformedManifest if the bytes are no JSON object, or not of this media type; the kind
+    OddManifest if only a descriptor is wrong."""
     return parse_document(json_object(raw), media_type)
 
 
 def parse_document(document: dict[str, object], media_type: str) -> Manifest:
     """The same for a document whose JSON is parsed."""
+    kind = _checked_kind(document, media_type)
+    own = {media_type, media_type_of(document)}
+    return _parse(document, kind, is_artifact=not ARTIFACT_MEDIA_TYPES.isdisjoint(own))
+
+
+def _checked_kind(document: dict[str, object], media_type: str) -> type[Manifest]:
+    """Raises MalformedManifest for a document of another kind."""
     own = media_type_of(document)
     kind, own_kind = _kind(own if is_generic(media_type) else media_type), _kind(own)
     says = _kind(own_media_type(document))
@@ -139,7 +163,7 @@ def parse_document(document: dict[str, object], media_type: str) -> Manifest:
         # An image that is taken for another kind would count as whole without its layers. But a
         # document whose own type is unknown here may have such fields with other meanings.
         raise MalformedManifest(f"is {own[:100]}, but described as {media_type[:100]}")
-    return _parse(document, kind)
+    return kind
 
 
 def _kind(media_type: str) -> type[Manifest]:
@@ -148,7 +172,7 @@ def _kind(media_type: str) -> type[Manifest]:
     return ImageManifest if media_type in IMAGE_MEDIA_TYPES else OtherManifest
 
 
-def _parse(document: dict[str, object], kind: type[Manifest]) -> Manifest:
+def _parse(document: dict[str, object], kind: type[Manifest], *, is_artifact: bool) -> Manifest:
     subject = document.get("subject")
     extra = {
         "subject": None if subject is None else Descriptor.from_json(subject),
@@ -158,9 +182,11 @@ def _parse(document: dict[str, object], kind: type[Manifest]) -> Manifest:
     if kind is Index:
         return Index(manifests=_descriptors(document, "manifests"), **extra)  # type: ignore[arg-type]
     if kind is ImageManifest:
+        layers = _descriptors(document, "layers")
         config = Descriptor.from_json(document.get("config"))
-        return ImageManifest(config=config, layers=_descriptors(document, "layers"), **extra)  # type: ignore[arg-type]
-    return OtherManifest(**extra)  # type: ignore[arg-type]
+        return ImageManifest(config=config, layers=layers, **extra)  # type: ignore[arg-type]
+    blobs = _descriptors(document, "blobs") if is_artifact else ()
+    return OtherManifest(blobs=blobs, **extra)  # type: ignore[arg-type]
 
 
 def referrer_descriptor(holder: ManifestHolder) -> Descriptor:
@@ -247,13 +273,15 @@ def media_type_in(content_type: str) -> str:
 def verify_manifest(
     raw: bytes, content_type: str, *, upstream: str, expected: Digest | None, subject: object
 ) -> ManifestHolder:
-    """The manifest in these bytes, parsed here once and for all. A mismatch is reported about
-    `subject`. Raises ManifestInvalid for bytes that are no manifest of their type, and
-    DigestMismatch for a manifest that is not the expected one."""
+    """The manifest in these bytes, parsed here once and for all, unless it is an odd one. A
+    mismatch is reported about `subject`. Raises ManifestInvalid for bytes that are no manifest of
+    their type, and DigestMismatch for a manifest that is not the expected one."""
     try:
         document = json_object(raw)
         media_type = _agreed_media_type(document, content_type, upstream)
-        parsed = parse_document(document, media_type)
+        parsed = None
+        with suppress(OddManifest):  # its digest tells whether it is what was asked for
+            parsed = parse_document(document, media_type)
     except MalformedManifest as exc:
         reason = f"what it sends as {content_type[:100] or 'a manifest'} is none: {exc}"
         raise ManifestInvalid(upstream, reason) from exc

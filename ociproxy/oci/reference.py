@@ -23,7 +23,12 @@ _NAME_LIMIT: Final = 255
 names, which components become in the store, have the same limit."""
 _COMPONENT: Final = r"[A-Za-z0-9]+(?:(?:\.|_|__|-+)[A-Za-z0-9]+)*"
 _NAME_PATTERN: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+NO_TAG: Final = "a tag is up to 128 letters, digits, '_', '.' or '-'"
 _TAG_PATTERN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_IMAGE_ID: Final = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
+TAG_OF_SUBJECT: Final = re.compile(r"(?P<algorithm>sha256|sha512)-(?P<hex>[a-f0-9]{64,128})")
+"""The beginning of a tag that leads to what refers to a digest: the fallback tag of the referrers
+API (distribution-spec, referrers tag schema), or one of cosign's with a suffix."""
 _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _REGISTRY_PATTERN: Final = re.compile(
     rf"(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]{{2,45}}\])(?::(?P<port>[0-9]{{1,5}}))?"
@@ -80,6 +85,8 @@ class Reference:
 
         Without tag and digest, the tag is `latest`. Raises NameInvalid or DigestInvalid.
         """
+        if is_image_id(text):
+            raise NameInvalid(text, "the id of an image on one node, which no registry knows")
         rest, at, digest_text = text.partition("@")
         digest = Digest.parse(digest_text) if at else None
         head, slash, last = rest.rpartition("/")
@@ -111,6 +118,12 @@ class Reference:
         return f"{self.repository}{tag}{digest}"
 
 
+def is_image_id(text: str) -> bool:
+    """Whether text is what a container runtime shows for an image without a name: the digest of
+    its config, with or without the algorithm."""
+    return _IMAGE_ID.fullmatch(text) is not None
+
+
 def is_tag(text: str) -> bool:
     return _TAG_PATTERN.fullmatch(text) is not None
 
@@ -118,7 +131,7 @@ def is_tag(text: str) -> bool:
 def check_tag(text: str) -> None:
     """Raises NameInvalid unless text is a tag."""
     if not is_tag(text):
-        raise NameInvalid(text, "a tag is up to 128 letters, digits, '_', '.' or '-'")
+        raise NameInvalid(text, NO_TAG)
 
 
 @lru_cache(maxsize=4096)
@@ -139,5 +152,10 @@ def _parse_repository(registry: str, name: str) -> Repository:
 
 def referrers_tag(subject: Digest) -> str:
     """The tag of the index that lists the referrers of a subject, at a registry without the
-    referrers API (distribution-spec, referrers tag schema)."""
-    return f"{subject.algorithm}-{subject.encoded}"[:128]
+    referrers API (distribution-spec, referrers tag schema). Tags of signatures begin with it."""
+    return f"{subject.algorithm[:32]}-{subject.encoded[:64]}"
+
+
+def is_referrers_tag(tag: str) -> bool:
+    """Whether a tag is such a one, or one of cosign's, which has a suffix."""
+    return TAG_OF_SUBJECT.match(tag) is not None

@@ -21,6 +21,7 @@ from ociproxy.errors import OciProxyError, StoreError
 from ociproxy.fetch.cache_status import HIT
 from ociproxy.fetch.tags import TagsQuery
 from ociproxy.serve.blobs import BlobResponse, blob
+from ociproxy.serve.connection import is_cut
 from ociproxy.serve.documents import LARGE, DocumentResponse
 from ociproxy.serve.errors import (
     SERVER,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from ociproxy.serve.sendfile import Senders
 
 
+_STOPPING: Final = "the server stops"
 _API_VERSION: Final = ("Docker-Distribution-Api-Version", "registry/2.0")
 
 
@@ -109,16 +111,6 @@ class RegistryApi:
         generation.running += 1
         try:
             return await self._respond(request, generation)
-        except asyncio.CancelledError:
-            log.event(
-                logging.WARNING,
-                "request cut",
-                method=request.method,
-                client=request.remote,
-                path=request.path[:200],
-                reason="the server stops",
-            )
-            raise
         finally:
             generation.running -= 1
             if not generation.running:
@@ -146,7 +138,7 @@ class RegistryApi:
                 answer = await _ask(generation.engine, request, target)
             response = answer.response
         except asyncio.CancelledError:
-            _log_departure(request, target, time.perf_counter() - began)
+            _log_unanswered(request, target, time.perf_counter() - began)
             raise
         except OciProxyError as exc:
             error = exc
@@ -166,8 +158,11 @@ class RegistryApi:
         try:
             if isinstance(response, BlobResponse | DocumentResponse):
                 error = await _send(request, response, self._senders)
+        except asyncio.CancelledError:
+            # The client has left; or the server stops.
+            error = ResponseCut(_STOPPING) if is_cut(request) else None
+            raise
         finally:
-            # Also where the client has left, which cancels this.
             if log.enabled(logging.INFO):
                 _log(request, response, target, answer, error, time.perf_counter() - began)
         return response
@@ -255,15 +250,18 @@ def _log(
     )
 
 
-def _log_departure(request: web.BaseRequest, target: Target | None, seconds: float) -> None:
-    """The client left, or the server ended, before there was an answer."""
+def _log_unanswered(request: web.BaseRequest, target: Target | None, seconds: float) -> None:
+    """The client left before there was an answer, or the server stops."""
+    cut = is_cut(request)
     log.event(
-        logging.INFO,
-        "request abandoned",
+        logging.WARNING if cut else logging.INFO,
+        "request cut" if cut else "request abandoned",
         method=request.method,
         reference=target.name if target else None,
         seconds=seconds,
         client=request.remote,
+        path=None if target else request.path[:200],
+        reason=_STOPPING if cut else "the client left",
     )
 
 

@@ -1,4 +1,4 @@
-"""GET and HEAD /v2/<name>/blobs/<digest>, and the response that sends a blob.
+"""GET and HEAD /v2/<name>/blobs/<digest>, and the response that sends a blob or parts of it.
 
 A blob is sent from the store, or from a file that still grows. Headers go out by aiohttp. The body
 goes by sendfile from the page cache to the socket; under TLS, or where it is short, in chunks.
@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from ociproxy.errors import StoreError
 from ociproxy.serve.errors import range_response
-from ociproxy.serve.exchange import Answer, client_has, requested_range
+from ociproxy.serve.exchange import Answer, client_has, requested_ranges
 from ociproxy.store.read_only import BlobFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from typing import BinaryIO
 
     from ociproxy.fetch.cache_status import CacheStatus
@@ -35,7 +38,7 @@ millisecond, and handing them to another thread costs half of one."""
 
 
 async def blob(engine: Engine, request: web.BaseRequest, target: BlobPath) -> Answer:
-    """Stored or arriving, whole or one range of it."""
+    """Stored or arriving, whole or some ranges of it."""
     repository, digest = target.repository, target.digest
     headers = {
         "Docker-Content-Digest": str(digest),
@@ -50,18 +53,18 @@ async def blob(engine: Engine, request: web.BaseRequest, target: BlobPath) -> An
         headers["Content-Length"] = str(size)
         return Answer(web.Response(headers=headers), status, digest)
     source, status = await engine.blobs.pull(repository, digest)
-    response = BlobResponse(source, headers)
+    response = BlobResponse(source, headers, partial(engine.blobs.relay, repository, digest))
     if client_has(request, digest):
         response.close()
         return _not_modified(headers, status, digest)
     if source.size is None:
         # Without a length and in one piece: the body's end comes once all of it is verified.
         return Answer(response, status, digest)
-    wanted = requested_range(request, source.size)
+    wanted = requested_ranges(request, source.size)
     if wanted is None:
         response.close()
         return Answer(range_response(source.size), status, digest)
-    response.limit_to(*wanted)
+    response.limit_to(wanted, source.size)
     return Answer(response, status, digest)
 
 
@@ -73,24 +76,47 @@ def _not_modified(headers: dict[str, str], status: CacheStatus, digest: Digest) 
 class BlobResponse(web.StreamResponse):
     """Holds a file open until `send` returns; where `send` is not called, `close` must be."""
 
-    def __init__(self, source: BlobFile | Fill, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        source: BlobFile | Fill,
+        headers: Mapping[str, str],
+        relay: Callable[[StoreError], Awaitable[Fill]],
+    ) -> None:
+        """`relay` gets the blob past the store, where that fails while the blob arrives."""
         super().__init__(headers=headers)
+        self._relay = relay
         self.sent = 0
         self._source = source
-        self._first = 0
-        self._end = source.size
+        self._parts: list[tuple[bytes, int, int | None]] = [(b"", 0, source.size)]
+        """What is left to send: each range, without an end to the blob's, and what goes before."""
+        self._tail = b""
         self._sized = source.size is not None
         # A fill's file is opened with its first bytes, and again where the fill has gone on in
         # another one, as it does when the process was stopped that fetched the blob.
         self._file_number = 0
         self._file: BinaryIO | None = source.file if isinstance(source, BlobFile) else None
 
-    def limit_to(self, start: int, stop: int, partial: bool) -> None:
-        self._first, self._end = start, stop
-        self.content_length = stop - start
-        if partial:
+    def limit_to(self, ranges: Sequence[tuple[int, int]], size: int) -> None:
+        """Send these ranges of the `size` bytes, several of them as multipart/byteranges (RFC 9110,
+        section 14.6); the whole blob where there are none."""
+        self._parts = [(b"", start, stop) for start, stop in ranges or [(0, size)]]
+        if len(ranges) == 1:
+            [(start, stop)] = ranges
+            self.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        elif ranges:
+            # At random, so that no blob can be made that holds it.
+            boundary = secrets.token_hex(16)
+            head = f"\r\n--{boundary}\r\nContent-Type: {self.headers['Content-Type']}\r\n"
+            self._parts = [
+                (f"{head}Content-Range: bytes {a}-{b - 1}/{size}\r\n\r\n".encode(), a, b)
+                for a, b in ranges
+            ]
+            self._tail = f"\r\n--{boundary}--\r\n".encode()
+            self.headers["Content-Type"] = f"multipart/byteranges; boundary={boundary}"
+        if ranges:
             self.set_status(206)
-            self.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{self._source.size}"
+        length = sum(len(head) + stop - start for head, start, stop in self._parts if stop)
+        self.content_length = length + len(self._tail)
 
     def close(self) -> None:
         if self._file is not None:
@@ -101,11 +127,7 @@ class BlobResponse(web.StreamResponse):
         and the error that ended the fill; the response is then cut short."""
         try:
             await self.prepare(request)
-            if isinstance(self._source, BlobFile):
-                await self._send_body(request, senders)
-            else:
-                with self._source.reading():
-                    await self._send_body(request, senders)
+            await self._send_body(request, senders)
             await self.write_eof()
             # A client that asks again and again and reads nothing would otherwise fill the memory
             # with blobs of one chunk.
@@ -114,17 +136,51 @@ class BlobResponse(web.StreamResponse):
             self.close()
 
     async def _send_body(self, request: web.BaseRequest, senders: Senders) -> None:
+        source = self._source
+        if isinstance(source, BlobFile):
+            await self._send_parts(source, request, senders)
+            return
+        try:
+            with source.reading():
+                await self._send_parts(source, request, senders)
+            return
+        except StoreError as exc:
+            self.close()
+            self._file, source = None, await self._relay(exc)
+        with source.reading():
+            await self._send_parts(source, request, senders)
+
+    async def _send_parts(
+        self, source: BlobFile | Fill, request: web.BaseRequest, senders: Senders
+    ) -> None:
+        """Send what is left of them."""
+        while self._parts:
+            head, start, stop = self._parts[0]
+            await self._write(head)
+            self._parts[0] = (b"", start, stop)
+            await self._send_part(source, request, senders)
+            del self._parts[0]
+        await self._write(self._tail)
+
+    async def _write(self, data: bytes) -> None:
+        if data:
+            await self.write(data)
+            self.sent += len(data)
+
+    async def _send_part(
+        self, source: BlobFile | Fill, request: web.BaseRequest, senders: Senders
+    ) -> None:
         in_clear = _transport(request).get_extra_info("sslcontext") is None
-        source, position = self._source, self._first
+        _, position, end = self._parts[0]
         offset = source.offset if isinstance(source, BlobFile) else 0
         file: BinaryIO
-        while self._end is None or position < self._end:
+        while end is None or position < end:
             if isinstance(source, BlobFile):
-                stop, file = self._end or source.size, source.file
+                stop, file = end or source.size, source.file
             else:
                 stop = await source.available(position)
-                self._end = source.size if self._end is None else self._end
-                stop = stop if self._end is None else min(stop, self._end)
+                end = source.size if end is None else end
+                stop = stop if end is None else min(stop, end)
                 file = self._fill_file(source)
             start, size = offset + position, stop - position
             if size > _CHUNK and in_clear and self._sized:
@@ -136,6 +192,7 @@ class BlobResponse(web.StreamResponse):
                 # The client must not take the next response for the missing bytes.
                 raise ConnectionResetError("the file has become shorter")
             position = stop
+            self._parts[0] = (b"", position, end)
 
     def _fill_file(self, fill: Fill) -> BinaryIO:
         if self._file is None or self._file_number != fill.files:

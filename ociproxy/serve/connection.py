@@ -10,6 +10,7 @@ Tests: tests/serve/test_connection.py, tests/serve/test_limits.py, tests/serve/t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Final
 
@@ -105,6 +106,10 @@ class Connection(web.RequestHandler):
             self.transport.resume_reading()
 
     @property
+    def is_cut(self) -> bool:
+        return self._server.cutting
+
+    @property
     def _is_idle(self) -> bool:
         return self._answered == self._request_count
 
@@ -172,7 +177,8 @@ class Connection(web.RequestHandler):
         self._stop_clock()
         if self.transport is not None:
             if self.transport.can_write_eof():
-                self.transport.write_eof()
+                with contextlib.suppress(OSError):  # the client has left just now
+                    self.transport.write_eof()
             self.transport.resume_reading()
             asyncio.get_running_loop().call_later(_LEAVE_TIME, self.force_close)
 
@@ -218,6 +224,11 @@ class _LastResponse(web.Response):
         await self._connection.left.wait()
 
 
+def is_cut(request: web.BaseRequest) -> bool:
+    """Of a request that was cancelled: whether the server ended it, and not the client."""
+    return isinstance(request.protocol, Connection) and request.protocol.is_cut
+
+
 class ConnectionServer(web.Server):
     """Makes connections and knows those that are open, from before their TLS handshake on."""
 
@@ -228,6 +239,8 @@ class ConnectionServer(web.Server):
         self._handler = handler
         self.serve = serve
         """The limits of new connections."""
+        self.cutting = False
+        """Whether `cut` has been called."""
         self._open: set[web.RequestHandler] = set()
 
     @property
@@ -248,6 +261,11 @@ class ConnectionServer(web.Server):
         elif isinstance(request.protocol, Connection):
             request.protocol.answered()
         return response
+
+    async def cut(self, seconds: float) -> None:
+        """End the responses that are running. aiohttp waits twice for each, so many seconds."""
+        self.cutting = True
+        await self.shutdown(seconds)
 
     def forget(self, connection: web.RequestHandler) -> None:
         """The connection has ended, or was never established."""

@@ -65,7 +65,7 @@ class RequestInvalid(OciProxyError):
 
 
 class ResponseCut(OciProxyError):
-    """The rest of a blob could not be read after its headers were sent: for the log only."""
+    """This side ended a response after its headers were sent: for the log only."""
 
 
 STATUS: Final[dict[type[OciProxyError], tuple[int, str]]] = {

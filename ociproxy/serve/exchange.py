@@ -16,9 +16,16 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from yarl import URL
 
-from ociproxy.errors import NameInvalid, NameUnknown
+from ociproxy.errors import ManifestUnknown, NameInvalid, NameUnknown, shorten
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.reference import Reference, Repository, is_registry
+from ociproxy.oci.reference import (
+    NO_TAG,
+    Reference,
+    Repository,
+    is_registry,
+    is_tag,
+    parse_registry,
+)
 from ociproxy.serve.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -29,10 +36,10 @@ if TYPE_CHECKING:
 
 _CACHED_LENGTH: Final = 1024
 """Characters: longer request targets are parsed each time, which bounds the cache to 4 MiB."""
-_BYTE_RANGE: Final = re.compile(
-    r"[ \t]*bytes[ \t]*=[ \t]*(?P<first>[0-9]*)-(?P<last>[0-9]*)[ \t]*", re.IGNORECASE
-)
-"""The value of a Range header that has one range of bytes."""
+_BYTE_RANGES: Final = re.compile(r"[ \t]*bytes[ \t]*=(?P<ranges>.*)", re.IGNORECASE)
+_BYTE_RANGE: Final = re.compile(r"(?P<first>[0-9]*)-(?P<last>[0-9]*)")
+_MOST_RANGES: Final = 16
+"""Ranges of one request that are honoured: readers of eStargz and zstd:chunked ask for a few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,29 +91,46 @@ def client_has(request: web.BaseRequest, digest: Digest) -> bool:
     return any(tag.value in ("*", str(digest)) for tag in tags)
 
 
-def requested_range(request: web.BaseRequest, size: int) -> tuple[int, int, bool] | None:
-    """The bytes to send as [start, stop), and whether that is a part; None is 416.
+def requested_ranges(request: web.BaseRequest, size: int) -> list[tuple[int, int]] | None:
+    """The ranges to send as [start, stop), in the order they are asked in; [] is the whole blob,
+    and None is 416.
 
-    One range is honoured. Several ranges, other units, a header that is no range, and an If-Range
-    with another ETag get the whole blob, as RFC 9110 sections 14.1.2 and 14.2 say.
+    Other units, a header that is no range, an If-Range with another ETag, more than `_MOST_RANGES`
+    ranges, and ranges that overlap to more than the blob get the whole blob, as RFC 9110 sections
+    14.1.2 and 14.2 say. Of several ranges those behind the end are left out.
     """
     condition = request.headers.get("If-Range")
-    found = _BYTE_RANGE.fullmatch(",".join(request.headers.getall("Range", ())))
+    found = _BYTE_RANGES.fullmatch(",".join(request.headers.getall("Range", ())))
     if found is None:
-        return 0, size, False
+        return []
     if condition is not None and condition.strip('"') != request.rel_url.path.rpartition("/")[2]:
-        return 0, size, False
+        return []
+    asked = [each for part in found["ranges"].split(",") if (each := part.strip(" \t"))]
+    if not asked or len(asked) > _MOST_RANGES:
+        return []
+    ranges = [_one_range(each, size) for each in asked]
+    if None in ranges:
+        return []
+    inside = [each for each in ranges if each is not None and each[0] < each[1]]
+    if len(inside) > 1 and sum(stop - start for start, stop in inside) > size:
+        return []
+    return inside or None
+
+
+def _one_range(text: str, size: int) -> tuple[int, int] | None:
+    """[start, stop) of one range, empty where it is behind the end; None for what is no range."""
+    found = _BYTE_RANGE.fullmatch(text)
+    if found is None:
+        return None
     first, last = _position(found["first"]), _position(found["last"])
     if first is None:
         if last is None or (last and not size):
             # No number is no range; and no range of an empty blob can be told in a header.
-            return 0, size, False
-        start, stop = max(0, size - last), size
-    else:
-        if last is not None and last < first:
-            return 0, size, False
-        start, stop = first, size if last is None else min(size, last + 1)
-    return (start, stop, True) if start < stop else None
+            return None
+        return max(0, size - last), size
+    if last is not None and last < first:
+        return None
+    return first, size if last is None else min(size, last + 1)
 
 
 def _position(digits: str) -> int | None:
@@ -118,7 +142,8 @@ def _position(digits: str) -> int | None:
 def parse_path(raw: str, default_upstream: str) -> Target:
     """Parse a request target below `/v2/`.
 
-    Raises NameInvalid, DigestInvalid, NameUnknown or Unsupported.
+    Raises NameInvalid, DigestInvalid, NameUnknown or Unsupported; ManifestUnknown for what no tag
+    can be, as the conformance tests of the distribution-spec ask.
     """
     parse = _parse_cached if len(raw) <= _CACHED_LENGTH else _parse
     return parse(raw, default_upstream)
@@ -137,6 +162,8 @@ def _parse(raw: str, default_upstream: str) -> Target:
     common = (repository, called, namespace, query)
     match endpoint:
         case "manifests":
+            if ":" not in last and not is_tag(last):
+                raise ManifestUnknown(shorten(last), NO_TAG)
             return ManifestPath(*common, Reference.of(repository, last))
         case "blobs":
             return BlobPath(*common, Digest.parse(last))
@@ -166,9 +193,11 @@ def _split(path: str) -> tuple[str, str, str]:
 
 def _repository(name: str, namespace: str | None, default_upstream: str) -> Repository:
     """Which upstream: `ns`, else a registry as the first component, else the default."""
-    if namespace is not None:
-        return Repository.parse(namespace, name)
     first, slash, rest = name.partition("/")
+    if namespace is not None:
+        if slash and is_registry(first) and _is_same_registry(first, namespace):
+            name = rest  # BuildKit says the registry twice
+        return Repository.parse(namespace, name)
     if slash and is_registry(first):
         return Repository.parse(first, rest)
     if not default_upstream:
@@ -176,3 +205,10 @@ def _repository(name: str, namespace: str | None, default_upstream: str) -> Repo
             name, "names no upstream: use ?ns=<registry> or /v2/<registry>/<repository>/..."
         )
     return Repository.parse(default_upstream, name)
+
+
+def _is_same_registry(component: str, namespace: str) -> bool:
+    try:
+        return parse_registry(component) == parse_registry(namespace)
+    except NameInvalid:
+        return False

@@ -101,8 +101,8 @@ class Listener:
             await asyncio.sleep(_LOOK)
 
     async def cut(self) -> None:
-        """End the responses that are running. aiohttp waits twice for each."""
-        await asyncio.gather(self._server.shutdown(_CUT_TIME), self._busy.shutdown(_CUT_TIME))
+        """End the responses that are running."""
+        await asyncio.gather(self._server.cut(_CUT_TIME), self._busy.cut(_CUT_TIME))
 
     def _accept(self) -> None:
         for _ in range(_AT_ONCE):

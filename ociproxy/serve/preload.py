@@ -108,6 +108,7 @@ class _Log(Watcher):
             digest=result.image.top.descriptor.digest,
             bytes=result.fetched,
             seconds=result.seconds,
+            refused=len(result.image.refused) or None,
         )
 
     def failed(self, wanted: Wanted, error: OciProxyError) -> None:

@@ -51,6 +51,7 @@ class Blobs:
     def __init__(
         self, root: Path, quarantine: Path, clock: Clock, below: Sequence[ReadOnlyContent] = ()
     ) -> None:
+        self.folder = root
         self._root = root
         self._prefix = f"{root}{os.sep}"
         self._quarantine = quarantine

@@ -6,13 +6,17 @@ Tests: tests/store/test_extract.py.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.errors import IntegrityError
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.image import is_attestation, key_of
+from ociproxy.oci.manifest import ManifestHolder, OtherManifest, guess_media_type
+from ociproxy.store.manifests import with_media_type
 
 if TYPE_CHECKING:
-    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.image import ImageWalk, Key
 
@@ -27,7 +31,7 @@ class Problem:
 
     descriptor: Descriptor
     what: str
-    """manifest, config or layer."""
+    """manifest, config, layer or blob."""
     reason: str
     damaged: bool = False
 
@@ -45,7 +49,8 @@ class Examined:
     blobs: dict[Digest, Descriptor] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     left_out: list[Descriptor] = field(default_factory=list)
-    """Children that an index lists, but that did not come: other platforms."""
+    """What did not come and need not: children of an index, which are other platforms, and layers
+    that need not be distributed."""
 
     @property
     def complete(self) -> bool:
@@ -66,7 +71,7 @@ def join(walk: ImageWalk, parts: dict[Key, Examined], *, sparse: bool) -> Examin
         kept = [each for each in children if not sparse or states[key_of(each)] != _LACKING]
         if all(map(is_attestation, children)) or not all(map(is_attestation, kept)):
             known = set(map(key_of, kept))
-            parts[key].left_out = [each for each in children if key_of(each) not in known]
+            parts[key].left_out += [each for each in children if key_of(each) not in known]
             walk.children[key] = children = kept
         own = (_DAMAGED if each.damaged else _LACKING for each in parts[key].problems)
         states[key] = max((*own, *(states[key_of(each)] for each in children)), default=_WHOLE)
@@ -79,3 +84,39 @@ def join(walk: ImageWalk, parts: dict[Key, Examined], *, sparse: bool) -> Examin
         examined.problems += part.problems
         examined.left_out += part.left_out
     return examined
+
+
+class Unusable(Exception):
+    """A manifest cannot be published: it is absent or, where `damaged`, not what it has to be."""
+
+    def __init__(self, reason: str, *, damaged: bool) -> None:
+        self.damaged = damaged
+        super().__init__(reason)
+
+
+def check_document(raw: bytes, descriptor: Descriptor) -> ManifestHolder:
+    """A parsed manifest under the media type it is described with. Raises Unusable."""
+    try:
+        own = Descriptor(guess_media_type(raw), descriptor.digest, descriptor.size)
+        verified = ManifestHolder.verified(raw, own)
+        holder = with_media_type(verified, descriptor)
+        misnamed = _is_misnamed(holder, verified)
+    except IntegrityError as exc:
+        reason = f"expected {exc.quantity} {exc.expected}, got {exc.actual}"
+        raise Unusable(reason, damaged=True) from exc
+    except MalformedManifest as exc:
+        raise Unusable(str(exc), damaged=True) from exc
+    if misnamed:
+        reason = f"is {own.media_type}, but described as {descriptor.media_type}"
+        raise Unusable(reason, damaged=True)
+    return holder
+
+
+def _is_misnamed(described: ManifestHolder, own: ManifestHolder) -> bool:
+    """Whether a document with the fields of an image is described by an unknown media type: taken
+    for that, it would be complete without its layers. Raises MalformedManifest."""
+    if not isinstance(described.manifest, OtherManifest):
+        return False
+    with suppress(MalformedManifest):
+        return not isinstance(own.manifest, OtherManifest)
+    return False  # only some of the fields are an image's

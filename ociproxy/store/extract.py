@@ -2,8 +2,9 @@
 
 Blobs are hashed and committed as they come: an interrupted import need not read them again.
 Documents that may be manifests wait in a `DocumentSpool`. An image is examined before it is
-published: all that it reaches must have come, or be in the store. Then the Extractor commits the
-manifests, children first, and the tag last: no client sees half an image.
+published: all that it reaches must have come, or be in the store; where repositories are isolated,
+its repository must have it. Then the Extractor commits the manifests, children first, and the tag
+last: no client sees half an image.
 """
 
 from __future__ import annotations
@@ -14,19 +15,17 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy.clock import SystemClock
 from ociproxy.errors import DigestMismatch, IntegrityError, LayoutInvalid
-from ociproxy.oci.descriptor import Descriptor, MalformedManifest
+from ociproxy.oci.descriptor import Descriptor
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, key_of
+from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, key_of, lost_layers
 from ociproxy.oci.manifest import (
     MANIFEST_MAX_SIZE,
     ImageManifest,
     Index,
     ManifestHolder,
-    OtherManifest,
-    guess_media_type,
 )
-from ociproxy.store.examined import Examined, Problem, join
-from ociproxy.store.manifests import with_media_type
+from ociproxy.store.examined import Examined, Problem, Unusable, check_document, join
+from ociproxy.store.membership import Membership, named_blobs
 from ociproxy.store.reader import PeekableReader
 
 if TYPE_CHECKING:
@@ -55,12 +54,18 @@ class BlobFolder(Protocol):
 
 
 class Extractor:
-    """One import into one store. Use as a context manager, and in one thread but for `reveal`."""
+    """One import into one store. Use as a context manager, and in one thread but for `reveal`.
 
-    def __init__(self, store: Store, *, clock: Clock | None = None) -> None:
+    With `isolated`, what comes is hashed though the store has it: a name in an archive is no proof.
+    """
+
+    def __init__(self, store: Store, *, isolated: bool = False, clock: Clock | None = None) -> None:
         self.damaged: dict[Digest, str] = {}
         """Why the content that came under a digest was not kept."""
         self._store = store
+        self._membership = Membership(store.refs, store.manifests) if isolated else None
+        self._came: set[Digest] = set()
+        """Verified blobs that came; documents are in the spool."""
         self._clock = clock or SystemClock()
         self._stack = ExitStack()
 
@@ -82,11 +87,12 @@ class Extractor:
 
     def take(self, digest: Digest, size: int, source: Reader) -> bool:
         """Read `size` bytes that should have this digest. False, and nothing is read, where the
-        Extractor or the store has them already.
+        Extractor or the store has them already; with `isolated`, the Extractor.
 
         Content with another digest is recorded in `damaged` and not kept. Raises StoreError.
         """
-        if self.holds(digest):
+        came = digest in self._came or digest in self._spool
+        if self.holds(digest) and (came or self._membership is None):
             return False
         try:
             peeked = PeekableReader(source)
@@ -94,6 +100,7 @@ class Extractor:
                 self.take_document(peeked.read(size, digest), digest)
             else:
                 self._writer.write(peeked, size, digest)
+                self._came.add(digest)
         except IntegrityError as exc:
             self.damaged[digest] = f"expected {exc.quantity} {exc.expected}, got {exc.actual}"
         else:
@@ -102,7 +109,9 @@ class Extractor:
 
     def take_unnamed(self, size: int, source: Reader) -> Digest:
         """Take in a blob whose digest is not known. Raises SizeMismatch where it ends early."""
-        return self._writer.write(source, size)
+        digest = self._writer.write(source, size)
+        self._came.add(digest)
+        return digest
 
     def take_document(self, raw: bytes, digest: Digest) -> None:
         """Take in a manifest or a config. Raises DigestMismatch."""
@@ -121,12 +130,11 @@ class Extractor:
         self._take_from(folder, descriptor)
         try:
             manifest = self._holder(descriptor).manifest
-        except _Unusable:
+        except Unusable:
             return ()  # `examine` says why
-        if isinstance(manifest, ImageManifest):
-            for blob in manifest.blobs:
-                self._take_from(folder, blob)
-        return manifest.manifests if isinstance(manifest, Index) else ()
+        for blob in manifest.blobs:
+            self._take_from(folder, blob)
+        return manifest.children if isinstance(manifest, Index) else ()
 
     def find_document(self, digest: Digest) -> bytes | None:
         """The bytes of a manifest or config that came or is stored; they match the digest."""
@@ -168,8 +176,8 @@ class Extractor:
 
     # Examining
 
-    def examine(self, top: Descriptor, *, sparse: bool = True) -> Examined:
-        """What an image consists of; call `drain` first. Raises StoreError.
+    def examine(self, top: Descriptor, repository: Repository, *, sparse: bool = True) -> Examined:
+        """What an image of this repository consists of; call `drain` first. Raises StoreError.
 
         `sparse` lets an index lack children as long as it has one whole image. Say False where the
         end of the archive was cut off: children that were in it may have been lost.
@@ -177,30 +185,43 @@ class Extractor:
         walk = ImageWalk(top)
         parts: dict[Key, Examined] = {}
         while walk.level:
-            walk.advance([self._examine_one(each, parts) for each in walk.level])
+            walk.advance([self._examine_one(each, repository, parts) for each in walk.level])
         for each in walk.beyond:
             problem = Problem(each, "manifest", BEYOND_LIMITS, damaged=True)
             parts[key_of(each)] = Examined(each, problems=[problem])
         return join(walk, parts, sparse=sparse)
 
     def _examine_one(
-        self, descriptor: Descriptor, parts: dict[Key, Examined]
+        self, descriptor: Descriptor, repository: Repository, parts: dict[Key, Examined]
     ) -> Sequence[Descriptor]:
         """Put a manifest and its blobs into `parts`. Returns the children to go on with."""
         part = parts[key_of(descriptor)] = Examined(descriptor)
         try:
             holder = self._holder(descriptor)
-        except _Unusable as exc:
+            self._check_owner(repository, holder)
+        except Unusable as exc:
             part.problems.append(Problem(descriptor, "manifest", str(exc), exc.damaged))
             return ()
         manifest = holder.manifest
         part.manifests[descriptor.digest] = holder.descriptor
+        config = manifest.config if isinstance(manifest, ImageManifest) else None
+        for blob in manifest.blobs:
+            what = "config" if blob == config else "layer" if config else "blob"
+            self._check_blob(blob, what, part)
         if isinstance(manifest, Index):
-            return tuple({child.digest: child for child in manifest.manifests}.values())
+            return tuple({child.digest: child for child in manifest.children}.values())
         if isinstance(manifest, ImageManifest):
-            for blob in manifest.blobs:
-                self._check_blob(blob, "config" if blob == manifest.config else "layer", part)
+            lost = self.lost_layers(manifest)
+            if lost:
+                reason = f"it names no layers, and its config {lost}"
+                part.problems.append(Problem(descriptor, "manifest", reason, damaged=True))
         return ()
+
+    def lost_layers(self, manifest: ImageManifest) -> int:
+        """Layers that only the config names; 0 where the config is not here. Call `drain` first."""
+        if manifest.layers:
+            return 0
+        return lost_layers(manifest, self.find_document(manifest.config.digest) or b"")
 
     def _check_blob(self, blob: Descriptor, what: str, part: Examined) -> None:
         size = self._size(blob.digest)
@@ -208,9 +229,24 @@ class Extractor:
             part.blobs[blob.digest] = blob
             return
         reason, damaged = self.damaged.get(blob.digest, _ABSENT), blob.digest in self.damaged
+        if size is None and not damaged and blob.is_nondistributable:
+            part.left_out.append(blob)
+            return
         if size is not None:
             reason, damaged = f"the manifest says {blob.size} bytes, it has {size}", True
         part.problems.append(Problem(blob, what, reason, damaged))
+
+    def _check_owner(self, repository: Repository, holder: ManifestHolder) -> None:
+        """Any manifest may name what another repository has. Raises Unusable where repositories
+        are isolated, and one of these digests neither came nor belongs to this one."""
+        top = holder.descriptor.digest
+        if self._membership is None or self._store.refs.find_manifest(repository, top):
+            return
+        for digest in (top, *named_blobs(holder.raw)):
+            came = digest in self._came or digest in self._spool
+            if not came and not self._membership.read(repository, digest):
+                reason = self.damaged.get(digest, f"{_ABSENT} for {repository}")
+                raise Unusable(f"{digest} is {reason}", damaged=digest in self.damaged)
 
     # Publishing
 
@@ -267,26 +303,13 @@ class Extractor:
                 self.damaged[descriptor.digest] = f"cannot be read: {exc.strerror or exc}".lower()
 
     def _holder(self, descriptor: Descriptor) -> ManifestHolder:
-        """A parsed manifest under the media type it is described with. Raises _Unusable."""
+        """A parsed manifest under the media type it is described with. Raises Unusable."""
         digest = descriptor.digest
         raw = self.find_document(digest)
         if raw is None:
             damage = self.damaged.get(digest)
-            raise _Unusable(damage or _ABSENT, damaged=damage is not None)
-        try:
-            own = Descriptor(guess_media_type(raw), digest, descriptor.size)
-            verified = ManifestHolder.verified(raw, own)
-            holder = with_media_type(verified, descriptor)
-            misnamed = _is_misnamed(holder, verified)
-        except IntegrityError as exc:
-            reason = f"expected {exc.quantity} {exc.expected}, got {exc.actual}"
-            raise _Unusable(reason, damaged=True) from exc
-        except MalformedManifest as exc:
-            raise _Unusable(str(exc), damaged=True) from exc
-        if misnamed:
-            reason = f"is {own.media_type}, but described as {descriptor.media_type}"
-            raise _Unusable(reason, damaged=True)
-        return holder
+            raise Unusable(damage or _ABSENT, damaged=damage is not None)
+        return check_document(raw, descriptor)
 
     def _size(self, digest: Digest) -> int | None:
         """Bytes of a blob that came, or is stored and matches its digest."""
@@ -319,21 +342,3 @@ class Extractor:
         if not raw or len(raw) > MANIFEST_MAX_SIZE:
             return None
         return raw if Digest.of(raw, digest.algorithm) == digest else None
-
-
-class _Unusable(Exception):
-    """A manifest cannot be published: it is absent or, where `damaged`, not what it has to be."""
-
-    def __init__(self, reason: str, *, damaged: bool) -> None:
-        self.damaged = damaged
-        super().__init__(reason)
-
-
-def _is_misnamed(described: ManifestHolder, own: ManifestHolder) -> bool:
-    """Whether a document with the fields of an image is described by an unknown media type: taken
-    for that, it would be complete without its layers. Raises MalformedManifest."""
-    if not isinstance(described.manifest, OtherManifest):
-        return False
-    with suppress(MalformedManifest):
-        return not isinstance(own.manifest, OtherManifest)
-    return False  # only some of the fields are an image's

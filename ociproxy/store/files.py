@@ -24,14 +24,13 @@ from hashlib import blake2s
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.errors import StoreError, StoreFull
+from ociproxy.errors import DigestInvalid, StoreError, StoreFull
+from ociproxy.oci.digest import Digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from io import FileIO
     from pathlib import Path
-
-    from ociproxy.oci.digest import Digest
 
 
 READ_SIZE: Final = 1024 * 1024
@@ -183,6 +182,16 @@ def file_name(digest: Digest) -> str:
     return f"{digest.algorithm}-{digest.encoded}"
 
 
+def digest_of(name: str) -> Digest | None:
+    """The digest that `file_name` made this name of; None for any other name."""
+    algorithm, dash, encoded = name.rpartition("-")
+    try:
+        digest = Digest.parse(f"{algorithm if dash else 'sha256'}:{encoded}")
+    except DigestInvalid:
+        return None
+    return digest if file_name(digest) == name else None
+
+
 def seal(file: int, name: str, used: float | None = None) -> None:
     """Mark an open file as verified under this name and, with `used` (seconds since the epoch), as
     used then. Raises OSError."""
@@ -220,13 +229,13 @@ def keep(path: str | Path, now: float) -> bool:
     return True
 
 
-def open_unused(path: str | Path) -> FileIO:
+def open_unused(path: str | Path, flags: int = 0) -> FileIO:
     """Open a file to read it without a use; the caller closes it. Raises OSError.
 
     The kernel would record one, once a day at least, and what a command looks through every day
     would never be unused. Only the file's owner may ask the kernel not to.
     """
-    flags = os.O_RDONLY | os.O_CLOEXEC
+    flags |= os.O_RDONLY | os.O_CLOEXEC
     try:
         file = os.open(path, flags | os.O_NOATIME)
     except PermissionError:

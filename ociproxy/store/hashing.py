@@ -29,13 +29,17 @@ given this many others."""
 _Piece = tuple["bytes | memoryview", "tuple[Hasher, ...]"]
 
 
-def hash_file(file: FileIO, hasher: Hasher) -> int:
-    """Hash the rest of the file; returns its size in bytes."""
+def hash_file(
+    file: FileIO, hasher: Hasher, hashed: Callable[[int], object] = lambda _: None
+) -> int:
+    """Hash the rest of the file; returns its size in bytes. `hashed` is told the bytes of each
+    piece, and may wait, or end the hashing by what it raises."""
     size = 0
     buffer = read_buffer(READ_SIZE)
     while count := file.readinto(buffer):
         hasher.update(buffer[:count])
         size += count
+        hashed(count)
     return size
 
 

@@ -11,10 +11,16 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ociproxy.oci.descriptor import MalformedManifest, is_generic
-from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, attested, choose, is_attestation
+from ociproxy.oci.descriptor import MalformedManifest, OddManifest, is_generic, platform_in
+from ociproxy.oci.image import (
+    BEYOND_LIMITS,
+    ImageWalk,
+    attested,
+    choose,
+    is_attestation,
+    platforms_of,
+)
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
-from ociproxy.oci.platform import Platform
 from ociproxy.store.files import open_unused
 from ociproxy.store.manifests import with_media_type
 
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
+    from ociproxy.oci.platform import Platform
     from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
 
@@ -74,6 +81,9 @@ class ImageContents:
     referrers: dict[Digest, Referrer] = field(default_factory=dict)
     """Those of `manifests` that were reached from their subject."""
     missing: dict[Digest, Missing] = field(default_factory=dict)
+    unstored: dict[Digest, Descriptor] = field(default_factory=dict)
+    """Children that an index lists and the store lacks, for any platform: a sparse index is
+    complete without them."""
     unstored_attestations: list[Descriptor] = field(default_factory=list)
     """Attestations that an index lists of its stored images. An image is complete without them,
     but Docker from 29.1 on pulls them with it."""
@@ -89,9 +99,8 @@ class ImageContents:
 
     @property
     def platforms(self) -> tuple[Platform, ...]:
-        """Of the complete images, in alphabetical order."""
-        found = (each.platform for each in self.images if each.complete)
-        return tuple(sorted({place.normalised() for place in found if place}, key=str))
+        """Of the complete images."""
+        return platforms_of(each.platform for each in self.images if each.complete)
 
 
 def read_contents(
@@ -160,15 +169,20 @@ class _Reading:
         self.contents.manifests[descriptor.digest] = holder.descriptor
         try:
             manifest = holder.manifest
+        except OddManifest as exc:
+            self._miss(descriptor, f"what it consists of cannot be told: {exc}")
+            self.contents.others.add(descriptor.digest)
+            return ()
         except MalformedManifest as exc:
             self._miss(descriptor, f"not the manifest it is called: {exc}")
             self.contents.others.add(descriptor.digest)
             return ()
-        if isinstance(manifest, Index):
+        config = manifest.config.digest if isinstance(manifest, ImageManifest) else None
+        complete = self._add_blobs(manifest.blobs, config)
+        if isinstance(manifest, Index) and (manifest.children or not manifest.blobs):
             return self._children(manifest)
-        complete, platform = True, descriptor.platform
+        platform = descriptor.platform
         if isinstance(manifest, ImageManifest):
-            complete = self._add_blobs(manifest)
             platform = platform or platform_of(self._store, manifest)
         else:
             self.contents.others.add(descriptor.digest)
@@ -183,9 +197,11 @@ class _Reading:
         if self._platforms or len(absent) == len(images):
             for child in absent:
                 self._miss(child, f"{child.platform or 'platform unknown'} not stored")
-        if self._platforms and not images and index.manifests:
+        if self._platforms and not images and index.children:
             wanted = ", ".join(map(str, self._platforms))
             self._miss(self.contents.top, f"the index offers nothing for {wanted}")
+        lacking = (child for child in chosen if child.digest not in stored)
+        self.contents.unstored.update((child.digest, child) for child in lacking)
         subjects = {str(child.digest) for child in images if child.digest in stored}
         self.contents.unstored_attestations += [
             child
@@ -194,18 +210,21 @@ class _Reading:
         ]
         return [child for child in chosen if child.digest in stored]
 
-    def _add_blobs(self, manifest: ImageManifest) -> bool:
+    def _add_blobs(self, blobs: Sequence[Descriptor], config: Digest | None) -> bool:
         """Whether all of them are stored in the right size."""
         complete = True
-        self.contents.configs.add(manifest.config.digest)
-        for blob in manifest.blobs:
+        if config is not None:
+            self.contents.configs.add(config)
+        for blob in blobs:
             size = self._store.blobs.find_size(blob.digest)
             if size == blob.size:
                 self.contents.blobs[blob.digest] = size
                 continue
             complete = False
             reason = "not stored" if size is None else f"{size} bytes stored of {blob.size}"
-            role = "config" if blob.digest == manifest.config.digest else "layer"
+            role = "config" if blob.digest == config else "layer" if config else "blob"
+            if blob.is_nondistributable:
+                role = f"non-distributable {role}"
             self._miss(blob, f"{role} {reason}")
         return complete
 
@@ -214,6 +233,15 @@ class _Reading:
 
     def _miss(self, descriptor: Descriptor, reason: str) -> None:
         self.contents.missing[descriptor.digest] = Missing(descriptor, reason)
+
+
+def is_only_named(store: Store, repository: Repository, top: Descriptor) -> bool:
+    """Whether nothing came of an image but its tag, by a HEAD. A manifest that was stored and is
+    gone or damaged has left its record. Raises StoreError."""
+    return (
+        store.refs.find_manifest(repository, top.digest) is None
+        and store.manifests.find(top.digest, use=False) is None
+    )
 
 
 def roots(store: Store, repository: Repository) -> Iterator[Descriptor]:
@@ -254,7 +282,7 @@ def _below(store: Store, top: Descriptor) -> set[Digest]:
             manifest = with_media_type(found, descriptor).manifest if found else None
         except MalformedManifest:
             return ()
-        return manifest.manifests if isinstance(manifest, Index) else ()
+        return manifest.children if isinstance(manifest, Index) else ()
 
     walk = ImageWalk(top)
     while walk.level:
@@ -280,8 +308,6 @@ def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
     try:
         with open_unused(store.blobs.path(manifest.config.digest)) as file:
             document = json.load(file)
-        parts = document["os"], document["architecture"], document.get("variant", "")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return None
-    # An artifact's config is a blob of any content, with other JSON types in these fields.
-    return Platform(*parts) if all(isinstance(part, str) for part in parts) else None
+    return platform_in(document)

@@ -16,7 +16,7 @@ from bisect import bisect_left, bisect_right
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.errors import StoreError
+from ociproxy.errors import StoreError, StoreFull
 from ociproxy.store.files import READ_SIZE, heartbeat, store_errors, try_lock
 
 if TYPE_CHECKING:
@@ -126,6 +126,15 @@ class Ingest:
         if self.size != size:
             self.size = size
             self._append(f"size {size}\n")
+
+    def check_room(self, size: int) -> None:
+        """Leader: raises StoreFull where the file system has no room for the rest of `size` bytes:
+        so a client hears of it before its first byte."""
+        with store_errors(self.path):
+            state = os.fstatvfs(self.file)
+        rest = size - self.ranges.total
+        if rest > state.f_bavail * state.f_frsize:
+            raise StoreFull(self.path, f"no space left on device for {rest} bytes more")
 
     def write(self, offset: int, data: bytes) -> None:
         """Leader, any thread: put bytes in place. They count after a call of `arrived`."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
+    from ociproxy.oci.reference import Repository
     from ociproxy.store.image import Missing, ReachedImage
     from ociproxy.store.store import Store
 
@@ -60,9 +61,16 @@ def references(store: Store) -> Iterator[tuple[Reference, Descriptor, float | No
     """Each repository's tags, with the time of their last resolution (epoch seconds), then its
     images that no tag reaches, by digest."""
     for repository in store.refs.repositories():
-        for tag in store.refs.tags(repository):
-            record = store.refs.find_tag(repository, tag)
-            if record is not None:
-                yield Reference(repository, tag), record.descriptor, record.resolved
-        for descriptor in roots(store, repository):
-            yield Reference(repository, digest=descriptor.digest), descriptor, None
+        yield from references_in(store, repository)
+
+
+def references_in(
+    store: Store, repository: Repository
+) -> Iterator[tuple[Reference, Descriptor, float | None]]:
+    """The same of one repository."""
+    for tag in store.refs.tags(repository):
+        record = store.refs.find_tag(repository, tag)
+        if record is not None:
+            yield Reference(repository, tag), record.descriptor, record.resolved
+    for descriptor in roots(store, repository):
+        yield Reference(repository, digest=descriptor.digest), descriptor, None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import ManifestInvalid
-from ociproxy.oci.descriptor import Descriptor, MalformedManifest, is_generic
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest, OddManifest, is_generic
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ManifestHolder, guess_media_type
 from ociproxy.store.files import (
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 _ENTRY_OVERHEAD: Final = 1024
 """Bytes of memory that a cached manifest takes beside its own: objects and table entries."""
+_LONG: Final = 256 * 1024
+"""Bytes. Hashing and parsing as much takes a few milliseconds; other clients would wait for it."""
 
 
 @dataclass(slots=True)
@@ -57,6 +59,7 @@ class Manifests:
         clock: Clock,
         below: Sequence[ReadOnlyContent] = (),
     ) -> None:
+        self.folders = (image_root, index_root)
         self._index_root = index_root
         self._image_root = image_root
         self._staging = staging
@@ -76,6 +79,17 @@ class Manifests:
             return own
         found = (content.find_manifest(digest) for content in self._below)
         return next((holder for holder in found if holder is not None), None)
+
+    def is_long_to_read(self, digest: Digest) -> bool:
+        """Whether `find` would read and parse a file of more than `_LONG` bytes. Takes two stats at
+        most."""
+        if self._hot.get(digest) is not None:
+            return False
+        name = file_name(digest)
+        for root in (self._image_root, self._index_root):
+            with suppress(OSError):
+                return (root / name).stat().st_size > _LONG
+        return False
 
     def peek(self, digest: Digest) -> ManifestHolder | None:
         """A manifest of the store's own files, for a caller that reads many: not kept in memory,
@@ -116,7 +130,7 @@ class Manifests:
 
     def _read(self, digest: Digest) -> _Hot | None:
         name = file_name(digest)
-        for root in (self._image_root, self._index_root):
+        for root in self.folders:
             path = root / name
             with store_errors(path):
                 try:
@@ -148,7 +162,7 @@ class Manifests:
     def last_used(self, digest: Digest) -> float | None:
         """When a manifest was last used, in seconds since the epoch; None if it is not stored.
         Raises StoreError."""
-        for root in (self._image_root, self._index_root):
+        for root in self.folders:
             path = root / file_name(digest)
             with store_errors(path):
                 try:
@@ -177,8 +191,10 @@ def with_media_type(holder: ManifestHolder, descriptor: Descriptor | None) -> Ma
 
 
 def check_manifest(holder: ManifestHolder, upstream: str) -> None:
-    """Raises ManifestInvalid, which names the upstream, unless the bytes fit their media type."""
+    """Raises ManifestInvalid, which names the upstream, unless the bytes fit their media type or
+    are an odd manifest."""
     try:
-        _ = holder.manifest
+        with suppress(OddManifest):
+            _ = holder.manifest
     except MalformedManifest as exc:
         raise ManifestInvalid(upstream, f"manifest {holder.descriptor.digest}: {exc}") from exc

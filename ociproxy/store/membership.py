@@ -7,18 +7,20 @@ folder of the repository's records changes.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.errors import DigestInvalid
+from ociproxy.oci.descriptor import MalformedManifest, is_manifest, text_in
+from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import json_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
     from ociproxy.store.manifests import Manifests
     from ociproxy.store.refs import Refs
@@ -97,7 +99,7 @@ class Membership:
                     lacking = True  # its bytes may come back without a change of the folder
                     continue
                 known.manifests.add(digest)
-                known.blobs.update(_blobs(holder.raw))
+                known.blobs.update(map(_key, named_blobs(holder.raw)))
         else:
             known.complete = not lacking
         if state is not None and time.time() - state[1] / 1e9 > _SETTLED:
@@ -105,8 +107,8 @@ class Membership:
         return known
 
 
-def _blobs(raw: bytes) -> Iterator[bytes]:
-    """Keys of the blobs of an image manifest, an artifact or a schema 1 manifest. A blob with
+def named_blobs(raw: bytes) -> Iterator[Digest]:
+    """The blobs of an image manifest, an artifact, a schema 1 manifest or an index. A blob with
     `urls` is left out: another server keeps it, and any manifest may name it."""
     try:
         document = json_object(raw)
@@ -116,14 +118,16 @@ def _blobs(raw: bytes) -> Iterator[bytes]:
     for name in ("layers", "blobs", "fsLayers"):
         values = document.get(name)
         each += values if isinstance(values, list) else []
+    entries = document.get("manifests")
+    each += [
+        entry
+        for entry in (entries if isinstance(entries, list) else ())
+        if isinstance(entry, dict) and not is_manifest(text_in(entry.get("mediaType")))
+    ]
     for value in each:
         if isinstance(value, dict) and not value.get("urls"):
-            digest = value.get("digest", value.get("blobSum"))
-            encoded = digest.partition(":")[2] if isinstance(digest, str) else ""
-            try:
-                yield bytes.fromhex(encoded[:32])
-            except ValueError:
-                continue
+            with suppress(DigestInvalid):
+                yield Digest.parse(str(value.get("digest", value.get("blobSum"))))
 
 
 def _key(digest: Digest) -> bytes:

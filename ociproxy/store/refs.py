@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
@@ -41,6 +42,18 @@ REFERRERS_OF_ONE: Final = 1000
 """Records of one subject. Manifests of any repository may name it, and each is read for a list."""
 _TAGS: Final = "_tags"
 _MANIFESTS: Final = "_manifests"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A file that leads to the manifest `digest`, which is None where the file cannot be parsed, or
+    leads to another manifest than its name says. Only the record of a tag has a `tag`, that of a
+    referrer no `repository`."""
+
+    path: Path
+    digest: Digest | None
+    repository: Repository | None = None
+    tag: str | None = None
 
 
 class Refs:
@@ -140,7 +153,7 @@ class Refs:
                 found.append(Digest.parse(name))
         return found
 
-    def referrer_records(self, manifests: Container[str]) -> Iterator[tuple[str, Path]]:
+    def records_of_referrers(self, manifests: Container[str]) -> Iterator[tuple[str, Path]]:
         """The records of referrers that are named in `manifests`, by file name, with those names.
         Raises StoreError."""
         for subject in self._names(self._referrers_root):
@@ -190,6 +203,26 @@ class Refs:
                 yield Repository.parse(registry, "/".join(name))
             except NameInvalid:
                 continue
+
+    def records(self, repository: Repository) -> Iterator[Record]:
+        """The records of a repository in the store's own files. Raises StoreError."""
+        folder = Path(self._path(repository, _TAGS, "."))
+        for name in self._names(folder):
+            tagged = self._find(self._path(repository, _TAGS, name), _tag_record)
+            digest = tagged.descriptor.digest if tagged else None
+            yield Record(folder / name, digest, repository, name)
+        yield from self._described(self._path(repository, _MANIFESTS, ""), repository)
+
+    def referrer_records(self) -> Iterator[Record]:
+        """The records of all referrers, in the same way."""
+        for subject in self._names(self._referrers_root):
+            yield from self._described(f"{self._referrers_root}/{subject}/", None)
+
+    def _described(self, folder: str, repository: Repository | None) -> Iterator[Record]:
+        for name in self._names(Path(folder)):
+            found = self._find(f"{folder}{name}", _descriptor)
+            digest = found.digest if found and str(found.digest) == name else None
+            yield Record(Path(folder, name), digest, repository)
 
     def _path(self, repository: Repository, kind: str, name: str) -> str:
         # Parsed names cannot hold '..' or begin with '/'. No component of a repository begins with

@@ -15,6 +15,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from contextlib import contextmanager, suppress
 from math import inf
 from pathlib import Path
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _WRITING: Final = ".write-"
+_ALIVE: Final = 30.0
+"""Seconds since a leader that works has touched its file at the latest: it does so each second."""
 _USING: Final = f"{_WRITING}using-"
 """So a file that a killed process left is removed as others are."""
 
@@ -82,6 +85,15 @@ class Staging:
             ingest.size = os.fstat(file).st_size
             ingest.ranges.add(0, ingest.size)
             return ingest
+
+    def is_arriving(self, digest: Digest, registry: str) -> bool:
+        """Whether a process fetches this blob now, for clients of this registry or for all."""
+        for partition in ("", registry):
+            with suppress(OSError):
+                touched = self._path(digest, partition).stat().st_mtime
+                if time.time() - touched < _ALIVE:
+                    return True
+        return False
 
     def claim(self, name: str) -> int | None:
         """Become the one process that does the work of this name; None while another one is. The

@@ -18,13 +18,15 @@ Opening a store makes the folders that are missing and reads no content.
 from __future__ import annotations
 
 import json
+import tempfile
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import SystemClock
 from ociproxy.errors import StoreError
-from ociproxy.oci.descriptor import MalformedManifest
-from ociproxy.oci.manifest import ImageManifest, referrer_descriptor
+from ociproxy.oci.descriptor import MalformedManifest, OddManifest
+from ociproxy.oci.manifest import referrer_descriptor
 from ociproxy.store.blobs import Blobs
 from ociproxy.store.document_spool import DocumentSpool
 from ociproxy.store.files import keep, store_errors
@@ -38,7 +40,6 @@ from ociproxy.store.writer import BlobWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from ociproxy.clock import Clock
     from ociproxy.oci.descriptor import Descriptor
@@ -76,6 +77,7 @@ class Store:
         below: Sequence[ReadOnlyContent] = (),
     ) -> None:
         self.root = root
+        self.quarantine = root / "quarantine"
         clock = self._clock = clock or SystemClock()
         staging = root / "pulls"
         for name in ("blobs", _INDEXES, _IMAGES, "refs", "referrers", "pulls"):
@@ -85,7 +87,7 @@ class Store:
         self.staging = Staging(staging)
         self.removals = Removals(root / "locks", staging)
         self.pins = PinFiles(root / "pins", staging)
-        self.blobs = Blobs(root / "blobs", root / "quarantine", clock, below)
+        self.blobs = Blobs(root / "blobs", self.quarantine, clock, below)
         self.manifests = Manifests(
             root / _INDEXES,
             root / _IMAGES,
@@ -113,9 +115,8 @@ class Store:
 
     def quarantined(self) -> list[Path]:
         """Damaged files that were taken out of service. Raises StoreError."""
-        folder = self.root / "quarantine"
-        with store_errors(folder):
-            return sorted(folder.rglob("*")) if folder.is_dir() else []
+        with store_errors(self.quarantine):
+            return sorted(self.quarantine.rglob("*")) if self.quarantine.is_dir() else []
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[ImageContents], None]]:
@@ -137,6 +138,11 @@ class Store:
         """A writer for blobs that come from front to end, as out of an archive."""
         return BlobWriter(self.staging.root, self.blobs)
 
+    def commit_config(self, digest: Digest, raw: bytes) -> None:
+        """Publish a blob of a few kilobytes, whose bytes the caller verified. Raises StoreError."""
+        path = self.blobs.path(digest)
+        write_atomically(path, raw, staging=self.staging.root, sealed=True)
+
     def record_tag(
         self, repository: Repository, tag: str, descriptor: Descriptor, *, now: float
     ) -> None:
@@ -152,7 +158,7 @@ class Store:
         for digest in self.refs.newest_manifests(repository)[:_CLAIMS]:
             holder = self.manifests.peek(digest)
             with suppress(MalformedManifest):
-                if holder is not None and isinstance(holder.manifest, ImageManifest):
+                if holder is not None:
                     for each in holder.manifest.blobs:
                         if each.digest == blob:
                             return each.size or None
@@ -172,9 +178,10 @@ class Store:
         check_manifest(holder, repository.registry)
         with self.removals.kept_off():
             self.manifests.commit(holder)
-            subject = holder.manifest.subject
-            if subject is not None:
-                self.refs.put_referrer(subject.digest, referrer_descriptor(holder))
+            with suppress(OddManifest):
+                subject = holder.manifest.subject
+                if subject is not None:
+                    self.refs.put_referrer(subject.digest, referrer_descriptor(holder))
             self.refs.put_manifest(repository, holder.descriptor)
 
 
@@ -183,9 +190,25 @@ def open_existing(root: Path, *, hot_manifests: int = _HOT_MANIFEST_BYTES) -> St
     with store_errors(root):
         if not root.is_dir():
             raise StoreError(root, "no such folder; say with --image-path where the store is")
-        if not (root / _FORMAT).exists():
+        if not is_store(root):
             raise StoreError(root, f"has no {_FORMAT}, so it is no store")
     return Store(root, hot_manifests=hot_manifests)
+
+
+def is_store(root: Path) -> bool:
+    """Whether the folder is a store. Raises StoreError."""
+    with store_errors(root):
+        return (root / _FORMAT).exists()
+
+
+@contextmanager
+def temporary_store(*, below: Sequence[ReadOnlyContent] = ()) -> Iterator[Store]:
+    """An empty store in `TMPDIR`, removed in the end: for what must not change a store, or has
+    none. Raises StoreError."""
+    with store_errors(Path(tempfile.gettempdir())):
+        folder = tempfile.TemporaryDirectory(prefix="ociproxy-", ignore_cleanup_errors=True)
+    with folder as name:
+        yield Store(Path(name), below=below)
 
 
 def _check_format(root: Path) -> None:

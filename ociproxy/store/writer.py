@@ -7,7 +7,7 @@ the disk. Staged files are locked, so the next writer can remove those of a kill
 from __future__ import annotations
 
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy.errors import DigestMismatch, SizeMismatch
 from ociproxy.oci.digest import Digest
@@ -33,6 +33,11 @@ _BUFFER_SIZE: Final = 512 * 1024
 wait when the other one is given no processor."""
 _INLINE: Final = 128 * 1024
 """Bytes. The caller hashes smaller blobs sooner than another thread wakes up."""
+
+
+class Sink(Protocol):
+    def write(self, data: memoryview, /) -> None:
+        """Take the bytes, which the caller overwrites after that. Raises OSError."""
 
 
 class BlobWriter:
@@ -71,8 +76,8 @@ class BlobWriter:
         writing = SequentialWriter(file)
         kept = False
         try:
-            actual = self._copy(source, size, writing, digest)
-            kept = digest is not None or not self._is_stored(actual)
+            actual = self.copy(source, size, writing, digest)
+            kept = not self._is_stored(actual)
         finally:
             if not kept:
                 writing.close()
@@ -97,9 +102,9 @@ class BlobWriter:
             for commit in done:
                 commit.result()
 
-    def _copy(
-        self, source: Reader, size: int, writing: SequentialWriter, expected: Digest | None
-    ) -> Digest:
+    def copy(self, source: Reader, size: int, sink: Sink, expected: Digest | None) -> Digest:
+        """Read `size` bytes, give them to the sink in pieces, and return their digest. Raises as
+        `write` does."""
         algorithm = expected.algorithm if expected else "sha256"
         hasher = (expected or Digest.of(b"")).hasher()
         remaining, turn = size, 0
@@ -114,7 +119,7 @@ class BlobWriter:
                 else:
                     hasher.update(view[:count])
                 with store_errors(self._staging):
-                    writing.write(view[:count])
+                    sink.write(view[:count])
                 remaining -= count
                 turn = (turn + 1) % _BUFFERS
         finally:

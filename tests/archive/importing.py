@@ -12,6 +12,7 @@ from typing import Any
 
 from click.testing import CliRunner
 
+from ociproxy.archive.lock import read_lock
 from ociproxy.cli.main import main
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Reference
@@ -87,9 +88,12 @@ class Import:
     def export(self, path: Path) -> subprocess.CompletedProcess[bytes]:
         """Everything that is in the store by now."""
         program = [sys.executable, "-m", "ociproxy", "export", "--image-path", str(self.store)]
-        return subprocess.run(
+        done = subprocess.run(
             [*program, str(path)], capture_output=True, cwd=ROOT, timeout=LIMIT, check=False
         )
+        if done.returncode == 0:
+            read_lock(path)
+        return done
 
     def listed(self) -> dict[str, bool]:
         """Every visible image, and whether it is complete."""

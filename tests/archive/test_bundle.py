@@ -16,13 +16,16 @@ from pathlib import Path
 import pytest
 
 from ociproxy.archive.bundle import Bundle
-from ociproxy.errors import DigestMismatch, LayoutInvalid, StoreError
+from ociproxy.archive.lock import read_lock
+from ociproxy.archive.volumes import VolumeLabel, grouped
+from ociproxy.errors import ConfigError, DigestMismatch, LayoutInvalid, StoreError
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
 from ociproxy.store.extract import Extractor
 from ociproxy.store.store import Store
 from tests import layouts
 from tests.images import MIB, OCI_MANIFEST, Image, artifact, image, multi_platform
+from tests.serve.multipart import parts_of
 from tests.server import Mirror
 from tests.stores import put
 from tests.upstream import FakeUpstream
@@ -38,6 +41,8 @@ def export(tmp_path: Path, images: dict[str, Image], *args: object, name: str = 
     command = [sys.executable, "-m", "ociproxy", "export", "--image-path", str(store.root)]
     words = [str(tmp_path / name), *map(str, args)]
     subprocess.run([*command, *words], check=True, capture_output=True)
+    if "--volume-size" not in words:
+        read_lock(tmp_path / name)  # what is written is read again
     return tmp_path / name
 
 
@@ -96,6 +101,8 @@ def test_ranges_and_heads_are_cut_out_of_the_archive(tmp_path: Path) -> None:
         assert (part.status, part.body) == (206, layer.data[1000:2000])
         tail = mirror.get(path, {"Range": "bytes=-10"})
         assert (tail.status, tail.body) == (206, layer.data[-10:])
+        parts = parts_of(mirror.get(path, {"Range": "bytes=5-9,1000-1999"}))
+        assert parts == [(5, 9, layer.data[5:10]), (1000, 1999, layer.data[1000:2000])]
         assert mirror.get(path, {"Range": f"bytes={layer.size}-"}).status == 416
         assert "hit" in mirror.get(path).cache_status
 
@@ -161,6 +168,16 @@ def test_volumes_are_served_together(tmp_path: Path) -> None:
     assert len(volumes) == 3
     with serving(tmp_path, *volumes[::-1]) as mirror:
         pull(mirror, "1", made)
+
+
+def test_the_volume_of_another_set_is_named() -> None:
+    labels = {
+        Path(f"{name}.0{number}of3.tar"): VolumeLabel(set_id, number, 3)
+        for name, set_id, number in (("a", "x", 1), ("b", "y", 2), ("a", "x", 3))
+    }
+    with pytest.raises(ConfigError) as caught:
+        grouped(labels)
+    assert str(caught.value) == "b.02of3.tar: is volume 2 of another set than a.01of3.tar"
 
 
 def test_a_volume_alone_is_refused(tmp_path: Path) -> None:
@@ -407,7 +424,7 @@ def rewrite(path: Path, change: Callable[[str, bytes], bytes | None]) -> None:
         (bad_header, 5, "not a tar from byte"),
         (no_tar, 5, "neither a tar"),
         (empty, 5, ""),
-        (no_layout, 5, "oci-layout"),
+        (no_layout, 5, "index.json"),
         (gone, 2, "no such file"),
         (compressed, 5, "compressed"),
         (lacks_a_blob, 5, "is not there"),

@@ -50,6 +50,33 @@ def test_a_lock_survives_its_own_form() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("place", "kept"),
+    [
+        (Platform("linux", "arm64", "v8.2+sve"), True),
+        (Platform("windows", "amd64", "", "10.0.20348.2113"), True),
+        (Platform("windows", "amd64", "", "10.0 beta"), False),
+        (Platform("", ""), False),
+        (Platform("", "amd64"), False),
+        (Platform("linux", ""), False),
+        (Platform("li nux", "amd/64"), False),
+    ],
+)
+def test_a_lock_is_readable_whatever_platform_an_image_says_it_has(
+    place: Platform, kept: bool
+) -> None:
+    made = Lock((image("nginx", platforms=(place, Platform("linux", "amd64"))),))
+    [read] = Lock.parse(made.encode(), "x").images
+    assert set(read.platforms) == {Platform("linux", "amd64"), *((place,) if kept else ())}
+
+
+def test_a_platform_that_is_none_hides_no_image() -> None:
+    document = json.loads(Lock((image("nginx"),)).encode())
+    document["images"][0]["platforms"] = ["", "a/b/c/d", "linux/amd64"]
+    [read] = Lock.parse(json.dumps(document).encode(), "x").images
+    assert read.platforms == (Platform("linux", "amd64"),)
+
+
 def test_the_form_is_the_documented_one() -> None:
     made = Lock((image("nginx", platforms=(Platform("linux", "amd64"),)),), {digest("1"): 1})
     assert json.loads(made.encode()) == {

@@ -93,7 +93,7 @@ def test_docker_29_at_a_closed_door() -> None:
     (_, text), _ = printed("docker", "--mirror", HTTPS, *DOOR)
     host = tomllib.loads(text)["host"][HTTPS]
     assert host["ca"] == "/pki/ca.pem"
-    assert host["header"] == {"authorization": "Basic CREDENTIALS"}
+    assert host["header"] == {"authorization": "Basic <base64 of node:PASSWORD>"}
 
 
 HTTPS = "https://mirror.example:8443"
@@ -115,17 +115,17 @@ def test_containerd_at_a_closed_door() -> None:
         **HOST,
         "ca": "/pki/ca.pem",
         "client": [["/pki/node.pem", "/pki/node.key"]],
-        "header": {"authorization": "Basic CREDENTIALS"},
+        "header": {"authorization": "Basic <base64 of node:PASSWORD>"},
     }
     said = run(client_config, "containerd", "--mirror", HTTPS, *DOOR).stdout
-    assert "# CREDENTIALS is what this prints: printf 'node:PASSWORD' | base64 -w0\n" in said
+    assert "#   printf 'node:PASSWORD' | base64 -w0\n" in said
 
 
 def test_k3s_at_a_closed_door() -> None:
     ((_, text),) = printed("k3s", "--mirror", HTTPS, *DOOR)
     assert yaml.safe_load(text)["configs"] == {
         "mirror.example:8443": {
-            "auth": {"username": "node", "password": "PASSWORD"},
+            "auth": {"username": "node", "password": "<password of node>"},
             "tls": {
                 "ca_file": "/pki/ca.pem",
                 "cert_file": "/pki/node.pem",
@@ -249,6 +249,32 @@ def test_write_keeps_a_file_that_only_root_may_read_so(tmp_path: Path) -> None:
     target.touch(0o600)
     assert run(client_config, "k3s", "--write", str(tmp_path)).exit_code == 0
     assert target.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("client", "path", "placeholder"),
+    [
+        ("k3s", "etc/rancher/k3s/registries.yaml", "<password of node>"),
+        ("containerd", "etc/containerd/certs.d/_default/hosts.toml", "<base64 of node:PASSWORD>"),
+        ("docker", "etc/docker/certs.d/_default/hosts.toml", "<base64 of node:PASSWORD>"),
+    ],
+)
+def test_a_written_file_with_a_password_has_its_comments_and_is_for_root_alone(
+    tmp_path: Path, client: str, path: str, placeholder: str
+) -> None:
+    target = tmp_path / path
+    target.parent.mkdir(parents=True)
+    target.touch(0o644)
+    result = run(client_config, client, "--user", "node", "--write", str(tmp_path))
+    assert result.exit_code == 0
+    assert target.stat().st_mode & 0o777 == 0o600
+    comments = [line for line in target.read_text().splitlines() if line.startswith("# ")]
+    assert any(placeholder in line for line in comments)
+    printed_text = run(client_config, client, "--user", "node").stdout
+    assert "\n".join(comments) in printed_text
+    if client == "docker":
+        json.loads((tmp_path / "etc/docker/daemon.json").read_text())
+        assert "# Merge into what is there" in result.stderr
 
 
 def test_write_where_nothing_can_be_written(tmp_path: Path) -> None:

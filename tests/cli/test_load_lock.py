@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
-from tests.images import image, multi_platform
+import pytest
+
+from ociproxy.archive.lock import read_lock
+from tests.images import (
+    Image,
+    artifact,
+    content,
+    image,
+    image_of,
+    layer,
+    multi_platform,
+)
 from tests.load.loading import Load
+from tests.parts.tools import run
+from tests.server import ROOT
 from tests.upstream import FakeUpstream
 
 
@@ -41,15 +55,55 @@ def test_lock_pins_what_a_later_load_gets(upstream: FakeUpstream, load: Load) ->
     assert json.loads(lock.read_bytes()) == document
 
 
-def test_lock_of_a_plan_is_that_of_the_load(upstream: FakeUpstream, load: Load) -> None:
-    upstream.add("team/app", multi_platform("app"), tag="v1")
-    listed = load.write(f"{upstream.registry}/team/app:v1")
-    planned, loaded = load.folder / "planned", load.folder / "loaded"
-    assert load.run(listed, "--plan", "--lock", str(planned)).code == 0
-    assert load.run(listed, "--lock", str(loaded)).code == 0
-    first, second = (json.loads(path.read_bytes()) for path in (planned, loaded))
-    assert [each.pop("complete") for each in (*first["images"], *second["images"])] == [False, True]
-    assert first == second
+@pytest.mark.parametrize(
+    "options",
+    [["--platform", "linux/amd64"], ["--all-platforms"], ["--platform", "linux/arm/v8"]],
+    ids=["one platform", "all platforms", "a variant that falls back"],
+)
+@pytest.mark.parametrize("more", [[], ["--referrers"]], ids=["plain", "with referrers"])
+def test_locks_of_the_same_images_are_the_same_bytes(
+    upstream: FakeUpstream, load: Load, options: list[str], more: list[str]
+) -> None:
+    app = upstream.add("team/app", attested(multi_platform("app")), tag="v1")
+    one = upstream.add("team/one", image("one"), tag="v1")
+    if more:
+        for subject in (app.top, one.top):
+            upstream.add("team/app", artifact(subject))
+            signature = image_of([layer({"sig": b"x"})], platform="")
+            tag = subject.digest.replace(":", "-") + ".sig"
+            upstream.add("team/app" if subject is app.top else "team/one", signature, tag=tag)
+    listed = load.write(*(f"{upstream.registry}/team/{name}:v1" for name in ("app", "one")))
+    locks = []
+    for when, how in (("empty", ["--plan"]), ("load", []), ("full", ["--plan"])):
+        path = load.folder / when
+        done = load.run(listed, *options, *more, *how, "--lock", str(path))
+        assert done.code == 0, done.stderr
+        locks.append(path.read_bytes())
+    archive = load.folder / "archive.tar"
+    words = ["export", str(archive), "--image-path", str(load.store)]
+    run(sys.executable, "-m", "ociproxy", *words, cwd=ROOT)
+    locks.append(read_lock(archive).encode())
+    assert locks[0].decode() == locks[1].decode()
+    assert len(set(locks)) == 1, "\n".join(map(bytes.decode, set(locks)))
+
+
+def attested(made: Image) -> Image:
+    """The index with an attestation by BuildKit of its first image."""
+    subject = made.manifests[0]
+    attestation = image("attestation")
+    document = made.top.json()
+    document["manifests"].append(
+        {
+            **attestation.top.descriptor(),
+            "annotations": {
+                "vnd.docker.reference.digest": subject.digest,
+                "vnd.docker.reference.type": "attestation-manifest",
+            },
+            "platform": {"os": "unknown", "architecture": "unknown"},
+        }
+    )
+    top = content(json.dumps(document).encode(), made.top.media_type)
+    return Image(top, (*made.manifests, attestation.top), blobs=(*made.blobs, *attestation.blobs))
 
 
 def test_what_the_lock_lacks_is_refused_before_anything_is_asked(

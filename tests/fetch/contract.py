@@ -7,6 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -20,11 +21,13 @@ from ociproxy.errors import (
     ManifestInvalid,
     ManifestUnknown,
     NameUnknown,
+    SizeMismatch,
     UpstreamRateLimited,
     UpstreamUnavailable,
 )
 from ociproxy.fetch.backend import Backend, BlobStream
 from ociproxy.fetch.download.download import Download, State
+from ociproxy.oci.descriptor import Descriptor
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE
 from ociproxy.oci.reference import Reference, Repository
@@ -232,6 +235,19 @@ class BackendContract(ABC):
         assert run(download, backend) == blob.data
         assert (download.state, download.size) == (State.VERIFIED, blob.size)
         assert download.bytes_fetched == blob.size
+
+    def test_config_comes_without_the_blobs_beside_it(
+        self, upstream: FakeUpstream, backend: Backend
+    ) -> None:
+        made = upstream.add("team/app", image(layer_size=100_000), tag="v1")
+        manifest = made.top.json()
+        (config,) = (each for each in made.blobs if each.digest == manifest["config"]["digest"])
+        where = Reference(repository(upstream), digest=digest(made.top))
+        described = Descriptor(config.media_type, digest(config), config.size)
+        assert backend.fetch_config(where, described) == config.data
+        assert upstream.bytes_sent("/blobs/") == config.size
+        with pytest.raises(SizeMismatch):
+            backend.fetch_config(where, replace(described, size=config.size + 1))
 
     def test_empty_blob(self, upstream: FakeUpstream, backend: Backend) -> None:
         blob = hold(upstream, backend, content(b"", OCI_LAYER))

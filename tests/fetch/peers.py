@@ -6,15 +6,21 @@ import contextlib
 import re
 import socket
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 
 
 class Proxy:
-    """An HTTP proxy that connects everything to one address, and keeps the request lines."""
+    """An HTTP proxy that connects everything to one address, and keeps the request lines.
 
-    def __init__(self, target: str) -> None:
+    With `credentials`, as `user:password`, it refuses who does not send them.
+    """
+
+    def __init__(self, target: str, *, credentials: str = "") -> None:
         host, _, port = target.partition(":")
         self._target = (host, int(port))
+        self._header = b"Proxy-Authorization: Basic " + b64encode(credentials.encode())
+        self._open = not credentials
         self.lines: list[str] = []
         self._server = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
@@ -37,7 +43,9 @@ class Proxy:
                 while b"\r\n\r\n" not in head:
                     head += client.recv(65536)
                 self.lines.append(head.partition(b"\r\n")[0].decode())
-                if head.startswith(b"CONNECT"):
+                if not self._open and self._header.lower() not in head.lower():
+                    client.sendall(b"HTTP/1.1 407 Who are you\r\nContent-Length: 0\r\n\r\n")
+                elif head.startswith(b"CONNECT"):
                     client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
                 else:
                     target.sendall(re.sub(rb" http://[^/ ]+", b" ", head, count=1))

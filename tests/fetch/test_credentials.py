@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -22,8 +23,8 @@ EXPECTED = Credentials("me", Secret("s3cret"))
 MakeHelper = Callable[[str, str], None]
 
 
-def credentials_for(auth: Auth, registry: str) -> Credentials | None:
-    return credentials_by(auth, registry, run_helper)
+def credentials_for(auth: Auth, registry: str, repository: str = "") -> Credentials | None:
+    return credentials_by(auth, registry, run_helper, repository)
 
 
 # Answers the one server it knows, as helpers do, and writes down how it was asked.
@@ -55,6 +56,18 @@ def test_password_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         credentials_for(auth, "quay.io")
     monkeypatch.setenv("TOKEN", "s3cret")
     assert credentials_for(auth, "quay.io") == EXPECTED
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number which no user has."""
+
+    def nobody(number: int) -> NoReturn:
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(UpstreamDenied, match="finds no home directory; set DOCKER_CONFIG"):
+        credentials_for(Auth(docker_config=True), "quay.io")
 
 
 def test_password_file_is_read_anew_each_time(tmp_path: Path) -> None:
@@ -152,6 +165,8 @@ def running(pid: int) -> bool:
         ("quay.io", "quay.io"),
         ("https://quay.io", "quay.io"),
         ("https://quay.io/v2/", "quay.io"),
+        ("quay.io/", "quay.io"),
+        ("http://quay.io/some/path/", "quay.io"),
         ("https://index.docker.io/v1/", "docker.io"),
         ("docker.io", "docker.io"),
         ("localhost:5000", "localhost:5000"),
@@ -164,8 +179,37 @@ def test_docker_config_auths(tmp_path: Path, key: str, registry: str) -> None:
 
 
 def test_docker_config_of_one_repository_is_not_the_registrys(tmp_path: Path) -> None:
-    auth = docker_config(tmp_path / "c", auths={"quay.io/team": encoded("me:s3cret")})
+    auth = docker_config(tmp_path / "c", auths={"quay.io/team/": encoded("me:s3cret")})
     assert credentials_for(auth, "quay.io") is None
+    assert credentials_for(auth, "quay.io", "teams/app") is None
+    assert credentials_for(auth, "quay.io", "team/app") == EXPECTED
+    assert credentials_for(auth, "quay.io", "team") == EXPECTED
+
+
+def test_docker_config_with_a_key_for_a_repository_takes_the_narrowest(tmp_path: Path) -> None:
+    auth = docker_config(
+        tmp_path / "config.json",
+        auths={
+            "https://quay.io/v1/": encoded("spelling:x"),
+            "quay.io": encoded("registry:x"),
+            "quay.io/team": encoded("team:x"),
+            "quay.io/team/app": encoded("app:x"),
+        },
+    )
+    users = [
+        found.user
+        for name in ("other/app", "team/other", "team/app", "team/app/part", "team/application")
+        if (found := credentials_for(auth, "quay.io", name)) is not None
+    ]
+    assert users == ["registry", "team", "app", "app", "team"]
+
+
+def test_docker_config_whose_base64_has_line_breaks(tmp_path: Path) -> None:
+    user, password = "robot", "p" * 80
+    text = base64.encodebytes(f"{user}:{password}".encode()).decode().replace("\n", "\r\n", 1)
+    assert text.count("\n") == 2
+    auth = docker_config(tmp_path / "c", auths={"quay.io": {"auth": text}})
+    assert credentials_for(auth, "quay.io") == Credentials(user, Secret(password))
 
 
 def test_docker_config_in_its_usual_places(

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import threading
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from ociproxy.cli.backends import backends
-from ociproxy.config.settings import Config
+from ociproxy.config.settings import Config, Fetch
 from ociproxy.fetch.engine import Engine
+from ociproxy.oci.manifest import ManifestHolder
+from ociproxy.oci.reference import Reference
 from ociproxy.store.store import Store
+from tests.images import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, content
 
 
 async def test_a_download_that_was_abandoned_is_removed_while_the_server_runs(
@@ -26,4 +35,50 @@ async def test_a_download_that_was_abandoned_is_removed_while_the_server_runs(
     async with asyncio.timeout(20):
         while partial.exists():  # noqa: ASYNC110 a thread removes it
             await asyncio.sleep(0.02)
+    await engine.close()
+
+
+def manifest_of(layers: int) -> bytes:
+    """An image manifest whose blobs no store has."""
+    named = [content(str(n).encode(), OCI_LAYER).descriptor() for n in range(layers)]
+    config = content(b"{}", OCI_CONFIG).descriptor()
+    document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": named}
+    return json.dumps(document).encode()
+
+
+async def test_a_manifest_of_thousands_of_layers_is_looked_through_once_and_beside_the_clients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, config = Store(tmp_path), Config(fetch=Fetch(background_fills=0))
+    raw = manifest_of(layers=3000)
+    repository = Reference.parse("quay.io/team/huge").repository
+    holder = ManifestHolder.of(raw, OCI_MANIFEST)
+    store.commit_manifest(repository, holder)
+    store = Store(tmp_path)  # as after a restart: nothing is in memory
+    engine = Engine(store, config, backends(store, config))
+    asked = Reference(repository, digest=holder.descriptor.digest)
+    stats: Counter[str] = Counter()
+    parses: Counter[str] = Counter()
+    stat, loads = os.stat, json.loads
+
+    def counted_stat(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+        if f"{tmp_path}/blobs/" in str(path):
+            stats[threading.current_thread().name] += 1
+        return stat(path, *args, **kwargs)
+
+    def counted_loads(text: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(text) == len(raw):
+            parses[threading.current_thread().name] += 1
+        return loads(text, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", counted_stat)
+    monkeypatch.setattr(json, "loads", counted_loads)
+    for _ in range(5):
+        answer = await engine.manifests.pull(asked, body=True)
+        assert answer.raw == raw
+        await engine.drain()
+    assert "MainThread" not in stats.keys() | parses.keys()
+    # Read from the disk, and looked through; later only the first thousand that were lacking.
+    assert parses.total() == 2
+    assert stats.total() < 3000 + 4 * 1100
     await engine.close()

@@ -110,6 +110,21 @@ async def test_rest_of_a_dead_upstream_fails_at_the_first_try(
     assert third.asked == 7
 
 
+async def test_a_name_that_does_not_resolve_is_not_waited_for(
+    clock: HandClock, retry: ImageRetry, waits: list[tuple[UpstreamError, float]]
+) -> None:
+    nowhere = UpstreamUnavailable("qauy.io", "name does not resolve", unresolved=True)
+    first, second = Upstream(clock, nowhere), Upstream(clock, nowhere)
+    for each in (first, second):
+        with pytest.raises(UpstreamUnavailable):
+            await retry.run("qauy.io", Progress(clock.time), each)
+    assert (first.asked, second.asked, waits) == (1, 1, [])
+    # Of an upstream that has answered it is a resolver's hiccup.
+    hiccup = Upstream(clock, nowhere, "answer")
+    await retry.run(REGISTRY, Progress(clock.time), Upstream(clock, "fine"))
+    assert await retry.run(REGISTRY, Progress(clock.time), hiccup) == "answer"
+
+
 async def test_one_bad_image_does_not_make_its_upstream_dead(
     clock: HandClock, retry: ImageRetry
 ) -> None:

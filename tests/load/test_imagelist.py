@@ -70,6 +70,8 @@ def test_platforms_of_a_line_are_a_demand() -> None:
         ("a:tag:tag", "invalid name"),
         ("a@sha256:abc", "invalid digest"),
         ("a#b", "invalid name"),
+        (DIGEST, "the id of an image on one node"),
+        ("a" * 64, "the id of an image on one node"),
         ("- nginx", "after the reference may stand"),
     ],
 )

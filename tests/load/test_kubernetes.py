@@ -7,6 +7,7 @@ from textwrap import dedent
 
 import pytest
 
+from ociproxy.cli.sources import read_wanted
 from ociproxy.load.kubernetes import Findings, find_images
 from tests.images import image
 from tests.load.loading import Load
@@ -129,6 +130,105 @@ def test_workflows_and_injected_containers() -> None:
         ("docker.io/library/nginx:latest", "Workflow/w[31mx"),
     ]
     assert [note.split(": ")[0] for note in findings.passed_over] == ["m.yaml:7", "m.yaml:8"]
+
+
+def test_ids_of_images_on_a_node_are_passed_over_and_said() -> None:
+    id_ = "sha256:" + "0a" * 32
+    findings = found(
+        f"""\
+        apiVersion: v1
+        kind: List
+        items:
+        - apiVersion: v1
+          kind: Pod
+          metadata: {{name: web}}
+          spec:
+            containers:
+            - image: quay.io/team/web:v1
+            - image: {id_}
+          status:
+            containerStatuses:
+            - image: {id_}
+              imageID: quay.io/team/web@{id_}
+            - image: {id_.removeprefix("sha256:")}
+            - image: quay.io/team/web:v1
+        """
+    )
+    assert findings.problems == []
+    assert {str(each.reference) for each in findings.images} == {"quay.io/team/web:v1"}
+    assert [line.split(": image")[0] for line in findings.passed_over] == [
+        "m.yaml:10: Pod/web",
+        "m.yaml:13: Pod/web",
+        "m.yaml:15: Pod/web",
+    ]
+    assert all("the id of an image on a node" in line for line in findings.passed_over)
+
+
+MENTIONS = """\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: operator}
+spec:
+  template:
+    spec:
+      containers:
+      - image: quay.io/team/operator:v1
+        command: [/bin/operator, --listen=:8080, "--url=https://quay.io/v2/x:1"]
+        args:
+        - --reloader=quay.io/team/reloader:v2
+        - --sidecar-image
+        - team/sidecar:v3
+        - --volume=team/data:v9
+        env:
+        - {name: RELATED_IMAGE_PROXY, value: team/proxy:v4}
+        - {name: HELPER, value: "docker://10.0.0.1:5000/helper@DIGEST"}
+        - {name: PATH, value: "/usr/bin:/bin"}
+        - {name: SELF, value: quay.io/team/operator:v1}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: settings}
+data:
+  config.yaml: |
+    injector:
+      image: team/injected:v5
+    hub: {"proxy": "registry.example/proxy:v6"}
+  plain: text
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: not-looked-at}
+data: {x: "registry.example/secret:v1"}
+""".replace("DIGEST", "sha256:" + "0a" * 32)
+
+
+def test_text_that_looks_like_an_image_is_found_with_its_place() -> None:
+    found_there = found(MENTIONS).mentions
+    assert [(str(each.reference), each.line, each.owner) for each in found_there] == [
+        ("quay.io/team/reloader:v2", 11, "Deployment/operator, args"),
+        ("docker.io/team/sidecar:v3", 13, "Deployment/operator, args"),
+        ("docker.io/team/proxy:v4", 16, "Deployment/operator, env"),
+        (f"10.0.0.1:5000/helper@sha256:{'0a' * 32}", 17, "Deployment/operator, env"),
+        ("quay.io/team/operator:v1", 19, "Deployment/operator, env"),
+        ("docker.io/team/injected:v5", 27, "ConfigMap/settings, data"),
+        ("registry.example/proxy:v6", 28, "ConfigMap/settings, data"),
+    ]
+
+
+def test_what_looks_like_an_image_is_noted_unless_it_is_wanted(tmp_path: Path) -> None:
+    manifest, listed, notes = tmp_path / "m.yaml", tmp_path / "list", list[str]()
+    manifest.write_text(MENTIONS)
+    listed.write_text("quay.io/team/reloader:v2\nteam/proxy:v4\nteam/sidecar:v3\n")
+    wanted = read_wanted([str(listed)], [str(manifest)], (), note=notes.append)
+    assert len(wanted) == 4
+    assert notes == [
+        f"{manifest}:17: Deployment/operator, env: 10.0.0.1:5000/helper@sha256:{'0a' * 32} "
+        "looks like an image, not loaded",
+        f"{manifest}:27: ConfigMap/settings, data: docker.io/team/injected:v5 "
+        "looks like an image, not loaded",
+        f"{manifest}:28: ConfigMap/settings, data: registry.example/proxy:v6 "
+        "looks like an image, not loaded",
+    ]
 
 
 @pytest.mark.parametrize(

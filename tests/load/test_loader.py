@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,16 @@ import pytest
 from ociproxy.cli.load_report import Report
 from ociproxy.cli.screen import Screen
 from ociproxy.errors import UpstreamRateLimited, UpstreamUnavailable
-from tests.images import OCI_INDEX, content, image, index, multi_platform
+from tests.images import (
+    OCI_INDEX,
+    OCI_LAYER,
+    OCI_MANIFEST,
+    Image,
+    content,
+    image,
+    index,
+    multi_platform,
+)
 from tests.load.loading import Load, lines_of
 from tests.server import ROOT
 from tests.upstream import FakeUpstream
@@ -83,6 +93,19 @@ def test_second_run_asks_for_tags_only(upstream: FakeUpstream, load: Load) -> No
         ("HEAD", "/v2/team/app/manifests/v1")
     ]
     assert done.events("done")[0]["fetched"] == 0
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 405])
+def test_an_image_is_loaded_again_from_an_upstream_that_refuses_each_head(
+    upstream: FakeUpstream, load: Load, status: int
+) -> None:
+    app = upstream.add("team/app", image("app"), tag="v1")
+    upstream.fault("/manifests/", Fault(status=status), method="HEAD")
+    listed = load.write(f"{upstream.registry}/team/app:v1")
+    for _ in range(2):
+        done = load.run(listed)
+        assert done.code == 0, done.stderr
+    assert load.has(app)
 
 
 def test_moved_tag_is_followed(upstream: FakeUpstream, load: Load) -> None:
@@ -444,6 +467,17 @@ def test_an_image_in_no_index_lacks_all_but_its_own_platform(
     assert "lacks linux/arm64; it is for linux/amd64" in done.stderr
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "aws-chunked"])
+def test_an_image_is_loaded_whatever_encoding_is_named(
+    upstream: FakeUpstream, load: Load, encoding: str
+) -> None:
+    """Storage keeps the header of an upload, and repeats it with the bytes as they are."""
+    app = upstream.add("team/app", image(layer_size=300_000), tag="v1")
+    upstream.fault("", Fault(headers={"Content-Encoding": encoding}))
+    assert load.run(load.write(f"{upstream.registry}/team/app:v1")).code == 0
+    assert load.has(app)
+
+
 def test_an_upstream_that_is_away_is_said_at_once_and_not_all_the_time(
     upstream: FakeUpstream, load: Load
 ) -> None:
@@ -456,6 +490,16 @@ def test_an_upstream_that_is_away_is_said_at_once_and_not_all_the_time(
     assert f"upstream {upstream.registry}: " in waits[0]
 
 
+def test_a_misspelt_registry_costs_no_minute(upstream: FakeUpstream, load: Load) -> None:
+    upstream.add("team/app", image("app"), tag="v1")
+    names = ["registry.invalid/team/app:v1", "registry.invalid/team/web:v1"]
+    began = time.monotonic()
+    done = load.run(load.write(*names, f"{upstream.registry}/team/app:v1"))
+    assert time.monotonic() - began < 30  # as many seconds are for the start on a busy machine
+    assert (done.code, load.complete()) == (75, {f"{upstream.registry}/team/app:v1"})
+    assert done.stderr.count("name does not resolve") == 2
+
+
 def test_a_long_wait_is_said_though_a_short_one_was_just_before(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -466,3 +510,82 @@ def test_a_long_wait_is_said_though_a_short_one_was_just_before(
     report.waiting(UpstreamRateLimited("quay.io", "429", retry_after=54.0), 54.0)
     said = [json.loads(line)["seconds"] for line in capsys.readouterr().out.splitlines()]
     assert said == [0.1, 55.0]
+
+
+FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+
+
+def with_urls(media_type: str, url: str) -> Image:
+    """An image whose second layer has this media type and may be had at this URL."""
+    made = image("windows", layers=2)
+    document = made.top.json()
+    document["layers"][1].update(mediaType=media_type, urls=[url])
+    return Image(content(json.dumps(document).encode(), OCI_MANIFEST), blobs=made.blobs)
+
+
+@pytest.mark.parametrize("media_type", [OCI_LAYER, FOREIGN])
+def test_a_layer_with_urls_is_loaded_from_its_registry(
+    upstream: FakeUpstream, load: Load, media_type: str
+) -> None:
+    made = upstream.add("team/app", with_urls(media_type, f"{upstream.url}/elsewhere"), tag="v1")
+    name = f"{upstream.registry}/team/app:v1"
+    assert load.run(load.write(name)).code == 0
+    assert load.has(made)
+    assert load.complete() == {name}
+    assert upstream.count("/elsewhere") == 0
+
+
+def test_a_foreign_layer_that_the_registry_lacks_is_named_and_the_image_not_complete(
+    upstream: FakeUpstream, load: Load
+) -> None:
+    made = with_urls(FOREIGN, "https://elsewhere.example/layer")
+    layer = made.blobs[2]
+    made = upstream.add("team/app", Image(made.top, blobs=made.blobs[:2]), tag="v1")
+    name = f"{upstream.registry}/team/app:v1"
+    done = load.run(load.write(name), "--lock", str(load.folder / "lock"))
+    assert done.code == 3
+    assert f"non-distributable layer {layer.digest}; it may be at https://elsewhere" in done.stderr
+    assert load.complete() == set()
+    assert load.tag(name) == made.digest
+    assert load.has(made)
+    [locked] = json.loads((load.folder / "lock").read_bytes())["images"]
+    assert not locked["complete"]
+
+
+def test_an_ordinary_layer_that_the_registry_lacks_fails_its_image(
+    upstream: FakeUpstream, load: Load
+) -> None:
+    made = with_urls(OCI_LAYER, "https://elsewhere.example/layer")
+    upstream.add("team/app", Image(made.top, blobs=made.blobs[:2]), tag="v1")
+    assert load.run(load.write(f"{upstream.registry}/team/app:v1")).code == 3
+    assert load.tag(f"{upstream.registry}/team/app:v1") is None
+
+
+def test_one_of_two_windows_versions_is_loaded_by_its_version(
+    upstream: FakeUpstream, load: Load
+) -> None:
+    older, newer = image("2019"), image("2022")
+    versions = {"10.0.17763.5820": older, "10.0.20348.2461": newer}
+    children = [
+        each.top.descriptor(
+            platform={"os": "windows", "architecture": "amd64", "os.version": version}
+        )
+        for version, each in versions.items()
+    ]
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children}
+    top = content(json.dumps(document).encode(), OCI_INDEX)
+    upstream.add(
+        "team/app", Image(top, (older.top, newer.top), (*older.blobs, *newer.blobs)), tag="v1"
+    )
+    name = f"{upstream.registry}/team/app:v1"
+    lock = str(load.folder / "lock")
+    assert (
+        load.run(load.write(f"{name} platform=windows/amd64:10.0.20348"), "--lock", lock).code == 0
+    )
+    assert load.has(newer)
+    assert not load.has(older)
+    shutil.rmtree(load.store)
+    assert load.run("--lock", lock, "--locked").code == 0
+    assert load.has(newer)
+    assert not load.has(older)
+    assert load.run(load.write(name), "--platform", "windows/amd64:10.0.14393").code == 3

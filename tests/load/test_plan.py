@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.images import image, multi_platform
 from tests.load.loading import Load, lines_of
+from tests.parts.tools import require_tool
 from tests.upstream import FakeUpstream
 from tests.upstream_faults import Fault
 
@@ -19,12 +22,46 @@ def test_plan_stores_nothing(upstream: FakeUpstream, load: Load) -> None:
     assert [each["new"] for each in plan["images"]] == [blobs, blobs]
     assert (plan["size"], plan["new"]) == (blobs, blobs)
     assert plan["free"] > 0
-    assert upstream.count("/blobs/") == 0
-    assert [path for path in load.store.rglob("*") if path.is_file()] == [load.store / "store.json"]
+    (config, *_) = a.blobs
+    assert {request.path for request in upstream.seen("/blobs/")} == {
+        f"/v2/team/{name}/blobs/{config.digest}" for name in "ab"
+    }
+    assert not load.store.exists()
     assert load.run(load.write(*names)).code == 0
     shown = load.run(load.write(*names), "--plan")
     assert "0 bytes to fetch" in shown.stdout
     assert names[0] in shown.stdout
+
+
+def test_plan_of_a_store_changes_nothing_in_it(upstream: FakeUpstream, load: Load) -> None:
+    upstream.add("team/old", image("old"), tag="v1")
+    upstream.add("team/new", image("new"), tag="v1")
+    names = [f"{upstream.registry}/team/{name}:v1" for name in ("old", "new")]
+    assert load.run(load.write(names[0])).code == 0
+
+    def state() -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for path in load.store.rglob("*")}
+
+    before = state()
+    shown = load.run(load.write(*names), "--plan", "--lock", str(load.folder / "lock"))
+    assert shown.code == 0
+    assert [line.split()[2] for line in shown.stdout.splitlines()[1:3]] == ["linux/amd64"] * 2
+    assert state() == before
+
+
+@pytest.mark.parametrize("backend", ["oras", "skopeo"])
+@pytest.mark.parametrize("plan", [["--plan"], []])
+def test_a_wrong_platform_costs_no_layer(
+    upstream: FakeUpstream, load: Load, plan: list[str], backend: str
+) -> None:
+    if backend == "skopeo":
+        require_tool("skopeo")
+    upstream.add("team/app", image("app", layer_size=50_000), tag="v1")
+    listed = load.write(f"{upstream.registry}/team/app:v1 platform=linux/s390x")
+    done = load.run(listed, *plan, "--backend", backend)
+    assert done.code == 3
+    assert "lacks linux/s390x; it is for linux/amd64" in done.stderr
+    assert upstream.bytes_sent("/blobs/") < 5_000
 
 
 def test_plan_says_what_a_load_takes_of_a_quota_and_what_is_left(

@@ -15,6 +15,10 @@ from tests.images import OCI_INDEX, Content, Image, artifact, content, image, mu
 from tests.load.loading import Load
 from tests.server import Mirror, upstream_entry
 from tests.upstream import FakeUpstream
+from tests.upstream_faults import HTML, Fault
+
+NO_API = (400, 401, 403, 404, 405, 406, 410, 501)
+"""Answers of registries that do not have the referrers API."""
 
 
 def serve_offline(mirror: Callable[..., Mirror], load: Load, upstream: FakeUpstream) -> Mirror:
@@ -67,11 +71,11 @@ def test_a_fallback_tag_that_is_an_image_lists_nothing(
     assert not load.has(other)
 
 
+@pytest.mark.parametrize("fault", [*(Fault(status=s) for s in NO_API), HTML])
 def test_fallback_tag_where_the_api_is_missing(
-    make_upstream: Callable[..., FakeUpstream], tmp_path: Path, mirror: Callable[..., Mirror]
+    upstream: FakeUpstream, load: Load, mirror: Callable[..., Mirror], fault: Fault
 ) -> None:
-    upstream = make_upstream(referrers=False)
-    load = Load(tmp_path / "load", upstream.url)
+    upstream.fault("/referrers/", fault)
     app = upstream.add("team/app", image("app"), tag="v1")
     sbom = upstream.add("team/app", artifact(app.top))
     gone = artifact(app.top, data=b"gone")
@@ -86,6 +90,37 @@ def test_fallback_tag_where_the_api_is_missing(
     assert [each["digest"] for each in server.get(path).json()["manifests"]] == [sbom.digest]
     tag = server.manifest(upstream.registry, "team/app", f"sha256-{app.top.encoded}")
     assert tag.body == listing.data
+
+
+@pytest.mark.parametrize("backend", ["oras", "skopeo"])
+@pytest.mark.parametrize("status", [401, 403])
+def test_an_image_whose_signature_tags_are_refused_is_loaded(
+    upstream: FakeUpstream, load: Load, backend: str, status: int
+) -> None:
+    """Registries that refuse a tag which they do not have, and those where it is private."""
+    app = upstream.add("team/app", image("app"), tag="v1")
+    upstream.fault("/manifests/sha256-", Fault(status=status))
+    upstream.fault("/referrers/", Fault(status=404))
+    listed = load.write(f"{upstream.registry}/team/app:v1")
+    done = load.run(listed, "--referrers", "--backend", backend)
+    assert done.code == 0, done.stderr
+    assert load.has(app)
+    if backend == "oras":  # skopeo tells no status
+        assert f"{upstream.registry}/team/app:v1: 4 referrers or signature tags were" in done.stderr
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_an_image_whose_listed_signature_is_refused_is_loaded(
+    upstream: FakeUpstream, load: Load, status: int
+) -> None:
+    app = upstream.add("team/app", image("app"), tag="v1")
+    signature = upstream.add("team/app", artifact(app.top))
+    upstream.fault(signature.digest, Fault(status=status))
+    done = load.run(load.write(f"{upstream.registry}/team/app:v1"), "--referrers")
+    assert done.code == 0, done.stderr
+    assert load.has(app)
+    assert "1 referrers or signature tags were refused, and are left out: " in done.stderr
+    assert signature.digest in done.stderr
 
 
 @pytest.mark.parametrize("suffix", ["sig", "att", "sbom"])
@@ -154,7 +189,8 @@ def listing(load: Load) -> tuple[list[dict[str, Any]], Result]:
 
 def test_image_waits_for_its_referrers(upstream: FakeUpstream, load: Load) -> None:
     app = upstream.add("team/app", image("app"), tag="v1")
-    upstream.fail_next(1, 403, path="/referrers/")
+    signature = upstream.add("team/app", artifact(app.top))
+    upstream.fault(f"/manifests/{signature.digest}", Fault(flip_at=0), times=1)
     name = f"{upstream.registry}/team/app:v1"
     assert load.run(load.write(name), "--referrers").code == 3
     assert load.tag(name) is None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.images import image, multi_platform
 from tests.load.loading import LIMIT, Load
-from tests.parts.tools import require_root
+from tests.parts.tools import small_disk
 from tests.server import Mirror, upstream_entry
 from tests.upstream import FakeUpstream
 from tests.upstream_faults import Fault
@@ -43,17 +42,6 @@ def test_running_server_sees_an_image_as_soon_as_it_is_whole(
     assert upstream.requests == []
 
 
-@contextlib.contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[None]:
-    require_root()
-    folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
 def test_full_disk_ends_the_load_with_4_and_what_is_whole_stays(
     upstream: FakeUpstream, load: Load
 ) -> None:
@@ -61,7 +49,7 @@ def test_full_disk_ends_the_load_with_4_and_what_is_whole_stays(
     upstream.add("team/big", image("big", layer_size=6 * MIB), tag="v1")
     names = [f"{upstream.registry}/team/{name}:v1" for name in ("small", "big")]
     failures = load.folder / "failed.txt"
-    with small_disk(load.store, 4 * MIB):
+    with small_disk(load.store, "4m"):
         done = load.run(load.write(*names), "--jobs", "1", "--failures", str(failures))
         assert done.code == 4
         assert "no space left on device" in done.stderr

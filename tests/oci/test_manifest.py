@@ -88,12 +88,12 @@ def test_an_image_names_its_blobs_with_their_sizes(docker: bool) -> None:
     assert found == [(blob.digest, blob.size) for blob in made.blobs]
 
 
-def test_a_blob_counts_once_and_a_foreign_layer_not_at_all() -> None:
+def test_a_blob_counts_once_and_a_layer_with_urls_like_any_other() -> None:
     foreign = descriptor(digest="sha256:" + "f" * 64, urls=["http://elsewhere/layer"])
     document = {"config": descriptor(), "layers": [descriptor(), foreign]}
     manifest = parse_manifest(json.dumps(document).encode(), OCI_MANIFEST)
     assert isinstance(manifest, ImageManifest)
-    assert [str(each.digest) for each in manifest.blobs] == [DIGEST]
+    assert [str(each.digest) for each in manifest.blobs] == [DIGEST, foreign["digest"]]
 
 
 def test_null_layers_are_no_layers() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ociproxy.errors import DigestInvalid, NameInvalid
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.reference import Reference, Repository, check_tag, parse_registry
+from ociproxy.oci.reference import Reference, Repository, check_tag, parse_registry, referrers_tag
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -187,6 +187,12 @@ def test_the_end_of_a_manifests_path_is_a_tag_or_a_digest() -> None:
 def test_a_tag_keeps_its_case_and_its_dots(tag: str) -> None:
     check_tag(tag)
     assert Reference.parse(f"quay.io/a:{tag}").tag == tag
+
+
+def test_the_tag_of_referrers_has_64_digits_of_the_subject() -> None:
+    assert referrers_tag(Digest.of(b"", "sha256")) == f"sha256-{Digest.of(b'').encoded}"
+    longer = Digest.of(b"", "sha512")
+    assert referrers_tag(longer) == f"sha512-{longer.encoded[:64]}"
 
 
 def test_only_docker_hub_has_a_library() -> None:

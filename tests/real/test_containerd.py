@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.images import Image, runnable
+from tests.images import Image, image, runnable
 from tests.parts.containerd import Containerd
 from tests.parts.registry import Registry
-from tests.parts.tools import go_install, require_tool
+from tests.parts.tools import go_install, require_tool, small_disk
 from tests.real.conftest import TAG
 from tests.server import Mirror, upstream_entry
 
@@ -113,6 +113,21 @@ def test_a_moved_tag_is_seen(
     for each in (before, after):
         registry.push("moving", each, tag="latest")
         assert containerd.pull(reference) == each.digest
+
+
+def test_an_image_larger_than_the_disk_of_the_mirror_is_pulled(
+    registry: Registry, containerd: Containerd, mirror: MirrorFactory, tmp_path: Path
+) -> None:
+    """The disk gets full in the middle of the pull. containerd does not fall back then."""
+    large = registry.push("team/large", image("large", layers=3, layer_size=30_000_000), tag="v1")
+    with small_disk(tmp_path / "disk", "40m") as disk:
+        server = mirror({"upstreams": [upstream_entry(registry.url)]}, store=disk)
+        containerd.use_mirror(server.url)
+        assert containerd.pull(f"{registry.name}/team/large:v1") == large.digest
+        assert containerd.holds(large)
+        assert "passing through" in server.log()
+        assert "containerd/" not in registry.log()
+        server.stop()
 
 
 def test_pull_by_digest(

@@ -1,4 +1,4 @@
-"""What other tools make of our archives; the table in docs/airgap.md says nothing else."""
+"""What other tools make of our archives; the table in docs/interop.md says nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.parts.tools import require_root, run
 from tests.server import Mirror
 from tests.stores import put
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "airgap.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "interop.md"
 TEAM = "registry.example/team"
 
 ARCHIVES: dict[str, tuple[Images, tuple[str, ...]]] = {
@@ -35,6 +35,7 @@ ARCHIVES: dict[str, tuple[Images, tuple[str, ...]]] = {
     ),
 }
 ARCHIVES["several, `--format oci`"] = (ARCHIVES["several images"][0], ("--format", "oci"))
+ARCHIVES["one image, `--zstd`"] = (ARCHIVES["one image"][0], ("--zstd",))
 
 
 def ociproxy(*words: str | Path) -> bytes:
@@ -79,7 +80,7 @@ def archive_of(kind: str, tmp_path: Path) -> tuple[Path, Images]:
     for name, made in images.items():
         put(store, name, made)
     # skopeo takes a colon in the path for the end of it.
-    path = tmp_path / "archive.tar"
+    path = tmp_path / ("archive.tar.zst" if "--zstd" in options else "archive.tar")
     ociproxy("export", path, "--image-path", store.root, "--platform", "linux/amd64", *options)
     return path, images
 

@@ -82,9 +82,9 @@ class Scene:
             self.upstream.registry, repository or self.repository, reference
         )
 
-    def path(self, kind: str, name: str) -> str:
+    def path(self, kind: str, name: str, *, repository: str | None = None) -> str:
         """A request target: `kind` is manifests, blobs, tags or referrers."""
-        return f"/v2/{self.repository}/{kind}/{name}?ns={self.upstream.registry}"
+        return f"/v2/{repository or self.repository}/{kind}/{name}?ns={self.upstream.registry}"
 
     @contextmanager
     def open(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from ociproxy.serve.exchange import parse_path
 from tests.images import artifact, image
 from tests.server import Mirror, upstream_entry
 from tests.upstream import FakeUpstream
@@ -41,7 +42,11 @@ def test_the_base_and_the_health_endpoints(mirror: MakeMirror, upstream: FakeUps
         ("/v2/_catalog", 404, "UNSUPPORTED"),
         ("/nothing", 404, "UNSUPPORTED"),
         ("/v2/app", 404, "UNSUPPORTED"),
-        ("/v2/app/manifests/!bad", 400, "NAME_INVALID"),
+        # The conformance tests of the distribution-spec ask for a manifest that cannot be.
+        ("/v2/app/manifests/.INVALID_MANIFEST_NAME", 404, "MANIFEST_UNKNOWN"),
+        ("/v2/app/manifests/!bad", 404, "MANIFEST_UNKNOWN"),
+        ("/v2/app/manifests/" + "a" * 129, 404, "MANIFEST_UNKNOWN"),
+        ("/v2/!bad/manifests/.INVALID", 400, "NAME_INVALID"),
         ("/v2/app//x/manifests/v1", 400, "NAME_INVALID"),
         ("/v2/../../etc/manifests/v1", 400, "NAME_INVALID"),
         ("/v2/%2e%2e/%2e%2e/manifests/v1", 400, "NAME_INVALID"),
@@ -92,6 +97,40 @@ def test_an_unlisted_upstream_on_loopback_is_refused(
     answer = server.manifest(upstream.registry, "app", "v1")
     assert (answer.status, code_of(answer.body)) == (403, "DENIED")
     assert upstream.requests == []
+
+
+def test_a_registry_that_is_said_twice_is_taken_once(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    """As BuildKit asks a mirror: the registry in the path, and in `ns`."""
+    app = upstream.add("team/app", image("app"), tag="v1")
+    server = mirror_of(mirror, upstream)
+    name = upstream.registry
+    for kind, last, body in (
+        ("manifests", "v1", app.top.data),
+        ("blobs", app.blobs[0].digest, app.blobs[0].data),
+    ):
+        answer = server.get(f"/v2/{name}/team/app/{kind}/{last}?ns={name}")
+        assert (answer.status, answer.body) == (200, body)
+        assert answer.headers["oci-namespace"] == name
+    assert server.get(f"/v2/{name}/team/app/tags/list?ns={name}").json()["tags"] == ["v1"]
+    assert len(list(server.store.glob("refs/*/team/app"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "repository"),
+    [
+        ("docker.io/library/nginx", "docker.io/library/nginx"),
+        ("registry-1.docker.io/library/nginx", "docker.io/library/nginx"),
+        ("docker.io/nginx", "docker.io/library/nginx"),
+        # A repository may be called like another registry, or have dots.
+        ("quay.io/library/nginx", "docker.io/quay.io/library/nginx"),
+        ("docker.io", "docker.io/library/docker.io"),
+    ],
+)
+def test_only_the_registry_of_ns_is_taken_off_the_path(path: str, repository: str) -> None:
+    target = parse_path(f"/v2/{path}/manifests/1?ns=docker.io", "")
+    assert str(target.repository) == repository
 
 
 def test_tags_are_paged_and_cached_ones_are_listed_offline(

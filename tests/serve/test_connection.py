@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -61,6 +62,27 @@ async def test_a_bug_inside_the_response_cuts_it_short() -> None:
     said = await said_to(handler, REQUEST * 2)
     assert statuses(said) == [200]
     assert said.endswith(b"\r\n\r\nhalf")
+
+
+async def test_a_client_that_leaves_while_its_error_is_sent_is_no_bug(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The first bytes of the response find no client: then the socket cannot even be shut down."""
+    ended = asyncio.Event()
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        client.close()
+        ended.set()
+        raise TimeoutError
+
+    made = ConnectionServer(handler, Serve())
+    server = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0)
+    async with server:
+        client = socket.create_connection(server.sockets[0].getsockname())
+        client.sendall(REQUEST)
+        await asyncio.wait_for(ended.wait(), 10)
+        await made.shutdown(1)
+    assert caplog.records == []
 
 
 async def test_requests_are_counted_as_they_are_parsed() -> None:

@@ -54,8 +54,12 @@ def test_clients_that_left_a_slow_manifest_wait_no_longer_and_are_logged(scene: 
     app = scene.upstream.add(scene.repository, image("app"), tag="v1")
     scene.upstream.fault("/manifests/", Fault(delay=60))
     scene.start(serve={"connections": CONNECTIONS})
+    before = open_files(scene)
     come_and_go(scene, scene.path("manifests", "v1"))
     scene.server.wait_for_log("request abandoned")
+    scene.server.wait_for(lambda: open_files(scene) < before + CONNECTIONS // 2, "connections gone")
+    assert 'reason="the client left"' in scene.server.log()
+    assert "request cut" not in scene.server.log()
     scene.upstream.heal()
     assert scene.manifest("v1").body == app.top.data
     # One request to the upstream for all of them: none was lost with the client that began it.

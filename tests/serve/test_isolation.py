@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.images import OCI_INDEX, Image, artifact, content, image, multi_platform, random_blob
+from tests import layouts
+from tests.archive.importing import Import
+from tests.images import (
+    OCI_ARTIFACT,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Image,
+    artifact,
+    content,
+    image,
+    multi_platform,
+    random_blob,
+)
 from tests.load.loading import Load
 from tests.server import Answer, Mirror, upstream_entry
 from tests.upstream import FakeUpstream
@@ -89,7 +102,8 @@ def test_a_blob_whose_manifest_is_not_here_needs_the_upstreams_word(
     for name in ("team/one", "team/two", "team/two"):
         assert server.blob(upstream.registry, name, blob.digest).body == blob.data
     assert server.blob(upstream.registry, "team/three", blob.digest).status == 404
-    assert upstream.count("/blobs/", "GET") == 1
+    assert upstream.count("team/one/blobs/", "GET") == 1
+    assert upstream.count("team/two/blobs/", "GET") == 0
     assert upstream.count("team/two/blobs/", "HEAD") == 1
 
 
@@ -153,7 +167,7 @@ def test_a_subject_is_no_claim(mirror: MakeMirror, upstream: FakeUpstream) -> No
     assert {answer.status for answer in answers} == {404}
 
 
-@pytest.mark.parametrize("by", ["load", "preload"])
+@pytest.mark.parametrize("by", ["load", "skopeo", "preload"])
 def test_a_load_opens_no_manifest_that_its_repository_lacks_at_the_upstream(
     mirror: MakeMirror, upstream: FakeUpstream, tmp_path: Path, by: str
 ) -> None:
@@ -161,11 +175,14 @@ def test_a_load_opens_no_manifest_that_its_repository_lacks_at_the_upstream(
     secret = upstream.add("team/secret", multi_platform("secret"), tag="v1")
     upstream.add("team/open", Image(secret.top), tag="v1")
     config: dict[str, object] = {"upstreams": [isolated(upstream)]}
+    if by == "skopeo" and shutil.which("skopeo") is None:
+        pytest.skip("skopeo is not installed")
     load = Load(tmp_path / "load", config=config)
     assert load.run(load.write(f"{upstream.registry}/team/secret:v1"), "--all-platforms").code == 0
     listed = load.write(f"{upstream.registry}/team/open:v1 platform=linux/amd64")
-    if by == "load":
-        assert load.run(listed).code == 3
+    if by != "preload":
+        backend = "skopeo" if by == "skopeo" else "oras"
+        assert load.run(listed, "--backend", backend).code == 3
         server = mirror(config, store=load.store)
     else:
         server = mirror(config, store=load.store, args=["--preload-images", listed])
@@ -195,3 +212,88 @@ def test_a_load_opens_no_referrer_that_its_repository_lacks_at_the_upstream(
     server = mirror(config, store=load.store)
     answers = everything(server, upstream.registry, "team/open", secret)
     assert {answer.status for answer in answers} == {404}
+
+
+def claims_of(secret: Image) -> dict[str, Image]:
+    """What an archive can name to be given the layers of a secret image."""
+    config = content(b"{}", "application/vnd.oci.image.config.v1+json")
+    named = [blob.descriptor() for blob in secret.blobs]
+    other = "application/vnd.example.other+json"
+    documents: dict[str, dict[str, object]] = {
+        "image": {"mediaType": OCI_MANIFEST, "config": config.descriptor(), "layers": named},
+        "artifact": {"mediaType": OCI_ARTIFACT, "blobs": named},
+        "schema 1": {
+            "schemaVersion": 1,
+            "fsLayers": [{"blobSum": each["digest"]} for each in named],
+        },
+        "index": {"mediaType": OCI_INDEX, "manifests": [], "layers": named},
+        "another kind": {"mediaType": other, "layers": named},
+    }
+    tops = {
+        kind: content(json.dumps({"schemaVersion": 2, **each}).encode(), str(each.get("mediaType")))
+        for kind, each in documents.items()
+    }
+    return {kind: Image(top, blobs=(config,)) for kind, top in tops.items()}
+
+
+@pytest.mark.parametrize(
+    "kind", ["itself", "its children", *claims_of(image()), "a lie about the layer"]
+)
+def test_an_import_opens_nothing_that_did_not_come_with_the_archive(
+    mirror: MakeMirror, upstream: FakeUpstream, tmp_path: Path, kind: str
+) -> None:
+    secret = upstream.add("team/secret", multi_platform("secret"), tag="v1")
+    config: dict[str, object] = {"upstreams": [isolated(upstream)]}
+    load = Load(tmp_path, config=config)
+    assert load.run(load.write(f"{upstream.registry}/team/secret:v1"), "--all-platforms").code == 0
+    replaced: dict[str, bytes] = {}
+    without = secret.blobs
+    if kind == "itself":
+        claim, without = secret, tuple(secret.all_content())
+    elif kind == "its children":
+        claim, without = secret, (*secret.manifests, *secret.blobs)
+    elif kind == "a lie about the layer":
+        claim, without = secret, ()
+        replaced = {blob.digest: b"not the layer" for blob in secret.blobs}
+    else:
+        claim = claims_of(secret)[kind]
+    name = f"{upstream.registry}/team/open:v1"
+    members = layouts.members({name: claim}, without=without, replaced=replaced)
+    job = Import(tmp_path)
+    done = job.run("--config-path", load.config, layouts.write_tar(tmp_path / "a.tar", members))
+    assert (done.code, done.statuses) == (5, {name: "incomplete"})
+    server = mirror(config, store=job.store, args=["--offline"])
+    answers = everything(server, upstream.registry, "team/open", secret)
+    assert {answer.status for answer in answers} == {404}
+    pull(server, upstream, "team/secret", secret)
+
+
+def test_an_import_gives_a_repository_what_came_with_the_archive(
+    mirror: MakeMirror, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    shared = upstream.add("team/one", multi_platform("shared"), tag="v1")
+    config: dict[str, object] = {"upstreams": [isolated(upstream)]}
+    load = Load(tmp_path, config=config)
+    assert load.run(load.write(f"{upstream.registry}/team/one:v1"), "--all-platforms").code == 0
+    job = Import(tmp_path)
+    whole = layouts.members({f"{upstream.registry}/team/two:v1": shared})
+    # What the repository has need not come again, as with a delta.
+    again = layouts.members({f"{upstream.registry}/team/two:v2": shared}, without=shared.blobs)
+    for number, members in enumerate((whole, again)):
+        path = layouts.write_tar(tmp_path / f"{number}.tar", members)
+        assert job.run("--config-path", load.config, path).code == 0
+    server = mirror(config, store=job.store, args=["--offline"])
+    pull(server, upstream, "team/two", shared)
+    answers = everything(server, upstream.registry, "team/three", shared)
+    assert {answer.status for answer in answers} == {404}
+
+
+def test_without_isolation_an_import_takes_layers_from_the_store(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    shared = upstream.add("team/one", multi_platform("shared"), tag="v1")
+    load = Load(tmp_path, upstream.url)
+    assert load.run(load.write(f"{upstream.registry}/team/one:v1"), "--all-platforms").code == 0
+    members = layouts.members({f"{upstream.registry}/team/two:v1": shared}, without=shared.blobs)
+    path = layouts.write_tar(tmp_path / "a.tar", members)
+    assert Import(tmp_path).run("--config-path", load.config, path).code == 0

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from tests.images import OCI_INDEX, artifact, content, image
+from ociproxy.store.inventory import inventory
+from ociproxy.store.store import Store
+from tests.images import OCI_INDEX, Image, artifact, content, image
 from tests.serve.scene import Scene
 from tests.upstream_faults import HTML, Fault, too_many_requests
 
@@ -97,7 +99,12 @@ def test_referrers_by_artifact_type(scene: Scene, offline: bool) -> None:
 
 
 @pytest.mark.parametrize("is_index", [True, False])
-def test_the_fallback_tag_is_read_where_there_is_no_api(scene: Scene, is_index: bool) -> None:
+@pytest.mark.parametrize(
+    "fault", [*(Fault(status=s) for s in (400, 401, 403, 404, 405, 406, 410, 501)), HTML]
+)
+def test_the_fallback_tag_is_read_where_there_is_no_api(
+    scene: Scene, is_index: bool, fault: Fault
+) -> None:
     app = scene.upstream.add(scene.repository, image("app"), tag="v1")
     listed = [
         {**artifact(app.top, artifact_type=kind).top.descriptor(), "artifactType": kind}
@@ -109,13 +116,56 @@ def test_the_fallback_tag_is_read_where_there_is_no_api(scene: Scene, is_index: 
     tag = app.digest.replace(":", "-")
     scene.upstream.add_content(scene.repository, index)
     scene.upstream._tags.setdefault(scene.repository, {})[tag] = index.digest
-    scene.upstream.fault("/referrers/", Fault(status=404))
+    scene.upstream.fault("/referrers/", fault)
     scene.start()
     path = scene.path("referrers", app.digest)
     answer = scene.server.get(f"{path}&artifactType={SBOM}")
     assert answer.status == 200
     assert answer.headers["content-type"] == OCI_INDEX
     assert answer.json()["manifests"] == (listed[:1] if is_index else [])
+
+
+def test_the_fallback_tag_of_a_sha512_subject_has_64_digits(scene: Scene) -> None:
+    subject = content(b"{}", OCI_INDEX, algorithm="sha512")
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [subject.descriptor()]}
+    listing = content(json.dumps(document).encode(), OCI_INDEX)
+    scene.upstream.add(scene.repository, Image(listing), tag=f"sha512-{subject.encoded[:64]}")
+    scene.upstream.fault("/referrers/", Fault(status=404))
+    scene.start()
+    answer = scene.server.get(scene.path("referrers", subject.digest))
+    assert answer.body == listing.data
+
+
+@pytest.mark.parametrize("tag_fault", [Fault(status=404), Fault(status=500), Fault(status=403)])
+def test_known_referrers_stand_in_where_the_fallback_tag_cannot_be_read_either(
+    scene: Scene, tag_fault: Fault
+) -> None:
+    app = scene.upstream.add(scene.repository, image("app"), tag="v1")
+    signature = scene.upstream.add(scene.repository, artifact(app.top))
+    scene.start()
+    scene.manifest(signature.digest)
+    scene.upstream.fault("/referrers/", Fault(status=405))
+    scene.upstream.fault("/manifests/", tag_fault)
+    answer = scene.server.get(scene.path("referrers", app.digest))
+    assert [m["digest"] for m in answer.json()["manifests"]] == [signature.digest]
+    assert "fwd=stale" in answer.cache_status
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_an_odd_entry_of_a_fallback_tag_hides_no_other(scene: Scene, away: bool) -> None:
+    app = scene.upstream.add(scene.repository, image("app"), tag="v1")
+    signed = {**artifact(app.top).top.descriptor(), "artifactType": SIGNATURE}
+    odd = {"digest": artifact(app.top, data=b"[]").digest, "artifactType": SIGNATURE}
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [odd, signed]}
+    index = Image(content(json.dumps(document).encode(), OCI_INDEX))
+    scene.upstream.add(scene.repository, index, tag=app.digest.replace(":", "-"))
+    scene.upstream.fault("/referrers/", Fault(status=404))
+    server = scene.start()
+    path = scene.path("referrers", app.digest)
+    assert server.get(path).body == index.top.data
+    if away:
+        server.restart(args=["--offline"])
+    assert server.get(f"{path}&artifactType={SIGNATURE}").json()["manifests"] == [signed]
 
 
 @pytest.mark.parametrize("fault", [Fault(status=500), Fault(status=403), Fault(drop=True)])
@@ -129,3 +179,62 @@ def test_known_referrers_stand_in_for_a_failing_upstream(scene: Scene, fault: Fa
     assert answer.status == 200
     assert [m["digest"] for m in answer.json()["manifests"]] == [signature.digest]
     assert "fwd=stale" in answer.cache_status
+
+
+def test_a_repository_that_shares_an_image_has_its_signatures_offline(scene: Scene) -> None:
+    """The first repository's pull stored the bytes, and the second one's found them there."""
+    app = image("app")
+    signature = artifact(app.top)
+    scene.start()
+    for name in ("team/one", "team/two"):
+        scene.upstream.add(name, app, tag="v1")
+        scene.upstream.add(name, signature)
+        for each in (*app.all_content(), *signature.all_content()):
+            kind = "manifests" if each in (app.top, signature.top) else "blobs"
+            assert scene.server.get(scene.path(kind, each.digest, repository=name)).status == 200
+    assert scene.upstream.count("team/two/manifests/", "GET") == 0
+    scene.upstream.stop_listening()
+    scene.server.restart(args=["--offline"])
+    for name in ("team/one", "team/two"):
+        answer = scene.server.get(scene.path("referrers", app.digest, repository=name))
+        assert [each["digest"] for each in answer.json()["manifests"]] == [signature.digest]
+    answer = scene.server.get(scene.path("referrers", app.digest, repository="team/three"))
+    assert answer.json()["manifests"] == []
+    listed = {str(entry.reference) for entry in inventory(Store(scene.server.store))}
+    registry = scene.upstream.registry
+    assert {f"{registry}/{name}@{app.digest}" for name in ("team/one", "team/two")} <= listed
+
+
+def test_a_tag_that_means_another_repositorys_image_is_that_repositorys_too(scene: Scene) -> None:
+    app = image("app")
+    for name in ("team/one", "team/two"):
+        scene.upstream.add(name, app, tag="v1")
+    server = scene.start()
+    assert server.get(scene.path("manifests", "v1", repository="team/one")).status == 200
+    path = scene.path("manifests", "v1", repository="team/two")
+    assert server.head(path).status == 200
+    assert server.get(path).cache_status == "ociproxy; hit"
+    kept = f"refs/{scene.upstream.registry}/team/two/_manifests/{app.digest}"
+    server.wait_for_file(kept)
+
+
+@pytest.mark.parametrize("away", ["offline", "down"])
+def test_the_fallback_tag_that_was_stored_lists_referrers_while_the_upstream_is_away(
+    scene: Scene, away: str
+) -> None:
+    app = scene.upstream.add(scene.repository, image("app"), tag="v1")
+    signed = artifact(app.top, artifact_type=SIGNATURE)
+    listed = [{**signed.top.descriptor(), "artifactType": SIGNATURE}]
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed}
+    index = Image(content(json.dumps(document).encode(), OCI_INDEX))
+    scene.upstream.add(scene.repository, index, tag=app.digest.replace(":", "-"))
+    scene.upstream.fault("/referrers/", Fault(status=404))
+    server = scene.start()
+    path = scene.path("referrers", app.digest)
+    assert server.get(path).json()["manifests"] == listed
+    scene.upstream.stop_listening()
+    if away == "offline":
+        server.restart(args=["--offline"])
+    for query, found in (("", listed), (SIGNATURE, listed), (SBOM, [])):
+        answer = server.get(f"{path}&artifactType={query}" if query else path)
+        assert (answer.status, answer.json()["manifests"]) == (200, found)

@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.images import image, multi_platform
+from ociproxy.store.inventory import inventory
+from ociproxy.store.store import Store
+from tests.images import OCI_INDEX, OCI_MANIFEST, Image, content, image, multi_platform
 from tests.server import Mirror, upstream_entry
 from tests.upstream import FakeUpstream
 from tests.upstream_faults import HTML, Fault, too_many_requests
@@ -45,6 +47,20 @@ def test_exact_bytes_headers_and_a_conditional_request(
     assert server.get(path).cache_status == "ociproxy; hit"
 
 
+@pytest.mark.parametrize("status", [400, 403, 404, 405])
+def test_a_tag_moves_at_an_upstream_that_refuses_each_head(
+    mirror: MakeMirror, upstream: FakeUpstream, status: int
+) -> None:
+    upstream.add("app", image("old"), tag="v1")
+    upstream.fault("/manifests/", Fault(status=status), method="HEAD")
+    server = mirror_of(mirror, upstream, ttl="0")
+    server.manifest(upstream.registry, "app", "v1")
+    moved = upstream.add("app", image("new"), tag="v1")
+    answer = server.manifest(upstream.registry, "app", "v1")
+    assert (answer.body, answer.digest) == (moved.top.data, moved.digest)
+    assert server.head(f"/v2/app/manifests/v1?ns={upstream.registry}").digest == moved.digest
+
+
 def test_an_image_manifest_completes_the_image_in_the_background(
     mirror: MakeMirror, upstream: FakeUpstream
 ) -> None:
@@ -54,6 +70,22 @@ def test_an_image_manifest_completes_the_image_in_the_background(
     server.manifest(upstream.registry, "app", "v1")
     for blob in app.blobs:
         server.wait_for_file(f"blobs/{blob.encoded}")
+
+
+def test_a_blob_that_could_not_be_fetched_ahead_is_fetched_with_the_next_pull(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    app = upstream.add("app", image("app", layers=3), tag="v1")
+    late = app.blobs[-1]
+    upstream.fault(late.digest, Fault(status=404))
+    server = mirror_of(mirror, upstream, negative_ttl=0)
+    server.manifest(upstream.registry, "app", "v1")
+    for blob in app.blobs[:-1]:
+        server.wait_for_file(f"blobs/{blob.encoded}")
+    server.wait_for(lambda: upstream.count(late.digest) > 0, "asked for the blob")
+    upstream.heal()
+    server.manifest(upstream.registry, "app", "v1")
+    server.wait_for_file(f"blobs/{late.encoded}")
 
 
 def test_without_background_fills_a_manifest_brings_no_blob(
@@ -81,6 +113,17 @@ def test_a_head_fetches_nothing_and_the_tag_survives_offline(
     assert server.manifest(upstream.registry, "app", "v1").body == app.top.data
 
 
+def test_a_tag_of_which_only_a_head_was_seen_is_absent_offline_for_head_and_get(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    upstream.add("app", image("app"), tag="v1")
+    server = mirror_of(mirror, upstream)
+    path = f"/v2/app/manifests/v1?ns={upstream.registry}"
+    assert server.head(path).status == 200
+    server.restart(args=["--offline"])
+    assert (server.head(path).status, server.get(path).status) == (404, 404)
+
+
 @pytest.mark.parametrize("named", ["application/json", "application/octet-stream", "no type"])
 def test_a_head_that_names_no_media_type_does_not_rename_the_manifest(
     mirror: MakeMirror, upstream: FakeUpstream, named: str
@@ -97,6 +140,67 @@ def test_a_head_that_names_no_media_type_does_not_rename_the_manifest(
     server.manifest(upstream.registry, "app", app.digest)
     answer = server.manifest(upstream.registry, "app", "v1")
     assert answer.headers["content-type"] == app.top.media_type
+
+
+def odd_manifests() -> dict[str, tuple[dict[str, object], str]]:
+    """What some registries hold and clients pull: by what is odd a document and its media type."""
+    made = image("odd")
+    config, layer = (blob.descriptor() for blob in made.blobs)
+    whole = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [layer]}
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX}
+    child = made.top.descriptor()
+
+    def without(descriptor: dict[str, object], key: str) -> dict[str, object]:
+        return {name: value for name, value in descriptor.items() if name != key}
+
+    return {
+        "a layer without size": ({**whole, "layers": [without(layer, "size")]}, OCI_MANIFEST),
+        "a layer without mediaType": (
+            {**whole, "layers": [without(layer, "mediaType")]},
+            OCI_MANIFEST,
+        ),
+        "a size that is a text": ({**whole, "layers": [{**layer, "size": "9"}]}, OCI_MANIFEST),
+        "a layer that is null": ({**whole, "layers": [layer, None]}, OCI_MANIFEST),
+        "no config": (without(whole, "config"), OCI_MANIFEST),
+        "a config without size": ({**whole, "config": without(config, "size")}, OCI_MANIFEST),
+        "an odd subject": ({**whole, "subject": {"digest": "x"}}, OCI_MANIFEST),
+        "a child without size": ({**index, "manifests": [without(child, "size")]}, OCI_INDEX),
+    }
+
+
+@pytest.mark.parametrize("odd", odd_manifests())
+def test_an_odd_manifest_is_passed_on_byte_for_byte(
+    mirror: MakeMirror, upstream: FakeUpstream, odd: str
+) -> None:
+    document, media_type = odd_manifests()[odd]
+    made = image("odd")
+    top = content(json.dumps(document).encode(), media_type)
+    upstream.add("app", Image(top, (made.top,), made.blobs), tag="v1")
+    server = mirror_of(mirror, upstream)
+    for _ in ("cold", "warm", "offline"):
+        for named in ("v1", top.digest):
+            answer = server.manifest(upstream.registry, "app", named)
+            assert (answer.status, answer.body, answer.digest) == (200, top.data, top.digest)
+            assert answer.headers["content-type"] == media_type
+        for blob in made.blobs:
+            assert server.blob(upstream.registry, "app", blob.digest).body == blob.data
+        upstream.stop_listening()
+        server.restart(args=["--offline"])
+    [entry] = [each for each in inventory(Store(server.store)) if each.reference.tag == "v1"]
+    assert not entry.complete
+    assert "cannot be told" in entry.missing[0].reason
+
+
+def test_an_odd_manifest_of_another_digest_is_refused(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    document, media_type = odd_manifests()["no config"]
+    top = content(json.dumps(document).encode(), media_type)
+    upstream.add("app", Image(top), tag="v1")
+    upstream.fault("/manifests/", Fault(body=top.data + b" "))
+    server = mirror_of(mirror, upstream)
+    for named in ("v1", top.digest):
+        assert server.manifest(upstream.registry, "app", named).status == 502
 
 
 def test_a_head_that_calls_an_index_an_image_is_survived(

@@ -142,7 +142,7 @@ def test_answers_have_the_described_headers(
         ("/readyz", "/readyz", {}, 200),
         (manifests, f"/v2/app/manifests/v1?ns={name}", {}, 200),
         (manifests, f"/v2/{name}/app/manifests/v1", {"If-None-Match": f'"{DIGEST}"'}, 304),
-        (manifests, f"/v2/app/manifests/!?ns={name}", {}, 400),
+        (manifests, f"/v2/!/manifests/v1?ns={name}", {}, 400),
         (manifests, "/v2/app/manifests/v1?ns=quay.example", {}, 403),
         (manifests, f"/v2/app/manifests/v9?ns={name}", {}, 404),
         (blobs, f"/v2/app/blobs/{BLOB}?ns={name}", {}, 200),

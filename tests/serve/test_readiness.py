@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +66,35 @@ async def test_a_store_that_hangs_is_not_ready(
     monkeypatch.setattr(readiness, "_TIME", 10.0)
     await ready.check()
     ready.close()
+
+
+class BrokenStore(SlowStore):
+    """Its disk hangs until `release`, and fails then."""
+
+    release = threading.Event()
+
+    def check_room(self) -> None:
+        super().check_room()
+        raise StoreError(self.root, "broken")
+
+
+async def test_a_store_that_fails_when_the_probe_has_left_is_no_bug(tmp_path: Path) -> None:
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, about: complaints.append(about))
+    store = BrokenStore(tmp_path)
+    ready = Readiness(store)
+    probe = asyncio.create_task(ready.check())
+    await asyncio.wait([probe], timeout=0.2)
+    probe.cancel()
+    await asyncio.wait([probe])
+    store.release.set()
+    await asyncio.sleep(0.2)
+    with pytest.raises(StoreError, match="broken"):
+        await ready.check()  # a second look, which forgets the first
+    ready.close()
+    del ready, probe
+    gc.collect()
+    assert complaints == []
 
 
 def test_the_version_check_says_where_its_answer_is_from(scene: Scene) -> None:

@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from ociproxy.errors import StoreError
+from ociproxy.fetch.download.fill import Fill
 from ociproxy.serve.blobs import BlobResponse
 from ociproxy.serve.sendfile import Senders
 from ociproxy.store.read_only import BlobFile
@@ -39,6 +41,10 @@ def stored(scene: Scene, size: int) -> Content:
     return blob
 
 
+async def no_relay(reason: StoreError) -> Fill:
+    raise reason
+
+
 class Responding:
     """Sends one blob over one connection, after as much noise as the sockets do not take."""
 
@@ -54,7 +60,8 @@ class Responding:
         while self._noise and not request.transport.get_write_buffer_size():
             request.transport.write(self._noise)
             self.noise_sent += len(self._noise)
-        response = BlobResponse(self._source, {"Content-Length": str(self._source.size)})
+        headers = {"Content-Length": str(self._source.size)}
+        response = BlobResponse(self._source, headers, no_relay)
         response.force_close()
         try:
             await response.send(request, self._senders)

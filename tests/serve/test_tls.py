@@ -20,6 +20,7 @@ import pytest
 
 from tests.images import image, random_blob
 from tests.parts.certificates import Authority
+from tests.serve.multipart import parts_of
 from tests.serve.wire import Wire
 from tests.server import ROOT, Mirror, upstream_entry
 from tests.upstream import FakeUpstream
@@ -84,6 +85,20 @@ def test_ranges_through_https(
         answer = server.blob(upstream.registry, "app", blob.digest, {"Range": asked})
         assert answer.status == 206
         assert answer.body == blob.data[start:stop]
+
+
+def test_several_ranges_through_https(
+    mirror: MakeMirror, authority: Authority, upstream: FakeUpstream
+) -> None:
+    blob = upstream.add_content("app", random_blob(3 * MIB))
+    server = serving(mirror, authority, upstream)
+    for _ in range(2):
+        asked = {"Range": f"bytes=0-99,{MIB}-{2 * MIB}"}
+        answer = server.blob(upstream.registry, "app", blob.digest, asked)
+        assert parts_of(answer) == [
+            (0, 99, blob.data[:100]),
+            (MIB, 2 * MIB, blob.data[MIB : 2 * MIB + 1]),
+        ]
 
 
 def test_many_readers_of_one_arriving_blob_get_its_bytes(

@@ -141,6 +141,30 @@ def test_an_upstream_that_is_down_fails_misses_fast_and_its_return_is_noticed(
     server.wait_for_log("upstream is back")
 
 
+@pytest.mark.parametrize(
+    "fault", [Fault(cut_after=0, reset=True), Fault(drop=True), Fault(status=500)]
+)
+def test_an_upstream_that_breaks_every_request_costs_no_further_miss_a_connection(
+    mirror: MakeMirror, upstream: FakeUpstream, fault: Fault
+) -> None:
+    upstream.add("app", image("app"), tag="v1")
+    upstream.fault("/v2/", fault)
+    server = mirror({"upstreams": [upstream_entry(upstream.url)]})
+    for _ in range(3):
+        assert server.manifest(upstream.registry, "app", "v1").status == 502
+    asked = len(upstream.requests)
+    for path in ("manifests/v1", "blobs/sha256:" + "0" * 64, "tags/list"):
+        answer = server.get(f"/v2/app/{path}?ns={upstream.registry}")
+        assert code(answer) == (502, "UNAVAILABLE")
+        assert b"left alone for" in answer.body
+    assert len(upstream.requests) == asked
+    upstream.heal()
+    end = time.monotonic() + 10
+    while (answer := server.manifest(upstream.registry, "app", "v1")).status != 200:
+        assert time.monotonic() < end, answer.body
+        time.sleep(0.1)
+
+
 def test_an_address_that_swallows_packets_costs_one_client_its_time(
     mirror: MakeMirror, black_hole: str
 ) -> None:

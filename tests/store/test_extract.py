@@ -59,7 +59,7 @@ def take_all(extractor: Extractor, image: Image, *without: Content) -> None:
 
 def examine(extractor: Extractor, image: Image, *, sparse: bool = True) -> Examined:
     extractor.drain()
-    return extractor.examine(descriptor(image.top), sparse=sparse)
+    return extractor.examine(descriptor(image.top), REPOSITORY, sparse=sparse)
 
 
 def problems(examined: Examined) -> list[str]:
@@ -201,10 +201,10 @@ def test_a_manifest_has_to_be_what_it_is_called(extractor: Extractor) -> None:
     take_all(extractor, MULTI)
     extractor.drain()
     lie = Descriptor(images.OCI_MANIFEST, Digest.parse(MULTI.digest), MULTI.top.size)
-    (problem,) = problems(extractor.examine(lie))
+    (problem,) = problems(extractor.examine(lie, REPOSITORY))
     assert "described as" in problem
     wrong_size = Descriptor(images.OCI_INDEX, Digest.parse(MULTI.digest), MULTI.top.size + 1)
-    (problem,) = problems(extractor.examine(wrong_size))
+    (problem,) = problems(extractor.examine(wrong_size, REPOSITORY))
     assert "expected size" in problem
 
 

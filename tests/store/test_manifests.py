@@ -190,7 +190,7 @@ def test_the_media_type_is_the_records_where_it_says_more(store: Store) -> None:
 
 @pytest.mark.parametrize(
     ("raw", "media_type"),
-    [(b"[]", OCI_INDEX), (b"<html>", "text/html"), (b'{"layers": []}', OCI_MANIFEST)],
+    [(b"[]", OCI_INDEX), (b"<html>", "text/html"), (b'{"layers": []}', OCI_INDEX)],
 )
 def test_what_is_no_manifest_does_not_enter_the_store(
     store: Store, raw: bytes, media_type: str

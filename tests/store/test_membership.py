@@ -15,7 +15,7 @@ from ociproxy.oci.reference import Repository
 from ociproxy.store import membership
 from ociproxy.store.membership import Membership
 from ociproxy.store.store import Store
-from tests.images import Content, Image, image, random_blob
+from tests.images import OCI_LAYER, OCI_MANIFEST, Content, Image, image, random_blob
 
 ONE, TWO = Repository("quay.io", "a/one"), Repository("quay.io", "a/two")
 
@@ -121,6 +121,8 @@ def test_no_more_is_read_than_answers_the_question(store: Store, members: Member
         ({"config": {"digest": "D"}}, True),
         ({"schemaVersion": 1, "fsLayers": [{"blobSum": "D"}]}, True),
         ({"layers": [{"digest": "D", "urls": ["https://elsewhere.example/"]}]}, False),
+        ({"manifests": [{"mediaType": OCI_LAYER, "digest": "D"}]}, True),
+        ({"manifests": [{"mediaType": OCI_MANIFEST, "digest": "D"}]}, False),
         ({"subject": {"digest": "D"}}, False),
         ({"layers": "D", "blobs": [None, "D", {"digest": 5}, {"digest": "sha256:zz"}]}, False),
     ],

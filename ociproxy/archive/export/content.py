@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.archive.lock import Lock, LockedImage
 from ociproxy.errors import ManifestUnknown
-from ociproxy.oci.descriptor import OCI_INDEX
+from ociproxy.oci.descriptor import IMAGE_CONFIGS, OCI_INDEX
 from ociproxy.oci.layout import IMAGE_NAME, MARKER, REF_NAME, VERSION, VERSION_KEY, blob_path
 from ociproxy.oci.layout import INDEX as INDEX_NAME
 from ociproxy.oci.manifest import ImageManifest
@@ -33,12 +33,6 @@ DOCKER_NAME: Final = "manifest.json"
 SUBJECT: Final = "io.containerd.manifest.subject"
 """containerd's annotation of an entry of index.json that is a referrer: its subject's digest."""
 
-_IMAGE_CONFIGS: Final = frozenset(
-    {
-        "application/vnd.oci.image.config.v1+json",
-        "application/vnd.docker.container.image.v1+json",
-    }
-)
 
 _TOP_INDEX, _INDEX, _MANIFEST, _CONFIG, _LAYER = range(5)
 
@@ -142,7 +136,7 @@ def docker_manifest(store: Store, chosen: Sequence[Chosen]) -> Document | None:
         if not each.contents.complete:
             return None
         image = _manifest(store, each.contents.top).manifest
-        if not isinstance(image, ImageManifest) or image.config.media_type not in _IMAGE_CONFIGS:
+        if not isinstance(image, ImageManifest) or image.config.media_type not in IMAGE_CONFIGS:
             return None
         digest = each.contents.top.digest
         entries[digest] = {

@@ -25,6 +25,7 @@ from ociproxy.archive.export.content import (
     read_manifest,
 )
 from ociproxy.archive.export.output import STDOUT, Output, Written, open_output, write_small
+from ociproxy.archive.export.selection import is_of_another_platform
 from ociproxy.archive.export.split import Body, Part, parts_document, split
 from ociproxy.archive.export.tar_writer import TarWriter
 from ociproxy.archive.lock import LOCK_NAME
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 _ZSTD: Final = ".zst"
+_NAMED_AT_ONCE: Final = 20
+"""Images that one warning names: a person reads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +221,14 @@ def _add_blob(store: Store, content: Content, tar: TarWriter) -> None:
 
 def _warnings(chosen: Sequence[Chosen], documents: Sequence[Document], shape: Shape) -> list[str]:
     found = []
+    other = [each for each in chosen if is_of_another_platform(each)]
+    if other:
+        names = ", ".join(
+            f"{each.reference} ({', '.join(map(str, each.contents.platforms))})"
+            for each in other[:_NAMED_AT_ONCE]
+        )
+        more = f" and {len(other) - _NAMED_AT_ONCE} more" if len(other) > _NAMED_AT_ONCE else ""
+        found.append(f"taken though they are for another platform: {names}{more}")
     flattened = sum(each.flattened_from is not None for each in chosen)
     if flattened:
         found.append(

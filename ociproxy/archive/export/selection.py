@@ -5,18 +5,19 @@ Tests: tests/archive/export/test_export.py.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import ConfigError, DigestMismatch, Incomplete, ManifestUnknown, NothingMatches
-from ociproxy.oci.reference import Reference
-from ociproxy.store.image import read_contents
+from ociproxy.oci.image import choose
+from ociproxy.oci.manifest import Index
+from ociproxy.oci.reference import TAG_OF_SUBJECT, Reference, is_referrers_tag
+from ociproxy.store.image import is_only_named, read_contents
 from ociproxy.store.inventory import references
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ociproxy.archive.lock import Lock
     from ociproxy.oci.descriptor import Descriptor
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
     from ociproxy.oci.reference import Repository
     from ociproxy.store.image import ImageContents, ReachedImage
     from ociproxy.store.store import Store
-
-_TAG_OF_SUBJECT: Final = re.compile(r"(?P<algorithm>sha256|sha512)-(?P<hex>[a-f0-9]{64,128})")
-"""The beginning of a tag that leads to what refers to a digest: the fallback tag of the referrers
-API (distribution-spec, referrers tag schema), or one of cosign's with a suffix."""
 
 _REMEDY: Final = (
     "load them again, leave them out, or export with --allow-partial, which records the gaps"
@@ -48,18 +45,24 @@ class Selected:
 class Chosen:
     """An image that goes into the archive; its reference has a tag or a digest, never both.
 
-    `flattened_from` is the digest of the index that its one platform was taken from.
+    `wanted` are the platforms that were asked for. `flattened_from` is the digest of the index that
+    its one platform was taken from.
     """
 
     reference: Reference
     contents: ImageContents
+    wanted: tuple[Platform, ...] = ()
     flattened_from: Digest | None = None
 
 
 def by_patterns(
-    store: Store, patterns: Sequence[str], platforms: tuple[Platform, ...]
+    store: Store,
+    patterns: Sequence[str],
+    platforms: tuple[Platform, ...],
+    note: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Selected]:
-    """Cached images whose reference matches one of the globs; all of them without globs.
+    """Cached images whose reference matches one of the globs; all of them without globs. A tag of
+    which nothing was ever stored is passed over and noted, unless a pattern is its very name.
 
     Raises NothingMatches for a glob without an image, and for an empty store.
     """
@@ -68,6 +71,11 @@ def by_patterns(
     for reference, descriptor, _ in references(store):
         matching = [pattern for pattern in patterns if fnmatchcase(str(reference), pattern)]
         if matching or not patterns:
+            if str(reference) not in matching and is_only_named(
+                store, reference.repository, descriptor
+            ):
+                note(f"{reference} is left out: clients asked what it means, and pulled nothing")
+                continue
             found = True
             unused.difference_update(matching)
             yield Selected(reference, descriptor, platforms)
@@ -111,7 +119,8 @@ def reach(
     store: Store, selected: Iterable[Selected], *, referrers: bool, allow_partial: bool
 ) -> list[Chosen]:
     """The images with all they consist of, in the order of their references. `referrers` adds
-    stored signatures and the like, found by the referrers API or by the tags of older tools.
+    stored signatures and the like, found by the referrers API or by the tags of older tools;
+    without it such tags are left out, selected or not.
 
     Raises Incomplete, naming the gaps of all images, unless `allow_partial`.
     """
@@ -120,12 +129,12 @@ def reach(
     while waiting:
         image = waiting.pop()
         reference = image.reference
-        if reference in chosen:
+        if reference in chosen or (not referrers and is_referrers_tag(reference.tag or "")):
             continue
         found = read_contents(
             store, reference.repository, image.descriptor, image.platforms, referrers=referrers
         )
-        chosen[reference] = Chosen(reference, found)
+        chosen[reference] = Chosen(reference, found, image.platforms)
         if referrers:
             waiting.extend(_tagged_referrers(store, reference.repository, found))
     ordered = sorted(chosen.values(), key=lambda each: str(each.reference))
@@ -168,6 +177,17 @@ def flatten(store: Store, chosen: Iterable[Chosen], *, referrers: bool) -> Itera
         )
 
 
+def is_of_another_platform(chosen: Chosen) -> bool:
+    """Whether this is an image without an index that no wanted platform can run."""
+    top, places = chosen.contents.top, chosen.contents.platforms
+    if not (chosen.wanted and places) or top.digest not in {
+        i.digest for i in chosen.contents.images
+    }:
+        return False
+    itself = Index(tuple(replace(top, platform=place) for place in places))
+    return not choose(itself, chosen.wanted)
+
+
 def _is_runnable(image: ReachedImage) -> bool:
     """False for attestations, whose platform is `unknown/unknown`, and for unknown platforms."""
     platform = image.platform
@@ -178,7 +198,7 @@ def _tagged_referrers(
     store: Store, repository: Repository, found: ImageContents
 ) -> Iterator[Selected]:
     for tag in store.refs.tags(repository):
-        match = _TAG_OF_SUBJECT.match(tag)
+        match = TAG_OF_SUBJECT.match(tag)
         # The specification limits the digits to 64, so that a tag for a sha512 has half of them.
         if match is None or not any(
             digest.algorithm == match["algorithm"] and digest.encoded.startswith(match["hex"])
@@ -186,5 +206,5 @@ def _tagged_referrers(
         ):
             continue
         record = store.refs.find_tag(repository, tag)
-        if record is not None:
+        if record is not None and not is_only_named(store, repository, record.descriptor):
             yield Selected(Reference(repository, tag), record.descriptor)

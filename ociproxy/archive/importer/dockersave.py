@@ -18,7 +18,7 @@ from ociproxy.archive.importer.results import unreadable
 from ociproxy.errors import DigestInvalid, LayoutInvalid, NameInvalid, shorten
 from ociproxy.oci.descriptor import OCI_MANIFEST, Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.layout import NamedImage, parse_blob_path
+from ociproxy.oci.layout import NO_TAG, NamedImage, parse_blob_path
 from ociproxy.oci.manifest import json_object
 from ociproxy.oci.reference import Reference
 
@@ -32,6 +32,12 @@ _MAX_LINKS: Final = 8
 """Links that are followed from one name to the next; a circle must end."""
 _MAX_LAYERS: Final = 1000
 """Layers of an image; Docker itself stops at 125."""
+SKOPEO_DIR: Final = (
+    "is what skopeo writes as dir:, which names no image; make an archive of it: "
+    "skopeo copy dir:FOLDER oci-archive:FILE:REGISTRY/REPOSITORY:TAG"
+)
+_IMGPKG: Final = frozenset({"Image", "ImageIndex"})
+"""Keys of an entry of the `manifest.json` that imgpkg writes."""
 _NOTE: Final = (
     "docker save keeps no manifests: they are made anew, so digests differ from the registry's"
 )
@@ -70,8 +76,16 @@ def saved_images(
         entries = json.loads(raw)
     except (ValueError, RecursionError) as exc:
         raise LayoutInvalid(source, "manifest.json is not JSON") from exc
+    if isinstance(entries, dict) and "schemaVersion" in entries:
+        raise LayoutInvalid(source, SKOPEO_DIR)
     if not isinstance(entries, list):
         raise LayoutInvalid(source, "manifest.json is not a list")
+    if any(isinstance(each, dict) and _IMGPKG.issubset(each) for each in entries):
+        raise LayoutInvalid(
+            source,
+            "is a tar of imgpkg's: copy it into a registry (imgpkg copy --tar FILE --to-repo "
+            "REGISTRY/REPOSITORY), and load it from there",
+        )
     images: list[NamedImage] = []
     for position, entry in enumerate(entries):
         where = f"manifest.json, image {position + 1}"
@@ -110,9 +124,10 @@ def _images(entry: object, saved: SavedFiles, extractor: Extractor) -> list[Name
     tags = entry.get("RepoTags") or []
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise _Malformed("RepoTags is not a list of names")
-    if not tags:
+    names = [Reference.parse(tag) for tag in tags if not tag.endswith(f":{NO_TAG}")]
+    if not names:
         return [NamedImage(descriptor, None)]
-    return [NamedImage(descriptor, Reference.parse(tag)) for tag in tags]
+    return [NamedImage(descriptor, name) for name in names]
 
 
 def _find(saved: SavedFiles, name: object, what: str) -> Digest:

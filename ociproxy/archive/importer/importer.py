@@ -17,14 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from ociproxy.archive.export.content import DOCKER_NAME
 from ociproxy.archive.importer.decompress import MAX_SIZE, ArchiveStream
+from ociproxy.archive.importer.dockersave import SKOPEO_DIR
 from ociproxy.archive.importer.ociregistry import CacheFolder
 from ociproxy.archive.importer.publishing import Publisher
 from ociproxy.archive.importer.results import OnExisting, Received
 from ociproxy.archive.importer.tar_import import TarImport
 from ociproxy.archive.volumes import VolumeLabel, grouped, read_label
 from ociproxy.errors import ConfigError, LayoutInvalid
-from ociproxy.oci.layout import MARKER, LayoutDirectory
+from ociproxy.oci.layout import BLOBS, INDEX, MARKER, NO_IMAGES, LayoutDirectory
 from ociproxy.store.extract import Extractor
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 STDIN: Final = Path("-")
 _STORE_MARKER: Final = "store.json"
+_SKOPEO_VERSION: Final = "version"
+"""A file in each folder that skopeo writes as `dir:`."""
 
 
 class Watcher(Protocol):
@@ -54,21 +58,22 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How to import; `max_size` is how many bytes an archive may expand to."""
+    """How to import; `max_size` is how many bytes an archive may expand to. With `isolated`, a
+    repository gets only what came with the archive, or what it has already."""
 
     on_existing: OnExisting = OnExisting.REPLACE
     name: GivenName | None = None
     max_size: int = MAX_SIZE
+    isolated: bool = False
 
 
-class Importer:
-    def __init__(self, store: Store, rules: Rules, watcher: Watcher) -> None:
-        self._store = store
-        self._rules = rules
-        self._watcher = watcher
+class Sources:
+    """Reads archives and folders, each once and from front to end, for one Extractor each."""
+
+    def __init__(self, max_size: int) -> None:
+        self._max_size = max_size
         self._stream: ArchiveStream | None = None
         self._done = 0
-        self._nameless = False
         self.size: int | None = 0
         """Bytes of all files; None where a folder or a pipe is among the sources."""
 
@@ -77,22 +82,16 @@ class Importer:
         """Bytes of the files that have been read or skipped."""
         return self._done + (self._stream.consumed if self._stream else 0)
 
-    def run(self, sources: Sequence[Path]) -> None:
-        """Import all images that are whole, and tell the watcher of the others.
+    def groups(self, sources: Sequence[Path]) -> list[list[Path]]:
+        """The sources in their order, the volumes of one archive together. Raises ConfigError where
+        one cannot be opened or a volume is missing."""
+        return grouped({source: self._open_once(source) for source in sources})
 
-        Raises ConfigError where a source cannot be opened or a volume is missing, before anything
-        is written; StoreError at any time.
-        """
-        labels = {source: self._open_once(source) for source in sources}
-        for volumes in grouped(labels):
-            try:
-                self._import(volumes)
-            except LayoutInvalid as exc:
-                self._watcher.failed(str(volumes[0]), exc)
-        if self._rules.name is not None and not self._nameless:
-            self._watcher.note(
-                "--name", "every image has a name of its own; it is for those without"
-            )
+    def receive(self, volumes: list[Path], extractor: Extractor) -> Received:
+        """Take in a folder, or the files of one archive. Raises LayoutInvalid, StoreError."""
+        if volumes[0] != STDIN and volumes[0].is_dir():
+            return _receive_folder(volumes[0], extractor)
+        return self._receive_files(volumes, extractor)
 
     def _open_once(self, source: Path) -> VolumeLabel | None:
         """The label of a volume; None for all other sources. Adds to `size`. Raises ConfigError."""
@@ -114,12 +113,45 @@ class Importer:
         except LayoutInvalid:
             return None  # The watcher hears of it when the source is read.
 
+    def _receive_files(self, volumes: list[Path], extractor: Extractor) -> Received:
+        """An archive in one file, or the volumes of one in order."""
+        received = Received(str(volumes[0]))
+        for path in volumes:
+            with _opened(path) as file:
+                self._stream = ArchiveStream(file, str(path), max_size=self._max_size)
+                TarImport(extractor, self._stream, received, first=path == volumes[0]).run()
+                self._done += self._stream.consumed
+                self._stream = None
+        return received
+
+
+class Importer(Sources):
+    def __init__(self, store: Store, rules: Rules, watcher: Watcher) -> None:
+        super().__init__(rules.max_size)
+        self._store = store
+        self._rules = rules
+        self._watcher = watcher
+        self._nameless = False
+
+    def run(self, sources: Sequence[Path]) -> None:
+        """Import all images that are whole, and tell the watcher of the others.
+
+        Raises ConfigError where a source cannot be opened or a volume is missing, before anything
+        is written; StoreError at any time.
+        """
+        for volumes in self.groups(sources):
+            try:
+                self._import(volumes)
+            except LayoutInvalid as exc:
+                self._watcher.failed(str(volumes[0]), exc)
+        if self._rules.name is not None and not self._nameless:
+            self._watcher.note(
+                "--name", "every image has a name of its own; it is for those without"
+            )
+
     def _import(self, volumes: list[Path]) -> None:
-        with Extractor(self._store) as extractor:
-            if volumes[0] != STDIN and volumes[0].is_dir():
-                received = _receive_folder(volumes[0], extractor)
-            else:
-                received = self._receive_files(volumes, extractor)
+        with Extractor(self._store, isolated=self._rules.isolated) as extractor:
+            received = self.receive(volumes, extractor)
             for note in received.notes:
                 self._watcher.note(received.source, note)
             self._nameless |= any(image.reference is None for image in received.images)
@@ -134,25 +166,18 @@ class Importer:
                 error = LayoutInvalid(received.source, received.damage)
                 self._watcher.failed(received.source, error)
 
-    def _receive_files(self, volumes: list[Path], extractor: Extractor) -> Received:
-        """An archive in one file, or the volumes of one in order."""
-        received = Received(str(volumes[0]))
-        for path in volumes:
-            with _opened(path) as file:
-                self._stream = ArchiveStream(file, str(path), max_size=self._rules.max_size)
-                TarImport(extractor, self._stream, received, first=path == volumes[0]).run()
-                self._done += self._stream.consumed
-                self._stream = None
-        return received
-
 
 def _receive_folder(root: Path, extractor: Extractor) -> Received:
     received = Received(str(root))
     folder: LayoutDirectory | CacheFolder
-    if (root / MARKER).is_file():
+    # Some tools write no marker, as hauler into its store. As in a tar, the index is enough.
+    if (root / MARKER).is_file() or (root / INDEX).is_file():
         folder = LayoutDirectory(root)
-        folder.check()
+        if (root / MARKER).is_file():
+            folder.check()
         received.images += folder.images()
+        if not received.images and any(root.glob(f"{BLOBS}/*/*")):
+            raise LayoutInvalid(str(root), NO_IMAGES)
     elif (root / _STORE_MARKER).is_file():
         raise LayoutInvalid(
             str(root), "is a store of ociproxy's: export it, or copy the folder as it is"
@@ -160,9 +185,12 @@ def _receive_folder(root: Path, extractor: Extractor) -> Received:
     elif CacheFolder.is_one(root):
         folder = CacheFolder(root)
         received.images += folder.images(extractor)
+    elif (root / DOCKER_NAME).is_file() and (root / _SKOPEO_VERSION).is_file():
+        raise LayoutInvalid(str(root), SKOPEO_DIR)
     else:
         raise LayoutInvalid(
-            str(root), f"has no {MARKER}, and is no cache of ociregistry's: nothing to import"
+            str(root),
+            f"has no {MARKER} and no {INDEX}, and is no cache of ociregistry's: nothing to import",
         )
     for image in received.images:
         extractor.take_layout(folder, image.descriptor)

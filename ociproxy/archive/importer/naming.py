@@ -1,19 +1,19 @@
 """The name under which each image of a source is published: the source's own, or that of `--name`.
 
-Tests: tests/archive/importer/test_importer.py.
+`serve --bundle` names images by the same rules; it has no `--name`.
+Tests: tests/archive/importer/test_importer.py, tests/archive/test_foreign.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ociproxy.errors import NameInvalid
-from ociproxy.oci.reference import DEFAULT_TAG, Reference, Repository, check_tag
+from ociproxy.oci.reference import DEFAULT_TAG, Reference, Repository, check_tag, is_referrers_tag
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
+    from ociproxy.archive.entries import Entries
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.layout import NamedImage
 
@@ -36,19 +36,19 @@ class GivenName:
 
 
 def name_all(
-    images: Iterable[NamedImage], given: GivenName | None
+    entries: Entries, given: GivenName | None
 ) -> tuple[list[tuple[NamedImage, Reference]], list[tuple[NamedImage, str]]]:
-    """Images with their references, each reference once; and images that cannot be published under
-    any name, with the reason."""
+    """Images and signatures with their references; and those that cannot be published under any
+    name, with the reason.
+
+    Each reference is given once, to the first that has it: a name in the source counts before one
+    that is made up of `given`.
+    """
     named: list[tuple[NamedImage, Reference]] = []
     nameless: list[tuple[NamedImage, str]] = []
     taken: dict[Reference, Digest] = {}
-    for image in images:
-        try:
-            reference = image.reference or _given_name(image, given)
-        except NameInvalid as exc:
-            nameless.append((image, exc.reason if given is None else str(exc)))
-            continue
+
+    def name(image: NamedImage, reference: Reference) -> None:
         digest = image.descriptor.digest
         if reference not in taken:
             taken[reference] = digest
@@ -56,6 +56,19 @@ def name_all(
         elif taken[reference] != digest:
             reason = f"another image here, {taken[reference]}, is {reference} already"
             nameless.append((image, reason))
+
+    for image in sorted(entries.images, key=lambda each: (each.reference is None, not each.tag)):
+        try:
+            name(image, image.reference or _given_name(image, given))
+        except NameInvalid as exc:
+            nameless.append((image, exc.reason if given is None else str(exc)))
+    places: dict[Digest, set[Repository]] = {}
+    for image, reference in named:
+        places.setdefault(image.descriptor.digest, set()).add(reference.repository)
+    for each in entries.signatures:
+        for repository in sorted(places.get(each.image.descriptor.digest, ()), key=str):
+            reference = Reference(repository, each.tag)
+            name(replace(each.entry, reference=reference, tag=""), reference)
     return named, nameless
 
 
@@ -67,5 +80,7 @@ def _given_name(image: NamedImage, given: GivenName | None) -> Reference:
             str(image), f"has {what} in the archive; say --name REGISTRY/REPOSITORY[:TAG]"
         )
     tag = given.tag or image.tag or DEFAULT_TAG
+    if is_referrers_tag(image.tag):
+        tag = image.tag  # as regctl has signatures in a layout: the tag says of what
     check_tag(tag)
     return Reference(given.repository, tag)

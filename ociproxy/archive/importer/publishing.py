@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.archive.entries import sort_entries
 from ociproxy.archive.importer.naming import GivenName, name_all
 from ociproxy.archive.importer.results import ImportResult, OnExisting, Status
 from ociproxy.archive.lock import Lock
@@ -19,11 +20,13 @@ from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.manifest import parse_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from ociproxy.archive.importer.results import Received
+    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.layout import NamedImage
+    from ociproxy.oci.manifest import Manifest
     from ociproxy.oci.reference import Reference, Repository
     from ociproxy.store.examined import Examined, Problem
     from ociproxy.store.extract import Extractor
@@ -70,26 +73,20 @@ class Publisher:
                 self._refuse(image, Status.INCOMPLETE, base)
                 base = ["the base of this delta is not in the store: import it first"]
             return
-        images: list[NamedImage] = []
-        referrers: list[NamedImage] = []
-        for image in self._received.images:
-            if image.problem:
-                self._refuse(image, Status.INCOMPLETE, [image.problem])
-            elif image.reference is None and not image.tag and self._subject(image):
-                referrers.append(image)
-            else:
-                images.append(image)
-        named, nameless = name_all(images, given)
+        entries = sort_entries(self._received.images, self._manifest)
+        for image in entries.refused:
+            self._refuse(image, Status.INCOMPLETE, [image.problem])
+        named, nameless = name_all(entries, given)
         for image, reason in nameless:
             self._refuse(image, Status.INCOMPLETE if image.reference else Status.UNNAMED, [reason])
         if self._on_existing is OnExisting.ERROR and self._tell_existing(named):
             return
-        if referrers:
+        if entries.referrers:
             self._repositories = {}
         with ThreadPoolExecutor(_THREADS, "publish") as pool:
             for first in range(0, len(named), _BATCH):
                 self._publish_batch(named[first : first + _BATCH], pool)
-        self._publish_referrers(referrers)
+        self._publish_referrers(entries.referrers)
 
     def _missing_base(self) -> list[str]:
         """The blobs that a delta leaves out and the store does not have."""
@@ -116,7 +113,7 @@ class Publisher:
     ) -> None:
         whole: list[tuple[Reference, Examined, ImportResult]] = []
         for image, reference in named:
-            examined = self._examine(image)
+            examined = self._examine(image, reference.repository)
             problems = [*map(str, examined.problems), *self._broken_lock(reference, examined)]
             if problems:
                 self._refuse(image, Status.INCOMPLETE, problems)
@@ -131,7 +128,7 @@ class Publisher:
             elif previous is not None:
                 result = replace(result, status=Status.REPLACED)
             self._extractor.prepare(examined)
-            left_out = tuple(str(child.platform or child.digest) for child in examined.left_out)
+            left_out = tuple(map(_shown, examined.left_out))
             whole.append((reference, examined, replace(result, left_out=left_out)))
         self._extractor.drain()
         revealed = pool.map(self._reveal, whole)
@@ -140,51 +137,47 @@ class Publisher:
                 told = tuple(map(str, gone[:_MOST_PROBLEMS]))
                 self._tell(replace(result, status=Status.INCOMPLETE, problems=told))
                 continue
-            self._remember(examined, [reference.repository])
+            self._remember(examined, reference.repository)
             self._tell(result)
 
     def _reveal(self, whole: tuple[Reference, Examined, ImportResult]) -> list[Problem]:
         reference, examined, _ = whole
         return self._extractor.reveal(reference.repository, examined, reference.tag)
 
-    def _publish_referrers(self, waiting: list[NamedImage]) -> None:
-        """A referrer without a name goes to all repositories that have its subject, which may be
-        another referrer."""
+    def _publish_referrers(self, waiting: list[tuple[NamedImage, Digest]]) -> None:
+        """A referrer goes to all repositories that have its subject, which may be another
+        referrer."""
         while waiting and self._repositories is not None:
-            later: list[NamedImage] = []
-            for image in waiting:
-                subject = self._subject(image)
-                repositories = self._repositories.get(subject) if subject else None
+            later: list[tuple[NamedImage, Digest]] = []
+            for image, subject in waiting:
+                repositories = self._repositories.get(subject)
                 if not repositories:
-                    later.append(image)
+                    later.append((image, subject))
                     continue
-                examined = self._examine(image)
-                if examined.problems:
-                    self._refuse(image, Status.INCOMPLETE, [*map(str, examined.problems)])
-                    continue
-                gone = [
-                    problem
-                    for repository in repositories
-                    for problem in self._extractor.publish(repository, examined)
-                ]
-                if gone:
-                    self._refuse(image, Status.INCOMPLETE, [*map(str, gone)])
-                    continue
-                self._remember(examined, repositories)
+                refused: list[str] = []
+                for repository in sorted(repositories, key=str):
+                    examined = self._examine(image, repository)
+                    problems = examined.problems or self._extractor.publish(repository, examined)
+                    if problems:
+                        refused = refused or [*map(str, problems)]
+                    else:
+                        self._remember(examined, repository)
+                if refused:
+                    self._refuse(image, Status.INCOMPLETE, refused)
             if len(later) == len(waiting):
                 return  # Their subjects are not published, so no client can ask for them.
             waiting = later
 
-    def _examine(self, image: NamedImage) -> Examined:
+    def _examine(self, image: NamedImage, repository: Repository) -> Examined:
         # A lock says which children of an index have to be here. Without a lock, a cut archive may
         # have lost children, so none may be absent.
         sparse = self._received.lock is not None or not self._received.damage
-        return self._extractor.examine(image.descriptor, sparse=sparse)
+        return self._extractor.examine(image.descriptor, repository, sparse=sparse)
 
     def _broken_lock(self, reference: Reference, examined: Examined) -> list[str]:
         """What the lock in the archive says of the image and is not so."""
         problems = [
-            f"manifest {child.digest}: listed, but not in the archive"
+            f"{child.digest}: listed in the lock, but not in the archive"
             for child in examined.left_out
             if child.digest in self._lock.contents and child.digest not in self._gaps
         ]
@@ -199,18 +192,17 @@ class Publisher:
         record = self._store.refs.find_tag(reference.repository, reference.tag)
         return record.descriptor.digest if record else None
 
-    def _subject(self, image: NamedImage) -> Digest | None:
-        raw = self._extractor.find_document(image.descriptor.digest)
+    def _manifest(self, descriptor: Descriptor) -> Manifest | None:
+        raw = self._extractor.find_document(descriptor.digest)
         try:
-            manifest = parse_manifest(raw or b"", image.descriptor.media_type)
+            return None if raw is None else parse_manifest(raw, descriptor.media_type)
         except MalformedManifest:
             return None
-        return manifest.subject.digest if manifest.subject else None
 
-    def _remember(self, examined: Examined, repositories: Iterable[Repository]) -> None:
+    def _remember(self, examined: Examined, repository: Repository) -> None:
         if self._repositories is not None:
             for digest in examined.manifests:
-                self._repositories.setdefault(digest, set()).update(repositories)
+                self._repositories.setdefault(digest, set()).add(repository)
 
     def _refuse(self, image: NamedImage, status: Status, problems: list[str]) -> None:
         shown = problems[:_MOST_PROBLEMS]
@@ -218,3 +210,9 @@ class Publisher:
             shown.append(f"and {len(problems) - _MOST_PROBLEMS} more")
         digest, told = image.descriptor.digest, tuple(shown)
         self._tell(ImportResult(self._source, str(image), digest, status, problems=told))
+
+
+def _shown(left_out: Descriptor) -> str:
+    if left_out.is_nondistributable:
+        return f"the non-distributable layer {left_out.digest}"
+    return str(left_out.platform or left_out.digest)

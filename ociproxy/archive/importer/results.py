@@ -66,7 +66,7 @@ EXIT_CODES: Final = {
 @dataclass(frozen=True, slots=True)
 class ImportResult:
     """What became of one image. `previous` is the digest that its tag had in the store, `left_out`
-    the platforms that its index offers and the source did not carry."""
+    names what the source did not carry: platforms of an index, non-distributable layers."""
 
     source: str
     name: str

@@ -10,6 +10,7 @@ tests/archive/importer/test_hostile.py.
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.archive.export.content import DOCKER_NAME
@@ -18,16 +19,18 @@ from ociproxy.archive.importer.tar_reader import members
 from ociproxy.archive.lock import LOCK_MAX_SIZE, LOCK_NAME, Lock
 from ociproxy.archive.volumes import LABEL_MAX_SIZE, LABEL_NAME, VolumeLabel
 from ociproxy.errors import LayoutDamaged, LayoutInvalid, LockInvalid, SizeMismatch
+from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.layout import (
     INDEX,
     INDEX_MAX_SIZE,
     MARKER,
+    NO_IMAGES,
     check_marker,
     parse_blob_path,
     parse_index,
 )
-from ociproxy.oci.manifest import MANIFEST_MAX_SIZE
+from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, parse_manifest
 
 if TYPE_CHECKING:
     from ociproxy.archive.importer.decompress import ArchiveStream
@@ -64,6 +67,7 @@ class TarImport:
         self._seen: set[str] = set()
         self._files = SavedFiles()
         self._names = 0
+        self._blobs = False
         self._docker: bytes | None = None
         self._index: tuple[NamedImage, ...] | None = None
 
@@ -79,7 +83,11 @@ class TarImport:
         except LayoutDamaged as exc:
             received.damage = received.damage or exc.reason
         self._extractor.drain()
+        if self._docker is not None and any(map(self._is_hollow, self._index or ())):
+            self._index = None
         if self._index is not None:
+            if not self._index and self._blobs:
+                raise LayoutInvalid(source, NO_IMAGES)
             received.images += self._index
         elif self._docker is not None:
             images, notes = saved_images(self._docker, self._files, self._extractor, source)
@@ -87,6 +95,16 @@ class TarImport:
             received.notes += notes
         elif self._is_first:
             raise LayoutInvalid(source, self._why_nothing())
+
+    def _is_hollow(self, image: NamedImage) -> bool:
+        """Whether the manifest of an image lacks the layers that `manifest.json` may name."""
+        raw = self._extractor.find_document(image.descriptor.digest)
+        with suppress(MalformedManifest):
+            manifest = parse_manifest(raw or b"", image.descriptor.media_type)
+            return isinstance(manifest, ImageManifest) and bool(
+                self._extractor.lost_layers(manifest)
+            )
+        return False
 
     def _take(self, member: Member) -> None:
         if member.name in _DOCUMENTS:
@@ -96,7 +114,9 @@ class TarImport:
         if digest is None:
             if MARKER not in self._seen and INDEX not in self._seen:
                 self._take_saved(member)
-        elif member.link:
+            return
+        self._blobs = True
+        if member.link:
             self._extractor.damaged[digest] = "is a link in the archive, which is not followed"
         elif self._received.lock is None or digest in self._received.lock.contents:
             self._extractor.take(digest, member.size, member)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.errors import SizeMismatch, UpstreamUnavailable
+from ociproxy.errors import Interrupted, SizeMismatch
 from ociproxy.store.ingest import ByteRanges
 
 if TYPE_CHECKING:
@@ -227,24 +227,25 @@ class Assembly:
 
     def learn_size(self, size: int) -> None:
         """The upstream tells it, whatever was claimed. Raises SizeMismatch where it told another
-        one before."""
+        one before, and StoreFull where there is no room for the rest."""
         with self._lock:
             if self._told and self.size != size:
                 raise SizeMismatch(f"blob {self._digest}", self.size, size)
             self.size, self._told = size, True
             if self._ingest is not None and self._ingest.leading:
+                self._ingest.check_room(size)
                 self._ingest.set_size(size)
 
     def resume(self, ingest: Ingest) -> None:
         """Go on with what arrived before, there or in the file of a leader that was stopped. Its
         journal knows the size better than a manifest does, and what is there already refutes a
-        smaller claim. Raises StoreError, or UpstreamUnavailable where bytes that were promised to
+        smaller claim. Raises StoreError, or Interrupted where bytes that were promised to
         readers cannot be read."""
         old = self._ingest
         if old is not None and not old.is_same_file(ingest):
             ingest.copy_from(old)
         if not self.adopt(ingest):
-            raise UpstreamUnavailable(self._upstream, "the process that fetched it gave up")
+            raise Interrupted(self._upstream, "the process that fetched it gave up")
         with self._lock:
             end = max((stop for _, stop in ingest.ranges), default=0)
             size = (ingest.size or self.size) if not self._told else self.size
@@ -331,5 +332,5 @@ class Assembly:
 
     def _current(self) -> Ingest:
         if self._ingest is None:
-            raise UpstreamUnavailable(self._upstream, "the download has ended")
+            raise Interrupted(self._upstream, "the download has ended")
         return self._ingest

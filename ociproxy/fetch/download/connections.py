@@ -19,6 +19,7 @@ from ociproxy import log
 from ociproxy.errors import (
     BlobTooLarge,
     BlobUnknown,
+    Interrupted,
     NameUnknown,
     OciProxyError,
     UpstreamError,
@@ -210,7 +211,7 @@ class Connections:
             raise UpstreamUnavailable(self._upstream, reason)
         size = self._download.claimed_size() if stream.size is None else stream.size
         if size is not None:
-            self._download.learn_size(size)
+            self._download.learn_size(size, encoding=stream.encoding)
             self._stated_size = stream.size
             self._assembly.end_at(segment, size)
         elif stream.stop is not None:
@@ -339,4 +340,4 @@ class Connections:
 
     def _check_running(self) -> None:
         if self._ended.is_set() or self._download.stopped.is_set():
-            raise UpstreamUnavailable(self._upstream, "shutting down")
+            raise Interrupted(self._upstream, "shutting down")

@@ -23,10 +23,10 @@ from ociproxy import log
 from ociproxy.errors import (
     BlobTooLarge,
     DigestMismatch,
+    Interrupted,
     OciProxyError,
     SizeMismatch,
     StoreError,
-    UpstreamUnavailable,
 )
 from ociproxy.fetch.download.assembly import Assembly
 from ociproxy.store.files import Silence, store_errors
@@ -93,7 +93,7 @@ class Download:
         self.stopped = Event()
         self.doubted = False
         """Readers hear of the size once the bytes are verified: it is 0, so that no last byte could
-        wait for that; or it is small and not what a manifest claims, as that of a page is."""
+        wait for that; or two signs say that they are wrong, as those of a page (`learn_size`)."""
         self.bytes_fetched = 0
         """Bytes that the upstream has sent for this download, those it sent twice included."""
         self.bytes_resumed = 0
@@ -104,6 +104,7 @@ class Download:
         )
         self.repository = repository
         self._partition = partition
+        self._subject = "blob"
         self._leaders_stopped = 0
         self._store = store
         self._believes = believes
@@ -154,7 +155,7 @@ class Download:
         self._began = time.monotonic()
         fetch(self)
         if self.state is not State.VERIFIED and not self._take_committed():
-            raise self._unavailable("the blob has gone from the store again")
+            raise self._interrupted("the blob has gone from the store again")
 
     def abort(self) -> None:
         """Stop soon; what has arrived stays in `pulls/`."""
@@ -169,13 +170,13 @@ class Download:
 
     # For backends
 
-    def learn_size(self, size: int) -> None:
-        """The upstream says how many bytes the blob has. Raises BlobTooLarge or SizeMismatch."""
+    def learn_size(self, size: int, *, encoding: str = "") -> None:
+        """What the upstream says of the blob. Raises BlobTooLarge or SizeMismatch."""
         self.check_limit(size)
-        claimed = self.size
+        self._subject = f"blob sent as {encoding!r}" if encoding else "blob"
+        odd = (size <= _WORTH_A_THREAD, self.size not in (None, size), bool(encoding))
+        self.doubted = self.doubted or size == 0 or sum(odd) > 1
         self.assembly.learn_size(size)
-        contradicts = claimed not in (None, size) and size <= _WORTH_A_THREAD
-        self.doubted = self.doubted or size == 0 or contradicts
         self._reach(State.ARRIVING)
         self._start_hasher()
 
@@ -197,16 +198,20 @@ class Download:
         start = segment.start
         self.check_limit(start + len(data))
         self.assembly.put(segment, data)
-        if self.state is State.STARTING and self._waits_for_size_no_more:
-            self._reach(State.ARRIVING)
+        self.tell_arrival()
         self._notify()
         self.assembly.hash(start, data)
+
+    def tell_arrival(self) -> None:
+        """Some bytes are here. Readers get them after a while, though nothing tells the size."""
+        if self.state is State.STARTING and time.monotonic() - self._began > _UNSIZED_WAIT:
+            self._reach(State.ARRIVING)
 
     def lead(self, fetcher: Fetcher) -> None:
         """Fetch the blob, or follow the process that does; return when it is in the store.
 
         A second call goes on with what the first one brought. Raises what `fetcher` raises,
-        IntegrityError kinds, StoreError or UpstreamUnavailable.
+        IntegrityError kinds, StoreError or Interrupted.
         """
         while True:
             ingest = self.assembly.led or self._store.staging.lead(self.digest, self._name)
@@ -232,10 +237,10 @@ class Download:
                 else:
                     ingest.refresh()
                     adopted = self.assembly.adopt(ingest)
-                if ingest.size is not None or (
-                    ingest.ranges.total and self._waits_for_size_no_more
-                ):
+                if ingest.size is not None:
                     self._reach(State.ARRIVING)
+                elif ingest.ranges.total:
+                    self.tell_arrival()
                 if not led:
                     return False
                 if silence.is_long():
@@ -245,7 +250,7 @@ class Download:
         finally:
             if not adopted:
                 ingest.close()
-        raise self._unavailable("shutting down")
+        raise self._interrupted("shutting down")
 
     def _fetch(self, ingest: Ingest, fetcher: Fetcher) -> bool:
         """This process leads. False where it has to look for a leader anew."""
@@ -296,8 +301,7 @@ class Download:
     def _begin(self, ingest: Ingest) -> bool:
         """Take over what arrived before; False where the file is of no use."""
         if self._store.blobs.find_size(self.digest) is not None:
-            # Another process committed the blob between our look and our lock. The file is removed
-            # and not emptied: followers read it.
+            # Another process has committed it since. Not emptied: followers read the file.
             ingest.discard()
             ingest.close()
             return False
@@ -326,10 +330,6 @@ class Download:
         stopped = self._leaders_stopped
         return f"{self._partition}#{stopped}" if stopped else self._partition
 
-    @property
-    def _waits_for_size_no_more(self) -> bool:
-        return time.monotonic() - self._began > _UNSIZED_WAIT
-
     def _start_hasher(self) -> None:
         if self._hasher is not None and (self.size or 0) > _WORTH_A_THREAD:
             self._hasher.start()
@@ -337,7 +337,7 @@ class Download:
     def _verify(self, hasher: InOrderHasher) -> None:
         actual = hasher.digest()
         if actual != self.digest:
-            raise DigestMismatch("blob", self.digest, actual)
+            raise DigestMismatch(self._subject, self.digest, actual)
         if hasher.position != self.size:
             raise SizeMismatch(f"blob {self.digest}", self.size, hasher.position)
 
@@ -346,5 +346,5 @@ class Download:
         self.assembly.verified = self.state is State.VERIFIED
         self._notify()
 
-    def _unavailable(self, reason: str) -> UpstreamUnavailable:
-        return UpstreamUnavailable(self.repository.registry, reason)
+    def _interrupted(self, reason: str) -> Interrupted:
+        return Interrupted(self.repository.registry, reason)

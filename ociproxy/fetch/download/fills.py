@@ -13,15 +13,21 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
-from ociproxy.errors import IntegrityError, OciProxyError, UpstreamUnavailable
+from ociproxy.errors import Busy, IntegrityError, Interrupted, OciProxyError
 from ociproxy.fetch.download.download import Download
 from ociproxy.fetch.download.fill import Fill
+from ociproxy.fetch.download.relay import PassingIngest, Relay
 from ociproxy.fetch.upstreams.threads import UpstreamThreads
+from ociproxy.store.files import store_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from concurrent.futures import Future
+
     from ociproxy.config.settings import Config
     from ociproxy.fetch.backend import Backend
     from ociproxy.oci.descriptor import Descriptor
@@ -34,6 +40,8 @@ _Start = Callable[["Repository", "Descriptor"], "Fill | None"]
 
 _BACKGROUND_QUEUE: Final = 10_000
 """Blobs that may wait for a background fill. Further ones are fetched when a client asks."""
+_RELAYS: Final = 16
+"""Blobs that may pass through memory at the same time, each with a window of its own."""
 _LONG_WAIT: Final = 1.0
 """Seconds after which a fill that waited for a thread asks anew whether its upstream may be asked:
 the breaker may have opened."""
@@ -49,6 +57,7 @@ class Fills:
         limits = self._limits = config.fetch
         is_listed = config.upstreams.__contains__
         self._running: dict[_Key, Fill] = {}
+        self._relays: set[Relay] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads = UpstreamThreads(
             "fills", share=limits.fills, queue=limits.queue, is_listed=is_listed
@@ -67,7 +76,7 @@ class Fills:
     @property
     def bytes_fetched(self) -> int:
         """Bytes that upstreams have sent for all fills, running and ended."""
-        running = sum(fill.download.bytes_fetched for fill in self._running.values())
+        running = sum(fill.download.bytes_fetched for fill in self._all())
         return self._ended_bytes + running
 
     def running(self, digest: Digest, partition: str) -> Fill | None:
@@ -111,7 +120,7 @@ class Fills:
         )
         fill = Fill(download, repository)
         if self._closed:
-            fill.end(UpstreamUnavailable(repository.registry, "shutting down"))
+            fill.end(Interrupted(repository.registry, "shutting down"))
             return fill
 
         fetch = partial(backend.fetch_blob, repository, digest, tries=self._limits.retries)
@@ -130,24 +139,16 @@ class Fills:
         fill.use_thread(future)
 
         async def run() -> None:
-            error: Exception | None = None
             try:
-                await asyncio.wrap_future(future)
-                ended(None)
-            except OciProxyError as exc:
-                error = exc
-                if not (download.stopped.is_set() or (again and isinstance(exc, IntegrityError))):
-                    ended(exc)
-                log.event(logging.WARNING, "fill failed", digest=digest, reason=exc)
-            except Exception as exc:  # noqa: BLE001 a task's end: reported, and passed to every reader
-                error = exc
-                log.failure("fill failed", exc, digest=digest)
-            except asyncio.CancelledError:
-                if not future.cancelled():
-                    # The process ends. The thread may go on for a moment: its file stays open.
-                    fill.abandon(UpstreamUnavailable(repository.registry, "shutting down"))
-                    raise
-                error = UpstreamUnavailable(repository.registry, "no client waits for it any more")
+                error = await self._outcome(fill, future)
+                if error is None:
+                    ended(None)
+                elif isinstance(error, OciProxyError) and not (
+                    future.cancelled()
+                    or download.stopped.is_set()
+                    or (again and isinstance(error, IntegrityError))
+                ):
+                    ended(error)
             finally:
                 del self._running[partition, digest]
                 self._ended_bytes += download.bytes_fetched
@@ -167,10 +168,71 @@ class Fills:
                 )
 
         self._running[partition, digest] = fill
-        self._own(asyncio.create_task(run()))
+        self._begin(run())
+        return fill
+
+    def relay(self, repository: Repository, digest: Digest, *, backend: Backend) -> Relay:
+        """Fetch the blob for one client, through memory. Raises Busy, or StoreError where there is
+        no memory for it."""
+        if self._closed:
+            raise Interrupted(repository.registry, "shutting down")
+        if len(self._relays) >= _RELAYS:
+            raise Busy(f"{_RELAYS} blobs that the store cannot keep, and more may not pass")
+        fill: Relay
+        download = Download(
+            repository,
+            digest,
+            self._store,
+            self._limits,
+            partition="",
+            expected_size=None,
+            believes=True,
+            notify=lambda: fill.notify(),
+            spawn=_no_helper,
+        )
+        with store_errors(Path("memory")):
+            passing = PassingIngest(download)
+        download.assembly.adopt(passing)
+        fill = Relay(download, repository, passing)
+        fetch = partial(backend.fetch_blob, repository, digest, tries=self._limits.retries)
+        future = self._threads.submit(repository.registry, lambda: download.run(fetch))
+        fill.use_thread(future)
+
+        async def run() -> None:
+            try:
+                error = await self._outcome(fill, future)
+            finally:
+                self._relays.discard(fill)
+                self._ended_bytes += download.bytes_fetched
+            fill.end(error)
+
+        self._relays.add(fill)
+        self._begin(run())
+        return fill
+
+    async def _outcome(self, fill: Fill, future: Future[None]) -> Exception | None:
+        """What ended the download's thread, or its wait for one."""
+        registry = fill.repository.registry
+        try:
+            await asyncio.wrap_future(future)
+        except OciProxyError as exc:
+            log.event(logging.WARNING, "fill failed", digest=fill.digest, reason=exc)
+            return exc
+        except Exception as exc:  # noqa: BLE001 a task's end: reported, and passed to every reader
+            log.failure("fill failed", exc, digest=fill.digest)
+            return exc
+        except asyncio.CancelledError:
+            if not future.cancelled():
+                # The process ends. The thread may go on for a moment: its file stays open.
+                fill.abandon(Interrupted(registry, "shutting down"))
+                raise
+            return Interrupted(registry, "no client waits for it any more")
+        return None
+
+    def _begin(self, run: Coroutine[None, None, None]) -> None:
+        self._own(asyncio.create_task(run))
         if self._watcher is None or self._watcher.done():
             self._watcher = asyncio.create_task(self._watch())
-        return fill
 
     def queue(
         self, repository: Repository, blob: Descriptor, partition: str, start: _Start
@@ -214,20 +276,23 @@ class Fills:
         self._drop_queues()
         if self._watcher is not None:
             self._watcher.cancel()
-        for fill in list(self._running.values()):
+        for fill in self._all():
             fill.download.abort()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._limits.timeouts.stall)
         self._threads.shutdown()
         self._helpers.shutdown()
 
+    def _all(self) -> list[Fill]:
+        return [*self._running.values(), *self._relays]
+
     async def _watch(self) -> None:
         """Free the threads of fills that no client reads and that hardly move. What arrived stays
         for the next client."""
         seconds, rate = self._limits.unread, self._limits.min_rate
-        while self._running and not self._closed:
+        while self._all() and not self._closed:
             await asyncio.sleep(_WATCH_INTERVAL)
-            for fill in list(self._running.values()):
+            for fill in self._all():
                 if fill.is_idle(seconds, rate):
                     log.event(
                         logging.INFO,
@@ -263,3 +328,8 @@ class Fills:
     def _own(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _no_helper(_: Callable[[], None]) -> Future[None]:
+    """One connection brings the bytes in order, as a window of them needs it."""
+    raise RuntimeError("no further connection")

@@ -16,16 +16,17 @@ import urllib.request
 from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import requests
 from oras.auth.base import AuthBackend
 from requests.utils import unquote_header_value
 
+from ociproxy.bounded import BoundedCache
 from ociproxy.clock import time_left
 from ociproxy.errors import UpstreamDenied, UpstreamForbidden, UpstreamUnavailable
 from ociproxy.fetch.oras.errors import refuse, translated
-from ociproxy.fetch.oras.session import Session, origin, read_bounded, upstream_url
+from ociproxy.fetch.oras.session import Session, discard, origin, read_bounded, upstream_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 _TOKEN_LIFE: Final = 60.0
 """Seconds that a token lives if the realm does not say (Docker's token specification)."""
+_ORIGINS: Final = 16
+"""Other registries, behind redirects of one repository, whose tokens are kept."""
 _TOKEN_LIMIT: Final = 1024 * 1024
 """Bytes of a realm's answer: many times a real token."""
 
@@ -111,12 +114,17 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         """The headers with other credentials, and True; oras then sends the request once more.
         `refresh` says that it is the second time. Raises UpstreamDenied where another try cannot
         help, since oras does not always look at the second value."""
+        if _is_elsewhere(original):
+            # Another host, which a redirect led to, must not ask for the upstream's credentials.
+            raise refuse(original, self._upstream)
+        return self.renew(original, headers, refresh=refresh), True
+
+    def renew(
+        self, original: requests.Response, headers: dict[str, str] | None, *, refresh: bool = False
+    ) -> dict[str, str]:
+        """The headers with other credentials. Raises UpstreamDenied where there are none."""
         denied = refuse(original, self._upstream)
         sent = (headers or {}).get("Authorization")
-        requested = original.history[0].url if original.history else original.url
-        if origin(requested) != origin(original.url):
-            # Another host, which a redirect led to, must not ask for the upstream's credentials.
-            raise denied
         given = find_challenge(original.headers.get("Www-Authenticate", ""))
         if refresh or (original.status_code == 403 and sent is None and given is None):
             raise denied
@@ -131,24 +139,25 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
             authorization = self._authorization
         if authorization is None or authorization == sent:
             raise denied
-        return {**(headers or {}), "Authorization": authorization}, True
+        return {**(headers or {}), "Authorization": authorization}
 
     def _obtain(self, challenge: Challenge, *, refused: str | None = None) -> None:
         """Set `_authorization` for this challenge. `refused` is the header that was not accepted. A
         helper whose answer was refused is run once more."""
         self._challenge = challenge
         source = self._credentials
-        credentials = None if source is None else source.get()
+        credentials = None if source is None else source.get(self._repository.name)
         if challenge.scheme == "basic":
             if source is not None and credentials is not None and _basic(credentials) == refused:
-                credentials = source.replace(credentials) or credentials
+                fresh = source.replace(credentials, self._repository.name)
+                credentials = fresh or credentials
             self._authorization = None if credentials is None else _basic(credentials)
             self._renew_at = float("inf")
             return
         try:
             self._fetch_token(challenge, credentials)
         except UpstreamDenied:
-            fresh = None if source is None else source.replace(credentials)
+            fresh = None if source is None else source.replace(credentials, self._repository.name)
             if fresh is None:
                 raise
             self._fetch_token(challenge, fresh)
@@ -205,6 +214,58 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
             yield
         finally:
             self._lock.release()
+
+
+class RepositorySession:
+    """The session by which oras sends the requests of one repository. Thread-safe.
+
+    A redirect may lead to another registry, which wants a token of its own. It gets an anonymous
+    one, for its origin only, and nothing that the upstream itself is sent.
+    """
+
+    def __init__(self, repository: Repository, *, session: Session, timeouts: Timeouts) -> None:
+        self._repository = repository
+        self._session = session
+        self._timeouts = timeouts
+        self._auths: BoundedCache[object, RepositoryAuth] = BoundedCache(_ORIGINS)
+
+    def request(
+        self, method: str, url: str, *, headers: dict[str, str], **options: Any
+    ) -> requests.Response:
+        """Called by oras. Raises UpstreamDenied where no anonymous token is to be had."""
+        response = self._session.request(method, url, headers=headers, **options)
+        if response.status_code != 401 or not _is_elsewhere(response):
+            return response
+        auth, url = self._auth(response.url), response.url
+        headers = {name: value for name, value in headers.items() if name != "Authorization"}
+        known = {**headers, **auth.get_auth_header()}
+        if known != headers:
+            discard(response)
+            response = self._session.request(method, url, headers=known, **options)
+            if response.status_code != 401 or _is_elsewhere(response):
+                return response
+        headers = auth.renew(response, known)
+        return self._session.request(method, url, headers=headers, **options)
+
+    def _auth(self, url: str) -> RepositoryAuth:
+        place = origin(url)
+        auth = self._auths.get(place)
+        if auth is None:
+            auth = RepositoryAuth(
+                self._repository,
+                session=self._session,
+                timeouts=self._timeouts,
+                credentials=None,
+                secure=place[0] == "https",
+            )
+            self._auths.put(place, auth)
+        return auth
+
+
+def _is_elsewhere(response: requests.Response) -> bool:
+    """Whether redirects led to another origin than was asked."""
+    asked = response.history[0].url if response.history else response.url
+    return origin(asked) != origin(response.url)
 
 
 def _basic(credentials: Credentials) -> str:

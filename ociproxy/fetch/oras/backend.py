@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from functools import partial
+import time
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, urlencode
 
@@ -20,13 +20,20 @@ from ociproxy.errors import (
     NameUnknown,
     OciProxyError,
     UpstreamDenied,
+    UpstreamInvalid,
     UpstreamUnavailable,
 )
-from ociproxy.fetch.backend import Listing
+from ociproxy.fetch.backend import Listing, verified
 from ociproxy.fetch.download.connections import Connections
 from ociproxy.fetch.oras.client import NAMESPACE, HttpBlobStream, RegistryClient
 from ociproxy.fetch.oras.errors import refuse, translated
-from ociproxy.fetch.oras.session import content_length, discard, read_bounded, upstream_url
+from ociproxy.fetch.oras.session import (
+    content_encoding,
+    content_length,
+    discard,
+    read_bounded,
+    upstream_url,
+)
 from ociproxy.oci.descriptor import (
     ACCEPTED_MEDIA_TYPES,
     OCI_INDEX,
@@ -39,6 +46,8 @@ from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, json_object, media_type_in, verify_manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import requests
 
     from ociproxy.config.settings import Fetch, Upstream
@@ -51,8 +60,12 @@ _MANIFESTS: Final = {"Accept": ", ".join(ACCEPTED_MEDIA_TYPES)}
 _LISTINGS: Final = {"Accept": f"{OCI_INDEX}, application/json"}
 _FILTERS: Final = re.compile(r"[A-Za-z]{1,32}(?:, ?[A-Za-z]{1,32}){0,7}")
 """The specified value of OCI-Filters-Applied, a list of words. Our answer repeats nothing else."""
-_HEAD_REFUSED: Final = (405, 501)
-"""Statuses of upstreams that know no HEAD; a GET may get an answer."""
+_GET_DECIDES: Final = (ManifestUnknown, BlobUnknown, NameUnknown, UpstreamDenied, UpstreamInvalid)
+"""What a HEAD is refused with. Some registries answer 400, 403, 404 or 405 to each HEAD, and
+storage refuses it by a URL that is signed for GET only: a GET tells what the upstream has."""
+_WITHOUT_HEAD: Final = 600.0
+"""Seconds for which an upstream is asked by GET alone, after a GET was answered where a HEAD was
+not."""
 _QUESTIONS: Final = 2
 """A token and the answer itself. A blob's headers have the time-outs of so many questions together,
 redirects and refusals included. The client of a download may leave before."""
@@ -68,18 +81,28 @@ class OrasBackend:
         self._name = upstream.name
         connections = fetch.fills * upstream.connections + fetch.requests
         self._client = RegistryClient(upstream, connections=connections)
+        self._heads_from = 0.0
+        """When a manifest may be asked for by HEAD (monotonic seconds)."""
 
     @property
     def quota(self) -> Quota | None:
         return self._client.quota
 
     def resolve(self, reference: Reference) -> Descriptor:
+        if time.monotonic() < self._heads_from:
+            return self.fetch_manifest(reference).descriptor
         repository = reference.repository
-        response = self._client.request("HEAD", repository, _manifest_path(reference), _MANIFESTS)
-        if response.status_code not in _HEAD_REFUSED:
+        try:
+            response = self._client.request(
+                "HEAD", repository, _manifest_path(reference), _MANIFESTS
+            )
             self._expect_ok(response, repository, ManifestUnknown(reference, _UNKNOWN))
+        except _GET_DECIDES:
+            found = self.fetch_manifest(reference).descriptor
+            self._heads_from = time.monotonic() + _WITHOUT_HEAD
+            return found
         discard(response)
-        digest = _digest_header(response) if response.ok else None
+        digest = _digest_header(response)
         media_type = _content_type(response)
         if digest is None or is_generic(media_type):
             # Only the document tells. What a client is told of a HEAD must be what a GET tells.
@@ -103,6 +126,16 @@ class OrasBackend:
             expected=reference.digest or _digest_header(response),
             subject=reference,
         )
+
+    def fetch_config(self, image: Reference, config: Descriptor) -> bytes:
+        stream = self.open_blob(image.repository, config.digest)
+        raw = bytearray()
+        try:
+            while len(raw) <= MANIFEST_MAX_SIZE and (piece := stream.read(MANIFEST_MAX_SIZE)):
+                raw += piece
+        finally:
+            stream.close()
+        return verified(bytes(raw), config)
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         response, raw = self._get_document(
@@ -138,13 +171,11 @@ class OrasBackend:
         """The size in bytes; None where only a GET can tell."""
         try:
             response = self._client.request("HEAD", repository, f"blobs/{digest}", {})
-        except UpstreamDenied:
-            # The upstream may redirect to storage with a URL that is signed for GET only.
-            return None
-        if response.status_code not in _HEAD_REFUSED:
             self._expect_ok(response, repository, BlobUnknown(digest, _UNKNOWN))
+        except _GET_DECIDES:
+            return None
         discard(response)
-        return content_length(response) if response.ok else None
+        return content_length(response)
 
     def open_blob(
         self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
@@ -171,14 +202,26 @@ class OrasBackend:
         return HttpBlobStream(response, self._name, self._upstream.timeouts, start=start)
 
     def fetch_blob(
-        self, repository: Repository, digest: Digest, download: Download, *, tries: int
+        self,
+        repository: Repository,
+        digest: Digest,
+        download: Download,
+        *,
+        tries: int,
+        answered: Callable[[], None] = lambda: None,
     ) -> None:
         """Over as many connections as the upstream's entry allows, by ranges where they help."""
+
+        def open_blob(*, start: int, stop: int | None) -> HttpBlobStream:
+            stream = self.open_blob(repository, digest, start=start, stop=stop)
+            answered()
+            return stream
+
         download.lead(
             Connections(
                 download,
                 self._name,
-                partial(self.open_blob, repository, digest),
+                open_blob,
                 most=self._upstream.connections,
                 tries=tries,
             )
@@ -205,10 +248,6 @@ class OrasBackend:
         """The answer and its body, of MANIFEST_MAX_SIZE bytes at most. A 404 raises `unknown`."""
         response = self._client.request("GET", repository, path, headers)
         self._expect_ok(response, repository, unknown)
-        encoding = response.headers.get("Content-Encoding", "identity").lower()
-        if encoding != "identity":
-            response.close()
-            raise ManifestInvalid(self._name, f"sends a document encoded as {encoding!r}")
         length = content_length(response)
         if length is not None and length > MANIFEST_MAX_SIZE:
             response.close()
@@ -218,6 +257,9 @@ class OrasBackend:
         if len(raw) > MANIFEST_MAX_SIZE:
             reason = f"a document of more than {MANIFEST_MAX_SIZE} bytes is too large"
             raise ManifestInvalid(self._name, reason)
+        encoding = content_encoding(response)
+        if encoding and not raw.lstrip().startswith(b"{"):
+            raise ManifestInvalid(self._name, f"sends a document encoded as {encoding!r}")
         return response, raw
 
 

@@ -25,16 +25,16 @@ from requests.exceptions import ConnectionError
 
 from ociproxy.clock import time_left
 from ociproxy.errors import (
+    Interrupted,
     OciProxyError,
     UpstreamError,
-    UpstreamInvalid,
     UpstreamUnavailable,
     UpstreamUntrusted,
 )
 from ociproxy.fetch.credential_helper import CredentialSource
-from ociproxy.fetch.oras.auth import RepositoryAuth
+from ociproxy.fetch.oras.auth import RepositoryAuth, RepositorySession
 from ociproxy.fetch.oras.errors import FOREIGN, translate, translated
-from ociproxy.fetch.oras.session import content_length, discard, open_session
+from ociproxy.fetch.oras.session import content_encoding, content_length, discard, open_session
 from ociproxy.fetch.upstreams.health import Quota
 from ociproxy.oci.reference import Repository
 
@@ -129,14 +129,16 @@ class RegistryClient:
         secure = base.startswith("https:")
         # With `auto`, plain HTTP was chosen by the answers on the network, not by the operator.
         trusted = secure or self._upstream.scheme != "auto"
-        registry = Registry()
-        registry.session = self._session
         # In the upstream's words: its endpoint may keep the repository below another name.
         prefix = urlsplit(base).path.removeprefix("/v2/")
+        known_as = Repository(self._name, f"{prefix}{repository.name}")
+        timeouts = self._upstream.timeouts
+        registry = Registry()
+        registry.session = RepositorySession(known_as, session=self._session, timeouts=timeouts)
         registry.auth = RepositoryAuth(
-            Repository(self._name, f"{prefix}{repository.name}"),
+            known_as,
             session=self._session,
-            timeouts=self._upstream.timeouts,
+            timeouts=timeouts,
             credentials=self._credentials if trusted else None,
             secure=secure,
         )
@@ -165,11 +167,12 @@ class HttpBlobStream:
     def __init__(
         self, response: requests.Response, upstream: str, timeouts: Timeouts, *, start: int
     ) -> None:
-        """The body must be the undecoded blob from `start` or 0 on. Else this closes the response
-        and raises UpstreamUnavailable or UpstreamInvalid."""
+        """The body must be the blob from `start` or 0 on. Else this closes the response and raises
+        UpstreamUnavailable."""
         self._response = response
         self._upstream = upstream
         self._timeouts = timeouts
+        self.encoding = content_encoding(response)
         self._read = 0
         self._aborted = False
         try:
@@ -185,11 +188,11 @@ class HttpBlobStream:
         except (*FOREIGN, ValueError, AttributeError) as exc:
             # `abort` from another thread makes ssl and http.client raise the last two.
             if self._aborted or not isinstance(exc, FOREIGN):
-                raise UpstreamUnavailable(self._upstream, "read was aborted") from exc
+                raise Interrupted(self._upstream, "read was aborted") from exc
             raise translate(exc, self._upstream, self._timeouts, body=True) from exc
         if self._aborted:
             # These bytes are not data: a TLS socket that was shut down gives encrypted bytes.
-            raise UpstreamUnavailable(self._upstream, "read was aborted")
+            raise Interrupted(self._upstream, "read was aborted")
         self._read += len(data)
         if not data and self.stop is not None and self.start + self._read != self.stop:
             reason = f"connection closed at byte {self.start + self._read} of {self.stop}"
@@ -209,9 +212,6 @@ class HttpBlobStream:
         """Offsets in the blob where the body starts and stops, and the size of the blob, in bytes;
         None for what the upstream does not say. `asked` is the start of the requested range."""
         headers = self._response.headers
-        encoding = headers.get("Content-Encoding", "identity").lower()
-        if encoding != "identity":
-            raise UpstreamInvalid(self._upstream, f"sends the blob encoded as {encoding!r}")
         length = content_length(self._response)
         if self._response.status_code != 206:
             return 0, length, length

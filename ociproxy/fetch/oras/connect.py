@@ -105,8 +105,12 @@ class Policy:
     resolver: Resolver = field(default_factory=Resolver)
 
     def refusal(self, address: str) -> str | None:
-        """The kind of address that this upstream must not lead to; None for a permitted address."""
-        return refused_kind(address, listed=self.listed, deny_private=self.deny_private)
+        """What is wrong with an address that this upstream must not lead to; None for a permitted
+        address."""
+        kind = refused_kind(address, listed=self.listed, deny_private=self.deny_private)
+        if kind is not None and refused_kind(address, listed=True) is None:
+            return f"{kind}, where only a registry with an entry in `upstreams` may be"
+        return kind
 
     def check_literal(self, host: str) -> None:
         """Raises UpstreamForbidden for a host that is written as a refused address. For hosts

@@ -101,25 +101,26 @@ def translate(
         return UpstreamInvalid(upstream, "redirects in circles")
     # A handshake that fails for another reason met a server that speaks no TLS.
     unreachable = isinstance(exc, requests.exceptions.SSLError)
+    blamed = _proxy_in(causes)
     for cause in causes:
         if isinstance(cause, socket.gaierror):
-            return UpstreamUnavailable(upstream, "name does not resolve", unreachable=True)
+            return UpstreamUnavailable(upstream, f"{blamed}name does not resolve", unresolved=True)
         if isinstance(cause, NewConnectionError):
             unreachable = True
         elif isinstance(cause, LookupTimeout):
-            reason = f"timed out after {timeouts.connect:g} s looking up its name"
+            reason = f"{blamed}timed out after {timeouts.connect:g} s looking up its name"
             return UpstreamUnavailable(upstream, reason, timed_out=True, unreachable=True)
         elif isinstance(cause, ConnectTimeoutError):
-            reason = f"timed out after {timeouts.connect:g} s connecting"
+            reason = f"{blamed}timed out after {timeouts.connect:g} s connecting"
             return UpstreamUnavailable(upstream, reason, timed_out=True, unreachable=True)
         elif isinstance(cause, (TimeoutError, ReadTimeoutError)):
             reason = f"timed out after {timeouts.headers:g} s waiting for headers"
             if body:
                 reason = f"timed out after {timeouts.stall:g} s without data"
             return UpstreamUnavailable(upstream, reason, timed_out=True)
-    reason = _reason(causes)
+    reason = f"{blamed}{_reason(causes)}"
     if not body and any(getattr(cause, "reason", None) == _NO_TLS for cause in causes):
-        reason += "; plain HTTP needs `scheme: http`"
+        reason += "; plain HTTP needs `scheme: http`, or http:// in its `endpoint`"
     return UpstreamUnavailable(upstream, reason, unreachable=unreachable)
 
 
@@ -195,6 +196,17 @@ def _causes(exc: BaseException) -> Iterator[BaseException]:
         seen.add(id(each))
         yield each
         waiting += [*each.args, getattr(each, "reason", None), each.__cause__, each.__context__]
+
+
+def _proxy_in(causes: list[BaseException]) -> str:
+    """The beginning of a reason that blames the proxy, where no connection to it was made."""
+    for cause in causes:
+        if isinstance(cause, ConnectTimeoutError):
+            # NewConnectionError, which is one, has it as an attribute, the others as an argument.
+            proxy = getattr(getattr(cause, "conn", cause.args[0]), "proxy", None)
+            if proxy is not None:
+                return f"the proxy {proxy.scheme}://{proxy.netloc}: "
+    return ""
 
 
 def _is_certificate_alert(exc: ssl.SSLError) -> bool:

@@ -44,6 +44,8 @@ _POOLS: Final = 16
 """Hosts that stay connected: the registry, its token realm, and the storage it redirects to."""
 _DISCARD_LIMIT: Final = 64 * 1024
 """Bytes of an unwanted body read to keep its connection. Beyond, a new connection is cheaper."""
+_NAME_LIMIT: Final = 80
+"""Characters kept of a header that names something."""
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -110,9 +112,16 @@ class Adapter(HTTPAdapter):
             # The upstream's CA and client certificate are not the proxy's business.
             proxy_kwargs["proxy_ssl_context"] = ssl.create_default_context()
         manager: PoolManager = super().proxy_manager_for(proxy, **proxy_kwargs)
-        if not urlsplit(proxy).scheme.startswith("socks"):
-            self._police(manager)
+        self._police(manager)
         return manager
+
+    def _check_proxy(self, proxy: str) -> None:
+        """Raises UpstreamInvalid for a SOCKS proxy: its library would choose the addresses."""
+        parts = urlsplit(proxy)
+        if parts.scheme not in _DEFAULT_PORTS:
+            name = f"{parts.scheme}://{parts.hostname}"
+            reason = f"the environment names the proxy {name}: only http:// and https:// are used"
+            raise UpstreamInvalid(self._policy.upstream, reason)
 
     def _police(self, manager: PoolManager) -> None:
         manager.pool_classes_by_scheme = pool_classes(self._policy)
@@ -130,7 +139,8 @@ class Adapter(HTTPAdapter):
     def send(  # type: ignore[override] # requests names all arguments but the first
         self, request: requests.PreparedRequest, *, stream: bool, proxies: Any, **_: object
     ) -> requests.Response:
-        if select_proxy(request.url or "", proxies):
+        if proxy := select_proxy(request.url or "", proxies):
+            self._check_proxy(proxy)
             self._policy.check_literal(urlsplit(request.url or "").hostname or "")
         connect, headers = self._timeout
         timeout = (time_left(connect), time_left(headers))
@@ -201,6 +211,13 @@ def content_length(response: requests.Response) -> int | None:
     """The header's number of bytes; None where it is absent or no number."""
     text = response.headers.get("Content-Length", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
+def content_encoding(response: requests.Response) -> str:
+    """What the header says that the body is encoded with; empty for nothing. Only a claim: storage
+    repeats the header of an upload with bytes that are as they were."""
+    said: str = response.headers.get("Content-Encoding", "").strip().lower()[:_NAME_LIMIT]
+    return "" if said == "identity" else said
 
 
 def read_bounded(response: requests.Response, limit: int) -> bytes:

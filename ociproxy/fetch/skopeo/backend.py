@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import (
+    BlobUnknown,
     ManifestInvalid,
     ManifestUnknown,
     NameUnknown,
     StoreError,
     UpstreamError,
 )
-from ociproxy.fetch.backend import Listing
+from ociproxy.fetch.backend import Listing, verified
 from ociproxy.fetch.retry import retrying
 from ociproxy.fetch.skopeo.copy import CopyJobs
 from ociproxy.fetch.skopeo.image_layout import BlobIndex
@@ -32,6 +33,8 @@ from ociproxy.fetch.tags import TagsQuery, page_of_tags
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, media_type_in, verify_manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ociproxy.config.settings import Fetch, Upstream
     from ociproxy.fetch.download.download import Download
     from ociproxy.fetch.upstreams.health import Quota
@@ -94,7 +97,13 @@ class SkopeoBackend:
         return self._blobs.get(repository, digest)[1]
 
     def fetch_blob(
-        self, repository: Repository, digest: Digest, download: Download, *, tries: int
+        self,
+        repository: Repository,
+        digest: Digest,
+        download: Download,
+        *,
+        tries: int,
+        answered: Callable[[], None] = lambda: None,
     ) -> None:
         """By copying an image that has the blob; the other blobs of that image come too."""
         image, size = self._blobs.get(repository, digest)
@@ -103,7 +112,22 @@ class SkopeoBackend:
             tries=tries, wait_max=download.limits.retry_wait_max, stopped=download.stopped
         )
         attempts(self._jobs.fetch, image, download)
+        answered()
         download.bytes_fetched += size
+
+    def fetch_config(self, image: Reference, config: Descriptor) -> bytes:
+        """By a command of its own, which asks for the manifest once more."""
+        self._check_name(image.repository)
+        run = self._program.call(
+            image.repository,
+            "inspect",
+            "--config",
+            "--raw",
+            f"docker://{self._program.name_of(image.repository)}@{image.digest}",
+            output_limit=MANIFEST_MAX_SIZE,
+            unknown=BlobUnknown(config.digest, "unknown to the upstream"),
+        )
+        return verified(bytes(run.stdout), config)
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         """`tags/list` only: skopeo gets all tags, of which `n` and `last` choose a page."""
@@ -112,6 +136,7 @@ class SkopeoBackend:
             raise NameUnknown(str(repository), f"skopeo does not ask for {path}")
         self._check_name(repository)
         run = self._program.call(
+            repository,
             "list-tags",
             f"docker://{self._program.name_of(repository)}",
             output_limit=MANIFEST_MAX_SIZE,
@@ -134,6 +159,7 @@ class SkopeoBackend:
         # By tag if the reference has one: a digest beside it must then agree with the answer.
         which = f":{reference.tag}" if reference.tag else f"@{reference.digest}"
         run = self._program.call(
+            repository,
             "inspect",
             "--raw",
             f"docker://{self._program.name_of(repository)}{which}",

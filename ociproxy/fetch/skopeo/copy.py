@@ -21,6 +21,7 @@ from ociproxy.errors import (
     BlobUnknown,
     DigestMismatch,
     IntegrityError,
+    Interrupted,
     ManifestUnknown,
     OciProxyError,
     SizeMismatch,
@@ -141,7 +142,7 @@ class CopyJobs:
         except Exception as exc:  # noqa: BLE001 a thread's end: logged, and raised by `fetch`
             log.failure("skopeo failed", exc, digest=copy.image.descriptor.digest)
             name = type(exc).__name__
-            copy.error = UpstreamUnavailable(self._upstream.name, f"broken ({name})")
+            copy.error = Interrupted(self._upstream.name, f"broken ({name})")
         finally:
             with self._changed:
                 self._coming -= claimed
@@ -205,7 +206,8 @@ class CopyJobs:
         unknown = ManifestUnknown(f"{image.repository}@{digest}", "unknown to the upstream")
         options = ("--preserve-digests", "--remove-signatures", "--quiet")
         try:
-            with self._program.start("copy", *options, source, f"oci:{layout.path}") as run:
+            target = f"oci:{layout.path}"
+            with self._program.start(image.repository, "copy", *options, source, target) as run:
                 self._watch(run, copy, layout)
                 run.check(unknown)
         finally:
@@ -251,5 +253,5 @@ class CopyJobs:
             with self._changed:
                 self._changed.notify_all()
 
-    def _shutting_down(self) -> UpstreamUnavailable:
-        return UpstreamUnavailable(self._upstream.name, "shutting down")
+    def _shutting_down(self) -> Interrupted:
+        return Interrupted(self._upstream.name, "shutting down")

@@ -124,7 +124,7 @@ def translate(stderr: SkopeoStderr, upstream: str, unknown: OciProxyError) -> Oc
     if any(sign in words for sign in _NO_MANIFEST):
         return ManifestInvalid(upstream, reason)
     if "no such host" in words:
-        return UpstreamUnavailable(upstream, "name does not resolve", unreachable=True)
+        return UpstreamUnavailable(upstream, "name does not resolve", unresolved=True)
     return UpstreamUnavailable(
         upstream,
         reason,

@@ -41,7 +41,7 @@ _SEARCHED: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image manifest of a repository, and the blobs that the registry holds for it."""
+    """An image manifest of a repository, and the blobs that skopeo copies: those without `urls`."""
 
     repository: Repository
     descriptor: Descriptor
@@ -73,7 +73,8 @@ class BlobIndex:
         except MalformedManifest:
             return
         if isinstance(manifest, ImageManifest):
-            image = Image(repository, holder.descriptor, manifest.blobs)
+            blobs = tuple(blob for blob in manifest.blobs if not blob.urls)
+            image = Image(repository, holder.descriptor, blobs)
             for blob in image.blobs:
                 self._known.put((repository, blob.digest), (image, blob.size))
 
@@ -91,7 +92,10 @@ class BlobIndex:
                 known = self._known.get((repository, digest))
                 if known is not None:
                     return known
-        reason = f"skopeo copies images, and no manifest pulled from {repository} names it"
+        reason = (
+            f"skopeo copies images, without layers that have URLs, and no manifest pulled from "
+            f"{repository} names it"
+        )
         raise BlobUnknown(digest, reason)
 
 
@@ -156,7 +160,8 @@ class ImageLayout:
         with Extractor(self._store) as extractor:
             extractor.take_layout(directory, top)
             extractor.drain()
-            examined = extractor.examine(top)
+            examined = extractor.examine(top, self._image.repository)
+            examined.problems = [each for each in examined.problems if not each.descriptor.urls]
             problems = examined.problems or extractor.publish(self._image.repository, examined)
             if problems:
                 reason = f"skopeo left {'; '.join(map(str, problems))}"

@@ -23,9 +23,15 @@ from urllib.parse import urlsplit
 
 from ociproxy.clock import time_left
 from ociproxy.config.skopeo import PROGRAM
-from ociproxy.errors import ManifestInvalid, OciProxyError, UpstreamUnavailable, UpstreamUntrusted
-from ociproxy.fetch.credential_helper import run_helper
-from ociproxy.fetch.credentials import credentials_for
+from ociproxy.errors import (
+    Interrupted,
+    ManifestInvalid,
+    OciProxyError,
+    UpstreamDenied,
+    UpstreamUnavailable,
+    UpstreamUntrusted,
+)
+from ociproxy.fetch.credential_helper import CredentialSource
 from ociproxy.fetch.skopeo.errors import SkopeoStderr, rate_limited, translate
 
 if TYPE_CHECKING:
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
     from threading import Event
 
     from ociproxy.config.settings import Upstream
+    from ociproxy.fetch.credentials import Credentials
     from ociproxy.oci.reference import Repository
 
 _TICK: Final = 0.05
@@ -78,7 +85,7 @@ class Run:
         except OSError as exc:
             self._selector.close()
             reason = f"{PROGRAM} cannot be run: {(exc.strerror or str(exc)).lower()}"
-            raise UpstreamUnavailable(upstream, reason) from exc
+            raise Interrupted(upstream, reason) from exc
         for pipe in (self._process.stdout, self._process.stderr):
             if pipe is not None:
                 self._selector.register(pipe, selectors.EVENT_READ)
@@ -110,7 +117,7 @@ class Run:
             else:
                 self.stdout += data
         if self._stopped.is_set():
-            raise UpstreamUnavailable(self._upstream, "shutting down")
+            raise Interrupted(self._upstream, "shutting down")
         if self.stderr.throttled:
             raise rate_limited(self.stderr, self._upstream)
         if len(self.stdout) > self._limit:
@@ -156,6 +163,9 @@ class Program:
         """`folder` is empty. Raises UpstreamUntrusted for certificate files that cannot be used."""
         self._upstream = upstream
         self._stopped = stopped
+        self._credentials = (
+            None if upstream.auth is None else CredentialSource(upstream.auth, upstream.server)
+        )
         parts = urlsplit(upstream.urls[0])
         self._host = parts.netloc
         path = parts.path.strip("/")
@@ -167,15 +177,53 @@ class Program:
 
     def name_of(self, repository: Repository) -> str:
         """The repository as skopeo's arguments name it."""
-        return "/".join(part for part in (self._host, self._prefix, repository.name) if part)
+        return f"{self._host}/{self._path_of(repository)}"
 
-    def call(self, *words: str, output_limit: int, unknown: OciProxyError) -> Run:
+    def _path_of(self, repository: Repository) -> str:
+        return "/".join(part for part in (self._prefix, repository.name) if part)
+
+    def call(
+        self, repository: Repository, *words: str, output_limit: int, unknown: OciProxyError
+    ) -> Run:
         """Run a short command to its end, within the connect and header time-outs and what the
-        request has left. Raises UpstreamError kinds, OutOfTime, or `unknown` for a 404."""
+        request has left. A refused run is repeated with fresh credentials, if a helper has some.
+        Raises UpstreamError kinds, OutOfTime, or `unknown` for a 404."""
+        source, path = self._credentials, self._path_of(repository)
+        given = None if source is None else source.get(path)
+        try:
+            return self._call(words, output_limit, unknown, given)
+        except UpstreamDenied:
+            fresh = None if source is None else source.replace(given, path)
+            if fresh is None:
+                raise
+            return self._call(words, output_limit, unknown, fresh)
+
+    @contextmanager
+    def start(self, repository: Repository, command: str, *words: str) -> Iterator[Run]:
+        """A running command, with the options that tell it about this upstream and the credentials
+        for this repository."""
+        source, path = self._credentials, self._path_of(repository)
+        given = None if source is None else source.get(path)
+        try:
+            with self._run((command, *words), given) as run:
+                yield run
+        except UpstreamDenied:
+            if source is not None:
+                with suppress(UpstreamDenied):
+                    source.replace(given, path)  # for the next run
+            raise
+
+    def _call(
+        self,
+        words: Sequence[str],
+        output_limit: int,
+        unknown: OciProxyError,
+        credentials: Credentials | None,
+    ) -> Run:
         timeouts = self._upstream.timeouts
         limit = time_left(timeouts.connect + timeouts.headers)
         deadline = time.monotonic() + limit
-        with self.start(*words, output_limit=output_limit) as run:
+        with self._run(words, credentials, output_limit=output_limit) as run:
             while run.pump():
                 if time.monotonic() > deadline:
                     raise run.timed_out(limit, "waiting for an answer")
@@ -183,10 +231,12 @@ class Program:
             return run
 
     @contextmanager
-    def start(self, command: str, *words: str, output_limit: int = 0) -> Iterator[Run]:
-        """A running command, with the options that tell it about this upstream."""
+    def _run(
+        self, words: Sequence[str], credentials: Credentials | None, *, output_limit: int = 0
+    ) -> Iterator[Run]:
+        command, *rest = words
         prefix = "--src-" if command == "copy" else "--"
-        with self._authentication(prefix) as (options, auth):
+        with self._authentication(prefix, credentials) as (options, auth):
             argv = [
                 PROGRAM,
                 "--debug",
@@ -198,7 +248,7 @@ class Program:
                 f"{prefix}tls-verify={str(self._secure).lower()}",
                 f"{prefix}cert-dir={self._folder / 'certs'}",
                 *options,
-                *words,
+                *rest,
             ]
             with Run(
                 argv,
@@ -211,10 +261,9 @@ class Program:
                 yield run
 
     @contextmanager
-    def _authentication(self, prefix: str) -> Iterator[tuple[list[str], int | None]]:
-        auth = self._upstream.auth
-        server = self._upstream.server
-        credentials = None if auth is None else credentials_for(auth, server, run_helper)
+    def _authentication(
+        self, prefix: str, credentials: Credentials | None
+    ) -> Iterator[tuple[list[str], int | None]]:
         if credentials is None:
             yield [f"{prefix}no-creds"], None
             return

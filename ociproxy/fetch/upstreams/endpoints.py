@@ -2,7 +2,8 @@
 
 An endpoint that fails or throttles is left alone for a back-off of its own. Where an endpoint does
 not have the content, refuses it or sends a damaged manifest, the next one is asked; the last one's
-error is raised. A damaged blob ends the download: the caller fetches it once more from zero.
+error is raised. A damaged blob ends the download: the caller fetches it once more from zero, and
+the endpoints that brought bytes of it are then asked last.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from ociproxy import log
-from ociproxy.clock import SystemClock
+from ociproxy.bounded import BoundedCache
+from ociproxy.clock import Deadline, SystemClock, time_left
 from ociproxy.errors import (
     BlobTooLarge,
     IntegrityError,
+    Interrupted,
     OciProxyError,
     StoreError,
     UpstreamForbidden,
@@ -27,7 +30,7 @@ from ociproxy.fetch.retry import Resumption
 from ociproxy.fetch.upstreams.health import Health
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Fetch, Upstream
@@ -43,6 +46,8 @@ T = TypeVar("T")
 
 _FAILURES: Final = (UpstreamUnavailable, UpstreamUntrusted, UpstreamForbidden)
 """Errors of an endpoint rather than of one request."""
+_DAMAGED: Final = 1024
+"""Damaged blobs of each endpoint that are remembered."""
 
 
 @dataclass(slots=True)
@@ -50,6 +55,8 @@ class _Endpoint:
     url: str
     backend: Backend
     health: Health
+    damaged: BoundedCache[Digest, int]
+    """How often a blob was wrong that this endpoint had brought bytes of."""
 
 
 class Endpoints:
@@ -68,7 +75,10 @@ class Endpoints:
         self._clock = clock or SystemClock()
         self._endpoints = [
             _Endpoint(
-                each.endpoint or each.name, make_backend(each), Health(each.name, fetch.pause)
+                each.endpoint or each.name,
+                make_backend(each),
+                Health(each.name, fetch.pause),
+                BoundedCache(_DAMAGED),
             )
             for each in upstream.each_endpoint
         ]
@@ -79,50 +89,89 @@ class Endpoints:
         return next((quota for quota in found if quota is not None), None)
 
     def resolve(self, reference: Reference) -> Descriptor:
-        return self._first(lambda endpoint: endpoint.backend.resolve(reference))
+        return self._ask(lambda endpoint: endpoint.backend.resolve(reference))
 
     def fetch_manifest(self, reference: Reference) -> ManifestHolder:
-        return self._first(lambda endpoint: endpoint.backend.fetch_manifest(reference))
+        return self._ask(lambda endpoint: endpoint.backend.fetch_manifest(reference))
 
     def stat_blob(self, repository: Repository, digest: Digest) -> int:
-        return self._first(lambda endpoint: endpoint.backend.stat_blob(repository, digest))
+        return self._ask(lambda endpoint: endpoint.backend.stat_blob(repository, digest))
 
     def fetch_blob(
-        self, repository: Repository, digest: Digest, download: Download, *, tries: int
+        self,
+        repository: Repository,
+        digest: Digest,
+        download: Download,
+        *,
+        tries: int,
+        answered: Callable[[], None] = lambda: None,
     ) -> None:
         """An endpoint whose connection breaks is left alone; the next one goes on from there."""
+        order = sorted(self._endpoints, key=lambda each: each.damaged.get(digest) or 0)
+        brought: list[_Endpoint] = []
+
+        def fetch(endpoint: _Endpoint) -> None:
+            before = download.bytes_fetched
+
+            def heard() -> None:
+                self._record_answer(endpoint)
+                answered()
+
+            try:
+                endpoint.backend.fetch_blob(repository, digest, download, tries=1, answered=heard)
+            finally:
+                if download.bytes_fetched > before:
+                    brought.append(endpoint)
 
         resumption = Resumption(tries=tries, limits=self._fetch, sleep=download.stopped.wait)
         while True:
             before = download.bytes_fetched
             try:
-                self._first(
-                    lambda endpoint: endpoint.backend.fetch_blob(
-                        repository, digest, download, tries=1
-                    ),
-                    final=(IntegrityError, StoreError, BlobTooLarge),
-                )
+                self._first(fetch, order, final=(IntegrityError, StoreError, BlobTooLarge))
                 return
+            except IntegrityError:
+                for endpoint in brought:
+                    endpoint.damaged.put(digest, 1 + (endpoint.damaged.get(digest) or 0))
+                raise
             except UpstreamUnavailable as exc:
                 if download.stopped.is_set():
                     raise
                 resumption.brought(download.bytes_fetched - before)
                 resumption.wait(exc)
 
+    def fetch_config(self, image: Reference, config: Descriptor) -> bytes:
+        return self._ask(lambda endpoint: endpoint.backend.fetch_config(image, config))
+
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
-        return self._first(lambda endpoint: endpoint.backend.fetch_listing(repository, path, query))
+        return self._ask(lambda endpoint: endpoint.backend.fetch_listing(repository, path, query))
 
     def close(self) -> None:
         for endpoint in self._endpoints:
             endpoint.backend.close()
 
+    def _ask(self, request: Callable[[_Endpoint], T]) -> T:
+        """The first answer to a short request."""
+
+        def ask(endpoint: _Endpoint) -> T:
+            answer = request(endpoint)
+            self._record_answer(endpoint)
+            return answer
+
+        return self._first(ask, self._endpoints)
+
     def _first(
-        self, request: Callable[[_Endpoint], T], *, final: tuple[type[OciProxyError], ...] = ()
+        self,
+        request: Callable[[_Endpoint], T],
+        endpoints: Sequence[_Endpoint],
+        *,
+        final: tuple[type[OciProxyError], ...] = (),
     ) -> T:
-        """The first answer. Raises the last endpoint's error, and an error of `final` at once."""
+        """The first result, in this order. Raises the last endpoint's error; and at once an error
+        of `final`, or the one of a request that this process gave up."""
+        final = (*final, Interrupted)
         error: OciProxyError | None = None
         left_alone = []
-        for endpoint in self._endpoints:
+        for asked, endpoint in enumerate(endpoints):
             try:
                 endpoint.health.admit(self._clock.monotonic())
             except UpstreamRateLimited as exc:
@@ -133,7 +182,7 @@ class Endpoints:
                 left_alone.append(endpoint)
                 continue
             try:
-                return self._call(endpoint, request)
+                return self._call(endpoint, request, of=len(endpoints) - asked)
             except final:
                 raise
             except OciProxyError as exc:
@@ -141,27 +190,32 @@ class Endpoints:
         if isinstance(error, UpstreamUnavailable):
             # No endpoint answered. The caller has decided that the upstream may be asked, so the
             # endpoints that are left alone are asked too.
-            for endpoint in left_alone:
+            for asked, endpoint in enumerate(left_alone):
                 try:
-                    return self._call(endpoint, request)
+                    return self._call(endpoint, request, of=len(left_alone) - asked)
                 except final:
                     raise
                 except OciProxyError as exc:
                     error = exc
         raise error or UpstreamUnavailable(self._name, "has no endpoint")
 
-    def _call(self, endpoint: _Endpoint, request: Callable[[_Endpoint], T]) -> T:
+    def _call(self, endpoint: _Endpoint, request: Callable[[_Endpoint], T], *, of: int) -> T:
+        """Within its share of the time that the request has left, as the first `of` so many that
+        may be asked: a silent endpoint leaves the next one time."""
+        share = Deadline.after(time_left() / of)
         try:
-            answer = request(endpoint)
+            with share.kept():
+                return request(endpoint)
         except OciProxyError as exc:
             self._record_failure(endpoint, exc)
             raise
+
+    def _record_answer(self, endpoint: _Endpoint) -> None:
         if endpoint.health.answered():
             log.event(logging.INFO, "endpoint is back", upstream=self._name, endpoint=endpoint.url)
-        return answer
 
     def _record_failure(self, endpoint: _Endpoint, error: OciProxyError) -> None:
-        if isinstance(error, _FAILURES):
+        if isinstance(error, _FAILURES) and not isinstance(error, Interrupted):
             # There are other endpoints, so this one is left alone even if it does answer.
             error = UpstreamUnavailable(error.upstream, error.reason, unreachable=True)
         if endpoint.health.failed(error, self._clock.monotonic()):

@@ -1,7 +1,8 @@
 """Whether an upstream, or one endpoint of it, may be asked just now: a circuit breaker.
 
-An upstream that could not be reached is left alone, each time longer. After a 429 it is left alone
-for as long as it said. When a back-off is over, one request probes; the others fail at once.
+An upstream that could not be reached, or failed several times in a row, is left alone, each time
+longer. After a 429 it is left alone for as long as it said. When a back-off is over, one request
+probes; the others fail at once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,13 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Final, Literal
 
-from ociproxy.errors import OciProxyError, StoreError, UpstreamRateLimited, UpstreamUnavailable
+from ociproxy.errors import (
+    Interrupted,
+    OciProxyError,
+    StoreError,
+    UpstreamRateLimited,
+    UpstreamUnavailable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,8 +28,9 @@ Condition = Literal["available", "unreachable", "probing", "limited"]
 
 _FIRST_PAUSE: Final = 2.0
 """Seconds of the first back-off. Each one that follows is twice as long, up to a limit."""
-_TIMEOUTS: Final = 3
-"""Requests in a row that time out before an upstream is left alone: one may just be slow."""
+_FAILURES: Final = 3
+"""Requests in a row that time out, break or are answered 5xx before an upstream is left alone: what
+is asked for may be at fault, or a moment."""
 _PROBE_LIMIT: Final = 20.0
 """Seconds that one probe may take, as long as a client waits; then another request may probe."""
 PROBE_WAIT: Final = 0.7
@@ -67,7 +75,7 @@ class Health:
         self._limited = False
         self._until = -math.inf
         self._pause = 0.0
-        self._timeouts = 0
+        self._failures = 0
         self._probing_until = -math.inf
 
     def admit(self, now: float) -> bool:
@@ -96,8 +104,8 @@ class Health:
 
     def failed(self, error: OciProxyError, now: float) -> bool:
         """A request ended with this error; True if a pause begins."""
-        if isinstance(error, StoreError):
-            return False
+        if isinstance(error, StoreError | Interrupted):
+            return False  # the upstream has no part in it
         with self._lock:
             if isinstance(error, UpstreamRateLimited):
                 self._limited, self._reason = True, error.reason
@@ -107,11 +115,8 @@ class Health:
                 self._answered()
                 return False
             if not error.unreachable:
-                if not error.timed_out:
-                    self._answered()
-                    return False
-                self._timeouts += 1
-                if self._timeouts < _TIMEOUTS and self._reason is None:
+                self._failures += 1
+                if self._failures < _FAILURES and self._reason is None:
                     return False
             if self._limited or now < self._until:
                 return False  # it is left alone already: this request began before
@@ -122,7 +127,7 @@ class Health:
             return True
 
     def answered(self) -> bool:
-        """A request got an answer of any kind; True if that ends a back-off."""
+        """A request got an answer other than a 5xx; True if that ends a back-off."""
         with self._lock:
             return self._answered()
 
@@ -137,12 +142,12 @@ class Health:
             return ("unreachable", left) if left else ("probing", 0.0)
 
     def _answered(self) -> bool:
-        self._timeouts = 0
+        self._failures = 0
         if self._reason is None or self._limited:
             return False  # a 429 holds until its time is over: this request began before
         self._reset()
         return True
 
     def _reset(self) -> None:
-        self._reason, self._limited, self._pause, self._timeouts = None, False, 0.0, 0
+        self._reason, self._limited, self._pause, self._failures = None, False, 0.0, 0
         self._until = self._probing_until = -math.inf

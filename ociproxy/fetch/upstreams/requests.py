@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable
+from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.clock import Deadline, OutOfTime, SystemClock, current_deadline, time_left
-from ociproxy.errors import OciProxyError, UpstreamUnavailable
+from ociproxy.errors import Interrupted, OciProxyError, UpstreamUnavailable
 from ociproxy.fetch.retry import retrying
 from ociproxy.fetch.upstreams.threads import UpstreamThreads
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Config
     from ociproxy.fetch.backend import Backend
@@ -84,9 +87,9 @@ class Requests:
                 except OutOfTime as exc:
                     raise UpstreamUnavailable(registry, str(exc), timed_out=True) from exc
 
-            answer = asyncio.wrap_future(self._threads.submit(registry, ask))
+            answer = self._threads.submit(registry, ask)
             task = asyncio.create_task(self._run(registry, key, backend, answer))
-            task.add_done_callback(_take_error)
+            task.add_done_callback(partial(self._ended, key))
             self._running[key] = task
         try:
             async with asyncio.timeout(self._upstreams.probe_wait(registry)):
@@ -125,11 +128,9 @@ class Requests:
         await asyncio.gather(*self._running.values(), return_exceptions=True)
         self._threads.shutdown()
 
-    async def _run(
-        self, registry: str, key: Hashable, backend: Backend, answering: asyncio.Future[T]
-    ) -> T:
+    async def _run(self, registry: str, key: Hashable, backend: Backend, answering: Future[T]) -> T:
         try:
-            answer = await answering
+            answer = await asyncio.wrap_future(answering)
         except OciProxyError as exc:
             self._upstreams.record_result(registry, exc)
             self.keep_refusal(key, exc)
@@ -139,17 +140,17 @@ class Requests:
             return answer
         finally:
             self._upstreams.log_quota(registry, backend)
-            del self._running[key]
+
+    def _ended(self, key: Hashable, task: asyncio.Task[object]) -> None:
+        """Also of a task that was cancelled before it began."""
+        del self._running[key]
+        # Every caller may have left, and asyncio complains about errors that are never taken.
+        if not task.cancelled():
+            task.exception()
 
 
-def _take_error(task: asyncio.Task[object]) -> None:
-    """Every caller may have left, and asyncio complains about errors that are never taken."""
-    if not task.cancelled():
-        task.exception()
-
-
-def _closed(registry: str) -> UpstreamUnavailable:
-    return UpstreamUnavailable(registry, "shutting down")
+def _closed(registry: str) -> Interrupted:
+    return Interrupted(registry, "shutting down")
 
 
 def _is_told_to_end() -> bool:

@@ -165,7 +165,7 @@ class Upstreams:
             self._healths.put(registry, health)
             log.event(logging.WARNING, "upstream paused", upstream=registry, reason=error)
         elif isinstance(error, UpstreamUnavailable):
-            self._healths.put(registry, health)  # it counts time-outs in a row
+            self._healths.put(registry, health)  # it counts failures in a row
 
     def states(self) -> list[UpstreamState]:
         """Of every upstream that has been asked and is remembered."""

@@ -143,7 +143,7 @@ class _Work:
             if item[0] not in self._stored:  # it has not come back
                 self._take(item[1])
 
-        self._in_batches(self._store.refs.referrer_records(self.pruned.manifests), forget)
+        self._in_batches(self._store.refs.records_of_referrers(self.pruned.manifests), forget)
         self._flush()
 
     def remove_empty_folders(self) -> None:

@@ -15,10 +15,22 @@ from typing import Any
 import pytest
 import zstandard
 
-from ociproxy.archive.lock import Lock
+from ociproxy.archive.lock import Lock, read_lock
+from ociproxy.oci.descriptor import Descriptor
 from ociproxy.oci.digest import Digest
+from ociproxy.oci.reference import Reference
 from ociproxy.store.store import Store
-from tests.images import MIB, Image, artifact, content, image, index, multi_platform
+from tests.images import (
+    MIB,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Image,
+    artifact,
+    content,
+    image,
+    index,
+    multi_platform,
+)
 from tests.stores import damage, put, stored
 
 NAME = "io.containerd.image.name"
@@ -40,6 +52,8 @@ def run(store: Store, *args: object, code: int = 0) -> subprocess.CompletedProce
     )
     assert done.returncode == code, done.stderr.decode()
     assert b"Traceback" not in done.stderr
+    if code == 0 and isinstance(args[0], Path) and "--volume-size" not in args:
+        read_lock(args[0])  # what is written is read again
     return done
 
 
@@ -220,6 +234,25 @@ def test_stored_referrers_come_along_and_say_whose_they_are(store: Store, tmp_pa
     assert blob_name(sbom.digest) not in names(tmp_path / "b.tar")
 
 
+def test_without_referrers_their_tags_are_left_out_too(store: Store, tmp_path: Path) -> None:
+    made = image()
+    sbom = artifact(made.top)
+    put(store, "quay.io/a/b:1", made)
+    put(store, f"quay.io/a/b@{sbom.digest}", sbom)
+    tag = f"quay.io/a/b:{made.digest.replace(':', '-')}"
+    put(store, tag, index({"linux/amd64": sbom}))
+    for suffix in (".sig", ".att", ".sbom"):
+        put(store, f"{tag}{suffix}", image(suffix))
+    run(store, tmp_path / "all.tar")
+    assert len(lock_in(tmp_path / "all.tar").images) == 5
+    for patterns in ((), ("*",), ("quay.io/a/b:*",)):
+        run(store, tmp_path / "a.tar", *patterns, "--no-referrers")
+        assert [str(each.reference) for each in lock_in(tmp_path / "a.tar").images] == [
+            "quay.io/a/b:1"
+        ]
+        assert [each["digest"] for each in entries(tmp_path / "a.tar")] == [made.digest]
+
+
 # Selection
 
 
@@ -290,6 +323,15 @@ def test_a_platform_leaves_the_index_as_it_is_and_the_others_out(
 # Refusals
 
 
+def test_an_image_that_is_for_another_platform_is_named(store: Store, tmp_path: Path) -> None:
+    put(store, "quay.io/a/one:1", image("one"))
+    put(store, "quay.io/a/multi:1", multi_platform())
+    other = run(store, tmp_path / "x.tar", "--platform", "linux/arm64")
+    assert "another platform: quay.io/a/one:1 (linux/amd64)\n" in error(other)
+    same = run(store, tmp_path / "y.tar", "--platform", "linux/amd64")
+    assert "another platform" not in error(same)
+
+
 def test_an_incomplete_image_is_refused_by_name_and_digest(store: Store, tmp_path: Path) -> None:
     made, whole = image("broken"), image("whole")
     put(store, "quay.io/a/b:1", made)
@@ -308,6 +350,26 @@ def test_an_incomplete_image_is_refused_by_name_and_digest(store: Store, tmp_pat
     partial, complete = sorted(lock_in(tmp_path / "a.tar").images, key=lambda i: str(i.reference))
     assert (partial.complete, complete.complete) == (False, True)
     assert [str(digest) for digest in partial.missing] == [made.layers[0].digest]
+
+
+def test_a_tag_of_which_only_a_head_was_seen_does_not_stop_an_export(
+    store: Store, tmp_path: Path
+) -> None:
+    made = image("whole")
+    put(store, "quay.io/team/whole:1", made)
+    asked = Reference.parse("quay.io/team/asked:1").repository
+    signed = Reference.parse("quay.io/team/whole:1").repository
+    for repository, tag in ((asked, "1"), (signed, made.digest.replace(":", "-") + ".sig")):
+        unseen = Descriptor(OCI_MANIFEST, Digest.of(tag.encode()), 500)
+        store.record_tag(repository, tag, unseen, now=1_800_000_000.0)
+    archive = tmp_path / "a.tar"
+    for patterns in ([], ["quay.io/*"]):
+        done = run(store, archive, *patterns)
+        assert "quay.io/team/asked:1 is left out" in error(done)
+        assert [str(each.reference) for each in lock_in(archive).images] == ["quay.io/team/whole:1"]
+    command = [sys.executable, "-m", "ociproxy", "diff", str(store.root), str(archive)]
+    assert subprocess.run(command, check=False, timeout=60).returncode == 0
+    assert "quay.io/team/asked:1" in error(run(store, archive, "quay.io/team/asked:1", code=3))
 
 
 def test_a_platform_that_is_not_stored_is_a_gap(store: Store, tmp_path: Path) -> None:
@@ -585,3 +647,28 @@ def test_zstd_wraps_the_same_tar(store: Store, tmp_path: Path) -> None:
     [file] = report["files"]
     assert file["tarDigest"] == f"sha256:{sha256(tmp_path / 'a.tar')}"
     assert file["digest"] == f"sha256:{sha256(tmp_path / 'a.tar.zst')}"
+
+
+def test_one_of_two_windows_versions_is_exported_by_its_version(
+    store: Store, tmp_path: Path
+) -> None:
+    versions = {"10.0.17763.5820": image("2019"), "10.0.20348.2461": image("2022")}
+    entries_of = [
+        each.top.descriptor(
+            platform={"os": "windows", "architecture": "amd64", "os.version": version}
+        )
+        for version, each in versions.items()
+    ]
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries_of}
+    blobs = tuple(blob for each in versions.values() for blob in each.blobs)
+    top = content(json.dumps(document).encode(), OCI_INDEX)
+    put(store, "quay.io/a/b:1", Image(top, tuple(e.top for e in versions.values()), blobs))
+    form = ("--format", "oci", "--platform")
+    done = run(store, tmp_path / "a.tar", *form, "windows/amd64", code=2)
+    assert "windows/amd64:10.0.17763.5820 and windows/amd64:10.0.20348.2461" in error(done)
+    run(store, tmp_path / "b.tar", *form, "windows/amd64:10.0.20348")
+    [entry] = entries(tmp_path / "b.tar")
+    assert entry["digest"] == versions["10.0.20348.2461"].digest
+    assert entry["platform"]["os.version"] == "10.0.20348.2461"
+    [locked] = lock_in(tmp_path / "b.tar").images
+    assert [str(each) for each in locked.platforms] == ["windows/amd64:10.0.20348.2461"]

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from ociproxy.archive.bundle import Bundle
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Reference
 from ociproxy.store.store import Store
 from tests import images
 from tests.archive.importing import Done, Import
-from tests.layouts import write_tar
+from tests.layouts import MARKER, blob_path, index_json, write_folder, write_tar
 
 NAME = "docker.io/library/app:1"
 LAYERS = [
@@ -107,6 +108,53 @@ def test_layers_stay_as_they_are(
     assert job.listed() == dict.fromkeys(done.statuses, True)
 
 
+def docker_25(*tags: str) -> dict[str, bytes]:
+    """As Docker 25.0 wrote some images: a layout whose manifest has lost its layers."""
+    blobs = [CONFIG, *map(images.content, LAYERS)]
+    hollow = {
+        "schemaVersion": 2,
+        "mediaType": images.OCI_MANIFEST,
+        "config": {**CONFIG.descriptor(), "mediaType": images.OCI_CONFIG},
+        "layers": [],
+    }
+    top = images.content(json.dumps(hollow).encode(), images.OCI_MANIFEST)
+    paths = [blob_path(each) for each in blobs]
+    return {
+        "oci-layout": MARKER,
+        "index.json": index_json([(f"docker.io/library/{tag}", top) for tag in tags]),
+        "manifest.json": manifest_json(paths[0], paths[1:], *tags),
+        blob_path(top): top.data,
+        **{path: blob.data for path, blob in zip(paths, blobs, strict=True)},
+    }
+
+
+def test_a_manifest_that_has_lost_its_layers_is_made_anew(job: Import, tmp_path: Path) -> None:
+    done = job.run(write_tar(tmp_path / "x.tar", docker_25("app:1").items()))
+    assert (done.code, done.statuses) == (0, {NAME: "imported"}), done.problems
+    assert says_digests_are_made(done)
+    assert [layer["digest"] for layer in stored(job, NAME)["layers"]] == DIFF_IDS
+
+
+@pytest.mark.parametrize("write", [write_tar, write_folder])
+def test_an_image_is_not_whole_without_the_layers_of_its_config(
+    job: Import, tmp_path: Path, write: Callable[..., Path]
+) -> None:
+    files = docker_25("app:1")
+    del files["manifest.json"]
+    done = job.run(write(tmp_path / "x", files.items()))
+    assert (done.code, done.statuses) == (5, {NAME: "incomplete"})
+    assert "it names no layers, and its config 2" in done.problems[0]
+    assert job.listed() == {}
+
+
+def test_a_bundle_does_not_serve_an_image_that_has_lost_its_layers(tmp_path: Path) -> None:
+    with Bundle(write_tar(tmp_path / "x.tar", docker_25("app:1").items())) as bundle:
+        assert bundle.images == 0
+        [(name, reason)] = bundle.left_out
+    assert name == NAME
+    assert "import the archive" in reason
+
+
 def test_the_same_archive_makes_the_same_digest(job: Import, tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "x.tar", old_docker("app:1"))
     backwards = write_tar(tmp_path / "y.tar", reversed(old_docker("app:1")))
@@ -139,6 +187,13 @@ def test_layers_may_be_links_within_the_archive(job: Import, tmp_path: Path) -> 
 
 def test_an_image_without_a_tag_needs_a_name(job: Import, tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "x.tar", old_docker())
+    assert job.run(archive).code == 2
+    assert job.run(archive, "--name", "app:1").code == 0
+    stored(job, NAME)
+
+
+def test_crane_s_mark_of_a_digest_is_no_tag(job: Import, tmp_path: Path) -> None:
+    archive = write_tar(tmp_path / "x.tar", old_docker("quay.io/t/x:i-was-a-digest"))
     assert job.run(archive).code == 2
     assert job.run(archive, "--name", "app:1").code == 0
     stored(job, NAME)

@@ -195,7 +195,9 @@ def test_what_is_no_tar_is_refused(data: bytes) -> None:
         read(data)
 
 
-@pytest.mark.parametrize(("head", "name"), [(b"BZh9", "bzip2"), (b"\xfd7zXZ\0\0\0", "xz")])
+@pytest.mark.parametrize(
+    ("head", "name"), [(b"BZh9", "bzip2"), (b"\xfd7zXZ\0\0\0", "xz"), (b"\x04\x22\x4d\x18", "lz4")]
+)
 def test_another_compression_is_named(head: bytes, name: str) -> None:
     with pytest.raises(LayoutInvalid, match=f"packed with {name}"):
         read(head + bytes(100))

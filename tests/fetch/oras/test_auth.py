@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,24 @@ def authorizations(upstream: FakeUpstream, path: str = "/v2/") -> list[str]:
 
 
 # Tokens
+
+
+def test_docker_config_with_an_entry_for_each_repository(
+    make_upstream: Callable[..., FakeUpstream], open_backend: OpenBackend, tmp_path: Path
+) -> None:
+    upstream = make_upstream(auth=TokenAuth())
+    upstream.protect("team/one", BasicAuth("one", "1"))
+    upstream.protect("team/two", BasicAuth("two", "2"))
+    file = tmp_path / "config.json"
+    auths = {
+        f"{upstream.registry}/team/{user}": {"username": user, "password": password}
+        for user, password in (("one", "1"), ("two", "2"))
+    }
+    file.write_text(json.dumps({"auths": auths}))
+    backend = open_backend(upstream, auth=Auth(docker_config=file))
+    for name in ("team/one", "team/two"):
+        upstream.add(name, image(), tag="v1")
+        backend.fetch_manifest(reference(upstream, f"{name}:v1"))
 
 
 @pytest.mark.parametrize("answer_as", ["token", "access_token"])
@@ -356,17 +375,42 @@ def test_redirect_to_another_host_or_port_takes_nothing_along(
     assert authorizations(storage) == [""]
 
 
-def test_challenge_of_a_redirects_target_is_not_met(
-    make_upstream: Callable[..., FakeUpstream], open_backend: OpenBackend
+@pytest.mark.parametrize("auth", [ALICE, TokenAuth(credentials=ALICE)])
+def test_a_redirects_target_that_wants_a_password_is_not_given_it(
+    make_upstream: Callable[..., FakeUpstream],
+    open_backend: OpenBackend,
+    auth: BasicAuth | TokenAuth,
 ) -> None:
     upstream = make_upstream()
-    storage = make_upstream(host="127.0.0.2", auth=TokenAuth(credentials=ALICE))
+    storage = make_upstream(host="127.0.0.2", auth=auth)
     blob = storage.add_content("team/app", random_blob(10))
     upstream.fault("/blobs/", Fault(redirect=storage.url))
     with pytest.raises(UpstreamDenied):
         open_backend(upstream, auth=ALICE_AUTH).open_blob(repository(upstream), digest(blob))
-    assert storage.count("/token") == 0
-    assert authorizations(storage, "") == [""]
+    assert set(authorizations(storage, "")) == {""}
+
+
+def test_a_blob_in_another_registry_is_fetched_with_an_anonymous_token_of_that_one(
+    make_upstream: Callable[..., FakeUpstream], open_backend: OpenBackend
+) -> None:
+    issuer = TokenAuth()
+    upstream = make_upstream(auth=ALICE)
+    storage = make_upstream(host="127.0.0.2", auth=issuer)
+    blobs = [storage.add_content("team/app", random_blob(1000, seed=each)) for each in "abc"]
+    upstream.fault("/blobs/", Fault(redirect=storage.url))
+    backend = open_backend(upstream, auth=ALICE_AUTH)
+    for blob in blobs:
+        stream = backend.open_blob(repository(upstream), digest(blob), start=100)
+        assert read_all(stream) == blob.data[100:]
+    assert backend.stat_blob(repository(upstream), digest(blobs[0])) == 1000
+    assert storage.count("/token") == 1
+    # Neither registry sees what the other one gave out.
+    tokens = {f"Bearer {token}" for _, token in issuer.issued}
+    assert set(authorizations(storage, "")) == {"", *tokens}
+    assert not tokens & set(authorizations(upstream, ""))
+    issuer.expire_all()
+    assert read_all(backend.open_blob(repository(upstream), digest(blobs[0]))) == blobs[0].data
+    assert storage.count("/token") == 2
 
 
 def test_https_upstream_with_a_plain_realm_gets_no_password(

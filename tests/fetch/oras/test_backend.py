@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import threading
@@ -124,6 +125,29 @@ def test_sha512_of_the_upstream_is_kept(upstream: FakeUpstream, backend: OrasBac
     assert str(backend.resolve(reference(upstream)).digest) == named
 
 
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 501])
+def test_an_upstream_that_refuses_each_head_is_asked_by_get_alone(
+    upstream: FakeUpstream, backend: OrasBackend, status: int
+) -> None:
+    held = upstream.add("team/app", image(), tag="v1")
+    upstream.fault("/v2/", Fault(status=status), method="HEAD")
+    for _ in range(2):
+        assert backend.resolve(reference(upstream)).digest == digest(held.top)
+    assert [r.method for r in upstream.seen("/manifests/")] == ["HEAD", "GET", "GET"]
+    blob = held.blobs[0]
+    assert backend.stat_blob(repository(upstream), digest(blob)) == blob.size
+
+
+def test_what_neither_head_nor_get_knows_does_not_tell_against_head(
+    upstream: FakeUpstream, backend: OrasBackend
+) -> None:
+    upstream.add("team/app", image(), tag="v1")
+    with pytest.raises(ManifestUnknown):
+        backend.resolve(reference(upstream, "team/app:v2"))
+    backend.resolve(reference(upstream))
+    assert [r.method for r in upstream.seen("/manifests/v1")] == ["HEAD"]
+
+
 @pytest.mark.parametrize(
     "sent", ["application/json", "text/plain; charset=utf-8", "binary/octet-stream"]
 )
@@ -196,8 +220,9 @@ def test_nothing_is_asked_for_compressed_or_decoded(
     upstream.fault("", Fault(compress="always"))
     with pytest.raises(ManifestInvalid, match="gzip"):
         backend.fetch_manifest(reference(upstream))
-    with pytest.raises(UpstreamInvalid, match="gzip"):
-        backend.open_blob(repository(upstream), digest(blob))
+    stream = backend.open_blob(repository(upstream), digest(blob))
+    assert stream.encoding == "gzip"
+    assert gzip.decompress(read_all(stream)) == blob.data
 
 
 def test_accepts_every_kind_of_manifest(upstream: FakeUpstream, backend: OrasBackend) -> None:

@@ -42,7 +42,10 @@ def test_behind_a_proxy_a_host_written_as_an_address_is_judged(
     monkeypatch.setenv("http_proxy", proxy.url)
     try:
         backend = open_backend(f"{host}:5000", scheme="http", listed=False)
-        with pytest.raises(UpstreamForbidden, match="a loopback address"):
+        with pytest.raises(
+            UpstreamForbidden,
+            match="a loopback address, where only a registry with",
+        ):
             backend.fetch_manifest(Reference.parse(f"{host}:5000/team/app:v1"))
         assert proxy.lines == []
     finally:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from ociproxy.config.settings import Auth, Secret, Tls
-from ociproxy.errors import UpstreamForbidden, UpstreamUnavailable, UpstreamUntrusted
+from ociproxy.errors import (
+    OciProxyError,
+    UpstreamForbidden,
+    UpstreamInvalid,
+    UpstreamUnavailable,
+    UpstreamUntrusted,
+)
 from ociproxy.oci.reference import Reference
 from tests.fetch.conftest import OpenBackend
 from tests.fetch.contract import digest, read_all, reference, repository
@@ -120,6 +127,71 @@ def test_no_proxy_is_honoured(
     with pytest.raises(UpstreamUnavailable) as caught:
         open_backend(upstream, scheme="http").fetch_manifest(reference(upstream))
     assert caught.value.unreachable
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_gets_its_credentials_and_the_upstream_does_not(
+    make_upstream: Callable[..., FakeUpstream],
+    open_backend: OpenBackend,
+    authority: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+) -> None:
+    tls = authority.server("registry.invalid") if scheme == "https" else None
+    upstream = make_upstream(tls=tls)
+    top = upstream.add("team/app", image(), tag="v1").top
+    where = Reference.parse("registry.invalid/team/app:v1")
+    with contextlib.closing(Proxy(upstream.registry, credentials="ann:p@ss")) as proxy:
+        for secret in ("ann:p%40ss@", "ann:wrong@", ""):
+            monkeypatch.setenv(f"{scheme}_proxy", proxy.url.replace("://", f"://{secret}"))
+            backend = open_backend("registry.invalid", scheme=scheme, tls=Tls(ca=authority.ca))
+            if secret == "ann:p%40ss@":
+                assert backend.fetch_manifest(where).raw == top.data
+                continue
+            with pytest.raises(OciProxyError) as caught:
+                backend.fetch_manifest(where)
+            assert "407" in str(caught.value)
+    for request in upstream.requests:
+        if scheme == "https":
+            assert "Proxy-Authorization" not in request.headers
+
+
+@pytest.mark.parametrize("entry", ["127.0.0.1", "127.0.0.0/8", "10.0.0.1, 127.0.0.1"])
+def test_no_proxy_takes_addresses_and_networks(
+    upstream: FakeUpstream, open_backend: OpenBackend, monkeypatch: pytest.MonkeyPatch, entry: str
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", entry)
+    upstream.add("team/app", image(), tag="v1")
+    open_backend(upstream, scheme="http").fetch_manifest(reference(upstream))
+
+
+def test_a_dead_proxy_is_blamed_by_name(
+    open_backend: OpenBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for scheme in ("http", "https"):
+        monkeypatch.setenv(f"{scheme}_proxy", "http://user:hunter2@127.0.0.1:9")
+        with pytest.raises(UpstreamUnavailable) as caught:
+            open_backend("registry.invalid", scheme=scheme).fetch_manifest(
+                Reference.parse("registry.invalid/team/app:v1")
+            )
+        assert caught.value.reason == "the proxy http://127.0.0.1:9: connection refused"
+    monkeypatch.setenv("https_proxy", "http://proxy.invalid:3128")
+    with pytest.raises(UpstreamUnavailable, match=r"proxy.invalid:3128: name does not resolve"):
+        open_backend("registry.invalid").fetch_manifest(
+            Reference.parse("registry.invalid/team/app:v1")
+        )
+
+
+def test_a_socks_proxy_is_refused_in_words(
+    open_backend: OpenBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("all_proxy", "socks5://user:hunter2@127.0.0.1:9")
+    with pytest.raises(UpstreamInvalid) as caught:
+        open_backend("registry.invalid").fetch_manifest(
+            Reference.parse("registry.invalid/team/app:v1")
+        )
+    assert "the proxy socks5://127.0.0.1: only http:// and https:// are used" in str(caught.value)
 
 
 def test_password_does_not_show_in_an_error(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -89,6 +90,27 @@ def open_skopeo(store: Store) -> Iterator[Callable[..., SkopeoBackend]]:
 
 
 OpenSkopeo = Callable[..., SkopeoBackend]
+
+
+def test_a_helper_is_run_once_and_again_when_its_answer_is_refused(
+    make_upstream: Callable[..., FakeUpstream],
+    open_skopeo: OpenSkopeo,
+    make_helper: Callable[[str, str], None],
+    tmp_path: Path,
+    store: Store,
+) -> None:
+    """The secret is the number of the run, and the upstream has moved on to the second one."""
+    runs = tmp_path / "runs"
+    answer = f"""printf '{{"Username":"me","Secret":"%d"}}' "$(wc -l < {runs})\""""
+    make_helper("fake", f"echo >> {runs}; {answer}")
+    upstream = make_upstream(auth=BasicAuth("me", "2"))
+    held = upstream.add("team/app", image(), tag="v1")
+    backend = open_skopeo(upstream, auth=Auth(helper="fake", lifetime=100.0))
+    for _ in range(3):
+        assert backend.fetch_manifest(reference(upstream)).raw == held.top.data
+    blob = held.blobs[0]
+    assert fetch_blob(backend, repository(upstream), digest(blob), store) == blob.data
+    assert runs.read_text().count("\n") == 2
 
 
 def skopeos() -> dict[int, list[str]]:
@@ -376,6 +398,18 @@ def test_password_is_on_no_command_line_and_no_disk(
         for path in store.root.rglob("*"):
             assert not path.is_file() or encoded.encode() not in path.read_bytes()
         assert asking.result(10).raw == held.top.data
+
+
+def test_docker_config_with_an_entry_for_one_repository(
+    make_upstream: Callable[..., FakeUpstream], open_skopeo: OpenSkopeo, tmp_path: Path
+) -> None:
+    upstream = make_upstream(auth=BasicAuth("ann", "right"))
+    file = tmp_path / "config.json"
+    entry = {"username": "ann", "password": "right"}
+    file.write_text(json.dumps({"auths": {f"{upstream.registry}/team": entry}}))
+    backend = open_skopeo(upstream, auth=Auth(docker_config=file))
+    held = upstream.add("team/app", image(), tag="v1")
+    assert backend.fetch_manifest(reference(upstream)).raw == held.top.data
 
 
 def test_wrong_password(

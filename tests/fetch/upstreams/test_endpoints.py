@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from ociproxy.config.settings import Auth, Endpoint, Fetch, Secret, Upstream
+from ociproxy import log
+from ociproxy.clock import Deadline
+from ociproxy.config.settings import Auth, Endpoint, Fetch, Secret, Timeouts, Upstream
 from ociproxy.errors import (
     BlobUnknown,
     DigestMismatch,
@@ -32,6 +36,7 @@ from tests.upstream_faults import HTML, Fault, too_many_requests
 MakeUpstream = Callable[..., FakeUpstream]
 OpenEndpoints = Callable[..., Endpoints]
 
+MIB = 1024 * 1024
 NAME = "registry.example"
 APP = Repository(NAME, "team/app")
 V1 = Reference(APP, "v1")
@@ -53,7 +58,8 @@ def open_endpoints(clock: HandClock) -> Iterator[OpenEndpoints]:
 
     def make(*endpoints: FakeUpstream | Endpoint, name: str = NAME, **entry: object) -> Endpoints:
         each = tuple(e if isinstance(e, Endpoint) else Endpoint(url=e.url) for e in endpoints)
-        upstream = Upstream(name=name, endpoints=each, timeouts=TIMEOUTS, **entry)  # type: ignore[arg-type]
+        values = {"timeouts": TIMEOUTS, **entry}
+        upstream = Upstream(name=name, endpoints=each, **values)  # type: ignore[arg-type]
         opened.append(
             Endpoints(
                 upstream, lambda one: OrasBackend(one, Fetch()), Fetch(pause=30.0), clock=clock
@@ -146,6 +152,19 @@ def test_one_that_is_away_is_left_alone_and_then_asked_once(
     assert [each.count("/manifests/") for each in two] == [1, 2]
 
 
+def test_a_silent_one_leaves_the_next_one_time(
+    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints
+) -> None:
+    """Of what the client of the request has left."""
+    silent, good = two
+    held = good.add(APP.name, image(), tag="v1")
+    silent.fault("/manifests/", Fault(delay=30))
+    with Deadline.after(2.0).kept():
+        found = open_endpoints(silent, good, timeouts=Timeouts()).fetch_manifest(V1)
+    silent.release()
+    assert found.raw == held.top.data
+
+
 @pytest.mark.parametrize("fault", [Fault(status=503), Fault(delay=30), Fault(drop=True)])
 def test_one_that_fails_is_left_alone_like_one_that_is_away(
     two: tuple[FakeUpstream, FakeUpstream],
@@ -235,6 +254,110 @@ def test_an_aborted_download_is_no_endpoints_fault(
     timer.join()
     assert two[1].requests == []
     assert fetch_blob(backend, APP, digest(blob), store) == blob.data
+
+
+def test_a_stop_and_a_leader_that_gives_up_pause_no_endpoint(
+    two: tuple[FakeUpstream, FakeUpstream],
+    open_endpoints: OpenEndpoints,
+    store: Store,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    blob, led = (two[0].add_content("team/app", random_blob(MIB, seed=s)) for s in "ab")
+    two[0].fault("/blobs/", Fault(stall_after=1000), times=1)
+    backend = open_endpoints(*two)
+    leader = store.staging.lead(digest(led))
+    assert leader is not None
+    for wanted in (blob, led):  # the second one is followed
+        download = new_download(APP, digest(wanted), store)
+        timer = threading.Timer(0.2, download.abort)
+        timer.start()
+        with pytest.raises(UpstreamUnavailable, match=r"aborted|shutting down"):
+            run(download, backend)
+        timer.join()
+    leader.close()
+    two[0].release()
+    log.flush()
+    assert "endpoint paused" not in capfd.readouterr().err
+
+
+def test_a_blob_that_another_process_brings_says_nothing_of_an_endpoint_that_is_away(
+    two: tuple[FakeUpstream, FakeUpstream],
+    open_endpoints: OpenEndpoints,
+    store: Store,
+    clock: HandClock,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(log, "_threshold", logging.INFO)
+    held = add(two[1], image())
+    blob = random_blob(1000)
+    backend = open_endpoints(*two)
+    two[0].stop_listening()
+    backend.fetch_manifest(V1)
+    clock.time = 2.1
+    leader = store.staging.lead(digest(blob))
+    assert leader is not None
+    leader.write(0, blob.data)
+    leader.arrived(0, blob.size)
+
+    def commit() -> None:
+        leader.set_size(blob.size)
+        leader.commit(store.blobs)
+
+    timer = threading.Timer(0.2, commit)
+    timer.start()
+    assert fetch_blob(backend, APP, digest(blob), store) == blob.data
+    timer.join()
+    log.flush()
+    assert "endpoint is back" not in capfd.readouterr().err
+    assert backend.fetch_manifest(V1).raw == held.top.data
+
+
+def test_an_endpoint_is_back_with_the_first_bytes_of_a_large_blob(
+    two: tuple[FakeUpstream, FakeUpstream],
+    open_endpoints: OpenEndpoints,
+    store: Store,
+    clock: HandClock,
+) -> None:
+    for each in two:
+        add(each, image())
+    blob = two[0].add_content("team/app", random_blob(MIB))
+    two[0].fault("/blobs/", Fault(stall_after=1000))
+    backend = open_endpoints(*two)
+    two[0].stop_listening()
+    backend.fetch_manifest(V1)
+    two[0].listen_again()
+    clock.time = 2.1
+    done: list[bytes] = []
+    client = threading.Thread(
+        target=lambda: done.append(fetch_blob(backend, APP, digest(blob), store))
+    )
+    client.start()
+    while two[0].bytes_sent("/blobs/") < 1000:
+        time.sleep(0.01)
+    time.sleep(0.2)  # until they have arrived
+    backend.fetch_manifest(V1)
+    assert [each.count("/manifests/") for each in two] == [1, 1]
+    two[0].release()
+    client.join(20)
+    assert done == [blob.data]
+
+
+def test_a_damaged_blob_is_asked_again_of_another_endpoint(
+    two: tuple[FakeUpstream, FakeUpstream], open_endpoints: OpenEndpoints, store: Store
+) -> None:
+    blob, other = (random_blob(500_000, seed=seed) for seed in ("one", "other"))
+    for each in two:
+        each.add_content("team/app", blob)
+        each.add_content("team/app", other)
+    two[0].fault("/blobs/", Fault(flip_at=200_000), times=1)
+    backend = open_endpoints(*two)
+    with pytest.raises(DigestMismatch):
+        fetch_blob(backend, APP, digest(blob), store)
+    assert fetch_blob(backend, APP, digest(blob), store) == blob.data
+    assert [each.count("/blobs/") for each in two] == [1, 1]
+    assert fetch_blob(backend, APP, digest(other), store) == other.data
+    assert [each.count("/blobs/") for each in two] == [2, 1]
 
 
 def test_when_all_are_away_they_are_asked_all_the_same(

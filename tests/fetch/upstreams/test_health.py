@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ociproxy.errors import (
+    Interrupted,
     ManifestUnknown,
     OciProxyError,
     StoreFull,
@@ -72,27 +73,34 @@ def test_questions_that_began_before_the_back_off_do_not_lengthen_it() -> None:
     assert health.condition(0.5) == ("unreachable", 1.5)
 
 
-def test_some_time_outs_in_a_row_are_an_upstream_that_is_away() -> None:
+@pytest.mark.parametrize("error", [LATE, BROKEN])
+def test_some_failures_in_a_row_are_an_upstream_that_is_away(error: OciProxyError) -> None:
     health = Health("r", 30.0)
-    assert [health.failed(LATE, 0.0) for _ in range(2)] == [False, False]
+    assert [health.failed(error, 0.0) for _ in range(2)] == [False, False]
     health.answered()
-    assert [health.failed(LATE, 0.0) for _ in range(3)] == [False, False, True]
+    assert [health.failed(error, 0.0) for _ in range(3)] == [False, False, True]
+    assert health.admit(2.0)
+    assert health.failed(error, 2.0)
+    assert health.condition(2.0) == ("unreachable", 4.0)
 
 
-@pytest.mark.parametrize("error", [BROKEN, ManifestUnknown("r/a:b", "unknown to the upstream")])
-def test_every_answer_says_that_it_is_there(error: OciProxyError) -> None:
+def test_every_other_answer_says_that_it_is_there() -> None:
     health = Health("r", 30.0)
     health.failed(AWAY, 0.0)
     assert health.admit(2.0)
-    assert not health.failed(error, 2.1)
+    assert not health.failed(ManifestUnknown("r/a:b", "unknown to the upstream"), 2.1)
     assert health.admit(2.2) is False
 
 
-def test_a_full_disk_says_nothing_of_the_upstream() -> None:
+@pytest.mark.parametrize(
+    "error", [StoreFull(Path("/x"), "no space left"), Interrupted("r", "shutting down")]
+)
+def test_a_full_disk_and_a_stop_say_nothing_of_the_upstream(error: OciProxyError) -> None:
     health = Health("r", 30.0)
+    assert not any(health.failed(error, 0.0) for _ in range(4))
     health.failed(AWAY, 0.0)
     assert health.admit(2.0)
-    assert not health.failed(StoreFull(Path("/x"), "no space left"), 2.1)
+    assert not health.failed(error, 2.1)
     assert not admitted(health, 2.2)
 
 

@@ -147,3 +147,21 @@ async def test_an_error_that_comes_when_its_client_has_left_is_no_bug(
     del leaving
     gc.collect()
     assert complaints == []
+
+
+async def test_an_engine_ends_although_a_request_has_just_begun(
+    requests: Requests, upstream: FakeUpstream
+) -> None:
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, about: complaints.append(about))
+    upstream.fault("/manifests/", Fault(status=404))
+    asking = asyncio.create_task(resolve(requests, upstream))
+    await asyncio.sleep(0)  # begun, and not one step further
+    await requests.close()
+    with pytest.raises(UpstreamUnavailable, match="shutting down"):
+        await asking
+    await asyncio.wait_for(requests.drain(), 5)
+    await asyncio.sleep(0.2)
+    del asking
+    gc.collect()
+    assert complaints == []

@@ -1,0 +1,207 @@
+"""Each file of `blobs/`, `img/` and `fat/` against its name: which are damaged, or have no seal.
+
+Several threads read, at one rate together. Nothing is written, and no use is recorded. A file that
+comes or goes meanwhile is no finding: another process commits, or takes damage out of service.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, guess_media_type
+from ociproxy.store.files import (
+    digest_of,
+    is_at,
+    is_sealed,
+    open_unused,
+    store_errors,
+)
+from ociproxy.store.hashing import hash_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from io import FileIO
+    from pathlib import Path
+
+    from ociproxy.store.store import Store
+
+JOBS: Final = min(os.cpu_count() or 1, 8)
+"""Files that are hashed at once: more than eight wait for the disk, or for each other."""
+_BAD_DISK: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
+"""Errors of a read that say the bytes are lost. All others say nothing about the bytes."""
+
+
+class Throttle:
+    """Bytes a second of all threads together; None is no limit. Thread-safe."""
+
+    def __init__(self, rate: int | None) -> None:
+        self._rate = rate
+        self._lock = threading.Lock()
+        self._free = 0.0
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """End all work that is throttled, at its next piece."""
+        self._stopped.set()
+
+    def took(self, count: int) -> None:
+        """Wait until so many bytes were due. Raises Stopped."""
+        if self._rate:
+            with self._lock:
+                now = time.monotonic()
+                self._free = max(self._free, now) + count / self._rate
+                due = self._free - now
+            self._stopped.wait(due)
+        if self._stopped.is_set():
+            raise Stopped
+
+
+class Stopped(Exception):
+    """The work was told to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A file whose bytes are not those that its name says; `file` is its path in the store."""
+
+    file: str
+    digest: Digest
+    reason: str
+
+
+class FileCheck:
+    """One look at all files. With `quick` a blob's bytes are not read: only its seal is looked at.
+    Manifests are small, and always hashed."""
+
+    def __init__(
+        self, store: Store, *, jobs: int = JOBS, rate: int | None = None, quick: bool = False
+    ) -> None:
+        self.damaged: dict[str, Damage] = {}
+        """By the path of the file: a manifest may be stored as a blob, too."""
+        self.unsealed: set[str] = set()
+        """With `quick`: the paths of blobs that have no seal."""
+        self.strays: list[str] = []
+        """Paths of what has no digest for a name, or is no file."""
+        self.blobs = 0
+        self.manifests = 0
+        self.read = 0
+        """Bytes that were read."""
+        self._store = store
+        self._jobs = jobs
+        self._quick = quick
+        self._throttle = Throttle(rate)
+        self._lock = threading.Lock()
+
+    def size(self) -> int:
+        """Bytes that `run` will read."""
+        folders = self._store.manifests.folders if self._quick else self._folders
+        sizes = 0
+        for folder in folders:
+            with store_errors(folder), os.scandir(folder) as entries:
+                for entry in entries:
+                    try:
+                        sizes += entry.stat().st_size
+                    except FileNotFoundError:
+                        continue
+        return sizes
+
+    def run(self) -> None:
+        """Look at all files. Raises StoreError where one cannot be read for want of permission, or
+        the like; also what interrupts it. All threads have ended then."""
+        entries = self._entries()
+        with ThreadPoolExecutor(self._jobs, "check") as pool:
+            working = [pool.submit(self._work, entries) for _ in range(self._jobs)]
+            try:
+                # In short turns: only so does a signal reach a thread that waits.
+                while wait(working, timeout=0.2).not_done:
+                    if any(each.done() and each.exception() for each in working):
+                        break
+            finally:
+                self._throttle.stop()
+        for each in working:
+            error = each.exception()
+            if error is not None and not isinstance(error, Stopped):
+                raise error
+
+    @property
+    def _folders(self) -> tuple[Path, ...]:
+        return (self._store.blobs.folder, *self._store.manifests.folders)
+
+    def _entries(self) -> Iterator[Path]:
+        for folder in self._folders:
+            with store_errors(folder), os.scandir(folder) as entries:
+                for entry in entries:
+                    yield folder / entry.name
+
+    def _work(self, entries: Iterator[Path]) -> None:
+        while True:
+            self._throttle.took(0)
+            with self._lock:  # an iterator serves one thread at a time
+                path = next(entries, None)
+            if path is None:
+                return
+            self._look(path)
+
+    def _look(self, path: Path) -> None:
+        digest = digest_of(path.name)
+        shown = str(path.relative_to(self._store.root))
+        if digest is None or path.is_dir():
+            self.strays.append(shown)
+            return
+        is_blob = path.parent == self._store.blobs.folder
+        with store_errors(path):
+            try:
+                with open_unused(path) as file:
+                    if is_blob and self._quick:
+                        if not is_sealed(os.fstat(file.fileno()), path.name):
+                            self.unsealed.add(shown)
+                        reason = ""
+                    else:
+                        reason = self._fault(file, digest, is_blob=is_blob)
+                    if reason and not is_at(file.fileno(), path):
+                        return  # Another process has just replaced or removed it.
+            except FileNotFoundError:
+                return
+        with self._lock:
+            if is_blob:
+                self.blobs += 1
+            else:
+                self.manifests += 1
+            if reason:
+                self.damaged[shown] = Damage(shown, digest, reason)
+
+    def _fault(self, file: FileIO, digest: Digest, *, is_blob: bool) -> str:
+        """What is wrong with the bytes of a file; empty if they are right."""
+        try:
+            if is_blob:
+                hasher = digest.hasher()
+                hash_file(file, hasher, self._hashed)
+                actual = Digest.finish(hasher, digest.algorithm)
+            else:
+                raw = file.read(MANIFEST_MAX_SIZE + 1)
+                self._hashed(len(raw))
+                if len(raw) > MANIFEST_MAX_SIZE:
+                    return f"is larger than {MANIFEST_MAX_SIZE} bytes, as no manifest is"
+                actual = Digest.of(raw, digest.algorithm)
+                if actual == digest:
+                    guess_media_type(raw)
+        except MalformedManifest as exc:
+            return f"is no manifest: {exc}"
+        except OSError as exc:
+            if exc.errno not in _BAD_DISK:
+                raise
+            return f"cannot be read: {exc.strerror}".lower()
+        return "" if actual == digest else f"its bytes are those of {actual}"
+
+    def _hashed(self, count: int) -> None:
+        with self._lock:
+            self.read += count
+        self._throttle.took(count)
