@@ -172,6 +172,7 @@ class _Reading:
             manifest = holder.manifest
         except OddManifest as exc:
             self._miss(descriptor, f"what it consists of cannot be told: {exc}")
+            self.contents.others.add(descriptor.digest)
             return ()
         except MalformedManifest as exc:
             self._miss(descriptor, f"not the manifest it is called: {exc}")

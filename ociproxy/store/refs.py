@@ -255,7 +255,8 @@ class Refs:
             return cast("T", hot[1])
         with store_errors(Path(path)):
             try:
-                document = json.loads(Path(path).read_bytes())
+                with open(path, "rb") as file:  # noqa: PTH123 hot path
+                    document = json.loads(file.read())
             except (FileNotFoundError, ValueError):
                 return None
         if not isinstance(document, dict):
