@@ -10,9 +10,9 @@ a blob whose bytes were wrong     download.fills           once, from zero
 a request whose token is refused  oras.auth                once, with a new token
 
 The first five repeat what `UpstreamUnavailable` ended, by the rules here: with jitter, waiting at
-most `fetch.retry_wait_max`. Once bytes of a blob have come, a connection repeats any refusal too, and
-waits out a 429 of up to `fetch.pause`. Otherwise `load` alone does that: the server passes it on to
-its client. No commit is ever repeated.
+most `fetch.retry_wait_max`. Once bytes of a blob have come, a connection repeats any refusal too,
+and waits out a 429 of up to `fetch.pause`. Otherwise `load` alone does that: the server passes it
+on to its client. No commit is ever repeated.
 """
 
 from __future__ import annotations
