@@ -193,7 +193,7 @@ class FakeUpstream:
         if fault.redirect is not None:
             return web.Response(status=307, headers={"Location": fault.redirect + request.path_qs})
         if fault.status is not None and fault.body is None:
-            return error(fault.status, "UNKNOWN", fault)
+            return error(fault.status, fault.code, fault)
         response: web.StreamResponse = await handler(request)
         return response
 

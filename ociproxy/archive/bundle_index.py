@@ -155,24 +155,23 @@ class BundleIndex:
     def _own(
         self, repository: Repository, top: Descriptor, owners: dict[Digest, set[Repository]]
     ) -> None:
-        for descriptor in self._walk(top):
-            known = self.records.manifests.setdefault(repository, {})
-            known[descriptor.digest] = descriptor
-            owners.setdefault(descriptor.digest, set()).add(repository)
+        """Record that a repository has an image, and to what its manifests refer."""
+        for holder in self._walk(top):
+            digest, subject = holder.descriptor.digest, holder.manifest.subject
+            self.records.manifests.setdefault(repository, {})[digest] = holder.descriptor
+            owners.setdefault(digest, set()).add(repository)
+            if subject is not None:
+                listed = self.records.referrers.setdefault(subject.digest, {})
+                listed[digest] = referrer_descriptor(holder)
 
     def _refer(
         self, image: NamedImage, subject: Digest, owners: dict[Digest, set[Repository]]
     ) -> bool:
         """Record a referrer in all repositories that have its subject; False where none is known to
         have it."""
-        holder = self._manifest(image.descriptor)
-        if holder is None or subject not in owners:
-            return False
-        listed = referrer_descriptor(holder)
-        self.records.referrers.setdefault(subject, {})[listed.digest] = listed
-        for repository in sorted(owners[subject], key=str):
+        for repository in sorted(owners.get(subject, ()), key=str):
             self._own(repository, image.descriptor, owners)
-        return True
+        return subject in owners
 
     def _is_hollow(self, descriptor: Descriptor) -> bool:
         manifest = self._find(descriptor)
@@ -186,14 +185,14 @@ class BundleIndex:
         holder = self._manifest(descriptor)
         return None if holder is None else holder.manifest
 
-    def _walk(self, top: Descriptor) -> Iterator[Descriptor]:
+    def _walk(self, top: Descriptor) -> Iterator[ManifestHolder]:
         """The manifests of an image that are in the archive."""
         waiting, seen = [top], {top.digest}
         while waiting:
             holder = self._manifest(waiting.pop())
             if holder is None:
                 continue
-            yield holder.descriptor
+            yield holder
             if isinstance(holder.manifest, Index):
                 # Only children that are in the archive: a hostile index may list any number.
                 fresh = {

@@ -64,10 +64,10 @@ def sort_entries(listed: Sequence[NamedImage], find: Find) -> Entries:
     named = {each.descriptor.digest for each in listed if each.reference is not None}
     parts: set[Digest] | None = None
     for key, group in groups.items():
+        images = _without_artifacts(group, find, entries, shared=key == "")
         if not isinstance(key, Reference):
             # A manifest that has a full name needs no second one.
-            group = [each for each in group if each.descriptor.digest not in named]
-        images = _without_artifacts(group, find, entries, shared=key == "")
+            images = [each for each in images if each.descriptor.digest not in named]
         if images and key == "":
             parts = _parts(listed, find) if parts is None else parts
             images = [each for each in images if each.descriptor.digest not in parts]

@@ -63,7 +63,7 @@ _STDOUT_NUMBER: Final = 1
     "--platform",
     "platforms",
     type=PlatformType(),
-    metavar="OS/ARCH[/VARIANT]",
+    metavar="OS/ARCH[/VARIANT][:VERSION]",
     multiple=True,
     envvar="OCIPROXY_PLATFORM",
     help="Take only this platform of an index; repeat for more.  [default: all that are stored]",

@@ -15,7 +15,7 @@ from ociproxy.archive.importer.decompress import MAX_SIZE
 from ociproxy.archive.importer.importer import Importer, Rules
 from ociproxy.archive.importer.naming import GivenName
 from ociproxy.archive.importer.results import OnExisting
-from ociproxy.cli.import_report import Report
+from ociproxy.cli.import_report import PinImported, Report
 from ociproxy.cli.options import (
     SizeType,
     config_path,
@@ -23,6 +23,7 @@ from ociproxy.cli.options import (
     image_path,
     json_events,
     log_format,
+    pin_option,
     quiet_log_level,
 )
 from ociproxy.cli.screen import Screen
@@ -62,6 +63,7 @@ from ociproxy.store.store import Store
     envvar="OCIPROXY_MAX_SIZE",
     help="Refuse an archive that expands to more.",
 )
+@pin_option
 @json_events
 @click.pass_context
 def import_command(
@@ -74,6 +76,7 @@ def import_command(
     name: str | None,
     on_existing: str,
     max_size: int,
+    pin: bool,
     as_json: bool,
 ) -> None:
     """Take images into the store from archives and folders, without a network.
@@ -99,7 +102,7 @@ def import_command(
     store.check_writable()
     screen = Screen()
     report = Report(screen, as_json=as_json)
-    importer = Importer(store, rules, report)
+    importer = Importer(store, rules, PinImported(store, report) if pin else report)
     interrupted = False
     # SIGTERM ends the import in order, as SIGINT does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

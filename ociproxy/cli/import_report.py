@@ -10,16 +10,17 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.archive.importer.importer import Watcher
-from ociproxy.archive.importer.results import EXIT_CODES, ImportResult, Status
+from ociproxy.archive.importer.results import EXIT_CODES, PUBLISHED, ImportResult, Status
 from ociproxy.cli.terminal import print_event
+from ociproxy.store.pruning.pins import Pin
 
 if TYPE_CHECKING:
     from ociproxy.cli.screen import Screen
     from ociproxy.errors import OciProxyError
+    from ociproxy.store.store import Store
 
 _SHOWN: Final = 10
 """Problems, or platforms, of one image that are printed; `--json` prints more."""
-_PUBLISHED: Final = (Status.IMPORTED, Status.REPLACED, Status.UNCHANGED)
 
 
 class Report(Watcher):
@@ -88,6 +89,26 @@ class Report(Watcher):
         self._screen.line(text)
 
 
+class PinImported(Watcher):
+    """`import --pin`: pins each image that got into the store, and passes all that it hears to
+    `next_watcher`."""
+
+    def __init__(self, store: Store, next_watcher: Watcher) -> None:
+        self._store = store
+        self._next = next_watcher
+
+    def image(self, result: ImportResult) -> None:
+        if result.status in PUBLISHED:
+            self._store.pins.add(Pin.parse(result.name, "import"), time.time())
+        self._next.image(result)
+
+    def note(self, source: str, text: str) -> None:
+        self._next.note(source, text)
+
+    def failed(self, source: str, error: OciProxyError) -> None:
+        self._next.failed(source, error)
+
+
 def _lines(result: ImportResult) -> list[str]:
     name = result.name
     shown = name if str(result.digest) in name else f"{name}@{result.digest}"
@@ -95,7 +116,7 @@ def _lines(result: ImportResult) -> list[str]:
     if result.previous is not None and result.previous != result.digest:
         verb = "was" if result.status is Status.REPLACED else "is"
         head += f", {verb} {result.previous}"
-    if result.left_out and result.status in _PUBLISHED:
+    if result.left_out and result.status in PUBLISHED:
         head += f", without {', '.join(result.left_out[:_SHOWN])}"
     if not result.problems:
         return [head]

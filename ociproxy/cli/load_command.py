@@ -15,6 +15,7 @@ import click
 from ociproxy import log
 from ociproxy.cli.backends import BACKENDS, backends
 from ociproxy.cli.load_lock import LockWriter, obey
+from ociproxy.cli.load_pins import PinLoaded
 from ociproxy.cli.load_report import PlanReport, Report
 from ociproxy.cli.load_run import LoadRun, leave
 from ociproxy.cli.options import (
@@ -24,6 +25,7 @@ from ociproxy.cli.options import (
     image_path,
     json_events,
     log_format,
+    pin_option,
     pull_timeout,
     quiet_log_level,
 )
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
     "--platform",
     "platforms",
     type=PlatformType(),
-    metavar="OS/ARCH[/VARIANT]",
+    metavar="OS/ARCH[/VARIANT][:VERSION]",
     multiple=True,
     envvar="OCIPROXY_PLATFORM",
     help="Platform to load; repeat for more.  [default: linux on this machine's processor]",
@@ -123,6 +125,7 @@ if TYPE_CHECKING:
     envvar="OCIPROXY_FAILURES",
     help="Write what was not loaded here, as a list to load.",
 )
+@pin_option
 @json_events
 @click.pass_context
 def load(
@@ -146,6 +149,7 @@ def load(
     locked: bool,
     fail_fast: bool,
     failures: Path | None,
+    pin: bool,
     as_json: bool,
 ) -> None:
     """Fill the store with the images of lists; `-` reads standard input.
@@ -180,9 +184,9 @@ def load(
         if target is not None:
             check_target(target)
     outcome = PlanReport(report, config.store.path, as_json=as_json) if plan else report
-    writer = LockWriter(outcome)
     with ExitStack() as stack:
         store, known = _stores(config, stack, plan=plan)
+        writer = LockWriter(PinLoaded(store, outcome) if pin and not plan else outcome)
         run = LoadRun(
             config,
             backends(store, config, everywhere=backend),

@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "import": "ociproxy.cli.import_command:import_command",
     "list": "ociproxy.cli.list_command:list_command",
     "prune": "ociproxy.cli.prune_command:prune",
+    "pins": "ociproxy.cli.pins_command:pins",
     "export": "ociproxy.cli.export_command:export_command",
     "check": "ociproxy.cli.check_command:check_command",
     "diff": "ociproxy.cli.diff_command:diff_command",

@@ -119,6 +119,12 @@ pull_timeout = click.option(
     "[default: load.pull_timeout, else 60000]",
 )
 
+pin_option = click.option(
+    "--pin",
+    is_flag=True,
+    envvar="OCIPROXY_PIN",
+    help="Pin each image: no prune removes it before `pins remove`.",
+)
 json_events = click.option(
     "--json",
     "as_json",

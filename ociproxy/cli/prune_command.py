@@ -21,8 +21,10 @@ from ociproxy.cli.options import (
     log_format,
     quiet_log_level,
 )
+from ociproxy.cli.pins_command import all_pins
 from ociproxy.cli.prune_report import Report
 from ociproxy.store.pruning.carry_out import carry_out
+from ociproxy.store.pruning.pins import Pins
 from ociproxy.store.pruning.plan import Selection, make_plan
 from ociproxy.store.pruning.survey import Survey
 from ociproxy.store.store import open_existing
@@ -131,9 +133,11 @@ def prune(
         # First, so that nothing else removes what the survey sees.
         remover = None if dry_run else stack.enter_context(store.removals.remover())
         survey = Survey(store)
-        plan = make_plan(store, survey, selection, is_pinned=lambda _: False, now=time.time())
+        pins = Pins(all_pins(store, config))
+        plan = make_plan(store, survey, selection, is_pinned=pins.match, now=time.time())
         if plan.takes_all and not everything:
             raise click.UsageError("the patterns match every image of the store: say --all, too")
+        report.pins(plan.pinned, pins.unmet())
         if remover is None:
             report.end(plan, plan)
         else:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from ociproxy.store.pruning.carry_out import Pruned
+    from ociproxy.store.pruning.pins import Pin
     from ociproxy.store.pruning.survey import StoredFile, SurveyedImage
 
 
@@ -27,6 +28,16 @@ class Report:
         self._json = as_json
         self._dry_run = dry_run
         self._recent = keep_recent
+
+    def pins(self, images: list[SurveyedImage], unmet: list[Pin]) -> None:
+        """Say which images are pinned, but would not come up without an upstream."""
+        problems = [(str(e.reference), "incomplete") for e in images if not e.complete]
+        problems += [(pin.pattern, "not stored") for pin in unmet]
+        for name, status in problems:
+            if self._json:
+                print_event("pinned", reference=name, status=status)
+            else:
+                click.echo(f"warning: {name} is pinned, but {status}", err=True)
 
     def end(self, plan: Plan, done: Plan | Pruned) -> None:
         """`done` is what was removed: of a dry run, the plan itself."""
@@ -57,7 +68,7 @@ class Report:
             rubbish=len(done.rubbish),
             freed=done.freed,
             size=plan.size - done.freed,
-            kept={"pinned": plan.pinned, "recent": plan.recent, "usedMeanwhile": len(kept)},
+            kept={"pinned": plan.pinned_fit, "recent": plan.recent, "usedMeanwhile": len(kept)},
             dryRun=self._dry_run,
         )
 
@@ -86,8 +97,8 @@ class Report:
         if plan.recent:
             recent = show_duration(self._recent)
             click.echo(f"{plan.recent} images stay that were used or stored within {recent}")
-        if plan.pinned:
-            click.echo(f"{plan.pinned} images stay that are pinned")
+        if plan.pinned_fit:
+            click.echo(f"{plan.pinned_fit} images stay that are pinned")
 
 
 def _content(done: Plan | Pruned) -> Iterator[tuple[str, str, StoredFile]]:

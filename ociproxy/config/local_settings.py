@@ -20,10 +20,19 @@ Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PinSource:
+    """A file that names what no prune removes: an image list or a lock."""
+
+    list: Path | None = None
+    lock: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
     path: Path = Path("/var/lib/ociproxy")
     hot_manifests: int = 16 * MIB
     keep_recent: float = 3600.0
+    pins: tuple[str | PinSource, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,15 +8,17 @@ Tests: tests/config/test_config.py.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Final
 
-from ociproxy.config.kinds import Choice, Duration, FilePath, Flag, Number, Size, Text
-from ociproxy.config.local_settings import Load, Log, Store
+from ociproxy.config.kinds import Choice, Duration, FilePath, Flag, Number, Place, Size, Text
+from ociproxy.config.local_settings import Load, Log, PinSource, Store
 from ociproxy.config.sections import Either, Items, Key, Section, is_mapping
 from ociproxy.config.serve_table import SERVE
 from ociproxy.config.settings import Config, Fetch, TagRule, Timeouts, Unlisted, Upstream
 from ociproxy.config.units import MIB
 from ociproxy.config.upstream_table import CONNECTIONS, RULES, TIMEOUT_KEYS, UPSTREAMS
+from ociproxy.config.yaml import MappingNode
 
 
 def build_config(values: dict[str, Any]) -> Config:
@@ -49,6 +51,22 @@ _TAG_RULE: Final = Section(
     },
 )
 
+
+def _one_file(values: Mapping[str, Any], node: MappingNode, place: Place) -> None:
+    if len(values) != 1:
+        place.refuse(node.line, "must have either list or lock")
+
+
+_PIN: Final = Section(
+    PinSource,
+    {
+        "list": Key(FilePath(), "An image list, as for `load`."),
+        "lock": Key(FilePath(), "A lock, as `load --lock` writes it: its digests are kept."),
+    },
+    rules=[_one_file],
+    schema_rules={"minProperties": 1, "maxProperties": 1},
+)
+
 _STORE: Final = Section(
     Store,
     {
@@ -56,6 +74,10 @@ _STORE: Final = Section(
         "hot_manifests": Key(Size(0, 1024 * MIB), "Memory for manifests that are asked for often."),
         "keep_recent": Key(
             Duration(), "What was used or stored within this time is not removed by a prune."
+        ),
+        "pins": Key(
+            Items(Either(is_mapping, _PIN, Text(parse=_pattern))),
+            "What no prune removes: references, globs on references, or files that name images.",
         ),
     },
 )

@@ -98,11 +98,19 @@ class BlobPuller:
         Raises `reason` where no upstream may be asked, else what `pull` does."""
         if self._upstreams.offline:
             raise reason
-        self._upstreams.check(repository)
         registry = repository.registry
+        # The probe may be the fill of this client that the store has just ended.
+        if self._upstreams.probe_wait(registry) is None:
+            self._upstreams.check(repository)
         log.event(logging.WARNING, "passing through", digest=digest, reason=reason)
         fill = self._fills.relay(repository, digest, backend=self._upstreams.backend(registry))
-        await self._started(fill, registry)
+        try:
+            await self._started(fill, registry)
+        except BaseException as exc:
+            fill.leave()
+            if isinstance(exc, OciProxyError):
+                self._upstreams.record_result(registry, exc)
+            raise
         return fill
 
     async def _pull(

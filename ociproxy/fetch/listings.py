@@ -20,7 +20,7 @@ from ociproxy import log
 from ociproxy.errors import ManifestUnknown, NameUnknown, OciProxyError
 from ociproxy.fetch.backend import NO_SUCH_LISTING, Listing
 from ociproxy.fetch.cache_status import HIT, PASSED_ON, CacheStatus, stale_because
-from ociproxy.fetch.tags import TagsQuery, page_of_tags
+from ociproxy.fetch.tags import PageRefused, TagsQuery, page_of_tags
 from ociproxy.oci.descriptor import INDEX_MEDIA_TYPES, OCI_INDEX, Descriptor, MalformedManifest
 from ociproxy.oci.manifest import json_object, media_type_of
 from ociproxy.oci.reference import Reference, referrers_tag
@@ -75,17 +75,20 @@ class ListingPuller:
         if self._upstreams.offline:
             if not self._store.refs.has_repository(repository):
                 self._upstreams.check_online(NameUnknown, str(repository))
-            status = HIT
-        else:
-            try:
-                return await self._ask(repository, "tags/list", query), PASSED_ON
-            except OciProxyError as exc:
-                if not self._store.refs.has_repository(repository) or not page.is_whole:
-                    raise
-                status = stale_because(exc)
-                log.event(logging.WARNING, "serving stale", reference=repository, reason=exc)
-        cached = await self._threads.run(lambda: self._store.refs.tags(repository))
-        return page_of_tags(repository, cached, page), status
+            return page_of_tags(repository, await self._cached_tags(repository), page), HIT
+        try:
+            return await self._ask(repository, "tags/list", query), PASSED_ON
+        except PageRefused:
+            raise  # the upstream was asked, and the cached tags may be few of those that it has
+        except OciProxyError as exc:
+            cached = await self._cached_tags(repository)
+            if not cached or not page.is_whole:
+                raise
+            log.event(logging.WARNING, "serving stale", reference=repository, reason=exc)
+            return page_of_tags(repository, cached, page), stale_because(exc)
+
+    async def _cached_tags(self, repository: Repository) -> list[str]:
+        return await self._threads.run(lambda: self._store.refs.tags(repository))
 
     async def _referrers(
         self, repository: Repository, subject: Digest, artifact_type: str, query: str

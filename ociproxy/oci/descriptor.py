@@ -21,6 +21,8 @@ DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_SCHEMA1: Final = "application/vnd.docker.distribution.manifest.v1+json"
 DOCKER_SCHEMA1_SIGNED: Final = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+OS_VERSION: Final = "os.version"
+"""Key of a platform, and of an image's config (image-spec, image-index.md)."""
 IMAGE_CONFIGS: Final = frozenset(
     {
         "application/vnd.oci.image.config.v1+json",
@@ -54,12 +56,6 @@ ACCEPTED_MEDIA_TYPES: Final = (
 """Media types for the Accept header of a request to an upstream. `*/*` lets it answer with a type
 that is unknown here, or unusual artifacts could not be mirrored."""
 
-_CONFIGS: Final = frozenset(
-    {
-        "application/vnd.oci.image.config.v1+json",
-        "application/vnd.docker.container.image.v1+json",
-    }
-)
 _SOUNDS_LIKE_A_MANIFEST: Final = re.compile(r"json$|manifest|index")
 _NONDISTRIBUTABLE: Final = re.compile(
     r"application/vnd\.(?:oci\.image\.layer\.nondistributable\.v1\.tar(?:\+(?:gzip|zstd))?"
@@ -91,7 +87,7 @@ def is_manifest(media_type: str) -> bool:
     plain = _plain(media_type)
     if is_generic(plain):
         return True
-    return plain not in _CONFIGS and _SOUNDS_LIKE_A_MANIFEST.search(plain) is not None
+    return plain not in IMAGE_CONFIGS and _SOUNDS_LIKE_A_MANIFEST.search(plain) is not None
 
 
 def _plain(media_type: str) -> str:
@@ -174,7 +170,7 @@ class Descriptor:
             media_type=normalised(media_type),
             digest=parsed,
             size=size,
-            platform=_platform(value.get("platform")),
+            platform=platform_in(value.get("platform")),
             urls=tuple(u for u in urls if isinstance(u, str)) if isinstance(urls, list) else (),
             artifact_type=artifact_type if isinstance(artifact_type, str) else "",
             annotations=annotations_in(value.get("annotations")),
@@ -188,8 +184,12 @@ class Descriptor:
             "size": self.size,
         }
         if (place := self.platform) is not None:
-            variant = {"variant": place.variant} if place.variant else {}
-            value["platform"] = {"architecture": place.architecture, "os": place.os, **variant}
+            more = {"variant": place.variant, OS_VERSION: place.os_version}
+            value["platform"] = {
+                "architecture": place.architecture,
+                "os": place.os,
+                **{name: each for name, each in more.items() if each},
+            }
         optional = {
             "urls": list(self.urls),
             "artifactType": self.artifact_type,
@@ -198,11 +198,13 @@ class Descriptor:
         return value | {name: each for name, each in optional.items() if each}
 
 
-def _platform(value: object) -> Platform | None:
+def platform_in(value: object) -> Platform | None:
+    """The platform of an entry of an index, or of an image's config; None where it names none, as
+    the config of a signature."""
     if not isinstance(value, dict):
         return None
-    os, architecture, variant = (text_in(value.get(k)) for k in ("os", "architecture", "variant"))
-    return Platform(os, architecture, variant) if os and architecture else None
+    parts = [text_in(value.get(name)) for name in ("os", "architecture", "variant", OS_VERSION)]
+    return Platform(*parts) if parts[0] and parts[1] else None
 
 
 def annotations_in(value: object) -> tuple[tuple[str, str], ...]:

@@ -100,16 +100,22 @@ def choose(
 
     An index may have no child for the wanted variant. Then the highest lower variant is taken that
     the wanted one runs, as containerd does: `linux/arm/v7` gets `linux/arm/v6`. A child without a
-    platform fits every platform, for an index of indexes names platforms further down.
+    platform fits every platform, for an index of indexes names platforms further down. A wanted
+    platform without a version of the operating system gets the children for all of them.
     `attestations` adds BuildKit's attestations of the chosen children.
     """
     if not platforms:
         return index.children
     children = [(child, child.platform and child.platform.normalised()) for child in index.children]
     images = [(child, place) for child, place in children if not is_attestation(child)]
-    offered = {place for _, place in images if place is not None}
-    taken = {_best(platform.normalised(), offered) for platform in platforms} | {None}
-    chosen = {id(child) for child, place in images if place in taken}
+    offered = {_any_version(place) for _, place in images if place is not None}
+    wanted = [(_best(_any_version(each.normalised()), offered), each) for each in platforms]
+    chosen = {
+        id(child)
+        for child, place in images
+        if place is None
+        or any(_any_version(place) == best and place.runs_on(e.os_version) for best, e in wanted)
+    }
     if attestations:
         subjects = {str(child.digest) for child, _ in images if id(child) in chosen}
         chosen |= {
@@ -153,6 +159,10 @@ def lost_layers(manifest: ImageManifest, config: bytes) -> int:
         return 0
     diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     return len(diff_ids) if isinstance(diff_ids, list) else 0
+
+
+def _any_version(platform: Platform) -> Platform:
+    return replace(platform, os_version="")
 
 
 def _best(wanted: Platform, offered: set[Platform]) -> Platform:

@@ -26,6 +26,9 @@ _NAME_PATTERN: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 NO_TAG: Final = "a tag is up to 128 letters, digits, '_', '.' or '-'"
 _TAG_PATTERN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _IMAGE_ID: Final = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
+TAG_OF_SUBJECT: Final = re.compile(r"(?P<algorithm>sha256|sha512)-(?P<hex>[a-f0-9]{64,128})")
+"""The beginning of a tag that leads to what refers to a digest: the fallback tag of the referrers
+API (distribution-spec, referrers tag schema), or one of cosign's with a suffix."""
 _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _REGISTRY_PATTERN: Final = re.compile(
     rf"(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]{{2,45}}\])(?::(?P<port>[0-9]{{1,5}}))?"
@@ -151,3 +154,8 @@ def referrers_tag(subject: Digest) -> str:
     """The tag of the index that lists the referrers of a subject, at a registry without the
     referrers API (distribution-spec, referrers tag schema). Tags of signatures begin with it."""
     return f"{subject.algorithm[:32]}-{subject.encoded[:64]}"
+
+
+def is_referrers_tag(tag: str) -> bool:
+    """Whether a tag is such a one, or one of cosign's, which has a suffix."""
+    return TAG_OF_SUBJECT.match(tag) is not None

@@ -30,7 +30,7 @@ from ociproxy.store.hashing import hash_file
 from ociproxy.store.read_only import BlobFile
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from io import FileIO
     from pathlib import Path
 
@@ -94,9 +94,17 @@ class Blobs:
             with store_errors(self.path(digest)):
                 raise
 
-    def commit(self, staged: Path, digest: Digest, *, flush: bool = True) -> None:
+    def commit(
+        self,
+        staged: Path,
+        digest: Digest,
+        *,
+        flush: bool = True,
+        sealing: Callable[[], None] = lambda: None,
+    ) -> None:
         """Publish a staged file whose bytes the caller verified. Raises StoreError.
 
+        `sealing` is called once the bytes are on the disk: from then on nothing touches the file.
         Without `flush` the name survives a power cut only after a call of `flush()`.
         """
         target = self.path(digest)
@@ -105,6 +113,7 @@ class Blobs:
             try:
                 os.fchmod(file, 0o644)
                 os.fsync(file)
+                sealing()
                 seal(file, target.name, self._clock.now())
             finally:
                 os.close(file)

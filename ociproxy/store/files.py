@@ -115,6 +115,8 @@ class Heartbeat:
 
 _BEAT: Final = 1.0
 """Seconds between two touches of a locked file."""
+_BEATS: Final = 2
+"""How many may be late."""
 heartbeat = Heartbeat()
 os.register_at_fork(after_in_child=heartbeat.__init__)  # type: ignore[misc]
 
@@ -126,16 +128,22 @@ class Silence:
         self._file = file
         self._limit = limit
         self._touched: int | None = None
-        self._since = time.monotonic()
+        self._looked = time.monotonic()
+        self._seconds = 0.0
 
     def is_long(self) -> bool:
-        """Whether the owner has not touched or written to the file for `limit` seconds."""
+        """Whether the owner has not touched or written to the file for `limit` seconds, and some
+        beats at least. Of a time in which the caller did not look only a beat counts: it may have
+        been stopped together with the owner."""
         touched: int | None = None
         with suppress(OSError):  # it has just been removed
             touched = os.stat(self._file).st_mtime_ns  # noqa: PTH116 it may be a number
+        now = time.monotonic()
+        self._seconds += min(now - self._looked, _BEAT)
+        self._looked = now
         if touched != self._touched:
-            self._touched, self._since = touched, time.monotonic()
-        return time.monotonic() - self._since > self._limit
+            self._touched, self._seconds = touched, 0.0
+        return self._seconds > max(self._limit, _BEATS * _BEAT)
 
 
 def is_at(file: int, path: Path) -> bool:

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ociproxy.oci.descriptor import MalformedManifest, OddManifest, is_generic
+from ociproxy.oci.descriptor import MalformedManifest, OddManifest, is_generic, platform_in
 from ociproxy.oci.image import (
     BEYOND_LIMITS,
     ImageWalk,
@@ -21,7 +21,6 @@ from ociproxy.oci.image import (
     platforms_of,
 )
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
-from ociproxy.oci.platform import Platform
 from ociproxy.store.files import open_unused
 from ociproxy.store.manifests import with_media_type
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
+    from ociproxy.oci.platform import Platform
     from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
 
@@ -300,18 +300,13 @@ def _is_referrer(store: Store, holder: ManifestHolder) -> bool:
 def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
     """The platform that the image's stored config names (image-spec config.md).
 
-    None where the config is not stored, is larger than a manifest may be, or names none, as that of
-    a signature.
+    None where the config is not stored, is larger than a manifest may be, or names none.
     """
     if manifest.config.size > MANIFEST_MAX_SIZE:
         return None
     try:
         with open_unused(store.blobs.path(manifest.config.digest)) as file:
             document = json.load(file)
-        parts = document["os"], document["architecture"], document.get("variant", "")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return None
-    # An artifact's config is a blob of any content, with other JSON types in these fields.
-    if not all(isinstance(part, str) for part in parts) or not all(parts[:2]):
-        return None
-    return Platform(*parts)
+    return platform_in(document)

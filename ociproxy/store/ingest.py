@@ -133,7 +133,8 @@ class Ingest:
         with store_errors(self.path):
             state = os.fstatvfs(self.file)
         rest = size - self.ranges.total
-        if rest > state.f_bavail * state.f_frsize:
+        # Some file systems tell no size at all: tmpfs without a limit, some of FUSE.
+        if state.f_blocks and rest > state.f_bavail * state.f_frsize:
             raise StoreFull(self.path, f"no space left on device for {rest} bytes more")
 
     def write(self, offset: int, data: bytes) -> None:
@@ -179,12 +180,12 @@ class Ingest:
 
     def commit(self, blobs: Blobs) -> None:
         """Leader: publish the bytes, which the caller has verified. Raises StoreError."""
-        heartbeat.stop(self.file)  # a touch would break the seal
         if self.size is not None:
             with store_errors(self.path):
                 # An earlier leader, killed since, may have written bytes beyond the end.
                 os.ftruncate(self.file, self.size)
-        blobs.commit(self.path, self.digest)
+        # A touch would break the seal; followers wait for the flush of a large blob before it.
+        blobs.commit(self.path, self.digest, sealing=lambda: heartbeat.stop(self.file))
         self._unlink_journal()
 
     def discard(self) -> None:

@@ -9,6 +9,7 @@
     pulls/                                            what is not published yet
     quarantine/                                       damaged blobs, out of service
     locks/                                            empty files, which processes lock
+    pins/                                             what no prune removes
     store.json                                        the format version
 
 Opening a store makes the folders that are missing and reads no content.
@@ -30,6 +31,7 @@ from ociproxy.store.blobs import Blobs
 from ociproxy.store.document_spool import DocumentSpool
 from ociproxy.store.files import keep, store_errors
 from ociproxy.store.manifests import Manifests, check_manifest
+from ociproxy.store.pruning.pins import PinFiles
 from ociproxy.store.read_only import TagRecord
 from ociproxy.store.refs import Refs
 from ociproxy.store.removal import Removals
@@ -84,6 +86,7 @@ class Store:
         _check_format(root)
         self.staging = Staging(staging)
         self.removals = Removals(root / "locks", staging)
+        self.pins = PinFiles(root / "pins", staging)
         self.blobs = Blobs(root / "blobs", self.quarantine, clock, below)
         self.manifests = Manifests(
             root / _INDEXES,

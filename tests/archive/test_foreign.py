@@ -225,6 +225,34 @@ def test_a_bundle_says_which_images_have_no_full_name(tmp_path: Path) -> None:
         assert "--name" in line
 
 
+def test_the_tag_of_a_signature_is_kept_whatever_tag_the_image_is_given(
+    job: Import, tmp_path: Path
+) -> None:
+    """As regctl and `cosign` lay them out: by tags that the digest of the image is in."""
+    made, signature = image(), image("signature")
+    tag = f"{made.digest.replace(':', '-')}.sig"
+    files = layouts.members({"v1": made, tag: signature}, key=layouts.REF_NAME)
+    done = job.run("--name", "quay.io/t/x:2", layouts.write_tar(tmp_path / "x.tar", files))
+    assert done.code == 0, done.problems
+    assert set(done.statuses) == {"quay.io/t/x:2", f"quay.io/t/x:{tag}"}
+
+
+def test_a_referrer_that_has_a_name_too_is_listed_by_a_bundle(tmp_path: Path) -> None:
+    made = image()
+    sbom = artifact(made.top)
+    for also in ([], [("", sbom.top)]):
+        index = layouts.index_json(
+            [("quay.io/t/x:1", made.top), ("quay.io/t/x:s", sbom.top), *also]
+        )
+        files = dict(layouts.members({"a": made, "b": sbom})) | {"index.json": index}
+        with Bundle(layouts.write_tar(tmp_path / "x.tar", files.items())) as bundle:
+            refs = Store(tmp_path / "store", below=[bundle]).refs
+            repository = Reference.parse("quay.io/t/x").repository
+            listed = refs.referrers(repository, Digest.parse(made.digest))
+            assert [str(each.digest) for each in listed] == [sbom.digest]
+            assert refs.tags(repository) == ["1", "s"]
+
+
 def with_names(tmp_path: Path, *names: str, key: str = layouts.IMAGE_NAME) -> Path:
     """One image in a layout that lists it by each of the names."""
     made = image("named")

@@ -54,6 +54,8 @@ def test_a_lock_survives_its_own_form() -> None:
     ("place", "kept"),
     [
         (Platform("linux", "arm64", "v8.2+sve"), True),
+        (Platform("windows", "amd64", "", "10.0.20348.2113"), True),
+        (Platform("windows", "amd64", "", "10.0 beta"), False),
         (Platform("", ""), False),
         (Platform("", "amd64"), False),
         (Platform("linux", ""), False),

@@ -239,7 +239,7 @@ def test_an_image_that_is_published_again_after_the_plan_stays(store: Store) -> 
     """`commit_manifest` finds the manifest there and writes nothing: the removal has to notice."""
     survey = Survey(store)
     selection = Selection(patterns=("quay.io/*",), keep_recent=0)
-    plan = make_plan(store, survey, selection, is_pinned=lambda _: False, now=time.time())
+    plan = make_plan(store, survey, selection, is_pinned=lambda *_: False, now=time.time())
     assert len(plan.images) == 2
     again = Reference.parse("example.com/again:v1")
     holder = ManifestHolder.of(OLD.top.data, OLD.top.media_type)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -558,3 +559,33 @@ def test_an_ordinary_layer_that_the_registry_lacks_fails_its_image(
     upstream.add("team/app", Image(made.top, blobs=made.blobs[:2]), tag="v1")
     assert load.run(load.write(f"{upstream.registry}/team/app:v1")).code == 3
     assert load.tag(f"{upstream.registry}/team/app:v1") is None
+
+
+def test_one_of_two_windows_versions_is_loaded_by_its_version(
+    upstream: FakeUpstream, load: Load
+) -> None:
+    older, newer = image("2019"), image("2022")
+    versions = {"10.0.17763.5820": older, "10.0.20348.2461": newer}
+    children = [
+        each.top.descriptor(
+            platform={"os": "windows", "architecture": "amd64", "os.version": version}
+        )
+        for version, each in versions.items()
+    ]
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children}
+    top = content(json.dumps(document).encode(), OCI_INDEX)
+    upstream.add(
+        "team/app", Image(top, (older.top, newer.top), (*older.blobs, *newer.blobs)), tag="v1"
+    )
+    name = f"{upstream.registry}/team/app:v1"
+    lock = str(load.folder / "lock")
+    assert (
+        load.run(load.write(f"{name} platform=windows/amd64:10.0.20348"), "--lock", lock).code == 0
+    )
+    assert load.has(newer)
+    assert not load.has(older)
+    shutil.rmtree(load.store)
+    assert load.run("--lock", lock, "--locked").code == 0
+    assert load.has(newer)
+    assert not load.has(older)
+    assert load.run(load.write(name), "--platform", "windows/amd64:10.0.14393").code == 3

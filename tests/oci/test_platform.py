@@ -42,7 +42,10 @@ def chosen(made: Index, *platforms: str, attestations: bool = False) -> list[int
     return [made.manifests.index(each) for each in found]
 
 
-@pytest.mark.parametrize("text", ["linux/amd64", "linux/arm/v7", "windows/amd64", "linux/s390x"])
+@pytest.mark.parametrize(
+    "text",
+    ["linux/amd64", "linux/arm/v7", "windows/amd64", "linux/s390x", "windows/amd64:10.0.20348"],
+)
 def test_a_platform_in_normal_form_prints_as_it_was_written(text: str) -> None:
     assert str(Platform.parse(text)) == text
 
@@ -50,6 +53,7 @@ def test_a_platform_in_normal_form_prints_as_it_was_written(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "normal"),
     [
+        ("windows(10.0.20348)/amd64", "windows/amd64:10.0.20348"),
         ("linux/aarch64", "linux/arm64"),
         ("linux/arm64/v8", "linux/arm64"),
         ("linux/arm64/8", "linux/arm64"),
@@ -123,3 +127,30 @@ def test_attestations_come_with_their_image_where_asked_for() -> None:
     made = index(amd64, arm64, attestation("x", amd64), attestation("y", arm64))
     assert chosen(made, "linux/amd64") == [0]
     assert chosen(made, "linux/amd64", attestations=True) == [0, 2]
+
+
+def windows(version: str) -> dict[str, object]:
+    place = {"os": "windows", "architecture": "amd64", "os.version": version}
+    return child(version) | {"platform": place}
+
+
+WINDOWS = index(
+    *map(windows, ("10.0.17763.5820", "10.0.20348.2461", "10.0.203480.1")),
+    child("linux", "linux/amd64"),
+)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (["windows/amd64:10.0.20348"], [1]),
+        (["windows(10.0.20348.2461)/amd64"], [1]),
+        (["windows/amd64:10.0.20348.9999"], []),
+        (["windows/amd64"], [0, 1, 2]),
+        (["windows/amd64:10.0.17763", "linux/amd64"], [0, 3]),
+    ],
+)
+def test_windows_images_are_told_apart_by_their_version(
+    wanted: list[str], expected: list[int]
+) -> None:
+    assert chosen(WINDOWS, *wanted) == expected

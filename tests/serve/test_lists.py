@@ -51,6 +51,36 @@ def test_cached_tags_stand_in_for_a_failing_upstream(
     assert word in answer.cache_status
 
 
+@pytest.mark.parametrize("code", ["PAGINATION_NUMBER_INVALID", "UNSUPPORTED"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_page_that_the_upstream_refuses_is_refused_whatever_is_cached(
+    scene: Scene, cached: bool, code: str
+) -> None:
+    """Cached tags are a shorter list that the client would take for all of them."""
+    for tag in TAGS:
+        scene.upstream.add(scene.repository, image("app"), tag=tag)
+    server = scene.start()
+    if cached:
+        scene.manifest("a")
+    scene.upstream.fault("/tags/list", Fault(status=400, code=code))
+    answer = server.get(f"{scene.path('tags', 'list')}&n=5000")
+    [error] = answer.json()["errors"]
+    assert (answer.status, error["code"]) == (400, "PAGINATION_NUMBER_INVALID")
+    assert code in error["message"]
+    scene.upstream.heal()
+    assert server.get(f"{scene.path('tags', 'list')}&n=3").json()["tags"] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_no_cached_tag_stands_in_for_no_list(scene: Scene, status: int) -> None:
+    app = scene.upstream.add(scene.repository, image("app"), tag="v1")
+    server = scene.start()
+    scene.manifest(app.digest)
+    scene.upstream.fault("/tags/list", Fault(status=status))
+    answer = server.get(scene.path("tags", "list"))
+    assert answer.status == (404 if status == 404 else 502)
+
+
 def test_cached_tags_are_paged(tagged: Scene) -> None:
     tagged.server.restart(args=["--offline"])
     path = tagged.path("tags", "list")

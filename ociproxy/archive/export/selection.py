@@ -5,7 +5,6 @@ Tests: tests/archive/export/test_export.py.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.errors import ConfigError, DigestMismatch, Incomplete, ManifestUnknown, NothingMatches
 from ociproxy.oci.image import choose
 from ociproxy.oci.manifest import Index
-from ociproxy.oci.reference import Reference
+from ociproxy.oci.reference import TAG_OF_SUBJECT, Reference, is_referrers_tag
 from ociproxy.store.image import is_only_named, read_contents
 from ociproxy.store.inventory import references
 
@@ -27,10 +26,6 @@ if TYPE_CHECKING:
     from ociproxy.oci.reference import Repository
     from ociproxy.store.image import ImageContents, ReachedImage
     from ociproxy.store.store import Store
-
-_TAG_OF_SUBJECT: Final = re.compile(r"(?P<algorithm>sha256|sha512)-(?P<hex>[a-f0-9]{64,128})")
-"""The beginning of a tag that leads to what refers to a digest: the fallback tag of the referrers
-API (distribution-spec, referrers tag schema), or one of cosign's with a suffix."""
 
 _REMEDY: Final = (
     "load them again, leave them out, or export with --allow-partial, which records the gaps"
@@ -134,7 +129,7 @@ def reach(
     while waiting:
         image = waiting.pop()
         reference = image.reference
-        if reference in chosen or (not referrers and _TAG_OF_SUBJECT.match(reference.tag or "")):
+        if reference in chosen or (not referrers and is_referrers_tag(reference.tag or "")):
             continue
         found = read_contents(
             store, reference.repository, image.descriptor, image.platforms, referrers=referrers
@@ -203,7 +198,7 @@ def _tagged_referrers(
     store: Store, repository: Repository, found: ImageContents
 ) -> Iterator[Selected]:
     for tag in store.refs.tags(repository):
-        match = _TAG_OF_SUBJECT.match(tag)
+        match = TAG_OF_SUBJECT.match(tag)
         # The specification limits the digits to 64, so that a tag for a sha512 has half of them.
         if match is None or not any(
             digest.algorithm == match["algorithm"] and digest.encoded.startswith(match["hex"])

@@ -53,6 +53,7 @@ class Status(StrEnum):
     INCOMPLETE = "incomplete"
 
 
+PUBLISHED: Final = (Status.IMPORTED, Status.REPLACED, Status.UNCHANGED)
 EXIT_CODES: Final = {
     Status.INCOMPLETE: 5,
     Status.EXISTS: 3,

@@ -84,7 +84,8 @@ class Download:
         spawn: Callable[[Callable[[], None]], Future[None]],
     ) -> None:
         """`partition` is who may share the bytes before they are verified (`Config.partition`).
-        `believes` is whether what a stored manifest claims of the size is looked up.
+        `believes` is whether what a stored manifest claims of the size is looked up, and
+        whether readers get what another process has brought before that one has verified it.
         `notify` tells the readers of news. `spawn` runs one more connection in a thread."""
         self.digest = digest
         self.state = State.STARTING
@@ -232,14 +233,15 @@ class Download:
                 led = ingest.is_led()
                 if self._store.blobs.find_size(self.digest) is not None:
                     return self._take_committed()
+                if not adopted:
+                    ingest.refresh()
+                    # The second try after wrong bytes: they may be those of a leader that stopped.
+                    adopted = self._believes and self.assembly.adopt(ingest)
                 if adopted:
                     self.assembly.refresh()
-                else:
-                    ingest.refresh()
-                    adopted = self.assembly.adopt(ingest)
-                if ingest.size is not None:
+                if adopted and ingest.size is not None:
                     self._reach(State.ARRIVING)
-                elif ingest.ranges.total:
+                elif adopted and ingest.ranges.total:
                     self.tell_arrival()
                 if not led:
                     return False
@@ -257,7 +259,10 @@ class Download:
         if ingest is not self.assembly.led and not self._begin(ingest):
             return self._take_committed()
         began = time.monotonic()
-        hasher = self._hasher = InOrderHasher(self.digest, ingest, self.assembly.arrived_until)
+        hasher = self._hasher
+        if hasher is None or not hasher.is_of(ingest):
+            hasher = InOrderHasher(self.digest, ingest, self.assembly.arrived_until)
+        self._hasher = hasher
         self.assembly.hash_with(hasher)
         self._fetcher = fetcher
         if self.stopped.is_set():
@@ -307,7 +312,11 @@ class Download:
             return False
         try:
             self.assembly.resume(ingest)
-        except OciProxyError:
+        except OciProxyError as exc:
+            if isinstance(exc, StoreError):
+                # A part of a copy that did not fit would keep the disk full.
+                with suppress(StoreError):
+                    ingest.discard()
             ingest.close()
             raise
         self.bytes_resumed = ingest.ranges.total

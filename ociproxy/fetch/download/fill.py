@@ -111,6 +111,9 @@ class Fill:
         while not self.done:
             await self._change()
 
+    def leave(self) -> None:
+        """A response that read it has ended. The fill goes on: other clients may read it."""
+
     def notify(self) -> None:
         """Thread-safe. Coalesces wake-ups of the readers; never drops the final one."""
         if not self._scheduled or self._is_whole:

@@ -19,7 +19,8 @@ from ociproxy.store.pruning.survey import Needs, StoredFile, needs_of_all
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ociproxy.oci.reference import Repository
+    from ociproxy.oci.digest import Digest
+    from ociproxy.oci.reference import Reference, Repository
     from ociproxy.store.pruning.survey import Survey, SurveyedImage
     from ociproxy.store.store import Store
 
@@ -73,7 +74,9 @@ class Plan:
     """By all that stays."""
     size: int = 0
     """Bytes of all content before."""
-    pinned: int = 0
+    pinned: list[SurveyedImage] = field(default_factory=list)
+    """All images that are pinned."""
+    pinned_fit: int = 0
     recent: int = 0
     """Images that fit the selection, but are pinned, or were used within `keep_recent`."""
     takes_all: bool = False
@@ -91,7 +94,7 @@ def make_plan(
     survey: Survey,
     selection: Selection,
     *,
-    is_pinned: Callable[[SurveyedImage], bool],
+    is_pinned: Callable[[Reference, Digest], bool],
     now: float,
 ) -> Plan:
     """Raises StoreError. `now` is seconds since the epoch."""
@@ -125,17 +128,20 @@ class _Planning:
         content = (*survey.manifests.values(), *survey.blobs.values(), *self._rubbish)
         self.plan = Plan(size=sum(each.size for each in content))
 
-    def choose_images(self, is_pinned: Callable[[SurveyedImage], bool]) -> None:
+    def choose_images(self, is_pinned: Callable[[Reference, Digest], bool]) -> None:
         plan, selection = self.plan, self._selection
         matching = [each for each in self._survey.images if selection.matches(each)]
         wild = any(_WILD & set(each) for each in selection.patterns)
         everything = len(matching) == len(self._survey.images) > 0
         plan.takes_all = selection.is_unlimited and wild and everything
         plan.rubbish = [each for each in self._rubbish if self._is_loose(each)]
+        images = self._survey.images
+        plan.pinned = [each for each in images if is_pinned(each.reference, each.digest)]
+        pinned = set(map(id, plan.pinned))
         candidates = []
         for image in filter(self._fits, matching):
-            if is_pinned(image):
-                plan.pinned += 1
+            if id(image) in pinned:
+                plan.pinned_fit += 1
             elif image.used > self._recent:
                 plan.recent += 1
             else:

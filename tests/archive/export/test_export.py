@@ -20,7 +20,17 @@ from ociproxy.oci.descriptor import Descriptor
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Reference
 from ociproxy.store.store import Store
-from tests.images import MIB, OCI_MANIFEST, Image, artifact, content, image, index, multi_platform
+from tests.images import (
+    MIB,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Image,
+    artifact,
+    content,
+    image,
+    index,
+    multi_platform,
+)
 from tests.stores import damage, put, stored
 
 NAME = "io.containerd.image.name"
@@ -637,3 +647,28 @@ def test_zstd_wraps_the_same_tar(store: Store, tmp_path: Path) -> None:
     [file] = report["files"]
     assert file["tarDigest"] == f"sha256:{sha256(tmp_path / 'a.tar')}"
     assert file["digest"] == f"sha256:{sha256(tmp_path / 'a.tar.zst')}"
+
+
+def test_one_of_two_windows_versions_is_exported_by_its_version(
+    store: Store, tmp_path: Path
+) -> None:
+    versions = {"10.0.17763.5820": image("2019"), "10.0.20348.2461": image("2022")}
+    entries_of = [
+        each.top.descriptor(
+            platform={"os": "windows", "architecture": "amd64", "os.version": version}
+        )
+        for version, each in versions.items()
+    ]
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries_of}
+    blobs = tuple(blob for each in versions.values() for blob in each.blobs)
+    top = content(json.dumps(document).encode(), OCI_INDEX)
+    put(store, "quay.io/a/b:1", Image(top, tuple(e.top for e in versions.values()), blobs))
+    form = ("--format", "oci", "--platform")
+    done = run(store, tmp_path / "a.tar", *form, "windows/amd64", code=2)
+    assert "windows/amd64:10.0.17763.5820 and windows/amd64:10.0.20348.2461" in error(done)
+    run(store, tmp_path / "b.tar", *form, "windows/amd64:10.0.20348")
+    [entry] = entries(tmp_path / "b.tar")
+    assert entry["digest"] == versions["10.0.20348.2461"].digest
+    assert entry["platform"]["os.version"] == "10.0.20348.2461"
+    [locked] = lock_in(tmp_path / "b.tar").images
+    assert [str(each) for each in locked.platforms] == ["windows/amd64:10.0.20348.2461"]
