@@ -110,15 +110,16 @@ class ListingPuller:
         return listing, PASSED_ON
 
     async def _cached(self, repository: Repository, subject: Digest, artifact_type: str) -> Listing:
-        """What the store has recorded, and what the stored fallback tag lists. In a thread: there
-        may be many records, and each is a file."""
+        """What the store has recorded; where that is nothing, what the stored fallback tag lists,
+        so that a client hears of referrers that are not stored. In a thread: there may be many
+        records, and each is a file."""
 
         def read() -> Listing:
-            tagged = self._manifests.find_stored(Reference(repository, referrers_tag(subject)))
-            found = {each.digest: each for each in (_listed(tagged.raw) if tagged else None) or ()}
-            recorded = self._store.refs.referrers(repository, subject)
-            found.update((each.digest, each) for each in recorded)
-            return _index(list(found.values()), artifact_type)
+            found = self._store.refs.referrers(repository, subject)
+            if not found:
+                tagged = self._manifests.find_stored(Reference(repository, referrers_tag(subject)))
+                found = (_listed(tagged.raw) if tagged else None) or []
+            return _index(found, artifact_type)
 
         return await self._threads.run(read)
 
