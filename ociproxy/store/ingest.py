@@ -148,7 +148,16 @@ class Ingest:
                 view = view[count:]
 
     def copy_from(self, other: Ingest) -> None:
-        """Leader: take over what has arrived in another file of the blob. Raises StoreError."""
+        """Leader: take over what has arrived in another file of the blob. Raises StoreError; this
+        file is removed then, for a part of a copy would keep a full disk full."""
+        try:
+            self._copy(other)
+        except StoreError:
+            with suppress(StoreError):
+                self.discard()
+            raise
+
+    def _copy(self, other: Ingest) -> None:
         for start, stop in other.ranges:
             while (gap := self.ranges.gap(start, stop)) is not None:
                 first, last = gap

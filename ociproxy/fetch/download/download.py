@@ -30,7 +30,6 @@ from ociproxy.errors import (
 from ociproxy.fetch.download.assembly import Assembly
 from ociproxy.fetch.download.state import State
 from ociproxy.store.files import Silence, store_errors
-from ociproxy.store.hashing import InOrderHasher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from ociproxy.fetch.download.assembly import Segment
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
+    from ociproxy.store.hashing import InOrderHasher
     from ociproxy.store.ingest import Ingest
     from ociproxy.store.store import Store
 
@@ -71,9 +71,9 @@ class Download:
         spawn: Callable[[Callable[[], None]], Future[None]],
     ) -> None:
         """`partition` is who may share the bytes before they are verified (`Config.partition`).
-        `believes` is whether what a stored manifest claims of the size is looked up, and
-        whether readers get what another process has brought before that one has verified it.
-        `notify` tells the readers of news. `spawn` runs one more connection in a thread."""
+        `believes` is whether the size that a stored manifest claims is looked up, and what another
+        process has not verified yet is read: not by the second try after wrong bytes. `notify`
+        tells the readers of news. `spawn` runs one more connection in a thread."""
         self.digest = digest
         self.state = State.STARTING
         self.limits = limits
@@ -222,14 +222,13 @@ class Download:
                     return self._take_committed()
                 if not adopted:
                     ingest.refresh()
-                    # The second try after wrong bytes: they may be those of a leader that stopped.
                     adopted = self._believes and self.assembly.adopt(ingest)
                 if adopted:
                     self.assembly.refresh()
-                if adopted and ingest.size is not None:
-                    self._reach(State.ARRIVING)
-                elif adopted and ingest.ranges.total:
-                    self.tell_arrival()
+                    if ingest.size is not None:
+                        self._reach(State.ARRIVING)
+                    elif ingest.ranges.total:
+                        self.tell_arrival()
                 if not led:
                     return False
                 if silence.is_long():
@@ -246,11 +245,7 @@ class Download:
         if ingest is not self.assembly.led and not self._begin(ingest):
             return self._take_committed()
         began = time.monotonic()
-        hasher = self._hasher
-        if hasher is None or not hasher.is_of(ingest):
-            hasher = InOrderHasher(self.digest, ingest, self.assembly.arrived_until)
-        self._hasher = hasher
-        self.assembly.hash_with(hasher)
+        hasher = self._hasher = self.assembly.begin_hashing(ingest)
         self._fetcher = fetcher
         if self.stopped.is_set():
             fetcher.abort()
@@ -299,11 +294,7 @@ class Download:
             return False
         try:
             self.assembly.resume(ingest)
-        except OciProxyError as exc:
-            if isinstance(exc, StoreError):
-                # A part of a copy that did not fit would keep the disk full.
-                with suppress(StoreError):
-                    ingest.discard()
+        except OciProxyError:
             ingest.close()
             raise
         self.bytes_resumed = ingest.ranges.total
