@@ -171,6 +171,8 @@ class PlanReport(Watcher):
         self._root = root
         self._json = as_json
         self._plan = Plan()
+        self.fits = True
+        """Whether the disk has room for all; known after `end`."""
 
     def loaded(self, result: Result) -> None:
         self._report.ended(result.image)
@@ -189,6 +191,7 @@ class PlanReport(Watcher):
             return
         plan, free = self._plan, free_space(self._root)
         pulls = plan.pulls(summary.quotas)
+        self.fits = plan.new < free
         if self._json:
             print_event(
                 "plan",

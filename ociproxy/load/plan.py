@@ -89,6 +89,11 @@ class Plan:
         ]
 
 
+def fits(new: int, root: Path) -> bool:
+    """Whether there is room for so many new bytes. Raises StoreError."""
+    return new < free_space(root)
+
+
 def free_space(root: Path) -> int:
     """Bytes that this user may still write where the store is, or will be. Raises StoreError."""
     with store_errors(root):
