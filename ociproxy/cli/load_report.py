@@ -17,7 +17,8 @@ from ociproxy.cli.terminal import print_event, short
 from ociproxy.config.units import show_duration
 from ociproxy.errors import UpstreamRateLimited
 from ociproxy.load.loader import Watcher
-from ociproxy.load.plan import Plan, PlannedImage, PlannedPulls, free_space
+from ociproxy.load.plan import Plan, PlannedImage, PlannedPulls
+from ociproxy.store.files import free_space
 
 if TYPE_CHECKING:
     from pathlib import Path

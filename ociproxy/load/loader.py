@@ -27,12 +27,12 @@ from ociproxy.errors import (
 )
 from ociproxy.fetch.retry import ImageRetry, Progress
 from ociproxy.load.image import UpstreamImage, UpstreamImages, all_of
-from ociproxy.load.plan import fits, free_space
 from ociproxy.load.progress import ActiveImage, LoadProgress, Summary
 from ociproxy.oci.descriptor import IMAGE_CONFIGS
 from ociproxy.oci.image import choose, platforms_of
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.reference import Reference
+from ociproxy.store.files import free_space
 from ociproxy.store.image import platform_of
 
 if TYPE_CHECKING:
@@ -285,8 +285,8 @@ class Loader:
             return self._store.staging.held(digest, self._partition(where.registry))
 
         needed = self.progress.coming(missing, held, repository)
-        if missing and not fits(needed, root):
-            free = free_space(root)
+        free = free_space(root)
+        if missing and needed >= free:
             reason = f"no space left on device: {needed} bytes to come, {free} free"
             raise NoRoom(root, reason)
 
