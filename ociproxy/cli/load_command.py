@@ -33,7 +33,7 @@ from ociproxy.cli.options import (
 from ociproxy.cli.screen import Screen
 from ociproxy.cli.sources import chosen_platforms, machine_platform, read_wanted
 from ociproxy.cli.terminal import INTERRUPTED, check_target, write_file
-from ociproxy.errors import ConfigError
+from ociproxy.errors import ConfigError, IntegrityError, NoRoom
 from ociproxy.store.store import Store, is_store, temporary_store
 
 if TYPE_CHECKING:
@@ -216,7 +216,10 @@ def load(
                 outcome.end(run.summary, interrupted=run.interrupted)
     if run.interrupted:
         leave(INTERRUPTED)
-    ctx.exit(run.summary.exit_code)
+    code = run.summary.exit_code
+    if isinstance(outcome, PlanReport) and not outcome.fits and code != IntegrityError.exit_code:
+        code = NoRoom.exit_code
+    ctx.exit(code)
 
 
 def _stores(config: Config, stack: ExitStack, *, plan: bool) -> tuple[Store, Store | None]:

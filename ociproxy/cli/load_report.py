@@ -17,7 +17,8 @@ from ociproxy.cli.terminal import print_event, short
 from ociproxy.config.units import show_duration
 from ociproxy.errors import UpstreamRateLimited
 from ociproxy.load.loader import Watcher
-from ociproxy.load.plan import Plan, PlannedImage, PlannedPulls, free_space
+from ociproxy.load.plan import Plan, PlannedImage, PlannedPulls
+from ociproxy.store.files import free_space
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -171,6 +172,8 @@ class PlanReport(Watcher):
         self._root = root
         self._json = as_json
         self._plan = Plan()
+        self.fits = True
+        """Whether the disk has room for all; known after `end`."""
 
     def loaded(self, result: Result) -> None:
         self._report.ended(result.image)
@@ -189,6 +192,7 @@ class PlanReport(Watcher):
             return
         plan, free = self._plan, free_space(self._root)
         pulls = plan.pulls(summary.quotas)
+        self.fits = plan.new < free
         if self._json:
             print_event(
                 "plan",

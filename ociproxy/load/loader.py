@@ -20,6 +20,7 @@ from ociproxy.errors import (
     BlobUnknown,
     IntegrityError,
     ManifestUnknown,
+    NoRoom,
     OciProxyError,
     StoreError,
     UpstreamDenied,
@@ -32,6 +33,7 @@ from ociproxy.oci.descriptor import IMAGE_CONFIGS
 from ociproxy.oci.image import choose, platforms_of
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.reference import Reference
+from ociproxy.store.files import free_space
 from ociproxy.store.image import platform_of
 
 if TYPE_CHECKING:
@@ -105,6 +107,8 @@ class Loader:
         self._store = known or engine.store
         self._stores = (self._store, engine.store)
         self._configs_fetched = 0
+        self._partition = config.partition
+        self._admitting = asyncio.Lock()
         self._jobs = config.load.jobs
         self._limit = config.load.pull_timeout
         self._slots = asyncio.Semaphore(config.fetch.fills)
@@ -160,9 +164,9 @@ class Loader:
             self.progress.active.append(active)
             try:
                 image = await work(active)
-            except StoreError:
-                raise
             except OciProxyError as exc:
+                if isinstance(exc, StoreError) and not isinstance(exc, NoRoom):
+                    raise
                 self.progress.summary.add_failed(exc)
                 self._stopped = self._fail_fast
                 self._watcher.failed(wanted, exc)
@@ -186,7 +190,11 @@ class Loader:
             for digest, blob in image.blobs.items()
             if self._store.blobs.find_size(digest) is None
         }
-        self.progress.found(active, image, missing)
+        async with self._admitting:
+            if not plan:
+                # Before the link is spent.
+                await self._engine.threads.run(lambda: self._check_room(active, missing))
+            self.progress.found(active, image, missing)
         return image
 
     async def _load(self, active: ActiveImage) -> UpstreamImage:
@@ -279,6 +287,19 @@ class Loader:
             for tag, descriptor in image.tags.items():
                 self._store.record_tag(repository, tag, descriptor, now=now)
         return []
+
+    def _check_room(self, active: ActiveImage, missing: dict[Digest, int]) -> None:
+        """Raises NoRoom, or another StoreError."""
+        repository, root = active.wanted.reference.repository, self._store.root
+
+        def held(where: Repository, digest: Digest) -> int:
+            return self._store.staging.held(digest, self._partition(where.registry))
+
+        needed = self.progress.coming(missing, held, repository)
+        free = free_space(root)
+        if missing and needed >= free:
+            reason = f"no space left on device: {needed} bytes to come, {free} free"
+            raise NoRoom(root, reason)
 
     # Platforms
 

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.errors import IntegrityError, OciProxyError
+from ociproxy.errors import IntegrityError, NoRoom, OciProxyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -62,12 +62,16 @@ class Summary:
     transient: bool = False
     """Whether every failure may pass: the caller may run the same load again."""
     _corrupt: bool = False
+    _full: bool = False
 
     @property
     def exit_code(self) -> int:
-        """The gravest failure decides: wrong bytes, then what another run cannot mend."""
+        """The gravest failure decides: wrong bytes, then no room for an image, then what another
+        run cannot mend."""
         if self._corrupt:
             return IntegrityError.exit_code
+        if self._full:
+            return NoRoom.exit_code
         if self.transient:
             return _TRANSIENT
         return _INCOMPLETE if self.failed or self.incomplete else 0
@@ -80,6 +84,7 @@ class Summary:
     def add_failed(self, error: OciProxyError) -> None:
         self.transient = error.transient and (self.transient or not self.failed)
         self._corrupt = self._corrupt or isinstance(error, IntegrityError)
+        self._full = self._full or isinstance(error, NoRoom)
         self.untried -= 1
         self.failed += 1
 
@@ -118,6 +123,20 @@ class LoadProgress:
         repository = active.wanted.reference.repository
         arriving = (self._arrived(repository, digest) for digest in active.missing)
         return active.size - sum(active.missing.values()) + sum(arriving)
+
+    def coming(
+        self,
+        missing: Mapping[Digest, int],
+        held: Callable[[Repository, Digest], int],
+        repository: Repository,
+    ) -> int:
+        """Bytes that the disk will get: of these blobs, and of those that other images fetch.
+        `held` says how many of a blob it has already."""
+        coming = {digest: (repository, size) for digest, size in missing.items()} | self._pending
+        return sum(
+            max(size - max(self._arrived(where, digest), held(where, digest)), 0)
+            for digest, (where, size) in coming.items()
+        )
 
     def found(self, active: ActiveImage, image: UpstreamImage, missing: dict[Digest, int]) -> None:
         """The manifests of an image are known, and `missing` are the blobs to fetch."""

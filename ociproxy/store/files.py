@@ -18,6 +18,7 @@ import errno
 import fcntl
 import mmap
 import os
+import shutil
 import time
 from contextlib import contextmanager, suppress
 from hashlib import blake2s
@@ -274,3 +275,11 @@ def open_unused(path: str | Path, flags: int = 0) -> FileIO:
 def _seal_microseconds(name: str, size: int, seconds: int) -> int:
     digest = blake2s(f"{name} {size} {seconds}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 10**6
+
+
+def free_space(root: Path) -> int:
+    """Bytes that this user may still write where the store is, or will be. Raises StoreError."""
+    with store_errors(root):
+        while not root.exists() and root != root.parent:
+            root = root.parent
+        return shutil.disk_usage(root).free

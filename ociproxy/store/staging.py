@@ -183,6 +183,13 @@ class Staging:
         """Of the process that owns the workspace of this name."""
         return Silence(self.root / workspace, limit)
 
+    def held(self, digest: Digest, partition: str = "") -> int:
+        """Bytes on the disk of a blob that is arriving, or has arrived in part. 0 if none are."""
+        try:
+            return self._path(digest, partition).stat().st_blocks * 512
+        except OSError:
+            return 0
+
     def _path(self, digest: Digest, partition: str) -> Path:
         # A partition is the name of a registry, and may be too long for a file name.
         suffix = f"-{Digest.of(partition.encode()).encoded[:16]}" if partition else ""

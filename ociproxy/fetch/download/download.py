@@ -26,6 +26,7 @@ from ociproxy.errors import (
     OciProxyError,
     SizeMismatch,
     StoreError,
+    StoreFull,
 )
 from ociproxy.fetch.download.assembly import Assembly
 from ociproxy.fetch.download.state import State
@@ -254,15 +255,13 @@ class Download:
             fetcher.run()
             self._reach(State.WHOLE)
             self._verify(hasher)
-        except (DigestMismatch, StoreError, BlobTooLarge):
-            # Of two sizes either may be wrong: what has arrived is kept until it was hashed.
-            ingest.discard()
-            self.close()  # a later call must not go on with a file that is gone
-            raise
-        except OciProxyError:
-            if ingest.ranges.total == 0:
+        except OciProxyError as exc:
+            wrong = isinstance(exc, (DigestMismatch, StoreError, BlobTooLarge))
+            # Of two sizes either may be wrong: what has arrived is kept until it was hashed. A full
+            # disk says nothing of it.
+            if ingest.ranges.total == 0 or (wrong and not isinstance(exc, StoreFull)):
                 ingest.discard()
-                self.close()
+                self.close()  # a later call must not go on with a file that is gone
             else:
                 # Here, for it is the event loop that closes the file.
                 with suppress(StoreError):
