@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -32,6 +33,8 @@ from ociproxy.store.store import open_existing
 if TYPE_CHECKING:
     from ociproxy.store.pruning.plan import Plan
 
+_MEMORY: Final = 256 * 1024 * 1024
+"""Bytes for manifests: each is looked at twice, and a large store has some hundred thousand."""
 _NOT_REACHED: Final = 3
 """Exit code where what is pinned or in use keeps the store larger than `--to-size`."""
 
@@ -127,7 +130,9 @@ def prune(
         selection = replace(selection, patterns=tuple(filter(None, patterns)))
     elif not all(patterns) or (selection.is_unlimited and not patterns):
         raise click.UsageError("say what to remove, or --all for every image")
-    store = open_existing(config.store.path)
+    store = open_existing(config.store.path, hot_manifests=_MEMORY)
+    # SIGTERM ends the prune in order, as SIGINT does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     report = Report(as_json=as_json, dry_run=dry_run, keep_recent=selection.keep_recent)
     with ExitStack() as stack:
         # First, so that nothing else removes what the survey sees.

@@ -81,8 +81,8 @@ class ListingPuller:
         except PageRefused:
             raise  # the upstream was asked, and the cached tags may be few of those that it has
         except OciProxyError as exc:
-            cached = await self._cached_tags(repository)
-            if not cached or not page.is_whole:
+            cached = await self._cached_tags(repository) if page.is_whole else []
+            if not cached:
                 raise
             log.event(logging.WARNING, "serving stale", reference=repository, reason=exc)
             return page_of_tags(repository, cached, page), stale_because(exc)

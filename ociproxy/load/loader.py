@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -34,7 +35,7 @@ from ociproxy.oci.reference import Reference
 from ociproxy.store.image import platform_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Config
@@ -189,7 +190,7 @@ class Loader:
         return image
 
     async def _load(self, active: ActiveImage) -> UpstreamImage:
-        with self._store.staging.using(self._clock.now()):
+        async with self._using():
             image = await self._find(active)
             missing = list(image.blobs.values())
             for _ in range(_ROUNDS):
@@ -201,6 +202,16 @@ class Loader:
                     return image
         path = self._store.blobs.path(missing[0].digest)
         raise StoreError(path, "another process removes it while it is loaded")
+
+    @asynccontextmanager
+    async def _using(self) -> AsyncIterator[None]:
+        """Inside, what is seen in the store is not removed from it."""
+        using = self._store.staging.using(self._clock.now())
+        await self._engine.threads.run(using.__enter__)
+        try:
+            yield
+        finally:
+            await self._engine.threads.run(lambda: using.__exit__(None, None, None))
 
     async def _fill(self, active: ActiveImage, blob: Descriptor) -> None:
         repository = active.wanted.reference.repository

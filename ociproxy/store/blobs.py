@@ -23,6 +23,7 @@ from ociproxy.store.files import (
     publish,
     seal,
     store_errors,
+    take_out,
     touch,
     try_lock,
 )
@@ -163,9 +164,7 @@ class Blobs:
                 if os.fstat(file.fileno()).st_mtime_ns == before.st_mtime_ns:
                     self._mark_verified(digest, file.fileno(), path.name)
                 return
-            # Another file may have taken the name meanwhile: leave that one.
-            if is_at(file.fileno(), path):
-                self.quarantine(digest)
+            take_out(file.fileno(), path, self._quarantine)
             raise DigestMismatch(f"stored blob {path.name}", digest, actual)
 
     def _is_verified(self, digest: Digest, state: os.stat_result) -> bool:
@@ -178,14 +177,6 @@ class Blobs:
         # The file is read-only, its file system has no room for a time or keeps no microseconds.
         if not is_sealed(state, name):
             self._verified.put(digest, identity(state))
-
-    def quarantine(self, digest: Digest) -> None:
-        """Move a damaged blob out of service, where an operator can look at it. Raises
-        StoreError."""
-        path = self.path(digest)
-        with store_errors(path):
-            self._quarantine.mkdir(exist_ok=True)
-            path.replace(self._quarantine / path.name)
 
 
 def _await_lock(file: int) -> None:

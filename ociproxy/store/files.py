@@ -155,6 +155,26 @@ def is_at(file: int, path: Path) -> bool:
         return False
 
 
+def take_out(file: int, path: Path, quarantine: Path) -> bool:
+    """Move a damaged file, which is open as `file`, out of service, so that a power cut does not
+    bring it back. False where another file has taken its name: that one stays. Raises OSError."""
+    if not is_at(file, path):
+        return False
+    make_folder(quarantine)
+    target = quarantine / path.name
+    try:
+        path.replace(target)
+    except FileNotFoundError:
+        return False
+    if not is_at(file, target):
+        # Another process has published a right one between our look and our move.
+        target.replace(path)
+        return False
+    fsync_directory(quarantine)
+    fsync_directory(path.parent)
+    return True
+
+
 def identity(state: os.stat_result) -> tuple[int, int, int]:
     """Inode, size and time of modification (ns): equal while the file is neither replaced nor
     written to."""

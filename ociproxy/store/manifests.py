@@ -136,7 +136,7 @@ class Manifests:
                 try:
                     with open_unused(path) as file:
                         state = os.fstat(file.fileno())
-                        raw = file.read(MANIFEST_MAX_SIZE + 1)
+                        raw = file.read(min(state.st_size, MANIFEST_MAX_SIZE) + 1)
                 except FileNotFoundError:
                     continue
             if len(raw) != state.st_size or Digest.of(raw, digest.algorithm) != digest:

@@ -15,7 +15,6 @@ import os
 import shutil
 import stat
 import tempfile
-import time
 from contextlib import contextmanager, suppress
 from math import inf
 from pathlib import Path
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _WRITING: Final = ".write-"
-_ALIVE: Final = 30.0
-"""Seconds since a leader that works has touched its file at the latest: it does so each second."""
 _USING: Final = f"{_WRITING}using-"
 """So a file that a killed process left is removed as others are."""
 
@@ -87,12 +84,16 @@ class Staging:
             return ingest
 
     def is_arriving(self, digest: Digest, registry: str) -> bool:
-        """Whether a process fetches this blob now, for clients of this registry or for all."""
+        """Whether a process fetches this blob now, for clients of this registry or for all. Raises
+        StoreError."""
         for partition in ("", registry):
-            with suppress(OSError):
-                touched = self._path(digest, partition).stat().st_mtime
-                if time.time() - touched < _ALIVE:
-                    return True
+            watched = self.follow(digest, partition)
+            if watched is not None:
+                try:
+                    if watched.is_led():
+                        return True
+                finally:
+                    watched.close()
         return False
 
     def claim(self, name: str) -> int | None:

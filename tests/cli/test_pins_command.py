@@ -111,7 +111,7 @@ def test_load_pins_what_it_loaded(upstream: FakeUpstream, load: Load) -> None:
     name = f"{upstream.registry}/app:v1"
     wanted = load.write(name, f"{upstream.registry}/none:v1")
     assert load.run(wanted, "--plan", "--pin").code == 3
-    assert pins_of(load.store) == []
+    assert not (load.store / "pins").exists()
     assert load.run(wanted, "--pin").code == 3
     assert [(each["pattern"], each["by"]) for each in pins_of(load.store)] == [(name, "load")]
     prune_all(Store(load.store))

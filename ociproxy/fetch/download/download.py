@@ -14,7 +14,6 @@ import logging
 import os
 import time
 from contextlib import suppress
-from enum import IntEnum
 from math import inf
 from threading import Event
 from typing import TYPE_CHECKING, Final
@@ -29,6 +28,7 @@ from ociproxy.errors import (
     StoreError,
 )
 from ociproxy.fetch.download.assembly import Assembly
+from ociproxy.fetch.download.state import State
 from ociproxy.store.files import Silence, store_errors
 from ociproxy.store.hashing import InOrderHasher
 
@@ -52,19 +52,6 @@ arrived by then, and are answered with their length."""
 _WORTH_A_THREAD: Final = 1024 * 1024
 """Bytes from which a blob is hashed by a thread of its own. A connection's thread hashes a smaller
 one sooner than another thread wakes up."""
-
-
-class State(IntEnum):
-    """How far a download is. It only moves forward."""
-
-    STARTING = 0
-    """The size is not known; readers wait for it."""
-    ARRIVING = 1
-    """Readers may read what has arrived; the size is known, or will not be before the end."""
-    WHOLE = 2
-    """All bytes are in the file. The digest is not compared yet."""
-    VERIFIED = 3
-    """The bytes are right; readers may read the last byte."""
 
 
 class Download:

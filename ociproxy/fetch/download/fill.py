@@ -8,7 +8,8 @@ import asyncio
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.fetch.download.download import Download, State
+from ociproxy.fetch.download.download import Download
+from ociproxy.fetch.download.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

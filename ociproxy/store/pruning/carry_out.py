@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from ociproxy.store.files import fsync_directory, store_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Set
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from ociproxy.store.pruning.plan import Plan
@@ -77,7 +77,7 @@ class _Work:
         self._remover = remover
         self._needed = plan.needed
         self._known = set(survey.manifests)
-        self._stored: Set[str] = survey.manifests.keys()
+        self._stored = set(survey.manifests)
         self._used_since = 0.0
         self._folders: set[Path] = set()
         self.pruned = Pruned()
@@ -176,7 +176,7 @@ class _Work:
     def _look(self) -> None:
         """See what came since the plan, and who needs what was used."""
         self._used_since = self._store.staging.used_since()
-        self._stored = self._survey.list_manifests().keys()
+        self._stored = self._survey.manifest_names()
         for name in self._stored - self._known:
             self._known.add(name)
             self._needed.add(self._survey.needs_of(name))

@@ -96,16 +96,21 @@ class Survey:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.blobs = _content(store.root / "blobs")
-        self.manifests = self.list_manifests()
+        self.manifests = {**_content(store.root / "fat"), **_content(store.root / "img")}
+        """Indexes first."""
         self.images = [self._image(*each) for each in references(store)]
 
-    def list_manifests(self) -> dict[str, StoredFile]:
-        """All manifests that are stored at this moment, indexes first."""
-        return {**_content(self._store.root / "fat"), **_content(self._store.root / "img")}
+    def manifest_names(self) -> set[str]:
+        """Of all files beside the manifests that are stored at this moment, too: it takes 50 ms for
+        100,000."""
+        folders = (self._store.root / "fat", self._store.root / "img")
+        with store_errors(self._store.root):
+            return {name for folder in folders for name in os.listdir(folder)}  # noqa: PTH208 fast
 
     def needs_of(self, name: str) -> Needs:
-        """What a stored manifest needs, itself included."""
-        holder = self._store.manifests.find(_digest(name), use=False)
+        """What a stored manifest needs, itself included; of another file, itself."""
+        known = _NAME.fullmatch(name) is not None
+        holder = self._store.manifests.find(_digest(name), use=False) if known else None
         if holder is None:
             return Needs({name: None})
         nowhere = Repository("localhost", "any")  # referrers are not looked for
