@@ -293,7 +293,7 @@ class BlobPuller:
             else partition,
             backend=self._upstreams.backend(repository.registry),
             size=self._sizes.get((repository, digest)),
-            check=partial(self._upstreams.check, repository),
+            check=partial(self._upstreams.check_again, repository),
             ended=lambda error: self._learn(repository.registry, key, error),
         )
 

@@ -278,7 +278,7 @@ class ManifestPuller:
 
     def _record_all(self, hits: dict[tuple[Repository, Digest], Descriptor]) -> None:
         for (repository, _), descriptor in hits.items():
-            self._store.refs.put_manifest(repository, descriptor)
+            self._store.record_manifest(repository, descriptor)
 
     async def _resolve(self, reference: Reference, stored: Descriptor | None = None) -> Descriptor:
         """HEAD at the upstream. Records the tag, unless it moved away from `stored`."""

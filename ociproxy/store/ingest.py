@@ -78,7 +78,8 @@ class ByteRanges:
 
 JOURNAL_SUFFIX: Final = ".spans"
 _JOURNAL_INTERVAL: Final = 0.02
-"""Seconds between two writes of the journal, so the most that a follower is behind."""
+"""Seconds between two writes of the journal, as long as bytes come: where the upstream stalls, the
+last ones wait for the next."""
 
 
 class Ingest:

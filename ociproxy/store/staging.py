@@ -1,10 +1,10 @@
 """`pulls/`: files that are not published yet, and the process that owns each.
 
-`pulls/<name>` is an arriving blob (`ingest`); `pulls/<name>-<partition>` comes from an unlisted
-upstream, and only its clients may have bytes that are not verified. A `Workspace` is a directory
-for another program, `.write-*` a temporary file. The owner holds `flock` on its file or directory.
-One without a lock was left by a process that ended: the next owner of the name takes it over, or
-the sweep removes it.
+`pulls/<name>` is an arriving blob (`ingest`). `pulls/<name>-<hash>` comes from an unlisted
+upstream, and only its clients may have bytes that are not verified; or it lies beside the file of a
+leader that was stopped. A `Workspace` is a directory for another program, `.write-*` a temporary
+file. The owner holds `flock` on its file or directory. One without a lock was left by a process
+that ended: the next owner of the name takes it over, or the sweep removes it.
 """
 
 from __future__ import annotations

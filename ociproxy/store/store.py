@@ -184,6 +184,14 @@ class Store:
                     self.refs.put_referrer(subject.digest, referrer_descriptor(holder))
             self.refs.put_manifest(repository, holder.descriptor)
 
+    def record_manifest(self, repository: Repository, descriptor: Descriptor) -> None:
+        """Record that a repository has a manifest, if that is stored still: it counts as used.
+        Raises StoreError."""
+        digest = descriptor.digest
+        with self.removals.kept_off():
+            if self.manifests.keep(digest) or self.manifests.find(digest, use=False) is not None:
+                self.refs.put_manifest(repository, descriptor)
+
 
 def open_existing(root: Path, *, hot_manifests: int = _HOT_MANIFEST_BYTES) -> Store:
     """Open a store to read from. Raises StoreError if the folder is none, and makes none of it."""

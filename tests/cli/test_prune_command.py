@@ -255,6 +255,15 @@ def test_an_image_that_is_published_again_after_the_plan_stays(store: Store) -> 
     assert content_files(store.root) >= names_of(OLD) | names_of(fresh)
 
 
+def test_a_hit_is_not_recorded_whose_manifest_was_removed_meanwhile(store: Store) -> None:
+    """The server records it a moment after it answered, and the record would lead nowhere."""
+    elsewhere = Reference.parse("example.com/team/app:v1").repository
+    descriptor = ManifestHolder.of(OLD.top.data, OLD.top.media_type).descriptor
+    prune(store.root, "*/team/old:*")
+    store.record_manifest(elsewhere, descriptor)
+    assert store.refs.find_manifest(elsewhere, descriptor.digest) is None
+
+
 def test_two_prunes_at_once(store: Store) -> None:
     with store.removals.remover():
         done = run(store.root, "prune", "quay.io/*", code=75)

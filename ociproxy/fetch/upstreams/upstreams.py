@@ -132,6 +132,12 @@ class Upstreams:
         if health is not None:
             health.admit(self._clock.monotonic())
 
+    def check_again(self, repository: Repository) -> None:
+        """The same for a request that `check` let through and that has waited since."""
+        health = self._healths.get(repository.registry)
+        if health is not None:
+            health.check(self._clock.monotonic())
+
     def probe_wait(self, registry: str) -> float | None:
         """PROBE_WAIT while one request finds out whether this upstream is back, else None."""
         health = self._healths.get(registry)
