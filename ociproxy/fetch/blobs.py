@@ -191,7 +191,8 @@ class BlobPuller:
         return 0 if fill is None else fill.download.bytes_resumed + fill.download.bytes_fetched
 
     def signs(self, repository: Repository, digest: Digest) -> object:
-        """Changes while a blob that this process is fetching gets on."""
+        """Changes while a blob that this process is fetching gets on. None where no upstream is
+        waited for."""
         fill = self._running(repository, digest)
         return None if fill is None else fill.download.signs
 

@@ -6,6 +6,7 @@ Tests: tests/cli/test_progress.py, tests/load/test_loader.py.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.errors import IntegrityError, NoRoom, OciProxyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
     from ociproxy.fetch.retry import Progress
     from ociproxy.fetch.upstreams.health import Quota
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _INCOMPLETE: Final = 3
 _TRANSIENT: Final = 75
+_LOOKS: Final = 10
+"""Looks at work that is watched within its limit."""
 
 
 @dataclass(slots=True, eq=False)
@@ -160,3 +163,23 @@ class LoadProgress:
             if not any(digest in other.missing for other in self.active):
                 _, size = self._pending.pop(digest, (None, 0))
                 self._expected -= size
+
+
+async def watched(
+    work: Coroutine[None, None, None], signs: Callable[[], object], limit: float
+) -> None:
+    """Wait for work while it gets on, which is while `signs` changes; None of it says nothing.
+    Raises TimeoutError after `limit` seconds without, and what the work raises."""
+    task = asyncio.create_task(work)
+    seen, since = None, time.monotonic()
+    try:
+        while not (await asyncio.wait([task], timeout=limit / _LOOKS))[0]:
+            fresh = signs()
+            if fresh is None or fresh != seen:
+                seen, since = fresh, time.monotonic()
+            elif time.monotonic() - since > limit:
+                raise TimeoutError
+        await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -115,8 +115,11 @@ class Download:
         return self.assembly.has_file and self.state < State.WHOLE
 
     @property
-    def signs(self) -> tuple[object, ...]:
-        """Changes while the download gets on, here or in the process that it follows."""
+    def signs(self) -> tuple[object, ...] | None:
+        """Changes while the download gets on, here or in the process that it follows. None where
+        only the disk is waited for."""
+        if self.state is State.VERIFIED:
+            return None
         hasher = self._hasher
         hashed = 0 if hasher is None else hasher.position
         return self.state, self.assembly.bytes_here, hashed, self.copied
