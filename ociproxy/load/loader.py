@@ -202,9 +202,7 @@ class Loader:
             missing = list(image.blobs.values())
             for _ in range(_ROUNDS):
                 await all_of(self._fill(active, blob) for blob in missing)
-                missing = await self._engine.threads.run(
-                    lambda: self._publish(active.wanted, image)
-                )
+                missing = await self._engine.threads.run(lambda: self._publish(active, image))
                 if not missing:
                     return image
         path = self._store.blobs.path(missing[0].digest)
@@ -255,14 +253,15 @@ class Loader:
             return
         self.progress.filled(active, blob.digest)
 
-    def _publish(self, wanted: Wanted, image: UpstreamImage) -> list[Descriptor]:
+    def _publish(self, active: ActiveImage, image: UpstreamImage) -> list[Descriptor]:
         """Make the image visible, now that its blobs are stored. Or return those that are not: they
         were removed since. Runs in a thread."""
-        self._find_platforms(wanted, image)
+        self._find_platforms(active.wanted, image)
         repository, now = image.reference.repository, self._clock.now()
         with self._store.removals.kept_off():
             size = self._store.blobs.find_size
-            missing = [blob for blob in image.blobs.values() if size(blob.digest) is None]
+            expected = (blob for blob in image.blobs.values() if blob not in active.withheld)
+            missing = [blob for blob in expected if size(blob.digest) is None]
             if missing:
                 return missing
             for holder in image.manifests.values():
