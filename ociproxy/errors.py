@@ -6,7 +6,7 @@ OciProxyError
     UpstreamError: UpstreamUnavailable (Interrupted)  UpstreamRateLimited  UpstreamDenied
         UpstreamForbidden  UpstreamInvalid (BlobTooLarge)  UpstreamUntrusted  ManifestInvalid
     IntegrityError: SizeMismatch  DigestMismatch
-    StoreError (StoreFull)  OutputError  LayoutInvalid (LayoutDamaged)  Busy
+    StoreError (StoreFull (NoRoom))  OutputError  LayoutInvalid (LayoutDamaged)  Busy
 
 UpstreamError and IntegrityError are never raised themselves. Each class has its facts as
 attributes, the exit code of the command line, and whether the error is `negative_cacheable` or
@@ -145,9 +145,7 @@ class UpstreamUnavailable(UpstreamError):
     `unresolved` means that there is no address for its name, which is misspelt perhaps.
     """
 
-    exit_code = 75
-    transient = True
-    negative_cacheable = False
+    exit_code, transient, negative_cacheable = 75, True, False
 
     def __init__(
         self,
@@ -171,9 +169,7 @@ class Interrupted(UpstreamUnavailable):
 class UpstreamRateLimited(UpstreamError):
     """The upstream throttles us (429); it may be asked again after `retry_after` seconds."""
 
-    exit_code = 75
-    transient = True
-    negative_cacheable = False
+    exit_code, transient, negative_cacheable = 75, True, False
 
     def __init__(self, upstream: str, reason: str, *, retry_after: float) -> None:
         self.retry_after = retry_after
@@ -254,6 +250,10 @@ class StoreError(OciProxyError):
 
 class StoreFull(StoreError):
     """No space left where the store lives."""
+
+
+class NoRoom(StoreFull):
+    """An image that was found does not fit there; none of its blobs was asked for."""
 
 
 class _NamedFile(OciProxyError):

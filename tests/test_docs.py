@@ -165,3 +165,15 @@ def test_links_between_documents_lead_somewhere(document: Path) -> None:
 def slug(heading: str) -> str:
     """How GitHub names a heading in a link."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def test_each_quirk_of_a_registry_names_tests_that_there_are() -> None:
+    text = (CHECKOUT / "docs" / "interop.md").read_text(encoding="utf-8")
+    section = text.partition("## Registries\n")[2].partition("\n## ")[0]
+    rows = [line.split(" | ")[-1] for line in section.splitlines() if line.startswith("| ")][1:]
+    named = [re.findall(r"`(\w+)`", row) for row in rows]
+    assert rows
+    assert all(named)
+    sources = [path.read_text(encoding="utf-8") for path in (CHECKOUT / "tests").rglob("*.py")]
+    there = set(re.findall(r"def test_(\w+)\(", "\n".join(sources)))
+    assert {name for names in named for name in names} <= there

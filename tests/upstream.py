@@ -163,6 +163,7 @@ class FakeUpstream:
     @web.middleware
     async def _middleware(self, request: web.Request, handler: object) -> web.StreamResponse:
         entry = Request(request.method, request.path, request.query_string, dict(request.headers))
+        entry.raw_query = request.rel_url.raw_query_string
         self.requests.append(entry)
         request[ENTRY], request[FAULT] = entry, self._fault_for(entry)
         response: web.StreamResponse
@@ -192,7 +193,7 @@ class FakeUpstream:
         if fault.redirect is not None:
             return web.Response(status=307, headers={"Location": fault.redirect + request.path_qs})
         if fault.status is not None and fault.body is None:
-            return error(fault.status, "UNKNOWN", fault)
+            return error(fault.status, fault.code, fault)
         response: web.StreamResponse = await handler(request)
         return response
 
@@ -202,6 +203,8 @@ class FakeUpstream:
         challenge = auth.challenge(request, repository) if auth else None
         if challenge is None:
             return None
+        if isinstance(auth, TokenAuth) and auth.silent is not None and repository:
+            return error(auth.silent, "UNKNOWN")
         response = error(401, "UNAUTHORIZED")
         response.headers["WWW-Authenticate"] = challenge
         return response
@@ -253,6 +256,7 @@ class FakeUpstream:
         if page and page != tags:
             link = f"/v2/{name}/tags/list?n={len(page)}&last={page[-1]}"
             response.headers["Link"] = f'<{link}>; rel="next"'
+        response.headers.update(request[FAULT].headers)
         return response
 
     async def _referrers(self, request: web.Request) -> web.StreamResponse:
@@ -264,6 +268,7 @@ class FakeUpstream:
         found = self._referrers_of(request.match_info["name"], request.match_info["digest"])
         wanted = request.query.get("artifactType")
         headers = {} if wanted is None else {"OCI-Filters-Applied": "artifactType"}
+        headers.update(fault.headers)
         found = [each for each in found if wanted in (None, each["artifactType"])]
         document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}
         body = json.dumps(document).encode()

@@ -45,6 +45,10 @@ class TokenAuth:
     answer_as: Literal["token", "access_token"] = "token"
     realm: str | None = None
     """Where tokens are given out; None is the upstream itself."""
+    list_action: str = "pull"
+    """The action of the scope that lists of tags ask for."""
+    silent: int | None = None
+    """Answer this status without a challenge, but for `/v2/`, which alone challenges."""
     service: str = "fake.example"
     issued: list[tuple[str, str]] = field(default_factory=list)
     """(repository, token) in the order of issue."""
@@ -56,15 +60,20 @@ class TokenAuth:
         error = ""
         if scheme.lower() == "bearer":
             owner, until = self._valid.get(token, ("", 0.0))
-            if owner == repository and time.monotonic() < until:
+            if owner == self._scope(request, repository) and time.monotonic() < until:
                 return None
-            error = "insufficient_scope" if owner and owner != repository else "invalid_token"
+            error = "insufficient_scope" if owner else "invalid_token"
         realm = self.realm or f"{request.scheme}://{request.host}/token"
-        scope = f"repository:{repository}:pull"
-        parts = {"realm": realm, "service": self.service, "scope": scope}
+        parts = {"realm": realm, "service": self.service}
+        if repository:
+            parts["scope"] = self._scope(request, repository)
         if error:
             parts["error"] = error
         return "Bearer " + ",".join(f'{key}="{value}"' for key, value in parts.items())
+
+    def _scope(self, request: web.Request, repository: str) -> str:
+        action = self.list_action if request.path.endswith("/tags/list") else "pull"
+        return f"repository:{repository}:{action}"
 
     def expire_all(self) -> None:
         self._valid.clear()
@@ -72,10 +81,11 @@ class TokenAuth:
     def issue(self, request: web.Request) -> web.Response:
         if self.credentials is not None and not self.credentials.given(request):
             return web.json_response({"errors": [{"code": "UNAUTHORIZED"}]}, status=401)
-        repository = request.query.get("scope", "").removeprefix("repository:").rpartition(":")[0]
+        scope = request.query.get("scope", "")
+        repository = scope.removeprefix("repository:").rpartition(":")[0]
         # Anonymous or not, a token names its repository, so that a leak shows in a request log.
         token = f"token-{next(self._numbers)}-{repository.replace('/', '.')}"
-        self._valid[token] = (repository, time.monotonic() + self.expires_in)
+        self._valid[token] = (scope, time.monotonic() + self.expires_in)
         self.issued.append((repository, token))
         answer: dict[str, object] = {self.answer_as: token}
         if self.say_expires_in:

@@ -23,7 +23,8 @@ class Fault:
     drop: bool = False
     """Close the connection without an answer."""
     status: int | None = None
-    """Answer with this status and an OCI error body."""
+    """Answer with this status and an OCI error body, which has this code."""
+    code: str = "UNKNOWN"
     retry_after: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
@@ -76,6 +77,8 @@ class Request:
     status: int = 0
     sent: int = 0
     done: bool = False
+    raw_query: str = ""
+    """As it came, where `query` is decoded."""
 
 
 def error(status: int, code: str, fault: Fault | None = None) -> web.Response:

@@ -7,32 +7,39 @@ Extractor examines the images as it does for an import. Only manifests and confi
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.archive.importer.decompress import MAX_SIZE
-from ociproxy.archive.importer.importer import Sources
+from ociproxy.archive.importer.importer import Importer, Rules, Sources
 from ociproxy.archive.lock import Lock
 from ociproxy.oci.layout import blob_path
 from ociproxy.oci.reference import Repository
 from ociproxy.store.check import Fault
+from ociproxy.store.damage import Throttle
 from ociproxy.store.extract import Extractor
 from ociproxy.store.files import seal, store_errors
+from ociproxy.store.inventory import inventory
 from ociproxy.store.store import Store
 from ociproxy.store.writer import BlobWriter
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ociproxy.archive.importer.importer import Watcher
     from ociproxy.archive.importer.results import Received
     from ociproxy.oci.digest import Digest
-    from ociproxy.store.damage import Throttle
     from ociproxy.store.examined import Problem
+    from ociproxy.store.inventory import Entry
     from ociproxy.store.reader import Reader
 
 _ANY: Final = Repository("localhost", "archive")
 """Whose images they are: that matters only where repositories share nothing."""
 _HEAD: Final = 8
 """Bytes at the start of a layer that are kept: they tell how it is compressed."""
+_CONFIG: Final = 64 * 1024
+"""Bytes of a blob that is kept whole: a config, which tells the platform, has a few thousand."""
 
 
 @dataclass(slots=True)
@@ -69,6 +76,20 @@ class ArchiveCheck(Sources):
             with Extractor(store) as extractor:
                 received = self.receive(volumes, extractor)
                 return _judge(received, extractor)
+
+
+def entries_of(sources: Sequence[Path], watcher: Watcher) -> Iterator[Entry]:
+    """What a store would have that imported these archives and folders, and nothing else. Every
+    byte is read; `watcher` hears of what an import would leave out.
+
+    Raises ConfigError where a source cannot be opened or a volume is missing, StoreError where
+    temporary files cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix="ociproxy-list-") as folder:
+        store = _HollowStore(Path(folder), Throttle(None))
+        Importer(store, Rules(), watcher).run(sources)
+        for entry in inventory(store):
+            yield replace(entry, resolved=None, last_used=None)
 
 
 def _judge(received: Received, extractor: Extractor) -> ArchiveFindings:
@@ -145,7 +166,7 @@ class _HollowWriter(BlobWriter):
         self._throttle = throttle
 
     def write(self, source: Reader, size: int, digest: Digest | None = None) -> Digest:
-        head = _Head(self._throttle)
+        head = _Head(self._throttle, size if size <= _CONFIG else _HEAD)
         actual = self.copy(source, size, head, digest)
         path = self._store.blobs.path(actual)
         with store_errors(path), path.open("wb") as file:
@@ -156,10 +177,11 @@ class _HollowWriter(BlobWriter):
 
 
 class _Head:
-    def __init__(self, throttle: Throttle) -> None:
+    def __init__(self, throttle: Throttle, keep: int) -> None:
         self.kept = b""
+        self._keep = keep
         self._throttle = throttle
 
     def write(self, piece: memoryview) -> None:
-        self.kept += bytes(piece[: _HEAD - len(self.kept)])
+        self.kept += bytes(piece[: self._keep - len(self.kept)])
         self._throttle.took(len(piece))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,17 +10,28 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ociproxy import log
 from ociproxy.cli.check_report import Report
-from ociproxy.cli.options import SizeType, config_path, existing_store, image_path, json_events
+from ociproxy.cli.options import (
+    SizeType,
+    config_path,
+    configuration,
+    image_path,
+    json_events,
+    log_format,
+    quiet_log_level,
+)
 from ociproxy.cli.screen import Screen
 from ociproxy.cli.terminal import INTERRUPTED, Step
 from ociproxy.errors import LayoutInvalid
 from ociproxy.store.check import Findings, check
 from ociproxy.store.damage import JOBS, FileCheck, Throttle
+from ociproxy.store.store import open_existing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from ociproxy.config.settings import Config
     from ociproxy.store.store import Store
 
 
@@ -27,6 +39,8 @@ if TYPE_CHECKING:
 @click.argument("archives", nargs=-1, metavar="[ARCHIVE]...", type=click.Path(path_type=Path))
 @image_path
 @config_path
+@quiet_log_level
+@log_format
 @click.option(
     "--quick",
     is_flag=True,
@@ -47,6 +61,20 @@ if TYPE_CHECKING:
     envvar="OCIPROXY_JOBS",
     help="Files that may be hashed at once.  [default: processors, 8 at most]",
 )
+@click.option(
+    "--repair",
+    is_flag=True,
+    envvar="OCIPROXY_REPAIR",
+    help="Move what is damaged to quarantine/, fetch it and what is missing again, and remove "
+    "records that lead nowhere.",
+)
+@click.option(
+    "--offline",
+    is_flag=True,
+    default=None,
+    envvar="OCIPROXY_OFFLINE",
+    help="With --repair: ask no upstream.  [default: serve.offline]",
+)
 @json_events
 @click.pass_context
 def check_command(
@@ -54,38 +82,61 @@ def check_command(
     archives: tuple[Path, ...],
     image_path: Path | None,
     config_path: Path | None,
+    log_level: str | None,
+    log_format: str | None,
     quick: bool,
     rate: int | None,
     jobs: int,
+    repair: bool,
+    offline: bool | None,
     as_json: bool,
 ) -> None:
     """Hash each blob and manifest of the store, and follow each tag, record and referrer.
 
     Says which files are damaged and which images need them, and which images lack something.
-    Changes nothing, and may run beside a server. With ARCHIVE the same of what `import` reads:
-    archives, with all their volumes, and folders. Exits with 5 where something is damaged, with 3
-    where something is missing.
+    Changes nothing without --repair, and may run beside a server. With ARCHIVE the same of what
+    `import` reads: archives, with all their volumes, and folders. Exits with 5 where something is
+    damaged, with 3 where something is missing.
     """
-    if archives and quick:
-        raise click.UsageError("--quick looks at seals, which an archive has not: leave it out")
+    if archives and (quick or repair):
+        raise click.UsageError("--quick and --repair are for a store: leave them out")
+    if quick and repair:
+        raise click.UsageError("--repair has to know what is damaged: leave --quick out")
     for path in archives:
         if (path / "store.json").is_file():
             raise click.UsageError(f"{path} is a store: say so with --image-path")
     screen = Screen()
     report = Report(screen, as_json=as_json)
+    config = configuration(
+        config_path,
+        image_path=image_path,
+        log_level=log_level,
+        log_format=log_format,
+        serve={"offline": offline},
+    )
+    log.set_up(config.log.level, config.log.format)
     with _interruptible():
         if archives:
-            interrupted = not _check_archives(archives, rate, screen, report)
+            whole = _check_archives(archives, rate, screen, report)
         else:
-            store = existing_store(config_path, image_path)
-            files = FileCheck(store, jobs=jobs, rate=rate, quick=quick)
-            interrupted = not _check_store(store, files, screen, report)
-    report.end(interrupted=interrupted)
-    ctx.exit(INTERRUPTED if interrupted else report.exit_code)
+            store = open_existing(config.store.path)
+            if repair:
+                store.check_writable()
+            files = FileCheck(store, jobs=jobs, rate=rate, quick=quick, take_out=repair)
+            findings = _check_store(store, files, screen, report)
+            whole = findings is not None
+            if repair and findings is not None:
+                whole = _repair(store, config, findings, screen, report, as_json=as_json)
+    report.end(interrupted=not whole)
+    if not whole and repair:
+        from ociproxy.cli.load_run import leave
+
+        leave(INTERRUPTED)
+    ctx.exit(report.exit_code if whole else INTERRUPTED)
 
 
-def _check_store(store: Store, files: FileCheck, screen: Screen, report: Report) -> bool:
-    """Report what is found; False where it was interrupted."""
+def _check_store(store: Store, files: FileCheck, screen: Screen, report: Report) -> Findings | None:
+    """Report what is found, and return it; None where it was interrupted."""
     findings: Findings | None = None
     try:
         size = files.size()
@@ -95,7 +146,32 @@ def _check_store(store: Store, files: FileCheck, screen: Screen, report: Report)
     except KeyboardInterrupt:
         pass
     report.store(str(store.root), files, findings)
-    return findings is not None
+    return findings
+
+
+def _repair(
+    store: Store,
+    config: Config,
+    findings: Findings,
+    screen: Screen,
+    report: Report,
+    *,
+    as_json: bool,
+) -> bool:
+    """Repair what was found, and report what is left; False where it was interrupted."""
+    # Imported only for a repair: what fetches takes much that a check needs not.
+    from ociproxy.cli.backends import backends
+    from ociproxy.cli.check_repair import repair
+
+    try:
+        if findings:
+            make_backend = backends(store, config)
+            asyncio.run(repair(store, config, make_backend, findings, screen, as_json=as_json))
+            findings = check(store, {})
+    except KeyboardInterrupt:
+        return False
+    report.repaired(findings)
+    return True
 
 
 def _check_archives(
@@ -113,7 +189,7 @@ def _check_archives(
                 try:
                     report.archive(checking.check(volumes))
                 except LayoutInvalid as exc:
-                    report.failed(str(volumes[0]), exc)
+                    report.unreadable(str(volumes[0]), exc)
     except KeyboardInterrupt:
         return False
     return True

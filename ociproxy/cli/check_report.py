@@ -39,6 +39,7 @@ class Report:
         self._began = time.monotonic()
         self._looked: Counter[str] = Counter()
         self._found: Counter[str] = Counter()
+        self._left = ""
         self.exit_code = 0
 
     def store(self, root: str, files: FileCheck, findings: Findings | None) -> None:
@@ -46,7 +47,8 @@ class Report:
         for damage in files.damaged.values():
             hit = None if findings is None else findings.hit.get(damage.file, ())
             images = None if hit is None else list(map(str, hit))
-            self.file(root, damage.file, damage.digest, damage.reason, images)
+            reason = damage.reason + ("; it is in quarantine/ now" if damage.in_quarantine else "")
+            self.file(root, damage.file, damage.digest, reason, images)
         if findings is None:
             self.looked(files.blobs, files.manifests, 0, files.read)
             return
@@ -61,6 +63,12 @@ class Report:
         self._files(root, "stray", files.strays, "is named by no digest: nothing reads it")
         self._found["arriving images"] += findings.arriving
 
+    def repaired(self, left: Findings) -> None:
+        """What a repair has left decides on the exit code."""
+        self.exit_code = _MISSING if left else 0
+        broken, records = len(left.broken), len(left.nowhere) + len(left.damaged_records)
+        self._left = f"left: {broken} images, {records} records" if left else "all is whole now"
+
     def archive(self, found: ArchiveFindings) -> None:
         """All that was found in one archive."""
         self.looked(found.blobs, found.manifests, found.images, found.read)
@@ -71,9 +79,9 @@ class Report:
         for name, top, faults in found.broken:
             self.image(found.source, name, top, faults)
         if found.damage:
-            self.failed(found.source, LayoutInvalid(found.source, found.damage))
+            self.unreadable(found.source, LayoutInvalid(found.source, found.damage))
 
-    def failed(self, source: str, error: OciProxyError) -> None:
+    def unreadable(self, source: str, error: OciProxyError) -> None:
         """An archive that could not be read, or not to its end."""
         self._count("failed archives", error.exit_code)
         if self._json:
@@ -151,12 +159,15 @@ class Report:
                 found=found,
                 seconds=round(seconds, 3),
                 interrupted=interrupted,
+                **({"left": self._left} if self._left else {}),
             )
             return
         looked = ", ".join(
             f"{self._looked[what]} {what}" for what in ("blobs", "manifests", "images")
         )
         parts = [f"{what}: {count}" for what, count in found.items()]
+        if self._left:
+            parts.append(self._left)
         if interrupted:
             parts.append("interrupted before all was looked at")
         self._screen.line(

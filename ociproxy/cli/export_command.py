@@ -112,6 +112,12 @@ _STDOUT_NUMBER: Final = 1
     help="Take incomplete images too; the lock says what they lack.",
 )
 @click.option(
+    "--force",
+    is_flag=True,
+    envvar="OCIPROXY_FORCE",
+    help="Overwrite an archive of other content, which a delta may need.",
+)
+@click.option(
     "--json",
     "as_json",
     is_flag=True,
@@ -133,6 +139,7 @@ def export_command(
     volume_size: int | None,
     zstd: bool,
     allow_partial: bool,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Write cached images into FILE, an archive to carry; no network is used.
@@ -167,12 +174,18 @@ def export_command(
             chosen = list(flatten(store, chosen, referrers=not no_referrers))
         for image in chosen:
             keep(image.contents)
-        exported = _export(screen, store, chosen, file, shape)
+        exported = _export(screen, store, chosen, file, shape, force=force)
     _report(screen, file, chosen, exported, as_json=as_json)
 
 
 def _export(
-    screen: Screen, store: Store, chosen: list[Chosen], file: Path, shape: Shape
+    screen: Screen,
+    store: Store,
+    chosen: list[Chosen],
+    file: Path,
+    shape: Shape,
+    *,
+    force: bool,
 ) -> Exported:
     written, size = 0, size_of(chosen, shape)
 
@@ -181,7 +194,7 @@ def _export(
         written += count
 
     with screen.watching_work(lambda: Step("all", "export", written, size)):
-        return export(store, chosen, file, shape, progress=progress)
+        return export(store, chosen, file, shape, force=force, progress=progress)
 
 
 def _report(

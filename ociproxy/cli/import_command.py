@@ -25,6 +25,7 @@ from ociproxy.cli.options import (
     log_format,
     pin_option,
     quiet_log_level,
+    verbose,
 )
 from ociproxy.cli.screen import Screen
 from ociproxy.cli.terminal import INTERRUPTED, Step
@@ -65,6 +66,7 @@ from ociproxy.store.store import Store
 )
 @pin_option
 @json_events
+@verbose
 @click.pass_context
 def import_command(
     ctx: click.Context,
@@ -78,6 +80,7 @@ def import_command(
     max_size: int,
     pin: bool,
     as_json: bool,
+    verbose: bool,
 ) -> None:
     """Take images into the store from archives and folders, without a network.
 
@@ -101,7 +104,7 @@ def import_command(
     store = Store(config.store.path, hot_manifests=config.store.hot_manifests)
     store.check_writable()
     screen = Screen()
-    report = Report(screen, as_json=as_json)
+    report = Report(screen, as_json=as_json, verbose=verbose)
     importer = Importer(store, rules, PinImported(store, report) if pin else report)
     interrupted = False
     # SIGTERM ends the import in order, as SIGINT does.

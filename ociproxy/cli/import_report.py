@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.archive.importer.importer import Watcher
 from ociproxy.archive.importer.results import EXIT_CODES, PUBLISHED, ImportResult, Status
-from ociproxy.cli.terminal import print_event
+from ociproxy.cli.terminal import print_event, short
 from ociproxy.store.pruning.pins import Pin
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ociproxy.cli.screen import Screen
     from ociproxy.errors import OciProxyError
+    from ociproxy.oci.digest import Digest
     from ociproxy.store.store import Store
 
 _SHOWN: Final = 10
@@ -24,8 +27,9 @@ _SHOWN: Final = 10
 
 
 class Report(Watcher):
-    def __init__(self, screen: Screen, *, as_json: bool) -> None:
+    def __init__(self, screen: Screen, *, as_json: bool, verbose: bool = False) -> None:
         self._screen = screen
+        self._show = str if verbose else short
         self._json = as_json
         self._began = time.monotonic()
         self._counts: Counter[Status] = Counter()
@@ -52,7 +56,7 @@ class Report(Watcher):
                 leftOut=list(result.left_out),
             )
             return
-        for line in _lines(result):
+        for line in _lines(result, self._show):
             self._screen.line(line)
 
     def note(self, source: str, text: str) -> None:
@@ -109,13 +113,13 @@ class PinImported(Watcher):
         self._next.failed(source, error)
 
 
-def _lines(result: ImportResult) -> list[str]:
+def _lines(result: ImportResult, show: Callable[[Digest], str]) -> list[str]:
     name = result.name
-    shown = name if str(result.digest) in name else f"{name}@{result.digest}"
+    shown = name if str(result.digest) in name else f"{name}@{show(result.digest)}"
     head = f"{result.status.value} {shown}"
     if result.previous is not None and result.previous != result.digest:
         verb = "was" if result.status is Status.REPLACED else "is"
-        head += f", {verb} {result.previous}"
+        head += f", {verb} {show(result.previous)}"
     if result.left_out and result.status in PUBLISHED:
         head += f", without {', '.join(result.left_out[:_SHOWN])}"
     if not result.problems:

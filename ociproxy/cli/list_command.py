@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.filesize import decimal
@@ -15,12 +17,20 @@ from ociproxy.cli.table import print_table
 from ociproxy.cli.terminal import short
 from ociproxy.store.image import ReachedImage
 from ociproxy.store.inventory import Entry, inventory
+from ociproxy.store.store import is_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ociproxy.archive.importer.results import ImportResult
+    from ociproxy.errors import OciProxyError
+    from ociproxy.oci.digest import Digest
 
 _COLUMNS = ("REFERENCE", "DIGEST", "PLATFORMS", "SIZE", "COMPLETE", "RESOLVED", "LAST USED")
 
 
 @click.command("list", short_help="Print what is cached.")
-@click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
+@click.argument("words", nargs=-1, metavar="[PATTERN|FILE]...")
 @image_path
 @config_path
 @click.option(
@@ -32,11 +42,26 @@ _COLUMNS = ("REFERENCE", "DIGEST", "PLATFORMS", "SIZE", "COMPLETE", "RESOLVED", 
     help="How to print: for people, for programs, or as a list of references.",
 )
 def list_command(
-    patterns: tuple[str, ...], image_path: Path | None, config_path: Path | None, style: str
+    words: tuple[str, ...], image_path: Path | None, config_path: Path | None, style: str
 ) -> None:
-    """Print what is cached; PATTERN is a glob on the reference, such as '*/library/*:1.*'."""
-    store = existing_store(config_path, image_path)
-    entries = [e for e in inventory(store) if _matches(str(e.reference), patterns)]
+    """Print what is cached; PATTERN is a glob on the reference, such as '*/library/*:1.*', or a
+    name as in a list of images, such as nginx or nginx:1.27.
+
+    With FILE, an archive or a folder that import reads, print what is in there instead; every byte
+    of it is read.
+    """
+    files = [Path(word) for word in words if os.path.exists(word)]  # noqa: PTH110 may be a glob
+    patterns = [word for word in words if Path(word) not in files]
+    found = _found_in(files) if files else inventory(existing_store(config_path, image_path))
+    entries: list[Entry] = []
+    contents: dict[Digest, int] = {}
+    unused = set(patterns)
+    for entry in found:
+        matching = [pattern for pattern in patterns if entry.reference.matches(pattern)]
+        unused.difference_update(matching)
+        if matching or not patterns:
+            contents.update(entry.contents)
+            entries.append(replace(entry, contents={}))
     if style == "refs":
         for entry in entries:
             click.echo(str(entry.reference))
@@ -50,11 +75,43 @@ def list_command(
             spare=("DIGEST", "RESOLVED", "LAST USED"),
             folding=("PLATFORMS", "COMPLETE"),
         )
+        _total(entries, sum(contents.values()))
         _warn(entries)
+    for pattern in sorted(unused):
+        click.echo(f"nothing matches {pattern!r}", err=True)
 
 
-def _matches(reference: str, patterns: tuple[str, ...]) -> bool:
-    return not patterns or any(fnmatchcase(reference, pattern) for pattern in patterns)
+def _found_in(files: list[Path]) -> Iterator[Entry]:
+    # Imported only for a file: reading one takes much that a store needs not.
+    from ociproxy.archive.check import entries_of
+
+    for path in files:
+        if is_store(path):
+            raise click.UsageError(f"{path} is a store: say so with --image-path")
+    return entries_of(files, _Notes())
+
+
+class _Notes:
+    """Prints what an import would leave out."""
+
+    def image(self, result: ImportResult) -> None:
+        if result.problems:
+            self.note(result.source, f"{result.name} {result.status}: {result.problems[0]}")
+
+    def note(self, source: str, text: str) -> None:
+        said = "".join(c if c.isprintable() else "?" for c in f"{source}: {text}")
+        click.echo(said, err=True)
+
+    def failed(self, source: str, error: OciProxyError) -> None:
+        raise error
+
+
+def _total(entries: list[Entry], size: int) -> None:
+    """On standard error, as all that is no row of the table."""
+    broken = sum(not entry.complete for entry in entries)
+    incomplete = f", {broken} of them incomplete" if broken else ""
+    images = "1 image" if len(entries) == 1 else f"{len(entries)} images"
+    click.echo(f"{images}{incomplete}: {decimal(size)} in different contents", err=True)
 
 
 def _document(entry: Entry) -> dict[str, object]:

@@ -28,11 +28,12 @@ from ociproxy.cli.options import (
     pin_option,
     pull_timeout,
     quiet_log_level,
+    verbose,
 )
 from ociproxy.cli.screen import Screen
 from ociproxy.cli.sources import chosen_platforms, machine_platform, read_wanted
 from ociproxy.cli.terminal import INTERRUPTED, check_target, write_file
-from ociproxy.errors import ConfigError
+from ociproxy.errors import ConfigError, IntegrityError, NoRoom
 from ociproxy.store.store import Store, is_store, temporary_store
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ if TYPE_CHECKING:
 )
 @pin_option
 @json_events
+@verbose
 @click.pass_context
 def load(
     ctx: click.Context,
@@ -151,6 +153,7 @@ def load(
     failures: Path | None,
     pin: bool,
     as_json: bool,
+    verbose: bool,
 ) -> None:
     """Fill the store with the images of lists; `-` reads standard input.
 
@@ -163,7 +166,7 @@ def load(
     if not (lists or manifests or locked):
         raise click.UsageError("give an IMAGELIST, - for standard input, or --kubernetes FILE")
     screen = Screen()
-    report = Report(screen, as_json=as_json)
+    report = Report(screen, as_json=as_json, verbose=verbose)
     chosen = chosen_platforms(os, archs, platforms, everything=all_platforms)
     default = machine_platform() if chosen is None else chosen
     wanted = read_wanted(lists, manifests, default, note=report.note)
@@ -213,7 +216,10 @@ def load(
                 outcome.end(run.summary, interrupted=run.interrupted)
     if run.interrupted:
         leave(INTERRUPTED)
-    ctx.exit(run.summary.exit_code)
+    code = run.summary.exit_code
+    if isinstance(outcome, PlanReport) and not outcome.fits and code != IntegrityError.exit_code:
+        code = NoRoom.exit_code
+    ctx.exit(code)
 
 
 def _stores(config: Config, stack: ExitStack, *, plan: bool) -> tuple[Store, Store | None]:

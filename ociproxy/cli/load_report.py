@@ -17,7 +17,8 @@ from ociproxy.cli.terminal import print_event, short
 from ociproxy.config.units import show_duration
 from ociproxy.errors import UpstreamRateLimited
 from ociproxy.load.loader import Watcher
-from ociproxy.load.plan import Plan, PlannedImage, PlannedPulls, free_space
+from ociproxy.load.plan import Plan, PlannedImage, PlannedPulls
+from ociproxy.store.files import free_space
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,8 +41,9 @@ _PLAN_COLUMNS: Final = ("REFERENCE", "DIGEST", "PLATFORMS", "SIZE", "NEW")
 class Report(Watcher):
     """Prints each image as it ends; keeps the failures and the references that were loaded."""
 
-    def __init__(self, screen: Screen, *, as_json: bool) -> None:
+    def __init__(self, screen: Screen, *, as_json: bool, verbose: bool = False) -> None:
         self._screen = screen
+        self._verbose = verbose
         self._json = as_json
         self._began = time.monotonic()
         self._waited: dict[str, tuple[float, float]] = {}
@@ -66,7 +68,8 @@ class Report(Watcher):
             )
             return
         lacking = f", lacks {', '.join(map(str, image.lacking))}" if image.lacking else ""
-        shown = f"{reference}" if reference.digest else f"{reference}@{digest}"
+        named = digest if self._verbose else short(digest)
+        shown = f"{reference}" if reference.digest else f"{reference}@{named}"
         self._screen.line(
             f"loaded {shown} {decimal(image.size)}, {decimal(result.fetched)} fetched, "
             f"{result.seconds:.1f} s{lacking}"
@@ -104,7 +107,9 @@ class Report(Watcher):
             return
         self._waited[error.upstream] = now, now + seconds
         if self._json:
-            print_event("waiting", upstream=error.upstream, seconds=seconds, reason=error.reason)
+            print_event(
+                "waiting", upstream=error.upstream, seconds=round(seconds, 3), reason=error.reason
+            )
         else:
             self._screen.line(f"waiting {round(seconds, 1):g} s: {error}")
 
@@ -167,6 +172,8 @@ class PlanReport(Watcher):
         self._root = root
         self._json = as_json
         self._plan = Plan()
+        self.fits = True
+        """Whether the disk has room for all; known after `end`."""
 
     def loaded(self, result: Result) -> None:
         self._report.ended(result.image)
@@ -185,6 +192,7 @@ class PlanReport(Watcher):
             return
         plan, free = self._plan, free_space(self._root)
         pulls = plan.pulls(summary.quotas)
+        self.fits = plan.new < free
         if self._json:
             print_event(
                 "plan",

@@ -49,10 +49,7 @@ class LoadRun:
         referrers: bool,
         fail_fast: bool,
     ) -> None:
-        # The loader retries by itself: the breaker must not refuse an upstream for longer than
-        # the loader waits between two tries.
-        pause = min(config.fetch.pause, config.fetch.retry_wait_max)
-        self._config = replace(config, fetch=replace(config.fetch, pause=pause))
+        self._config = patient(config)
         self._make_backend = make_backend
         self._screen = screen
         self._watcher = watcher
@@ -90,6 +87,13 @@ class LoadRun:
         self.interrupted = working.cancelled()
         if not self.interrupted:
             working.result()
+
+
+def patient(config: Config) -> Config:
+    """For a command that retries by itself: the breaker must not refuse an upstream for longer than
+    the command waits between two tries."""
+    pause = min(config.fetch.pause, config.fetch.retry_wait_max)
+    return replace(config, fetch=replace(config.fetch, pause=pause))
 
 
 def leave(code: int) -> NoReturn:

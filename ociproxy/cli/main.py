@@ -13,7 +13,7 @@ import click
 
 from ociproxy import __version__
 from ociproxy.cli.environment import blamed, misspelt
-from ociproxy.cli.terminal import INTERRUPTED
+from ociproxy.cli.terminal import AS_JSON, INTERRUPTED, print_event
 from ociproxy.errors import OciProxyError, StoreError
 
 # A command's module is imported when the command runs. A server then has no progress bars in
@@ -61,6 +61,10 @@ class _Commands(click.Group):
         except click.BadParameter as exc:
             raise blamed(exc) from exc
         except OciProxyError as exc:
+            if ctx.meta.get(AS_JSON):
+                print_event(
+                    "error", error=type(exc).__name__, reason=str(exc), exitCode=exc.exit_code
+                )
             raise _Failure(exc) from exc
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)

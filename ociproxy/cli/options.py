@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ociproxy.cli.terminal import AS_JSON
 from ociproxy.config.settings import Config
 from ociproxy.config.units import parse_duration, parse_size
 from ociproxy.errors import NameInvalid
@@ -125,12 +126,30 @@ pin_option = click.option(
     envvar="OCIPROXY_PIN",
     help="Pin each image: no prune removes it before `pins remove`.",
 )
+
+
+def _remember(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
+    ctx.meta[AS_JSON] = value
+    return value
+
+
 json_events = click.option(
     "--json",
     "as_json",
     is_flag=True,
+    is_eager=True,
+    callback=_remember,
     envvar="OCIPROXY_JSON",
     help="Print an event a line, as JSON, and the outcome as the last.",
+)
+
+
+verbose = click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    envvar="OCIPROXY_VERBOSE",
+    help="Print whole digests; --json always does.",
 )
 
 

@@ -59,7 +59,8 @@ def list_pins(image_path: Path | None, config_path: Path | None, as_json: bool) 
         documents = [{"pattern": p.pattern, "by": p.by, "added": p.added or None} for p in found]
         click.echo(json.dumps(documents, indent=1))
     else:
-        print_table(("PATTERN", "BY", "ADDED"), ((p.pattern, p.by, p.added or "-") for p in found))
+        rows = ((p.pattern, p.by, p.added or "-") for p in found)
+        print_table(("PATTERN", "BY", "ADDED"), rows, spare=("ADDED",))
 
 
 @pins.command("add", short_help="Pin images.")

@@ -20,12 +20,12 @@ from ociproxy.cli.environment import misspelt
 from ociproxy.cli.options import common, configuration, pull_timeout
 from ociproxy.cli.sources import machine_platform, read_wanted
 from ociproxy.config.settings import Config
-from ociproxy.errors import ConfigError
+from ociproxy.errors import ConfigError, StoreError
 from ociproxy.load.imagelist import Wanted
 from ociproxy.serve.server import Setup, listen, run
 from ociproxy.serve.tls import server_context
 from ociproxy.serve.workers import run_workers
-from ociproxy.store.store import Store
+from ociproxy.store.store import Store, is_store, temporary_store
 
 
 @click.command()
@@ -127,7 +127,7 @@ def serve(
                 )
         # Raises ConfigError unless all volumes of each set are given.
         grouped({bundle.path: bundle.label for bundle in opened})
-        store = Store(config.store.path, hot_manifests=config.store.hot_manifests, below=opened)
+        store = _store(config, opened, stack)
         if config.serve.offline:
             # No upstream can send what a bundle made with `--since` left out.
             for bundle in opened:
@@ -169,3 +169,16 @@ def _warn_of_absent_base(bundle: Bundle, store: Store) -> None:
             missing=len(absent),
             digest=absent[0],
         )
+
+
+def _store(config: Config, bundles: list[Bundle], stack: ExitStack) -> Store:
+    """The store over the bundles. Offline, bundles are enough: where there is no store, and none
+    can be made, an empty temporary one takes its place. Raises StoreError."""
+    root, hot = config.store.path, config.store.hot_manifests
+    if not (config.serve.offline and bundles) or is_store(root):
+        return Store(root, hot_manifests=hot, below=bundles)
+    try:
+        return Store(root, hot_manifests=hot, below=bundles)
+    except StoreError as exc:
+        log.event(logging.INFO, "serving bundles alone", reason=exc)
+        return stack.enter_context(temporary_store(below=bundles))

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from ociproxy.oci.digest import Digest
 
+AS_JSON: Final = "ociproxy.as_json"
+"""In the context's `meta`: whether an error that ends the command is printed as an event, too."""
 INTERRUPTED: Final = 130
 """Exit code of a command that SIGINT or SIGTERM ended: 128 and SIGINT's number, as in shells."""
 

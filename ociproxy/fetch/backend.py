@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import quote, unquote_plus
 
 from ociproxy.errors import (
     DigestMismatch,
@@ -32,15 +33,26 @@ if TYPE_CHECKING:
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Reference, Repository
 
+NAMESPACE: Final = "ns"
+"""The query parameter that tells a mirror which registry is meant."""
+_AS_IT_IS: Final = "%!$&'()*+,;=:@/?"
+"""Characters of a query that need no encoding; `%` is one, for what is encoded stays so."""
 NO_SUCH_LISTING: Final = (NameUnknown, UpstreamDenied, UpstreamInvalid, ManifestInvalid)
 """What `fetch_listing` raises where the upstream may lack the referrers API: registries that do not
 know it answer 404, and 400, 401, 403, 405, 406 or 501, or a page. The fallback tag tells then."""
 
 
+def passed_on(query: str) -> str:
+    """The query of a list, encoded as it was. `ns` is left out: each mirror sends its own."""
+    parts = (part for part in query.split("&") if part)
+    kept = [part for part in parts if unquote_plus(part.partition("=")[0]) != NAMESPACE]
+    return quote("&".join(kept), safe=_AS_IT_IS)
+
+
 @dataclass(frozen=True, slots=True)
 class Listing:
     """A tags or referrers answer: JSON bytes as they came, and the query of its `rel="next"` link,
-    empty where there is none."""
+    as `passed_on` leaves it, empty where there is none."""
 
     raw: bytes
     media_type: str

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 _KNOWN_SIZES: Final = 65_536
+_OTHERS_TIME: Final = 1.0
+"""Seconds that a client of one upstream waits for what another one was asked."""
 _LOOKS: Final = 8
 """Copies of a blob, in the store and in bundles, that are looked at before giving up: each may be
 damaged, or written to while it is verified."""
@@ -98,11 +101,19 @@ class BlobPuller:
         Raises `reason` where no upstream may be asked, else what `pull` does."""
         if self._upstreams.offline:
             raise reason
-        self._upstreams.check(repository)
         registry = repository.registry
+        # The probe may be the fill of this client that the store has just ended.
+        if self._upstreams.probe_wait(registry) is None:
+            self._upstreams.check(repository)
         log.event(logging.WARNING, "passing through", digest=digest, reason=reason)
         fill = self._fills.relay(repository, digest, backend=self._upstreams.backend(registry))
-        await self._started(fill, registry)
+        try:
+            await self._started(fill, registry)
+        except BaseException as exc:
+            fill.leave()
+            if isinstance(exc, OciProxyError):
+                self._upstreams.record_result(registry, exc)
+            raise
         return fill
 
     async def _pull(
@@ -111,9 +122,13 @@ class BlobPuller:
         found = await self._find(digest)
         if found is not None:
             return found, HIT
-        fill = self._fills.running(digest, self._config.partition(repository.registry))
+        fill = self._running(repository, digest)
         status = FILL if fill is None else FOLLOW
-        fill = fill or self._start(repository, digest)
+        if fill is None:
+            fill = self._start(repository, digest)
+        elif fill.repository.registry != repository.registry and await self._is_silent(fill):
+            # This client's own upstream need not be.
+            fill, status = self._start(repository, digest, partition=repository.registry), FILL
         try:
             await self._started(fill, repository.registry)
         except (BlobUnknown, UpstreamError, IntegrityError):
@@ -128,6 +143,22 @@ class BlobPuller:
             if found is not None:
                 return found, status
         return fill, status
+
+    def _running(self, repository: Repository, digest: Digest) -> Fill | None:
+        """The fill from this repository's own upstream, else the one that others share with it."""
+        registry = repository.registry
+        own = self._fills.running(digest, registry)
+        return own or self._fills.running(digest, self._config.partition(registry))
+
+    async def _is_silent(self, fill: Fill) -> bool:
+        """Whether the upstream of a fill does not answer for `_OTHERS_TIME`."""
+        try:
+            async with asyncio.timeout(_OTHERS_TIME):
+                with fill.reading(), suppress(OciProxyError):
+                    await fill.started()
+        except TimeoutError:
+            return True
+        return False
 
     async def ensure(
         self, repository: Repository, blob: Descriptor, received: Callable[[int, bool], None]
@@ -145,7 +176,7 @@ class BlobPuller:
             if not isinstance(found, BlobFile):
                 await _finished(found, status, received)
         except IntegrityError:
-            found = self._fills.running(blob.digest, self._config.partition(repository.registry))
+            found = self._running(repository, blob.digest)
             if found is None:
                 raise
             await _finished(found, FILL, received)
@@ -156,12 +187,13 @@ class BlobPuller:
 
     def arrived(self, repository: Repository, digest: Digest) -> int:
         """Bytes that have arrived of a blob that this process is fetching; 0 for any other blob."""
-        fill = self._fills.running(digest, self._config.partition(repository.registry))
+        fill = self._running(repository, digest)
         return 0 if fill is None else fill.download.bytes_resumed + fill.download.bytes_fetched
 
     def signs(self, repository: Repository, digest: Digest) -> object:
-        """Changes while a blob that this process is fetching gets on."""
-        fill = self._fills.running(digest, self._config.partition(repository.registry))
+        """Changes while a blob that this process is fetching gets on. None where no upstream is
+        waited for."""
+        fill = self._running(repository, digest)
         return None if fill is None else fill.download.signs
 
     @property
@@ -180,8 +212,7 @@ class BlobPuller:
         size = self._store.blobs.find_size(digest)
         if size is not None:
             return size, HIT
-        partition = self._config.partition(repository.registry)
-        fill = self._fills.running(digest, partition)
+        fill = self._running(repository, digest)
         if fill is not None:
             await self._started(fill, repository.registry)
             if fill.size is not None:
@@ -240,7 +271,14 @@ class BlobPuller:
         # asyncio complains about an outcome that is never taken, and the clients may have left.
         _ = verifying.cancelled() or verifying.exception()
 
-    def _start(self, repository: Repository, digest: Digest, *, background: bool = False) -> Fill:
+    def _start(
+        self,
+        repository: Repository,
+        digest: Digest,
+        *,
+        background: bool = False,
+        partition: str | None = None,
+    ) -> Fill:
         self._upstreams.check_online(BlobUnknown, digest)
         key = ("blob", repository, digest)
         self._requests.check_refused(key)
@@ -248,14 +286,15 @@ class BlobPuller:
             self._fills.check_room(repository.registry)
         # The last check before the start: the breaker counts on this fill as its probe.
         self._upstreams.check(repository)
-        partition = self._config.partition(repository.registry)
         return self._fills.start(
             repository,
             digest,
-            partition=partition,
+            partition=self._config.partition(repository.registry)
+            if partition is None
+            else partition,
             backend=self._upstreams.backend(repository.registry),
             size=self._sizes.get((repository, digest)),
-            check=partial(self._upstreams.check, repository),
+            check=partial(self._upstreams.check_again, repository),
             ended=lambda error: self._learn(repository.registry, key, error),
         )
 

@@ -12,21 +12,21 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode
 
 from ociproxy import log
 from ociproxy.errors import ManifestUnknown, NameUnknown, OciProxyError
 from ociproxy.fetch.backend import NO_SUCH_LISTING, Listing
 from ociproxy.fetch.cache_status import HIT, PASSED_ON, CacheStatus, stale_because
-from ociproxy.fetch.tags import page_of_tags
+from ociproxy.fetch.tags import PageRefused, TagsQuery, page_of_tags
 from ociproxy.oci.descriptor import INDEX_MEDIA_TYPES, OCI_INDEX, Descriptor, MalformedManifest
 from ociproxy.oci.manifest import json_object, media_type_of
 from ociproxy.oci.reference import Reference, referrers_tag
 
 if TYPE_CHECKING:
     from ociproxy.fetch.manifests import ManifestPuller
-    from ociproxy.fetch.tags import TagsQuery
     from ociproxy.fetch.upstreams.requests import Requests
     from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
@@ -54,63 +54,72 @@ class ListingPuller:
         self._manifests = manifests
         self._threads = threads
 
-    async def tags(self, repository: Repository, query: TagsQuery) -> tuple[Listing, CacheStatus]:
-        """Raises NameUnknown, UpstreamError kinds or StoreError."""
+    async def tags(self, repository: Repository, query: str) -> tuple[Listing, CacheStatus]:
+        """The query is passed on as it is. Raises NameUnknown, UpstreamError kinds, StoreError."""
         async with self._upstreams.answer_time(repository.registry):
             return await self._tags(repository, query)
 
     async def referrers(
-        self, repository: Repository, subject: Digest, artifact_type: str
+        self, repository: Repository, subject: Digest, artifact_type: str, query: str
     ) -> tuple[Listing, CacheStatus]:
-        """An index of what refers to the subject, empty where no referrer is known.
+        """An index of what refers to the subject, empty where no referrer is known. The query, of
+        which `artifact_type` is a part, is passed on as it is.
 
         Raises StoreError, or UpstreamUnavailable where the answer takes too long.
         """
         async with self._upstreams.answer_time(repository.registry):
-            return await self._referrers(repository, subject, artifact_type)
+            return await self._referrers(repository, subject, artifact_type, query)
 
-    async def _tags(self, repository: Repository, query: TagsQuery) -> tuple[Listing, CacheStatus]:
+    async def _tags(self, repository: Repository, query: str) -> tuple[Listing, CacheStatus]:
+        page = TagsQuery.parse(query)
         if self._upstreams.offline:
             if not self._store.refs.has_repository(repository):
                 self._upstreams.check_online(NameUnknown, str(repository))
-            status = HIT
-        else:
-            try:
-                return await self._ask(repository, "tags/list", query.encode()), PASSED_ON
-            except OciProxyError as exc:
-                if not self._store.refs.has_repository(repository):
-                    raise
-                status = stale_because(exc)
-                log.event(logging.WARNING, "serving stale", reference=repository, reason=exc)
-        cached = await self._threads.run(lambda: self._store.refs.tags(repository))
-        return page_of_tags(repository, cached, query), status
+            return page_of_tags(repository, await self._cached_tags(repository), page), HIT
+        try:
+            return await self._ask(repository, "tags/list", query), PASSED_ON
+        except PageRefused:
+            raise  # the upstream was asked, and the cached tags may be few of those that it has
+        except OciProxyError as exc:
+            cached = await self._cached_tags(repository) if page.is_whole else []
+            if not cached:
+                raise
+            log.event(logging.WARNING, "serving stale", reference=repository, reason=exc)
+            return page_of_tags(repository, cached, page), stale_because(exc)
+
+    async def _cached_tags(self, repository: Repository) -> list[str]:
+        return await self._threads.run(lambda: self._store.refs.tags(repository))
 
     async def _referrers(
-        self, repository: Repository, subject: Digest, artifact_type: str
+        self, repository: Repository, subject: Digest, artifact_type: str, query: str
     ) -> tuple[Listing, CacheStatus]:
         if self._upstreams.offline:
             return await self._cached(repository, subject, artifact_type), HIT
-        query = urlencode({_FILTER: artifact_type}) if artifact_type else ""
         try:
             listing = await self._ask(repository, f"referrers/{subject}", query)
         except NO_SUCH_LISTING as exc:
             return await self._fallback(repository, subject, artifact_type, exc)
         except OciProxyError as exc:
             return await self._stale(repository, subject, artifact_type, exc)
+        following = listing.next_query
+        if artifact_type and following and _FILTER not in parse_qs(following):
+            following += f"&{urlencode({_FILTER: artifact_type})}"
+            listing = replace(listing, next_query=following)
         if artifact_type and _FILTER not in listing.filters_applied:
             return _filtered(listing, artifact_type), PASSED_ON
         return listing, PASSED_ON
 
     async def _cached(self, repository: Repository, subject: Digest, artifact_type: str) -> Listing:
-        """What the store has recorded, and what the stored fallback tag lists. In a thread: there
-        may be many records, and each is a file."""
+        """What the store has recorded; where that is nothing, what the stored fallback tag lists,
+        so that a client hears of referrers that are not stored. In a thread: there may be many
+        records, and each is a file."""
 
         def read() -> Listing:
-            tagged = self._manifests.find_stored(Reference(repository, referrers_tag(subject)))
-            found = {each.digest: each for each in (_listed(tagged.raw) if tagged else None) or ()}
-            recorded = self._store.refs.referrers(repository, subject)
-            found.update((each.digest, each) for each in recorded)
-            return _index(list(found.values()), artifact_type)
+            found = self._store.refs.referrers(repository, subject)
+            if not found:
+                tagged = self._manifests.find_stored(Reference(repository, referrers_tag(subject)))
+                found = (_listed(tagged.raw) if tagged else None) or []
+            return _index(found, artifact_type)
 
         return await self._threads.run(read)
 

@@ -6,12 +6,13 @@ a connection of a blob            download.connections     by `Resumption`, belo
 the image of a blob, by skopeo    skopeo.backend           `fetch.retries`
 the blob at the next endpoint     upstreams.endpoints      by `Resumption`, below
 an image of a list                load, by ImageRetry      until no progress for `load.pull_timeout`
-a blob whose bytes were wrong     download.fill            once, from zero
+a blob whose bytes were wrong     download.fills           once, from zero
 a request whose token is refused  oras.auth                once, with a new token
 
 The first five repeat what `UpstreamUnavailable` ended, by the rules here: with jitter, waiting at
-most `fetch.retry_wait_max`. No commit is ever repeated. `load` alone waits out a 429: the server
-passes it on to its client.
+most `fetch.retry_wait_max`. Once bytes of a blob have come, a connection repeats any refusal too,
+and waits out a 429 of up to `fetch.pause`. Otherwise `load` alone does that: the server passes it
+on to its client. No commit is ever repeated.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Tags in pages (distribution-spec, listing tags), where no upstream makes the page.
+"""Tags in pages (distribution-spec, listing tags): what a client asks for, the page where no
+upstream makes one, and the page that an upstream does not make.
 
 Tests: tests/serve/test_lists.py, tests/fetch/contract.py.
 """
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlencode
 
+from ociproxy.errors import UpstreamInvalid
 from ociproxy.fetch.backend import Listing
 
 if TYPE_CHECKING:
@@ -18,20 +20,29 @@ if TYPE_CHECKING:
     from ociproxy.oci.reference import Repository
 
 
+class PageRefused(UpstreamInvalid):
+    """The upstream answers, and makes no such page: most often `n` is above its limit. The client
+    has to ask for another one, and gets no other list instead."""
+
+
 @dataclass(frozen=True, slots=True)
 class TagsQuery:
     """`n` and `last` as the client sent them; n is None without a limit."""
 
     n: int | None = None
     last: str = ""
+    is_whole: bool = True
+    """False where the query has more: an upstream's own name of a page, which only it knows."""
 
     @staticmethod
     def parse(query: str) -> TagsQuery:
         """A limit that is no number is none."""
-        asked = parse_qs(query)
+        asked = parse_qs(query, keep_blank_values=True)
         n = asked.get("n", [""])[0]
         return TagsQuery(
-            int(n) if n.isascii() and n.isdigit() else None, asked.get("last", [""])[0]
+            int(n) if n.isascii() and n.isdigit() else None,
+            asked.get("last", [""])[0],
+            is_whole=asked.keys() <= {"n", "last"},
         )
 
     def encode(self) -> str:

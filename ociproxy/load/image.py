@@ -259,6 +259,7 @@ class _Finding:
         subject's referrers tag (distribution-spec, referrers tag schema)."""
         found: list[Descriptor] = []
         path, query = f"referrers/{subject}", ""
+        asked: set[str] = set()
         try:
             while len(found) < _MAX_REFERRERS:
                 listing = await self._request(
@@ -268,8 +269,9 @@ class _Finding:
                     ),
                 )
                 found += self._listed(listing.raw)
+                asked.add(query)
                 query = listing.next_query
-                if not query:
+                if not query or query in asked:
                     break
         except NO_SUCH_LISTING:
             tag = referrers_tag(subject)

@@ -13,6 +13,7 @@ import asyncio
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import SystemClock
@@ -20,6 +21,7 @@ from ociproxy.errors import (
     BlobUnknown,
     IntegrityError,
     ManifestUnknown,
+    NoRoom,
     OciProxyError,
     StoreError,
     UpstreamDenied,
@@ -27,15 +29,16 @@ from ociproxy.errors import (
 )
 from ociproxy.fetch.retry import ImageRetry, Progress
 from ociproxy.load.image import UpstreamImage, UpstreamImages, all_of
-from ociproxy.load.progress import ActiveImage, LoadProgress, Summary
+from ociproxy.load.progress import ActiveImage, LoadProgress, Summary, watched
 from ociproxy.oci.descriptor import IMAGE_CONFIGS
 from ociproxy.oci.image import choose, platforms_of
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.reference import Reference
+from ociproxy.store.files import free_space
 from ociproxy.store.image import platform_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Config
@@ -52,8 +55,6 @@ if TYPE_CHECKING:
 _ROUNDS: Final = 3
 """Times that the blobs of an image are fetched: what came in one round is not removed before the
 next one ends, so that more than two mean that the store keeps no times."""
-_LOOKS: Final = 10
-"""Looks at a blob within `load.pull_timeout`."""
 
 
 class Watcher:
@@ -105,6 +106,8 @@ class Loader:
         self._store = known or engine.store
         self._stores = (self._store, engine.store)
         self._configs_fetched = 0
+        self._partition = config.partition
+        self._admitting = asyncio.Lock()
         self._jobs = config.load.jobs
         self._limit = config.load.pull_timeout
         self._slots = asyncio.Semaphore(config.fetch.fills)
@@ -160,9 +163,9 @@ class Loader:
             self.progress.active.append(active)
             try:
                 image = await work(active)
-            except StoreError:
-                raise
             except OciProxyError as exc:
+                if isinstance(exc, StoreError) and not isinstance(exc, NoRoom):
+                    raise
                 self.progress.summary.add_failed(exc)
                 self._stopped = self._fail_fast
                 self._watcher.failed(wanted, exc)
@@ -186,7 +189,11 @@ class Loader:
             for digest, blob in image.blobs.items()
             if self._store.blobs.find_size(digest) is None
         }
-        self.progress.found(active, image, missing)
+        async with self._admitting:
+            if not plan:
+                # Before the link is spent.
+                await self._engine.threads.run(lambda: self._check_room(active, missing))
+            self.progress.found(active, image, missing)
         return image
 
     async def _load(self, active: ActiveImage) -> UpstreamImage:
@@ -228,9 +235,13 @@ class Loader:
                 if not waited:
                     # The wait for a slot is not the upstream's fault: its time begins here.
                     waited, active.progress.when = True, self._clock.monotonic()
-                await self._watched(
-                    self._engine.blobs.ensure(repository, blob, received), repository, blob
-                )
+                blobs = self._engine.blobs
+                signs = partial(blobs.signs, repository, blob.digest)
+                try:
+                    await watched(blobs.ensure(repository, blob, received), signs, self._limit)
+                except TimeoutError as exc:
+                    reason = f"blob {blob.digest} got no further in {self._limit:g} s"
+                    raise UpstreamUnavailable(repository.registry, reason, timed_out=True) from exc
 
         try:
             await self._retry.run(repository.registry, active.progress, work)
@@ -241,26 +252,6 @@ class Loader:
             active.withheld.append(blob)
             return
         self.progress.filled(active, blob.digest)
-
-    async def _watched(
-        self, work: Coroutine[None, None, None], repository: Repository, blob: Descriptor
-    ) -> None:
-        """Wait for a blob while it gets on. Raises UpstreamUnavailable where it did not for
-        `load.pull_timeout`, and what the work raises."""
-        task = asyncio.create_task(work)
-        signs, since = None, time.monotonic()
-        try:
-            while not (await asyncio.wait([task], timeout=self._limit / _LOOKS))[0]:
-                fresh = self._engine.blobs.signs(repository, blob.digest)
-                if fresh != signs:
-                    signs, since = fresh, time.monotonic()
-                elif time.monotonic() - since > self._limit:
-                    reason = f"blob {blob.digest} got no further in {self._limit:g} s"
-                    raise UpstreamUnavailable(repository.registry, reason, timed_out=True)
-            await task
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     def _publish(self, active: ActiveImage, image: UpstreamImage) -> list[Descriptor]:
         """Make the image visible, now that its blobs are stored. Or return those that are not: they
@@ -278,6 +269,19 @@ class Loader:
             for tag, descriptor in image.tags.items():
                 self._store.record_tag(repository, tag, descriptor, now=now)
         return []
+
+    def _check_room(self, active: ActiveImage, missing: dict[Digest, int]) -> None:
+        """Raises NoRoom, or another StoreError."""
+        repository, root = active.wanted.reference.repository, self._store.root
+
+        def held(where: Repository, digest: Digest) -> int:
+            return self._store.staging.held(digest, self._partition(where.registry))
+
+        needed = self.progress.coming(missing, held, repository)
+        free = free_space(root)
+        if missing and needed >= free:
+            reason = f"no space left on device: {needed} bytes to come, {free} free"
+            raise NoRoom(root, reason)
 
     # Platforms
 

@@ -4,16 +4,12 @@ upstreams' quotas. Nothing is stored.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ociproxy.store.files import store_errors
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.load.image import UpstreamImage
@@ -87,11 +83,3 @@ class Plan:
             for registry, quota in sorted(quotas.items())
             if needed[registry]
         ]
-
-
-def free_space(root: Path) -> int:
-    """Bytes that this user may still write where the store is, or will be. Raises StoreError."""
-    with store_errors(root):
-        while not root.exists() and root != root.parent:
-            root = root.parent
-        return shutil.disk_usage(root).free

@@ -6,14 +6,15 @@ Tests: tests/cli/test_progress.py, tests/load/test_loader.py.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.errors import IntegrityError, OciProxyError
+from ociproxy.errors import IntegrityError, NoRoom, OciProxyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
     from ociproxy.fetch.retry import Progress
     from ociproxy.fetch.upstreams.health import Quota
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _INCOMPLETE: Final = 3
 _TRANSIENT: Final = 75
+_LOOKS: Final = 10
+"""Looks at work that is watched within its limit."""
 
 
 @dataclass(slots=True, eq=False)
@@ -62,12 +65,16 @@ class Summary:
     transient: bool = False
     """Whether every failure may pass: the caller may run the same load again."""
     _corrupt: bool = False
+    _full: bool = False
 
     @property
     def exit_code(self) -> int:
-        """The gravest failure decides: wrong bytes, then what another run cannot mend."""
+        """The gravest failure decides: wrong bytes, then no room for an image, then what another
+        run cannot mend."""
         if self._corrupt:
             return IntegrityError.exit_code
+        if self._full:
+            return NoRoom.exit_code
         if self.transient:
             return _TRANSIENT
         return _INCOMPLETE if self.failed or self.incomplete else 0
@@ -80,6 +87,7 @@ class Summary:
     def add_failed(self, error: OciProxyError) -> None:
         self.transient = error.transient and (self.transient or not self.failed)
         self._corrupt = self._corrupt or isinstance(error, IntegrityError)
+        self._full = self._full or isinstance(error, NoRoom)
         self.untried -= 1
         self.failed += 1
 
@@ -119,6 +127,20 @@ class LoadProgress:
         arriving = (self._arrived(repository, digest) for digest in active.missing)
         return active.size - sum(active.missing.values()) + sum(arriving)
 
+    def coming(
+        self,
+        missing: Mapping[Digest, int],
+        held: Callable[[Repository, Digest], int],
+        repository: Repository,
+    ) -> int:
+        """Bytes that the disk will get: of these blobs, and of those that other images fetch.
+        `held` says how many of a blob it has already."""
+        coming = {digest: (repository, size) for digest, size in missing.items()} | self._pending
+        return sum(
+            max(size - max(self._arrived(where, digest), held(where, digest)), 0)
+            for digest, (where, size) in coming.items()
+        )
+
     def found(self, active: ActiveImage, image: UpstreamImage, missing: dict[Digest, int]) -> None:
         """The manifests of an image are known, and `missing` are the blobs to fetch."""
         active.image, active.missing, active.size = image, missing, sum(missing.values())
@@ -141,3 +163,23 @@ class LoadProgress:
             if not any(digest in other.missing for other in self.active):
                 _, size = self._pending.pop(digest, (None, 0))
                 self._expected -= size
+
+
+async def watched(
+    work: Coroutine[None, None, None], signs: Callable[[], object], limit: float
+) -> None:
+    """Wait for work while it gets on, which is while `signs` changes; None of it says nothing.
+    Raises TimeoutError after `limit` seconds without, and what the work raises."""
+    task = asyncio.create_task(work)
+    seen, since = None, time.monotonic()
+    try:
+        while not (await asyncio.wait([task], timeout=limit / _LOOKS))[0]:
+            fresh = signs()
+            if fresh is None or fresh != seen:
+                seen, since = fresh, time.monotonic()
+            elif time.monotonic() - since > limit:
+                raise TimeoutError
+        await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Final
 
-from ociproxy.errors import NameInvalid
+from ociproxy.errors import DigestInvalid, NameInvalid
 from ociproxy.oci.digest import Digest
 
 DOCKER_HUB: Final = "docker.io"
@@ -111,6 +112,19 @@ class Reference:
             return Reference(repository, digest=Digest.parse(text))
         check_tag(text)
         return Reference(repository, tag=text)
+
+    def matches(self, pattern: str) -> bool:
+        """Whether a user who wrote this pattern means this reference: a glob on the whole of it, or
+        a name as in a list of images; without tag and digest all that the repository has."""
+        if fnmatchcase(str(self), pattern):
+            return True
+        try:
+            named = Reference.parse(pattern)
+        except (NameInvalid, DigestInvalid):
+            return False
+        if ":" in pattern.rpartition("/")[2] or "@" in pattern:
+            return str(named) == str(self)
+        return named.repository == self.repository
 
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""

@@ -11,15 +11,15 @@ import asyncio
 import logging
 import time
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 from aiohttp import web
-from yarl import URL
 
 from ociproxy import log
 from ociproxy.clock import Deadline
 from ociproxy.errors import OciProxyError, StoreError
+from ociproxy.fetch.backend import NAMESPACE, passed_on
 from ociproxy.fetch.cache_status import HIT
-from ociproxy.fetch.tags import TagsQuery
 from ociproxy.serve.blobs import BlobResponse, blob
 from ociproxy.serve.connection import is_cut
 from ociproxy.serve.documents import LARGE, DocumentResponse
@@ -284,13 +284,14 @@ async def tags(engine: Engine, request: web.BaseRequest, target: TagsPath) -> An
     count = target.query.get("n")
     if count is not None and not (count.isascii() and count.isdecimal() and len(count) < 10):
         raise QueryInvalid(f"n={count[:50]!r} is not a count of tags")
-    query = TagsQuery(None if count is None else int(count), target.query.get("last", ""))
+    query = passed_on(request.rel_url.raw_query_string)
     return _answer(request, target, *await engine.listings.tags(target.repository, query))
 
 
 async def referrers(engine: Engine, request: web.BaseRequest, target: ReferrersPath) -> Answer:
     artifact_type = target.query.get("artifactType", "")
-    found = await engine.listings.referrers(target.repository, target.subject, artifact_type)
+    query = passed_on(request.rel_url.raw_query_string)
+    found = await engine.listings.referrers(target.repository, target.subject, artifact_type, query)
     return _answer(request, target, *found)
 
 
@@ -300,10 +301,10 @@ def _answer(
     headers = {"Content-Type": listing.media_type}
     if listing.next_query:
         # The client asks this server for the next page, under the path and `ns` of this one.
-        following = URL(request.path).with_query(listing.next_query)
+        query = listing.next_query
         if target.namespace is not None:
-            following = following.update_query(ns=target.namespace)
-        headers["Link"] = f'<{following}>; rel="next"'
+            query += f"&{NAMESPACE}={quote(target.namespace, safe=':')}"
+        headers["Link"] = f'<{request.rel_url.raw_path}?{query}>; rel="next"'
     if listing.filters_applied:
         headers["OCI-Filters-Applied"] = listing.filters_applied
     return Answer(_document(request, listing.raw, headers), status)

@@ -10,11 +10,13 @@ import asyncio
 import os
 import secrets
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
 from ociproxy.errors import StoreError
+from ociproxy.fetch.cache_status import PASSED_THROUGH
 from ociproxy.serve.errors import range_response
 from ociproxy.serve.exchange import Answer, client_has, requested_ranges
 from ociproxy.store.read_only import BlobFile
@@ -64,8 +66,15 @@ async def blob(engine: Engine, request: web.BaseRequest, target: BlobPath) -> An
     if wanted is None:
         response.close()
         return Answer(range_response(source.size), status, digest)
+    if status is PASSED_THROUGH and not _read_on(wanted):
+        wanted = []  # the whole blob, as RFC 9110 section 14.2 allows
     response.limit_to(wanted, source.size)
     return Answer(response, status, digest)
+
+
+def _read_on(ranges: Sequence[tuple[int, int | None]]) -> bool:
+    """Whether none begins before the end of the one before: what passes through is read once."""
+    return all(stop is not None and stop <= start for (_, stop), (start, _) in pairwise(ranges))
 
 
 def _not_modified(headers: dict[str, str], status: CacheStatus, digest: Digest) -> Answer:
@@ -119,6 +128,11 @@ class BlobResponse(web.StreamResponse):
         self.content_length = length + len(self._tail)
 
     def close(self) -> None:
+        self._close_file()
+        if not isinstance(self._source, BlobFile):
+            self._source.leave()
+
+    def _close_file(self) -> None:
         if self._file is not None:
             self._file.close()
 
@@ -145,10 +159,12 @@ class BlobResponse(web.StreamResponse):
                 await self._send_parts(source, request, senders)
             return
         except StoreError as exc:
+            if not _read_on([(start, stop) for _, start, stop in self._parts]):
+                raise
             self.close()
-            self._file, source = None, await self._relay(exc)
-        with source.reading():
-            await self._send_parts(source, request, senders)
+            self._file, self._source = None, await self._relay(exc)
+        with self._source.reading():
+            await self._send_parts(self._source, request, senders)
 
     async def _send_parts(
         self, source: BlobFile | Fill, request: web.BaseRequest, senders: Senders
@@ -196,7 +212,7 @@ class BlobResponse(web.StreamResponse):
 
     def _fill_file(self, fill: Fill) -> BinaryIO:
         if self._file is None or self._file_number != fill.files:
-            self.close()
+            self._close_file()
             self._file_number = fill.files
             self._file = os.fdopen(fill.duplicate_file(), "rb", 0)
         return self._file

@@ -36,6 +36,7 @@ from ociproxy.errors import (
     UpstreamUnavailable,
     UpstreamUntrusted,
 )
+from ociproxy.fetch.tags import PageRefused
 
 
 class Unsupported(OciProxyError):
@@ -72,6 +73,7 @@ STATUS: Final[dict[type[OciProxyError], tuple[int, str]]] = {
     NameInvalid: (400, "NAME_INVALID"),
     DigestInvalid: (400, "DIGEST_INVALID"),
     QueryInvalid: (400, "PAGINATION_NUMBER_INVALID"),
+    PageRefused: (400, "PAGINATION_NUMBER_INVALID"),
     NameUnknown: (404, "NAME_UNKNOWN"),
     ManifestUnknown: (404, "MANIFEST_UNKNOWN"),
     BlobUnknown: (404, "BLOB_UNKNOWN"),

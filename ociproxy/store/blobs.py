@@ -23,6 +23,7 @@ from ociproxy.store.files import (
     publish,
     seal,
     store_errors,
+    take_out,
     touch,
     try_lock,
 )
@@ -30,7 +31,7 @@ from ociproxy.store.hashing import hash_file
 from ociproxy.store.read_only import BlobFile
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from io import FileIO
     from pathlib import Path
 
@@ -94,9 +95,17 @@ class Blobs:
             with store_errors(self.path(digest)):
                 raise
 
-    def commit(self, staged: Path, digest: Digest, *, flush: bool = True) -> None:
+    def commit(
+        self,
+        staged: Path,
+        digest: Digest,
+        *,
+        flush: bool = True,
+        sealing: Callable[[], None] = lambda: None,
+    ) -> None:
         """Publish a staged file whose bytes the caller verified. Raises StoreError.
 
+        `sealing` is called once the bytes are on the disk: from then on nothing touches the file.
         Without `flush` the name survives a power cut only after a call of `flush()`.
         """
         target = self.path(digest)
@@ -105,6 +114,7 @@ class Blobs:
             try:
                 os.fchmod(file, 0o644)
                 os.fsync(file)
+                sealing()
                 seal(file, target.name, self._clock.now())
             finally:
                 os.close(file)
@@ -154,9 +164,7 @@ class Blobs:
                 if os.fstat(file.fileno()).st_mtime_ns == before.st_mtime_ns:
                     self._mark_verified(digest, file.fileno(), path.name)
                 return
-            # Another file may have taken the name meanwhile: leave that one.
-            if is_at(file.fileno(), path):
-                self.quarantine(digest)
+            take_out(file.fileno(), path, self._quarantine)
             raise DigestMismatch(f"stored blob {path.name}", digest, actual)
 
     def _is_verified(self, digest: Digest, state: os.stat_result) -> bool:
@@ -169,14 +177,6 @@ class Blobs:
         # The file is read-only, its file system has no room for a time or keeps no microseconds.
         if not is_sealed(state, name):
             self._verified.put(digest, identity(state))
-
-    def quarantine(self, digest: Digest) -> None:
-        """Move a damaged blob out of service, where an operator can look at it. Raises
-        StoreError."""
-        path = self.path(digest)
-        with store_errors(path):
-            self._quarantine.mkdir(exist_ok=True)
-            path.replace(self._quarantine / path.name)
 
 
 def _await_lock(file: int) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MOST_IMAGES: Final = 1000
 """Images that are named for one damaged file: a base layer may be in all of them."""
+_IN_QUARANTINE: Final = "manifest not stored; a damaged one is in quarantine/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,9 @@ class Findings:
     damaged_records: list[Record] = field(default_factory=list)
     nowhere: list[Record] = field(default_factory=list)
     hit: dict[str, list[Reference]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.broken or self.damaged_records or self.nowhere)
 
 
 def check(store: Store, damaged: Mapping[str, Damage], unsealed: Collection[str] = ()) -> Findings:
@@ -136,11 +140,9 @@ class _Check:
             faults[digest] = Fault(digest, missing.reason, damaged, file if damaged else "")
         for digest in contents.unstored:
             if file_name(digest) in self._quarantined:
-                faults[digest] = Fault(digest, "not stored; a damaged one is in quarantine/")
+                faults[digest] = Fault(digest, _IN_QUARANTINE)
         for digest, file in self._damaged_parts(contents):
-            faults[digest] = Fault(
-                digest, f"{file}: {self._damaged[file].reason}", damaged=True, file=file
-            )
+            faults[digest] = _damaged(digest, file)
         return tuple(faults.values())
 
     def _damaged_parts(self, contents: ImageContents) -> Iterator[tuple[Digest, str]]:
@@ -202,7 +204,7 @@ class _Check:
         return self._store.manifests.last_used(digest) is not None
 
     def _judge_record(self, record: Record) -> None:
-        if not record.path.exists():
+        if not self._store.refs.still_says(record):
             return
         digest, repository = record.digest, record.repository
         if digest is None:
@@ -213,8 +215,15 @@ class _Check:
         file = self._damaged_manifest(digest)
         if file is not None:
             if repository is not None:
-                reason = f"{file}: {self._damaged[file].reason}"
-                fault = Fault(digest, reason, damaged=True, file=file)
-                self._judge(Reference(repository, digest=digest), digest, (fault,))
+                own = Reference(repository, digest=digest)
+                self._judge(own, digest, (_damaged(digest, file),))
         elif not self._is_there(digest):
-            self._findings.nowhere.append(record)
+            if repository is not None and file_name(digest) in self._quarantined:
+                fault = Fault(digest, _IN_QUARANTINE)
+                self._judge(Reference(repository, digest=digest), digest, (fault,))
+            else:
+                self._findings.nowhere.append(record)
+
+
+def _damaged(digest: Digest, file: str) -> Fault:
+    return Fault(digest, f"{file} is damaged", damaged=True, file=file)

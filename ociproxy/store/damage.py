@@ -1,6 +1,6 @@
 """Each file of `blobs/`, `img/` and `fat/` against its name: which are damaged, or have no seal.
 
-Several threads read, at one rate together. Nothing is written, and no use is recorded. A file that
+Several threads read, at one rate together, and record no use. A file that
 comes or goes meanwhile is no finding: another process commits, or takes damage out of service.
 """
 
@@ -23,6 +23,7 @@ from ociproxy.store.files import (
     is_sealed,
     open_unused,
     store_errors,
+    take_out,
 )
 from ociproxy.store.hashing import hash_file
 
@@ -70,19 +71,28 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A file whose bytes are not those that its name says; `file` is its path in the store."""
+    """A file whose bytes are not those that its name says; `file` is its path in the store, or was
+    until it went to `quarantine/`."""
 
     file: str
     digest: Digest
     reason: str
+    in_quarantine: bool = False
 
 
 class FileCheck:
     """One look at all files. With `quick` a blob's bytes are not read: only its seal is looked at.
-    Manifests are small, and always hashed."""
+    Manifests are small, and always hashed. With `take_out` what is damaged moves to `quarantine/`
+    at once, so that no server takes it for whole any more."""
 
     def __init__(
-        self, store: Store, *, jobs: int = JOBS, rate: int | None = None, quick: bool = False
+        self,
+        store: Store,
+        *,
+        jobs: int = JOBS,
+        rate: int | None = None,
+        quick: bool = False,
+        take_out: bool = False,
     ) -> None:
         self.damaged: dict[str, Damage] = {}
         """By the path of the file: a manifest may be stored as a blob, too."""
@@ -97,6 +107,7 @@ class FileCheck:
         self._store = store
         self._jobs = jobs
         self._quick = quick
+        self._take_out = take_out
         self._throttle = Throttle(rate)
         self._lock = threading.Lock()
 
@@ -168,6 +179,8 @@ class FileCheck:
                         reason = self._fault(file, digest, is_blob=is_blob)
                     if reason and not is_at(file.fileno(), path):
                         return  # Another process has just replaced or removed it.
+                    out = bool(reason) and self._take_out
+                    out = out and take_out(file.fileno(), path, self._store.quarantine)
             except FileNotFoundError:
                 return
         with self._lock:
@@ -176,7 +189,7 @@ class FileCheck:
             else:
                 self.manifests += 1
             if reason:
-                self.damaged[shown] = Damage(shown, digest, reason)
+                self.damaged[shown] = Damage(shown, digest, reason, out)
 
     def _fault(self, file: FileIO, digest: Digest, *, is_blob: bool) -> str:
         """What is wrong with the bytes of a file; empty if they are right."""

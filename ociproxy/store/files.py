@@ -18,6 +18,7 @@ import errno
 import fcntl
 import mmap
 import os
+import shutil
 import time
 from contextlib import contextmanager, suppress
 from hashlib import blake2s
@@ -115,6 +116,8 @@ class Heartbeat:
 
 _BEAT: Final = 1.0
 """Seconds between two touches of a locked file."""
+_BEATS: Final = 2
+"""How many may be late."""
 heartbeat = Heartbeat()
 os.register_at_fork(after_in_child=heartbeat.__init__)  # type: ignore[misc]
 
@@ -126,16 +129,22 @@ class Silence:
         self._file = file
         self._limit = limit
         self._touched: int | None = None
-        self._since = time.monotonic()
+        self._looked = time.monotonic()
+        self._seconds = 0.0
 
     def is_long(self) -> bool:
-        """Whether the owner has not touched or written to the file for `limit` seconds."""
+        """Whether the owner has not touched or written to the file for `limit` seconds, and some
+        beats at least. Of a time in which the caller did not look only a beat counts: it may have
+        been stopped together with the owner."""
         touched: int | None = None
         with suppress(OSError):  # it has just been removed
             touched = os.stat(self._file).st_mtime_ns  # noqa: PTH116 it may be a number
+        now = time.monotonic()
+        self._seconds += min(now - self._looked, _BEAT)
+        self._looked = now
         if touched != self._touched:
-            self._touched, self._since = touched, time.monotonic()
-        return time.monotonic() - self._since > self._limit
+            self._touched, self._seconds = touched, 0.0
+        return self._seconds > max(self._limit, _BEATS * _BEAT)
 
 
 def is_at(file: int, path: Path) -> bool:
@@ -145,6 +154,26 @@ def is_at(file: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:
         return False
+
+
+def take_out(file: int, path: Path, quarantine: Path) -> bool:
+    """Move a damaged file, which is open as `file`, out of service, so that a power cut does not
+    bring it back. False where another file has taken its name: that one stays. Raises OSError."""
+    if not is_at(file, path):
+        return False
+    make_folder(quarantine)
+    target = quarantine / path.name
+    try:
+        path.replace(target)
+    except FileNotFoundError:
+        return False
+    if not is_at(file, target):
+        # Another process has published a right one between our look and our move.
+        target.replace(path)
+        return False
+    fsync_directory(quarantine)
+    fsync_directory(path.parent)
+    return True
 
 
 def identity(state: os.stat_result) -> tuple[int, int, int]:
@@ -246,3 +275,11 @@ def open_unused(path: str | Path, flags: int = 0) -> FileIO:
 def _seal_microseconds(name: str, size: int, seconds: int) -> int:
     digest = blake2s(f"{name} {size} {seconds}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 10**6
+
+
+def free_space(root: Path) -> int:
+    """Bytes that this user may still write where the store is, or will be. Raises StoreError."""
+    with store_errors(root):
+        while not root.exists() and root != root.parent:
+            root = root.parent
+        return shutil.disk_usage(root).free

@@ -129,9 +129,14 @@ class InOrderHasher:
         return Digest.finish(self._hasher, self._algorithm)
 
     def stop(self) -> None:
-        """Returns when the thread, if there is one, has ended."""
+        """Returns when the thread, if there is one, has ended. The hashing may go on after that."""
         if self._hashing is not None:
             self._hashing.close()
+            self._hashing = None
+
+    def is_of(self, ingest: Ingest) -> bool:
+        """Whether it hashes this file."""
+        return self._ingest is ingest
 
     def _hash(self, data: bytes) -> None:
         self.position += len(data)

@@ -53,6 +53,7 @@ class Missing:
 
     descriptor: Descriptor
     reason: str
+    is_blob: bool = False
 
     def __str__(self) -> str:
         return f"{self.descriptor.digest} ({self.reason})"
@@ -225,14 +226,14 @@ class _Reading:
             role = "config" if blob.digest == config else "layer" if config else "blob"
             if blob.is_nondistributable:
                 role = f"non-distributable {role}"
-            self._miss(blob, f"{role} {reason}")
+            self._miss(blob, f"{role} {reason}", is_blob=True)
         return complete
 
     def _is_stored(self, descriptor: Descriptor) -> bool:
         return self._store.manifests.find(descriptor.digest, use=False) is not None
 
-    def _miss(self, descriptor: Descriptor, reason: str) -> None:
-        self.contents.missing[descriptor.digest] = Missing(descriptor, reason)
+    def _miss(self, descriptor: Descriptor, reason: str, *, is_blob: bool = False) -> None:
+        self.contents.missing[descriptor.digest] = Missing(descriptor, reason, is_blob)
 
 
 def is_only_named(store: Store, repository: Repository, top: Descriptor) -> bool:

@@ -78,7 +78,8 @@ class ByteRanges:
 
 JOURNAL_SUFFIX: Final = ".spans"
 _JOURNAL_INTERVAL: Final = 0.02
-"""Seconds between two writes of the journal, so the most that a follower is behind."""
+"""Seconds between two writes of the journal, as long as bytes come: where the upstream stalls, the
+last ones wait for the next."""
 
 
 class Ingest:
@@ -133,7 +134,8 @@ class Ingest:
         with store_errors(self.path):
             state = os.fstatvfs(self.file)
         rest = size - self.ranges.total
-        if rest > state.f_bavail * state.f_frsize:
+        # Some file systems tell no size at all: tmpfs without a limit, some of FUSE.
+        if state.f_blocks and rest > state.f_bavail * state.f_frsize:
             raise StoreFull(self.path, f"no space left on device for {rest} bytes more")
 
     def write(self, offset: int, data: bytes) -> None:
@@ -146,7 +148,16 @@ class Ingest:
                 view = view[count:]
 
     def copy_from(self, other: Ingest) -> None:
-        """Leader: take over what has arrived in another file of the blob. Raises StoreError."""
+        """Leader: take over what has arrived in another file of the blob. Raises StoreError; this
+        file is removed then, for a part of a copy would keep a full disk full."""
+        try:
+            self._copy(other)
+        except StoreError:
+            with suppress(StoreError):
+                self.discard()
+            raise
+
+    def _copy(self, other: Ingest) -> None:
         for start, stop in other.ranges:
             while (gap := self.ranges.gap(start, stop)) is not None:
                 first, last = gap
@@ -179,12 +190,12 @@ class Ingest:
 
     def commit(self, blobs: Blobs) -> None:
         """Leader: publish the bytes, which the caller has verified. Raises StoreError."""
-        heartbeat.stop(self.file)  # a touch would break the seal
         if self.size is not None:
             with store_errors(self.path):
                 # An earlier leader, killed since, may have written bytes beyond the end.
                 os.ftruncate(self.file, self.size)
-        blobs.commit(self.path, self.digest)
+        # A touch would break the seal; followers wait for the flush of a large blob before it.
+        blobs.commit(self.path, self.digest, sealing=lambda: heartbeat.stop(self.file))
         self._unlink_journal()
 
     def discard(self) -> None:

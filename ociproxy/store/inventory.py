@@ -31,6 +31,8 @@ class Entry:
     missing: tuple[Missing, ...]
     unstored_attestations: tuple[Digest, ...]
     size: int
+    contents: dict[Digest, int]
+    """Bytes of each stored manifest and blob."""
     resolved: float | None
     last_used: float | None
 
@@ -52,6 +54,7 @@ def inventory(store: Store) -> Iterator[Entry]:
             tuple(found.missing.values()),
             tuple(each.digest for each in found.unstored_attestations),
             found.size,
+            {each.digest: each.size for each in found.manifests.values()} | found.blobs,
             resolved,
             store.manifests.last_used(digest),
         )

@@ -208,8 +208,7 @@ class Refs:
         """The records of a repository in the store's own files. Raises StoreError."""
         folder = Path(self._path(repository, _TAGS, "."))
         for name in self._names(folder):
-            tagged = self._find(self._path(repository, _TAGS, name), _tag_record)
-            digest = tagged.descriptor.digest if tagged else None
+            digest = self._digest(self._path(repository, _TAGS, name), name, is_tag=True)
             yield Record(folder / name, digest, repository, name)
         yield from self._described(self._path(repository, _MANIFESTS, ""), repository)
 
@@ -218,11 +217,23 @@ class Refs:
         for subject in self._names(self._referrers_root):
             yield from self._described(f"{self._referrers_root}/{subject}/", None)
 
+    def still_says(self, record: Record) -> bool:
+        """Whether the file of a record is there, and says what it said. Raises StoreError."""
+        found = self._digest(str(record.path), record.path.name, is_tag=record.tag is not None)
+        return found == record.digest and record.path.exists()
+
     def _described(self, folder: str, repository: Repository | None) -> Iterator[Record]:
         for name in self._names(Path(folder)):
-            found = self._find(f"{folder}{name}", _descriptor)
-            digest = found.digest if found and str(found.digest) == name else None
+            digest = self._digest(f"{folder}{name}", name, is_tag=False)
             yield Record(Path(folder, name), digest, repository)
+
+    def _digest(self, path: str, name: str, *, is_tag: bool) -> Digest | None:
+        """The manifest that the record at a path leads to; `name` is that of its place."""
+        if is_tag:
+            tagged = self._find(path, _tag_record)
+            return tagged.descriptor.digest if tagged else None
+        found = self._find(path, _descriptor)
+        return found.digest if found and str(found.digest) == name else None
 
     def _path(self, repository: Repository, kind: str, name: str) -> str:
         # Parsed names cannot hold '..' or begin with '/'. No component of a repository begins with

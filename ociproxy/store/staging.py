@@ -1,10 +1,10 @@
 """`pulls/`: files that are not published yet, and the process that owns each.
 
-`pulls/<name>` is an arriving blob (`ingest`); `pulls/<name>-<partition>` comes from an unlisted
-upstream, and only its clients may have bytes that are not verified. A `Workspace` is a directory
-for another program, `.write-*` a temporary file. The owner holds `flock` on its file or directory.
-One without a lock was left by a process that ended: the next owner of the name takes it over, or
-the sweep removes it.
+`pulls/<name>` is an arriving blob (`ingest`). `pulls/<name>-<hash>` comes from an unlisted
+upstream, and only its clients may have bytes that are not verified; or it lies beside the file of a
+leader that was stopped. A `Workspace` is a directory for another program, `.write-*` a temporary
+file. The owner holds `flock` on its file or directory. One without a lock was left by a process
+that ended: the next owner of the name takes it over, or the sweep removes it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import os
 import shutil
 import stat
 import tempfile
-import time
 from contextlib import contextmanager, suppress
 from math import inf
 from pathlib import Path
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _WRITING: Final = ".write-"
-_ALIVE: Final = 30.0
-"""Seconds since a leader that works has touched its file at the latest: it does so each second."""
 _USING: Final = f"{_WRITING}using-"
 """So a file that a killed process left is removed as others are."""
 
@@ -87,12 +84,16 @@ class Staging:
             return ingest
 
     def is_arriving(self, digest: Digest, registry: str) -> bool:
-        """Whether a process fetches this blob now, for clients of this registry or for all."""
+        """Whether a process fetches this blob now, for clients of this registry or for all. Raises
+        StoreError."""
         for partition in ("", registry):
-            with suppress(OSError):
-                touched = self._path(digest, partition).stat().st_mtime
-                if time.time() - touched < _ALIVE:
-                    return True
+            watched = self.follow(digest, partition)
+            if watched is not None:
+                try:
+                    if watched.is_led():
+                        return True
+                finally:
+                    watched.close()
         return False
 
     def claim(self, name: str) -> int | None:
@@ -181,6 +182,13 @@ class Staging:
     def silence_of(self, workspace: str, limit: float) -> Silence:
         """Of the process that owns the workspace of this name."""
         return Silence(self.root / workspace, limit)
+
+    def held(self, digest: Digest, partition: str = "") -> int:
+        """Bytes on the disk of a blob that is arriving, or has arrived in part. 0 if none are."""
+        try:
+            return self._path(digest, partition).stat().st_blocks * 512
+        except OSError:
+            return 0
 
     def _path(self, digest: Digest, partition: str) -> Path:
         # A partition is the name of a registry, and may be too long for a file name.

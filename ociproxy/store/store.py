@@ -58,6 +58,7 @@ _FORMAT: Final = "store.json"
 _INDEXES: Final = "fat"
 _IMAGES: Final = "img"
 
+_MEMORY: Final = "/dev/shm"  # noqa: S108 a folder of random name is made there
 _BLOCK: Final = b"\xff" * 4096
 """Bytes that take room on the disk: of zeros some file systems would make a hole."""
 
@@ -211,10 +212,16 @@ def is_store(root: Path) -> bool:
 
 @contextmanager
 def temporary_store(*, below: Sequence[ReadOnlyContent] = ()) -> Iterator[Store]:
-    """An empty store in `TMPDIR`, removed in the end: for what must not change a store, or has
-    none. Raises StoreError."""
-    with store_errors(Path(tempfile.gettempdir())):
-        folder = tempfile.TemporaryDirectory(prefix="ociproxy-", ignore_cleanup_errors=True)
+    """An empty store in `TMPDIR`, or in memory where no such folder can be written to; removed in
+    the end: for what must not change a store, or has none. Raises StoreError."""
+    try:
+        place = tempfile.gettempdir()
+    except FileNotFoundError:
+        place = _MEMORY
+    with store_errors(Path(place)):
+        folder = tempfile.TemporaryDirectory(
+            prefix="ociproxy-", dir=place, ignore_cleanup_errors=True
+        )
     with folder as name:
         yield Store(Path(name), below=below)
 

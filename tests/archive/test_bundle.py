@@ -161,6 +161,24 @@ def test_a_delta_is_served_over_its_base(tmp_path: Path) -> None:
         pull(mirror, "2", shared)
 
 
+def test_a_bundle_is_served_without_a_store_and_where_none_can_be_made(tmp_path: Path) -> None:
+    made = image(layer_size=MIB)
+    archive = export(tmp_path, {"quay.io/a/b:1": made})
+    # Not even root can make a folder there.
+    mirror = Mirror(
+        tmp_path / "mirror",
+        args=["--offline", "--bundle", str(archive)],
+        store=Path("/proc/ociproxy-store"),
+        env={"TMPDIR": str(tmp_path)},
+    )
+    try:
+        mirror.start()
+        pull(mirror, "1", made)
+    finally:
+        mirror.stop()
+    assert list(tmp_path.glob("ociproxy-*")) == []
+
+
 def test_volumes_are_served_together(tmp_path: Path) -> None:
     made = image(layer_size=MIB, layers=3)
     export(tmp_path, {"quay.io/a/b:1": made}, "--volume-size", "1500K", name="v.tar")

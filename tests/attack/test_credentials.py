@@ -54,9 +54,9 @@ def test_a_redirect_to_another_host_goes_without_them(
     upstream, elsewhere = make_upstream(auth=KNOWN), make_upstream()
     app = elsewhere.add("app", image("app"), tag="v1")
     upstream.add("app", app, tag="v1")
+    upstream.fault("/blobs/", Fault(redirect=elsewhere.url))
     server = mirror({"upstreams": [entry_of(upstream)]})
     assert server.manifest(upstream.registry, "app", "v1").status == 200
-    upstream.fault("/blobs/", Fault(redirect=elsewhere.url))
     for blob in app.blobs:
         assert server.blob(upstream.registry, "app", blob.digest).body == blob.data
     assert f"Basic {ENCODED}" in told(upstream)

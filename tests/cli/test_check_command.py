@@ -74,7 +74,7 @@ def test_a_damaged_layer_is_named_with_its_file_and_its_images(store: Store) -> 
     assert lines[0].startswith(f"damaged {file}: its bytes are those of sha256:")
     assert lines[0].endswith(f"needed by {REFERENCE}")
     assert lines[1] == f"damaged {REFERENCE}@{MADE.digest}:"
-    assert lines[2].startswith(f"  {MADE.layers[0].digest} ({file}: its bytes")
+    assert lines[2] == f"  {MADE.layers[0].digest} ({file} is damaged)"
     assert lines[3].startswith("damaged files: 1; damaged images: 1. ")
 
 

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.filesize import decimal
 
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.reference import Reference
 from ociproxy.store.store import Store
 from tests.images import Image, image, multi_platform
 from tests.parts.tools import run
 from tests.server import ROOT, Mirror, upstream_entry
+from tests.stores import put
 from tests.upstream import FakeUpstream
 
 WHOLE, PARTIAL = multi_platform("whole"), image("partial", layers=2)
@@ -104,6 +108,52 @@ def test_patterns_choose(filled: Path) -> None:
     assert list(entries_of(filled, "*/team/*")) == ["team/whole:v1"]
     assert list(entries_of(filled, "*:Mixed.*", "*:v1")) == ["partial:Mixed.Case", "team/whole:v1"]
     assert entries_of(filled, "nothing*") == {}
+
+
+def test_a_pattern_may_be_a_name_as_in_a_list(filled: Path, upstream: FakeUpstream) -> None:
+    registry = upstream.registry
+    assert list(entries_of(filled, f"{registry}/team/whole")) == ["team/whole:v1"]
+    assert list(entries_of(filled, f"{registry}/team/whole:v1")) == ["team/whole:v1"]
+    assert entries_of(filled, f"{registry}/team/whole:v2") == {}
+    said = list_store(filled, "nginx", f"{registry}/team/whole").stderr.decode()
+    assert said.splitlines()[-1] == "nothing matches 'nginx'"
+
+
+def test_the_table_has_a_total_that_counts_what_is_shared_once(filled: Path) -> None:
+    store = Store(filled)
+    entry = entries_of(filled)["team/whole:v1"]
+    twin = Reference.parse("other.example/team/whole:v2")
+    holder = store.manifests.find(Digest.parse(entry["digest"]))
+    assert holder is not None
+    store.record_tag(twin.repository, "v2", holder.descriptor, now=0.0)
+    said = list_store(filled, "*/team/whole:*").stderr.decode()
+    assert said.splitlines()[0] == f"2 images: {decimal(entry['size'])} in different contents"
+
+
+@pytest.mark.parametrize("kind", ["tar", "zstd", "folder"])
+def test_an_archive_is_looked_into(tmp_path: Path, kind: str) -> None:
+    store = Store(tmp_path / "store")
+    put(store, "quay.io/team/whole:v1", WHOLE)
+    put(store, "quay.io/team/one:v1", image("one", layer_size=70_000))
+    file = tmp_path / ("a.tar.zst" if kind == "zstd" else "a.tar")
+    words = ["export", str(file), "--image-path", str(store.root)]
+    run(sys.executable, "-m", "ociproxy", *words, *(["--zstd"] if kind == "zstd" else []), cwd=ROOT)
+    if kind == "folder":
+        (tmp_path / "layout").mkdir()
+        run("tar", "-xf", str(file), "-C", str(tmp_path / "layout"))
+        file = tmp_path / "layout"
+    none = tmp_path / "none"
+    done = list_store(none, str(file), "--format", "json")
+    ours = list_store(store.root, "--format", "json")
+    mine, theirs = json.loads(ours.stdout), json.loads(done.stdout)
+    for entry in (*mine, *theirs):
+        del entry["resolved"], entry["lastUsed"]
+    assert theirs == mine
+    assert "2 images: " in list_store(none, str(file)).stderr.decode()
+    assert not none.exists()
+    assert list(
+        json.loads(list_store(none, str(file), "quay.io/team/one", "--format", "json").stdout)
+    )
 
 
 def test_listing_is_no_use_and_changes_nothing(filled: Path) -> None:

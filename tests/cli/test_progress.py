@@ -81,6 +81,25 @@ def test_terminal_and_json_are_kept_apart(upstream: FakeUpstream, load: Load) ->
     ]
 
 
+def test_whole_digests_are_for_those_who_ask_and_for_programs(
+    upstream: FakeUpstream, load: Load
+) -> None:
+    made = upstream.add("team/app", image("app"), tag="v1")
+    listed = load.write(f"{upstream.registry}/team/app:v1")
+    assert f"@{made.digest[:19]} " in load.run(listed).stderr
+    assert f"@{made.digest} " in load.run(listed, "-v").stderr
+    (event,) = load.run(listed, "--json").events("loaded")
+    assert event["digest"] == made.digest
+
+
+def test_an_error_is_an_event_too(load: Load) -> None:
+    bad = load.run(load.write("a b"), "--json")
+    assert bad.code == 2
+    (event,) = bad.events()
+    assert (event["event"], event["error"], event["exitCode"]) == ("error", "ImageListInvalid", 2)
+    assert "images.txt:1: after the reference" in event["reason"]
+
+
 def test_pipe_has_a_line_an_image_and_no_escapes(
     upstream: FakeUpstream, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:

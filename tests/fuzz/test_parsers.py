@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ociproxy.archive.lock import Lock
 from ociproxy.config.file import parse_config
 from ociproxy.errors import ConfigError, DigestInvalid, NameInvalid, OciProxyError
-from ociproxy.fetch.oras.auth import find_challenge, parse_challenges
+from ociproxy.fetch.oras.challenges import find_challenge, parse_challenges
 from ociproxy.fetch.oras.client import api_base
 from ociproxy.oci.descriptor import (
     DOCKER_LIST,

@@ -58,6 +58,45 @@ def test_full_disk_ends_the_load_with_4_and_what_is_whole_stays(
     assert names[1] in failures.read_text()
 
 
+def test_what_does_not_fit_is_not_begun_and_what_fits_goes_on(
+    upstream: FakeUpstream, load: Load
+) -> None:
+    upstream.add("team/big", image("big", layer_size=6 * MIB), tag="v1")
+    upstream.add("team/small", image("small"), tag="v1")
+    names = [f"{upstream.registry}/team/{name}:v1" for name in ("big", "small")]
+    with small_disk(load.store, "4m"):
+        planned = load.run(load.write(*names), "--plan")
+        assert (planned.code, "NOT ENOUGH" in planned.stdout) == (4, True)
+        done = load.run(load.write(*names), "--jobs", "1")
+        assert done.code == 4
+        assert "bytes to come" in done.stderr
+        assert load.complete() == {names[1]}
+    assert upstream.bytes_sent("team/big/blobs") < 5_000
+
+
+def test_what_arrived_before_the_disk_was_full_is_kept(upstream: FakeUpstream, load: Load) -> None:
+    big = upstream.add("team/big", image("big", layer_size=6 * MIB), tag="v1")
+    (layer,) = big.layers
+    name = f"{upstream.registry}/team/big:v1"
+    upstream.fault(layer.digest, Fault(rate=3 * MIB))
+    with small_disk(load.store, "8m"):
+        with load.start(load.write(name)) as process:
+            limit = time.monotonic() + LIMIT
+            while upstream.bytes_sent(layer.digest) < MIB and time.monotonic() < limit:
+                time.sleep(0.01)
+            filler = load.store / "filler"
+            with contextlib.suppress(OSError):
+                filler.write_bytes(bytes(8 * MIB))
+            process.communicate(timeout=LIMIT)
+        assert process.returncode == 4
+        filler.unlink()
+        upstream.heal()
+        before = upstream.bytes_sent(layer.digest)
+        assert load.run(load.write(name)).code == 0
+        assert upstream.bytes_sent(layer.digest) - before < 5.5 * MIB
+        assert load.has(big)
+
+
 def test_memory_does_not_grow_with_what_is_loaded(upstream: FakeUpstream, load: Load) -> None:
     upstream.add("team/small", image("small"), tag="v1")
     upstream.add("team/big", image("big", layers=4, layer_size=50 * MIB), tag="v1")

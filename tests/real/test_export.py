@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from ociproxy.store.store import Store
 from tests.images import Image, image, multi_platform, runnable
 from tests.parts.containerd import Containerd
 from tests.parts.readers import READERS, Images, verdict
-from tests.parts.tools import require_root, run
-from tests.server import Mirror
+from tests.parts.registry import Registry
+from tests.parts.tools import require_root, require_tool, run
+from tests.server import ROOT, Mirror
 from tests.stores import put
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "interop.md"
@@ -127,6 +129,32 @@ def test_export_and_import_and_export_is_the_same_archive(tmp_path: Path) -> Non
     ociproxy("import", tmp_path / "a.tar", "--image-path", tmp_path / "other")
     again = ociproxy("export", "-", "--image-path", tmp_path / "other")
     assert sums == [hashlib.sha256(again).digest()] * 2
+
+
+def test_skopeo_pushes_an_archive_into_a_registry_as_documented(tmp_path: Path) -> None:
+    require_tool("skopeo")
+    text = (DOCUMENT.parent / "airgap.md").read_text(encoding="utf-8")
+    section = text.partition("## Push into another registry")[2]
+    script = section.partition("```sh\n")[2].partition("```")[0]
+    store = Store(tmp_path / "store")
+    made = {"team/one:1": image("one"), "team/multi:2": multi_platform("multi")}
+    for name, each in made.items():
+        put(store, f"registry.example/{name}", each)
+    with Registry(tmp_path / "registry") as registry:
+        script = script.replace("registry.internal", registry.name)
+        script = script.replace(
+            "skopeo copy", "skopeo --insecure-policy copy --dest-tls-verify=false"
+        )
+        script = script.replace("ociproxy ", f"{sys.executable} -m ociproxy ")
+        env = {"OCIPROXY_IMAGE_PATH": str(store.root), "PYTHONPATH": str(ROOT)}
+        run("sh", "-ec", f"cd {tmp_path}\n{script}", env=env)
+        for name, each in made.items():
+            child = each.manifests[0] if each.manifests else each.top
+            repository, _, tag = name.partition(":")
+            url = f"{registry.url}/v2/{repository}/manifests/{tag}"
+            request = urllib.request.Request(url, headers={"Accept": child.media_type})
+            with urllib.request.urlopen(request) as answer:
+                assert answer.read() == child.data
 
 
 def test_volumes_and_a_delta_are_imported(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.images import image
 from tests.parts.tools import small_disk
 from tests.serve.scene import MIB, Scene
 from tests.server import Mirror
+from tests.upstream import FakeUpstream
 from tests.upstream_faults import Fault
 
 
@@ -173,5 +175,69 @@ def test_a_client_that_leaves_frees_what_passes_through(scene: Scene, disk: Path
     server = scene.start(store=disk, unread="1s")
     with scene.open(blob) as response:
         response.read(MIB)
-        assert memory_of_relays(server)
+        server.wait_for(lambda: memory_of_relays(server) > 0, "memory in use")
     server.wait_for(lambda: memory_of_relays(server) == 0, "memory freed")
+
+
+def test_ranges_in_any_order_are_the_blobs_bytes(scene: Scene, disk: Path) -> None:
+    blob = scene.blob(24 * MIB)
+    scene.start(store=disk)
+    answer = scene.get(blob, {"Range": "bytes=20000000-20000099,1000-1099"})
+    assert blob.data[20_000_000:20_000_100] in answer.body
+    assert blob.data[1000:1100] in answer.body
+
+
+def test_the_next_endpoint_goes_on_where_one_broke(
+    scene: Scene,
+    disk: Path,
+    make_upstream: Callable[..., FakeUpstream],
+    mirror: Callable[..., Mirror],
+) -> None:
+    blob = scene.blob(24 * MIB, Fault(cut_after=10 * MIB))
+    other = make_upstream()
+    other.add_content(scene.repository, blob)
+    name = scene.upstream.registry
+    entry = {"name": name, "endpoints": [scene.upstream.url, other.url]}
+    server = mirror({"upstreams": [entry]}, store=disk)
+    assert server.blob(name, scene.repository, blob.digest).body == blob.data
+
+
+def test_a_disk_that_tells_no_size_keeps_what_comes(scene: Scene, tmp_path: Path) -> None:
+    blob = scene.blob(MIB)
+    with small_disk(tmp_path / "boundless", "0") as folder:
+        server = scene.start(store=folder)
+        assert scene.get(blob).body == blob.data
+        server.wait_for_file(f"blobs/{blob.encoded}")
+        server.stop()
+
+
+def test_clients_that_leave_let_others_pass(scene: Scene, disk: Path) -> None:
+    blob = scene.blob(24 * MIB)
+    scene.start(store=disk)
+    for _ in range(20):
+        with scene.open(blob) as response:
+            assert response.status == 200
+            response.read(1000)
+
+
+def test_clients_that_have_the_blob_let_others_pass(scene: Scene, disk: Path) -> None:
+    blob = scene.blob(24 * MIB)
+    scene.start(store=disk)
+    for _ in range(20):
+        assert scene.get(blob, {"If-None-Match": f'"{blob.digest}"'}).status == 304
+    for _ in range(20):
+        assert scene.get(blob, {"Range": "bytes=99999999-"}).status == 416
+    assert scene.get(blob).body == blob.data
+
+
+def test_an_upstream_that_is_back_serves_through_a_full_disk(scene: Scene, disk: Path) -> None:
+    blob = scene.blob(24 * MIB)
+    server = scene.start(store=disk, retries=1)
+    scene.upstream.stop_listening()
+    assert scene.get(blob).status == 502
+    server.wait_for_log("upstream paused")
+    scene.upstream.listen_again()
+    end = time.monotonic() + 10
+    while (answer := scene.get(blob)).status != 200 and time.monotonic() < end:
+        time.sleep(0.5)
+    assert answer.body == blob.data

@@ -51,6 +51,36 @@ def test_cached_tags_stand_in_for_a_failing_upstream(
     assert word in answer.cache_status
 
 
+@pytest.mark.parametrize("code", ["PAGINATION_NUMBER_INVALID", "UNSUPPORTED"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_page_that_the_upstream_refuses_is_refused_whatever_is_cached(
+    scene: Scene, cached: bool, code: str
+) -> None:
+    """Cached tags are a shorter list that the client would take for all of them."""
+    for tag in TAGS:
+        scene.upstream.add(scene.repository, image("app"), tag=tag)
+    server = scene.start()
+    if cached:
+        scene.manifest("a")
+    scene.upstream.fault("/tags/list", Fault(status=400, code=code))
+    answer = server.get(f"{scene.path('tags', 'list')}&n=5000")
+    [error] = answer.json()["errors"]
+    assert (answer.status, error["code"]) == (400, "PAGINATION_NUMBER_INVALID")
+    assert code in error["message"]
+    scene.upstream.heal()
+    assert server.get(f"{scene.path('tags', 'list')}&n=3").json()["tags"] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_no_cached_tag_stands_in_for_no_list(scene: Scene, status: int) -> None:
+    app = scene.upstream.add(scene.repository, image("app"), tag="v1")
+    server = scene.start()
+    scene.manifest(app.digest)
+    scene.upstream.fault("/tags/list", Fault(status=status))
+    answer = server.get(scene.path("tags", "list"))
+    assert answer.status == (404 if status == 404 else 502)
+
+
 def test_cached_tags_are_paged(tagged: Scene) -> None:
     tagged.server.restart(args=["--offline"])
     path = tagged.path("tags", "list")
@@ -123,6 +153,51 @@ def test_the_fallback_tag_is_read_where_there_is_no_api(
     assert answer.status == 200
     assert answer.headers["content-type"] == OCI_INDEX
     assert answer.json()["manifests"] == (listed[:1] if is_index else [])
+
+
+@pytest.mark.parametrize(
+    "page", ["next_page=gAAA%3D%3D&n=2", "n=2&last=a%2Bb%2Fc%3D%3D", "token=a+b%20c&empty=&flag"]
+)
+def test_an_upstreams_own_name_of_the_next_page_comes_back_as_it_was(
+    tagged: Scene, page: str
+) -> None:
+    """Encoded once, in our link and in what the client then asks for."""
+    link = f'</v2/{tagged.repository}/tags/list?{page}>; rel="next"'
+    tagged.upstream.fault("/tags/list", Fault(headers={"Link": link}), times=1)
+    first = tagged.server.get(
+        f"/v2/{tagged.repository}/tags/list?n=2&ns={tagged.upstream.registry}"
+    )
+    following = f"/v2/{tagged.repository}/tags/list?{page}&ns={tagged.upstream.registry}"
+    assert first.headers["link"] == f'<{following}>; rel="next"'
+    second = tagged.server.get(following)
+    assert second.status == 200
+    assert [request.raw_query for request in tagged.upstream.seen("/tags/list")] == ["n=2", page]
+
+
+def test_a_page_that_only_the_upstream_knows_is_not_made_of_cached_tags(tagged: Scene) -> None:
+    """The client would get the first page again, and again."""
+    tagged.upstream.fault("/tags/list", Fault(status=500))
+    path = f"/v2/{tagged.repository}/tags/list?ns={tagged.upstream.registry}"
+    assert tagged.server.get(f"{path}&n=2").status == 200
+    assert tagged.server.get(f"{path}&next_page=gAAA").status == 502
+
+
+def test_the_next_page_of_referrers_is_filtered_as_the_first(scene: Scene) -> None:
+    app = scene.upstream.add(scene.repository, image("app"), tag="v1")
+    link = f'</v2/{scene.repository}/referrers/{app.digest}?page=gA%3D>; rel="next"'
+    unfiltered = {"Link": link, "OCI-Filters-Applied": ""}
+    scene.upstream.fault("/referrers/", Fault(headers=unfiltered), times=1)
+    scene.start()
+    path = scene.path("referrers", app.digest)
+    answer = scene.server.get(f"{path}&artifactType=application/a%2Bb")
+    following = f"page=gA%3D&artifactType=application%2Fa%2Bb&ns={scene.upstream.registry}"
+    assert answer.headers["link"].startswith(f"<{path.partition('?')[0]}?{following}>")
+    scene.server.get(f"{path.partition('?')[0]}?{following}")
+    asked = [request.raw_query for request in scene.upstream.seen("/referrers/")]
+    assert asked == [
+        "artifactType=application/a%2Bb",
+        "page=gA%3D&artifactType=application%2Fa%2Bb",
+    ]
 
 
 def test_the_fallback_tag_of_a_sha512_subject_has_64_digits(scene: Scene) -> None:

@@ -170,3 +170,21 @@ def test_a_copy_by_skopeo_without_a_reader_is_not_taken_for_a_slow_download(
     for blob in pushed.blobs:
         server.wait_for_file(f"blobs/{blob.encoded}", 30)
     assert "given up" not in server.log()
+
+
+def test_a_layer_that_hangs_at_one_upstream_comes_from_the_other(
+    mirror: Callable[..., Mirror], upstream: FakeUpstream, healthy: FakeUpstream
+) -> None:
+    """Images of two registries share it, so they share its download as a rule."""
+    (blob,) = blobs(upstream, 1, 100_000)
+    healthy.add_content("app", blob)
+    upstream.fault("/blobs/", Fault(delay=60))
+    server = mirror(
+        {"upstreams": [upstream_entry(each.url) for each in (upstream, healthy)]},
+    )
+    with ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(get, server, upstream, f"blobs/{blob.digest}", 60)
+        server.wait_for(lambda: upstream.count("/blobs/") > 0, "asked")
+        assert get(server, healthy, f"blobs/{blob.digest}", 15) == 200
+        upstream.release()
+        assert hanging.result() == 200

@@ -8,13 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
+from pathlib import Path
 
 import pytest
 
+from tests.fetch.tls import Authority
 from tests.images import image, random_blob
 from tests.server import Answer, Mirror, upstream_entry
 from tests.upstream import FakeUpstream
-from tests.upstream_auth import TokenAuth
+from tests.upstream_auth import BasicAuth, TokenAuth
 from tests.upstream_faults import Fault, too_many_requests
 
 MakeMirror = Callable[..., Mirror]
@@ -182,6 +184,30 @@ def test_an_address_that_swallows_packets_costs_one_client_its_time(
             assert time.monotonic() - began < 1.4  # a second, and a busy machine
         time.sleep(0.05)
     assert server.log().count("upstream paused") > 1
+
+
+def test_an_upstream_that_denies_access_is_warned_of_once_in_a_while(
+    mirror: MakeMirror, make_upstream: Callable[..., FakeUpstream]
+) -> None:
+    upstream = make_upstream(auth=BasicAuth("ann", "right"))
+    server = mirror({"upstreams": [upstream_entry(upstream.url)]})
+    for tag in ("v1", "v2", "v3"):
+        assert server.manifest(upstream.registry, "team/app", tag).status == 403
+    lines = [line for line in server.log().splitlines() if "upstream denies access" in line]
+    assert len(lines) == 1
+    assert "WARN" in lines[0]
+    assert f"upstream={upstream.registry}" in lines[0]
+    assert "outcome=error" in server.log()
+
+
+def test_an_upstream_whose_certificate_is_not_accepted_is_warned_of(
+    mirror: MakeMirror, make_upstream: Callable[..., FakeUpstream], tmp_path: Path
+) -> None:
+    upstream = make_upstream(tls=Authority(tmp_path).server("registry.invalid"))
+    server = mirror({"upstreams": [{"name": upstream.registry}]})
+    for tag in ("v1", "v2"):
+        assert server.manifest(upstream.registry, "team/app", tag).status == 502
+    assert server.log().count("upstream not trusted") == 1
 
 
 def test_a_token_that_expires_in_the_middle_of_a_blob_is_renewed_inside_it(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from ociproxy.errors import StoreError, StoreFull
 from ociproxy.oci.digest import Digest
-from ociproxy.store.files import file_name, publish, store_errors
+from ociproxy.store.files import Silence, file_name, heartbeat, publish, store_errors
 
 
 def test_a_published_file_is_gone_from_where_it_was_staged(tmp_path: Path) -> None:
@@ -51,3 +52,15 @@ def test_what_is_no_refusal_passes_unchanged() -> None:
 def test_a_file_is_named_after_its_digest() -> None:
     assert file_name(Digest("sha256", "ab")) == "ab"
     assert file_name(Digest("sha512", "ab")) == "sha512-ab"
+
+
+def test_a_beat_that_is_a_little_late_is_no_silence(tmp_path: Path) -> None:
+    file = os.open(tmp_path, os.O_RDONLY)
+    silence = Silence(file, 0.1)
+    heartbeat.start(file)
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        assert not silence.is_long()
+        time.sleep(0.01)
+    heartbeat.stop(file)
+    os.close(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from ociproxy.errors import StoreFull
 from ociproxy.oci.digest import Digest
+from ociproxy.store.files import Silence
 from ociproxy.store.ingest import Ingest
 from ociproxy.store.store import Store
 from tests.images import random_bytes
@@ -201,3 +203,28 @@ def test_half_a_line_of_an_old_journal_hides_nothing(store: Store) -> None:
     assert list(follower.ranges) == [(600, 700)]
     follower.close()
     leader.close()
+
+
+def test_a_leader_that_flushes_a_large_blob_is_not_silent(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader, follower = lead(store), follow(store)
+    receive(leader, 0, len(DATA))
+    silence = Silence(follower.file, 1.0)
+
+    def slow(_: int) -> None:
+        end = time.monotonic() + 4
+        while time.monotonic() < end and not store.blobs.path(DIGEST).exists():
+            assert not silence.is_long()
+            time.sleep(0.01)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", slow)
+        leader.commit(store.blobs)
+    time.sleep(1.5)
+    found = store.blobs.find(DIGEST)
+    assert found is not None
+    assert found.sealed
+    found.file.close()
+    leader.close()
+    follower.close()

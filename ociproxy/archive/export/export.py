@@ -28,9 +28,9 @@ from ociproxy.archive.export.output import STDOUT, Output, Written, open_output,
 from ociproxy.archive.export.selection import is_of_another_platform
 from ociproxy.archive.export.split import Body, Part, parts_document, split
 from ociproxy.archive.export.tar_writer import TarWriter
-from ociproxy.archive.lock import LOCK_NAME
+from ociproxy.archive.lock import LOCK_NAME, read_lock
 from ociproxy.archive.volumes import stale_volumes, volume_paths
-from ociproxy.errors import ConfigError, Incomplete
+from ociproxy.errors import ConfigError, Incomplete, LayoutInvalid, LockInvalid
 from ociproxy.oci.digest import Digest
 from ociproxy.store.files import store_errors
 
@@ -94,12 +94,15 @@ def export(
     path: Path,
     shape: Shape,
     *,
+    force: bool = False,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Exported:
-    """Write the images; `progress` is called with the size in bytes of each manifest and blob.
+    """Write the images; `progress` is called with the size in bytes of each manifest and blob. An
+    archive of other content is overwritten only with `force`.
 
-    Raises OutputError, VolumeTooSmall or StoreError; DigestMismatch or SizeMismatch for a damaged
-    blob; Incomplete or ManifestUnknown for a blob or manifest that is gone since it was chosen.
+    Raises ConfigError for such an archive; OutputError, VolumeTooSmall or StoreError;
+    DigestMismatch or SizeMismatch for a damaged blob; Incomplete or ManifestUnknown for a blob or
+    manifest that is gone since it was chosen.
     """
     lock, held = _plan(chosen, shape)
     documents = _documents(store, chosen, lock, shape)
@@ -109,6 +112,9 @@ def export(
         set_id = Digest.of(lock.encode() + str(shape.volume_size).encode())
         volumes = split(documents, held, shape.volume_size, set_id=set_id)
         parts = dict(zip(volume_paths(path, len(volumes)), volumes, strict=True))
+    if path != STDOUT and not force:
+        for name in parts:
+            _check_overwritten(name, lock)
     files = _write(store, parts, path, shape, set_id, progress)
     if path != STDOUT:
         lines = [f"{each.digest.encoded}  {each.path.name}\n" for each in files]
@@ -120,6 +126,20 @@ def export(
         omitted=sum(lock.contents[digest] for digest in lock.omitted),
         warnings=tuple(_warnings(chosen, documents, shape)),
     )
+
+
+def _check_overwritten(path: Path, lock: Lock) -> None:
+    """Raises ConfigError if the file is an archive of other content than this lock's: a delta that
+    was made since that archive needs it."""
+    if not path.is_file():
+        return
+    try:
+        old = read_lock(path)
+    except (LockInvalid, LayoutInvalid):
+        return  # no archive of ours: nothing builds on it
+    if old.digest != lock.digest:
+        reason = "is an archive of other content, which a delta may need: see --force"
+        raise ConfigError(reason, file=str(path))
 
 
 def size_of(chosen: Sequence[Chosen], shape: Shape) -> int:

@@ -6,7 +6,6 @@ Tests: tests/archive/export/test_export.py.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import ConfigError, DigestMismatch, Incomplete, ManifestUnknown, NothingMatches
@@ -69,7 +68,7 @@ def by_patterns(
     unused = set(patterns)
     found = False
     for reference, descriptor, _ in references(store):
-        matching = [pattern for pattern in patterns if fnmatchcase(str(reference), pattern)]
+        matching = [pattern for pattern in patterns if reference.matches(pattern)]
         if matching or not patterns:
             if str(reference) not in matching and is_only_named(
                 store, reference.repository, descriptor

@@ -15,11 +15,11 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import Interrupted, SizeMismatch
+from ociproxy.store.hashing import InOrderHasher
 from ociproxy.store.ingest import ByteRanges
 
 if TYPE_CHECKING:
     from ociproxy.oci.digest import Digest
-    from ociproxy.store.hashing import InOrderHasher
     from ociproxy.store.ingest import Ingest
 
 
@@ -251,8 +251,11 @@ class Assembly:
             size = (ingest.size or self.size) if not self._told else self.size
             self.size = None if size is None or (size < end and not self._told) else size
 
-    def hash_with(self, hasher: InOrderHasher) -> None:
-        self._hasher = hasher
+    def begin_hashing(self, ingest: Ingest) -> InOrderHasher:
+        """Of this file, or go on with what was hashed of it: its start may be freed by now."""
+        if self._hasher is None or not self._hasher.is_of(ingest):
+            self._hasher = InOrderHasher(self._digest, ingest, self.arrived_until)
+        return self._hasher
 
     def arrived_until(self, offset: int) -> int:
         """The end of the bytes that are in the file from offset on."""

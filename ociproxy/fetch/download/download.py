@@ -14,7 +14,6 @@ import logging
 import os
 import time
 from contextlib import suppress
-from enum import IntEnum
 from math import inf
 from threading import Event
 from typing import TYPE_CHECKING, Final
@@ -27,10 +26,11 @@ from ociproxy.errors import (
     OciProxyError,
     SizeMismatch,
     StoreError,
+    StoreFull,
 )
 from ociproxy.fetch.download.assembly import Assembly
+from ociproxy.fetch.download.state import State
 from ociproxy.store.files import Silence, store_errors
-from ociproxy.store.hashing import InOrderHasher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ociproxy.fetch.download.assembly import Segment
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
+    from ociproxy.store.hashing import InOrderHasher
     from ociproxy.store.ingest import Ingest
     from ociproxy.store.store import Store
 
@@ -52,19 +53,6 @@ arrived by then, and are answered with their length."""
 _WORTH_A_THREAD: Final = 1024 * 1024
 """Bytes from which a blob is hashed by a thread of its own. A connection's thread hashes a smaller
 one sooner than another thread wakes up."""
-
-
-class State(IntEnum):
-    """How far a download is. It only moves forward."""
-
-    STARTING = 0
-    """The size is not known; readers wait for it."""
-    ARRIVING = 1
-    """Readers may read what has arrived; the size is known, or will not be before the end."""
-    WHOLE = 2
-    """All bytes are in the file. The digest is not compared yet."""
-    VERIFIED = 3
-    """The bytes are right; readers may read the last byte."""
 
 
 class Download:
@@ -84,8 +72,9 @@ class Download:
         spawn: Callable[[Callable[[], None]], Future[None]],
     ) -> None:
         """`partition` is who may share the bytes before they are verified (`Config.partition`).
-        `believes` is whether what a stored manifest claims of the size is looked up.
-        `notify` tells the readers of news. `spawn` runs one more connection in a thread."""
+        `believes` is whether the size that a stored manifest claims is looked up, and what another
+        process has not verified yet is read: not by the second try after wrong bytes. `notify`
+        tells the readers of news. `spawn` runs one more connection in a thread."""
         self.digest = digest
         self.state = State.STARTING
         self.limits = limits
@@ -126,8 +115,11 @@ class Download:
         return self.assembly.has_file and self.state < State.WHOLE
 
     @property
-    def signs(self) -> tuple[object, ...]:
-        """Changes while the download gets on, here or in the process that it follows."""
+    def signs(self) -> tuple[object, ...] | None:
+        """Changes while the download gets on, here or in the process that it follows. None where
+        only the disk is waited for."""
+        if self.state is State.VERIFIED:
+            return None
         hasher = self._hasher
         hashed = 0 if hasher is None else hasher.position
         return self.state, self.assembly.bytes_here, hashed, self.copied
@@ -232,15 +224,15 @@ class Download:
                 led = ingest.is_led()
                 if self._store.blobs.find_size(self.digest) is not None:
                     return self._take_committed()
+                if not adopted:
+                    ingest.refresh()
+                    adopted = self._believes and self.assembly.adopt(ingest)
                 if adopted:
                     self.assembly.refresh()
-                else:
-                    ingest.refresh()
-                    adopted = self.assembly.adopt(ingest)
-                if ingest.size is not None:
-                    self._reach(State.ARRIVING)
-                elif ingest.ranges.total:
-                    self.tell_arrival()
+                    if ingest.size is not None:
+                        self._reach(State.ARRIVING)
+                    elif ingest.ranges.total:
+                        self.tell_arrival()
                 if not led:
                     return False
                 if silence.is_long():
@@ -257,8 +249,7 @@ class Download:
         if ingest is not self.assembly.led and not self._begin(ingest):
             return self._take_committed()
         began = time.monotonic()
-        hasher = self._hasher = InOrderHasher(self.digest, ingest, self.assembly.arrived_until)
-        self.assembly.hash_with(hasher)
+        hasher = self._hasher = self.assembly.begin_hashing(ingest)
         self._fetcher = fetcher
         if self.stopped.is_set():
             fetcher.abort()
@@ -267,15 +258,13 @@ class Download:
             fetcher.run()
             self._reach(State.WHOLE)
             self._verify(hasher)
-        except (DigestMismatch, StoreError, BlobTooLarge):
-            # Of two sizes either may be wrong: what has arrived is kept until it was hashed.
-            ingest.discard()
-            self.close()  # a later call must not go on with a file that is gone
-            raise
-        except OciProxyError:
-            if ingest.ranges.total == 0:
+        except OciProxyError as exc:
+            wrong = isinstance(exc, (DigestMismatch, StoreError, BlobTooLarge))
+            # Of two sizes either may be wrong: what has arrived is kept until it was hashed. A full
+            # disk says nothing of it.
+            if ingest.ranges.total == 0 or (wrong and not isinstance(exc, StoreFull)):
                 ingest.discard()
-                self.close()
+                self.close()  # a later call must not go on with a file that is gone
             else:
                 # Here, for it is the event loop that closes the file.
                 with suppress(StoreError):

@@ -8,7 +8,8 @@ import asyncio
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.fetch.download.download import Download, State
+from ociproxy.fetch.download.download import Download
+from ociproxy.fetch.download.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,6 +111,9 @@ class Fill:
         """Wait until the blob is in the store. Raises what ended the fill."""
         while not self.done:
             await self._change()
+
+    def leave(self) -> None:
+        """A response that read it has ended. The fill goes on: other clients may read it."""
 
     def notify(self) -> None:
         """Thread-safe. Coalesces wake-ups of the readers; never drops the final one."""

@@ -98,6 +98,10 @@ class Relay(Fill):
         super().__init__(download, repository)
         self._passing = passing
 
+    def leave(self) -> None:
+        """Its one client reads no more: the download ends."""
+        self.download.abort()
+
     async def available(self, offset: int) -> int:
         self._passing.free(offset)
         while (stop := self.download.assembly.available(offset)) <= offset:

@@ -1,10 +1,9 @@
-"""Authentication with one repository of one upstream: its challenge and its token.
+"""Authentication with one repository of one upstream: its challenges and its tokens.
 
-Each repository has a token of its own: oras' own token backend answers a second repository's 401
-with the first one's token. The password goes to the upstream, or to the realm that the upstream
-names. It goes over plain HTTP only if the upstream is configured as plain HTTP.
-
-Tests: tests/fetch/oras/test_auth.py, tests/fetch/oras/test_challenges.py.
+Each repository has tokens of its own: oras' own token backend answers a second repository's 401
+with the first one's token. A token is for what its challenge asked for: an upstream may ask another
+scope for its lists than for its manifests. The password goes to the upstream, or to the realm that
+the upstream names. It goes over plain HTTP only if the upstream is configured as plain HTTP.
 """
 
 from __future__ import annotations
@@ -12,19 +11,20 @@ from __future__ import annotations
 import json
 import threading
 import time
-import urllib.request
 from base64 import b64encode
+from collections import OrderedDict
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import requests
 from oras.auth.base import AuthBackend
-from requests.utils import unquote_header_value
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.clock import time_left
 from ociproxy.errors import UpstreamDenied, UpstreamForbidden, UpstreamUnavailable
+from ociproxy.fetch.oras.challenges import Demand, find_challenge
 from ociproxy.fetch.oras.errors import refuse, translated
 from ociproxy.fetch.oras.session import Session, discard, origin, read_bounded, upstream_url
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Timeouts
     from ociproxy.fetch.credential_helper import CredentialSource
     from ociproxy.fetch.credentials import Credentials
+    from ociproxy.fetch.oras.challenges import Challenge
     from ociproxy.oci.reference import Repository
 
 _TOKEN_LIFE: Final = 60.0
@@ -42,35 +43,19 @@ _ORIGINS: Final = 16
 """Other registries, behind redirects of one repository, whose tokens are kept."""
 _TOKEN_LIMIT: Final = 1024 * 1024
 """Bytes of a realm's answer: many times a real token."""
+_TOKENS: Final = 8
+"""Tokens kept of one repository: one for each scope that its upstream asks for."""
+_PULL: Final = ("manifests", "blobs")
+"""Kinds of requests that try each other's token: hardly an upstream asks two scopes for a pull."""
 
 
-@dataclass(frozen=True, slots=True)
-class Challenge:
-    """One challenge of a Www-Authenticate header; scheme and parameter names in lower case."""
+@dataclass(slots=True)
+class _Token:
+    """The Authorization header for one demand. The lock is held while it is obtained."""
 
-    scheme: str
-    parameters: dict[str, str]
-
-
-def parse_challenges(header: str) -> list[Challenge]:
-    """RFC 9110, 11.6.1: commas separate challenges as well as their parameters. A part that has a
-    word and a space before its first `=` begins a challenge."""
-    challenges: list[Challenge] = []
-    for part in filter(str.strip, urllib.request.parse_http_list(header)):
-        name, equals, value = part.partition("=")
-        scheme, space, name = name.strip().rpartition(" ")
-        if space or not equals:
-            challenges.append(Challenge((scheme or name).strip().lower(), {}))
-        if equals and challenges:
-            parameter = unquote_header_value(value.strip())
-            challenges[-1].parameters.setdefault(name.strip().lower(), parameter)
-    return challenges
-
-
-def find_challenge(header: str) -> Challenge | None:
-    """The first bearer challenge, else the first basic one: a token saves sending the password."""
-    known = {challenge.scheme: challenge for challenge in reversed(parse_challenges(header))}
-    return known.get("bearer") or known.get("basic")
+    authorization: str | None = None
+    renew_at: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
@@ -95,18 +80,31 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         self._credentials = credentials
         self._secure = secure
         self._lock = threading.Lock()
-        self._challenge: Challenge | None = None
-        self._authorization: str | None = None
-        self._renew_at = 0.0
+        """Guards the tokens and the demands; held across nothing."""
+        self._tokens: OrderedDict[Demand, _Token] = OrderedDict()
+        self._demands: dict[str, Demand] = {}
+        """What each kind of request was last challenged for."""
 
-    def get_auth_header(self) -> dict[str, str]:
-        """Headers for the next request: a known token saves a 401. Raises UpstreamError kinds."""
-        if self._authorization is not None and time.monotonic() >= self._renew_at:
-            with self._locked():
-                if self._challenge is not None and time.monotonic() >= self._renew_at:
-                    self._obtain(self._challenge)
-        authorization = self._authorization
+    def get_auth_header(self, url: str) -> dict[str, str]:
+        """Headers for a request: a known token saves a 401. Raises UpstreamError kinds."""
+        demand = self._demand_for(url)
+        if demand is None:
+            return {}
+        token = self._token(demand)
+        if token.authorization is not None and time.monotonic() >= token.renew_at:
+            with self._locked(token):
+                if time.monotonic() >= token.renew_at:
+                    self._obtain(token, demand)
+        authorization = token.authorization
         return {} if authorization is None else {"Authorization": authorization}
+
+    def is_unchallenged(self, url: str) -> bool:
+        """Whether there are credentials which no answer to such a request has asked for."""
+        return self._credentials is not None and self._demand_for(url) is None
+
+    def meet(self, challenge: Challenge, url: str) -> None:
+        """Be ready for such a request to be challenged so. Raises UpstreamError kinds."""
+        self._meet(Demand.of(challenge), url, None)
 
     def authenticate_request(
         self, original: requests.Response, headers: dict[str, str] | None, refresh: bool = False
@@ -117,10 +115,16 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         if _is_elsewhere(original):
             # Another host, which a redirect led to, must not ask for the upstream's credentials.
             raise refuse(original, self._upstream)
-        return self.renew(original, headers, refresh=refresh), True
+        requested = original.history[0].url if original.history else original.url
+        return self.renew(original, headers, requested, refresh=refresh), True
 
     def renew(
-        self, original: requests.Response, headers: dict[str, str] | None, *, refresh: bool = False
+        self,
+        original: requests.Response,
+        headers: dict[str, str] | None,
+        requested: str,
+        *,
+        refresh: bool = False,
     ) -> dict[str, str]:
         """The headers with other credentials. Raises UpstreamDenied where there are none."""
         denied = refuse(original, self._upstream)
@@ -128,70 +132,93 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         given = find_challenge(original.headers.get("Www-Authenticate", ""))
         if refresh or (original.status_code == 403 and sent is None and given is None):
             raise denied
-        with self._locked():
-            challenge = given or self._challenge
-            if challenge is None:
-                raise denied
-            if self._authorization in (None, sent):
-                self._authorization = None
-                self._obtain(challenge, refused=sent)
-            # Else another thread has renewed it since this request was sent.
-            authorization = self._authorization
+        demand = self._demand_for(requested) if given is None else Demand.of(given)
+        if demand is None:
+            raise denied
+        authorization = self._meet(demand, requested, sent)
         if authorization is None or authorization == sent:
             raise denied
         return {**(headers or {}), "Authorization": authorization}
 
-    def _obtain(self, challenge: Challenge, *, refused: str | None = None) -> None:
-        """Set `_authorization` for this challenge. `refused` is the header that was not accepted. A
+    def _meet(self, demand: Demand, url: str, sent: str | None) -> str | None:
+        """The header for this demand, other than the one that was sent, if there is one."""
+        token = self._token(demand)
+        with self._lock:
+            self._demands[_kind(url)] = demand
+        with self._locked(token):
+            if token.authorization in (None, sent):
+                token.authorization = None
+                self._obtain(token, demand, refused=sent)
+            # Else another thread has renewed it since this request was sent.
+            return token.authorization
+
+    def _demand_for(self, url: str) -> Demand | None:
+        """What such a request will probably be asked for."""
+        kind = _kind(url)
+        with self._lock:
+            demand = self._demands.get(kind)
+            for other, known in self._demands.items():
+                if demand is None and (known.scheme == "basic" or {kind, other} == set(_PULL)):
+                    demand = known
+            return demand
+
+    def _token(self, demand: Demand) -> _Token:
+        with self._lock:
+            token = self._tokens.setdefault(demand, _Token())
+            self._tokens.move_to_end(demand)
+            if len(self._tokens) > _TOKENS:
+                self._tokens.popitem(last=False)
+            return token
+
+    def _obtain(self, token: _Token, demand: Demand, *, refused: str | None = None) -> None:
+        """Set the authorization for this demand. `refused` is the header that was not accepted. A
         helper whose answer was refused is run once more."""
-        self._challenge = challenge
         source = self._credentials
         credentials = None if source is None else source.get(self._repository.name)
-        if challenge.scheme == "basic":
+        if demand.scheme == "basic":
             if source is not None and credentials is not None and _basic(credentials) == refused:
                 fresh = source.replace(credentials, self._repository.name)
                 credentials = fresh or credentials
-            self._authorization = None if credentials is None else _basic(credentials)
-            self._renew_at = float("inf")
+            token.authorization = None if credentials is None else _basic(credentials)
+            token.renew_at = float("inf")
             return
         try:
-            self._fetch_token(challenge, credentials)
+            self._fetch_token(token, demand, credentials)
         except UpstreamDenied:
             fresh = None if source is None else source.replace(credentials, self._repository.name)
             if fresh is None:
                 raise
-            self._fetch_token(challenge, fresh)
+            self._fetch_token(token, demand, fresh)
 
-    def _fetch_token(self, challenge: Challenge, credentials: Credentials | None) -> None:
+    def _fetch_token(self, token: _Token, demand: Demand, credentials: Credentials | None) -> None:
         started = time.monotonic()
-        answer = self._request_token(challenge, credentials)
-        token = answer.get("token") or answer.get("access_token")
-        if not isinstance(token, str):
+        answer = self._request_token(demand, credentials)
+        text = answer.get("token") or answer.get("access_token")
+        if not isinstance(text, str):
             raise UpstreamUnavailable(self._upstream, "its token realm answers without a token")
         life = answer.get("expires_in")
         if isinstance(life, bool) or not isinstance(life, (int, float)) or life <= 0:
             life = _TOKEN_LIFE
-        self._authorization = f"Bearer {token}"
+        token.authorization = f"Bearer {text}"
         # Early enough for requests on their way, and not all the time if the life is short.
-        self._renew_at = started + life - min(10.0, life / 5)
+        token.renew_at = started + life - min(10.0, life / 5)
 
-    def _request_token(
-        self, challenge: Challenge, credentials: Credentials | None
-    ) -> dict[str, object]:
-        realm = challenge.parameters.get("realm", "")
-        scheme = upstream_url(realm, self._upstream, what="token realm").scheme
+    def _request_token(self, demand: Demand, credentials: Credentials | None) -> dict[str, object]:
+        scheme = upstream_url(demand.realm, self._upstream, what="token realm").scheme
         if scheme not in ("http", "https"):
             raise UpstreamDenied(self._upstream, "its challenge names no token realm", status=401)
         if credentials is not None and scheme == "http" and self._secure:
             reason = "its token realm asks for the password over plain HTTP"
             raise UpstreamForbidden(self._upstream, reason)
-        scope = challenge.parameters.get("scope") or f"repository:{self._repository.name}:pull"
+        scope = demand.scope or f"repository:{self._repository.name}:pull"
         parameters = [("scope", each) for each in scope.split()]
-        if service := challenge.parameters.get("service"):
-            parameters.insert(0, ("service", service))
+        if demand.service:
+            parameters.insert(0, ("service", demand.service))
         headers = {} if credentials is None else {"Authorization": _basic(credentials)}
         with translated(self._upstream, self._timeouts):
-            response = self.session.get(realm, params=parameters, headers=headers, stream=True)
+            response = self.session.get(
+                demand.realm, params=parameters, headers=headers, stream=True
+            )
             if response.status_code != 200:
                 raise refuse(response, self._upstream)
             raw = read_bounded(response, _TOKEN_LIMIT)
@@ -203,9 +230,9 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         return answer if isinstance(answer, dict) else {}
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self, token: _Token) -> Iterator[None]:
         """Held while a token is fetched: other threads wait and use the same one."""
-        if not self._lock.acquire(
+        if not token.lock.acquire(
             timeout=time_left(self._timeouts.connect + self._timeouts.headers)
         ):
             reason = "timed out waiting for another request's token"
@@ -213,7 +240,13 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         try:
             yield
         finally:
-            self._lock.release()
+            token.lock.release()
+
+
+def _kind(url: str) -> str:
+    """`manifests`, `blobs`, `tags` or `referrers`; empty for any other URL."""
+    kind = urlsplit(url).path.rpartition("/")[0].rpartition("/")[2]
+    return kind if kind in (*_PULL, "tags", "referrers") else ""
 
 
 class RepositorySession:
@@ -238,13 +271,13 @@ class RepositorySession:
             return response
         auth, url = self._auth(response.url), response.url
         headers = {name: value for name, value in headers.items() if name != "Authorization"}
-        known = {**headers, **auth.get_auth_header()}
+        known = {**headers, **auth.get_auth_header(url)}
         if known != headers:
             discard(response)
             response = self._session.request(method, url, headers=known, **options)
             if response.status_code != 401 or _is_elsewhere(response):
                 return response
-        headers = auth.renew(response, known)
+        headers = auth.renew(response, known, url)
         return self._session.request(method, url, headers=headers, **options)
 
     def _auth(self, url: str) -> RepositoryAuth:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import time
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qsl, urlencode
 
 from ociproxy.clock import Deadline
 from ociproxy.errors import (
@@ -23,9 +22,9 @@ from ociproxy.errors import (
     UpstreamInvalid,
     UpstreamUnavailable,
 )
-from ociproxy.fetch.backend import Listing, verified
+from ociproxy.fetch.backend import Listing, passed_on, verified
 from ociproxy.fetch.download.connections import Connections
-from ociproxy.fetch.oras.client import NAMESPACE, HttpBlobStream, RegistryClient
+from ociproxy.fetch.oras.client import HttpBlobStream, RegistryClient
 from ociproxy.fetch.oras.errors import refuse, translated
 from ociproxy.fetch.oras.session import (
     content_encoding,
@@ -149,11 +148,15 @@ class OrasBackend:
         except MalformedManifest as exc:
             raise ManifestInvalid(self._name, f"its {path} is {exc}") from exc
         filters = response.headers.get("OCI-Filters-Applied", "")
-        following = response.links.get("next", {}).get("url")
+        link = response.links.get("next", {}).get("url")
+        following = ""
+        if link is not None:
+            what = "link to the next page"
+            following = upstream_url(link, self._name, what=what, base=response.url).query
         return Listing(
             raw=raw,
             media_type=_content_type(response) or UNKNOWN_MEDIA_TYPE,
-            next_query="" if following is None else self._next_query(following, response.url),
+            next_query=passed_on(following),
             filters_applied=filters if _FILTERS.fullmatch(filters) else "",
         )
 
@@ -229,12 +232,6 @@ class OrasBackend:
 
     def close(self) -> None:
         self._client.close()
-
-    def _next_query(self, url: str, base: str) -> str:
-        """The query without the `ns` that a mirror repeats: our client sends its own, or none."""
-        query = upstream_url(url, self._name, what="link to the next page", base=base).query
-        pairs = parse_qsl(query, keep_blank_values=True)
-        return urlencode([(name, value) for name, value in pairs if name != NAMESPACE])
 
     def _expect_ok(
         self, response: requests.Response, repository: Repository, unknown: OciProxyError

@@ -16,9 +16,10 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode, urljoin, urlsplit
 
 from oras.provider import Registry
 from requests.exceptions import ConnectionError
@@ -27,12 +28,15 @@ from ociproxy.clock import time_left
 from ociproxy.errors import (
     Interrupted,
     OciProxyError,
+    UpstreamDenied,
     UpstreamError,
     UpstreamUnavailable,
     UpstreamUntrusted,
 )
+from ociproxy.fetch.backend import NAMESPACE
 from ociproxy.fetch.credential_helper import CredentialSource
 from ociproxy.fetch.oras.auth import RepositoryAuth, RepositorySession
+from ociproxy.fetch.oras.challenges import Challenge, find_challenge
 from ociproxy.fetch.oras.errors import FOREIGN, translate, translated
 from ociproxy.fetch.oras.session import content_encoding, content_length, discard, open_session
 from ociproxy.fetch.upstreams.health import Quota
@@ -44,14 +48,14 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Timeouts, Upstream
 
 
-NAMESPACE: Final = "ns"
-"""The query parameter that tells a mirror which registry is meant."""
 _REPOSITORIES: Final = 1024
 """Repositories whose tokens are kept. Clients choose the names, so the number must be bounded."""
+_PING_INTERVAL: Final = 600.0
+"""Seconds for which the answer of `/v2/` is used."""
 
 
 class RegistryClient:
-    """Thread-safe. All threads share one pool of connections; each repository has its own token."""
+    """Thread-safe. All threads share one pool of connections; each repository has its tokens."""
 
     def __init__(self, upstream: Upstream, *, connections: int) -> None:
         """`connections` is how many idle ones to a host are kept. Raises UpstreamUntrusted if the
@@ -67,6 +71,8 @@ class RegistryClient:
         self._probing = threading.Lock()
         self._making = threading.Lock()
         self._registry_of = lru_cache(_REPOSITORIES)(self._make_registry)
+        self._pinged: Challenge | None = None
+        self._ping_at = 0.0
         self.quota: Quota | None = None
 
     def request(
@@ -81,16 +87,51 @@ class RegistryClient:
                 url += f"{separator}{urlencode({NAMESPACE: self._upstream.namespace})}"
             with self._making:  # two threads must not make a token each
                 registry = self._registry_of(repository)
-            headers = {**headers, **registry.auth.get_auth_header()}
-            # The decorator around `do_request` sleeps and repeats after any exception.
-            response: requests.Response = Registry.do_request.__wrapped__(
-                registry, url, method, headers=headers, stream=True
-            )
+            response = self._ask(registry, method, url, headers)
         self.quota = Quota.parse(response.headers) or self.quota
         return response
 
     def close(self) -> None:
         self._session.close()
+
+    def _ask(
+        self, registry: Registry, method: str, url: str, headers: dict[str, str]
+    ) -> requests.Response:
+        """Some registries challenge at `/v2/` only: without credentials they answer 404 or 403."""
+        try:
+            response = _send(registry, method, url, headers)
+        except UpstreamDenied:
+            if not self._log_in(registry, url):
+                raise
+        else:
+            if response.status_code != 404 or not self._log_in(registry, url):
+                return response
+            discard(response)
+        return _send(registry, method, url, headers)
+
+    def _log_in(self, registry: Registry, url: str) -> bool:
+        """Make such requests carry credentials as `/v2/` asks for them. False where no credentials
+        are configured, they were asked for already, or `/v2/` does not ask for any."""
+        challenge = self._challenge() if registry.auth.is_unchallenged(url) else None
+        if challenge is not None:
+            registry.auth.meet(challenge, url)
+        return challenge is not None
+
+    def _challenge(self) -> Challenge | None:
+        """How `/v2/` asks for credentials, if it does; it was asked in the last ten minutes."""
+        timeouts = self._upstream.timeouts
+        if not self._probing.acquire(timeout=time_left(timeouts.connect + timeouts.headers)):
+            raise UpstreamUnavailable(self._name, "timed out waiting for /v2/", timed_out=True)
+        try:
+            if time.monotonic() >= self._ping_at:
+                response = self._session.get(urljoin(self._base or "", "/v2/"), stream=True)
+                discard(response)
+                header = response.headers.get("Www-Authenticate", "")
+                self._pinged = find_challenge(header) if response.status_code == 401 else None
+                self._ping_at = time.monotonic() + _PING_INTERVAL
+            return self._pinged
+        finally:
+            self._probing.release()
 
     def _base_url(self) -> str:
         """The first of the upstream's URLs that speaks HTTP, found once, ending with a slash. With
@@ -143,6 +184,15 @@ class RegistryClient:
             secure=secure,
         )
         return registry
+
+
+def _send(registry: Registry, method: str, url: str, headers: dict[str, str]) -> requests.Response:
+    # The decorator around `do_request` sleeps and repeats after any exception.
+    headers = {**headers, **registry.auth.get_auth_header(url)}
+    response: requests.Response = Registry.do_request.__wrapped__(
+        registry, url, method, headers=headers, stream=True
+    )
+    return response
 
 
 def api_base(url: str) -> str:

@@ -40,6 +40,7 @@ from ociproxy.errors import (
 from ociproxy.fetch.oras.connect import LookupTimeout
 from ociproxy.fetch.oras.session import read_bounded
 from ociproxy.fetch.retry import clamp_retry_after
+from ociproxy.fetch.tags import PageRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,6 +60,8 @@ _TRANSIENT_4XX: Final = (408, 425)
 """The server's own time-out (RFC 9110), and too early (RFC 8470): another try may succeed."""
 _FINAL_5XX: Final = (501, 505)
 """Not implemented, and HTTP version not supported: another try gets the same answer."""
+
+_PAGE_REFUSED: Final = "PAGINATION_NUMBER_INVALID"
 
 _CERTIFICATE_ALERTS: Final = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
 """OpenSSL's names of alerts by which a server refuses the mirror's certificate or its absence."""
@@ -150,9 +153,17 @@ def refuse(
         return NameUnknown(str(repository), "the upstream knows no such repository")
     if status in (404, 410) and unknown is not None:
         return unknown
+    if status == 400 and (code == _PAGE_REFUSED or _asked_for_a_page(response)):
+        return PageRefused(upstream, reason)
     if (status >= 500 and status not in _FINAL_5XX) or status in _TRANSIENT_4XX:
         return UpstreamUnavailable(upstream, reason)
     return UpstreamInvalid(upstream, reason)
+
+
+def _asked_for_a_page(response: requests.Response) -> bool:
+    """Not every registry has the specification's code for it."""
+    path, _, query = (response.request.path_url or "").partition("?")
+    return path.endswith("/tags/list") and "n=" in query
 
 
 def plain_url(url: str | None) -> str:

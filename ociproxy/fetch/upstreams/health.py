@@ -78,29 +78,35 @@ class Health:
         self._failures = 0
         self._probing_until = -math.inf
 
+    def check(self, now: float) -> None:
+        """For a request that was admitted before and has waited: it may be the probe itself. Raises
+        what `admit` does while the upstream is left alone."""
+        with self._lock:
+            left = self._until - now
+            if self._reason is None or left <= 0:
+                return
+            if self._limited:
+                raise UpstreamRateLimited(self._upstream, self._reason, retry_after=math.ceil(left))
+            raise self._left_alone(f"for {math.ceil(left)} s more", self._reason)
+
     def admit(self, now: float) -> bool:
         """Call before each request; True if the request is the probe. Raises UpstreamRateLimited or
         UpstreamUnavailable while the upstream is left alone."""
+        self.check(now)
         with self._lock:
             if self._reason is None:
                 return False
-            left = self._until - now
             if self._limited:
-                if left > 0:
-                    raise UpstreamRateLimited(
-                        self._upstream, self._reason, retry_after=math.ceil(left)
-                    )
                 self._reset()
                 return False
-            if left > 0:
-                how_long = f"for {math.ceil(left)} s more"
-            elif now < self._probing_until:
-                how_long = "while one request finds out"
-            else:
-                self._probing_until = now + _PROBE_LIMIT
-                return True
-            reason = f"left alone {how_long}: {self._reason}"
-            raise UpstreamUnavailable(self._upstream, reason, unreachable=True)
+            if now < self._probing_until:
+                raise self._left_alone("while one request finds out", self._reason)
+            self._probing_until = now + _PROBE_LIMIT
+            return True
+
+    def _left_alone(self, how_long: str, reason: str) -> UpstreamUnavailable:
+        text = f"left alone {how_long}: {reason}"
+        return UpstreamUnavailable(self._upstream, text, unreachable=True)
 
     def failed(self, error: OciProxyError, now: float) -> bool:
         """A request ended with this error; True if a pause begins."""

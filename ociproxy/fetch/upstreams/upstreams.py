@@ -22,8 +22,10 @@ from ociproxy.errors import (
     ManifestUnknown,
     NameUnknown,
     OciProxyError,
+    UpstreamDenied,
     UpstreamForbidden,
     UpstreamUnavailable,
+    UpstreamUntrusted,
 )
 from ociproxy.fetch.backend import Backend
 from ociproxy.fetch.upstreams.endpoints import Endpoints
@@ -40,6 +42,8 @@ Unknown = type[ManifestUnknown] | type[BlobUnknown] | type[NameUnknown] | type[U
 _UNLISTED_BACKENDS: Final = 256
 """Unlisted upstreams whose connections are kept; clients choose their names."""
 _HEALTHS: Final = 10_000
+_WARN_INTERVAL: Final = 300.0
+"""Seconds between two warnings that an upstream denies access or is not trusted."""
 _QUOTA_INTERVAL: Final = 60.0
 """Seconds between two log lines about what is left of an upstream's rate limit."""
 
@@ -70,6 +74,7 @@ class Upstreams:
         self._unlisted: BoundedCache[str, Backend] = BoundedCache(_UNLISTED_BACKENDS)
         self._making = Lock()
         self._healths: BoundedCache[str, Health] = BoundedCache(_HEALTHS)
+        self._warned: BoundedCache[tuple[str, type], float] = BoundedCache(_HEALTHS)
         self._quotas: BoundedCache[str, tuple[float, Quota]] = BoundedCache(_UNLISTED_BACKENDS)
 
     # Which upstream
@@ -132,6 +137,12 @@ class Upstreams:
         if health is not None:
             health.admit(self._clock.monotonic())
 
+    def check_again(self, repository: Repository) -> None:
+        """The same for a request that `check` let through and that has waited since."""
+        health = self._healths.get(repository.registry)
+        if health is not None:
+            health.check(self._clock.monotonic())
+
     def probe_wait(self, registry: str) -> float | None:
         """PROBE_WAIT while one request finds out whether this upstream is back, else None."""
         health = self._healths.get(registry)
@@ -160,12 +171,24 @@ class Upstreams:
             if health is not None and health.answered():
                 log.event(logging.INFO, "upstream is back", upstream=registry)
             return
+        if isinstance(error, (UpstreamDenied, UpstreamUntrusted)):
+            self._warn(registry, error)
         health = health or Health(registry, self._config.fetch.pause)
         if health.failed(error, self._clock.monotonic()):
             self._healths.put(registry, health)
             log.event(logging.WARNING, "upstream paused", upstream=registry, reason=error)
         elif isinstance(error, UpstreamUnavailable):
             self._healths.put(registry, health)  # it counts failures in a row
+
+    def _warn(self, registry: str, error: OciProxyError) -> None:
+        """Log what an operator has to mend, credentials or trust, once a while for each kind."""
+        key, now = (registry, type(error)), self._clock.monotonic()
+        last = self._warned.get(key)
+        if last is None or now - last >= _WARN_INTERVAL:
+            self._warned.put(key, now)
+            denied = isinstance(error, UpstreamDenied)
+            event = "upstream denies access" if denied else "upstream not trusted"
+            log.event(logging.WARNING, event, upstream=registry, reason=error)
 
     def states(self) -> list[UpstreamState]:
         """Of every upstream that has been asked and is remembered."""

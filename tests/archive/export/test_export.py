@@ -590,6 +590,26 @@ def test_volumes_are_tars_of_whole_blobs_that_know_each_other(store: Store, tmp_
     subprocess.run(check, cwd=tmp_path, check=True, capture_output=True)
 
 
+@pytest.mark.parametrize("since", [[], ["--since", "a.tar"]])
+def test_an_archive_of_other_content_is_not_overwritten(
+    store: Store, tmp_path: Path, since: list[str]
+) -> None:
+    put(store, "quay.io/a/b:1", image("one"))
+    archive = tmp_path / "a.tar"
+    since = [str(archive) if word == "a.tar" else word for word in since]
+    run(store, archive)
+    run(store, archive)  # the same content is the same file
+    before = archive.read_bytes()
+    put(store, "quay.io/a/b:2", image("two"))
+    refused = run(store, archive, *since, code=2)
+    assert "a.tar: is an archive of other content, which a delta may need: see --force" in error(
+        refused
+    )
+    assert archive.read_bytes() == before
+    run(store, archive, *since, "--force")
+    assert archive.read_bytes() != before
+
+
 def test_volumes_of_an_earlier_export_are_removed(store: Store, tmp_path: Path) -> None:
     put(store, "quay.io/a/b:1", image(layer_size=MIB, layers=5))
     run(store, tmp_path / "a.tar", "--volume-size", "1500K")

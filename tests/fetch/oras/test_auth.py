@@ -12,6 +12,7 @@ import pytest
 
 from ociproxy.config.settings import Auth, Secret, Tls
 from ociproxy.errors import (
+    ManifestUnknown,
     OciProxyError,
     UpstreamDenied,
     UpstreamForbidden,
@@ -411,6 +412,55 @@ def test_a_blob_in_another_registry_is_fetched_with_an_anonymous_token_of_that_o
     issuer.expire_all()
     assert read_all(backend.open_blob(repository(upstream), digest(blobs[0]))) == blobs[0].data
     assert storage.count("/token") == 2
+
+
+# Challenges that are hard to find
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_the_password_is_used_where_v2_alone_challenges(
+    make_upstream: Callable[..., FakeUpstream], open_backend: OpenBackend, status: int
+) -> None:
+    upstream = make_upstream(auth=TokenAuth(credentials=ALICE, silent=status))
+    held = upstream.add("team/app", image(), tag="v1")
+    upstream.add("team/other", image(), tag="v1")
+    backend = open_backend(upstream, auth=ALICE_AUTH)
+    for name in ("team/app:v1", "team/other:v1"):
+        backend.resolve(reference(upstream, name))
+        backend.fetch_manifest(reference(upstream, name))
+    blob = held.blobs[0]
+    assert read_all(backend.open_blob(repository(upstream), digest(blob))) == blob.data
+    backend.fetch_listing(repository(upstream), "tags/list", "")
+    with pytest.raises(ManifestUnknown):
+        backend.resolve(reference(upstream, "team/app:v2"))
+    assert sum(request.path == "/v2/" for request in upstream.requests) == 1
+    assert upstream.count("/token") == 2
+
+
+def test_without_credentials_an_unknown_tag_is_asked_for_once(
+    upstream: FakeUpstream, open_backend: OpenBackend
+) -> None:
+    with pytest.raises(ManifestUnknown):
+        open_backend(upstream).fetch_manifest(reference(upstream))
+    assert [request.path for request in upstream.requests] == ["/v2/team/app/manifests/v1"]
+
+
+def test_lists_and_manifests_asked_at_once_get_tokens_of_their_own_scopes(
+    make_upstream: Callable[..., FakeUpstream], open_backend: OpenBackend
+) -> None:
+    upstream = make_upstream(auth=TokenAuth(list_action="metadata_read"))
+    upstream.add("team/app", image(), tag="v1")
+    upstream.fault("/token", Fault(delay=0.2))
+    backend = open_backend(upstream)
+
+    def ask(number: int) -> object:
+        if number % 2:
+            return backend.fetch_listing(repository(upstream), "tags/list", "")
+        return backend.fetch_manifest(reference(upstream))
+
+    with ThreadPoolExecutor(64) as pool:
+        assert all(pool.map(ask, range(128)))
+    assert upstream.count("/token") == 2
 
 
 def test_https_upstream_with_a_plain_realm_gets_no_password(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ociproxy.fetch.oras.auth import Challenge, find_challenge, parse_challenges
+from ociproxy.fetch.oras.challenges import Challenge, find_challenge, parse_challenges
 
 
 @pytest.mark.parametrize(

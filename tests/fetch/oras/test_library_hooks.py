@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import inspect
+import io
 import json
 import logging
 import socket
@@ -172,4 +173,7 @@ def test_http_client_tells_a_length_and_chunks_by_these_names() -> None:
         response = http.client.HTTPResponse(ours)
         response.begin()
         assert (response.length, response.chunked) == (5, False)
-        response.fp.detach().close()
+        # The file can be taken out and read through another one.
+        response.fp = io.BufferedReader(response.fp.detach())
+        theirs.sendall(b"12345")
+        assert response.read() == b"12345"

@@ -135,3 +135,15 @@ def test_quota_headers(limit: str, remaining: str, expected: Quota | None) -> No
 
 def test_quota_is_low_below_a_tenth() -> None:
     assert [Quota(100, left).is_low for left in (0, 9, 10, 100)] == [True, True, False, False]
+
+
+def test_the_request_that_finds_out_does_not_refuse_itself_when_it_has_waited() -> None:
+    health = Health("r", 30.0)
+    health.failed(UpstreamUnavailable("r", "away", unreachable=True), 0.0)
+    assert health.admit(60.0)
+    health.check(62.0)
+    with pytest.raises(UpstreamUnavailable, match="one request finds out"):
+        health.admit(62.0)
+    health.failed(UpstreamUnavailable("r", "away", unreachable=True), 63.0)
+    with pytest.raises(UpstreamUnavailable, match="left alone for"):
+        health.check(63.1)
