@@ -32,7 +32,11 @@ class LockWriter(Watcher):
         # Found is as good as loaded: a lock says what the upstream has, whatever the store has.
         image = result.image
         reference = image.reference
-        self._images.append(LockedImage(_by_tag(reference), image.top.descriptor, image.platforms))
+        # What the registry withholds is at no place that the lock could name.
+        complete = not result.withheld
+        self._images.append(
+            LockedImage(_by_tag(reference), image.top.descriptor, image.platforms, complete)
+        )
         # Tags of signatures and the like, which an export names as images, too.
         self._images += [
             LockedImage(Reference(reference.repository, tag), descriptor)
