@@ -34,6 +34,31 @@ class SystemClock:
         return time.monotonic()
 
 
+class UpstreamTime:
+    """How long a request has waited for upstreams, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def count(self) -> None:
+        """From now on, waits in this task and those that it makes are this request's."""
+        _upstream_time.set(self)
+
+
+_upstream_time: Final[ContextVar[UpstreamTime | None]] = ContextVar("upstream time", default=None)
+
+
+@contextmanager
+def waiting_for_upstream() -> Iterator[None]:
+    time_of = _upstream_time.get()
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        if time_of is not None:
+            time_of.seconds += time.monotonic() - began
+
+
 _LEAST: Final = 0.001
 """Seconds of the shortest wait: a socket's time-out of 0 would mean not to wait at all."""
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
 from aiohttp import web
 
 from ociproxy import log
-from ociproxy.clock import Deadline
+from ociproxy.clock import Deadline, UpstreamTime
 from ociproxy.errors import OciProxyError, StoreError
 from ociproxy.fetch.backend import NAMESPACE, passed_on
 from ociproxy.fetch.cache_status import HIT
@@ -64,6 +64,14 @@ if TYPE_CHECKING:
 
 _STOPPING: Final = "the server stops"
 _API_VERSION: Final = ("Docker-Distribution-Api-Version", "registry/2.0")
+
+
+class Times(NamedTuple):
+    """Of one request, in seconds: in all, until its head was sent, and the wait for upstreams."""
+
+    seconds: float
+    first_byte: float
+    upstream: float | None
 
 
 class RegistryApi:
@@ -121,6 +129,8 @@ class RegistryApi:
     ) -> web.StreamResponse:
         began = time.perf_counter()
         deadline = Deadline.after(generation.answer_limit)
+        upstream_time = UpstreamTime()
+        upstream_time.count()
         target: Target | None = None
         answer: Answer | None = None
         error: OciProxyError | None = None
@@ -146,6 +156,7 @@ class RegistryApi:
         except Exception as exc:  # noqa: BLE001 a bug ends neither the connection nor the server
             log.failure("request failed", exc, path=request.path)
             response = internal_error()
+        first_byte = time.perf_counter() - began
         headers = response.headers
         headers["Server"] = SERVER
         headers[_API_VERSION[0]] = _API_VERSION[1]
@@ -164,7 +175,10 @@ class RegistryApi:
             raise
         finally:
             if log.enabled(logging.INFO):
-                _log(request, response, target, answer, error, time.perf_counter() - began)
+                times = Times(
+                    time.perf_counter() - began, first_byte, upstream_time.seconds or None
+                )
+                _log(request, response, target, answer, error, times)
         return response
 
 
@@ -228,7 +242,7 @@ def _log(
     target: Target | None,
     answer: Answer | None,
     error: OciProxyError | None,
-    seconds: float,
+    times: Times,
 ) -> None:
     size = response.content_length
     if isinstance(response, BlobResponse | DocumentResponse):
@@ -243,7 +257,9 @@ def _log(
         upstream=target.repository.registry if target else None,
         outcome=answer.status.word if answer else "error",
         bytes=size if request.method == "GET" else 0,
-        seconds=seconds,
+        seconds=times.seconds,
+        first_byte=times.first_byte,
+        upstream_seconds=times.upstream,
         client=request.remote,
         path=None if target else request.path[:200],
         reason=error,

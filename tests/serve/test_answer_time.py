@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ import pytest
 from ociproxy.config.settings import Timeouts
 from tests.fetch.peers import raw_server
 from tests.images import random_blob
+from tests.serve.scene import MIB, Scene
 from tests.server import Answer, Mirror
 from tests.upstream import FakeUpstream
 from tests.upstream_auth import TokenAuth
@@ -188,3 +190,21 @@ def each_in_a_thread(peer: Callable[[socket.socket], None]) -> Iterator[str]:
             thread.join(10)
         for client in clients:
             client.close()
+
+
+def test_a_request_line_tells_the_upstreams_time_apart(scene: Scene) -> None:
+    blob = scene.blob(MIB, Fault(delay=1.0), times=1)
+    server = scene.start()
+    for _ in range(2):
+        assert scene.get(blob).status == 200
+        server.wait_for_file(f"blobs/{blob.encoded}")
+    server.wait_for(lambda: server.log().count(" request method=GET ") == 2)
+    cold, warm = (
+        dict(re.findall(r"(\w+)=(\S+)", line))
+        for line in server.log().splitlines()
+        if " request method=GET " in line
+    )
+    assert float(cold["seconds"]) >= float(cold["first_byte"]) >= 1
+    assert float(cold["upstream_seconds"]) >= 1
+    assert float(warm["first_byte"]) < 1
+    assert "upstream_seconds" not in warm

@@ -8,6 +8,7 @@ import asyncio
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.clock import waiting_for_upstream
 from ociproxy.fetch.download.download import Download
 from ociproxy.fetch.download.state import State
 
@@ -163,7 +164,8 @@ class Fill:
             return
         self._waiting += 1
         try:
-            await self._changed.wait()
+            with waiting_for_upstream():
+                await self._changed.wait()
         finally:
             self._waiting -= 1
             if not self._waiting and self._running is not None:

@@ -15,7 +15,14 @@ from threading import Event
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.clock import Deadline, OutOfTime, SystemClock, current_deadline, time_left
+from ociproxy.clock import (
+    Deadline,
+    OutOfTime,
+    SystemClock,
+    current_deadline,
+    time_left,
+    waiting_for_upstream,
+)
 from ociproxy.errors import Interrupted, OciProxyError, UpstreamUnavailable
 from ociproxy.fetch.retry import retrying
 from ociproxy.fetch.upstreams.threads import UpstreamThreads
@@ -93,7 +100,8 @@ class Requests:
             self._running[key] = task
         try:
             async with asyncio.timeout(self._upstreams.probe_wait(registry)):
-                return cast("T", await asyncio.shield(task))
+                with waiting_for_upstream():
+                    return cast("T", await asyncio.shield(task))
         except TimeoutError as exc:
             raise still_away(registry) from exc
         except asyncio.CancelledError:
