@@ -203,8 +203,11 @@ def platform_in(value: object) -> Platform | None:
     the config of a signature."""
     if not isinstance(value, dict):
         return None
-    parts = [text_in(value.get(name)) for name in ("os", "architecture", "variant", OS_VERSION)]
-    return Platform(*parts) if parts[0] and parts[1] else None
+    parts = [value.get(name, "") for name in ("os", "architecture", "variant", OS_VERSION)]
+    # An artifact's config is a blob of any content, with other JSON types in these fields.
+    if not all(isinstance(part, str) for part in parts) or not all(parts[:2]):
+        return None
+    return Platform(*parts)
 
 
 def annotations_in(value: object) -> tuple[tuple[str, str], ...]:

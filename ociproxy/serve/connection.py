@@ -98,6 +98,12 @@ class Connection(web.RequestHandler):
         for start in range(0, len(data), _SLICE):
             self._feed(data[start : start + _SLICE])
 
+    def close(self) -> None:
+        """End after the response that is running. aiohttp alone leaves an idle connection open."""
+        super().close()
+        if self._is_idle and not self._request_in_progress and self.transport is not None:
+            self.transport.close()
+
     def answered(self) -> None:
         """Called by the server when a handler has returned."""
         self._answered += 1

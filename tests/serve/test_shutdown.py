@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,17 @@ def terminate(server: Mirror) -> subprocess.Popen[bytes]:
     assert server.process is not None
     server.process.send_signal(signal.SIGTERM)
     return server.process
+
+
+def test_an_idle_connection_does_not_delay_the_end(scene: Scene) -> None:
+    server = scene.start()
+    with closing(http.client.HTTPConnection(server.host, server.port)) as client:
+        client.request("GET", "/v2/")
+        with client.getresponse() as response:
+            assert response.read() == b"{}"
+        began = time.monotonic()
+        server.stop()
+        assert time.monotonic() - began < 10  # the grace is 30 s
 
 
 @pytest.mark.parametrize("workers", [1, 2])

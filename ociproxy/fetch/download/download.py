@@ -261,8 +261,9 @@ class Download:
         except OciProxyError as exc:
             wrong = isinstance(exc, (DigestMismatch, StoreError, BlobTooLarge))
             # Of two sizes either may be wrong: what has arrived is kept until it was hashed. A full
-            # disk says nothing of it.
-            if ingest.ranges.total == 0 or (wrong and not isinstance(exc, StoreFull)):
+            # disk says nothing of it, but needs no copy of what a stopped leader has brought.
+            kept = isinstance(exc, StoreFull) and not self._leaders_stopped
+            if ingest.ranges.total == 0 or (wrong and not kept):
                 ingest.discard()
                 self.close()  # a later call must not go on with a file that is gone
             else:

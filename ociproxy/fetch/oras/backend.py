@@ -175,6 +175,8 @@ class OrasBackend:
         try:
             response = self._client.request("HEAD", repository, f"blobs/{digest}", {})
             self._expect_ok(response, repository, BlobUnknown(digest, _UNKNOWN))
+        except (BlobUnknown, NameUnknown):
+            raise  # a mirror behind this one would begin to fetch it for a GET
         except _GET_DECIDES:
             return None
         discard(response)
