@@ -25,7 +25,7 @@ from tests.server import ROOT, Mirror, upstream_entry
 from tests.stores import put
 from tests.upstream import FakeUpstream
 
-ROUNDS = 30
+ROUNDS = 10
 
 PRUNER = """
 import sys
