@@ -176,6 +176,8 @@ class OrasBackend:
             response = self._client.request("HEAD", repository, f"blobs/{digest}", {})
             self._expect_ok(response, repository, BlobUnknown(digest, _UNKNOWN))
         except (BlobUnknown, NameUnknown):
+            if time.monotonic() < self._heads_from:
+                return None  # it refuses every HEAD
             raise  # a mirror behind this one would begin to fetch it for a GET
         except _GET_DECIDES:
             return None
