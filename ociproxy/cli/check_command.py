@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,14 +20,14 @@ from ociproxy.cli.options import (
     quiet_log_level,
 )
 from ociproxy.cli.screen import Screen
-from ociproxy.cli.terminal import INTERRUPTED, Step
+from ociproxy.cli.terminal import INTERRUPTED, Step, sigterm_as_sigint
 from ociproxy.errors import LayoutInvalid
 from ociproxy.store.check import Findings, check
 from ociproxy.store.damage import JOBS, FileCheck, Throttle
 from ociproxy.store.store import open_existing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from ociproxy.config.settings import Config
     from ociproxy.store.store import Store
@@ -115,7 +113,7 @@ def check_command(
         serve={"offline": offline},
     )
     log.set_up(config.log.level, config.log.format)
-    with _interruptible():
+    with sigterm_as_sigint():
         if archives:
             whole = _check_archives(archives, rate, screen, report)
         else:
@@ -193,13 +191,3 @@ def _check_archives(
     except KeyboardInterrupt:
         return False
     return True
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends the check in order, as SIGINT does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

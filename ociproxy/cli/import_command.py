@@ -5,7 +5,6 @@ Tests: tests/archive/importer/test_importer.py, tests/real/test_import.py.
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import click
@@ -28,7 +27,7 @@ from ociproxy.cli.options import (
     verbose,
 )
 from ociproxy.cli.screen import Screen
-from ociproxy.cli.terminal import INTERRUPTED, Step
+from ociproxy.cli.terminal import INTERRUPTED, Step, sigterm_as_sigint
 from ociproxy.config.units import show_size
 from ociproxy.errors import ConfigError
 from ociproxy.store.store import Store
@@ -107,15 +106,12 @@ def import_command(
     report = Report(screen, as_json=as_json, verbose=verbose)
     importer = Importer(store, rules, PinImported(store, report) if pin else report)
     interrupted = False
-    # SIGTERM ends the import in order, as SIGINT does.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    bar = screen.watching_work(lambda: Step("all", "import", importer.consumed, importer.size))
     try:
-        with screen.watching_work(lambda: Step("all", "import", importer.consumed, importer.size)):
+        with sigterm_as_sigint(), bar:
             importer.run(sources)
     except KeyboardInterrupt:
         interrupted = True
-    finally:
-        signal.signal(signal.SIGTERM, before)
     report.end(interrupted=interrupted)
     ctx.exit(INTERRUPTED if interrupted else report.exit_code)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -24,6 +23,7 @@ from ociproxy.cli.options import (
 )
 from ociproxy.cli.pins_command import all_pins
 from ociproxy.cli.prune_report import Report
+from ociproxy.cli.terminal import sigterm_as_sigint
 from ociproxy.store.pruning.carry_out import carry_out
 from ociproxy.store.pruning.pins import Pins
 from ociproxy.store.pruning.plan import Selection, make_plan
@@ -131,10 +131,9 @@ def prune(
     elif not all(patterns) or (selection.is_unlimited and not patterns):
         raise click.UsageError("say what to remove, or --all for every image")
     store = open_existing(config.store.path, hot_manifests=_MEMORY)
-    # SIGTERM ends the prune in order, as SIGINT does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     report = Report(as_json=as_json, dry_run=dry_run, keep_recent=selection.keep_recent)
     with ExitStack() as stack:
+        stack.enter_context(sigterm_as_sigint())
         # First, so that nothing else removes what the survey sees.
         remover = None if dry_run else stack.enter_context(store.removals.remover())
         survey = Survey(store)

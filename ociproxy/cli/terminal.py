@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import tempfile
-from contextlib import (
-    contextmanager,
-)
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -42,6 +41,16 @@ class Step:
     name: str
     done: int
     size: int | None
+
+
+@contextmanager
+def sigterm_as_sigint() -> Iterator[None]:
+    """Inside, SIGTERM raises KeyboardInterrupt as SIGINT does: a command ends in order."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def print_event(name: str, **fields: object) -> None:

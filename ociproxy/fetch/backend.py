@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import quote, unquote_plus
 
 from ociproxy.errors import (
-    DigestMismatch,
     ManifestInvalid,
     NameUnknown,
-    SizeMismatch,
     UpstreamDenied,
     UpstreamInvalid,
 )
@@ -110,16 +108,6 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Drop the idle connections."""
-
-
-def verified(raw: bytes, blob: Descriptor) -> bytes:
-    """The bytes, if they are this blob. Raises SizeMismatch or DigestMismatch."""
-    if len(raw) != blob.size:
-        raise SizeMismatch(f"blob {blob.digest}", blob.size, len(raw))
-    actual = Digest.of(raw, blob.digest.algorithm)
-    if actual != blob.digest:
-        raise DigestMismatch("blob", blob.digest, actual)
-    return raw
 
 
 class BlobStream(Protocol):

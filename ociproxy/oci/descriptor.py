@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from ociproxy.errors import DigestInvalid
+from ociproxy.errors import DigestInvalid, DigestMismatch, SizeMismatch
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.platform import Platform
 
@@ -146,6 +146,15 @@ class Descriptor:
     @property
     def is_nondistributable(self) -> bool:
         return _NONDISTRIBUTABLE.fullmatch(_plain(self.media_type)) is not None
+
+    def verify(self, raw: bytes, kind: str) -> None:
+        """Raises SizeMismatch or DigestMismatch where these are not the bytes of this `kind` of
+        content."""
+        if len(raw) != self.size:
+            raise SizeMismatch(f"{kind} {self.digest}", self.size, len(raw))
+        actual = Digest.of(raw, self.digest.algorithm)
+        if actual != self.digest:
+            raise DigestMismatch(kind, self.digest, actual)
 
     @staticmethod
     def from_json(value: object) -> Descriptor:

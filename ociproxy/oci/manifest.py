@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
-from ociproxy.errors import DigestMismatch, ManifestInvalid, SizeMismatch
+from ociproxy.errors import DigestMismatch, ManifestInvalid
 from ociproxy.oci.descriptor import (
     ARTIFACT_MEDIA_TYPES,
     DOCKER_SCHEMA1,
@@ -126,11 +126,7 @@ class ManifestHolder:
     @staticmethod
     def verified(raw: bytes, descriptor: Descriptor) -> ManifestHolder:
         """Compare the bytes with their descriptor. Raises SizeMismatch or DigestMismatch."""
-        if len(raw) != descriptor.size:
-            raise SizeMismatch(f"manifest {descriptor.digest}", descriptor.size, len(raw))
-        actual = Digest.of(raw, descriptor.digest.algorithm)
-        if actual != descriptor.digest:
-            raise DigestMismatch("manifest", descriptor.digest, actual)
+        descriptor.verify(raw, "manifest")
         return ManifestHolder(descriptor, raw)
 
     @cached_property

@@ -61,11 +61,11 @@ def test_password_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container that runs under a number which no user has."""
 
-    def nobody(number: int) -> NoReturn:
+    def no_user(number: int) -> NoReturn:
         raise KeyError(number)
 
     monkeypatch.delenv("HOME")
-    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.setattr("pwd.getpwuid", no_user)
     with pytest.raises(UpstreamDenied, match="finds no home directory; set DOCKER_CONFIG"):
         credentials_for(Auth(docker_config=True), "quay.io")
 

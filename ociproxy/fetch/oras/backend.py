@@ -22,7 +22,7 @@ from ociproxy.errors import (
     UpstreamInvalid,
     UpstreamUnavailable,
 )
-from ociproxy.fetch.backend import Listing, passed_on, verified
+from ociproxy.fetch.backend import Listing, passed_on
 from ociproxy.fetch.download.connections import Connections
 from ociproxy.fetch.oras.client import HttpBlobStream, RegistryClient
 from ociproxy.fetch.oras.errors import refuse, translated
@@ -128,13 +128,15 @@ class OrasBackend:
 
     def fetch_config(self, image: Reference, config: Descriptor) -> bytes:
         stream = self.open_blob(image.repository, config.digest)
-        raw = bytearray()
+        arrived = bytearray()
         try:
-            while len(raw) <= MANIFEST_MAX_SIZE and (piece := stream.read(MANIFEST_MAX_SIZE)):
-                raw += piece
+            while len(arrived) <= MANIFEST_MAX_SIZE and (piece := stream.read(MANIFEST_MAX_SIZE)):
+                arrived += piece
         finally:
             stream.close()
-        return verified(bytes(raw), config)
+        raw = bytes(arrived)
+        config.verify(raw, "blob")
+        return raw
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         response, raw = self._get_document(

@@ -24,7 +24,7 @@ from ociproxy.errors import (
     StoreError,
     UpstreamError,
 )
-from ociproxy.fetch.backend import Listing, verified
+from ociproxy.fetch.backend import Listing
 from ociproxy.fetch.retry import retrying
 from ociproxy.fetch.skopeo.copy import CopyJobs
 from ociproxy.fetch.skopeo.image_layout import BlobIndex
@@ -127,7 +127,9 @@ class SkopeoBackend:
             output_limit=MANIFEST_MAX_SIZE,
             unknown=BlobUnknown(config.digest, "unknown to the upstream"),
         )
-        return verified(bytes(run.stdout), config)
+        raw = bytes(run.stdout)
+        config.verify(raw, "blob")
+        return raw
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         """`tags/list` only: skopeo gets all tags, of which `n` and `last` choose a page."""
