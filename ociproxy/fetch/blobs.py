@@ -31,6 +31,7 @@ from ociproxy.fetch.cache_status import (
     CacheStatus,
 )
 from ociproxy.fetch.upstreams.requests import still_away
+from ociproxy.fetch.upstreams.threads import take_error
 from ociproxy.oci.digest import Digest
 from ociproxy.store.read_only import BlobFile
 
@@ -268,8 +269,7 @@ class BlobPuller:
 
     def _verified(self, digest: Digest, verifying: asyncio.Task[None]) -> None:
         del self._verifying[digest]
-        # asyncio complains about an outcome that is never taken, and the clients may have left.
-        _ = verifying.cancelled() or verifying.exception()
+        take_error(verifying)
 
     def _start(
         self,

@@ -46,10 +46,6 @@ class Isolation:
         self._membership = Membership(store.refs, store.manifests)
         self._consents: BoundedCache[tuple[Repository, Digest], bool] = BoundedCache(_CONSENTS)
 
-    def has_manifest(self, repository: Repository, digest: Digest) -> bool:
-        """Whether a stored manifest may be served under this repository. Raises StoreError."""
-        return self._store.refs.find_manifest(repository, digest) is not None
-
     async def check_allowed(self, repository: Repository, blob: Digest) -> None:
         """Returns where this repository has the blob, stored or not; may ask the upstream.
 

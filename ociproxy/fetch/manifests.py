@@ -31,6 +31,7 @@ from ociproxy.fetch.cache_status import (
     CacheStatus,
     stale_because,
 )
+from ociproxy.fetch.upstreams.threads import take_error
 from ociproxy.oci.reference import Reference
 from ociproxy.store.manifests import with_media_type
 from ociproxy.store.read_only import TagRecord
@@ -106,14 +107,17 @@ class ManifestPuller:
         """
         record, digest = self._named(reference)
         stored: ManifestHolder | None = None
+        recorded = False
         if digest is not None and self._store.manifests.is_long_to_read(digest):
             async with self._upstreams.answer_time(reference.repository.registry):
-                stored = await self._threads.run(lambda: self._stored(reference, record, digest))
+                stored, recorded = await self._threads.run(
+                    lambda: self._stored(reference, record, digest)
+                )
         elif digest is not None:
-            stored = self._stored(reference, record, digest)
+            stored, recorded = self._stored(reference, record, digest)
         expired = self._has_expired(reference, record)
         if stored is not None and not expired:
-            return self._answer(reference.repository, stored, HIT, body=body)
+            return self._answer(reference.repository, stored, HIT, body=body, recorded=recorded)
         async with self._upstreams.answer_time(reference.repository.registry):
             if stored is not None:
                 return await self._revalidate(reference, stored, body=body)
@@ -124,7 +128,7 @@ class ManifestPuller:
     def find_stored(self, reference: Reference) -> ManifestHolder | None:
         """What is stored for this repository, fresh or not. Blocks. Raises StoreError."""
         record, digest = self._named(reference)
-        return None if digest is None else self._stored(reference, record, digest)
+        return None if digest is None else self._stored(reference, record, digest)[0]
 
     async def drain(self) -> None:
         """Return when what no client waits for any more has ended: the checks of expired tags, and
@@ -151,19 +155,18 @@ class ManifestPuller:
 
     def _stored(
         self, reference: Reference, record: TagRecord | None, digest: Digest
-    ) -> ManifestHolder | None:
+    ) -> tuple[ManifestHolder | None, bool]:
         """The stored manifest, under the media type that this repository has it with, where it may
-        be served under this repository."""
-        repository = reference.repository
+        be served under this repository; and whether the repository is known to have it."""
         found = self._store.manifests.find(digest)
-        if found is None or not self._is_allowed(repository, digest):
-            return None
-        if record is not None:
-            return with_media_type(found, record.descriptor)
-        return with_media_type(found, self._store.refs.find_manifest(repository, digest))
-
-    def _is_allowed(self, repository: Repository, digest: Digest) -> bool:
-        return self._isolation is None or self._isolation.has_manifest(repository, digest)
+        if found is None:
+            return None, False
+        own: Descriptor | None = None
+        if record is None or self._isolation is not None:
+            own = self._store.refs.find_manifest(reference.repository, digest)
+        if self._isolation is not None and own is None:
+            return None, False
+        return with_media_type(found, record.descriptor if record else own), own is not None
 
     def _has_expired(self, reference: Reference, record: TagRecord | None) -> bool:
         """Whether a tag's time to live is over. A digest has no record and never expires."""
@@ -184,7 +187,7 @@ class ManifestPuller:
         holder, kept = await self._fetch(reference)
         if not kept:
             return ManifestAnswer(holder.descriptor, holder.raw, PASSED_THROUGH)
-        return self._answer(reference.repository, holder, status, body=body)
+        return self._answer(reference.repository, holder, status, body=body, recorded=True)
 
     async def _unstored(
         self, reference: Reference, record: TagRecord, *, body: bool
@@ -245,10 +248,18 @@ class ManifestPuller:
         return stored, status
 
     def _answer(
-        self, repository: Repository, holder: ManifestHolder, status: CacheStatus, *, body: bool
+        self,
+        repository: Repository,
+        holder: ManifestHolder,
+        status: CacheStatus,
+        *,
+        body: bool,
+        recorded: bool = False,
     ) -> ManifestAnswer:
+        """`recorded` says that the repository is known to have the manifest."""
         if body:
-            self._keep(repository, holder.descriptor)
+            if not recorded:
+                self._keep(repository, holder.descriptor)
             if holder.descriptor.is_image or holder.descriptor.is_artifact:
                 self._ahead.prefetch(repository, holder)
         return ManifestAnswer(holder.descriptor, holder.raw, status)
@@ -322,8 +333,7 @@ class ManifestPuller:
 
     def _ended(self, task: asyncio.Task[tuple[ManifestHolder, CacheStatus]]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # asyncio complains about errors that are never taken
+        take_error(task)
 
 
 def _fetching(reference: Reference) -> tuple[str, Reference]:

@@ -163,11 +163,8 @@ class Repair:
         return sorted(manifests, key=str), [each.descriptor for each in missing if each.is_blob]
 
     def _top(self, image: BrokenImage) -> Descriptor | None:
-        repository, tag = image.reference.repository, image.reference.tag
-        if tag is None:
-            return self._store.refs.find_manifest(repository, image.top)
-        record = self._store.refs.find_tag(repository, tag)
-        return record.descriptor if record and record.descriptor.digest == image.top else None
+        found = self._store.refs.find(image.reference)
+        return found if found is not None and found.digest == image.top else None
 
     async def _fetch_manifest(
         self, digest: Digest, repository: Repository, progress: Progress

@@ -135,16 +135,15 @@ class RegistryApi:
         answer: Answer | None = None
         error: OciProxyError | None = None
         try:
-            if generation.auth is not None:
-                with deadline.kept():
-                    await generation.auth.check(request.headers.get("Authorization"))
-            if request.method not in ("GET", "HEAD"):
-                raise Unsupported("this mirror only pulls", status=405)
-            if request.path in ("/v2/", "/v2"):
-                return _version()
-            target = parse_path(request.raw_path, generation.default_upstream)
-            generation.engine.upstreams.check_allowed(target.repository)
             with deadline.kept():
+                if generation.auth is not None:
+                    await generation.auth.check(request.headers.get("Authorization"))
+                if request.method not in ("GET", "HEAD"):
+                    raise Unsupported("this mirror only pulls", status=405)
+                if request.path in ("/v2/", "/v2"):
+                    return _version()
+                target = parse_path(request.raw_path, generation.default_upstream)
+                generation.engine.upstreams.check_allowed(target.repository)
                 answer = await _ask(generation.engine, request, target)
             response = answer.response
         except asyncio.CancelledError:

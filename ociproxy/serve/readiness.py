@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import StoreError
+from ociproxy.fetch.upstreams.threads import take_error
 
 if TYPE_CHECKING:
     from ociproxy.store.store import Store
@@ -32,7 +33,7 @@ class Readiness:
         if self._looking is None or self._looking.done():
             loop = asyncio.get_running_loop()
             self._looking = loop.run_in_executor(self._thread, self._store.check_room)
-            self._looking.add_done_callback(_take_error)
+            self._looking.add_done_callback(take_error)
         done, _ = await asyncio.wait({self._looking}, timeout=_TIME)
         if not done:
             raise StoreError(self._store.root, f"takes no block within {_TIME:g} s")
@@ -41,9 +42,3 @@ class Readiness:
     def close(self) -> None:
         """Without waiting for a look that hangs."""
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-
-def _take_error(looking: asyncio.Future[None]) -> None:
-    """Every caller may have left, and asyncio complains about errors that are never taken."""
-    if not looking.cancelled():
-        looking.exception()

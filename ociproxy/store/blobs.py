@@ -53,7 +53,6 @@ class Blobs:
         self, root: Path, quarantine: Path, clock: Clock, below: Sequence[ReadOnlyContent] = ()
     ) -> None:
         self.folder = root
-        self._root = root
         self._prefix = f"{root}{os.sep}"
         self._quarantine = quarantine
         self._clock = clock
@@ -61,7 +60,7 @@ class Blobs:
         self._verified: BoundedCache[Digest, tuple[int, int, int]] = BoundedCache(_UNSEALABLE)
 
     def path(self, digest: Digest) -> Path:
-        return self._root / file_name(digest)
+        return self.folder / file_name(digest)
 
     def find(self, digest: Digest) -> BlobFile | None:
         """Open a stored blob and record its use; the caller closes it. The event loop may call
@@ -138,8 +137,8 @@ class Blobs:
 
     def flush(self) -> None:
         """Make the names of all committed blobs survive a power cut. Raises StoreError."""
-        with store_errors(self._root):
-            fsync_directory(self._root)
+        with store_errors(self.folder):
+            fsync_directory(self.folder)
 
     def verify(self, digest: Digest, content: ReadOnlyContent | None = None) -> None:
         """Hash a stored blob and seal it; blocks for the length of the blob. `content` is the

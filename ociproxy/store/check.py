@@ -185,11 +185,8 @@ class _Check:
 
     def _still_means(self, reference: Reference, top: Descriptor) -> bool:
         """Whether the reference still leads to this manifest: a removal begins with the records."""
-        refs, repository = self._store.refs, reference.repository
-        if reference.tag is not None:
-            record = refs.find_tag(repository, reference.tag)
-            return record is not None and record.descriptor.digest == top.digest
-        return refs.find_manifest(repository, top.digest) is not None
+        found = self._store.refs.find(reference)
+        return found is not None and found.digest == top.digest
 
     def _is_suspect(self, record: Record) -> bool:
         digest = record.digest

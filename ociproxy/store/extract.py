@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy.clock import SystemClock
 from ociproxy.errors import DigestMismatch, IntegrityError, LayoutInvalid
-from ociproxy.oci.descriptor import Descriptor
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, key_of, lost_layers
 from ociproxy.oci.manifest import (
     MANIFEST_MAX_SIZE,
     ImageManifest,
     Index,
+    Manifest,
     ManifestHolder,
+    parse_manifest,
 )
 from ociproxy.store.examined import Examined, Problem, Unusable, check_document, join
 from ociproxy.store.membership import Membership, named_blobs
@@ -138,14 +140,16 @@ class Extractor:
 
     def find_document(self, digest: Digest) -> bytes | None:
         """The bytes of a manifest or config that came or is stored; they match the digest."""
-        raw = self._spool.find(digest)
-        if raw is not None:
-            return raw
-        stored = self._store.manifests.find(digest, use=False)
-        if stored is not None:
-            self._spool.put(digest, stored.raw)  # it may be removed before it is published
-            return stored.raw
-        return self._stored_document(digest)
+        raw = self._spool.find(digest) or self._stored_manifest(digest)
+        return self._stored_document(digest) if raw is None else raw
+
+    def find_manifest(self, descriptor: Descriptor) -> Manifest | None:
+        """The same, parsed; None also where it is not of the described kind."""
+        raw = self.find_document(descriptor.digest)
+        try:
+            return None if raw is None else parse_manifest(raw, descriptor.media_type)
+        except MalformedManifest:
+            return None
 
     def find_blob(self, digest: Digest) -> tuple[bytes, int] | None:
         """The first 8 bytes and the size of a blob that came or is stored; call `drain` first."""
@@ -164,11 +168,7 @@ class Extractor:
         """Whether this content came, or is stored and matches its digest."""
         if digest in self._spool or self._is_stored_blob(digest):
             return True
-        stored = self._store.manifests.find(digest, use=False)
-        if stored is None:
-            return False
-        self._spool.put(digest, stored.raw)
-        return True
+        return self._stored_manifest(digest) is not None
 
     def drain(self) -> None:
         """Wait until every blob that came is in the store. Raises StoreError."""
@@ -331,6 +331,13 @@ class Extractor:
         with suppress(DigestMismatch):
             self._store.blobs.verify(digest, found.content)
         return self._store.blobs.find_size(digest) is not None
+
+    def _stored_manifest(self, digest: Digest) -> bytes | None:
+        stored = self._store.manifests.find(digest, use=False)
+        if stored is None:
+            return None
+        self._spool.put(digest, stored.raw)  # it may be removed before it is published
+        return stored.raw
 
     def _stored_document(self, digest: Digest) -> bytes | None:
         """A manifest that is stored as a blob, because a client asked for it as one."""

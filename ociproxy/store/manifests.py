@@ -86,7 +86,7 @@ class Manifests:
         if self._hot.get(digest) is not None:
             return False
         name = file_name(digest)
-        for root in (self._image_root, self._index_root):
+        for root in self.folders:
             with suppress(OSError):
                 return (root / name).stat().st_size > _LONG
         return False
@@ -152,12 +152,8 @@ class Manifests:
     def keep(self, digest: Digest) -> bool:
         """Record a use now, so that no other process removes the manifest as unused. False where it
         is not stored, or belongs to another user."""
-        roots, name, now = (
-            (self._image_root, self._index_root),
-            file_name(digest),
-            self._clock.now(),
-        )
-        return any([keep(root / name, now) for root in roots])
+        name, now = file_name(digest), self._clock.now()
+        return any([keep(root / name, now) for root in self.folders])
 
     def last_used(self, digest: Digest) -> float | None:
         """When a manifest was last used, in seconds since the epoch; None if it is not stored.

@@ -32,6 +32,7 @@ from ociproxy.store.staging import write_atomically
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
 
+    from ociproxy.oci.reference import Reference
     from ociproxy.store.read_only import ReadOnlyContent
 
 T = TypeVar("T")
@@ -139,6 +140,15 @@ class Refs:
         own = self._names(Path(self._path(repository, _TAGS, ".")))
         below = (records.tags.get(repository, {}) for records in self._below)
         return sorted({*own, *(tag for tags in below for tag in tags)}) if self._below else own
+
+    def find(self, reference: Reference) -> Descriptor | None:
+        """What a tag or a digest means in this repository now; of both the tag decides. Raises
+        StoreError."""
+        repository = reference.repository
+        if reference.tag is not None:
+            record = self.find_tag(repository, reference.tag)
+            return None if record is None else record.descriptor
+        return self.find_manifest(repository, reference.digest) if reference.digest else None
 
     def has_repository(self, repository: Repository) -> bool:
         return (self._root / repository.registry / repository.name).is_dir() or any(

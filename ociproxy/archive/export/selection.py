@@ -90,17 +90,12 @@ def by_references(
     """Raises ManifestUnknown for an image that is not stored, DigestMismatch for a tag that the
     store has with another digest than the reference."""
     for reference, platforms in wanted:
-        repository, tag, digest = reference.repository, reference.tag, reference.digest
-        descriptor: Descriptor | None = None
-        if tag is not None:
-            record = store.refs.find_tag(repository, tag)
-            descriptor = None if record is None else record.descriptor
-        elif digest is not None:
-            descriptor = store.refs.find_manifest(repository, digest)
+        descriptor, digest = store.refs.find(reference), reference.digest
         if descriptor is None:
             raise ManifestUnknown(reference, "not stored; load it first")
         if digest not in (None, descriptor.digest):
-            raise DigestMismatch(f"stored {repository}:{tag}", digest, descriptor.digest)
+            what = f"stored {reference.repository}:{reference.tag}"
+            raise DigestMismatch(what, digest, descriptor.digest)
         yield Selected(_by_tag(reference), descriptor, platforms)
 
 

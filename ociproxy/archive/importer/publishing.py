@@ -16,8 +16,6 @@ from ociproxy.archive.entries import sort_entries
 from ociproxy.archive.importer.naming import GivenName, name_all
 from ociproxy.archive.importer.results import ImportResult, OnExisting, Status
 from ociproxy.archive.lock import Lock
-from ociproxy.oci.descriptor import MalformedManifest
-from ociproxy.oci.manifest import parse_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.layout import NamedImage
-    from ociproxy.oci.manifest import Manifest
     from ociproxy.oci.reference import Reference, Repository
     from ociproxy.store.examined import Examined, Problem
     from ociproxy.store.extract import Extractor
@@ -73,7 +70,7 @@ class Publisher:
                 self._refuse(image, Status.INCOMPLETE, base)
                 base = ["the base of this delta is not in the store: import it first"]
             return
-        entries = sort_entries(self._received.images, self._manifest)
+        entries = sort_entries(self._received.images, self._extractor.find_manifest)
         for image in entries.refused:
             self._refuse(image, Status.INCOMPLETE, [image.problem])
         named, nameless = name_all(entries, given)
@@ -191,13 +188,6 @@ class Publisher:
             return None
         record = self._store.refs.find_tag(reference.repository, reference.tag)
         return record.descriptor.digest if record else None
-
-    def _manifest(self, descriptor: Descriptor) -> Manifest | None:
-        raw = self._extractor.find_document(descriptor.digest)
-        try:
-            return None if raw is None else parse_manifest(raw, descriptor.media_type)
-        except MalformedManifest:
-            return None
 
     def _remember(self, examined: Examined, repository: Repository) -> None:
         if self._repositories is not None:

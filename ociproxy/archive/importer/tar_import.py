@@ -10,7 +10,6 @@ tests/archive/importer/test_hostile.py.
 from __future__ import annotations
 
 import io
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.archive.export.content import DOCKER_NAME
@@ -19,7 +18,6 @@ from ociproxy.archive.importer.tar_reader import members
 from ociproxy.archive.lock import LOCK_MAX_SIZE, LOCK_NAME, Lock
 from ociproxy.archive.volumes import LABEL_MAX_SIZE, LABEL_NAME, VolumeLabel
 from ociproxy.errors import LayoutDamaged, LayoutInvalid, LockInvalid, SizeMismatch
-from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.layout import (
     INDEX,
@@ -30,7 +28,7 @@ from ociproxy.oci.layout import (
     parse_blob_path,
     parse_index,
 )
-from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, parse_manifest
+from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest
 
 if TYPE_CHECKING:
     from ociproxy.archive.importer.decompress import ArchiveStream
@@ -98,13 +96,8 @@ class TarImport:
 
     def _is_hollow(self, image: NamedImage) -> bool:
         """Whether the manifest of an image lacks the layers that `manifest.json` may name."""
-        raw = self._extractor.find_document(image.descriptor.digest)
-        with suppress(MalformedManifest):
-            manifest = parse_manifest(raw or b"", image.descriptor.media_type)
-            return isinstance(manifest, ImageManifest) and bool(
-                self._extractor.lost_layers(manifest)
-            )
-        return False
+        manifest = self._extractor.find_manifest(image.descriptor)
+        return isinstance(manifest, ImageManifest) and bool(self._extractor.lost_layers(manifest))
 
     def _take(self, member: Member) -> None:
         if member.name in _DOCUMENTS:

@@ -224,9 +224,9 @@ class Download:
                 led = ingest.is_led()
                 if self._store.blobs.find_size(self.digest) is not None:
                     return self._take_committed()
-                if not adopted:
+                if not adopted and self._believes:
                     ingest.refresh()
-                    adopted = self._believes and self.assembly.adopt(ingest)
+                    adopted = self.assembly.adopt(ingest)
                 if adopted:
                     self.assembly.refresh()
                     if ingest.size is not None:

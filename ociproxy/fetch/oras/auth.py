@@ -12,7 +12,6 @@ import json
 import threading
 import time
 from base64 import b64encode
-from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -81,7 +80,7 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         self._secure = secure
         self._lock = threading.Lock()
         """Guards the tokens and the demands; held across nothing."""
-        self._tokens: OrderedDict[Demand, _Token] = OrderedDict()
+        self._tokens: BoundedCache[Demand, _Token] = BoundedCache(_TOKENS)
         self._demands: dict[str, Demand] = {}
         """What each kind of request was last challenged for."""
 
@@ -164,10 +163,10 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
 
     def _token(self, demand: Demand) -> _Token:
         with self._lock:
-            token = self._tokens.setdefault(demand, _Token())
-            self._tokens.move_to_end(demand)
-            if len(self._tokens) > _TOKENS:
-                self._tokens.popitem(last=False)
+            token = self._tokens.get(demand)
+            if token is None:
+                token = _Token()
+                self._tokens.put(demand, token)
             return token
 
     def _obtain(self, token: _Token, demand: Demand, *, refused: str | None = None) -> None:

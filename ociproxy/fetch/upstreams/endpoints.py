@@ -9,12 +9,13 @@ the endpoints that brought bytes of it are then asked last.
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from ociproxy import log
 from ociproxy.bounded import BoundedCache
-from ociproxy.clock import Deadline, SystemClock, time_left
+from ociproxy.clock import Deadline, SystemClock, current_deadline, time_left
 from ociproxy.errors import (
     BlobTooLarge,
     IntegrityError,
@@ -202,9 +203,9 @@ class Endpoints:
     def _call(self, endpoint: _Endpoint, request: Callable[[_Endpoint], T], *, of: int) -> T:
         """Within its share of the time that the request has left, as the first `of` so many that
         may be asked: a silent endpoint leaves the next one time."""
-        share = Deadline.after(time_left() / of)
+        limited = current_deadline() is not None  # a download has no deadline to share
         try:
-            with share.kept():
+            with Deadline.after(time_left() / of).kept() if limited else nullcontext():
                 return request(endpoint)
         except OciProxyError as exc:
             self._record_failure(endpoint, exc)

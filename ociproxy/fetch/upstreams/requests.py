@@ -25,7 +25,7 @@ from ociproxy.clock import (
 )
 from ociproxy.errors import Interrupted, OciProxyError, UpstreamUnavailable
 from ociproxy.fetch.retry import retrying
-from ociproxy.fetch.upstreams.threads import UpstreamThreads
+from ociproxy.fetch.upstreams.threads import UpstreamThreads, take_error
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -152,9 +152,7 @@ class Requests:
     def _ended(self, key: Hashable, task: asyncio.Task[object]) -> None:
         """Also of a task that was cancelled before it began."""
         del self._running[key]
-        # Every caller may have left, and asyncio complains about errors that are never taken.
-        if not task.cancelled():
-            task.exception()
+        take_error(task)
 
 
 def _closed(registry: str) -> Interrupted:

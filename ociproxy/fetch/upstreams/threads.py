@@ -7,7 +7,7 @@ from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from threading import Lock
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ociproxy.errors import Busy
 
@@ -145,6 +145,12 @@ class UpstreamThreads:
                 self._waiting[upstream] = rest
             else:
                 del self._waiting[upstream]
+
+
+def take_error(ended: asyncio.Future[Any]) -> None:
+    """Of work whose callers may have left: asyncio complains about errors that are never taken."""
+    if not ended.cancelled():
+        ended.exception()
 
 
 class StoreThreads:

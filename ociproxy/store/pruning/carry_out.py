@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from ociproxy.oci.reference import Repository
     from ociproxy.store.pruning.plan import Plan
     from ociproxy.store.pruning.survey import StoredFile, Survey, SurveyedImage
     from ociproxy.store.removal import Remover
@@ -110,15 +111,14 @@ class _Work:
 
     def remove_records(self) -> None:
         """That repositories have the manifests, and what these refer to."""
-        kept: dict[Path, set[str]] = {}
+        kept: dict[Repository, set[str]] = {}
         for image in self.pruned.kept:
-            folder = self._store.refs.folder(image.reference.repository)
-            kept.setdefault(folder, set()).update(image.needs.manifests)
+            kept.setdefault(image.reference.repository, set()).update(image.needs.manifests)
         records = [
             each
             for repository, found in self._plan.records.items()
             for name, each in found
-            if name not in kept.get(self._store.refs.folder(repository), set())
+            if name not in kept.get(repository, ())
         ]
         self._in_batches(records, lambda each: each.is_unchanged() and self._take(each.path))
         self._flush()
