@@ -18,14 +18,7 @@ from ociproxy.errors import DigestMismatch, IntegrityError, LayoutInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, key_of, lost_layers
-from ociproxy.oci.manifest import (
-    MANIFEST_MAX_SIZE,
-    ImageManifest,
-    Index,
-    Manifest,
-    ManifestHolder,
-    parse_manifest,
-)
+from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index, parse_manifest
 from ociproxy.store.examined import Examined, Problem, Unusable, check_document, join
 from ociproxy.store.membership import Membership, named_blobs
 from ociproxy.store.reader import PeekableReader
@@ -37,6 +30,7 @@ if TYPE_CHECKING:
 
     from ociproxy.clock import Clock
     from ociproxy.oci.image import Key
+    from ociproxy.oci.manifest import Manifest, ManifestHolder
     from ociproxy.oci.reference import Repository
     from ociproxy.store.reader import Reader
     from ociproxy.store.store import Store
@@ -67,7 +61,7 @@ class Extractor:
         self._store = store
         self._membership = Membership(store.refs, store.manifests) if isolated else None
         self._came: set[Digest] = set()
-        """Verified blobs that came; documents are in the spool."""
+        """Verified content that came. The spool also has manifests that were only stored."""
         self._clock = clock or SystemClock()
         self._stack = ExitStack()
 
@@ -93,8 +87,7 @@ class Extractor:
 
         Content with another digest is recorded in `damaged` and not kept. Raises StoreError.
         """
-        came = digest in self._came or digest in self._spool
-        if self.holds(digest) and (came or self._membership is None):
+        if (self._membership is None or digest in self._came) and self.holds(digest):
             return False
         try:
             peeked = PeekableReader(source)
@@ -121,6 +114,7 @@ class Extractor:
         if actual != digest:
             raise DigestMismatch("document", digest, actual)
         self._spool.put(digest, raw)
+        self._came.add(digest)
 
     def take_layout(self, folder: BlobFolder, top: Descriptor) -> None:
         """Take in what this image reaches, and no other blob of the folder. Raises StoreError."""
@@ -140,7 +134,9 @@ class Extractor:
 
     def find_document(self, digest: Digest) -> bytes | None:
         """The bytes of a manifest or config that came or is stored; they match the digest."""
-        raw = self._spool.find(digest) or self._stored_manifest(digest)
+        raw = self._spool.find(digest)
+        if raw is None:
+            raw = self._stored_manifest(digest)
         return self._stored_document(digest) if raw is None else raw
 
     def find_manifest(self, descriptor: Descriptor) -> Manifest | None:
@@ -243,8 +239,7 @@ class Extractor:
         if self._membership is None or self._store.refs.find_manifest(repository, top):
             return
         for digest in (top, *named_blobs(holder.raw)):
-            came = digest in self._came or digest in self._spool
-            if not came and not self._membership.read(repository, digest):
+            if digest not in self._came and not self._membership.read(repository, digest):
                 reason = self.damaged.get(digest, f"{_ABSENT} for {repository}")
                 raise Unusable(f"{digest} is {reason}", damaged=digest in self.damaged)
 

@@ -268,6 +268,24 @@ def test_an_import_opens_nothing_that_did_not_come_with_the_archive(
     pull(server, upstream, "team/secret", secret)
 
 
+def test_an_import_opens_no_stored_manifest_whose_blobs_alone_came(
+    mirror: MakeMirror, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    """All that a secret manifest says may be in its annotations: its blobs are known to many."""
+    secret = upstream.add("team/secret", image("secret"), tag="v1")
+    config: dict[str, object] = {"upstreams": [isolated(upstream)]}
+    load = Load(tmp_path, config=config)
+    assert load.run(load.write(f"{upstream.registry}/team/secret:v1")).code == 0
+    name = f"{upstream.registry}/team/open:v1"
+    members = layouts.members({name: secret}, without=(secret.top,))
+    job = Import(tmp_path)
+    done = job.run("--config-path", load.config, layouts.write_tar(tmp_path / "a.tar", members))
+    assert (done.code, done.statuses) == (5, {name: "incomplete"})
+    server = mirror(config, store=job.store, args=["--offline"])
+    answer = server.manifest(upstream.registry, "team/open", secret.digest)
+    assert answer.status == 404
+
+
 def test_an_import_gives_a_repository_what_came_with_the_archive(
     mirror: MakeMirror, upstream: FakeUpstream, tmp_path: Path
 ) -> None:
