@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _PREFIX: Final = "OCIPROXY_"
 _SERVICE_LINK: Final = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_\w+)")
@@ -43,23 +43,27 @@ def blamed(error: click.BadParameter) -> click.BadParameter:
 def misspelt(context: click.Context) -> Iterator[str]:
     """A line for each variable of our prefix that no command reads. `context` is the group's."""
     names = sorted(name for name in os.environ if name.startswith(_PREFIX))
+    own = set(_variables(context, [context.invoked_subcommand or ""]))
     known: set[str] = set()
     for name in names:
         if _SERVICE_LINK.fullmatch(name) or os.environ[name].startswith(_SERVICE_URLS):
             continue
-        if any(word in name for word in _SECRET):
+        if name in own or any(word in name for word in _SECRET):
             continue
-        # This imports all commands, so only where some variable is set.
-        known = known or set(_variables(context))
+        # This imports all commands, so only for a variable that the one that runs does not know.
+        known = known or set(_variables(context, _group(context).list_commands(context)))
         if name not in known:
             close = difflib.get_close_matches(name, sorted(known), n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             yield f"environment variable {name} is not known{hint}"
 
 
-def _variables(context: click.Context) -> Iterator[str]:
-    group = context.command
-    assert isinstance(group, click.Group)  # noqa: S101 the caller's
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
+def _group(context: click.Context) -> click.Group:
+    assert isinstance(context.command, click.Group)  # noqa: S101 the caller's
+    return context.command
+
+
+def _variables(context: click.Context, commands: Iterable[str]) -> Iterator[str]:
+    for name in commands:
+        command = _group(context).get_command(context, name)
         yield from (str(each.envvar) for each in command.params if each.envvar) if command else ()

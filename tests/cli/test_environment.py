@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +56,22 @@ def test_a_misspelt_variable_is_warned_of(tmp_path: Path, variable: str, expecte
     assert code == 4
     assert expected in said
     assert ("not known" in said) == bool(expected)
+
+
+LIST = """
+import sys
+from ociproxy.cli.main import main
+try:
+    main(["list"], standalone_mode=False)
+finally:
+    print(*(name for name in sys.modules if name.endswith("_command")))
+"""
+
+
+def test_a_variable_of_the_command_itself_loads_no_other_command(tmp_path: Path) -> None:
+    """As containers are set up: each command would load all that the others need."""
+    variables = {**os.environ, "OCIPROXY_IMAGE_PATH": str(tmp_path / "none")}
+    done = subprocess.run(
+        [sys.executable, "-c", LIST], env=variables, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["ociproxy.cli.list_command"]
