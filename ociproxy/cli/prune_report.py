@@ -12,8 +12,8 @@ import click
 
 from ociproxy.cli.terminal import print_event
 from ociproxy.config.units import show_duration
+from ociproxy.store.files import digest_of
 from ociproxy.store.pruning.plan import Plan
-from ociproxy.store.pruning.survey import digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -59,7 +59,7 @@ class Report:
                     lastUsed=_time(image.used),
                 )
         for kind, name, each in _content(done):
-            print_event("content", kind=kind, digest=digest_of(name), size=each.size)
+            print_event("content", kind=kind, digest=str(digest_of(name) or name), size=each.size)
         print_event(
             "done",
             images=len(done.images),

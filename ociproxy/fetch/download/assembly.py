@@ -156,7 +156,7 @@ class Assembly:
         self._lock = Lock()
         self._segments = Segments(segment)
         self._ingest: Ingest | None = None
-        self._hasher: InOrderHasher | None = None
+        self.hasher: InOrderHasher | None = None
 
     # For readers
 
@@ -253,9 +253,9 @@ class Assembly:
 
     def begin_hashing(self, ingest: Ingest) -> InOrderHasher:
         """Of this file, or go on with what was hashed of it: its start may be freed by now."""
-        if self._hasher is None or not self._hasher.is_of(ingest):
-            self._hasher = InOrderHasher(self._digest, ingest, self.arrived_until)
-        return self._hasher
+        if self.hasher is None or not self.hasher.is_of(ingest):
+            self.hasher = InOrderHasher(self._digest, ingest, self.arrived_until)
+        return self.hasher
 
     def arrived_until(self, offset: int) -> int:
         """The end of the bytes that are in the file from offset on."""
@@ -330,8 +330,8 @@ class Assembly:
 
     def hash(self, start: int, data: bytes) -> None:
         """Of bytes that were put. Waits while hashing is too far behind. Raises StoreError."""
-        if self._hasher is not None:
-            self._hasher.take(start, data)
+        if self.hasher is not None:
+            self.hasher.take(start, data)
 
     def _current(self) -> Ingest:
         if self._ingest is None:

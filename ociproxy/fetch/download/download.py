@@ -99,7 +99,6 @@ class Download:
         self._believes = believes
         self._notify = notify
         self._began = inf
-        self._hasher: InOrderHasher | None = None
         self._fetcher: Fetcher | None = None
 
     # For readers
@@ -120,7 +119,7 @@ class Download:
         only the disk is waited for."""
         if self.state is State.VERIFIED:
             return None
-        hasher = self._hasher
+        hasher = self.assembly.hasher
         hashed = 0 if hasher is None else hasher.position
         return self.state, self.assembly.bytes_here, hashed, self.copied
 
@@ -249,7 +248,7 @@ class Download:
         if ingest is not self.assembly.led and not self._begin(ingest):
             return self._take_committed()
         began = time.monotonic()
-        hasher = self._hasher = self.assembly.begin_hashing(ingest)
+        hasher = self.assembly.begin_hashing(ingest)
         self._fetcher = fetcher
         if self.stopped.is_set():
             fetcher.abort()
@@ -321,8 +320,9 @@ class Download:
         return f"{self._partition}#{stopped}" if stopped else self._partition
 
     def _start_hasher(self) -> None:
-        if self._hasher is not None and (self.size or 0) > _WORTH_A_THREAD:
-            self._hasher.start()
+        hasher = self.assembly.hasher
+        if hasher is not None and (self.size or 0) > _WORTH_A_THREAD:
+            hasher.start()
 
     def _verify(self, hasher: InOrderHasher) -> None:
         actual = hasher.digest()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.errors import DigestInvalid
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Reference, Repository
-from ociproxy.store.files import file_name, store_errors
+from ociproxy.store.files import digest_of, file_name, store_errors
 from ociproxy.store.image import read_contents
 from ociproxy.store.inventory import references
 
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 _DIGEST: Final = re.compile(rb"(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})")
-
-
-_NAME: Final = re.compile(r"[0-9a-f]{64}|sha512-[0-9a-f]{128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +106,8 @@ class Survey:
 
     def needs_of(self, name: str) -> Needs:
         """What a stored manifest needs, itself included; of another file, itself."""
-        known = _NAME.fullmatch(name) is not None
-        holder = self._store.manifests.find(_digest(name), use=False) if known else None
+        digest = digest_of(name)
+        holder = self._store.manifests.find(digest, use=False) if digest else None
         if holder is None:
             return Needs({name: None})
         nowhere = Repository("localhost", "any")  # referrers are not looked for
@@ -172,7 +169,7 @@ def needs_of_all(images: Iterable[SurveyedImage]) -> Needs:
 
 def _content(folder: Path) -> dict[str, StoredFile]:
     """What is named as content is; anything else is not this program's to remove."""
-    return {name: each for name, each in _files(folder).items() if _NAME.fullmatch(name)}
+    return {name: each for name, each in _files(folder).items() if digest_of(name) is not None}
 
 
 def _files(folder: Path) -> dict[str, StoredFile]:
@@ -183,16 +180,3 @@ def _files(folder: Path) -> dict[str, StoredFile]:
                 state = entry.stat(follow_symlinks=False)
                 found[entry.name] = StoredFile.of(Path(entry.path), state)
     return dict(sorted(found.items()))
-
-
-def _digest(name: str) -> Digest:
-    algorithm, dash, encoded = name.partition("-")
-    return Digest.parse(f"{algorithm}:{encoded}" if dash else f"sha256:{name}")
-
-
-def digest_of(name: str) -> str:
-    """The digest of a blob or manifest by its file's name; the name itself for another file."""
-    try:
-        return str(_digest(name))
-    except DigestInvalid:
-        return name
