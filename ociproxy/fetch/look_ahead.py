@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -18,7 +19,7 @@ from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.manifest import parse_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.oci.descriptor import Descriptor
@@ -34,6 +35,8 @@ _LACKING: Final = 65_536
 image weighs one more."""
 _LOOKS_AHEAD: Final = 64
 """Images that are looked through at once, or wait for it; each keeps its manifest in memory."""
+_SHORT: Final = 16 * 1024
+"""Bytes of a manifest that the event loop looks through: about a hundred blobs, a millisecond."""
 _BATCH: Final = 64
 """Blobs that are queued before other tasks have their turn."""
 
@@ -60,8 +63,10 @@ class LookAhead:
     def prefetch(self, repository: Repository, image: ManifestHolder) -> None:
         """Fetch in the background the blobs that the store lacks of an image a client pulls.
 
-        A thread looks through the manifest, once while it is remembered: later only for the blobs
-        that were lacking. One that has gone from the store since is fetched when a client asks.
+        A thread looks through a long manifest. Of a short one the sizes of its blobs are known when
+        the client asks for one: a page in the place of a blob is told by its size. A manifest is
+        looked through once while it is remembered: later only for the blobs that were lacking. One
+        that has gone from the store since is fetched when a client asks.
         """
         digest = image.descriptor.digest
         if (
@@ -71,23 +76,37 @@ class LookAhead:
             or self._offline
         ):
             return
+        if len(image.raw) <= _SHORT:
+            with self._logged(digest):
+                for blob in self._remember(digest, self._look(image)):
+                    self._fetch(repository, blob)
+            return
         looking = asyncio.create_task(self._look_ahead(repository, image))
         self._looking[digest] = looking
         looking.add_done_callback(lambda _: self._looking.pop(digest))
 
     async def _look_ahead(self, repository: Repository, image: ManifestHolder) -> None:
         digest = image.descriptor.digest
-        known = self._lacking.get(digest)
+        with self._logged(digest):
+            lacking = self._remember(digest, await self._threads.run(partial(self._look, image)))
+            for first in range(0, len(lacking), _BATCH):
+                for blob in lacking[first : first + _BATCH]:
+                    self._fetch(repository, blob)
+                await asyncio.sleep(0)
+
+    def _look(self, image: ManifestHolder) -> tuple[Descriptor, ...]:
+        return _lacking_of(self._store, image, self._lacking.get(image.descriptor.digest))
+
+    def _remember(self, digest: Digest, lacking: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
+        self._lacking.put(digest, lacking, len(lacking) + 1)
+        return lacking
+
+    @contextmanager
+    def _logged(self, digest: Digest) -> Iterator[None]:
         try:
-            lacking = await self._threads.run(partial(_lacking_of, self._store, image, known))
+            yield
         except StoreError as exc:
             log.event(logging.WARNING, "not fetched ahead", digest=digest, reason=exc)
-            return
-        self._lacking.put(digest, lacking, len(lacking) + 1)
-        for first in range(0, len(lacking), _BATCH):
-            for blob in lacking[first : first + _BATCH]:
-                self._fetch(repository, blob)
-            await asyncio.sleep(0)
 
     async def drain(self) -> None:
         """Return when no image is being looked through."""
