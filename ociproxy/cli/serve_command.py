@@ -23,6 +23,7 @@ from ociproxy.config.settings import Config
 from ociproxy.errors import ConfigError, StoreError
 from ociproxy.load.imagelist import Wanted
 from ociproxy.serve.server import Setup, listen, run
+from ociproxy.serve.supervisor import Supervisor
 from ociproxy.serve.tls import server_context
 from ociproxy.serve.workers import run_workers
 from ociproxy.store.store import Store, is_store, temporary_store
@@ -104,6 +105,7 @@ def serve(
         fresh = read()
         return fresh, server_context(fresh.serve)
 
+    supervisor = Supervisor()
     config = read()
     log.set_up(config.log.level, config.log.format)
     for line in misspelt(ctx.find_root()):
@@ -149,13 +151,17 @@ def serve(
                     setup = reread()
                 except ConfigError as exc:
                     log.event(logging.ERROR, "configuration not reloaded", reason=exc)
-            run(setup, store, partial(backends, store), listener, reread, wanted)
+            run(setup, store, partial(backends, store), listener, reread, wanted, supervisor)
 
         if config.serve.workers == 1:
             work()
         else:
             run_workers(
-                config.serve.workers, work, listener=listener, grace=config.serve.shutdown_grace
+                config.serve.workers,
+                work,
+                supervisor,
+                listener=listener,
+                grace=config.serve.shutdown_grace,
             )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Config
     from ociproxy.fetch.engine import Engine
     from ociproxy.serve.auth import BasicAuth
+    from ociproxy.serve.supervisor import Supervisor
 
 
 class Generation:
@@ -63,9 +64,10 @@ class Generation:
 class Reloads:
     """`run` is a task of the server, which cancels it."""
 
-    def __init__(self, reload: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, reload: Callable[[], Awaitable[None]], supervisor: Supervisor) -> None:
         """`reload` raises OciProxyError where the running configuration stays."""
         self._reload = reload
+        self._supervisor = supervisor
         self._wanted = asyncio.Event()
 
     def request(self) -> None:
@@ -73,9 +75,11 @@ class Reloads:
         self._wanted.set()
 
     async def run(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             await self._wanted.wait()
             self._wanted.clear()
+            await loop.run_in_executor(None, self._supervisor.reloading)
             try:
                 await self._reload()
             except OciProxyError as exc:
@@ -84,3 +88,4 @@ class Reloads:
                 log.failure("configuration not reloaded", exc)
             else:
                 log.event(logging.INFO, "configuration reloaded")
+            await loop.run_in_executor(None, self._supervisor.ready)

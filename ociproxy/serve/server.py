@@ -25,6 +25,7 @@ from ociproxy.serve.listener import Listener
 from ociproxy.serve.preload import preload
 from ociproxy.serve.reload import Reloads
 from ociproxy.serve.sendfile import Senders
+from ociproxy.serve.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,7 +87,8 @@ def run(
     make_backend: Callable[[Config], MakeBackend],
     listener: socket.socket,
     reload: Callable[[], Setup],
-    wanted: Sequence[Wanted] = (),
+    wanted: Sequence[Wanted],
+    supervisor: Supervisor,
 ) -> None:
     """Serve until SIGTERM or SIGINT; running responses then have `shutdown_grace` to finish.
     Meanwhile the images `wanted` are loaded.
@@ -95,7 +97,9 @@ def run(
     running configuration stays. Signals that the caller blocked are heard from here on.
     """
     with contextlib.closing(Senders()) as senders:
-        asyncio.run(_serve(setup, store, make_backend, listener, reload, wanted, senders))
+        asyncio.run(
+            _serve(setup, store, make_backend, listener, reload, wanted, supervisor, senders)
+        )
 
 
 async def _serve(
@@ -105,6 +109,7 @@ async def _serve(
     listener: socket.socket,
     reload: Callable[[], Setup],
     wanted: Sequence[Wanted],
+    supervisor: Supervisor,
     senders: Senders,
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -122,7 +127,7 @@ async def _serve(
         retiring.add(task)
         task.add_done_callback(retiring.discard)
 
-    reloads = Reloads(replace)
+    reloads = Reloads(replace, supervisor)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     loop.add_signal_handler(signal.SIGHUP, reloads.request)
@@ -135,17 +140,27 @@ async def _serve(
     host, port = listener.getsockname()[:2]
     scheme = "http" if config.serve.tls is None else "https"
     log.event(logging.INFO, "listening", scheme=scheme, host=host, port=port, store=store.root)
+    await loop.run_in_executor(None, supervisor.ready)
+    alive = asyncio.create_task(_stay_alive(supervisor))
     reloading = asyncio.create_task(reloads.run())
     preloading = asyncio.create_task(preload(store, config, make_backend(config), wanted))
     await stopping.wait()
+    supervisor.stopping()
     await _finish(main_port, config.serve.shutdown_grace)
     # No response is running any more: nothing that still comes is of use to a client.
     end_within(MARGIN)
-    ending = {reloading, preloading, *retiring}
+    ending = {alive, reloading, preloading, *retiring}
     for task in ending:
         task.cancel()
     await asyncio.gather(*ending, api.close(), return_exceptions=True)
     log.event(logging.INFO, "stopped")
+
+
+async def _stay_alive(supervisor: Supervisor) -> None:
+    """A loop that hangs sends nothing: the supervisor then starts the server anew."""
+    while supervisor.interval is not None:
+        supervisor.alive()
+        await asyncio.sleep(supervisor.interval)
 
 
 async def _finish(main_port: Listener, grace: float) -> None:

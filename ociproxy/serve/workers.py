@@ -21,7 +21,11 @@ from ociproxy.serve.deadline import MARGIN
 if TYPE_CHECKING:
     import socket
 
+    from ociproxy.serve.supervisor import Supervisor
+
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_LOOK: Final = 1.0
+"""Seconds between two looks at the workers, at most."""
 _RESTART_PAUSE: Final = 1.0
 """Seconds before a dead worker is replaced: workers that cannot start must not spin."""
 _KILL_AFTER: Final = MARGIN + 0.6
@@ -35,7 +39,9 @@ class Work(Protocol):
     def __call__(self, *, again: bool) -> None: ...
 
 
-def run_workers(count: int, work: Work, *, listener: socket.socket, grace: float) -> None:
+def run_workers(
+    count: int, work: Work, supervisor: Supervisor, *, listener: socket.socket, grace: float
+) -> None:
     """Run `work` in `count` processes until SIGTERM or SIGINT; returns when all have ended.
 
     The leader closes the listener when it tells the workers to stop: new connections are then
@@ -47,11 +53,14 @@ def run_workers(count: int, work: Work, *, listener: socket.socket, grace: float
     children = {_fork(work, lifeline, grace, again=False) for _ in range(count)}
     stopping = False
     deadline = float("inf")
+    pause = min(_LOOK, supervisor.interval or _LOOK)
     while children:
+        supervisor.alive()
         left = deadline - time.monotonic()
-        info = signal.sigtimedwait(_SIGNALS, min(1.0, max(0.0, left)) if left > 0 else 0.1)
+        info = signal.sigtimedwait(_SIGNALS, min(pause, max(0.0, left)) if left > 0 else 0.1)
         if info is not None and info.si_signo in (signal.SIGTERM, signal.SIGINT):
             stopping, deadline = True, min(deadline, time.monotonic() + grace + _KILL_AFTER)
+            supervisor.stopping()
             listener.close()
             _tell(children, signal.SIGTERM)
         elif info is not None and info.si_signo == signal.SIGHUP:
@@ -63,6 +72,7 @@ def run_workers(count: int, work: Work, *, listener: socket.socket, grace: float
             if not stopping:
                 log.event(logging.ERROR, "worker died", pid=pid, status=status)
                 time.sleep(_RESTART_PAUSE)
+                supervisor.alive()
                 children.add(_fork(work, lifeline, grace, again=True))
 
 
