@@ -12,7 +12,7 @@ JOBS = 2
 BIN = $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help serve test coverage fuzz check format bench clean
+.PHONY: help serve test coverage fuzz check format bench chart clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ bench: $(VENV)/bench.stamp ## compare with other mirrors: ARGS= goes to the benc
 	@tools/debian-packages.sh -f tools/test-packages.txt
 	$(BIN)/python -m bench $(ARGS)
 
+chart: $(VENV)/dev.stamp ## what is made from the Helm chart: expected output, plain manifests, its schema
+	$(BIN)/python -m tools.chart
+
 clean: ## remove the virtual environment and the caches; the store stays
 	rm -rf $(VENV) .venv-newest dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find ociproxy tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -69,9 +72,9 @@ $(VENV)/serve.stamp: pyproject.toml
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/serve.stamp
-	$(BIN)/python -m pip install --quiet --use-pep517 --editable '.[test,dev]'
+	$(BIN)/python -m pip install --quiet --use-pep517 --editable '.[test,dev,chart]'
 	@touch $@
 
 $(VENV)/bench.stamp: $(VENV)/dev.stamp
-	$(BIN)/python -m pip install --quiet --use-pep517 --editable '.[test,dev,bench]'
+	$(BIN)/python -m pip install --quiet --use-pep517 --editable '.[test,dev,chart,bench]'
 	@touch $@
