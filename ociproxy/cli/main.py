@@ -23,6 +23,7 @@ _COMMANDS: Final = {
     "load": "ociproxy.cli.load_command:load",
     "import": "ociproxy.cli.import_command:import_command",
     "list": "ociproxy.cli.list_command:list_command",
+    "ready": "ociproxy.cli.ready_command:ready",
     "prune": "ociproxy.cli.prune_command:prune",
     "pins": "ociproxy.cli.pins_command:pins",
     "export": "ociproxy.cli.export_command:export_command",

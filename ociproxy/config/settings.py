@@ -278,6 +278,8 @@ class Config:
         upstream = self.upstreams.get(repository.registry)
         if upstream is not None:
             return upstream.repositories.refusal(repository.name)
+        if self.isolated:
+            return "its registry is not listed in the configuration, which isolates repositories"
         rules = self.fetch.unlisted.repositories
         if not (rules.allow or rules.deny):
             return None

@@ -31,7 +31,7 @@ from ociproxy.fetch.retry import ImageRetry, Progress
 from ociproxy.load.image import UpstreamImage, UpstreamImages, all_of
 from ociproxy.load.progress import ActiveImage, LoadProgress, Summary, watched
 from ociproxy.oci.descriptor import IMAGE_CONFIGS
-from ociproxy.oci.image import choose, platforms_of
+from ociproxy.oci.image import lacking_in, platforms_of
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.reference import Reference
 from ociproxy.store.files import free_space
@@ -187,7 +187,7 @@ class Loader:
         missing = {
             digest: blob.size
             for digest, blob in image.blobs.items()
-            if self._store.blobs.find_size(digest) is None
+            if self._store.blobs.find_size(digest) != blob.size
         }
         async with self._admitting:
             if not plan:
@@ -327,7 +327,7 @@ class Loader:
         if not isinstance(top, ImageManifest) or not image.platforms:
             return
         itself = Index((replace(image.top.descriptor, platform=image.platforms[0]),))
-        image.lacking = tuple(each for each in wanted.platforms if not choose(itself, (each,)))
+        image.lacking = lacking_in(itself, wanted.platforms)
         if image.lacking and wanted.strict:
             lacking = ", ".join(map(str, image.lacking))
             reason = f"lacks {lacking}; it is for {image.platforms[0]}"

@@ -67,7 +67,6 @@ class Upstreams:
     ) -> None:
         self.offline = config.serve.offline
         self._config = config
-        self._isolated = config.isolated
         self._make_backend = make_backend
         self._clock = clock or SystemClock()
         self._listed: dict[str, Backend] = {}
@@ -115,9 +114,6 @@ class Upstreams:
 
     def check_allowed(self, repository: Repository) -> None:
         """Raises UpstreamForbidden where a rule forbids to serve this repository, stored or not."""
-        if self._isolated and repository.registry not in self._config.upstreams:
-            reason = "not listed in the configuration, which isolates repositories"
-            raise UpstreamForbidden(repository.registry, reason)
         rule = self._config.repository_refusal(repository)
         if rule is not None:
             raise UpstreamForbidden(repository.registry, f"repository {repository.name}: {rule}")
