@@ -21,17 +21,20 @@ from ociproxy.fetch.engine import Engine
 from ociproxy.serve.api import RegistryApi
 from ociproxy.serve.auth import BasicAuth
 from ociproxy.serve.deadline import MARGIN, end_within
+from ociproxy.serve.housekeeping import Housekeeper
 from ociproxy.serve.listener import Listener
 from ociproxy.serve.preload import preload
 from ociproxy.serve.reload import Reloads
 from ociproxy.serve.sendfile import Senders
 from ociproxy.serve.supervisor import Supervisor
+from ociproxy.serve.syncing import SyncJob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ociproxy.fetch.upstreams.upstreams import MakeBackend
     from ociproxy.load.imagelist import Wanted
+    from ociproxy.serve.housekeeping import Job, MakeCommand
     from ociproxy.store.store import Store
 
 Setup = tuple[Config, ssl.SSLContext | None]
@@ -87,18 +90,29 @@ def run(
     make_backend: Callable[[Config], MakeBackend],
     listener: socket.socket,
     reload: Callable[[], Setup],
+    make_command: MakeCommand,
     wanted: Sequence[Wanted],
     supervisor: Supervisor,
 ) -> None:
     """Serve until SIGTERM or SIGINT; running responses then have `shutdown_grace` to finish.
-    Meanwhile the images `wanted` are loaded.
+    Meanwhile the images `wanted` are loaded, and the store is maintained by child processes.
 
     On SIGHUP `reload` reads the configuration and its files again; where it raises ConfigError the
     running configuration stays. Signals that the caller blocked are heard from here on.
     """
     with contextlib.closing(Senders()) as senders:
         asyncio.run(
-            _serve(setup, store, make_backend, listener, reload, wanted, supervisor, senders)
+            _serve(
+                setup,
+                store,
+                make_backend,
+                listener,
+                reload,
+                make_command,
+                wanted,
+                supervisor,
+                senders,
+            )
         )
 
 
@@ -108,6 +122,7 @@ async def _serve(
     make_backend: Callable[[Config], MakeBackend],
     listener: socket.socket,
     reload: Callable[[], Setup],
+    make_command: MakeCommand,
     wanted: Sequence[Wanted],
     supervisor: Supervisor,
     senders: Senders,
@@ -123,6 +138,8 @@ async def _serve(
         fresh_auth = await loop.run_in_executor(None, _auth, fresh)
         engine = Engine(store, fresh, make_backend(fresh))
         main_port.use(fresh.serve, fresh_context)
+        for each in keepers:
+            each.use(fresh)
         task = loop.create_task(api.replace(engine, fresh, fresh_auth))
         retiring.add(task)
         task.add_done_callback(retiring.discard)
@@ -142,17 +159,22 @@ async def _serve(
     log.event(logging.INFO, "listening", scheme=scheme, host=host, port=port, store=store.root)
     await loop.run_in_executor(None, supervisor.ready)
     alive = asyncio.create_task(_stay_alive(supervisor))
+    jobs: list[Job] = [SyncJob(store, config)]
+    keepers = [Housekeeper(store, job, make_command, config) for job in jobs]
+    for each in keepers:
+        each.start()
     reloading = asyncio.create_task(reloads.run())
     preloading = asyncio.create_task(preload(store, config, make_backend(config), wanted))
     await stopping.wait()
     supervisor.stopping()
+    children = [loop.run_in_executor(None, each.stop) for each in keepers]
     await _finish(main_port, config.serve.shutdown_grace)
     # No response is running any more: nothing that still comes is of use to a client.
     end_within(MARGIN)
     ending = {alive, reloading, preloading, *retiring}
     for task in ending:
         task.cancel()
-    await asyncio.gather(*ending, api.close(), return_exceptions=True)
+    await asyncio.gather(*ending, *children, api.close(), return_exceptions=True)
     log.event(logging.INFO, "stopped")
 
 
