@@ -55,9 +55,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- /* The config file: what the user gave, and what the chart sets. */ -}}
 {{- define "ociproxy.config" -}}
 {{- $given := .Values.config.serve | default dict }}
-{{- range list "host" "port" "admin" "tls" "auth" "preload_images" }}
+{{- range list "host" "port" "tls" "auth" "preload_images" }}
 {{- if hasKey $given . }}
 {{- fail (printf "config.serve.%s: the chart sets it; see port, admin, tls, users and preload in values.yaml" .) }}
+{{- end }}
+{{- end }}
+{{- range list "host" "port" }}
+{{- if hasKey ($given.admin | default dict) . }}
+{{- fail (printf "config.serve.admin.%s: the chart sets it; see admin in values.yaml" .) }}
 {{- end }}
 {{- end }}
 {{- if hasKey (.Values.config.store | default dict) "path" }}
