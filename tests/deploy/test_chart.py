@@ -5,7 +5,6 @@ The library `helm-python-sdk` has Helm's own code; a `helm` on PATH has to agree
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -18,15 +17,11 @@ from click.testing import CliRunner
 
 from ociproxy import __version__
 from ociproxy.cli.main import main
-from tests.parts.tools import run
+from tests.parts.tools import require_module, run
 from tools import chart
 
-if os.environ.get("CI"):
-    import helm_python
-    import kubernetes_validate
-else:
-    helm_python = pytest.importorskip("helm_python", reason="needs the extra `chart`")
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+helm_python = require_module("helm_python")
+kubernetes_validate = require_module("kubernetes_validate")
 
 VERSIONS = [f"1.{minor}" for minor in range(30, 38)]
 USES = sorted(chart.value_files())
