@@ -31,6 +31,7 @@ from ociproxy.errors import (
 from ociproxy.fetch.download.assembly import Assembly
 from ociproxy.fetch.download.state import State
 from ociproxy.store.files import Silence, store_errors
+from ociproxy.store.limits import Room
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,6 +71,7 @@ class Download:
         believes: bool,
         notify: Callable[[], None],
         spawn: Callable[[Callable[[], None]], Future[None]],
+        room: Room | None = None,
     ) -> None:
         """`partition` is who may share the bytes before they are verified (`Config.partition`).
         `believes` is whether the size that a stored manifest claims is looked up, and what another
@@ -96,6 +98,7 @@ class Download:
         self._subject = "blob"
         self._leaders_stopped = 0
         self._store = store
+        self._room = room or Room(store)
         self._believes = believes
         self._notify = notify
         self._began = inf
@@ -144,6 +147,7 @@ class Download:
         """Return when the blob is in the store. `fetch` is a backend's `fetch_blob`. Raises what
         ended the download."""
         self._began = time.monotonic()
+        self._room.check()
         fetch(self)
         if self.state is not State.VERIFIED and not self._take_committed():
             raise self._interrupted("the blob has gone from the store again")
@@ -167,7 +171,12 @@ class Download:
         self._subject = f"blob sent as {encoding!r}" if encoding else "blob"
         odd = (size <= _WORTH_A_THREAD, self.size not in (None, size), bool(encoding))
         self.doubted = self.doubted or size == 0 or sum(odd) > 1
-        self.assembly.learn_size(size)
+        try:
+            self.assembly.learn_size(size)
+        except StoreFull:
+            if not self._room.wait_for_disk(size, self.stopped):
+                raise
+            self.assembly.learn_size(size)
         self._reach(State.ARRIVING)
         self._start_hasher()
 
@@ -275,6 +284,7 @@ class Download:
             hasher.stop()
         self._reach(State.VERIFIED)
         ingest.set_size(hasher.position)  # an earlier leader may not have known it
+        self._room.wait_for_cap(hasher.position, self.stopped)
         ingest.commit(self._store.blobs)
         log.event(
             logging.INFO,
