@@ -115,7 +115,8 @@ class Staging:
         caller closes the file descriptor to give it up. Raises StoreError."""
         path = self.root / f".{name}"
         with store_errors(path):
-            return _own(path, os.O_RDWR | os.O_CREAT)
+            # Not to write, which would keep an operator from mounting the disk read-only.
+            return _own(path, os.O_RDONLY | os.O_CREAT)
 
     @contextmanager
     def using(self, now: float) -> Iterator[None]:

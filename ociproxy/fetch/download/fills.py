@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
-from ociproxy.errors import Busy, IntegrityError, Interrupted, OciProxyError
+from ociproxy.errors import Busy, IntegrityError, Interrupted, OciProxyError, StoreFull
 from ociproxy.fetch.download.download import Download
 from ociproxy.fetch.download.fill import Fill
 from ociproxy.fetch.download.relay import PassingIngest, Relay
@@ -220,7 +220,9 @@ class Fills:
         try:
             await asyncio.wrap_future(future)
         except OciProxyError as exc:
-            log.event(logging.WARNING, "fill failed", digest=fill.digest, reason=exc)
+            # Where the store has no room, a client that waits hears `passing through`.
+            level = logging.DEBUG if isinstance(exc, StoreFull) else logging.WARNING
+            log.event(level, "fill failed", digest=fill.digest, reason=exc)
             return exc
         except Exception as exc:  # noqa: BLE001 a task's end: reported, and passed to every reader
             log.failure("fill failed", exc, digest=fill.digest)
