@@ -20,6 +20,7 @@ from ociproxy.errors import StoreFull
 from ociproxy.store.files import store_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from threading import Event
 
@@ -142,11 +143,16 @@ class Room:
         if usage is None or not is_counted or usage.stored + size > limits.max_size:
             self._wait(size, limits, stopped)
 
-    def wait_for_disk(self, size: int, stopped: Event) -> bool:
-        """Where the disk has no room for so many bytes: wait in the same way; whether images may
-        have been removed meanwhile. Raises StoreError."""
-        limits, _ = self._look()
-        return limits is not None and limits.exist and self._wait(size, limits, stopped)
+    def wait_for_disk(self, begin: Callable[[int], None], size: int, stopped: Event) -> None:
+        """Begin to store so many bytes; where the disk has no room for them, wait in the same way,
+        and begin once more. Raises what `begin` does, or StoreError."""
+        try:
+            begin(size)
+        except StoreFull:
+            limits, _ = self._look()
+            if limits is None or not limits.exist or not self._wait(size, limits, stopped):
+                raise
+            begin(size)
 
     def _wait(self, size: int, limits: Limits, stopped: Event) -> bool:
         if not limits.can_fit(size):

@@ -52,8 +52,7 @@ _UNSIZED_WAIT: Final = 2.0
 """Seconds after which readers get the bytes of a blob whose size nothing tells. Most have all
 arrived by then, and are answered with their length."""
 _WORTH_A_THREAD: Final = 1024 * 1024
-"""Bytes from which a blob is hashed by a thread of its own. A connection's thread hashes a smaller
-one sooner than another thread wakes up."""
+"""Bytes from which a blob has a hashing thread: waking one up takes longer than hashing less."""
 
 
 class Download:
@@ -88,6 +87,8 @@ class Download:
         self.bytes_fetched = 0
         """Bytes that the upstream has sent for this download, those it sent twice included."""
         self.bytes_resumed = 0
+        self.answered = False
+        """Whether the upstream has begun to send the blob to this process, not to another one."""
         self.copied = 0
         """Changes while a copy by skopeo gets on."""
         self.assembly = Assembly(
@@ -165,18 +166,17 @@ class Download:
 
     # For backends
 
+    def hear(self) -> None:
+        """The upstream has begun to send the blob."""
+        self.answered = True
+
     def learn_size(self, size: int, *, encoding: str = "") -> None:
         """What the upstream says of the blob. Raises BlobTooLarge or SizeMismatch."""
         self.check_limit(size)
         self._subject = f"blob sent as {encoding!r}" if encoding else "blob"
         odd = (size <= _WORTH_A_THREAD, self.size not in (None, size), bool(encoding))
         self.doubted = self.doubted or size == 0 or sum(odd) > 1
-        try:
-            self.assembly.learn_size(size)
-        except StoreFull:
-            if not self._room.wait_for_disk(size, self.stopped):
-                raise
-            self.assembly.learn_size(size)
+        self._room.wait_for_disk(self.assembly.learn_size, size, self.stopped)
         self._reach(State.ARRIVING)
         self._start_hasher()
 
