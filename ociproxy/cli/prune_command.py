@@ -169,7 +169,9 @@ def prune(
         if remover is not None:
             recent = selection.keep_recent
             done = carry_out(store, survey, plan, remover, keep_recent=recent)
-            stuck = _is_too_large(selection, plan, done) if to_limits else None
+            stuck: bool | None = None
+            if to_limits:  # what may go by and by is no reason to wait for more
+                stuck = done.freed <= plan.size // 100 and _is_too_large(selection, plan, done)
             store.usage.record(plan.size - done.freed, before, freed=done.freed, stuck=stuck)
         report.end(plan, done)
     ctx.exit(_NOT_REACHED if _is_too_large(selection, plan, done) else 0)

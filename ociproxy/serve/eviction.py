@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Config
     from ociproxy.store.store import Store
 
-_DUTY: Final = 10
-"""Where nothing may be removed, it is tried again after so many times as long as a try takes."""
+_DUTY: Final = 5
+"""Where next to nothing may go, it is tried again after so many times as long as a try takes."""
 _PAUSE: Final = 5.0
 """Seconds until then at least. Also after a run that freed disk: the kernel frees what a response
 still reads when that ends."""

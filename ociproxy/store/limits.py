@@ -20,11 +20,12 @@ from ociproxy.errors import StoreFull
 from ociproxy.store.files import store_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from threading import Event
 
     from ociproxy.config.local_settings import Store as Settings
+    from ociproxy.store.ingest import Ingest
     from ociproxy.store.store import Store
     from ociproxy.store.usage import Usage
 
@@ -37,8 +38,8 @@ _DOWN_TO: Final = 90
 _SPARE: Final = 10
 """Percent of `min_free` that are freed beyond it, for the same reason."""
 _WAIT: Final = 8.0
-"""Seconds that a download waits for room. Its client has `fetch.timeouts.answer` (18 s) in all, and
-asks an upstream once more where there is none in the end."""
+"""Seconds that a download waits for room. On a full disk its client waits for the first byte with
+it, has `fetch.timeouts.answer` (18 s) in all, and needs the upstream once more where none comes."""
 _LOOK: Final = 0.1
 """Seconds between two looks."""
 
@@ -77,9 +78,9 @@ class Limits:
     def exceeded(self, stored: int) -> str | None:
         """Which limit a store of this size exceeds, in words; None if it keeps both."""
         if self.max_size is not None and stored > self.max_size:
-            return f"the store is larger than store.max_size ({show_size(self.max_size)})"
+            return f"the store has store.max_size ({show_size(self.max_size)})"
         if self.total and self.free < self.min_free:
-            return f"less is free than store.min_free ({show_size(self.min_free)})"
+            return f"no more is free than store.min_free ({show_size(self.min_free)})"
         return None
 
     def can_fit(self, size: int) -> bool:
@@ -125,23 +126,34 @@ class Room:
         self._store = store
         self._settings = settings
 
-    def check(self) -> None:
-        """Raises StoreFull where the store is too large, and nothing may be removed."""
+    def check(self, size: int) -> None:
+        """Raises StoreFull where the store has no room for so many bytes, and nothing may be
+        removed."""
         limits, usage = self._look()
         if limits is not None and usage is not None and usage.stuck:
-            reason = limits.exceeded(usage.stored)
+            reason = limits.exceeded(usage.stored + size)
             if reason is not None:
                 raise StoreFull(self._store.root, f"{reason}, and nothing may be removed")
 
-    def wait_for_cap(self, size: int, stopped: Event) -> None:
-        """Before a commit: wait until the store may have so many bytes more, or all that may go has
-        gone, or `stopped` is set. Raises StoreError."""
-        limits, usage = self._look()
+    def keep(self, ingest: Ingest, size: int, stopped: Event) -> bool:
+        """Commit what has arrived, of `size` bytes and verified, once the store has room for it,
+        or `stopped` is set. Where it gets none, nothing is kept, and False returned: readers have
+        the file open. Raises StoreError."""
+        limits, _ = self._look()
         if limits is None or limits.max_size is None:
-            return
-        is_counted = usage is not None and usage.counted > 0
-        if usage is None or not is_counted or usage.stored + size > limits.max_size:
-            self._wait(size, limits, stopped)
+            ingest.commit(self._store.blobs)
+            return True
+        promised = self._promise(size, limits, stopped)
+        usage = self._store.usage.read()
+        if not promised and usage is not None and usage.counted and not stopped.is_set():
+            ingest.discard()
+            return False
+        try:
+            ingest.commit(self._store.blobs)
+        finally:
+            if promised:
+                self._store.usage.release(size)
+        return True
 
     def wait_for_disk(self, begin: Callable[[int], None], size: int, stopped: Event) -> None:
         """Begin to store so many bytes; where the disk has no room for them, wait in the same way,
@@ -150,30 +162,38 @@ class Room:
             begin(size)
         except StoreFull:
             limits, _ = self._look()
-            if limits is None or not limits.exist or not self._wait(size, limits, stopped):
+            if limits is None or not limits.exist:
+                raise
+            if next(self._runs(size, limits, stopped), None) is None:
                 raise
             begin(size)
 
-    def _wait(self, size: int, limits: Limits, stopped: Event) -> bool:
-        if not limits.can_fit(size):
-            return False
+    def _promise(self, size: int, limits: Limits, stopped: Event) -> bool:
+        """Whether the store has room for so many bytes in the end."""
+        cap, file = limits.max_size or 0, self._store.usage
+        return file.reserve(size, cap) or any(
+            file.reserve(size, cap) for _ in self._runs(size, limits, stopped)
+        )
+
+    def _runs(self, size: int, limits: Limits, stopped: Event) -> Iterator[Usage]:
+        """Ask for room, and yield once each time that the store was reduced, until it may not be
+        reduced any more or `_WAIT` is over."""
         file = self._store.usage
         before = file.read()
-        if before is not None and before.stuck:
-            return False
+        if not limits.can_fit(size) or (before is not None and before.stuck):
+            return
         file.want(size)
         runs = 0 if before is None else before.runs
         end = time.monotonic() + _WAIT
         while time.monotonic() < end and not stopped.wait(_LOOK):
             usage = file.read()
             if usage is not None and usage.runs > runs:
-                cap = limits.max_size
-                if usage.stuck or cap is None or usage.stored + size <= cap:
-                    return True
+                yield usage
+                if usage.stuck:
+                    return
                 # Other downloads were faster.
                 runs = usage.runs
                 file.want(size)
-        return False
 
     def _look(self) -> tuple[Limits | None, Usage | None]:
         if self._settings is None:

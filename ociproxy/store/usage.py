@@ -42,11 +42,13 @@ class Usage:
     """When the store was counted."""
     wanted: int = 0
     """Room that downloads wait for."""
+    reserved: int = 0
+    """What is being committed, and has been promised room."""
     runs: int = 0
     """How often the store was counted."""
     stuck: float = 0.0
-    """Since when the limits are exceeded, or would be by what is wanted, though all that may go has
-    gone; 0 if they are not."""
+    """Since when the limits are exceeded, or would be by what is wanted, though next to
+    nothing may go; 0 if they are not."""
     evicted: int = 0
     """Bytes that were removed since the file was made."""
 
@@ -85,6 +87,27 @@ class UsageFile:
                 if self._change(grown, tries=1):
                     self._pending = 0
 
+    def reserve(self, size: int, limit: int) -> bool:
+        """Promise room for so many bytes in a store of at most `limit`; False where there is none,
+        or the store was never counted. The caller commits them, then calls `release`. A process
+        that is killed meanwhile holds them until the store is counted. Raises StoreError."""
+        promised = False
+
+        def reserved(usage: Usage) -> Usage:
+            nonlocal promised
+            more = usage.reserved + size
+            promised = usage.counted > 0 and usage.stored + more <= limit
+            return replace(usage, reserved=more) if promised else usage
+
+        with store_errors(self._path):
+            self._change(reserved)
+        return promised
+
+    def release(self, size: int) -> None:
+        """Raises nothing: at worst room for so many bytes is missed until the next count."""
+        with suppress(OSError):
+            self._change(lambda usage: replace(usage, reserved=max(0, usage.reserved - size)))
+
     def want(self, size: int) -> None:
         """A download waits for room. Raises StoreError."""
         with store_errors(self._path):
@@ -102,6 +125,7 @@ class UsageFile:
                 stored=size + max(0, usage.written - before.written),
                 counted=now,
                 wanted=max(0, usage.wanted - before.wanted),
+                reserved=0,
                 runs=usage.runs + 1,
                 stuck=since,
                 evicted=usage.evicted + freed,

@@ -88,7 +88,7 @@ def test_a_capped_store_keeps_what_is_pinned_and_what_was_pulled_last(
 def test_a_cap_that_may_not_be_kept_is_said_and_misses_pass_through(
     start: Callable[..., Mirror], upstream: FakeUpstream
 ) -> None:
-    """Until an operator allows more, without a restart."""
+    """Until an operator allows more, without a restart. What began before is not kept, either."""
     made = [add(upstream, f"app{number}", 600 * KIB) for number in range(4)]
     server = start(max_size=CAP, keep_recent="1h")
     pull(server, upstream, "app0", made[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from pathlib import Path
 
@@ -10,11 +11,26 @@ import pytest
 from ociproxy.config.local_settings import Share
 from ociproxy.config.local_settings import Store as Settings
 from ociproxy.errors import StoreFull
+from ociproxy.oci.digest import Digest
+from ociproxy.store.ingest import Ingest
 from ociproxy.store.limits import Limits, Room
 from ociproxy.store.store import Store
 from ociproxy.store.usage import Usage
+from tests.images import random_blob
 
 GIB = 1024**3
+SEEDS = itertools.count()
+
+
+def arriving(store: Store, size: int) -> Ingest:
+    """A blob that is there, and has to be kept."""
+    blob = random_blob(size, seed=str(next(SEEDS)))
+    ingest = store.staging.lead(Digest.parse(blob.digest))
+    assert ingest is not None
+    ingest.write(0, blob.data)
+    ingest.arrived(0, size)
+    ingest.set_size(size)
+    return ingest
 
 
 def limits(
@@ -64,7 +80,14 @@ def test_a_download_goes_on_once_the_store_was_reduced(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.usage.record(1000, Usage(), freed=0, stuck=False)
     room = Room(store, Settings(max_size=1000, min_free=0))
-    waiting = threading.Thread(target=room.wait_for_cap, args=(100, threading.Event()))
+
+    arrived = [arriving(store, 100), arriving(store, 450), arriving(store, 100)]
+    kept: list[bool] = []
+
+    def keep() -> None:
+        kept.append(room.keep(arrived[0], 100, threading.Event()))
+
+    waiting = threading.Thread(target=keep)
     waiting.start()
     while (usage := store.usage.read()) is None or not usage.wanted:
         waiting.join(0.01)
@@ -73,14 +96,26 @@ def test_a_download_goes_on_once_the_store_was_reduced(tmp_path: Path) -> None:
     store.usage.record(500, usage, freed=500, stuck=False)
     waiting.join(10)
     assert not waiting.is_alive()
-    room.check()
+    assert kept == [True]
+    usage = store.usage.read()
+    assert usage is not None
+    assert (usage.stored, usage.reserved) == (600, 0)
+    room.check(400)
+    store.usage.record(600, usage, freed=0, stuck=True)
+    assert not room.keep(arrived[1], 450, threading.Event())
+    assert not arrived[1].path.exists()
+    assert room.keep(arrived[2], 100, threading.Event())
+    for each in arrived:
+        each.close()
 
 
 def test_a_download_waits_no_longer_than_its_server_lives(tmp_path: Path) -> None:
     store, stopped = Store(tmp_path), threading.Event()
     room = Room(store, Settings(max_size=1000, min_free=0))
     stopped.set()
-    room.wait_for_cap(100, stopped)  # of a store that was never counted
+    ingest = arriving(store, 100)
+    assert room.keep(ingest, 100, stopped)  # in a store that was never counted
+    ingest.close()
 
 
 def test_a_download_is_refused_where_nothing_may_be_removed(tmp_path: Path) -> None:
@@ -88,6 +123,6 @@ def test_a_download_is_refused_where_nothing_may_be_removed(tmp_path: Path) -> N
     store.usage.record(1001, Usage(), freed=0, stuck=True)
     settings = Settings(max_size=1000, min_free=0)
     with pytest.raises(StoreFull, match="nothing may be removed"):
-        Room(store, settings).check()
-    Room(store).check()  # what an operator loads
-    Room(store, Settings(max_size=2000, min_free=0)).check()
+        Room(store, settings).check(0)
+    Room(store).check(0)  # what an operator loads
+    Room(store, Settings(max_size=2000, min_free=0)).check(0)

@@ -148,7 +148,7 @@ class Download:
         """Return when the blob is in the store. `fetch` is a backend's `fetch_blob`. Raises what
         ended the download."""
         self._began = time.monotonic()
-        self._room.check()
+        self._room.check(self.size or 0)
         fetch(self)
         if self.state is not State.VERIFIED and not self._take_committed():
             raise self._interrupted("the blob has gone from the store again")
@@ -284,8 +284,7 @@ class Download:
             hasher.stop()
         self._reach(State.VERIFIED)
         ingest.set_size(hasher.position)  # an earlier leader may not have known it
-        self._room.wait_for_cap(hasher.position, self.stopped)
-        ingest.commit(self._store.blobs)
+        kept = self._room.keep(ingest, hasher.position, self.stopped)
         log.event(
             logging.INFO,
             "filled",
@@ -293,6 +292,7 @@ class Download:
             upstream=self.repository.registry,
             bytes=self.size,
             resumed=self.bytes_resumed or None,
+            kept=None if kept else False,
             seconds=time.monotonic() - began,
         )
         return True
