@@ -87,9 +87,11 @@ class _Work:
                 for name in names
                 if name in found
             ]
+            subjects = self._plan.subjects.get(image.reference, ())
             if image.ref is not None and not image.ref.is_unchanged():
-                files = []  # no file of it is looked at
                 self._keep(image)
+            elif any(kept is each for kept in self.pruned.kept for each in subjects):
+                self._keep(image)  # it comes after its subjects
             elif all(map(self._may_go, files)):
                 if image.ref is not None:
                     self._take(image.ref.path)

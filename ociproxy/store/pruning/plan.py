@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ociproxy.oci.reference import is_glob
 from ociproxy.store.files import store_errors
+from ociproxy.store.pruning.signatures import subjects_of
 from ociproxy.store.pruning.survey import Needs, StoredFile, needs_of_all
 
 if TYPE_CHECKING:
@@ -102,8 +103,10 @@ class Plan(Removed):
     """By all that stays."""
     size: int = 0
     """Bytes of all content before."""
+    subjects: dict[Reference, list[SurveyedImage]] = field(default_factory=dict)
+    """Of signatures and the like (`signatures.subjects_of`)."""
     pinned: list[SurveyedImage] = field(default_factory=list)
-    """All images that are pinned."""
+    """All images that are pinned, with their signatures."""
     pinned_fit: int = 0
     recent: int = 0
     """Images that fit the selection, but are pinned, or were used within `keep_recent` or are
@@ -158,11 +161,16 @@ class _Planning:
         content = (*survey.manifests.values(), *survey.blobs.values(), *self._rubbish)
         size = sum(each.size for each in content)
         target, cause = selection.target(size), selection.cause(size)
-        self.plan = Plan(size=size, target=target, cause=cause)
+        subjects = subjects_of(survey.images)
+        self.plan = Plan(size=size, target=target, cause=cause, subjects=subjects)
 
     def find_pinned(self, is_pinned: Callable[[Reference, Digest], bool]) -> None:
-        images = self._survey.images
-        self.plan.pinned = [each for each in images if is_pinned(each.reference, each.digest)]
+        plan, images = self.plan, self._survey.images
+        pinned = {id(each) for each in images if is_pinned(each.reference, each.digest)}
+        for image in images:
+            if not pinned.isdisjoint(map(id, plan.subjects.get(image.reference, ()))):
+                pinned.add(id(image))
+        plan.pinned = [each for each in images if id(each) in pinned]
 
     def choose_images(self) -> None:
         plan, selection = self.plan, self._selection
@@ -172,18 +180,52 @@ class _Planning:
         plan.takes_all = selection.is_unlimited and wild and everything
         plan.rubbish = [each for each in self._rubbish if self._is_loose(each)]
         pinned = set(map(id, plan.pinned))
+        following = self._following(matching)
         candidates = []
         for image in filter(self._fits, matching):
+            if image.reference in following:
+                continue
             if id(image) in pinned:
                 plan.pinned_fit += 1
-            elif image.used > self._recent or not self._arriving.isdisjoint(image.needs.blobs):
+            elif self._is_in_use(image):
                 plan.recent += 1
             else:
                 candidates.append(image)
         candidates.sort(key=lambda each: (each.used, each.top_used, str(each.reference)))
         plan.images = candidates[: self._count(candidates)]
         going = set(map(id, plan.images))
+        waiting = [
+            image
+            for image in self._survey.images
+            if image.reference in following
+            and id(image) not in pinned
+            and not self._is_in_use(image)
+        ]
+        while found := [
+            image
+            for image in waiting
+            if id(image) not in going and going.issuperset(map(id, plan.subjects[image.reference]))
+        ]:  # more than once for signatures of signatures
+            going.update(map(id, found))
+            plan.images += found
         plan.staying = [each for each in self._survey.images if id(each) not in going]
+
+    def _following(self, matching: list[SurveyedImage]) -> set[Reference]:
+        """The signatures that go and stay with their subjects: all but those that a pattern names
+        and their subjects not."""
+        subjects = self.plan.subjects
+        if not self._selection.patterns:
+            return set(subjects)
+        own = {each.reference for each in matching if each.reference in subjects}
+        matched = set(map(id, matching))
+        return {
+            reference
+            for reference, found in subjects.items()
+            if reference not in own or not matched.isdisjoint(map(id, found))
+        }
+
+    def _is_in_use(self, image: SurveyedImage) -> bool:
+        return image.used > self._recent or not self._arriving.isdisjoint(image.needs.blobs)
 
     def choose_content(self) -> None:
         """Records, manifests and blobs that go with the images, or that no image needs."""
