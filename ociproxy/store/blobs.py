@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ociproxy.clock import Clock
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.store.read_only import ReadOnlyContent
+    from ociproxy.store.usage import UsageFile
 
 
 _UNSEALABLE: Final = 8192
@@ -50,12 +51,18 @@ _LOCK_INTERVAL: Final = 0.02
 
 class Blobs:
     def __init__(
-        self, root: Path, quarantine: Path, clock: Clock, below: Sequence[ReadOnlyContent] = ()
+        self,
+        root: Path,
+        quarantine: Path,
+        clock: Clock,
+        usage: UsageFile,
+        below: Sequence[ReadOnlyContent] = (),
     ) -> None:
         self.folder = root
         self._prefix = f"{root}{os.sep}"
         self._quarantine = quarantine
         self._clock = clock
+        self._usage = usage
         self._below = below
         self._verified: BoundedCache[Digest, tuple[int, int, int]] = BoundedCache(_UNSEALABLE)
 
@@ -122,9 +129,11 @@ class Blobs:
                 os.fsync(file)
                 sealing()
                 seal(file, target.name, self._clock.now())
+                size = os.fstat(file).st_size
             finally:
                 os.close(file)
             publish(staged, target, flush=flush)
+        self._usage.add(size)
 
     def adopt(self, path: Path, blob: Descriptor) -> None:
         """Verify and publish what another program wrote, which stays at `path`. Blocks for the

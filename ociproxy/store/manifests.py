@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ociproxy.clock import Clock
     from ociproxy.oci.manifest import Manifest
     from ociproxy.store.read_only import ReadOnlyContent
+    from ociproxy.store.usage import UsageFile
 
 _ENTRY_OVERHEAD: Final = 1024
 """Bytes of memory that a cached manifest takes beside its own: objects and table entries."""
@@ -62,6 +63,7 @@ class Manifests:
         image_root: Path,
         *,
         staging: Path,
+        usage: UsageFile,
         hot_bytes: int,
         clock: Clock,
         below: Sequence[ReadOnlyContent] = (),
@@ -70,6 +72,7 @@ class Manifests:
         self._index_root = index_root
         self._image_root = image_root
         self._staging = staging
+        self._usage = usage
         self._clock = clock
         self._below = below
         self._hot: BoundedCache[Digest, _Hot] = BoundedCache(hot_bytes)
@@ -121,6 +124,7 @@ class Manifests:
             return
         root = self._index_root if holder.descriptor.is_index else self._image_root
         write_atomically(root / file_name(digest), holder.raw, staging=self._staging)
+        self._usage.add(len(holder.raw))
 
     def _find_own(self, digest: Digest, *, use: bool) -> ManifestHolder | None:
         hot = self._hot.get(digest)
