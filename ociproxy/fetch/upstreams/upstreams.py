@@ -160,11 +160,16 @@ class Upstreams:
                 reason = f"no answer within {deadline.limit:g} s"
                 raise UpstreamUnavailable(registry, reason, timed_out=True) from exc
 
-    def record_result(self, registry: str, error: OciProxyError | None) -> None:
-        """A request or a download has ended, with this error or well."""
+    def record_result(
+        self, registry: str, error: OciProxyError | None, *, asked: bool = True
+    ) -> None:
+        """A request or a download has ended, with this error or well. `asked` is False where it
+        ended well and this upstream sent nothing."""
         health = self._healths.get(registry)
         if error is None:
-            if health is not None and health.answered():
+            if health is not None and not asked:
+                health.unasked()
+            elif health is not None and health.answered():
                 log.event(logging.INFO, "upstream is back", upstream=registry)
             return
         if isinstance(error, (UpstreamDenied, UpstreamUntrusted)):
