@@ -111,15 +111,17 @@ def read_contents(
     platforms: Sequence[Platform] = (),
     *,
     referrers: bool = False,
+    isolated: bool = False,
 ) -> ImageContents:
     """Read what the store has of an image, and record no use of it.
 
     Without `platforms`, every stored child of an index is read, and an index of images must have
     at least one. With them, an index must have its children for these platforms, and only these
     and their stored attestations are read. `referrers` adds what this repository has stored that
-    refers to a manifest reached. Raises StoreError.
+    refers to a manifest reached. If repositories are `isolated`, a manifest is missing that is
+    stored for others only. Raises StoreError.
     """
-    reading = _Reading(store, repository, ImageContents(top), tuple(platforms))
+    reading = _Reading(store, repository, ImageContents(top), tuple(platforms), isolated=isolated)
     reading.run(top)
     if referrers:
         reading.add_referrers()
@@ -133,7 +135,10 @@ class _Reading:
         repository: Repository,
         contents: ImageContents,
         platforms: tuple[Platform, ...],
+        *,
+        isolated: bool,
     ) -> None:
+        self._isolated = isolated
         self._store = store
         self._repository = repository
         self._platforms = platforms
@@ -168,6 +173,9 @@ class _Reading:
             return ()
         holder = with_media_type(found, descriptor)
         self.contents.manifests[descriptor.digest] = holder.descriptor
+        refs = self._store.refs
+        if self._isolated and refs.find_manifest(self._repository, descriptor.digest) is None:
+            self._miss(descriptor, "stored under another repository only")
         try:
             manifest = holder.manifest
         except OddManifest as exc:
