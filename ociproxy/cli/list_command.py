@@ -13,7 +13,7 @@ from rich.filesize import decimal
 
 from ociproxy.cli.options import config_path, existing_store, image_path
 from ociproxy.cli.table import print_table
-from ociproxy.cli.terminal import short, utc_time
+from ociproxy.cli.terminal import printable, short, utc_time
 from ociproxy.store.image import ReachedImage
 from ociproxy.store.inventory import Entry, inventory
 from ociproxy.store.store import is_store
@@ -98,8 +98,7 @@ class _Notes:
             self.note(result.source, f"{result.name} {result.status}: {result.problems[0]}")
 
     def note(self, source: str, text: str) -> None:
-        said = "".join(c if c.isprintable() else "?" for c in f"{source}: {text}")
-        click.echo(said, err=True)
+        click.echo(printable(f"{source}: {text}"), err=True)
 
     def failed(self, source: str, error: OciProxyError) -> None:
         raise error

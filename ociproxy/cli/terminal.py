@@ -64,6 +64,11 @@ def short(digest: Digest) -> str:
     return f"{digest.algorithm}:{digest.encoded[:_DIGITS]}"
 
 
+def printable(text: str) -> str:
+    """Without control characters, which an archive or an upstream may have put into a platform."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def utc_time(seconds: float | None) -> str | None:
     """Seconds since the epoch, as a person and a program read them."""
     if seconds is None:

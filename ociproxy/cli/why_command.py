@@ -12,7 +12,7 @@ from rich.filesize import decimal
 
 from ociproxy.cli.options import config_path, configuration, image_path, served_store
 from ociproxy.cli.pins_command import all_pins
-from ociproxy.cli.terminal import short, utc_time
+from ociproxy.cli.terminal import printable, short, utc_time
 from ociproxy.config.units import show_duration
 from ociproxy.load.imagelist import parse_reference
 from ociproxy.load.why import explain
@@ -58,7 +58,7 @@ def why(reference: str, image_path: Path | None, config_path: Path | None, as_js
         return
     click.echo(found.reference)
     for name, text in _lines(found, pins):
-        click.echo(f"  {name:<10}{text}")
+        click.echo(f"  {name:<10}{printable(text)}")
 
 
 def _lines(found: Explanation, pins: Sequence[Pin]) -> Iterator[tuple[str, str]]:

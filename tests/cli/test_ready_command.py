@@ -342,6 +342,20 @@ def test_signatures_and_attestations_must_be_there_if_asked_for(case: Case) -> N
     assert missing == {"digest": about[PLATFORM].digest, "reason": "attestation not stored"}
 
 
+def test_what_is_reported_is_on_the_disk(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = case.put("app", image("app"))
+    flushed: set[str] = set()
+    fsync = os.fsync
+
+    def record(file: int) -> None:
+        flushed.add(Path(f"/proc/self/fd/{file}").readlink().name)
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", record)
+    assert case.ready(case.name("app"))[case.name("app")]["ready"]
+    assert flushed >= {each.encoded for each in app.all_content()} | {"v1", "blobs", "img"}
+
+
 def test_kubernetes_manifests_are_read_as_by_load(case: Case) -> None:
     case.put("app", image("app"))
     pod = case.folder / "pod.yaml"

@@ -287,6 +287,11 @@ def test_isolation_withholds_what_another_repository_has(situation: Situation) -
     assert "other repositories" in situation.screen(theirs)["cached"]
 
 
+def test_a_platform_cannot_write_to_the_terminal(situation: Situation) -> None:
+    situation.add("app", image("app", platform="linux/amd\x1b[31m64"))
+    assert "linux/amd?[31m64" in situation.screen(situation.name("app"))["cached"]
+
+
 @pytest.mark.parametrize("reference", ["a b", "https://quay.io/x", "0" * 64, ""])
 def test_what_is_no_reference_is_refused(situation: Situation, reference: str) -> None:
     done = situation.run(reference)
