@@ -19,10 +19,12 @@ from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Reference
 from ociproxy.store.store import Store
 from tests.images import (
+    OCI_INDEX,
     Content,
     Image,
     artifact,
     attested_index,
+    content,
     image,
     index,
     multi_platform,
@@ -302,6 +304,24 @@ def test_all_platforms_are_all_that_the_index_lists(case: Case) -> None:
         (OTHER, False),
     ]
     assert case.ready(name, options=("--platform", PLATFORM))[name]["ready"]
+
+
+def test_children_without_a_platform_are_needed_by_every_platform(case: Case) -> None:
+    parts = [image("one"), image("two")]
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_INDEX,
+        "manifests": [each.top.descriptor() for each in parts],
+    }
+    top = content(json.dumps(document).encode(), OCI_INDEX)
+    blobs = tuple(blob for each in parts for blob in each.blobs)
+    case.put("app", Image(top, tuple(each.top for each in parts), blobs))
+    name = case.name("app")
+    for option in ("--all-platforms", f"--platform={PLATFORM}"):
+        assert case.ready(name, options=(option,))[name]["ready"]
+    case.lose(parts[1].top)
+    for option in ("--all-platforms", f"--platform={PLATFORM}"):
+        assert not case.ready(name, options=(option,))[name]["ready"]
 
 
 def test_signatures_and_attestations_must_be_there_if_asked_for(case: Case) -> None:
