@@ -1,4 +1,4 @@
-"""`make cut VERSION=0.2.0`: the unreleased changes become a version, dated today.
+"""`make cut VERSION=1.2.3`: the unreleased changes become a version, dated today.
 
 The version stands in ociproxy/__init__.py; what else has it is made from there by `make chart`.
 """
@@ -20,7 +20,7 @@ UNRELEASED: Final = "## [Unreleased]\n"
 def cut(changelog: str, version: str, day: str) -> str:
     """The change log with an empty part for what comes next. Raises ValueError."""
     if not re.fullmatch(r"\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?", version):
-        raise ValueError(f"{version!r} is not a version such as 0.2.0 or 0.2.0rc1")
+        raise ValueError(f"{version!r} is not a version such as 1.2.3 or 1.2.3rc1")
     if f"## [{version}]" in changelog:
         raise ValueError(f"CHANGELOG.md has {version} already")
     before, heading, after = changelog.partition(UNRELEASED)
