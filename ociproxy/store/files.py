@@ -53,21 +53,28 @@ def store_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        reason = (exc.strerror or str(exc)).lower()
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(path, reason) from exc
-        raise StoreError(path, reason) from exc
+        raise store_error(path, exc) from exc
 
 
-def publish(staged: Path, target: Path, *, flush: bool = True) -> None:
-    """Move a verified, fsynced and sealed file to the name that readers look for.
+def store_error(path: Path, error: OSError) -> StoreError:
+    """The same, to be raised by the caller."""
+    reason = (error.strerror or str(error)).lower()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(path, reason)
+    return StoreError(path, reason)
 
-    Without `flush` the caller calls `fsync_directory`, once for many files. Raises OSError.
-    """
-    make_folder(target.parent)
-    staged.replace(target)
-    if flush:
-        fsync_directory(target.parent)
+
+def publish(staged: Path, target: Path) -> set[Path]:
+    """Move a verified and fsynced file to the name that readers look for, and make the folders on
+    the way. The name survives a power cut once the folders that are returned were fsynced. Raises
+    OSError."""
+    changed = {target.parent}
+    try:
+        staged.replace(target)
+    except FileNotFoundError:
+        changed |= _make(target.parent)
+        staged.replace(target)
+    return changed
 
 
 def try_lock(file: int, kind: int = fcntl.LOCK_EX) -> bool:
@@ -185,11 +192,17 @@ def identity(state: os.stat_result) -> tuple[int, int, int]:
 def make_folder(path: Path) -> None:
     """Make a folder and its parents. Each parent is flushed: else a power cut could take the folder
     away with the files that were published in it."""
+    for changed in _make(path):
+        fsync_directory(changed)
+
+
+def _make(path: Path) -> set[Path]:
+    """Returns the parents of the folders that were made."""
     if path.is_dir():
-        return
-    make_folder(path.parent)
+        return set()
+    changed = {path.parent, *_make(path.parent)}
     path.mkdir(exist_ok=True)
-    fsync_directory(path.parent)
+    return changed
 
 
 def fsync_directory(path: Path) -> None:

@@ -25,13 +25,13 @@ from ociproxy.store.files import (
     store_errors,
     touch,
 )
-from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from ociproxy.clock import Clock
+    from ociproxy.store.group_commit import Commit, Pending
     from ociproxy.store.read_only import ReadOnlyContent
 
 _ENTRY_OVERHEAD: Final = 1024
@@ -54,15 +54,16 @@ class Manifests:
         index_root: Path,
         image_root: Path,
         *,
-        staging: Path,
+        pending: Pending,
         hot_bytes: int,
         clock: Clock,
         below: Sequence[ReadOnlyContent] = (),
     ) -> None:
         self.folders = (image_root, index_root)
+        self._pending = pending
+        self._prefixes = tuple(f"{root}{os.sep}" for root in self.folders)
         self._index_root = index_root
         self._image_root = image_root
-        self._staging = staging
         self._clock = clock
         self._below = below
         self._hot: BoundedCache[Digest, _Hot] = BoundedCache(hot_bytes)
@@ -86,6 +87,9 @@ class Manifests:
         if self._hot.get(digest) is not None:
             return False
         name = file_name(digest)
+        pending = self._find_pending(name)
+        if pending is not None:
+            return len(pending[1]) > _LONG
         for root in self.folders:
             with suppress(OSError):
                 return (root / name).stat().st_size > _LONG
@@ -94,17 +98,38 @@ class Manifests:
     def peek(self, digest: Digest) -> ManifestHolder | None:
         """A manifest of the store's own files, for a caller that reads many: not kept in memory,
         and no use recorded. Raises StoreError."""
+        pending = self._find_pending(file_name(digest))
+        if pending is not None:
+            return _as_read(digest, pending[1])
         found = self._read(digest)
         return None if found is None else found.holder
 
-    def commit(self, holder: ManifestHolder) -> None:
+    def put(self, holder: ManifestHolder, commit: Commit) -> None:
         """Publish verified bytes under their digest, unless they are there: that counts as a use.
         Raises StoreError."""
         digest = holder.descriptor.digest
         if self._find_own(digest, use=False) is not None and self.keep(digest):
             return
+        # Also where another commit has it: that one may fail.
         root = self._index_root if holder.descriptor.is_index else self._image_root
-        write_atomically(root / file_name(digest), holder.raw, staging=self._staging)
+        commit.stage(root / file_name(digest), holder.raw, holder.raw, record=False)
+
+    def put_again(self, digest: Digest, commit: Commit) -> None:
+        """Publish what another commit of this process has staged: for a record in this commit,
+        which may not come without its manifest. Raises StoreError."""
+        pending = self._find_pending(file_name(digest))
+        if pending is not None and not self.keep(digest):
+            path, raw = pending
+            commit.stage(path, raw, raw, record=False)
+
+    def _find_pending(self, name: str) -> tuple[str, bytes] | None:
+        """The path and the bytes of what has no name yet."""
+        if self._pending:
+            for prefix in self._prefixes:
+                raw = self._pending.get(prefix + name)
+                if isinstance(raw, bytes):
+                    return prefix + name, raw
+        return None
 
     def _find_own(self, digest: Digest, *, use: bool) -> ManifestHolder | None:
         hot = self._hot.get(digest)
@@ -120,6 +145,10 @@ class Manifests:
                         hot.used = now
                         self._record_use(hot.path, now)
                     return hot.holder
+        # Before the file: a commit that ends just now takes it out after it has its name.
+        pending = self._find_pending(file_name(digest))
+        if pending is not None:
+            return _as_read(digest, pending[1])
         found = self._read(digest)
         if found is None:
             return None
@@ -141,11 +170,9 @@ class Manifests:
                     continue
             if len(raw) != state.st_size or Digest.of(raw, digest.algorithm) != digest:
                 continue
-            try:
-                media_type = guess_media_type(raw)
-            except MalformedManifest:
+            holder = _as_read(digest, raw)
+            if holder is None:
                 continue
-            holder = ManifestHolder(Descriptor(media_type, digest, len(raw)), raw)
             return _Hot(holder, str(path), identity(state), self._clock.now())
         return None
 
@@ -175,6 +202,14 @@ class Manifests:
                 touch(file, os.fstat(file), now)
             finally:
                 os.close(file)
+
+
+def _as_read(digest: Digest, raw: bytes) -> ManifestHolder | None:
+    """Verified bytes under the media type that they tell; None if they are no manifest."""
+    try:
+        return ManifestHolder(Descriptor(guess_media_type(raw), digest, len(raw)), raw)
+    except MalformedManifest:
+        return None
 
 
 def with_media_type(holder: ManifestHolder, descriptor: Descriptor | None) -> ManifestHolder:

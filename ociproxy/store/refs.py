@@ -15,6 +15,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import inf
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar, cast
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
 
     from ociproxy.oci.reference import Reference
+    from ociproxy.store.group_commit import Commit, Pending
     from ociproxy.store.read_only import ReadOnlyContent
 
 T = TypeVar("T")
@@ -64,8 +66,12 @@ class Refs:
         referrers_root: Path,
         *,
         staging: Path,
+        pending: Pending,
         below: Sequence[ReadOnlyContent] = (),
     ) -> None:
+        """`pending` are records that a commit of this process has not published yet. Each `put_`
+        method writes its record at once, or as a part of the commit that it is given."""
+        self._pending = pending
         self._root = root
         self._referrers_root = referrers_root
         self._staging = staging
@@ -86,16 +92,16 @@ class Refs:
         found = (records.tags.get(repository, {}).get(tag) for records in self._below)
         return next((record for record in found if record is not None), None)
 
-    def put_tag(self, repository: Repository, tag: str, record: TagRecord) -> None:
+    def put_tag(
+        self, repository: Repository, tag: str, record: TagRecord, commit: Commit | None = None
+    ) -> None:
         when = datetime.fromtimestamp(record.resolved, UTC)
-        self._put(
-            self._path(repository, _TAGS, tag),
-            {
-                "descriptor": record.descriptor.to_json(),
-                "resolved": when.isoformat(timespec="milliseconds"),
-                "upstream": record.upstream,
-            },
-        )
+        document: dict[str, object] = {
+            "descriptor": record.descriptor.to_json(),
+            "resolved": when.isoformat(timespec="milliseconds"),
+            "upstream": record.upstream,
+        }
+        self._put(self._path(repository, _TAGS, tag), document, record, commit)
 
     def find_manifest(self, repository: Repository, digest: Digest) -> Descriptor | None:
         """The descriptor under which this repository has this manifest, or None. Raises
@@ -106,17 +112,22 @@ class Refs:
         found = (records.manifests.get(repository, {}).get(digest) for records in self._below)
         return next((descriptor for descriptor in found if descriptor is not None), None)
 
-    def put_manifest(self, repository: Repository, descriptor: Descriptor) -> None:
-        self._put_descriptor(self._path(repository, _MANIFESTS, str(descriptor.digest)), descriptor)
+    def put_manifest(
+        self, repository: Repository, descriptor: Descriptor, commit: Commit | None = None
+    ) -> None:
+        path = self._path(repository, _MANIFESTS, str(descriptor.digest))
+        self._put_descriptor(path, descriptor, commit)
 
-    def put_referrer(self, subject: Digest, referrer: Descriptor) -> None:
+    def put_referrer(
+        self, subject: Digest, referrer: Descriptor, commit: Commit | None = None
+    ) -> None:
         """Blocks. Above `REFERRERS_OF_ONE` records of the subject no more are kept."""
         folder = self._referrers_root / str(subject)
         path = folder / str(referrer.digest)
         if not path.exists() and len(self._names(folder)) >= REFERRERS_OF_ONE:
             log.event(logging.WARNING, "too many referrers", digest=subject, kept=REFERRERS_OF_ONE)
             return
-        self._put_descriptor(str(path), referrer)
+        self._put_descriptor(str(path), referrer, commit)
 
     def referrers(self, repository: Repository, subject: Digest) -> list[Descriptor]:
         """Manifests of this repository that refer to the subject, ordered by digest. Blocks: it
@@ -151,8 +162,11 @@ class Refs:
         return self.find_manifest(repository, reference.digest) if reference.digest else None
 
     def has_repository(self, repository: Repository) -> bool:
-        return (self._root / repository.registry / repository.name).is_dir() or any(
-            repository in records.manifests for records in self._below
+        folder = self._root / repository.registry / repository.name
+        return (
+            folder.is_dir()
+            or any(self._pending.names(f"{folder}/{kind}") for kind in (_TAGS, _MANIFESTS))
+            or any(repository in records.manifests for records in self._below)
         )
 
     def manifests(self, repository: Repository) -> list[Digest]:
@@ -185,18 +199,26 @@ class Refs:
     def newest_manifests(self, repository: Repository) -> list[Digest]:
         """The same, the newest first."""
         folder = Path(self._path(repository, _MANIFESTS, "."))
-        found: list[tuple[int, Digest]] = []
+        found: list[tuple[float, Digest]] = []
+        for name in self._pending.names(str(folder)):
+            with suppress(DigestInvalid):
+                found.append((inf, Digest.parse(name)))
         with store_errors(folder), suppress(FileNotFoundError):
             for entry in os.scandir(folder):
                 with suppress(DigestInvalid, FileNotFoundError):
                     found.append((entry.stat().st_mtime_ns, Digest.parse(entry.name)))
-        return [digest for _, digest in sorted(found, key=itemgetter(0), reverse=True)]
+        newest = sorted(found, key=itemgetter(0), reverse=True)
+        return list(dict.fromkeys(digest for _, digest in newest))
 
     def manifests_state(self, repository: Repository) -> tuple[int, int] | None:
         """Inode and time of modification (ns) of a folder: they change when a manifest of the
-        repository comes or goes. None if it has none, or the folder cannot be read."""
+        repository comes or goes. None if it has none, one is about to come, or the folder cannot be
+        read."""
+        folder = self._path(repository, _MANIFESTS, ".")
+        if self._pending and self._pending.names(folder[:-2]):
+            return None
         try:
-            state = os.stat(self._path(repository, _MANIFESTS, "."))  # noqa: PTH116 hot path
+            state = os.stat(folder)  # noqa: PTH116 hot path
         except OSError:
             return None
         return state.st_ino, state.st_mtime_ns
@@ -253,6 +275,11 @@ class Refs:
     def _find(self, path: str, parse: Callable[[dict[str, object]], T | None]) -> T | None:
         """The record at a path; None if there is none, or it is damaged. It is parsed once while
         its file stays the same, so callers give a path always the same `parse`."""
+        # Before the file: a commit that ends just now takes it out after it has its name.
+        if self._pending and path in self._pending:
+            pending = self._pending.get(path)
+            if pending is not None:
+                return cast("T", pending)
         try:
             state = os.stat(path)  # noqa: PTH116 hot path
         except (FileNotFoundError, NotADirectoryError):
@@ -276,21 +303,27 @@ class Refs:
             self._hot.put(path, (identity(state), record))
         return record
 
-    def _put_descriptor(self, path: str, descriptor: Descriptor) -> None:
+    def _put_descriptor(self, path: str, descriptor: Descriptor, commit: Commit | None) -> None:
         # A record that is written again counts as new: it is not removed as the old one.
         if self._find(path, _descriptor) != descriptor or not keep(path, time.time()):
-            self._put(path, descriptor.to_json())
+            self._put(path, descriptor.to_json(), descriptor, commit)
 
-    def _put(self, path: str, document: dict[str, object]) -> None:
+    def _put(
+        self, path: str, document: dict[str, object], value: object, commit: Commit | None
+    ) -> None:
         data = json.dumps(document, indent=1).encode() + b"\n"
-        write_atomically(Path(path), data, staging=self._staging)
+        if commit is None:
+            write_atomically(Path(path), data, staging=self._staging)
+        else:
+            commit.stage(path, data, value, record=True)
 
     def _names(self, directory: Path) -> list[str]:
+        pending = self._pending.names(str(directory)) if self._pending else []
         with store_errors(directory):
             try:
-                return sorted(entry.name for entry in os.scandir(directory))
+                return sorted({*pending, *(entry.name for entry in os.scandir(directory))})
             except FileNotFoundError:
-                return []
+                return sorted(pending)
 
 
 def _descriptor(document: dict[str, object]) -> Descriptor | None:

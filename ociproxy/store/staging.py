@@ -25,6 +25,7 @@ from ociproxy.store.files import (
     TOUCH_AFTER,
     Silence,
     file_name,
+    fsync_directory,
     heartbeat,
     is_at,
     publish,
@@ -233,7 +234,8 @@ def write_atomically(target: Path, data: bytes, *, staging: Path, sealed: bool =
                 if sealed:
                     seal(descriptor, target.name)
                 # While the file is open and so locked: else the sweep could remove it.
-                publish(staged, target)
+                for changed in publish(staged, target):
+                    fsync_directory(changed)
         except BaseException:
             staged.unlink(missing_ok=True)
             raise
