@@ -22,6 +22,7 @@ import shutil
 import time
 from contextlib import contextmanager, suppress
 from hashlib import blake2s
+from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Final
 
@@ -31,7 +32,6 @@ from ociproxy.oci.digest import Digest
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from io import FileIO
-    from pathlib import Path
 
 
 READ_SIZE: Final = 1024 * 1024
@@ -48,12 +48,12 @@ def read_buffer(size: int) -> memoryview:
 
 
 @contextmanager
-def store_errors(path: Path) -> Iterator[None]:
+def store_errors(path: str | Path) -> Iterator[None]:
     """Translate OSError: raises StoreFull or StoreError, which name the path."""
     try:
         yield
     except OSError as exc:
-        raise store_error(path, exc) from exc
+        raise store_error(Path(path), exc) from exc
 
 
 def store_error(path: Path, error: OSError) -> StoreError:
@@ -132,7 +132,7 @@ os.register_at_fork(after_in_child=heartbeat.__init__)  # type: ignore[misc]
 class Silence:
     """Of the owner of a locked file or directory, as another process sees it."""
 
-    def __init__(self, file: int | Path, limit: float) -> None:
+    def __init__(self, file: int | str | Path, limit: float) -> None:
         self._file = file
         self._limit = limit
         self._touched: int | None = None
@@ -154,11 +154,11 @@ class Silence:
         return self._seconds > max(self._limit, _BEATS * _BEAT)
 
 
-def is_at(file: int, path: Path) -> bool:
+def is_at(file: int, path: str | Path) -> bool:
     """Whether the open file still has this name: another process may move or replace it between an
     open and a lock."""
     try:
-        return os.path.samestat(os.fstat(file), path.stat())
+        return os.path.samestat(os.fstat(file), os.stat(path))  # noqa: PTH116 it may be text
     except FileNotFoundError:
         return False
 

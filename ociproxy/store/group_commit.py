@@ -53,7 +53,7 @@ minute, and many seconds beside a large download."""
 class _Staged:
     file: int
     path: Path
-    target: Path
+    target: str
     size: int
     value: object
 
@@ -87,14 +87,16 @@ class Commit:
     def staged(self) -> list[_Staged]:
         return [*self.manifests, *self.records]
 
-    def stage(self, target: str | Path, data: bytes, value: object, *, record: bool) -> None:
+    def __contains__(self, target: str) -> bool:
+        return any(each.target == target for each in self.staged)
+
+    def stage(self, target: str, data: bytes, value: object, *, record: bool) -> None:
         """Write a file that gets its name later; `value` is what `pending` shows till then. Raises
         StoreError."""
         if len(self.manifests) + len(self.records) >= _MOST_OF_ONE:
             self.wait()
             self.manifests, self.records = [], []
             self._done = None
-        target = Path(target)
         with store_errors(target):
             file, path = stage(self._group.staging)
             try:
@@ -109,7 +111,7 @@ class Commit:
                 raise
         staged = _Staged(file, path, target, len(data), value)
         (self.records if record else self.manifests).append(staged)
-        self._group.pending[str(target)] = value
+        self._group.pending[target] = value
 
     def hand_over(self) -> None:
         """Publish soon; `wait` tells when that is done."""
@@ -190,10 +192,9 @@ class GroupCommit:
 
     def forget(self, staged: _Staged) -> None:
         """It has its name, or never gets it."""
-        target = str(staged.target)
         # Another commit may have staged the same name since.
-        if self.pending.get(target) is staged.value:
-            self.pending.pop(target, None)
+        if self.pending.get(staged.target) is staged.value:
+            self.pending.pop(staged.target, None)
         os.close(staged.file)
 
     def _start(self) -> None:
@@ -248,7 +249,7 @@ class GroupCommit:
         errors = self._in_parallel(os.fdatasync, [each.file for _, each in files])
         for commit, each in files:
             if each.file in errors:
-                _fail(commit, each.target, errors[each.file])
+                _fail(commit, Path(each.target), errors[each.file])
         self._rename(batch, lambda commit: commit.manifests, always=self._folders)
         self._rename(batch, lambda commit: commit.records)
         for commit in batch:
@@ -269,9 +270,9 @@ class GroupCommit:
                     _drop(each)
                     continue
                 try:
-                    folders = publish(each.path, each.target)
+                    folders = publish(each.path, Path(each.target))
                 except OSError as exc:
-                    _fail(commit, each.target, exc)
+                    _fail(commit, Path(each.target), exc)
                     _drop(each)
                     continue
                 for folder in folders:

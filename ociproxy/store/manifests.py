@@ -108,17 +108,18 @@ class Manifests:
         """Publish verified bytes under their digest, unless they are there: that counts as a use.
         Raises StoreError."""
         digest = holder.descriptor.digest
-        if self._find_own(digest, use=False) is not None and self.keep(digest):
+        if self.keep(digest) and self._find_own(digest, use=False) is not None:
             return
         # Also where another commit has it: that one may fail.
         root = self._index_root if holder.descriptor.is_index else self._image_root
-        commit.stage(root / file_name(digest), holder.raw, holder.raw, record=False)
+        path = f"{root}{os.sep}{file_name(digest)}"
+        commit.stage(path, holder.raw, holder.raw, record=False)
 
     def put_again(self, digest: Digest, commit: Commit) -> None:
         """Publish what another commit of this process has staged: for a record in this commit,
         which may not come without its manifest. Raises StoreError."""
         pending = self._find_pending(file_name(digest))
-        if pending is not None and not self.keep(digest):
+        if pending is not None and pending[0] not in commit and not self.keep(digest):
             path, raw = pending
             commit.stage(path, raw, raw, record=False)
 
@@ -180,7 +181,7 @@ class Manifests:
         """Record a use now, so that no other process removes the manifest as unused. False where it
         is not stored, or belongs to another user."""
         name, now = file_name(digest), self._clock.now()
-        return any([keep(root / name, now) for root in self.folders])
+        return any([keep(prefix + name, now) for prefix in self._prefixes])
 
     def last_used(self, digest: Digest) -> float | None:
         """When a manifest was last used, in seconds since the epoch; None if it is not stored.

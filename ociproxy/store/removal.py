@@ -136,7 +136,7 @@ class Removals:
 
     def _await(self, name: str) -> int:
         """A shared lock, once no remover has it."""
-        path = self._folder / name
+        path = f"{self._folder}{os.sep}{name}"
         limit = time.monotonic() + _PATIENCE
         silence = Silence(path, STOPPED)
         while time.monotonic() < limit:
@@ -144,17 +144,19 @@ class Removals:
                 file = self._open(name)
             locked = False
             try:
-                while is_at(file, path) and time.monotonic() < limit:
+                while time.monotonic() < limit:
                     locked = try_lock(file, fcntl.LOCK_SH) and is_at(file, path)
                     if locked:
                         return file
+                    if not is_at(file, path):
+                        break
                     if silence.is_long():
-                        self._depose(file, path)
+                        self._depose(file, Path(path))
                     time.sleep(_INTERVAL)
             finally:
                 if not locked:
                     os.close(file)
-        raise StoreError(path, f"no turn to publish within {_PATIENCE:g} s")
+        raise StoreError(Path(path), f"no turn to publish within {_PATIENCE:g} s")
 
     def _exclude(self) -> tuple[int, int]:
         """The gate and the lock, once no publisher has them. Raises Busy."""
@@ -190,7 +192,7 @@ class Removals:
         return None
 
     def _open(self, name: str) -> int:
-        path = self._folder / name
+        path = f"{self._folder}{os.sep}{name}"
         try:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
