@@ -92,14 +92,21 @@ class Blobs:
 
     def find_size(self, digest: Digest) -> int | None:
         """Bytes of a stored blob; records no use. Raises StoreError."""
+        found = self.look(digest)
+        return None if found is None else found[0]
+
+    def look(self, digest: Digest) -> tuple[int, float] | None:
+        """Bytes of a stored blob, and its last use in seconds since the epoch, 0 if unknown.
+        Records no use. Raises StoreError."""
         try:
-            return os.stat(self._prefix + file_name(digest)).st_size  # noqa: PTH116 hot path
+            state = os.stat(self._prefix + file_name(digest))  # noqa: PTH116 hot path
         except FileNotFoundError:
             found = (content.find_blob_size(digest) for content in self._below)
-            return next((size for size in found if size is not None), None)
+            return next(((size, 0.0) for size in found if size is not None), None)
         except OSError:
             with store_errors(self.path(digest)):
                 raise
+        return state.st_size, state.st_atime
 
     def commit(
         self,

@@ -25,7 +25,7 @@ from ociproxy.errors import DigestInvalid, NameInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest, text_in
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
-from ociproxy.store.files import file_name, identity, keep, store_errors
+from ociproxy.store.files import file_name, identity, keep, read_unused, store_errors
 from ociproxy.store.read_only import TagRecord
 from ociproxy.store.staging import write_atomically
 
@@ -43,6 +43,8 @@ REFERRERS_OF_ONE: Final = 1000
 """Records of one subject. Manifests of any repository may name it, and each is read for a list."""
 _LEFT: Final = 64
 """Manifests that a tag meant before: of one that moves daily, two months."""
+_RECORD: Final = 1024 * 1024
+"""Bytes of a record. Annotations of a referrer may be long; a longer file is no record."""
 _TAGS: Final = "_tags"
 _MANIFESTS: Final = "_manifests"
 
@@ -124,12 +126,12 @@ class Refs:
 
     def put_referrer(self, subject: Digest, referrer: Descriptor) -> None:
         """Blocks. Above `REFERRERS_OF_ONE` records of the subject no more are kept."""
-        folder = self._referrers_root / str(subject)
-        path = folder / str(referrer.digest)
-        if not path.exists() and len(self._names(folder)) >= REFERRERS_OF_ONE:
+        folder = f"{self._referrers_root}/{subject}"
+        path = f"{folder}/{referrer.digest}"
+        if not os.path.exists(path) and len(self._names(folder)) >= REFERRERS_OF_ONE:  # noqa: PTH110
             log.event(logging.WARNING, "too many referrers", digest=subject, kept=REFERRERS_OF_ONE)
             return
-        self._put_descriptor(str(path), referrer)
+        self._put_descriptor(path, referrer)
 
     def referrers(self, repository: Repository, subject: Digest) -> list[Descriptor]:
         """Manifests of this repository that refer to the subject, ordered by digest. Blocks: it
@@ -137,7 +139,7 @@ class Refs:
         found: dict[Digest, Descriptor] = {}
         for records in self._below:
             found.update(records.referrers.get(subject, {}))
-        directory = self._referrers_root / str(subject)
+        directory = f"{self._referrers_root}/{subject}"
         for name in self._names(directory)[:REFERRERS_OF_ONE]:
             descriptor = self._find(f"{directory}/{name}", _descriptor)
             if descriptor:
@@ -150,7 +152,7 @@ class Refs:
 
     def tags(self, repository: Repository) -> list[str]:
         """The tags of a repository, sorted. Raises StoreError."""
-        own = self._names(Path(self._path(repository, _TAGS, ".")))
+        own = self._names(self._path(repository, _TAGS, "."))
         below = (records.tags.get(repository, {}) for records in self._below)
         return sorted({*own, *(tag for tags in below for tag in tags)}) if self._below else own
 
@@ -171,7 +173,7 @@ class Refs:
     def manifests(self, repository: Repository) -> list[Digest]:
         """The manifests of a repository in the store's own files, sorted. Raises StoreError."""
         found = []
-        for name in self._names(Path(self._path(repository, _MANIFESTS, "."))):
+        for name in self._names(self._path(repository, _MANIFESTS, ".")):
             with suppress(DigestInvalid):
                 found.append(Digest.parse(name))
         return found
@@ -179,8 +181,8 @@ class Refs:
     def records_of_referrers(self, manifests: Container[str]) -> Iterator[tuple[str, Path]]:
         """The records of referrers that are named in `manifests`, by file name, with those names.
         Raises StoreError."""
-        for subject in self._names(self._referrers_root):
-            for name in self._names(self._referrers_root / subject):
+        for subject in self._names(str(self._referrers_root)):
+            for name in self._names(f"{self._referrers_root}/{subject}"):
                 with suppress(DigestInvalid):
                     referrer = file_name(Digest.parse(name))
                     if referrer in manifests:
@@ -229,15 +231,15 @@ class Refs:
 
     def records(self, repository: Repository) -> Iterator[Record]:
         """The records of a repository in the store's own files. Raises StoreError."""
-        folder = Path(self._path(repository, _TAGS, "."))
+        folder = self._path(repository, _TAGS, "")
         for name in self._names(folder):
-            digest = self._digest(self._path(repository, _TAGS, name), name, is_tag=True)
-            yield Record(folder / name, digest, repository, name)
+            digest = self._digest(f"{folder}{name}", name, is_tag=True)
+            yield Record(Path(folder, name), digest, repository, name)
         yield from self._described(self._path(repository, _MANIFESTS, ""), repository)
 
     def referrer_records(self) -> Iterator[Record]:
         """The records of all referrers, in the same way."""
-        for subject in self._names(self._referrers_root):
+        for subject in self._names(str(self._referrers_root)):
             yield from self._described(f"{self._referrers_root}/{subject}/", None)
 
     def still_says(self, record: Record) -> bool:
@@ -246,7 +248,7 @@ class Refs:
         return found == record.digest and record.path.exists()
 
     def _described(self, folder: str, repository: Repository | None) -> Iterator[Record]:
-        for name in self._names(Path(folder)):
+        for name in self._names(folder):
             digest = self._digest(f"{folder}{name}", name, is_tag=False)
             yield Record(Path(folder, name), digest, repository)
 
@@ -267,21 +269,16 @@ class Refs:
         """The record at a path; None if there is none, or it is damaged. It is parsed once while
         its file stays the same, so callers give a path always the same `parse`."""
         try:
-            state = os.stat(path)  # noqa: PTH116 hot path
-        except (FileNotFoundError, NotADirectoryError):
+            hot = self._hot.get(path)
+            if hot is not None and hot[0] == identity(os.stat(path)):  # noqa: PTH116 hot path
+                return cast("T", hot[1])
+            data, state = read_unused(path, _RECORD)
+            document = json.loads(data)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         except OSError:
             with store_errors(Path(path)):
                 raise
-        hot = self._hot.get(path)
-        if hot is not None and hot[0] == identity(state):
-            return cast("T", hot[1])
-        with store_errors(Path(path)):
-            try:
-                with open(path, "rb") as file:  # noqa: PTH123 hot path
-                    document = json.loads(file.read())
-            except (FileNotFoundError, ValueError):
-                return None
         if not isinstance(document, dict):
             return None
         record = parse(document)
@@ -298,12 +295,14 @@ class Refs:
         data = json.dumps(document, indent=1).encode() + b"\n"
         write_atomically(Path(path), data, staging=self._staging)
 
-    def _names(self, directory: Path) -> list[str]:
-        with store_errors(directory):
-            try:
-                return sorted(entry.name for entry in os.scandir(directory))
-            except FileNotFoundError:
-                return []
+    def _names(self, directory: str) -> list[str]:
+        try:
+            return sorted(os.listdir(directory))  # noqa: PTH208 a path as text: hot path
+        except FileNotFoundError:
+            return []
+        except OSError:
+            with store_errors(Path(directory)):
+                raise
 
 
 def _descriptor(document: dict[str, object]) -> Descriptor | None:

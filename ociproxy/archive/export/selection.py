@@ -12,8 +12,8 @@ from ociproxy.errors import ConfigError, DigestMismatch, Incomplete, ManifestUnk
 from ociproxy.oci.image import choose
 from ociproxy.oci.manifest import Index
 from ociproxy.oci.reference import TAG_OF_SUBJECT, Reference, is_referrers_tag
-from ociproxy.store.image import is_only_named, read_contents
-from ociproxy.store.inventory import references
+from ociproxy.store.image import read_contents
+from ociproxy.store.inventory import is_only_named, references
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
