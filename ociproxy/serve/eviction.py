@@ -44,7 +44,7 @@ class Eviction:
         self._began = 0.0
         self._not_before = -inf
         self._pause = 0.0
-        self._pinned: list[str] = []
+        self._incomplete, self._first = 0, ""
         self._done: dict[str, Any] = {}
         self._warned: dict[str, tuple[object, float]] = {}
 
@@ -66,7 +66,7 @@ class Eviction:
         is_old = abs(time.time() - usage.counted) > config.store.evict_every
         if limits.cause(usage.stored, usage.wanted) is None and not (counts and is_old):
             return None
-        self._began, self._done, self._pinned = now, {}, []
+        self._began, self._done, self._incomplete = now, {}, 0
         preload = config.serve.preload_images
         return ["prune", "--to-limits", *(["--pinned", str(preload)] if preload else [])]
 
@@ -83,7 +83,9 @@ class Eviction:
                     reason=event["cause"],
                 )
             case {"event": "pinned"}:
-                self._pinned.append(f"{event['reference']} ({event['status']})")
+                self._incomplete += 1
+                if self._incomplete == 1:
+                    self._first = f"{event['reference']} ({event['status']})"
             case {"event": "done"}:
                 self._done = event
             case _:
@@ -122,9 +124,9 @@ class Eviction:
             self._pause = 0.0
             if done["freed"] and done["cause"] == "store.min_free":
                 self._not_before = now + _PAUSE
-        if self._pinned:
-            images, first = len(self._pinned), self._pinned[0]
-            self._warn("pinned images incomplete", self._pinned, now, images=images, first=first)
+        if self._incomplete:
+            images, first = self._incomplete, self._first
+            self._warn("pinned images incomplete", (images, first), now, images=images, first=first)
 
     def _warn(self, name: str, state: object, now: float, **fields: object) -> None:
         """Once for a state, and again after `_SAY_AGAIN`."""
