@@ -21,8 +21,8 @@ import errno
 import fcntl
 import logging
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -72,6 +72,8 @@ class Removals:
     def __init__(self, folder: Path, staging: Path) -> None:
         self._folder = folder
         self._staging = staging
+        self.spare = folder / "spare"
+        """An empty folder, while no process removes."""
         self._held = local()
         self._counting = Lock()
 
@@ -124,13 +126,22 @@ class Removals:
             with store_errors(self._staging):
                 for left in self._staging.glob(f"{_REMOVED}*"):  # by a process that was killed
                     shutil.rmtree(left, ignore_errors=True)
-                removed = Path(tempfile.mkdtemp(prefix=_REMOVED, dir=self._staging))
+                removed = self._make_folder()
                 lock = os.open(removed, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except BaseException:
             _close(claim)
             raise
         try_lock(lock)  # else it would be swept with what killed processes left
         return Remover(self, (claim, lock), removed)
+
+    def _make_folder(self) -> Path:
+        """For what is removed, under a name that no process had before. Raises OSError."""
+        folder = self._staging / f"{_REMOVED}{secrets.token_hex(8)}"
+        try:
+            self.spare.rename(folder)  # a disk that is full has no room for a folder
+        except OSError:
+            folder.mkdir(mode=0o700)
+        return folder
 
     def _claim(self) -> int:
         """The claim. Where another process holds it, wait until that has touched it, or was silent
@@ -220,11 +231,15 @@ class Removals:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             self._folder.mkdir(exist_ok=True)
+            with suppress(OSError):
+                self.spare.mkdir(mode=0o700)
             file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         # A command that root runs must not keep the server from its locks.
         owner = self._folder.parent.stat()
-        with suppress(PermissionError):
+        with suppress(OSError):
             os.chown(self._folder, owner.st_uid, owner.st_gid)
+            os.chown(self.spare, owner.st_uid, owner.st_gid)
+        with suppress(PermissionError):
             os.fchown(file, owner.st_uid, owner.st_gid)
         return file
 
@@ -237,10 +252,10 @@ class Removals:
             if not try_lock(deposing) or not is_at(file, path):
                 return
             for folder in self._staging.glob(f"{_REMOVED}*"):
-                with suppress(OSError):
-                    deposed = tempfile.mkdtemp(prefix=".deposed-", dir=self._staging)
-                    folder.replace(deposed)
-                    shutil.rmtree(deposed, ignore_errors=True)
+                deposed = self._staging / f".deposed-{secrets.token_hex(8)}"
+                with store_errors(folder), suppress(FileNotFoundError):
+                    folder.rename(deposed)
+                shutil.rmtree(deposed, ignore_errors=True)
             # The publishers that it waits for have the lock, if it has the gate only.
             if not self._is_shared(_LOCK):
                 (self._folder / _LOCK).unlink(missing_ok=True)
@@ -271,6 +286,9 @@ class Remover:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # deposed
+            self._empty()
+            self._folder.rename(self._removals.spare)
         shutil.rmtree(self._folder, ignore_errors=True)
         for lock in self._locks:
             _close(lock)
@@ -286,8 +304,11 @@ class Remover:
             _close(lock)
             _close(gate)
         with suppress(OSError):  # deposed just now
-            for path in self._folder.iterdir():
-                path.unlink(missing_ok=True)
+            self._empty()
+
+    def _empty(self) -> None:
+        for path in self._folder.iterdir():
+            path.unlink(missing_ok=True)
 
     def take(self, path: Path) -> bool:
         """Move a file out of the store; False where it has gone already. Call it in a batch. Raises
