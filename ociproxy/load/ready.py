@@ -17,7 +17,8 @@ from ociproxy.oci.image import is_attestation, lacking_in, platforms_of
 from ociproxy.oci.manifest import Index
 from ociproxy.oci.reference import DEFAULT_TAG, referrers_tag, signature_tags
 from ociproxy.store.files import file_name, flush_recent
-from ociproxy.store.image import Missing, is_only_named, read_contents
+from ociproxy.store.image import Missing, read_contents
+from ociproxy.store.inventory import is_only_named
 from ociproxy.store.manifests import with_media_type
 
 if TYPE_CHECKING:

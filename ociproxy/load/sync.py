@@ -22,8 +22,8 @@ from ociproxy.load.loader import Watcher
 from ociproxy.load.ready import ReadyCheck
 from ociproxy.oci.image import platforms_of
 from ociproxy.store.files import store_errors
-from ociproxy.store.image import is_only_named, read_contents
-from ociproxy.store.inventory import references
+from ociproxy.store.image import read_contents
+from ociproxy.store.inventory import is_only_named, references
 from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:
