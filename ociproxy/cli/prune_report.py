@@ -5,12 +5,11 @@ Tests: tests/cli/test_prune_command.py.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
-from ociproxy.cli.terminal import print_event
+from ociproxy.cli.terminal import print_event, utc_time
 from ociproxy.config.units import show_duration
 from ociproxy.store.files import digest_of
 from ociproxy.store.pruning.carry_out import Pruned
@@ -56,7 +55,7 @@ class Report:
                     digest=str(image.digest),
                     status=status,
                     size=image.size,
-                    lastUsed=_time(image.used),
+                    lastUsed=utc_time(image.used),
                     **({"cause": plan.cause} if plan.cause else {}),
                 )
         for kind, name, each in _content(done):
@@ -82,7 +81,7 @@ class Report:
         for image in done.images:
             name = str(image.reference)
             shown = name if image.reference.digest else f"{name}@{image.digest}"
-            click.echo(f"{verb} {shown}, last used {_time(image.used)}")
+            click.echo(f"{verb} {shown}, last used {utc_time(image.used)}")
         for image in kept:
             click.echo(f"kept {image.reference}: used or stored again meanwhile")
         parts = [
@@ -114,8 +113,3 @@ def _content(done: Removed) -> Iterator[tuple[str, str, StoredFile]]:
 
 def _by_path(files: Iterable[StoredFile]) -> list[StoredFile]:
     return sorted(files, key=lambda each: each.path)
-
-
-def _time(seconds: float) -> str:
-    when = datetime.fromtimestamp(seconds, UTC)
-    return when.isoformat(timespec="seconds").replace("+00:00", "Z")

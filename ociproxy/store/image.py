@@ -113,17 +113,20 @@ def read_contents(
     *,
     referrers: bool = False,
     look: Look | None = None,
+    isolated: bool = False,
 ) -> ImageContents:
     """Read what the store has of an image, and record no use of it.
 
     Without `platforms`, every stored child of an index is read, and an index of images must have
     at least one. With them, an index must have its children for these platforms, and only these
     and their stored attestations are read. `referrers` adds what this repository has stored that
-    refers to a manifest reached. A caller that reads many images gives the same `look`. Raises
+    refers to a manifest reached. A caller that reads many images gives the same `look`. If
+    repositories are `isolated`, a manifest is missing that is stored for others only. Raises
     StoreError.
     """
     contents = ImageContents(top)
-    reading = _Reading(store, look or Look(store), repository, contents, tuple(platforms))
+    given = tuple(platforms)
+    reading = _Reading(store, look or Look(store), repository, contents, given, isolated=isolated)
     reading.run(top)
     if referrers:
         reading.add_referrers()
@@ -138,7 +141,10 @@ class _Reading:
         repository: Repository,
         contents: ImageContents,
         platforms: tuple[Platform, ...],
+        *,
+        isolated: bool,
     ) -> None:
+        self._isolated = isolated
         self._store = store
         self._look = look
         self._repository = repository
@@ -174,6 +180,9 @@ class _Reading:
             return ()
         self.contents.manifests[descriptor.digest] = found.descriptor
         self.contents.used = max(self.contents.used, found.used)
+        refs = self._store.refs
+        if self._isolated and refs.find_manifest(self._repository, descriptor.digest) is None:
+            self._miss(descriptor, "stored under another repository only")
         try:
             manifest = found.manifest
         except OddManifest as exc:

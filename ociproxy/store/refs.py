@@ -41,6 +41,8 @@ _HOT_RECORDS: Final = 8192
 """Parsed records kept in memory: each saves a read and a parse, not the stat."""
 REFERRERS_OF_ONE: Final = 1000
 """Records of one subject. Manifests of any repository may name it, and each is read for a list."""
+_LEFT: Final = 64
+"""Manifests that a tag meant before: of one that moves daily, two months."""
 _RECORD: Final = 1024 * 1024
 """Bytes of a record. Annotations of a referrer may be long; a longer file is no record."""
 _TAGS: Final = "_tags"
@@ -89,15 +91,26 @@ class Refs:
         return next((record for record in found if record is not None), None)
 
     def put_tag(self, repository: Repository, tag: str, record: TagRecord) -> None:
+        """What the tag meant before is remembered, up to `_LEFT` manifests. Raises StoreError."""
+        path = self._path(repository, _TAGS, tag)
+        before = self._find(path, _tag_record)
+        left = () if before is None else (before.descriptor.digest, *before.left)
+        moved = [str(digest) for digest in left if digest != record.descriptor.digest][:_LEFT]
         when = datetime.fromtimestamp(record.resolved, UTC)
         self._put(
-            self._path(repository, _TAGS, tag),
+            path,
             {
                 "descriptor": record.descriptor.to_json(),
                 "resolved": when.isoformat(timespec="milliseconds"),
                 "upstream": record.upstream,
+                **({"left": list(dict.fromkeys(moved))} if moved else {}),
             },
         )
+
+    def left_behind(self, repository: Repository) -> set[Digest]:
+        """The manifests that a tag meant before it moved. Raises StoreError."""
+        found = (self.find_tag(repository, tag) for tag in self.tags(repository))
+        return {digest for record in found if record is not None for digest in record.left}
 
     def find_manifest(self, repository: Repository, digest: Digest) -> Descriptor | None:
         """The descriptor under which this repository has this manifest, or None. Raises
@@ -305,4 +318,10 @@ def _tag_record(document: dict[str, object]) -> TagRecord | None:
         resolved = datetime.fromisoformat(text_in(document.get("resolved"))).timestamp()
     except ValueError:  # MalformedManifest is one
         return None
-    return TagRecord(descriptor, resolved, str(document.get("upstream", "")))
+    left = document.get("left")
+    digests: list[Digest] = []
+    for each in left if isinstance(left, list) else ():
+        with suppress(DigestInvalid):
+            digests.append(Digest.parse(str(each)))
+    upstream = str(document.get("upstream", ""))
+    return TagRecord(descriptor, resolved, upstream, tuple(digests))
