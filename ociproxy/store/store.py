@@ -10,6 +10,7 @@
     quarantine/                                       damaged blobs, out of service
     locks/                                            files to lock; `usage` says the store's size
     pins/                                             what no prune removes
+    scrub.json check.json                             how far a pass over all files has come
     store.json                                        the format version
 
 Opening a store makes the folders that are missing and reads no content.
@@ -30,7 +31,7 @@ from ociproxy.oci.descriptor import MalformedManifest, OddManifest
 from ociproxy.oci.manifest import referrer_descriptor
 from ociproxy.store.blobs import Blobs
 from ociproxy.store.document_spool import DocumentSpool
-from ociproxy.store.files import keep, store_errors
+from ociproxy.store.files import file_name, keep, store_errors
 from ociproxy.store.group_commit import PATIENCE, Commit, GroupCommit
 from ociproxy.store.manifests import Manifests, check_manifest
 from ociproxy.store.pruning.pins import PinFiles
@@ -135,6 +136,12 @@ class Store:
         """Damaged files that were taken out of service. Raises StoreError."""
         with store_errors(self.quarantine):
             return sorted(self.quarantine.rglob("*")) if self.quarantine.is_dir() else []
+
+    def is_quarantined(self, digest: Digest) -> bool:
+        """Whether damaged content of this digest was taken out of service. Raises StoreError."""
+        path = self.quarantine / file_name(digest)
+        with store_errors(path):
+            return path.exists()
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[ImageContents], None]]:
