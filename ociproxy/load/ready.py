@@ -16,9 +16,10 @@ from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.image import is_attestation, lacking_in, platforms_of
 from ociproxy.oci.manifest import Index
 from ociproxy.oci.reference import DEFAULT_TAG, referrers_tag, signature_tags
-from ociproxy.store.files import file_name, flush_recent
+from ociproxy.store.files import file_name
 from ociproxy.store.image import Missing, is_only_named, read_contents
 from ociproxy.store.manifests import with_media_type
+from ociproxy.store.recent import RecentFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,6 +83,7 @@ class ReadyCheck:
         self._config = config
         self._isolated = config.isolated
         self._referrers = referrers
+        self._recent = RecentFiles()
         self._contents: dict[Digest, int] = {}
         """Bytes of each manifest and blob that is stored of the image that is looked at."""
 
@@ -97,7 +99,7 @@ class ReadyCheck:
         except _Refused as exc:
             found.refusal = str(exc)
         found.size = sum(self._contents.values())
-        flush_recent(self._files(wanted.reference))
+        self._recent.flush(self._files(wanted.reference))
         return found
 
     def _check(self, found: Readiness) -> None:
