@@ -12,13 +12,13 @@ import click
 from ociproxy.cli.terminal import print_event, utc_time
 from ociproxy.config.units import show_duration
 from ociproxy.store.files import digest_of
-from ociproxy.store.pruning.plan import Plan
+from ociproxy.store.pruning.carry_out import Pruned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from ociproxy.store.pruning.carry_out import Pruned
     from ociproxy.store.pruning.pins import Pin
+    from ociproxy.store.pruning.plan import Plan, Removed
     from ociproxy.store.pruning.survey import StoredFile, SurveyedImage
 
 
@@ -38,15 +38,15 @@ class Report:
             else:
                 click.echo(f"warning: {name} is pinned, but {status}", err=True)
 
-    def end(self, plan: Plan, done: Plan | Pruned) -> None:
+    def end(self, plan: Plan, done: Removed) -> None:
         """`done` is what was removed: of a dry run, the plan itself."""
-        kept = [] if isinstance(done, Plan) else done.kept
+        kept = done.kept if isinstance(done, Pruned) else []
         if self._json:
             self._print_events(plan, done, kept)
         else:
             self._print_lines(plan, done, kept)
 
-    def _print_events(self, plan: Plan, done: Plan | Pruned, kept: list[SurveyedImage]) -> None:
+    def _print_events(self, plan: Plan, done: Removed, kept: list[SurveyedImage]) -> None:
         for images, status in ((done.images, "removed"), (kept, "kept")):
             for image in images:
                 print_event(
@@ -56,6 +56,7 @@ class Report:
                     status=status,
                     size=image.size,
                     lastUsed=utc_time(image.used),
+                    **({"cause": plan.cause} if plan.cause else {}),
                 )
         for kind, name, each in _content(done):
             print_event("content", kind=kind, digest=str(digest_of(name) or name), size=each.size)
@@ -67,11 +68,13 @@ class Report:
             rubbish=len(done.rubbish),
             freed=done.freed,
             size=plan.size - done.freed,
+            target=plan.target,
+            cause=plan.cause,
             kept={"pinned": plan.pinned_fit, "recent": plan.recent, "usedMeanwhile": len(kept)},
             dryRun=self._dry_run,
         )
 
-    def _print_lines(self, plan: Plan, done: Plan | Pruned, kept: list[SurveyedImage]) -> None:
+    def _print_lines(self, plan: Plan, done: Removed, kept: list[SurveyedImage]) -> None:
         from rich.filesize import decimal
 
         verb = "would remove" if self._dry_run else "removed"
@@ -100,7 +103,7 @@ class Report:
             click.echo(f"{plan.pinned_fit} images stay that are pinned")
 
 
-def _content(done: Plan | Pruned) -> Iterator[tuple[str, str, StoredFile]]:
+def _content(done: Removed) -> Iterator[tuple[str, str, StoredFile]]:
     for kind, found in (("manifest", done.manifests), ("blob", done.blobs)):
         for name, each in sorted(found.items()):
             yield kind, name, each

@@ -17,8 +17,9 @@ from ociproxy.oci.image import is_attestation, lacking_in, platforms_of
 from ociproxy.oci.manifest import Index
 from ociproxy.oci.reference import DEFAULT_TAG, referrers_tag, signature_tags
 from ociproxy.store.files import file_name
-from ociproxy.store.image import Missing, is_only_named, read_contents
-from ociproxy.store.manifests import with_media_type
+from ociproxy.store.image import Missing, read_contents
+from ociproxy.store.inventory import is_only_named
+from ociproxy.store.look import Look
 from ociproxy.store.recent import RecentFiles
 
 if TYPE_CHECKING:
@@ -75,14 +76,15 @@ class _Refused(Exception):
 
 
 class ReadyCheck:
-    """Looks at one image after the other. With `referrers` an image is ready only with all that is
-    known to refer to it, which must be at least one signature, SBOM or attestation."""
+    """One run over images, one after the other. With `referrers` an image is ready only with all
+    that is known to refer to it, which must be at least one signature, SBOM or attestation."""
 
     def __init__(self, store: Store, config: Config, *, referrers: bool) -> None:
         self._store = store
         self._config = config
         self._isolated = config.isolated
         self._referrers = referrers
+        self._look = Look(store)
         self._recent = RecentFiles()
         self._contents: dict[Digest, int] = {}
         """Bytes of each manifest and blob that is stored of the image that is looked at."""
@@ -150,9 +152,9 @@ class ReadyCheck:
 
     def _index(self, top: Descriptor) -> Index | None:
         """The index of images that a top manifest is. What is wrong with it says the walk."""
-        holder = self._store.manifests.find(top.digest, use=False)
+        seen = self._look.manifest(top)
         try:
-            manifest = None if holder is None else with_media_type(holder, top).manifest
+            manifest = None if seen is None else seen.manifest
         except MalformedManifest:
             return None
         return manifest if isinstance(manifest, Index) and manifest.children else None
@@ -193,6 +195,7 @@ class ReadyCheck:
             platforms,
             referrers=self._referrers,
             isolated=self._isolated,
+            look=self._look,
         )
         self._contents |= {each.digest: each.size for each in contents.manifests.values()}
         self._contents |= contents.blobs

@@ -16,7 +16,8 @@ from ociproxy.oci.image import is_attestation, platforms_of
 from ociproxy.oci.manifest import Index
 from ociproxy.oci.reference import DEFAULT_TAG, Reference
 from ociproxy.store.files import file_name
-from ociproxy.store.image import is_only_named, read_contents
+from ociproxy.store.image import read_contents
+from ociproxy.store.inventory import is_only_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
