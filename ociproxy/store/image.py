@@ -112,22 +112,21 @@ def read_contents(
     platforms: Sequence[Platform] = (),
     *,
     referrers: bool = False,
-    isolated: bool = False,
     look: Look | None = None,
+    isolated: bool = False,
 ) -> ImageContents:
     """Read what the store has of an image, and record no use of it.
 
     Without `platforms`, every stored child of an index is read, and an index of images must have
     at least one. With them, an index must have its children for these platforms, and only these
     and their stored attestations are read. `referrers` adds what this repository has stored that
-    refers to a manifest reached. If repositories are `isolated`, a manifest is missing that is
-    stored for others only. A caller that reads many images gives the same `look`. Raises
+    refers to a manifest reached. A caller that reads many images gives the same `look`. If
+    repositories are `isolated`, a manifest is missing that is stored for others only. Raises
     StoreError.
     """
     contents = ImageContents(top)
-    reading = _Reading(
-        store, look or Look(store), repository, contents, tuple(platforms), isolated=isolated
-    )
+    given = tuple(platforms)
+    reading = _Reading(store, look or Look(store), repository, contents, given, isolated=isolated)
     reading.run(top)
     if referrers:
         reading.add_referrers()
