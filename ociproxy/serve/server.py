@@ -26,6 +26,7 @@ from ociproxy.serve.housekeeping import Housekeeper
 from ociproxy.serve.listener import Listener
 from ociproxy.serve.preload import preload
 from ociproxy.serve.reload import Reloads
+from ociproxy.serve.scrubbing import Scrub
 from ociproxy.serve.sendfile import Senders
 from ociproxy.serve.supervisor import Supervisor
 from ociproxy.serve.syncing import SyncJob
@@ -159,12 +160,12 @@ async def _serve(
     host, port = listener.getsockname()[:2]
     scheme = "http" if config.serve.tls is None else "https"
     log.event(logging.INFO, "listening", scheme=scheme, host=host, port=port, store=store.root)
-    await loop.run_in_executor(None, supervisor.ready)
-    alive = asyncio.create_task(_stay_alive(supervisor))
-    jobs: list[Job] = [Eviction(store, config), SyncJob(store, config)]
+    jobs: list[Job] = [Eviction(store, config), SyncJob(store, config), Scrub(store, config)]
     keepers = [Housekeeper(store, job, make_command, config) for job in jobs]
     for each in keepers:
         each.start()
+    await loop.run_in_executor(None, supervisor.ready)
+    alive = asyncio.create_task(_stay_alive(supervisor))
     reloading = asyncio.create_task(reloads.run())
     preloading = asyncio.create_task(preload(store, config, make_backend(config), wanted))
     await stopping.wait()
