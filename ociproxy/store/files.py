@@ -29,7 +29,7 @@ from ociproxy.errors import DigestInvalid, StoreError, StoreFull
 from ociproxy.oci.digest import Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from io import FileIO
     from pathlib import Path
 
@@ -200,6 +200,26 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def flush_recent(paths: Iterable[Path]) -> None:
+    """Return when these files and their names are on the disk. Only those are flushed that changed
+    within `_WRITTEN_BACK` seconds: a flush of each may take a turn of the disk. Paths that do not
+    exist are passed over. Raises StoreError."""
+    folders = set()
+    for path in paths:
+        with store_errors(path), suppress(FileNotFoundError):
+            file = open_unused(path)
+            with file:
+                if time.time() - os.fstat(file.fileno()).st_ctime < _WRITTEN_BACK:
+                    os.fsync(file.fileno())
+                    folders.add(path.parent)
+    for folder in folders:
+        with store_errors(folder):
+            fsync_directory(folder)
+
+
+_WRITTEN_BACK: Final = 600.0
+"""Seconds after which the kernel has long written a file to the disk; by itself it waits for 30."""
+
 TOUCH_AFTER: Final = 60.0
 """Seconds between two records of a use, so that a hot file is not written to at each request."""
 
@@ -270,6 +290,25 @@ def open_unused(path: str | Path, flags: int = 0) -> FileIO:
     except PermissionError:
         file = os.open(path, flags)
     return os.fdopen(file, "rb", buffering=0)
+
+
+def read_unused(path: str, most: int) -> tuple[bytes, os.stat_result]:
+    """The bytes of a small file, and its state before they were read, without a use. Of a file with
+    more than `most` bytes one byte more than that. Raises OSError."""
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    try:
+        file = os.open(path, flags | os.O_NOATIME)
+    except PermissionError:
+        file = os.open(path, flags)
+    try:
+        state = os.fstat(file)
+        # A read in one call may be short: of a network file system, or where a signal arrives.
+        data = os.read(file, min(state.st_size, most) + 1)
+        while len(data) < state.st_size and (more := os.read(file, most + 1 - len(data))):
+            data += more
+        return data, state
+    finally:
+        os.close(file)
 
 
 def _seal_microseconds(name: str, size: int, seconds: int) -> int:
