@@ -210,7 +210,12 @@ class BlobPuller:
             return await self._size(repository, digest)
 
     async def _size(self, repository: Repository, digest: Digest) -> tuple[int, CacheStatus]:
-        size = self._store.blobs.find_size(digest)
+        try:
+            size = self._store.blobs.find_size(digest)
+        except StoreError:
+            if self._upstreams.offline:
+                raise
+            size = None
         if size is not None:
             return size, HIT
         fill = self._running(repository, digest)

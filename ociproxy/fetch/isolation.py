@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.errors import BlobUnknown
+from ociproxy.errors import BlobUnknown, StoreError
 from ociproxy.store.membership import Membership
 
 if TYPE_CHECKING:
@@ -49,11 +49,16 @@ class Isolation:
     async def check_allowed(self, repository: Repository, blob: Digest) -> None:
         """Returns where this repository has the blob, stored or not; may ask the upstream.
 
-        Raises BlobUnknown, UpstreamError kinds, Busy or StoreError.
+        Where the store cannot be read, the upstream is asked. Raises BlobUnknown, UpstreamError
+        kinds, Busy; StoreError where no upstream may be asked.
         """
         found = self._membership.refers(repository, blob)
-        if found is None:
-            found = await self._threads.run(lambda: self._membership.read(repository, blob))
+        try:
+            if found is None:
+                found = await self._threads.run(lambda: self._membership.read(repository, blob))
+        except StoreError:
+            if self._upstreams.offline:
+                raise
         if found or self._consents.get((repository, blob)):
             return
         reason = f"no manifest of {repository} refers to it"

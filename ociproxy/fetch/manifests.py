@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -102,9 +103,20 @@ class ManifestPuller:
 
         What is stored and fresh is answered without a task switch, unless it is long and has to
         be read from the disk. Everything else has
-        `fetch.timeouts.answer` seconds. Raises ManifestUnknown, NameUnknown, UpstreamError kinds,
-        IntegrityError kinds or StoreError.
+        `fetch.timeouts.answer` seconds. A store that cannot be read is passed by. Raises
+        ManifestUnknown, NameUnknown, UpstreamError kinds or IntegrityError kinds; StoreError where
+        no upstream may be asked.
         """
+        try:
+            return await self._pull(reference, body=body)
+        except StoreError as exc:
+            if self._upstreams.offline:
+                raise
+            log.event(logging.WARNING, "passing through", reference=reference, reason=exc)
+            async with self._upstreams.answer_time(reference.repository.registry):
+                return await self._from_upstream(reference, body=body)
+
+    async def _pull(self, reference: Reference, *, body: bool) -> ManifestAnswer:
         record, digest = self._named(reference)
         stored: ManifestHolder | None = None
         recorded = False
@@ -267,12 +279,11 @@ class ManifestPuller:
     def _keep(self, repository: Repository, descriptor: Descriptor) -> None:
         """Record soon that this repository has a manifest which came through another one: else it
         would lack its referrers when the upstream is away, and `list` and `export` the image."""
-        if (
-            self._store.refs.find_manifest(repository, descriptor.digest) is not None
-            or len(self._unrecorded) >= _UNRECORDED
-            or self._clock.monotonic() < self._record_again
-        ):
+        if len(self._unrecorded) >= _UNRECORDED or self._clock.monotonic() < self._record_again:
             return
+        with suppress(StoreError):  # an unreadable record is written anew, where that can be
+            if self._store.refs.find_manifest(repository, descriptor.digest) is not None:
+                return
         self._unrecorded[repository, descriptor.digest] = descriptor
         if self._recording is None or self._recording.done():
             self._recording = asyncio.create_task(self._record_hits())

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -19,6 +21,7 @@ from ociproxy.errors import StoreError
 from ociproxy.fetch.cache_status import PASSED_THROUGH
 from ociproxy.serve.errors import range_response
 from ociproxy.serve.exchange import Answer, client_has, requested_ranges
+from ociproxy.store.files import UNREADABLE
 from ociproxy.store.read_only import BlobFile
 
 if TYPE_CHECKING:
@@ -151,11 +154,8 @@ class BlobResponse(web.StreamResponse):
 
     async def _send_body(self, request: web.BaseRequest, senders: Senders) -> None:
         source = self._source
-        if isinstance(source, BlobFile):
-            await self._send_parts(source, request, senders)
-            return
         try:
-            with source.reading():
+            with nullcontext() if isinstance(source, BlobFile) else source.reading():
                 await self._send_parts(source, request, senders)
             return
         except StoreError as exc:
@@ -199,22 +199,34 @@ class BlobResponse(web.StreamResponse):
                 stop = stop if end is None else min(stop, end)
                 file = self._fill_file(source)
             start, size = offset + position, stop - position
-            if size > _CHUNK and in_clear and self._sized:
-                sent = await self._send_file(request, senders, file, start, size)
-            else:
-                sent = await self._send_chunks(file.fileno(), start, size)
-            self.sent += sent
+            try:
+                if size > _CHUNK and in_clear and self._sized:
+                    sent = await self._send_file(request, senders, file, start, size)
+                else:
+                    sent = await self._send_chunks(file.fileno(), start, size)
+            except OSError as exc:
+                if exc.errno not in UNREADABLE:
+                    raise
+                digest = Path(self.headers["Docker-Content-Digest"])
+                raise StoreError(digest, (exc.strerror or str(exc)).lower()) from exc
             if sent < size:
                 # The client must not take the next response for the missing bytes.
                 raise ConnectionResetError("the file has become shorter")
-            position = stop
-            self._parts[0] = (b"", position, end)
+            position = self._parts[0][1]
+
+    def _count(self, size: int) -> None:
+        """Bytes of the part that is being sent are on their way to the client."""
+        self.sent += size
+        _, position, end = self._parts[0]
+        self._parts[0] = (b"", position + size, end)
 
     def _fill_file(self, fill: Fill) -> BinaryIO:
         if self._file is None or self._file_number != fill.files:
             self._close_file()
             self._file_number = fill.files
-            self._file = os.fdopen(fill.duplicate_file(), "rb", 0)
+            with os.fdopen(fill.duplicate_file(), "rb", 0) as shared:
+                # Opened anew: a duplicate shares its position with those of other responses.
+                self._file = open(f"/proc/self/fd/{shared.fileno()}", "rb", 0)  # noqa: PTH123, SIM115 no disk is asked; `close` closes it
         return self._file
 
     async def _send_file(
@@ -225,14 +237,22 @@ class BlobResponse(web.StreamResponse):
         loop = asyncio.get_running_loop()
         try:
             if size > _SHORT:
-                return await senders.send(transport, file, start, size)
-            return await loop.sendfile(transport, file, start, size, fallback=False)
+                sent = await senders.send(transport, file, start, size)
+            else:
+                sent = await loop.sendfile(transport, file, start, size, fallback=False)
         except asyncio.SendfileNotAvailableError:
             # The file system has no sendfile; or the file is unreadable, which reading reports.
             return await self._send_chunks(file.fileno(), start, size)
+        except OSError as exc:
+            if exc.errno in UNREADABLE:
+                # asyncio has moved the file's position by what it sent before.
+                self._count(file.tell() - start)
+            raise
+        self._count(sent)
+        return sent
 
     async def _send_chunks(self, file: int, start: int, size: int) -> int:
-        # pread, because other responses may share the file's position; asyncio's fallback uses it.
+        # pread, because asyncio's fallback uses the file's position.
         loop = asyncio.get_running_loop()
         sent = 0
         while sent < size:
@@ -243,6 +263,7 @@ class BlobResponse(web.StreamResponse):
             if not chunk:
                 break
             await self.write(chunk)
+            self._count(len(chunk))
             sent += len(chunk)
             # With a fast client and cached bytes nothing above has let other tasks run.
             await asyncio.sleep(0)

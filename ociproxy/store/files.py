@@ -38,6 +38,12 @@ READ_SIZE: Final = 1024 * 1024
 """Bytes read in one call from a file that is read as a whole."""
 
 
+UNREADABLE: Final = frozenset(
+    {errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODATA, errno.ESTALE}
+)
+"""How a disk or a file system says that it has lost the bytes of a file; no socket fails so."""
+
+
 def read_buffer(size: int) -> memoryview:
     """Memory of `size` bytes to read files into; it begins where a page begins.
 

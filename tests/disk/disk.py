@@ -31,9 +31,13 @@ class Disk:
         self._backing, self.root = folder / "backing", folder / "disk"
         for each in (self._backing, self.root):
             each.mkdir(parents=True)
-        command = [sys.executable, "-m", "tests.disk.filesystem", self._backing, self.root]
+        program = [sys.executable, "-m", "tests.disk.filesystem"]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+            [*program, self._backing, self.root],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
         )
 
     def await_ready(self) -> None:
@@ -63,12 +67,13 @@ class Disk:
         print(json.dumps(words), file=self._process.stdin, flush=True)
         return json.loads(self._process.stdout.readline())
 
-    def fail(self, fault: str, pattern: str = "*") -> None:
-        """From now on it has this fault (`faults.FAULTS`) for paths that fit the glob."""
-        self._tell("fail", fault, pattern)
+    def fail(self, fault: str, pattern: str = "*", *, after: int = 0) -> None:
+        """From now on it has this fault (`faults.FAULTS`) for paths that fit the glob; with `after`
+        once so many changes and flushes were made."""
+        self._tell("fail", fault, pattern, after)
 
     def heal(self) -> None:
-        self._tell("fail", "", "*")
+        self._tell("fail", "", "*", 0)
 
     def hang(self, *operations: str, pattern: str = "*") -> None:
         """These operations do not return until `release`."""
@@ -87,7 +92,7 @@ class Disk:
         self._tell("kill_at", step)
 
     def steps(self) -> int:
-        """Changes and flushes since `kill_at`."""
+        """Changes and flushes since `fail`, `heal` or `kill_at`."""
         count: int = self._tell("steps")
         return count
 

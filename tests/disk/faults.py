@@ -53,16 +53,21 @@ class Switch:
         self._released = threading.Event()
         self._lock = threading.Lock()
         self._fatal = 0
+        self._sound = 0
         self._count = 0
 
     @property
     def is_full(self) -> bool:
-        return self._fault.full
+        return self._fault.full and self._count >= self._sound
 
-    def fail(self, name: str, pattern: str) -> None:
-        """From now on operations fail on paths that fit; with an empty name none does."""
-        self._pattern = pattern
-        self._fault = FAULTS[name] if name else HEALTHY
+    def fail(self, name: str, pattern: str, step: int) -> None:
+        """From now on operations fail on paths that fit; with a `step` only once that many changes
+        and flushes were made. With an empty name none fails."""
+        with self._lock:
+            self._pattern = pattern
+            self._fault = FAULTS[name] if name else HEALTHY
+            self._sound = step
+            self._count = 0
 
     def hang(self, operations: Sequence[str], pattern: str) -> None:
         """These operations, on paths that fit, do not return until `release`."""
@@ -86,7 +91,7 @@ class Switch:
             self._count = 0
 
     def steps(self) -> int:
-        """Changes and flushes since the last `kill_at`."""
+        """Changes and flushes since the last `fail` or `kill_at`."""
         return self._count
 
     def begin(self, operation: str, path: str, process: int) -> None:
@@ -99,13 +104,13 @@ class Switch:
             self._released.wait()
             with self._lock:
                 self._waiting -= 1
-        number = self._fault.errors.get(operation)
+        changes = operation in CHANGES or operation in FLUSHES
+        with self._lock:
+            self._count += changes
+            killed = changes and self._count == self._fatal
+            number = self._fault.errors.get(operation) if self._count > self._sound else None
         if fits and number is not None:
             raise OSError(number, os.strerror(number))
-        if operation in CHANGES or operation in FLUSHES:
-            with self._lock:
-                self._count += 1
-                killed = self._count == self._fatal
-            if killed:
-                os.kill(process, signal.SIGKILL)
-                raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+        if killed:
+            os.kill(process, signal.SIGKILL)
+            raise OSError(errno.EINTR, os.strerror(errno.EINTR))

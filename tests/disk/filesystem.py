@@ -32,8 +32,10 @@ STATS = (
 )  # fmt: skip
 
 
-class Filesystem(mfusepy.Operations):
+class Filesystem(mfusepy.Operations):  # type: ignore[misc] # it has no types
     use_ns = True
+    # Open files are known by their number: they may have lost their name.
+    flag_nullpath_ok = flag_nopath = True
 
     def __init__(self, folder: str, switch: Switch) -> None:
         self._folder = folder
@@ -41,7 +43,8 @@ class Filesystem(mfusepy.Operations):
         self._lock = threading.Lock()
         self._operations: list[Operation] = []
         self._numbers: dict[int, int] = {}
-        self._files: dict[int, int] = {}
+        self._files: dict[int, tuple[int, str]] = {}
+        """The number and the path of what is open."""
         self._next = ROOT
         self._number_of(folder)
 
@@ -50,8 +53,14 @@ class Filesystem(mfusepy.Operations):
         with self._lock:
             Path(path).write_bytes(pickle.dumps(self._operations))
 
-    def _begin(self, operation: str, path: str | None) -> None:
-        self._switch.begin(operation, path or "", mfusepy.fuse_get_context()[2])
+    def _begin(self, operation: str, path: str) -> None:
+        self._switch.begin(operation, path, mfusepy.fuse_get_context()[2])
+
+    def _begin_open(self, operation: str, file: int) -> int:
+        """The same of what is open; gives its number."""
+        number, path = self._files[file]
+        self._begin(operation, path)
+        return number
 
     def _real(self, path: str) -> str:
         return self._folder + path
@@ -79,43 +88,48 @@ class Filesystem(mfusepy.Operations):
     # Looking
 
     def getattr(self, path: str | None, fh: int | None = None) -> dict[str, Any]:
-        self._begin("getattr", path)
+        if path is not None:
+            self._begin("getattr", path)
         state = os.fstat(fh or 0) if path is None else os.lstat(self._real(path))
         found: dict[str, Any] = {key: getattr(state, key) for key in STATS if key[-3:] != "_ns"}
         for key in ("st_atime", "st_mtime", "st_ctime"):
             found[key] = getattr(state, f"{key}_ns")
         return found
 
-    def readdir(self, path: str, fh: int) -> Iterable[tuple[str, dict[str, int], int]]:
-        for entry in os.scandir(self._real(path)):
+    def opendir(self, path: str) -> int:
+        self._begin("opendir", path)
+        return self._open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def readdir(self, path: None, fh: int) -> Iterable[tuple[str, dict[str, int], int]]:
+        for entry in os.scandir(fh):
             kind = stat.S_IFDIR if entry.is_dir() else stat.S_IFREG
             yield entry.name, {"st_mode": kind, "st_ino": entry.inode()}, 0
 
-    def opendir(self, path: str) -> int:
-        self._begin("opendir", path)
-        return 0
-
     def open(self, path: str, flags: int) -> int:
         self._begin("open", path)
-        if flags & (os.O_WRONLY | os.O_RDWR):
+        writing = flags & (os.O_WRONLY | os.O_RDWR)
+        if writing:
             self._begin("open to write", path)
-        flags = flags & ~(os.O_APPEND | os.O_CREAT | os.O_EXCL) | os.O_NOATIME
-        if flags & os.O_WRONLY:
-            flags = flags & ~os.O_WRONLY | os.O_RDWR
+        return self._open(path, (os.O_RDWR if writing else os.O_RDONLY) | os.O_NOATIME)
+
+    def _open(self, path: str, flags: int) -> int:
         with self._lock:
             file = os.open(self._real(path), flags)
-            self._files[file] = self._number_of(self._real(path))
+            self._files[file] = self._number_of(self._real(path)), path
         return file
 
-    def read(self, path: str | None, size: int, offset: int, fh: int) -> bytes:
-        self._begin("read", path)
+    def read(self, path: None, size: int, offset: int, fh: int) -> bytes:
+        self._begin_open("read", fh)
         return os.pread(fh, size, offset)
 
-    def release(self, path: str | None, fh: int) -> int:
+    def release(self, path: None, fh: int) -> int:
         with self._lock:
-            self._files.pop(fh, None)
+            del self._files[fh]
             os.close(fh)
         return 0
+
+    def releasedir(self, path: None, fh: int) -> int:
+        return self.release(path, fh)
 
     def statfs(self, path: str) -> dict[str, int]:
         state = os.statvfs(self._folder)
@@ -132,34 +146,34 @@ class Filesystem(mfusepy.Operations):
         with self._lock:
             real = self._real(path)
             file = os.open(real, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
-            number = self._files[file] = self._new_number(real)
+            number = self._new_number(real)
+            self._files[file] = number, path
             self._record(Entries((self._entry(path, number),), made="file"))
         return file
 
     def mkdir(self, path: str, mode: int) -> int:
         self._begin("mkdir", path)
         with self._lock:
-            os.mkdir(self._real(path), mode)
+            os.mkdir(self._real(path), mode)  # noqa: PTH102 as FUSE calls it
             number = self._new_number(self._real(path))
             self._record(Entries((self._entry(path, number),), made="folder"))
         return 0
 
-    def write(self, path: str | None, data: bytes, offset: int, fh: int) -> int:
-        self._begin("write", path)
+    def write(self, path: None, data: bytes, offset: int, fh: int) -> int:
+        number = self._begin_open("write", fh)
         with self._lock:
             os.pwrite(fh, data, offset)
-            self._record(Write(self._files[fh], offset, data, time.time_ns()))
+            self._record(Write(number, offset, data, time.time_ns()))
         return len(data)
 
     def truncate(self, path: str | None, length: int, fh: int | None = None) -> int:
-        self._begin("truncate", path)
+        if path is None:
+            number = self._begin_open("truncate", fh or 0)
+        else:
+            self._begin("truncate", path)
+            number = self._number_of(self._real(path))
         with self._lock:
-            if fh is not None:
-                number = self._files[fh]
-                os.ftruncate(fh, length)
-            else:
-                number = self._number_of(self._real(path or ""))
-                os.truncate(self._real(path or ""), length)
+            os.truncate(fh or 0 if path is None else self._real(path), length)
             self._record(Write(number, length, None, time.time_ns()))
         return 0
 
@@ -174,7 +188,7 @@ class Filesystem(mfusepy.Operations):
         self._begin("unlink", path)
         with self._lock:
             change = self._entry(path, None)
-            os.unlink(self._real(path))
+            os.unlink(self._real(path))  # noqa: PTH108 the same
             self._record(Entries((change,)))
         return 0
 
@@ -182,7 +196,7 @@ class Filesystem(mfusepy.Operations):
         self._begin("rmdir", path)
         with self._lock:
             change = self._entry(path, None)
-            os.rmdir(self._real(path))
+            os.rmdir(self._real(path))  # noqa: PTH106 the same
             self._record(Entries((change,)))
         return 0
 
@@ -191,14 +205,14 @@ class Filesystem(mfusepy.Operations):
         with self._lock:
             number = self._number_of(self._real(old))
             changes = self._entry(old, None), self._entry(new, number)
-            os.rename(self._real(old), self._real(new))
+            os.rename(self._real(old), self._real(new))  # noqa: PTH104 the same
             self._record(Entries(changes))
         return 0
 
     def chmod(self, path: str, mode: int) -> int:
         self._begin("chmod", path)
         with self._lock:
-            os.chmod(self._real(path), mode)
+            os.chmod(self._real(path), mode)  # noqa: PTH101 the same
             self._record(Attributes(self._number_of(self._real(path)), mode=mode & 0o7777))
         return 0
 
@@ -221,16 +235,16 @@ class Filesystem(mfusepy.Operations):
             self._record(Attributes(number, atime=atime, mtime=mtime))
         return 0
 
-    def fsync(self, path: str | None, datasync: int, fh: int) -> int:
-        self._begin("fsync", path)
+    def fsync(self, path: None, datasync: int, fh: int) -> int:
+        number = self._begin_open("fsync", fh)
         with self._lock:
-            self._record(Flush(self._files[fh]))
+            self._record(Flush(number))
         return 0
 
-    def fsyncdir(self, path: str, datasync: int, fh: int) -> int:
-        self._begin("fsyncdir", path)
+    def fsyncdir(self, path: None, datasync: int, fh: int) -> int:
+        number = self._begin_open("fsyncdir", fh)
         with self._lock:
-            self._record(Flush(self._number_of(self._real(path))))
+            self._record(Flush(number))
         return 0
 
 
