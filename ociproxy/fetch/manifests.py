@@ -101,9 +101,8 @@ class ManifestPuller:
     async def pull(self, reference: Reference, *, body: bool) -> ManifestAnswer:
         """The manifest of a tag or digest; with `body` False its descriptor is enough.
 
-        What is stored and fresh is answered without a task switch, unless it is long and has to
-        be read from the disk. Everything else has
-        `fetch.timeouts.answer` seconds. A store that cannot be read is passed by. Raises
+        What is stored and fresh is answered without a task switch, unless it is long and has to be
+        read from the disk. Everything else has `fetch.timeouts.answer` seconds. A store that cannot be read is passed by. Raises
         ManifestUnknown, NameUnknown, UpstreamError kinds or IntegrityError kinds; StoreError where
         no upstream may be asked.
         """

@@ -108,7 +108,8 @@ class Switch:
         with self._lock:
             self._count += changes
             killed = changes and self._count == self._fatal
-            number = self._fault.errors.get(operation) if self._count > self._sound else None
+            failing = self._count >= self._sound + changes
+            number = self._fault.errors.get(operation) if failing else None
         if fits and number is not None:
             raise OSError(number, os.strerror(number))
         if killed:
