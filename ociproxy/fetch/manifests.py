@@ -102,9 +102,9 @@ class ManifestPuller:
         """The manifest of a tag or digest; with `body` False its descriptor is enough.
 
         What is stored and fresh is answered without a task switch, unless it is long and has to be
-        read from the disk. Everything else has `fetch.timeouts.answer` seconds. A store that cannot be read is passed by. Raises
-        ManifestUnknown, NameUnknown, UpstreamError kinds or IntegrityError kinds; StoreError where
-        no upstream may be asked.
+        read from the disk; the rest has `fetch.timeouts.answer` seconds. An unreadable store is
+        passed by. Raises ManifestUnknown, NameUnknown, UpstreamError or IntegrityError kinds; where
+        no upstream may be asked, StoreError.
         """
         try:
             return await self._pull(reference, body=body)

@@ -29,7 +29,7 @@ from ociproxy.oci.descriptor import MalformedManifest, OddManifest
 from ociproxy.oci.manifest import referrer_descriptor
 from ociproxy.store.blobs import Blobs
 from ociproxy.store.document_spool import DocumentSpool
-from ociproxy.store.files import keep, store_errors
+from ociproxy.store.files import keep, make_folder, store_errors
 from ociproxy.store.manifests import Manifests, check_manifest
 from ociproxy.store.pruning.pins import PinFiles
 from ociproxy.store.read_only import TagRecord
@@ -83,7 +83,7 @@ class Store:
         staging = root / "pulls"
         for name in ("blobs", _INDEXES, _IMAGES, "refs", "referrers", "pulls"):
             with store_errors(root / name):
-                (root / name).mkdir(parents=True, exist_ok=True)
+                make_folder(root / name)
         _check_format(root)
         self.staging = Staging(staging)
         self.removals = Removals(root / "locks", staging)

@@ -25,12 +25,10 @@ def faults_of(store: Path, promised: Iterable[Image] = ()) -> list[str]:
         if not is_right(manifest_of(store, path))
     ]
     for image in promised:
-        contents = [(content, ("fat", "img")) for content in image.all_manifests()]
-        contents += [(blob, ("blobs",)) for blob in image.blobs]
         found += [
             f"promised, and not there: {content.digest}"
-            for content, folders in contents
-            if not any(is_right(store / folder / content.encoded) for folder in folders)
+            for content in image.all_content()
+            if not any(is_right(store / each / content.encoded) for each in ("fat", "img", "blobs"))
         ]
     return found
 
@@ -48,7 +46,7 @@ def manifest_of(store: Path, record: Path) -> Path:
     """Where the manifest of a record is; the record itself where it cannot be read."""
     try:
         document = json.loads(record.read_bytes())
-        digest = document.get("descriptor", document)["digest"].partition(":")[2]
+        digest = str(document.get("descriptor", document)["digest"]).partition(":")[2]
     except (ValueError, KeyError):
         return record
     path = store / "fat" / digest

@@ -21,7 +21,7 @@ from tests.server import LISTENING, upstream_entry
 from tests.stores import put
 from tests.upstream import FakeUpstream
 
-PATIENCE = 120.0
+PATIENCE = 30.0
 """Seconds that one run may take."""
 
 
@@ -80,13 +80,13 @@ class Runs:
 
     def begin(self, command: str, *words: str, output: Path | None = None) -> int:
         """The process. What it prints goes to `output`, else to `self.output`."""
+        sys.stdout.flush()
         child = os.fork()
         if child:
             return child
         written = os.open(output or self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         for number in (1, 2):
             os.dup2(written, number)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115, PTH123
         code = 70
         try:
             main([command, *words, "--image-path", str(self.store)], standalone_mode=True)
