@@ -16,6 +16,7 @@ from ociproxy import log
 from ociproxy.archive.bundle import Bundle
 from ociproxy.archive.volumes import grouped
 from ociproxy.cli.backends import backends
+from ociproxy.cli.child import command_maker
 from ociproxy.cli.environment import misspelt
 from ociproxy.cli.options import common, configuration, pull_timeout
 from ociproxy.cli.sources import machine_platform, read_wanted
@@ -149,7 +150,8 @@ def serve(
                     setup = reread()
                 except ConfigError as exc:
                     log.event(logging.ERROR, "configuration not reloaded", reason=exc)
-            run(setup, store, partial(backends, store), listener, reread, wanted)
+            make_command = command_maker(config_path)
+            run(setup, store, partial(backends, store), listener, reread, make_command, wanted)
 
         if config.serve.workers == 1:
             work()
