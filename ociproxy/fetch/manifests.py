@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 _TAGS: Final = 10_000
 """Tags whose pause and whose time to live are kept in memory."""
 _UNRECORDED: Final = 1024
-"""Hits that wait to be recorded. One that finds no room is recorded when a client asks again."""
+"""Hits that wait to be recorded; one more is recorded when a client asks again."""
 _FLUSH_LIMIT: Final = 1.0
 """Seconds that the records which wait may take at the end."""
 
@@ -101,10 +101,9 @@ class ManifestPuller:
     async def pull(self, reference: Reference, *, body: bool) -> ManifestAnswer:
         """The manifest of a tag or digest; with `body` False its descriptor is enough.
 
-        What is stored and fresh is answered without a task switch, unless it is long and has to be
-        read from the disk; the rest has `fetch.timeouts.answer` seconds. An unreadable store is
-        passed by. Raises ManifestUnknown, NameUnknown, UpstreamError or IntegrityError kinds; where
-        no upstream may be asked, StoreError.
+        What is in memory and fresh is answered without a task switch, all else within
+        `fetch.timeouts.answer`. A store that cannot be read, or hangs, is passed by. Raises
+        ManifestUnknown, NameUnknown, UpstreamError or IntegrityError kinds; StoreError if offline.
         """
         try:
             return await self._pull(reference, body=body)
@@ -116,16 +115,10 @@ class ManifestPuller:
                 return await self._from_upstream(reference, body=body)
 
     async def _pull(self, reference: Reference, *, body: bool) -> ManifestAnswer:
-        record, digest = self._named(reference)
-        stored: ManifestHolder | None = None
-        recorded = False
-        if digest is not None and self._store.manifests.is_long_to_read(digest):
-            async with self._upstreams.answer_time(reference.repository.registry):
-                stored, recorded = await self._threads.run(
-                    lambda: self._stored(reference, record, digest)
-                )
-        elif digest is not None:
-            stored, recorded = self._stored(reference, record, digest)
+        if self._is_at_hand(reference):
+            record, stored, recorded = self._look(reference)
+        else:
+            record, stored, recorded = await self._threads.look(partial(self._look, reference))
         expired = self._has_expired(reference, record)
         if stored is not None and not expired:
             return self._answer(reference.repository, stored, HIT, body=body, recorded=recorded)
@@ -138,8 +131,7 @@ class ManifestPuller:
 
     def find_stored(self, reference: Reference) -> ManifestHolder | None:
         """What is stored for this repository, fresh or not. Blocks. Raises StoreError."""
-        record, digest = self._named(reference)
-        return None if digest is None else self._stored(reference, record, digest)[0]
+        return self._look(reference)[1]
 
     async def drain(self) -> None:
         """Return when what no client waits for any more has ended: the checks of expired tags, and
@@ -157,27 +149,33 @@ class ManifestPuller:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _named(self, reference: Reference) -> tuple[TagRecord | None, Digest | None]:
-        """A tag's record, and the digest that is looked for; None where no record has it."""
-        if reference.digest is not None:
-            return None, reference.digest
-        record = self._store.refs.find_tag(reference.repository, reference.tag or "")
-        return record, None if record is None else record.descriptor.digest
+    def _is_at_hand(self, reference: Reference) -> bool:
+        """Whether the event loop may look: but for stats of known names, all is in memory."""
+        digest, refs = reference.digest, self._store.refs
+        if digest is None:
+            digest = refs.remembered_tag(reference.repository, reference.tag or "")
+        elif not refs.remembers(reference.repository, digest):
+            return False
+        remembered = digest is not None and self._store.manifests.remembers(digest)
+        return remembered and self._threads.hung is None
 
-    def _stored(
-        self, reference: Reference, record: TagRecord | None, digest: Digest
-    ) -> tuple[ManifestHolder | None, bool]:
-        """The stored manifest, under the media type that this repository has it with, where it may
-        be served under this repository; and whether the repository is known to have it."""
-        found = self._store.manifests.find(digest)
-        if found is None:
-            return None, False
+    def _look(self, reference: Reference) -> tuple[TagRecord | None, ManifestHolder | None, bool]:
+        """A tag's record; the stored manifest, under its media type for this repository, where that
+        may have it; and whether the repository is known to have it. Waits for the disk."""
+        record, digest = None, reference.digest
+        if digest is None:
+            record = self._store.refs.find_tag(reference.repository, reference.tag or "")
+            digest = None if record is None else record.descriptor.digest
+        found = None if digest is None else self._store.manifests.find(digest)
+        if digest is None or found is None:
+            return record, None, False
         own: Descriptor | None = None
         if record is None or self._isolation is not None:
             own = self._store.refs.find_manifest(reference.repository, digest)
         if self._isolation is not None and own is None:
-            return None, False
-        return with_media_type(found, record.descriptor if record else own), own is not None
+            return record, None, False
+        named = record.descriptor if record else own
+        return record, with_media_type(found, named), own is not None
 
     def _has_expired(self, reference: Reference, record: TagRecord | None) -> bool:
         """Whether a tag's time to live is over. A digest has no record and never expires."""
@@ -320,6 +318,7 @@ class ManifestPuller:
         def request(backend: Backend) -> tuple[ManifestHolder, bool]:
             holder = backend.fetch_manifest(reference)
             try:
+                self._threads.check_answers()
                 self._store.commit_manifest(reference.repository, holder)
             except StoreError as exc:
                 log.event(logging.WARNING, "passing through", reference=reference, reason=exc)
@@ -335,6 +334,7 @@ class ManifestPuller:
         if reference.tag is None:
             return
         try:
+            self._threads.check_answers()
             self._store.record_tag(
                 reference.repository, reference.tag, descriptor, now=self._clock.now()
             )

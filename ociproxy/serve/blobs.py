@@ -41,6 +41,9 @@ _SHORT: Final = 4 * 1024 * 1024
 """Bytes that the event loop's thread sends by itself: the socket's buffer takes them in about a
 millisecond, and handing them to another thread costs half of one."""
 
+_SAMPLE: Final = 128 * 1024
+"""Bytes between two samples: the kernel reads ahead, and so forgets, about as much at a time."""
+
 
 async def blob(engine: Engine, request: web.BaseRequest, target: BlobPath) -> Answer:
     """Stored or arriving, whole or some ranges of it."""
@@ -236,7 +239,7 @@ class BlobResponse(web.StreamResponse):
         transport = _transport(request)
         loop = asyncio.get_running_loop()
         try:
-            if size > _SHORT:
+            if size > _SHORT or not self._is_at_hand(file, start, size):
                 sent = await senders.send(transport, file, start, size)
             else:
                 sent = await loop.sendfile(transport, file, start, size, fallback=False)
@@ -250,6 +253,14 @@ class BlobResponse(web.StreamResponse):
             raise
         self._count(sent)
         return sent
+
+    def _is_at_hand(self, file: BinaryIO, start: int, size: int) -> bool:
+        """Whether the page cache has the bytes, by samples: else the event loop would wait for the
+        disk. What is arriving was written just now."""
+        if not isinstance(self._source, BlobFile):
+            return True
+        samples = (*range(start, start + size, _SAMPLE), start + size - 1)
+        return all(_read_cached(file.fileno(), 1, position) for position in samples)
 
     async def _send_chunks(self, file: int, start: int, size: int) -> int:
         # pread, because asyncio's fallback uses the file's position.

@@ -54,6 +54,8 @@ _HOT_MANIFEST_BYTES: Final = 16 * 1024 * 1024
 """Bytes of memory for manifests: some thousand, for most have a few KiB."""
 _CLAIMS: Final = 64
 """Manifests that are read for the size of a blob. A client asks for the manifest just before."""
+_NAMES: Final = 64
+"""Names without a file that are looked for in turn: the kernel remembers each for a while."""
 _FORMAT: Final = "store.json"
 _INDEXES: Final = "fat"
 _IMAGES: Final = "img"
@@ -78,6 +80,7 @@ class Store:
         below: Sequence[ReadOnlyContent] = (),
     ) -> None:
         self.root = root
+        self._looks = 0
         self.quarantine = root / "quarantine"
         clock = self._clock = clock or SystemClock()
         staging = root / "pulls"
@@ -99,6 +102,12 @@ class Store:
         )
         self.below = below
         self.refs = Refs(root / "refs", root / "referrers", staging=staging, below=below)
+
+    def look(self) -> None:
+        """Ask the file system for a name that it does not know by heart. Hangs where the disk
+        does."""
+        self._looks = (self._looks + 1) % _NAMES
+        (self.blobs.folder / f".look-{self._looks}").exists()
 
     def check_writable(self) -> None:
         """Raises StoreError if no file can be made in `pulls/`. A full disk is fine, for its
