@@ -35,7 +35,7 @@ _ARGUMENTS: Final = frozenset({"args", "command"})
 _ENVIRONMENT: Final = "env"
 _DATA: Final = "data"
 _CONFIG_MAP: Final = "ConfigMap"
-_SECRET: Final = "Secret"
+_SECRET: Final = "Secret"  # noqa: S105 a kind of object
 _BLOCK_STYLES: Final = ("|", ">")
 """Of a scalar: its text begins on the line after the mark."""
 _INJECTED: Final = "auto"
