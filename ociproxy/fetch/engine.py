@@ -73,6 +73,7 @@ class Engine:
             store,
             self.upstreams,
             self.requests,
+            self.threads,
             self._verifiers,
             self._fills,
             isolation,
@@ -95,12 +96,15 @@ class Engine:
             store, self.upstreams, self.requests, self.manifests, self.threads
         )
         self._preparing = asyncio.create_task(self._prepare())
+        self._watching = asyncio.create_task(self.threads.watch(store.look))
 
     async def close(self) -> None:
         """End what is running: downloads soon, keeping what arrived; requests without waiting."""
         self._preparing.cancel()
+        self._watching.cancel()
         await asyncio.gather(
             self._preparing,
+            self._watching,
             self.manifests.close(),
             self._ahead.close(),
             self._fills.close(),

@@ -34,8 +34,8 @@ from ociproxy.oci.descriptor import IMAGE_CONFIGS
 from ociproxy.oci.image import lacking_in, platforms_of
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.reference import Reference
-from ociproxy.store.files import free_space
 from ociproxy.store.image import platform_of
+from ociproxy.store.limits import free_space
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator

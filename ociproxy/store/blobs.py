@@ -19,6 +19,8 @@ from ociproxy.store.files import (
     identity,
     is_at,
     is_sealed,
+    is_use_due,
+    open_cached,
     open_unused,
     publish,
     seal,
@@ -74,8 +76,8 @@ class Blobs:
         return self.folder / file_name(digest)
 
     def find(self, digest: Digest) -> BlobFile | None:
-        """Open a stored blob and record its use; the caller closes it. The event loop may call
-        this, for it takes a few microseconds. Raises StoreError."""
+        """Open a stored blob and record its use; the caller closes it. Waits for the disk. Raises
+        StoreError."""
         name = file_name(digest)
         try:
             file = open(self._prefix + name, "rb", buffering=0)  # noqa: PTH123, SIM115 hot path; the caller closes
@@ -92,6 +94,20 @@ class Blobs:
             with store_errors(self.path(digest)):
                 raise
         touch(file.fileno(), state, self._clock.now())
+        return BlobFile(file, state.st_size, self._is_verified(digest, state))
+
+    def find_cached(self, digest: Digest) -> BlobFile | None:
+        """The same without waiting for the disk. None where it would be asked, for the blob or to
+        record the use, and where the store has no such blob."""
+        name = file_name(digest)
+        descriptor = open_cached(self._prefix + name)
+        if descriptor is None:
+            return None
+        file = open(descriptor, "rb", buffering=0)  # noqa: PTH123, SIM115 the caller closes it
+        state = os.fstat(descriptor)
+        if is_use_due(state, self._clock.now()):
+            file.close()
+            return None
         return BlobFile(file, state.st_size, self._is_verified(digest, state))
 
     def find_size(self, digest: Digest) -> int | None:

@@ -14,11 +14,11 @@ The atime is the last use of a file. This program sets it, not the kernel."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import mmap
 import os
-import shutil
 import time
 from contextlib import contextmanager, suppress
 from hashlib import blake2s
@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 
 READ_SIZE: Final = 1024 * 1024
 """Bytes read in one call from a file that is read as a whole."""
+
+
+UNREADABLE: Final = frozenset(
+    {errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODATA, errno.ESTALE}
+)
+"""How a disk or a file system says that it has lost the bytes of a file; no socket fails so."""
 
 
 def read_buffer(size: int) -> memoryview:
@@ -253,10 +259,14 @@ def touch(file: int, state: os.stat_result, now: float) -> None:
     """Record a use at `now` (seconds since the epoch) and keep the seal. A store that is read-only,
     full or failing records none: what was read is good all the same, and a copy-on-write file
     system needs room for a time."""
-    if now - state.st_atime < TOUCH_AFTER:
-        return
-    with suppress(OSError):
-        os.utime(file, ns=(int(now * 10**9), state.st_mtime_ns))
+    if is_use_due(state, now):
+        with suppress(OSError):
+            os.utime(file, ns=(int(now * 10**9), state.st_mtime_ns))
+
+
+def is_use_due(state: os.stat_result, now: float) -> bool:
+    """Whether `touch` would write."""
+    return now - state.st_atime >= TOUCH_AFTER
 
 
 def keep(path: str | Path, now: float) -> bool:
@@ -304,14 +314,36 @@ def read_unused(path: str, most: int) -> tuple[bytes, os.stat_result]:
         os.close(file)
 
 
+class _OpenHow(ctypes.Structure):
+    """`struct open_how` of openat2(2)."""
+
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+_syscall: Final = ctypes.CDLL(None).syscall
+_syscall.argtypes = (
+    *(ctypes.c_long, ctypes.c_int, ctypes.c_char_p),
+    *(ctypes.POINTER(_OpenHow), ctypes.c_size_t),
+)
+_syscall.restype = ctypes.c_long
+_OPENAT2: Final = 437
+_AT_FDCWD: Final = -100
+_RESOLVE_CACHED: Final = 0x20
+_FROM_CACHE: Final = _OpenHow(os.O_RDONLY | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
+
+
+def open_cached(path: str) -> int | None:
+    """Open a file to read it, if the kernel finds it without asking the disk: the event loop may
+    call this. None else, and where the kernel is older than 5.12 or lets no program ask so."""
+    where, size = os.fsencode(path), ctypes.sizeof(_OpenHow)
+    file: int = _syscall(_OPENAT2, _AT_FDCWD, where, ctypes.byref(_FROM_CACHE), size)
+    return None if file < 0 else file
+
+
 def _seal_microseconds(name: str, size: int, seconds: int) -> int:
     digest = blake2s(f"{name} {size} {seconds}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 10**6
-
-
-def free_space(root: Path) -> int:
-    """Bytes that this user may still write where the store is, or will be. Raises StoreError."""
-    with store_errors(root):
-        while not root.exists() and root != root.parent:
-            root = root.parent
-        return shutil.disk_usage(root).free

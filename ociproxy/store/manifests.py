@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 
 _ENTRY_OVERHEAD: Final = 1024
 """Bytes of memory that a cached manifest takes beside its own: objects and table entries."""
-_LONG: Final = 256 * 1024
-"""Bytes. Hashing and parsing as much takes a few milliseconds; other clients would wait for it."""
 
 
 @dataclass(slots=True)
@@ -91,19 +89,11 @@ class Manifests:
         found = (content.find_manifest(digest) for content in self._below)
         return next((holder for holder in found if holder is not None), None)
 
-    def is_long_to_read(self, digest: Digest) -> bool:
-        """Whether `find` would read and parse a file of more than `_LONG` bytes. Takes two stats at
-        most."""
-        if self._hot.get(digest) is not None:
-            return False
-        name = file_name(digest)
-        pending = self._find_pending(name)
-        if pending is not None:
-            return len(pending[1]) > _LONG
-        for root in self.folders:
-            with suppress(OSError):
-                return (root / name).stat().st_size > _LONG
-        return False
+    def remembers(self, digest: Digest) -> bool:
+        """Whether `find` takes one stat, of a file that was looked at in the last minute: the event
+        loop may call it then, for no disk is asked."""
+        hot = self._hot.get(digest)
+        return hot is not None and self._clock.now() - hot.used <= TOUCH_AFTER
 
     def peek(self, digest: Digest) -> ManifestHolder | None:
         """A manifest of the store's own files, for a caller that reads many: not kept in memory,

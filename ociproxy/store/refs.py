@@ -85,6 +85,15 @@ class Refs:
         """Where the records of a repository are: `_tags/<tag>` and `_manifests/<digest>`."""
         return self._root / repository.registry / repository.name
 
+    def remembered_tag(self, repository: Repository, tag: str) -> Digest | None:
+        """The manifest of a tag whose record was read before; takes no look at the disk."""
+        hot = self._hot.get(self._path(repository, _TAGS, tag))
+        return None if hot is None else cast("TagRecord", hot[1]).descriptor.digest
+
+    def remembers(self, repository: Repository, digest: Digest) -> bool:
+        """Whether the record of a manifest was read before; takes no look at the disk."""
+        return self._hot.get(self._path(repository, _MANIFESTS, str(digest))) is not None
+
     def find_tag(self, repository: Repository, tag: str) -> TagRecord | None:
         """The record of a tag; None if there is none, or it is damaged. Raises StoreError."""
         own = self._find(self._path(repository, _TAGS, tag), TagRecord.from_json)

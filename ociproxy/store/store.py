@@ -31,7 +31,7 @@ from ociproxy.oci.descriptor import MalformedManifest, OddManifest
 from ociproxy.oci.manifest import referrer_descriptor
 from ociproxy.store.blobs import Blobs
 from ociproxy.store.document_spool import DocumentSpool
-from ociproxy.store.files import file_name, keep, store_errors
+from ociproxy.store.files import file_name, keep, make_folder, store_errors
 from ociproxy.store.group_commit import PATIENCE, Commit, GroupCommit
 from ociproxy.store.manifests import Manifests, check_manifest
 from ociproxy.store.pruning.pins import PinFiles
@@ -58,6 +58,8 @@ _HOT_MANIFEST_BYTES: Final = 16 * 1024 * 1024
 """Bytes of memory for manifests: some thousand, for most have a few KiB."""
 _CLAIMS: Final = 64
 """Manifests that are read for the size of a blob. A client asks for the manifest just before."""
+_NAMES: Final = 64
+"""Names without a file that are looked for in turn: the kernel remembers each for a while."""
 _FORMAT: Final = "store.json"
 _INDEXES: Final = "fat"
 _IMAGES: Final = "img"
@@ -82,12 +84,13 @@ class Store:
         below: Sequence[ReadOnlyContent] = (),
     ) -> None:
         self.root = root
+        self._looks = 0
         self.quarantine = root / "quarantine"
         clock = self._clock = clock or SystemClock()
         staging = root / "pulls"
         for name in ("blobs", _INDEXES, _IMAGES, "refs", "referrers", "pulls"):
             with store_errors(root / name):
-                (root / name).mkdir(parents=True, exist_ok=True)
+                make_folder(root / name)
         _check_format(root)
         self.staging = Staging(staging)
         self.removals = Removals(root / "locks", staging)
@@ -116,6 +119,12 @@ class Store:
         self.refs = Refs(
             root / "refs", root / "referrers", staging=staging, pending=pending, below=below
         )
+
+    def look(self) -> None:
+        """Ask the file system for a name that it does not know by heart. Hangs where the disk
+        does."""
+        self._looks = (self._looks + 1) % _NAMES
+        (self.blobs.folder / f".look-{self._looks}").exists()
 
     def check_writable(self) -> None:
         """Raises StoreError if no file can be made in `pulls/`. A full disk is fine, for its
