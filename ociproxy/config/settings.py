@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from ociproxy.config.local_settings import Load, Log, Serve, Store
 from ociproxy.config.units import GIB, MIB
+from ociproxy.metrics.counters import OTHER
 from ociproxy.oci.reference import DOCKER_HUB, Reference, Repository, parse_registry
 
 # The host of Docker Hub's API is not the registry's name; an `endpoint` in the config wins.
@@ -139,6 +140,11 @@ class Upstream:
     listed: bool = True
     deny_private: bool = False
     ns: bool | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name in metrics: clients make up the names of those that are not listed."""
+        return self.name if self.listed else OTHER
 
     @property
     def urls(self) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ class Engine:
         self.store = store
         self._sweep_interval = sweep_interval
         self._clock = clock or SystemClock()
-        self._fills = Fills(store, config)
+        self.fills = Fills(store, config)
         self.upstreams = Upstreams(config, make_backend, clock=clock)
         self.requests = Requests(self.upstreams, config, clock=clock)
         self.threads = StoreThreads(config.fetch.requests)
@@ -69,7 +69,7 @@ class Engine:
             self.upstreams,
             self.requests,
             self._verifiers,
-            self._fills,
+            self.fills,
             isolation,
             config,
         )
@@ -98,7 +98,7 @@ class Engine:
             self._preparing,
             self.manifests.close(),
             self._ahead.close(),
-            self._fills.close(),
+            self.fills.close(),
             return_exceptions=True,
         )
         await self.requests.close()
@@ -117,7 +117,7 @@ class Engine:
         await self.manifests.drain()
         await self.requests.drain()
         await self._ahead.drain()
-        await self._fills.drain()
+        await self.fills.drain()
 
     async def _prepare(self) -> None:
         await self.threads.run(self.upstreams.prepare)

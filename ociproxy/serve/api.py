@@ -20,6 +20,7 @@ from ociproxy.clock import Deadline, UpstreamTime
 from ociproxy.errors import OciProxyError, StoreError
 from ociproxy.fetch.backend import NAMESPACE, passed_on
 from ociproxy.fetch.cache_status import HIT
+from ociproxy.metrics.counters import RESPONSES_CUT, STALE_ANSWERS, count_answer, count_end
 from ociproxy.serve.blobs import BlobResponse, blob
 from ociproxy.serve.connection import is_cut
 from ociproxy.serve.documents import LARGE, DocumentResponse
@@ -51,14 +52,7 @@ if TYPE_CHECKING:
     from ociproxy.fetch.cache_status import CacheStatus
     from ociproxy.fetch.engine import Engine
     from ociproxy.serve.auth import BasicAuth
-    from ociproxy.serve.exchange import (
-        Answer,
-        DistributionPath,
-        ManifestPath,
-        ReferrersPath,
-        TagsPath,
-        Target,
-    )
+    from ociproxy.serve.exchange import DistributionPath, Target
     from ociproxy.serve.sendfile import Senders
 
 
@@ -83,6 +77,11 @@ class RegistryApi:
         self._senders = senders
         self._current = Generation(engine, config, auth)
         self._readiness = Readiness(engine.store)
+
+    @property
+    def engine(self) -> Engine:
+        """What new requests are answered by."""
+        return self._current.engine
 
     def replace(
         self, engine: Engine, config: Config, auth: BasicAuth | None
@@ -141,12 +140,14 @@ class RegistryApi:
                 if request.method not in ("GET", "HEAD"):
                     raise Unsupported("this mirror only pulls", status=405)
                 if request.path in ("/v2/", "/v2"):
+                    count_answer("other", HIT.word, 200, 0.0)
                     return _version()
                 target = parse_path(request.raw_path, generation.default_upstream)
                 generation.engine.upstreams.check_allowed(target.repository)
                 answer = await _ask(generation.engine, request, target)
             response = answer.response
         except asyncio.CancelledError:
+            count_answer(_kind(target), "abandoned", 0, time.perf_counter() - began)
             _log_unanswered(request, target, time.perf_counter() - began)
             raise
         except OciProxyError as exc:
@@ -162,6 +163,10 @@ class RegistryApi:
         headers["Cache-Status"] = answer.status.header if answer else "ociproxy; detail=error"
         if target is not None and target.namespace is not None:
             headers["OCI-Namespace"] = target.namespace
+        kind, outcome = _kind(target), answer.status.word if answer else "error"
+        count_answer(kind, outcome, response.status, first_byte)
+        if outcome == "stale" and answer is not None:
+            STALE_ANSWERS.add(answer.status.detail)
         if request.body_exists:
             # The body is not read, so no request behind it can be told from it.
             response.force_close()
@@ -173,11 +178,11 @@ class RegistryApi:
             error = ResponseCut(_STOPPING) if is_cut(request) else None
             raise
         finally:
+            times = Times(time.perf_counter() - began, first_byte, upstream_time.seconds or None)
+            sent = _sent(request, response)
+            count_end(kind, outcome, sent, times.seconds)
             if log.enabled(logging.INFO):
-                times = Times(
-                    time.perf_counter() - began, first_byte, upstream_time.seconds or None
-                )
-                _log(request, response, target, answer, error, times)
+                _log(request, response, target, answer, error, times, sent)
         return response
 
 
@@ -229,10 +234,22 @@ async def _send(
         pass
     except OSError as exc:
         error = ResponseCut((exc.strerror or str(exc)).lower())
+    RESPONSES_CUT.add("client" if error is None else "mirror")
     # The headers are out: only a response cut short can tell the client that this is not the blob.
     if request.transport is not None:
         request.transport.abort()
     return error
+
+
+def _kind(target: Target | None) -> str:
+    return "other" if target is None else target.kind
+
+
+def _sent(request: web.BaseRequest, response: web.StreamResponse) -> int:
+    """Bytes of the body. aiohttp sends a short one after the handler has returned."""
+    if isinstance(response, BlobResponse | DocumentResponse):
+        return response.sent
+    return response.content_length or 0 if request.method == "GET" else 0
 
 
 def _log(
@@ -242,10 +259,8 @@ def _log(
     answer: Answer | None,
     error: OciProxyError | None,
     times: Times,
+    sent: int,
 ) -> None:
-    size = response.content_length
-    if isinstance(response, BlobResponse | DocumentResponse):
-        size = response.sent
     log.event(
         logging.INFO,
         "request",
@@ -255,7 +270,7 @@ def _log(
         digest=answer.digest if answer else None,
         upstream=target.repository.registry if target else None,
         outcome=answer.status.word if answer else "error",
-        bytes=size if request.method == "GET" else 0,
+        bytes=sent,
         seconds=times.seconds,
         first_byte=times.first_byte,
         upstream_seconds=times.upstream,

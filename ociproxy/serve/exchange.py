@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from yarl import URL
 
@@ -50,25 +50,30 @@ class DistributionPath:
     name: str
     namespace: str | None
     query: MultiMapping[str]
+    kind: ClassVar[str]
+    """What metrics call it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestPath(DistributionPath):
+    kind = "manifest"
     reference: Reference
 
 
 @dataclass(frozen=True, slots=True)
 class BlobPath(DistributionPath):
+    kind = "blob"
     digest: Digest
 
 
 @dataclass(frozen=True, slots=True)
 class TagsPath(DistributionPath):
-    pass
+    kind = "tags"
 
 
 @dataclass(frozen=True, slots=True)
 class ReferrersPath(DistributionPath):
+    kind = "referrers"
     subject: Digest
 
 

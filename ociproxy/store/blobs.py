@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import DigestMismatch, SizeMismatch
+from ociproxy.metrics.counters import count_stored
 from ociproxy.oci.digest import Digest
 from ociproxy.store.files import (
     file_name,
@@ -115,9 +116,11 @@ class Blobs:
                 os.fsync(file)
                 sealing()
                 seal(file, target.name, self._clock.now())
+                size = os.fstat(file).st_size
             finally:
                 os.close(file)
             publish(staged, target, flush=flush)
+        count_stored("blob", size)
 
     def adopt(self, path: Path, blob: Descriptor) -> None:
         """Verify and publish what another program wrote, which stays at `path`. Blocks for the

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import ManifestInvalid
+from ociproxy.metrics.counters import count_stored
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest, OddManifest, is_generic
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ManifestHolder, guess_media_type
@@ -103,8 +104,10 @@ class Manifests:
         digest = holder.descriptor.digest
         if self._find_own(digest, use=False) is not None and self.keep(digest):
             return
-        root = self._index_root if holder.descriptor.is_index else self._image_root
+        is_index = holder.descriptor.is_index
+        root = self._index_root if is_index else self._image_root
         write_atomically(root / file_name(digest), holder.raw, staging=self._staging)
+        count_stored("index" if is_index else "manifest", len(holder.raw))
 
     def _find_own(self, digest: Digest, *, use: bool) -> ManifestHolder | None:
         hot = self._hot.get(digest)

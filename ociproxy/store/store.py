@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import SystemClock
 from ociproxy.errors import StoreError
+from ociproxy.metrics.counters import count_stored
 from ociproxy.oci.descriptor import MalformedManifest, OddManifest
 from ociproxy.oci.manifest import referrer_descriptor
 from ociproxy.store.blobs import Blobs
@@ -143,6 +144,7 @@ class Store:
         """Publish a blob of a few kilobytes, whose bytes the caller verified. Raises StoreError."""
         path = self.blobs.path(digest)
         write_atomically(path, raw, staging=self.staging.root, sealed=True)
+        count_stored("blob", len(raw))
 
     def record_tag(
         self, repository: Repository, tag: str, descriptor: Descriptor, *, now: float

@@ -22,6 +22,7 @@ from ociproxy.fetch.download.download import Download
 from ociproxy.fetch.download.fill import Fill
 from ociproxy.fetch.download.relay import PassingIngest, Relay
 from ociproxy.fetch.upstreams.threads import UpstreamThreads
+from ociproxy.metrics.counters import FILLS_FAILED
 from ociproxy.store.files import store_errors
 
 if TYPE_CHECKING:
@@ -78,6 +79,15 @@ class Fills:
         """Bytes that upstreams have sent for all fills, running and ended."""
         running = sum(fill.download.bytes_fetched for fill in self._all())
         return self._ended_bytes + running
+
+    @property
+    def running_count(self) -> int:
+        return len(self._running) + len(self._relays)
+
+    @property
+    def queued_count(self) -> int:
+        """Blobs that wait for a background fill."""
+        return len(self._queued)
 
     def running(self, digest: Digest, partition: str) -> Fill | None:
         return self._running.get((partition, digest))
@@ -217,9 +227,11 @@ class Fills:
             await asyncio.wrap_future(future)
         except OciProxyError as exc:
             log.event(logging.WARNING, "fill failed", digest=fill.digest, reason=exc)
+            FILLS_FAILED.add(type(exc).__name__)
             return exc
         except Exception as exc:  # noqa: BLE001 a task's end: reported, and passed to every reader
             log.failure("fill failed", exc, digest=fill.digest)
+            FILLS_FAILED.add("bug")
             return exc
         except asyncio.CancelledError:
             if not future.cancelled():

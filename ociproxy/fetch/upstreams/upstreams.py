@@ -54,6 +54,7 @@ class UpstreamState:
     of its rate limit."""
 
     registry: str
+    listed: bool
     condition: Condition
     seconds: float
     quota: Quota | None
@@ -199,7 +200,8 @@ class Upstreams:
         for registry, backend in backends:
             health = self._healths.get(registry)
             condition, seconds = (health or Health(registry, 0.0)).condition(now)
-            states.append(UpstreamState(registry, condition, seconds, backend.quota))
+            listed = registry in self._config.upstreams
+            states.append(UpstreamState(registry, listed, condition, seconds, backend.quota))
         return states
 
     def log_quota(self, registry: str, backend: Backend) -> None:
