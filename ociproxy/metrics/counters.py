@@ -21,8 +21,6 @@ OTHER: Final = "other"
 _SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 120.0, 600.0)
 """Upper bounds of the buckets, from a warm manifest to a large layer over a slow line."""
 
-_CLASSES: Final = {0: "none", 200: "2xx", 206: "2xx", 304: "3xx", 404: "4xx"}
-
 _tally = Tally(1)
 
 
@@ -122,23 +120,47 @@ CHILDREN: Final = Counter(
 WORKERS_DIED: Final = Counter(
     "ociproxy_workers_died", "Processes of this server that died and were replaced"
 )
-METRICS_LOST: Final = Counter(
-    LOST[0], "Events whose metric found no room in the shared memory; anything but 0 is a bug"
+SERIES_LOST: Final = Counter(
+    LOST[0], "Series that found no room in the shared memory; anything but 0 is a bug"
 )
 
 
 def count_answer(kind: str, outcome: str, status: int, seconds: float) -> None:
     """A request was answered, so many seconds after its head. Called before the answer is sent: no
-    client has an answer that is not counted."""
-    REQUESTS.add(kind, outcome, _CLASSES.get(status) or f"{status // 100}xx")
-    FIRST_BYTE_SECONDS.observe(seconds, outcome)
+    client has an answer that is not counted. In the event loop's thread only, without a lock."""
+    values = _tally.values
+    places = _tally.found.get((kind, outcome, status))
+    if places is None:
+        places = _tally.find(
+            (kind, outcome, status),
+            ((REQUESTS.name, kind, outcome, _status_class(status)), 1),
+            ((FIRST_BYTE_SECONDS.name, outcome), len(_SECONDS) + 2),
+        )
+    request, first_byte = places
+    values[request] += 1
+    values[first_byte + bisect_left(_SECONDS, seconds)] += 1
+    values[first_byte + len(_SECONDS) + 1] += seconds
 
 
 def count_end(kind: str, outcome: str, sent: int, seconds: float) -> None:
-    """The answer's body has been sent, or handed on to be, in so many bytes and seconds."""
-    if sent:
-        RESPONSE_BYTES.add(kind, outcome, by=sent)
-    REQUEST_SECONDS.observe(seconds, kind)
+    """The answer's body has been sent, or handed on to be, in so many bytes and seconds. In the
+    event loop's thread only, without a lock."""
+    values = _tally.values
+    places = _tally.found.get((kind, outcome))
+    if places is None:
+        places = _tally.find(
+            (kind, outcome),
+            ((RESPONSE_BYTES.name, kind, outcome), 1),
+            ((REQUEST_SECONDS.name, kind), len(_SECONDS) + 2),
+        )
+    total, ended = places
+    values[total] += sent
+    values[ended + bisect_left(_SECONDS, seconds)] += 1
+    values[ended + len(_SECONDS) + 1] += seconds
+
+
+def _status_class(status: int) -> str:
+    return f"{status // 100}xx" if status else "none"
 
 
 def count_stored(kind: str, size: int) -> None:
@@ -162,6 +184,6 @@ COUNTERS: Final[tuple[Counter, ...]] = (
     STORED_OBJECTS,
     CHILDREN,
     WORKERS_DIED,
-    METRICS_LOST,
+    SERIES_LOST,
 )
 HISTOGRAMS: Final[tuple[Histogram, ...]] = (REQUEST_SECONDS, FIRST_BYTE_SECONDS)

@@ -22,7 +22,7 @@ Key = tuple[str, ...]
 _KEYS: Final = 128 * 1024
 """Bytes of a row for the names of what is counted."""
 _VALUES: Final = 4096
-"""Numbers of a row. Where keys or numbers are full, a new key is counted under `LOST`."""
+"""Numbers of a row. Where keys or numbers are full, a new key counts as `LOST`, once."""
 _STATE: Final = 64 * 1024
 """Bytes of what a process is doing now."""
 _HEAD: Final = 64
@@ -30,7 +30,11 @@ _ROW: Final = _HEAD + _VALUES * 8 + _KEYS + 2 * _STATE
 _USED_KEYS, _USED_VALUES, _STATES_SET = range(3)
 """Numbers of the head: bytes of keys, numbers in use, how often the state was set."""
 _LENGTH: Final = struct.Struct("<Q")
-LOST: Final[Key] = ("ociproxy_metrics_lost",)
+LOST: Final[Key] = ("ociproxy_series_lost",)
+_SCRAP: Final[Key] = ("",)
+"""Its numbers are those of keys that found no room: no reader looks at them."""
+_WIDEST: Final = 32
+"""Numbers of one key at most."""
 
 
 class Tally:
@@ -44,9 +48,12 @@ class Tally:
     def use(self, row: int) -> None:
         """Count in this row from now on, after what it holds. Forgets the state it holds."""
         self._row = self._rows[row]
-        self._values = self._row.values
+        self.values = self._row.values
+        self.found: dict[tuple[object, ...], tuple[int, ...]] = {}
+        """Places that a caller has asked `find` for, under the names that it gave them."""
         self._places = {key: place for key, place, _ in self._row.entries()}
         self._place(LOST, 1)
+        self._place(_SCRAP, _WIDEST)
         self._row.set_state(b"")
         # Also in a forked process: a thread of the parent may have held the lock just then.
         self._lock = Lock()
@@ -56,7 +63,7 @@ class Tally:
             place = self._places.get(key)
             if place is None:
                 place = self._place(key, 1)
-            self._values[place] += by
+            self.values[place] += by
 
     def observe(self, key: Key, bucket: int, buckets: int, value: float) -> None:
         """Count 1 in a bucket of so many, and add `value` to the sum that follows them."""
@@ -64,11 +71,15 @@ class Tally:
             place = self._places.get(key)
             if place is None:
                 place = self._place(key, buckets + 1)
-            if place == self._places[LOST]:
-                self._values[place] += 1
-                return
-            self._values[place + bucket] += 1
-            self._values[place + buckets] += value
+            self.values[place + bucket] += 1
+            self.values[place + buckets] += value
+
+    def find(self, name: tuple[object, ...], *keys: tuple[Key, int]) -> tuple[int, ...]:
+        """The places of these keys, of so many numbers each, for a caller that counts often. It is
+        the only one that counts them, and does so in `values` without the lock."""
+        with self._lock:
+            self.found[name] = tuple(self._place(key, count) for key, count in keys)
+        return self.found[name]
 
     def set_state(self, state: dict[str, Any]) -> bool:
         """What this process is doing now, in place of what it said before. False where it is too
@@ -99,8 +110,9 @@ class Tally:
         place = self._places.get(key)
         if place is None:
             place = self._row.append(key, count)
-            # The key is remembered so that it is looked for once.
-            place = self._places[LOST] if place is None else place
+            if place is None:
+                place = self._places[_SCRAP]
+                self.values[self._places[LOST]] += 1
             if len(self._places) < 4 * _VALUES:
                 self._places[key] = place
         return place
