@@ -17,6 +17,7 @@ from ociproxy import log
 from ociproxy.archive.bundle import Bundle
 from ociproxy.archive.volumes import grouped
 from ociproxy.cli.backends import backends
+from ociproxy.cli.child import command_maker
 from ociproxy.cli.environment import misspelt
 from ociproxy.cli.options import common, configuration, pull_timeout
 from ociproxy.cli.sources import machine_platform, read_wanted
@@ -157,6 +158,7 @@ def serve(
         if admin is not None:
             stack.enter_context(admin)
         workers = config.serve.workers
+        make_command = command_maker(config_path)
         # The leader has the first row, the workers the next ones, the admin process the last.
         tally = share(1 if workers == 1 else workers + 2)
 
@@ -181,6 +183,7 @@ def serve(
                 partial(backends, store),
                 listener,
                 reread,
+                make_command,
                 wanted,
                 tally=None if admin is None else tally,
                 admin=None if row else admin,
@@ -189,7 +192,7 @@ def serve(
         def work_admin(port: socket, *, again: bool) -> None:
             tally.use(workers + 1)
             listener.close()
-            run_admin(setup(again=again)[0], store, port, tally, read)
+            run_admin(setup(again=again)[0], store, port, tally, make_command, read)
 
         if workers == 1:
             work()

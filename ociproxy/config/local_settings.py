@@ -61,6 +61,7 @@ class Admin:
     chosen: bool = False
     auth: ServerAuth | None = None
     connections: int = 64
+    survey_every: float = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

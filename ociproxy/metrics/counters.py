@@ -114,7 +114,7 @@ STORED_OBJECTS: Final = Counter(
 )
 CHILDREN: Final = Counter(
     "ociproxy_child_runs",
-    "Runs of the processes that look after the store: result is ok or failed",
+    "Processes that look after the store: ok, failed, or busy where another one did it",
     ("task", "result"),
 )
 WORKERS_DIED: Final = Counter(

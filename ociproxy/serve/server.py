@@ -19,6 +19,7 @@ from ociproxy.serve.admin.server import AdminServer, admin_auth
 from ociproxy.serve.api import RegistryApi
 from ociproxy.serve.auth import BasicAuth
 from ociproxy.serve.deadline import MARGIN, end_within
+from ociproxy.serve.housekeeping import Housekeeper
 from ociproxy.serve.listener import SIGNALS, Listener
 from ociproxy.serve.live import Live
 from ociproxy.serve.preload import preload
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ociproxy.fetch.upstreams.upstreams import MakeBackend
     from ociproxy.load.imagelist import Wanted
     from ociproxy.metrics.tally import Tally
+    from ociproxy.serve.housekeeping import Job, MakeCommand
     from ociproxy.store.store import Store
 
 Setup = tuple[Config, ssl.SSLContext | None]
@@ -48,13 +50,14 @@ def run(
     make_backend: Callable[[Config], MakeBackend],
     listener: socket.socket,
     reload: Callable[[], Setup],
+    make_command: MakeCommand,
     wanted: Sequence[Wanted] = (),
     *,
     tally: Tally | None = None,
     admin: socket.socket | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; running responses then have `shutdown_grace` to finish.
-    Meanwhile the images `wanted` are loaded.
+    Meanwhile the images `wanted` are loaded, and the store is maintained by child processes.
 
     On SIGHUP `reload` reads the configuration and its files again; where it raises ConfigError the
     running configuration stays. Signals that the caller blocked are heard from here on. Where an
@@ -62,7 +65,18 @@ def run(
     """
     with contextlib.closing(Senders()) as senders:
         asyncio.run(
-            _serve(setup, store, make_backend, listener, reload, wanted, senders, tally, admin)
+            _serve(
+                setup,
+                store,
+                make_backend,
+                listener,
+                reload,
+                make_command,
+                wanted,
+                senders,
+                tally,
+                admin,
+            )
         )
 
 
@@ -72,6 +86,7 @@ async def _serve(
     make_backend: Callable[[Config], MakeBackend],
     listener: socket.socket,
     reload: Callable[[], Setup],
+    make_command: MakeCommand,
     wanted: Sequence[Wanted],
     senders: Senders,
     tally: Tally | None,
@@ -86,10 +101,13 @@ async def _serve(
         # In threads: a large configuration takes long to parse.
         fresh, fresh_context = await loop.run_in_executor(None, reload)
         fresh_auth = await loop.run_in_executor(None, _auth, fresh)
+        fresh_admins = await loop.run_in_executor(None, admin_auth, fresh)
         engine = Engine(store, fresh, make_backend(fresh))
         main_port.use(fresh.serve, fresh_context)
         if admin_server is not None:
-            admin_server.use(fresh, await loop.run_in_executor(None, admin_auth, fresh))
+            admin_server.use(fresh, fresh_admins)
+        for each in keepers:
+            each.use(fresh)
         task = loop.create_task(api.replace(engine, fresh, fresh_auth))
         retiring.add(task)
         task.add_done_callback(retiring.discard)
@@ -107,6 +125,10 @@ async def _serve(
     host, port = listener.getsockname()[:2]
     scheme = "http" if config.serve.tls is None else "https"
     log.event(logging.INFO, "listening", scheme=scheme, host=host, port=port, store=store.root)
+    jobs: list[Job] = []
+    keepers = [Housekeeper(store, job, make_command, config) for job in jobs]
+    for each in keepers:
+        each.start()
     background: set[asyncio.Task[None]] = set()
     admin_server: AdminServer | None = None
     if tally is not None:
@@ -115,11 +137,12 @@ async def _serve(
         background.add(asyncio.create_task(live.run()))
         if admin is not None:
             admins = await loop.run_in_executor(None, admin_auth, config)
-            admin_server = AdminServer(admin, config, store, tally, admins)
+            admin_server = AdminServer(admin, config, store, tally, make_command, admins)
             admin_server.open()
     background.add(asyncio.create_task(reloads.run()))
     preloading = asyncio.create_task(preload(store, config, make_backend(config), wanted))
     await stopping.wait()
+    children = [loop.run_in_executor(None, each.stop) for each in keepers]
     await _finish(main_port, config.serve.shutdown_grace)
     # No response is running any more: nothing that still comes is of use to a client.
     end_within(MARGIN)
@@ -128,7 +151,7 @@ async def _serve(
     ending = {preloading, *background, *retiring}
     for task in ending:
         task.cancel()
-    await asyncio.gather(*ending, api.close(), return_exceptions=True)
+    await asyncio.gather(*ending, *children, api.close(), return_exceptions=True)
     log.event(logging.INFO, "stopped")
 
 

@@ -71,7 +71,7 @@ class Removals:
         try:
             gate = self._await(_GATE)
         except StoreError as exc:
-            if not _is_read_only(exc.__cause__):
+            if not is_read_only(exc.__cause__):
                 raise
             yield
             return
@@ -250,7 +250,8 @@ class Remover:
         return True
 
 
-def _is_read_only(cause: BaseException | None) -> bool:
+def is_read_only(cause: BaseException | None) -> bool:
+    """Whether an operation failed since this process may not write to the store."""
     return isinstance(cause, OSError) and cause.errno in (errno.EROFS, errno.EACCES)
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ociproxy.config.settings import Config
     from ociproxy.metrics.tally import Tally
+    from ociproxy.serve.admin.survey import Findings, Surveyor
     from ociproxy.serve.auth import BasicAuth
     from ociproxy.store.store import Store
 
@@ -39,10 +40,18 @@ class AdminApi:
     """Called with each request to the admin listener. With `auth` None every client may ask."""
 
     def __init__(
-        self, config: Config, store: Store, tally: Tally, auth: BasicAuth | None, *, loopback: bool
+        self,
+        config: Config,
+        store: Store,
+        tally: Tally,
+        surveyor: Surveyor,
+        auth: BasicAuth | None,
+        *,
+        loopback: bool,
     ) -> None:
         """`loopback` is whether the listener is reached from this machine only."""
         self._tally = tally
+        self._surveyor = surveyor
         self._readiness = Readiness(store)
         self._loopback = loopback
         self._handlers: dict[str, Handler] = {
@@ -101,7 +110,7 @@ class AdminApi:
         # In a thread: its library is read with the first scrape, and the disk may hang.
         accept = request.headers.get("Accept", "")
         body, content_type = await asyncio.get_running_loop().run_in_executor(
-            None, _exposition, self._tally, self._config, accept
+            None, _exposition, self._tally, self._config, self._surveyor.held, accept
         )
         return web.Response(body=body, headers={"Content-Type": content_type, "Server": SERVER})
 
@@ -109,10 +118,13 @@ class AdminApi:
         return _json({"workers": alive(self._tally)})
 
 
-def _exposition(tally: Tally, config: Config, accept: str) -> tuple[bytes, str]:
+def _exposition(
+    tally: Tally, config: Config, survey: Findings | None, accept: str
+) -> tuple[bytes, str]:
+    # Its library takes a while to be imported, and is not needed where no Prometheus asks.
     from ociproxy.serve.admin.exposition import expose
 
-    return expose(tally, config, accept)
+    return expose(tally, config, survey, accept)
 
 
 def _names_this_machine(host: str) -> bool:

@@ -21,7 +21,14 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 
 from ociproxy import __version__
-from ociproxy.metrics.counters import COUNTERS, HISTOGRAMS, Metric
+from ociproxy.metrics.counters import (
+    COUNTERS,
+    HISTOGRAMS,
+    STORED_BYTES,
+    STORED_OBJECTS,
+    Counter,
+    Metric,
+)
 from ociproxy.serve.live import alive
 
 if TYPE_CHECKING:
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
 
     from ociproxy.config.settings import Config
     from ociproxy.metrics.tally import Key, Tally
+    from ociproxy.serve.admin.survey import Findings
 
 BUILD: Final = Metric("ociproxy_build_info", "1, with the version", ("version", "python"))
 WORKERS: Final = Metric("ociproxy_workers", "Processes that answer clients")
@@ -59,6 +67,19 @@ QUOTA_REMAINING: Final = Metric(
     "Requests that a listed upstream still allows in its window, as it last said",
     ("registry",),
 )
+STORE_BYTES: Final = Metric(
+    "ociproxy_store_bytes",
+    "Bytes in the store at the last survey, and what this server stored since",
+    ("kind",),
+)
+STORE_OBJECTS: Final = Metric(
+    "ociproxy_store_objects",
+    "Files in the store at the last survey, and what this server stored since",
+    ("kind",),
+)
+SURVEYED: Final = Metric(
+    "ociproxy_store_survey_timestamp_seconds", "When the store was last surveyed"
+)
 DISK: Final = Metric("ociproxy_disk_bytes", "Size of the file system that the store is on")
 DISK_FREE: Final = Metric("ociproxy_disk_free_bytes", "Bytes free for the store")
 
@@ -72,16 +93,21 @@ GAUGES: Final[tuple[Metric, ...]] = (
     PAUSE,
     QUOTA_LIMIT,
     QUOTA_REMAINING,
+    STORE_BYTES,
+    STORE_OBJECTS,
+    SURVEYED,
     DISK,
     DISK_FREE,
 )
 
 
-def expose(tally: Tally, config: Config, accept: str) -> tuple[bytes, str]:
+def expose(tally: Tally, config: Config, survey: Findings | None, accept: str) -> tuple[bytes, str]:
     """The body and its media type, as the Accept header asks. Blocks: it looks at the disk."""
     encode, content_type = choose_encoder(accept)
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot(tally.totals(), list(_gauges(tally, config))))
+    totals = tally.totals()
+    gauges = [*_gauges(tally, config), *_store(survey, totals)]
+    registry.register(_Snapshot(totals, gauges))
     return encode(registry), content_type
 
 
@@ -140,6 +166,21 @@ def _gauges(tally: Tally, config: Config) -> Iterator[Family]:
         usage = shutil.disk_usage(config.store.path)
         yield _gauge(DISK, {(): usage.total})
         yield _gauge(DISK_FREE, {(): usage.free})
+
+
+def _store(survey: Findings | None, totals: Mapping[Key, list[float]]) -> Iterator[Family]:
+    """Nothing is known before the first survey."""
+    if survey is None:
+        return
+
+    def grown(counter: Counter, kind: str) -> float:
+        key = (counter.name, kind)
+        return totals.get(key, [0.0])[0] - survey.stored.get(key, [0.0])[0]
+
+    held = survey.held.items()
+    yield _gauge(STORE_BYTES, {(k,): each.bytes + grown(STORED_BYTES, k) for k, each in held})
+    yield _gauge(STORE_OBJECTS, {(k,): each.objects + grown(STORED_OBJECTS, k) for k, each in held})
+    yield _gauge(SURVEYED, {(): survey.at})
 
 
 def _gauge(metric: Metric, values: Mapping[tuple[str, ...], float]) -> Family:

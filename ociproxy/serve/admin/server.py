@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from ociproxy import log
 from ociproxy.errors import AddressInUse
 from ociproxy.serve.admin.api import AdminApi
+from ociproxy.serve.admin.survey import Surveyor
 from ociproxy.serve.auth import BasicAuth
 from ociproxy.serve.deadline import MARGIN, end_within
 from ociproxy.serve.listener import SIGNALS, Listener, listen
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ociproxy.config.local_settings import Serve
     from ociproxy.config.settings import Config
     from ociproxy.metrics.tally import Tally
+    from ociproxy.serve.housekeeping import MakeCommand
     from ociproxy.store.store import Store
 
 
@@ -62,16 +64,19 @@ class AdminServer:
         config: Config,
         store: Store,
         tally: Tally,
+        make_command: MakeCommand,
         auth: BasicAuth | None,
     ) -> None:
         self._socket = listener
+        self._surveyor = Surveyor(make_command, config, tally)
         loopback = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
-        self._api = AdminApi(config, store, tally, auth, loopback=loopback)
+        self._api = AdminApi(config, store, tally, self._surveyor, auth, loopback=loopback)
         self._listener = Listener(listener, self._api, _limits(config.serve), None)
         self._warn(auth, loopback=loopback)
 
     def open(self) -> None:
         self._listener.open()
+        self._surveyor.start()
         host, port = self._socket.getsockname()[:2]
         log.event(logging.INFO, "admin listener", host=host, port=port)
 
@@ -79,10 +84,12 @@ class AdminServer:
         """A new configuration; host and port stay."""
         self._listener.use(_limits(config.serve), None)
         self._api.use(config, auth)
+        self._surveyor.use(config)
 
     async def close(self) -> None:
         """Answers that are running are cut: no client depends on them."""
         self._listener.stop_accepting()
+        self._surveyor.close()
         await self._listener.cut()
         self._api.close()
 
@@ -114,11 +121,12 @@ def run_admin(
     store: Store,
     listener: socket.socket,
     tally: Tally,
+    make_command: MakeCommand,
     reload: Callable[[], Config],
 ) -> None:
     """Serve the admin listener until SIGTERM or SIGINT, in a process of its own. On SIGHUP `reload`
     reads the configuration again."""
-    asyncio.run(_run(config, store, listener, tally, reload))
+    asyncio.run(_run(config, store, listener, tally, make_command, reload))
 
 
 async def _run(
@@ -126,6 +134,7 @@ async def _run(
     store: Store,
     listener: socket.socket,
     tally: Tally,
+    make_command: MakeCommand,
     reload: Callable[[], Config],
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -141,7 +150,7 @@ async def _run(
     loop.add_signal_handler(signal.SIGHUP, reloads.request)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     auth = await loop.run_in_executor(None, admin_auth, config)
-    server = AdminServer(listener, config, store, tally, auth)
+    server = AdminServer(listener, config, store, tally, make_command, auth)
     server.open()
     reloading = asyncio.create_task(reloads.run())
     await stopping.wait()
