@@ -21,8 +21,10 @@ from ociproxy.errors import OciProxyError, StoreError
 _COMMANDS: Final = {
     "serve": "ociproxy.cli.serve_command:serve",
     "load": "ociproxy.cli.load_command:load",
+    "sync": "ociproxy.cli.sync_command:sync_command",
     "import": "ociproxy.cli.import_command:import_command",
     "list": "ociproxy.cli.list_command:list_command",
+    "ready": "ociproxy.cli.ready_command:ready",
     "prune": "ociproxy.cli.prune_command:prune",
     "pins": "ociproxy.cli.pins_command:pins",
     "export": "ociproxy.cli.export_command:export_command",

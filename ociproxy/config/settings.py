@@ -17,6 +17,7 @@ from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from ociproxy.config.local_settings import Load, Log, Serve, Store
+from ociproxy.config.schedule import Sync
 from ociproxy.config.units import GIB, MIB
 from ociproxy.metrics.counters import OTHER
 from ociproxy.oci.reference import DOCKER_HUB, Reference, Repository, parse_registry
@@ -264,6 +265,7 @@ class Config:
     load: Load = field(default_factory=Load)
     tags: tuple[TagRule, ...] = ()
     upstreams: Mapping[str, Upstream] = field(default_factory=dict)
+    sync: tuple[Sync, ...] = ()
     log: Log = field(default_factory=Log)
 
     def tag_ttl(self, reference: Reference) -> float | None:
@@ -284,6 +286,8 @@ class Config:
         upstream = self.upstreams.get(repository.registry)
         if upstream is not None:
             return upstream.repositories.refusal(repository.name)
+        if self.isolated:
+            return "its registry is not listed in the configuration, which isolates repositories"
         rules = self.fetch.unlisted.repositories
         if not (rules.allow or rules.deny):
             return None

@@ -13,12 +13,15 @@ from typing import Any, Final
 
 from ociproxy.config.kinds import Choice, Duration, FilePath, Flag, Number, Place, Size, Text
 from ociproxy.config.local_settings import Load, Log, PinSource, Store
-from ociproxy.config.sections import Either, Items, Key, Section, is_mapping
+from ociproxy.config.schedule import WINDOW, Sync, Window
+from ociproxy.config.sections import Either, Items, Key, Section, is_list, is_mapping, line_of
 from ociproxy.config.serve_table import SERVE
 from ociproxy.config.settings import Config, Fetch, TagRule, Timeouts, Unlisted, Upstream
 from ociproxy.config.units import MIB
 from ociproxy.config.upstream_table import CONNECTIONS, RULES, TIMEOUT_KEYS, UPSTREAMS
 from ociproxy.config.yaml import MappingNode
+from ociproxy.errors import NameInvalid
+from ociproxy.oci.platform import Platform
 
 
 def build_config(values: dict[str, Any]) -> Config:
@@ -166,6 +169,40 @@ _LOAD: Final = Section(
     },
 )
 
+
+def _platform(text: str) -> Platform:
+    try:
+        return Platform.parse(text)
+    except NameInvalid as error:
+        raise ValueError(str(error)) from error
+
+
+def _some(values: Mapping[str, Any], node: MappingNode, place: Place) -> None:
+    if not values["images"]:
+        place.child("images").refuse(line_of(node, "images"), "names no image")
+
+
+_SYNC: Final = Section(
+    Sync,
+    {
+        "images": Key(
+            Either(is_list, Items(Text(parse=_pattern)), FilePath()),
+            "An image list as for `load`, or a list of globs on the tags of the store.",
+            required=True,
+        ),
+        "every": Key(
+            Duration(at_least=60.0, at_most=366 * 86400.0), "How often these images are synced."
+        ),
+        "window": Key(
+            Text(parse=Window.parse, pattern=WINDOW),
+            "When, in local time, such as 01:00-05:00; without it at any time.",
+        ),
+        "platforms": Key(Items(Text(parse=_platform)), "Platforms that are wanted."),
+        "referrers": Key(Flag(), "Whether signatures, SBOMs and attestations are synced too."),
+    },
+    rules=[_some],
+)
+
 ROOT: Final = Section(
     Config,
     {
@@ -174,6 +211,7 @@ ROOT: Final = Section(
         "fetch": Key(_FETCH, "The pull engine."),
         "load": Key(_LOAD, "Loading whole images."),
         "tags": Key(Items(_TAG_RULE), "How long tags are fresh."),
+        "sync": Key(Items(_SYNC, identity=str), "Images that are kept up to date."),
         "upstreams": Key(UPSTREAMS, "Registries with settings of their own."),
         "log": Key(
             Section(

@@ -60,7 +60,7 @@ class Engine:
         self.threads = StoreThreads(config.fetch.requests)
         self._verifiers = StoreThreads(_VERIFICATIONS, "verify")
         isolation = (
-            Isolation(store, self.upstreams, self.requests, self.threads)
+            Isolation(store, self.upstreams, self.requests, self.threads, self._verifiers)
             if config.isolated
             else None
         )

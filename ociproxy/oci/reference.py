@@ -170,6 +170,11 @@ def referrers_tag(subject: Digest) -> str:
     return f"{subject.algorithm[:32]}-{subject.encoded[:64]}"
 
 
+def signature_tags(subject: Digest) -> tuple[str, ...]:
+    """The tags that cosign makes of a subject's digest at a registry without the referrers API."""
+    return tuple(referrers_tag(subject) + suffix for suffix in (".sig", ".att", ".sbom"))
+
+
 def is_referrers_tag(tag: str) -> bool:
     """Whether a tag is such a one, or one of cosign's, which has a suffix."""
     return TAG_OF_SUBJECT.match(tag) is not None

@@ -25,6 +25,7 @@ from ociproxy.serve.live import Live
 from ociproxy.serve.preload import preload
 from ociproxy.serve.reload import Reloads
 from ociproxy.serve.sendfile import Senders
+from ociproxy.serve.syncing import SyncJob
 
 if TYPE_CHECKING:
     import socket
@@ -125,7 +126,7 @@ async def _serve(
     host, port = listener.getsockname()[:2]
     scheme = "http" if config.serve.tls is None else "https"
     log.event(logging.INFO, "listening", scheme=scheme, host=host, port=port, store=store.root)
-    jobs: list[Job] = []
+    jobs: list[Job] = [SyncJob(store, config)]
     keepers = [Housekeeper(store, job, make_command, config) for job in jobs]
     for each in keepers:
         each.start()

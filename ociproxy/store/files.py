@@ -29,7 +29,7 @@ from ociproxy.errors import DigestInvalid, StoreError, StoreFull
 from ociproxy.oci.digest import Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from io import FileIO
     from pathlib import Path
 
@@ -199,6 +199,26 @@ def fsync_directory(path: Path) -> None:
     finally:
         os.close(descriptor)
 
+
+def flush_recent(paths: Iterable[Path]) -> None:
+    """Return when these files and their names are on the disk. Only those are flushed that changed
+    within `_WRITTEN_BACK` seconds: a flush of each may take a turn of the disk. Paths that do not
+    exist are passed over. Raises StoreError."""
+    folders = set()
+    for path in paths:
+        with store_errors(path), suppress(FileNotFoundError):
+            file = open_unused(path)
+            with file:
+                if time.time() - os.fstat(file.fileno()).st_ctime < _WRITTEN_BACK:
+                    os.fsync(file.fileno())
+                    folders.add(path.parent)
+    for folder in folders:
+        with store_errors(folder):
+            fsync_directory(folder)
+
+
+_WRITTEN_BACK: Final = 600.0
+"""Seconds after which the kernel has long written a file to the disk; by itself it waits for 30."""
 
 TOUCH_AFTER: Final = 60.0
 """Seconds between two records of a use, so that a hot file is not written to at each request."""

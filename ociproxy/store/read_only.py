@@ -62,6 +62,11 @@ class ReadOnlyContent(Protocol):
     @property
     def records(self) -> Records: ...
 
+    @property
+    def origin(self) -> object:
+        """Equal for what came together, such as the volumes of one archive."""
+        ...
+
     def find_blob(self, digest: Digest) -> BlobFile | None:
         """Open a blob, which the caller closes; `sealed` once `verify_blob` has returned for it."""
         ...

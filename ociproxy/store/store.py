@@ -98,6 +98,7 @@ class Store:
             clock=clock,
             below=below,
         )
+        self.below = below
         self.refs = Refs(root / "refs", root / "referrers", staging=staging, below=below)
 
     def check_writable(self) -> None:

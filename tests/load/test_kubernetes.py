@@ -223,11 +223,11 @@ def test_what_looks_like_an_image_is_noted_unless_it_is_wanted(tmp_path: Path) -
     assert len(wanted) == 4
     assert notes == [
         f"{manifest}:17: Deployment/operator, env: 10.0.0.1:5000/helper@sha256:{'0a' * 32} "
-        "looks like an image, not loaded",
+        "looks like an image, left out",
         f"{manifest}:27: ConfigMap/settings, data: docker.io/team/injected:v5 "
-        "looks like an image, not loaded",
+        "looks like an image, left out",
         f"{manifest}:28: ConfigMap/settings, data: registry.example/proxy:v6 "
-        "looks like an image, not loaded",
+        "looks like an image, left out",
     ]
 
 

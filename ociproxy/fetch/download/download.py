@@ -87,6 +87,9 @@ class Download:
         self.bytes_fetched = 0
         """Bytes that the upstream has sent for this download, those it sent twice included."""
         self.bytes_resumed = 0
+        self.answered = False
+        """Whether the upstream has begun to send the blob to this process. What another process
+        leads tells nothing of the upstream."""
         self.copied = 0
         """Changes while a copy by skopeo gets on."""
         self.assembly = Assembly(
@@ -161,6 +164,10 @@ class Download:
         self.assembly.close()
 
     # For backends
+
+    def hear(self) -> None:
+        """The upstream has begun to send the blob."""
+        self.answered = True
 
     def learn_size(self, size: int, *, encoding: str = "") -> None:
         """What the upstream says of the blob. Raises BlobTooLarge or SizeMismatch."""

@@ -106,13 +106,13 @@ class Fills:
         backend: Backend,
         size: int | None,
         check: Callable[[], None],
-        ended: Callable[[OciProxyError | None], None],
+        ended: Callable[[OciProxyError | None, bool], None],
         again: bool = True,
     ) -> Fill:
         """The fill of this digest in this partition (`Config.partition`): the one that runs, else a
         new one. A new one that waits long for a thread calls `check` in it, and ends with what that
-        raises. `ended` is told what the upstream's answer to a new one was. With `again`, a blob
-        whose bytes were wrong is fetched once more."""
+        raises. `ended` is told what a new one ended with, and whether the upstream has sent any of
+        it to this process. With `again`, a blob whose bytes were wrong is fetched once more."""
         running = self.running(digest, partition)
         if running is not None:
             return running
@@ -133,7 +133,7 @@ class Fills:
             fill.end(Interrupted(repository.registry, "shutting down"))
             return fill
 
-        fetch = partial(backend.fetch_blob, repository, digest, tries=self._limits.retries)
+        fetch = self._fetcher(backend, download)
         asked = time.monotonic()
 
         def work() -> None:
@@ -152,13 +152,13 @@ class Fills:
             try:
                 error = await self._outcome(fill, future)
                 if error is None:
-                    ended(None)
+                    ended(None, download.answered)
                 elif isinstance(error, OciProxyError) and not (
                     future.cancelled()
                     or download.stopped.is_set()
                     or (again and isinstance(error, IntegrityError))
                 ):
-                    ended(error)
+                    ended(error, download.answered)
             finally:
                 del self._running[partition, digest]
                 self._ended_bytes += download.bytes_fetched
@@ -204,7 +204,7 @@ class Fills:
             passing = PassingIngest(download)
         download.assembly.adopt(passing)
         fill = Relay(download, repository, passing)
-        fetch = partial(backend.fetch_blob, repository, digest, tries=self._limits.retries)
+        fetch = self._fetcher(backend, download)
         future = self._threads.submit(repository.registry, lambda: download.run(fetch))
         fill.use_thread(future)
 
@@ -219,6 +219,15 @@ class Fills:
         self._relays.add(fill)
         self._begin(run())
         return fill
+
+    def _fetcher(self, backend: Backend, download: Download) -> Callable[[Download], None]:
+        return partial(
+            backend.fetch_blob,
+            download.repository,
+            download.digest,
+            tries=self._limits.retries,
+            answered=download.hear,
+        )
 
     async def _outcome(self, fill: Fill, future: Future[None]) -> Exception | None:
         """What ended the download's thread, or its wait for one."""
