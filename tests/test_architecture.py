@@ -44,6 +44,7 @@ LEAVES = frozenset({"bounded", "clock", "log", "metrics"})
 FENCE: dict[str, tuple[str, ...]] = {
     "aiohttp": ("serve", "serve.*"),
     "bcrypt": ("serve.*",),
+    "jinja2": ("serve.admin.*",),
     "multidict": ("serve", "serve.*"),
     "yarl": ("serve", "serve.*"),
     "click": ("cli", "cli.*"),

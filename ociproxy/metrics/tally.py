@@ -23,7 +23,7 @@ _KEYS: Final = 128 * 1024
 """Bytes of a row for the names of what is counted."""
 _VALUES: Final = 4096
 """Numbers of a row. Where keys or numbers are full, a new key counts as `LOST`, once."""
-_STATE: Final = 64 * 1024
+_STATE: Final = 192 * 1024
 """Bytes of what a process is doing now."""
 _HEAD: Final = 64
 _ROW: Final = _HEAD + _VALUES * 8 + _KEYS + 2 * _STATE

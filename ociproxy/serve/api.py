@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections import deque
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from aiohttp import web
@@ -33,9 +34,11 @@ from ociproxy.serve.errors import (
     internal_error,
 )
 from ociproxy.serve.exchange import (
+    RECENT,
     Answer,
     BlobPath,
     ManifestPath,
+    Recent,
     ReferrersPath,
     TagsPath,
     client_has,
@@ -60,14 +63,6 @@ _STOPPING: Final = "the server stops"
 _API_VERSION: Final = ("Docker-Distribution-Api-Version", "registry/2.0")
 
 
-class Times(NamedTuple):
-    """Of one request, in seconds: in all, until its head was sent, and the wait for upstreams."""
-
-    seconds: float
-    first_byte: float
-    upstream: float | None
-
-
 class RegistryApi:
     """Called by `web.Server` with each request. With `auth` None every client may pull."""
 
@@ -77,6 +72,8 @@ class RegistryApi:
         self._senders = senders
         self._current = Generation(engine, config, auth)
         self._readiness = Readiness(engine.store)
+        self.sending: dict[BlobResponse, web.BaseRequest] = {}
+        self.recent: deque[Recent] = deque(maxlen=RECENT)
 
     @property
     def engine(self) -> Engine:
@@ -147,7 +144,8 @@ class RegistryApi:
                 answer = await _ask(generation.engine, request, target)
             response = answer.response
         except asyncio.CancelledError:
-            count_answer(_kind(target), "abandoned", 0, time.perf_counter() - began)
+            kind = target.kind if target else "other"
+            count_answer(kind, "abandoned", 0, time.perf_counter() - began)
             _log_unanswered(request, target, time.perf_counter() - began)
             raise
         except OciProxyError as exc:
@@ -163,7 +161,8 @@ class RegistryApi:
         headers["Cache-Status"] = answer.status.header if answer else "ociproxy; detail=error"
         if target is not None and target.namespace is not None:
             headers["OCI-Namespace"] = target.namespace
-        kind, outcome = _kind(target), answer.status.word if answer else "error"
+        kind = target.kind if target else "other"
+        outcome = answer.status.word if answer else "error"
         count_answer(kind, outcome, response.status, first_byte)
         if outcome == "stale" and answer is not None:
             STALE_ANSWERS.add(answer.status.detail)
@@ -171,18 +170,27 @@ class RegistryApi:
             # The body is not read, so no request behind it can be told from it.
             response.force_close()
         try:
+            if isinstance(response, BlobResponse):
+                self.sending[response] = request
             if isinstance(response, BlobResponse | DocumentResponse):
                 error = await _send(request, response, self._senders)
         except asyncio.CancelledError:
             # The client has left; or the server stops.
             error = ResponseCut(_STOPPING) if is_cut(request) else None
+            RESPONSES_CUT.add("mirror" if error else "client")
             raise
         finally:
-            times = Times(time.perf_counter() - began, first_byte, upstream_time.seconds or None)
-            sent = _sent(request, response)
-            count_end(kind, outcome, sent, times.seconds)
+            self.sending.pop(response, None)  # type: ignore[call-overload] # any response may be asked for
+            seconds, sent = time.perf_counter() - began, _sent(request, response)
+            count_end(kind, outcome, sent, seconds)
+            name = target.name if target else request.path[:200]
+            status, client = response.status, request.remote
+            ended = Recent(
+                time.time(), request.method, name, status, outcome, sent, seconds, client
+            )
+            self.recent.append(ended)
             if log.enabled(logging.INFO):
-                _log(request, response, target, answer, error, times, sent)
+                _log(ended, target, answer, error, first_byte, upstream_time.seconds or None)
         return response
 
 
@@ -241,10 +249,6 @@ async def _send(
     return error
 
 
-def _kind(target: Target | None) -> str:
-    return "other" if target is None else target.kind
-
-
 def _sent(request: web.BaseRequest, response: web.StreamResponse) -> int:
     """Bytes of the body. aiohttp sends a short one after the handler has returned."""
     if isinstance(response, BlobResponse | DocumentResponse):
@@ -253,35 +257,33 @@ def _sent(request: web.BaseRequest, response: web.StreamResponse) -> int:
 
 
 def _log(
-    request: web.BaseRequest,
-    response: web.StreamResponse,
+    ended: Recent,
     target: Target | None,
     answer: Answer | None,
     error: OciProxyError | None,
-    times: Times,
-    sent: int,
+    first_byte: float,
+    upstream_seconds: float | None,
 ) -> None:
     log.event(
         logging.INFO,
         "request",
-        method=request.method,
-        status=response.status,
+        method=ended.method,
+        status=ended.status,
         reference=target.name if target else None,
         digest=answer.digest if answer else None,
         upstream=target.repository.registry if target else None,
-        outcome=answer.status.word if answer else "error",
-        bytes=sent,
-        seconds=times.seconds,
-        first_byte=times.first_byte,
-        upstream_seconds=times.upstream,
-        client=request.remote,
-        path=None if target else request.path[:200],
+        outcome=ended.outcome,
+        bytes=ended.bytes,
+        seconds=ended.seconds,
+        first_byte=first_byte,
+        upstream_seconds=upstream_seconds,
+        client=ended.client,
+        path=None if target else ended.name,
         reason=error,
     )
 
 
 def _log_unanswered(request: web.BaseRequest, target: Target | None, seconds: float) -> None:
-    """The client left before there was an answer, or the server stops."""
     cut = is_cut(request)
     log.event(
         logging.WARNING if cut else logging.INFO,

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from ociproxy.fetch.cache_status import CacheStatus
 
+RECENT: Final = 200
+"""Requests that are kept for the operator to look at."""
 _CACHED_LENGTH: Final = 1024
 """Characters: longer request targets are parsed each time, which bounds the cache to 4 MiB."""
 _BYTE_RANGES: Final = re.compile(r"[ \t]*bytes[ \t]*=(?P<ranges>.*)", re.IGNORECASE)
@@ -78,6 +80,19 @@ class ReferrersPath(DistributionPath):
 
 
 Target = ManifestPath | BlobPath | TagsPath | ReferrersPath
+
+
+class Recent(NamedTuple):
+    """A request that has ended. `at` is epoch seconds, `name` what was asked for."""
+
+    at: float
+    method: str
+    name: str
+    status: int
+    outcome: str
+    bytes: int
+    seconds: float
+    client: str | None
 
 
 class Answer(NamedTuple):

@@ -116,6 +116,10 @@ class Listener:
         self._busy.serve = _hurried(serve)
 
     @property
+    def port(self) -> int:
+        return int(self._listener.getsockname()[1])
+
+    @property
     def count(self) -> int:
         """Connections that are open."""
         return self._server.count

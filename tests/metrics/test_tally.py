@@ -72,7 +72,7 @@ def test_what_a_dead_process_was_doing_is_forgotten_with_its_successor() -> None
 def test_a_state_that_is_too_long_leaves_the_one_before() -> None:
     tally = Tally(1)
     assert tally.set_state({"fills": 1})
-    assert not tally.set_state({"fills": "x" * 100_000})
+    assert not tally.set_state({"fills": "x" * 200_000})
     assert tally.states() == [{"fills": 1}]
 
 

@@ -30,7 +30,7 @@ from ociproxy.errors import (
 )
 from ociproxy.fetch.download.assembly import Assembly
 from ociproxy.fetch.download.state import State
-from ociproxy.metrics.counters import FILLS, FILLS_RESUMED
+from ociproxy.metrics.counters import FILLS_RESUMED
 from ociproxy.store.files import Silence, store_errors
 
 if TYPE_CHECKING:
@@ -284,7 +284,6 @@ class Download:
         self._reach(State.VERIFIED)
         ingest.set_size(hasher.position)  # an earlier leader may not have known it
         ingest.commit(self._store.blobs)
-        FILLS.add()
         if self.bytes_resumed:
             FILLS_RESUMED.add()
         log.event(

@@ -1,4 +1,4 @@
-"""What the admin listener answers: probes, metrics, and the state of this server as JSON.
+"""What the admin listener answers: probes, metrics, the state of this server as JSON, the page.
 
 Nothing here asks a worker or an upstream, and no path of the main port leads here.
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from ociproxy.config.settings import Config
     from ociproxy.metrics.tally import Tally
+    from ociproxy.serve.admin.history import History
+    from ociproxy.serve.admin.page import Page
     from ociproxy.serve.admin.survey import Findings, Surveyor
     from ociproxy.serve.auth import BasicAuth
     from ociproxy.store.store import Store
@@ -45,6 +47,7 @@ class AdminApi:
         store: Store,
         tally: Tally,
         surveyor: Surveyor,
+        history: History,
         auth: BasicAuth | None,
         *,
         loopback: bool,
@@ -53,6 +56,8 @@ class AdminApi:
         self._tally = tally
         self._surveyor = surveyor
         self._readiness = Readiness(store)
+        self._store = store
+        self._history = history
         self._loopback = loopback
         self._handlers: dict[str, Handler] = {
             "/healthz": self._health,
@@ -67,6 +72,7 @@ class AdminApi:
         self._offline = config.serve.offline
         self._config = config
         self._auth = auth
+        self._page: Page | None = None
 
     def close(self) -> None:
         self._readiness.close()
@@ -82,15 +88,22 @@ class AdminApi:
                 raise Unsupported("ask by address: this host name is not known here", status=404)
             if request.method not in ("GET", "HEAD"):
                 raise Unsupported("only GET and HEAD", status=405)
-            handler = self._handlers.get(request.path)
-            if handler is None:
-                raise Unsupported("no such path on the admin listener", status=404)
+            handler = self._handlers.get(request.path) or (await self._pages()).answer
             return await handler(request)
         except OciProxyError as exc:
             return error_response(exc)
         except Exception as exc:  # noqa: BLE001 a bug ends neither the connection nor the server
             log.failure("request failed", exc, path=request.path)
             return internal_error()
+
+    async def _pages(self) -> Page:
+        if self._page is None:
+            read = asyncio.get_running_loop().run_in_executor(None, _page_class)
+            page = (await read)(
+                self._config, self._store, self._tally, self._surveyor, self._history
+            )
+            self._page = page
+        return self._page
 
     async def _health(self, _: web.BaseRequest) -> web.Response:
         """Whether a worker lives: the kubelet restarts the server where none does."""
@@ -125,6 +138,14 @@ def _exposition(
     from ociproxy.serve.admin.exposition import expose
 
     return expose(tally, config, survey, accept)
+
+
+def _page_class() -> type[Page]:
+    # As above; and its templates are read.
+    from ociproxy.serve.admin.page import Page
+
+    Page.read()
+    return Page
 
 
 def _names_this_machine(host: str) -> bool:

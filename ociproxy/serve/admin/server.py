@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from ociproxy import log
 from ociproxy.errors import AddressInUse
 from ociproxy.serve.admin.api import AdminApi
+from ociproxy.serve.admin.history import INTERVAL, History, Sample
 from ociproxy.serve.admin.survey import Surveyor
 from ociproxy.serve.auth import BasicAuth
 from ociproxy.serve.deadline import MARGIN, end_within
@@ -68,15 +69,21 @@ class AdminServer:
         auth: BasicAuth | None,
     ) -> None:
         self._socket = listener
+        self._tally = tally
         self._surveyor = Surveyor(make_command, config, tally)
+        self._history = History()
+        self._sampling: asyncio.Task[None] | None = None
         loopback = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
-        self._api = AdminApi(config, store, tally, self._surveyor, auth, loopback=loopback)
+        self._api = AdminApi(
+            config, store, tally, self._surveyor, self._history, auth, loopback=loopback
+        )
         self._listener = Listener(listener, self._api, _limits(config.serve), None)
         self._warn(auth, loopback=loopback)
 
     def open(self) -> None:
         self._listener.open()
         self._surveyor.start()
+        self._sampling = asyncio.create_task(self._sample())
         host, port = self._socket.getsockname()[:2]
         log.event(logging.INFO, "admin listener", host=host, port=port)
 
@@ -90,8 +97,17 @@ class AdminServer:
         """Answers that are running are cut: no client depends on them."""
         self._listener.stop_accepting()
         self._surveyor.close()
+        if self._sampling is not None:
+            self._sampling.cancel()
         await self._listener.cut()
         self._api.close()
+
+    async def _sample(self) -> None:
+        while True:
+            survey = self._surveyor.held
+            stored = sum(each.bytes for each in survey.held.values()) if survey else None
+            self._history.add(Sample.of(self._tally.totals(), stored))
+            await asyncio.sleep(INTERVAL)
 
     @staticmethod
     def _warn(auth: BasicAuth | None, *, loopback: bool) -> None:
