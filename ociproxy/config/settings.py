@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 from ociproxy.config.local_settings import Load, Log, Serve, Store
 from ociproxy.config.schedule import Sync
 from ociproxy.config.units import GIB, MIB
-from ociproxy.metrics.counters import OTHER
 from ociproxy.oci.reference import DOCKER_HUB, Reference, Repository, parse_registry
 
 # The host of Docker Hub's API is not the registry's name; an `endpoint` in the config wins.
@@ -145,7 +144,7 @@ class Upstream:
     @property
     def label(self) -> str:
         """Its name in metrics: clients make up the names of those that are not listed."""
-        return self.name if self.listed else OTHER
+        return self.name if self.listed else "other"
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -269,12 +268,14 @@ class Config:
     log: Log = field(default_factory=Log)
 
     def tag_ttl(self, reference: Reference) -> float | None:
-        """Seconds that the reference's tag is fresh, None for ever; the first match decides."""
+        """Seconds that the reference's tag is fresh, None for ever."""
+        rule = self.tag_rule(reference)
+        return self.fetch.tag_ttl if rule is None else rule.ttl
+
+    def tag_rule(self, reference: Reference) -> TagRule | None:
+        """The rule that decides about the reference's tag: the first that matches."""
         name = f"{reference.repository}:{reference.tag}"
-        for rule in self.tags:
-            if fnmatchcase(name, rule.match):
-                return rule.ttl
-        return self.fetch.tag_ttl
+        return next((rule for rule in self.tags if fnmatchcase(name, rule.match)), None)
 
     @property
     def isolated(self) -> bool:

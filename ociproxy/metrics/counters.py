@@ -16,8 +16,6 @@ from typing import Final
 
 from ociproxy.metrics.tally import LOST, Tally
 
-OTHER: Final = "other"
-"""The label of every registry that has no entry in the configuration."""
 _SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 120.0, 600.0)
 """Upper bounds of the buckets, from a warm manifest to a large layer over a slow line."""
 
@@ -112,6 +110,12 @@ STORED_BYTES: Final = Counter(
 STORED_OBJECTS: Final = Counter(
     "ociproxy_stored_objects", "Files that this server put into the store", ("kind",)
 )
+EVICTED_IMAGES: Final = Counter(
+    "ociproxy_evicted_images", "Images that were removed to keep the store's limits"
+)
+EVICTED_BYTES: Final = Counter(
+    "ociproxy_evicted_bytes", "Bytes that were removed to keep the store's limits"
+)
 CHILDREN: Final = Counter(
     "ociproxy_child_runs",
     "Processes that look after the store: ok, failed, or busy where another one did it",
@@ -182,6 +186,8 @@ COUNTERS: Final[tuple[Counter, ...]] = (
     FILLS_RESUMED,
     STORED_BYTES,
     STORED_OBJECTS,
+    EVICTED_IMAGES,
+    EVICTED_BYTES,
     CHILDREN,
     WORKERS_DIED,
     SERIES_LOST,

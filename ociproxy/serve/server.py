@@ -19,6 +19,7 @@ from ociproxy.serve.admin.server import AdminServer, admin_auth
 from ociproxy.serve.api import RegistryApi
 from ociproxy.serve.auth import BasicAuth
 from ociproxy.serve.deadline import MARGIN, end_within
+from ociproxy.serve.eviction import Eviction
 from ociproxy.serve.housekeeping import Housekeeper
 from ociproxy.serve.listener import SIGNALS, Listener
 from ociproxy.serve.live import Live
@@ -103,7 +104,7 @@ async def _serve(
         fresh, fresh_context = await loop.run_in_executor(None, reload)
         fresh_auth = await loop.run_in_executor(None, _auth, fresh)
         fresh_admins = await loop.run_in_executor(None, admin_auth, fresh)
-        engine = Engine(store, fresh, make_backend(fresh))
+        engine = Engine(store, fresh, make_backend(fresh), limited=True)
         main_port.use(fresh.serve, fresh_context)
         if admin_server is not None:
             admin_server.use(fresh, fresh_admins)
@@ -120,13 +121,14 @@ async def _serve(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     auth = await loop.run_in_executor(None, _auth, config)
-    api = RegistryApi(Engine(store, config, make_backend(config)), config, auth, senders)
+    engine = Engine(store, config, make_backend(config), limited=True)
+    api = RegistryApi(engine, config, auth, senders)
     main_port = Listener(listener, api, config.serve, context)
     main_port.open()
     host, port = listener.getsockname()[:2]
     scheme = "http" if config.serve.tls is None else "https"
     log.event(logging.INFO, "listening", scheme=scheme, host=host, port=port, store=store.root)
-    jobs: list[Job] = [SyncJob(store, config)]
+    jobs: list[Job] = [Eviction(store, config), SyncJob(store, config)]
     keepers = [Housekeeper(store, job, make_command, config) for job in jobs]
     for each in keepers:
         each.start()

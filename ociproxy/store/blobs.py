@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ociproxy.clock import Clock
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.store.read_only import ReadOnlyContent
+    from ociproxy.store.usage import UsageFile
 
 
 _UNSEALABLE: Final = 8192
@@ -51,12 +52,18 @@ _LOCK_INTERVAL: Final = 0.02
 
 class Blobs:
     def __init__(
-        self, root: Path, quarantine: Path, clock: Clock, below: Sequence[ReadOnlyContent] = ()
+        self,
+        root: Path,
+        quarantine: Path,
+        clock: Clock,
+        usage: UsageFile,
+        below: Sequence[ReadOnlyContent] = (),
     ) -> None:
         self.folder = root
         self._prefix = f"{root}{os.sep}"
         self._quarantine = quarantine
         self._clock = clock
+        self._usage = usage
         self._below = below
         self._verified: BoundedCache[Digest, tuple[int, int, int]] = BoundedCache(_UNSEALABLE)
 
@@ -86,14 +93,21 @@ class Blobs:
 
     def find_size(self, digest: Digest) -> int | None:
         """Bytes of a stored blob; records no use. Raises StoreError."""
+        found = self.look(digest)
+        return None if found is None else found[0]
+
+    def look(self, digest: Digest) -> tuple[int, float] | None:
+        """Bytes of a stored blob, and its last use in seconds since the epoch, 0 if unknown.
+        Records no use. Raises StoreError."""
         try:
-            return os.stat(self._prefix + file_name(digest)).st_size  # noqa: PTH116 hot path
+            state = os.stat(self._prefix + file_name(digest))  # noqa: PTH116 hot path
         except FileNotFoundError:
             found = (content.find_blob_size(digest) for content in self._below)
-            return next((size for size in found if size is not None), None)
+            return next(((size, 0.0) for size in found if size is not None), None)
         except OSError:
             with store_errors(self.path(digest)):
                 raise
+        return state.st_size, state.st_atime
 
     def commit(
         self,
@@ -121,6 +135,7 @@ class Blobs:
                 os.close(file)
             publish(staged, target, flush=flush)
         count_stored("blob", size)
+        self._usage.add(size)
 
     def adopt(self, path: Path, blob: Descriptor) -> None:
         """Verify and publish what another program wrote, which stays at `path`. Blocks for the

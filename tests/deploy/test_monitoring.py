@@ -30,7 +30,7 @@ CHECKOUT = Path(__file__).parents[2]
 ALERTS = CHECKOUT / "deploy/prometheus/alerts.yaml"
 DASHBOARD = CHECKOUT / "deploy/grafana/ociproxy.json"
 VARIABLES = {"$job": ".*", "$instance": ".*", "$__rate_interval": "1m", "$__range": "1h"}
-LIMIT = 30.0
+LIMIT = 60.0
 
 
 def rules() -> list[dict[str, Any]]:
@@ -158,6 +158,7 @@ def test_every_expression_of_the_dashboard_finds_data(
     good, away = make_upstream(), make_upstream()
     config = {
         "upstreams": [upstream_entry(good.url), upstream_entry(away.url)],
+        "store": {"max_size": "10G"},
         "tags": [{"match": f"{away.registry}/*", "ttl": "0"}],
     }
     server = mirror(config, admin=True)

@@ -62,7 +62,9 @@ def test_each_view_is_sound_in_light_and_dark_and_the_keyboard_reaches_all(
     name = f"{upstream.registry}/app:1"
     assert server.manifest(upstream.registry, "app", "1").status == 200
     url = f"http://127.0.0.1:{server.admin_port}"
-    server.wait_for(lambda: name.encode() in server.admin("/contents").body, "the image listed")
+    server.wait_for(
+        lambda: name.encode() in server.admin("/contents").body, "the image listed", limit=60
+    )
     for path in ("/", "/contents", f"/image?reference={name}", "/store", "/log"):
         browser.get(url + path)
         browser.execute_script(AXE.read_text(encoding="utf-8"))

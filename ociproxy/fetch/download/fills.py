@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
-from ociproxy.errors import Busy, IntegrityError, Interrupted, OciProxyError
+from ociproxy.errors import Busy, IntegrityError, Interrupted, OciProxyError, StoreFull
 from ociproxy.fetch.download.download import Download
 from ociproxy.fetch.download.fill import Fill
 from ociproxy.fetch.download.relay import PassingIngest, Relay
 from ociproxy.fetch.upstreams.threads import UpstreamThreads
-from ociproxy.metrics.counters import FILLS_FAILED
 from ociproxy.store.files import store_errors
+from ociproxy.store.limits import Room
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -53,8 +53,10 @@ _WATCH_INTERVAL: Final = 1.0
 class Fills:
     """Owns the threads and tasks of all fills; `close` ends them."""
 
-    def __init__(self, store: Store, config: Config) -> None:
+    def __init__(self, store: Store, config: Config, *, limited: bool = False) -> None:
+        """With `limited`, what is downloaded has to fit the limits of the store."""
         self._store = store
+        self._room = Room(store, config.store if limited else None)
         limits = self._limits = config.fetch
         is_listed = config.upstreams.__contains__
         self._running: dict[_Key, Fill] = {}
@@ -69,7 +71,6 @@ class Fills:
         )
         self._queues: dict[str, deque[tuple[_Start, Repository, Descriptor, _Key]]] = {}
         self.queued: set[_Key] = set()
-        """Blobs that wait for a background fill."""
         self._workers: Counter[str] = Counter()
         self._watcher: asyncio.Task[None] | None = None
         self._closed = False
@@ -119,6 +120,7 @@ class Fills:
             believes=again,
             notify=lambda: fill.notify(),
             spawn=partial(self._helpers.submit, repository.registry),
+            room=self._room,
         )
         fill = Fill(download, repository)
         if self._closed:
@@ -227,12 +229,12 @@ class Fills:
         try:
             await asyncio.wrap_future(future)
         except OciProxyError as exc:
-            log.event(logging.WARNING, "fill failed", digest=fill.digest, reason=exc)
-            FILLS_FAILED.add(type(exc).__name__)
+            # Where the store has no room, a client that waits hears `passing through`.
+            level = logging.DEBUG if isinstance(exc, StoreFull) else logging.WARNING
+            log.event(level, "fill failed", digest=fill.digest, reason=exc)
             return exc
         except Exception as exc:  # noqa: BLE001 a task's end: reported, and passed to every reader
             log.failure("fill failed", exc, digest=fill.digest)
-            FILLS_FAILED.add("bug")
             return exc
         except asyncio.CancelledError:
             if not future.cancelled():

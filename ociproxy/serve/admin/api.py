@@ -123,7 +123,7 @@ class AdminApi:
         # In a thread: its library is read with the first scrape, and the disk may hang.
         accept = request.headers.get("Accept", "")
         body, content_type = await asyncio.get_running_loop().run_in_executor(
-            None, _exposition, self._tally, self._config, self._surveyor.held, accept
+            None, _exposition, self._tally, self._config, self._store, self._surveyor.held, accept
         )
         return web.Response(body=body, headers={"Content-Type": content_type, "Server": SERVER})
 
@@ -132,12 +132,12 @@ class AdminApi:
 
 
 def _exposition(
-    tally: Tally, config: Config, survey: Findings | None, accept: str
+    tally: Tally, config: Config, store: Store, survey: Findings | None, accept: str
 ) -> tuple[bytes, str]:
     # Its library takes a while to be imported, and is not needed where no Prometheus asks.
     from ociproxy.serve.admin.exposition import expose
 
-    return expose(tally, config, survey, accept)
+    return expose(tally, config, store, survey, accept)
 
 
 def _page_class() -> type[Page]:

@@ -6,7 +6,6 @@ Tests: tests/serve/admin/test_metrics.py.
 from __future__ import annotations
 
 import platform
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -21,6 +20,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 
 from ociproxy import __version__
+from ociproxy.errors import StoreError
 from ociproxy.metrics.counters import (
     COUNTERS,
     HISTOGRAMS,
@@ -30,6 +30,7 @@ from ociproxy.metrics.counters import (
     Metric,
 )
 from ociproxy.serve.live import alive
+from ociproxy.store.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Config
     from ociproxy.metrics.tally import Key, Tally
     from ociproxy.serve.admin.survey import Findings
+    from ociproxy.store.store import Store
 
 BUILD: Final = Metric("ociproxy_build_info", "1, with the version", ("version", "python"))
 WORKERS: Final = Metric("ociproxy_workers", "Processes that answer clients")
@@ -77,6 +79,12 @@ STORE_OBJECTS: Final = Metric(
     "Files in the store at the last survey, and what this server stored since",
     ("kind",),
 )
+STORE_LIMIT: Final = Metric(
+    "ociproxy_store_limit_bytes", "How large store.max_size lets the store be"
+)
+STORE_STUCK: Final = Metric(
+    "ociproxy_store_stuck", "1 while the store exceeds a limit and nothing may be removed"
+)
 SURVEYED: Final = Metric(
     "ociproxy_store_survey_timestamp_seconds", "When the store was last surveyed"
 )
@@ -95,18 +103,22 @@ GAUGES: Final[tuple[Metric, ...]] = (
     QUOTA_REMAINING,
     STORE_BYTES,
     STORE_OBJECTS,
+    STORE_LIMIT,
+    STORE_STUCK,
     SURVEYED,
     DISK,
     DISK_FREE,
 )
 
 
-def expose(tally: Tally, config: Config, survey: Findings | None, accept: str) -> tuple[bytes, str]:
+def expose(
+    tally: Tally, config: Config, store: Store, survey: Findings | None, accept: str
+) -> tuple[bytes, str]:
     """The body and its media type, as the Accept header asks. Blocks: it looks at the disk."""
     encode, content_type = choose_encoder(accept)
     registry = CollectorRegistry(auto_describe=False)
     totals = tally.totals()
-    gauges = [*_gauges(tally, config), *_store(survey, totals)]
+    gauges = [*_gauges(tally), *_disk(config, store), *_store(survey, totals)]
     registry.register(_Snapshot(totals, gauges))
     return encode(registry), content_type
 
@@ -140,7 +152,7 @@ class _Snapshot:
         yield from self.gauges
 
 
-def _gauges(tally: Tally, config: Config) -> Iterator[Family]:
+def _gauges(tally: Tally) -> Iterator[Family]:
     states = alive(tally)
     yield _gauge(BUILD, {(__version__, platform.python_version()): 1})
     yield _gauge(WORKERS, {(): len(states)})
@@ -162,10 +174,17 @@ def _gauges(tally: Tally, config: Config) -> Iterator[Family]:
     yield _gauge(PAUSE, pauses)
     yield _gauge(QUOTA_LIMIT, {label: quota["limit"] for label, quota in quotas.items()})
     yield _gauge(QUOTA_REMAINING, {label: quota["remaining"] for label, quota in quotas.items()})
-    with suppress(OSError):
-        usage = shutil.disk_usage(config.store.path)
-        yield _gauge(DISK, {(): usage.total})
-        yield _gauge(DISK_FREE, {(): usage.free})
+
+
+def _disk(config: Config, store: Store) -> Iterator[Family]:
+    with suppress(StoreError):
+        limits = Limits.of(config.store, store.root)
+        yield _gauge(DISK, {(): limits.total})
+        yield _gauge(DISK_FREE, {(): limits.free})
+        if limits.max_size is not None:
+            yield _gauge(STORE_LIMIT, {(): limits.max_size})
+        usage = store.usage.read()
+        yield _gauge(STORE_STUCK, {(): int(usage is not None and usage.stuck > 0)})
 
 
 def _store(survey: Findings | None, totals: Mapping[Key, list[float]]) -> Iterator[Family]:

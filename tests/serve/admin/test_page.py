@@ -57,7 +57,7 @@ def test_a_pull_is_on_every_view(mirror: Callable[..., Mirror], upstream: FakeUp
     assert "<script>alert" not in log
 
     name = f"{upstream.registry}/app:1"
-    server.wait_for(lambda: name in view(server, "/contents"), "the image listed")
+    server.wait_for(lambda: name in view(server, "/contents"), "the image listed", limit=60)
     listed = view(server, "/contents?q=APP%3A1")
     assert "linux/amd64" in listed
     assert "pinned" in listed
@@ -69,7 +69,9 @@ def test_a_pull_is_on_every_view(mirror: Callable[..., Mirror], upstream: FakeUp
     assert server.admin(f"/image?reference={name}x").status == 404
     assert server.admin("/image?reference=%00").status == 404
 
-    server.wait_for(lambda: "manifest</td>" in view(server, "/store"), "the store counted")
+    server.wait_for(
+        lambda: "manifest</td>" in view(server, "/store"), "the store counted", limit=60
+    )
     with closing(http.client.HTTPConnection(server.host, server.admin_port)) as listening:
         listening.request("GET", "/events?view=log")
         answer = listening.getresponse()
