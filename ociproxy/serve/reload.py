@@ -64,8 +64,11 @@ class Generation:
 class Reloads:
     """`run` is a task of the server, which cancels it."""
 
-    def __init__(self, reload: Callable[[], Awaitable[None]], supervisor: Supervisor) -> None:
-        """`reload` raises OciProxyError where the running configuration stays."""
+    def __init__(
+        self, reload: Callable[[], Awaitable[None]], supervisor: Supervisor | None = None
+    ) -> None:
+        """`reload` raises OciProxyError where the running configuration stays. With `supervisor`
+        None another process tells of the reload."""
         self._reload = reload
         self._supervisor = supervisor
         self._wanted = asyncio.Event()
@@ -79,7 +82,8 @@ class Reloads:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            await loop.run_in_executor(None, self._supervisor.reloading)
+            if self._supervisor is not None:
+                await loop.run_in_executor(None, self._supervisor.reloading)
             try:
                 await self._reload()
             except OciProxyError as exc:
@@ -88,4 +92,5 @@ class Reloads:
                 log.failure("configuration not reloaded", exc)
             else:
                 log.event(logging.INFO, "configuration reloaded")
-            await loop.run_in_executor(None, self._supervisor.ready)
+            if self._supervisor is not None:
+                await loop.run_in_executor(None, self._supervisor.ready)
