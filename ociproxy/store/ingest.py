@@ -219,10 +219,11 @@ class Ingest:
         os.close(self.file)
 
     def flush(self) -> None:
-        """Leader: write the lines of the journal that wait. Raises StoreError."""
-        if self._pending.total:
-            self._append("".join(f"{first} {last}\n" for first, last in self._pending))
-            self._pending = ByteRanges()
+        """Leader: write the lines of the journal that wait. Raises StoreError; they are given up
+        then, for the next try is that of `close`, which the event loop may call."""
+        waiting, self._pending = self._pending, ByteRanges()
+        if waiting.total:
+            self._append("".join(f"{first} {last}\n" for first, last in waiting))
 
     def _append(self, text: str) -> None:
         with store_errors(self._journal_path):

@@ -10,6 +10,7 @@ Tests: tests/store/test_limits.py, tests/serve/test_eviction.py.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -203,3 +204,11 @@ class Room:
 
 def _bytes(value: int | Share, total: int) -> int:
     return value.of(total) if isinstance(value, Share) else value
+
+
+def free_space(root: Path) -> int:
+    """Bytes that this user may still write where the store is, or will be. Raises StoreError."""
+    with store_errors(root):
+        while not root.exists() and root != root.parent:
+            root = root.parent
+        return shutil.disk_usage(root).free

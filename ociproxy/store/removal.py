@@ -25,8 +25,10 @@ import secrets
 import shutil
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from threading import local
+from threading import Lock, local
 from typing import TYPE_CHECKING, Final, Self
 
 from ociproxy import log
@@ -34,7 +36,7 @@ from ociproxy.errors import Busy, StoreError
 from ociproxy.store.files import Silence, heartbeat, is_at, store_errors, try_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 STOPPED: Final = 5.0
 """Seconds. A remover touches its locks once a second; one that did not for so long was stopped."""
@@ -56,6 +58,14 @@ _REMOVER: Final = "remover"
 _REMOVED: Final = ".removed-"
 
 
+@dataclass(slots=True)
+class _Hold:
+    """The shared lock of one publisher."""
+
+    lock: int
+    users: int = 1
+
+
 class Removals:
     """The locks of one store, in `locks/`; `staging` is its `pulls/`. Thread-safe."""
 
@@ -65,12 +75,13 @@ class Removals:
         self.spare = folder / "spare"
         """An empty folder, while no process removes."""
         self._held = local()
+        self._counting = Lock()
 
     @contextmanager
     def kept_off(self) -> Iterator[None]:
         """Publish: inside, nothing is removed. A thread may enter it again inside. Blocks. Where
         this process may not write, it holds nothing. Raises StoreError."""
-        if getattr(self._held, "lock", None) is not None:
+        if getattr(self._held, "hold", None) is not None:
             yield
             return
         try:
@@ -81,14 +92,31 @@ class Removals:
             yield
             return
         try:
-            self._held.lock = self._await(_LOCK)
+            hold = self._held.hold = _Hold(self._await(_LOCK))
         finally:
             os.close(gate)
         try:
             yield
         finally:
-            os.close(self._held.lock)
-            self._held.lock = None
+            self._held.hold = None
+            self._let_go(hold)
+
+    def prolong(self) -> Callable[[], None]:
+        """Inside `kept_off`: nothing is removed until the function that is returned was called, by
+        any thread."""
+        hold: _Hold | None = getattr(self._held, "hold", None)
+        if hold is None:
+            return lambda: None
+        with self._counting:
+            hold.users += 1
+        return partial(self._let_go, hold)
+
+    def _let_go(self, hold: _Hold) -> None:
+        with self._counting:
+            hold.users -= 1
+            ended = hold.users == 0
+        if ended:
+            os.close(hold.lock)
 
     def claim(self, name: str) -> int | None:
         """Become the one process that does the work of this name; None while another one is. The
@@ -154,7 +182,7 @@ class Removals:
 
     def _await(self, name: str) -> int:
         """A shared lock, once no remover has it."""
-        path = self._folder / name
+        path = f"{self._folder}{os.sep}{name}"
         limit = time.monotonic() + _PATIENCE
         silence = Silence(path, STOPPED)
         while time.monotonic() < limit:
@@ -162,17 +190,19 @@ class Removals:
                 file = self._open(name)
             locked = False
             try:
-                while is_at(file, path) and time.monotonic() < limit:
+                while time.monotonic() < limit:
                     locked = try_lock(file, fcntl.LOCK_SH) and is_at(file, path)
                     if locked:
                         return file
+                    if not is_at(file, path):
+                        break
                     if silence.is_long():
-                        self._depose(file, path)
+                        self._depose(file, Path(path))
                     time.sleep(_INTERVAL)
             finally:
                 if not locked:
                     os.close(file)
-        raise StoreError(path, f"no turn to publish within {_PATIENCE:g} s")
+        raise StoreError(Path(path), f"no turn to publish within {_PATIENCE:g} s")
 
     def _exclude(self) -> tuple[int, int]:
         """The gate and the lock, once no publisher has them. Raises Busy."""
@@ -208,7 +238,7 @@ class Removals:
         return None
 
     def _open(self, name: str) -> int:
-        path = self._folder / name
+        path = f"{self._folder}{os.sep}{name}"
         try:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:

@@ -29,7 +29,7 @@ from tests.pruning import (
     run,
     sharing,
 )
-from tests.stores import put, stored
+from tests.stores import put, record_tag, stored
 
 OLD, OTHER, NEW = sharing("old", "other", "new")
 
@@ -241,7 +241,7 @@ def test_a_tag_that_is_known_from_its_head_only_goes_too(store: Store) -> None:
     head = Reference.parse("quay.io/team/head:v1")
     made = image("head")
     top = Descriptor(made.top.media_type, Digest.parse(made.digest), made.top.size)
-    store.record_tag(head.repository, "v1", top, now=time.time() - 60 * DAY)
+    record_tag(store, head.repository, "v1", top, now=time.time() - 60 * DAY)
     assert prune(store.root, "--unused-for", "50d").images == [
         "quay.io/team/old:v1",
         "quay.io/team/head:v1",
@@ -283,7 +283,7 @@ def test_an_image_that_is_published_again_after_the_plan_stays(store: Store) -> 
     again = Reference.parse("example.com/again:v1")
     holder = ManifestHolder.of(OLD.top.data, OLD.top.media_type)
     store.commit_manifest(again.repository, holder)
-    store.record_tag(again.repository, "v1", holder.descriptor, now=time.time())
+    record_tag(store, again.repository, "v1", holder.descriptor, now=time.time())
     fresh = sharing("fresh")[0]  # needs the layer that all share
     put(store, "example.com/fresh:v1", Image(fresh.top, blobs=(fresh.blobs[0], fresh.layers[1])))
     with store.removals.remover() as remover:
