@@ -42,6 +42,8 @@ _MOST_OF_ONE: Final = 128
 """Staged files of one commit. Beyond, those before are published first."""
 PATIENCE: Final = 300.0
 """Seconds to wait for the disk: more than a flush takes behind gigabytes of a slow disk."""
+_LINGER: Final = 0.3
+"""Seconds that the names of blobs wait for further ones, or for a commit that flushes them too."""
 _FLUSHERS: Final = 8
 """Threads that flush. One fsync waits for the file system's journal, which serves all that come
 meanwhile: 96 files took 130 ms one by one, 8 ms by eight threads (ext4). `syncfs` took as long with
@@ -150,6 +152,7 @@ class GroupCommit:
         self._changed = Condition()
         self._waiting: list[tuple[Commit, Future[None]]] = []
         self._names_changed = False
+        self._hurried = False
         self._files = 0
         self._bytes = 0
         self._running = False
@@ -173,6 +176,7 @@ class GroupCommit:
             self._files += len(commit.manifests) + len(commit.records)
             self._bytes += sum(each.size for each in commit.staged)
             starting, self._running = not self._running, True
+            self._changed.notify_all()
         if starting:
             self._start()
         return done
@@ -188,6 +192,8 @@ class GroupCommit:
     def settle(self, seconds: float) -> bool:
         """Wait until all that was handed over is durable; False if that takes longer."""
         with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
             return self._changed.wait_for(lambda: not self._running, seconds)
 
     def forget(self, staged: _Staged) -> None:
@@ -206,10 +212,12 @@ class GroupCommit:
     def _run(self) -> None:
         while True:
             with self._changed:
+                if self._names_changed:
+                    self._changed.wait_for(lambda: self._waiting or self._hurried, _LINGER)
                 batch, self._waiting = self._waiting, []
                 names_changed, self._names_changed = self._names_changed, False
                 if not batch and not names_changed:
-                    self._running = False
+                    self._running = self._hurried = False
                     self._changed.notify_all()
                     return
                 files = sum(len(commit.staged) for commit, _ in batch)
