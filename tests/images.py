@@ -215,6 +215,26 @@ def index(images: Mapping[str, Image], *, docker: bool = False) -> Image:
     return Image(top, tuple(each.top for each in images.values()), tuple(blobs.values()))
 
 
+def attested_index(images: Mapping[str, Image]) -> tuple[Image, dict[str, Image]]:
+    """An index as BuildKit makes it, with an attestation of each image; and these by platform."""
+    about = {name: artifact(each.top, data=each.digest.encode()) for name, each in images.items()}
+    unknown = {"architecture": "unknown", "os": "unknown"}
+    children = [each.top.descriptor(platform=_platform(name)) for name, each in images.items()]
+    for name, attestation in about.items():
+        annotations = {
+            "vnd.docker.reference.type": "attestation-manifest",
+            "vnd.docker.reference.digest": images[name].digest,
+        }
+        children.append(attestation.top.descriptor(platform=unknown, annotations=annotations))
+    document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children}
+    parts = [*images.values(), *about.values()]
+    blobs = {blob.digest: blob for each in parts for blob in each.blobs}
+    made = Image(
+        _json(document, OCI_INDEX), tuple(each.top for each in parts), tuple(blobs.values())
+    )
+    return made, about
+
+
 def multi_platform(
     name: str = "multi",
     *,

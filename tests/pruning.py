@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from ociproxy.oci.manifest import ManifestHolder
 from ociproxy.oci.reference import Reference
 from ociproxy.store.inventory import inventory
 from ociproxy.store.store import Store
+from tests import forked
 from tests.images import Content, Image, image_of, layer, random_bytes
 from tests.server import ROOT
 from tests.stores import put, record_tag, stored
@@ -55,7 +55,7 @@ def command(store: Path, *words: str) -> list[str]:
 
 
 def run(store: Path, *words: str, code: int = 0) -> Done:
-    done = subprocess.run(
+    done = forked.run(
         command(store, *words), capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
     )
     assert "Traceback" not in done.stderr, done.stderr

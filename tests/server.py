@@ -19,9 +19,13 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from tests import forked
+
 START_LIMIT = 20.0
 STOP_LIMIT = 40.0
 ROOT = Path(__file__).parents[1]
+PROGRAM = Path(sys.executable).with_name("ociproxy")
+"""As it was installed."""
 LISTENING = re.compile(r"\blistening\b.*\bport\"?[=:] ?(\d+)")
 
 
@@ -76,7 +80,7 @@ class Mirror:
         """Returns when it listens. A server that was started before gets the same port again."""
         seen = len(self.log())
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
+            self.process = forked.popen(
                 [*self.before, *self.command(), "--port", str(self.port), *self.args],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

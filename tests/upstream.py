@@ -164,6 +164,7 @@ class FakeUpstream:
     async def _middleware(self, request: web.Request, handler: object) -> web.StreamResponse:
         entry = Request(request.method, request.path, request.query_string, dict(request.headers))
         entry.raw_query = request.rel_url.raw_query_string
+        entry.certificate = bool(request.get_extra_info("peercert"))
         self.requests.append(entry)
         request[ENTRY], request[FAULT] = entry, self._fault_for(entry)
         response: web.StreamResponse

@@ -79,6 +79,8 @@ class Request:
     done: bool = False
     raw_query: str = ""
     """As it came, where `query` is decoded."""
+    certificate: bool = False
+    """Whether the client showed one."""
 
 
 def error(status: int, code: str, fault: Fault | None = None) -> web.Response:

@@ -56,6 +56,7 @@ class Bundle:
         self.images = index.images
         self.left_out = index.left_out
         self.label = index.label
+        self.origin: object = self if index.label is None else index.label.set_id
         self.base = index.base
 
     def __enter__(self) -> Bundle:

@@ -22,11 +22,11 @@ from ociproxy.load.loader import Loader
 from ociproxy.load.progress import LoadProgress, Summary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ociproxy.cli.screen import Screen
     from ociproxy.config.settings import Config
-    from ociproxy.fetch.upstreams.upstreams import MakeBackend
+    from ociproxy.fetch.upstreams.upstreams import MakeBackend, UpstreamState
     from ociproxy.load.imagelist import Wanted
     from ociproxy.load.loader import Watcher
     from ociproxy.store.store import Store
@@ -47,7 +47,8 @@ class LoadRun:
         watcher: Watcher,
         *,
         referrers: bool,
-        fail_fast: bool,
+        fail_fast: bool = False,
+        admits: Callable[[Wanted, UpstreamState], bool] | None = None,
     ) -> None:
         self._config = patient(config)
         self._make_backend = make_backend
@@ -55,6 +56,7 @@ class LoadRun:
         self._watcher = watcher
         self._referrers = referrers
         self._fail_fast = fail_fast
+        self._admits = admits
         self.summary = Summary()
         self.interrupted = False
 
@@ -71,6 +73,7 @@ class LoadRun:
             referrers=self._referrers,
             fail_fast=self._fail_fast,
             known=known,
+            admits=self._admits,
         )
         self.summary = loader.progress.summary
         work = loader.find(wanted) if only_find else loader.run(wanted)

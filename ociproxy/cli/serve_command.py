@@ -16,8 +16,10 @@ from ociproxy import log
 from ociproxy.archive.bundle import Bundle
 from ociproxy.archive.volumes import grouped
 from ociproxy.cli.backends import backends
+from ociproxy.cli.child import command_maker
 from ociproxy.cli.environment import misspelt
 from ociproxy.cli.options import common, configuration, pull_timeout
+from ociproxy.cli.pins_command import configured_pins
 from ociproxy.cli.sources import machine_platform, read_wanted
 from ociproxy.config.settings import Config
 from ociproxy.errors import ConfigError, StoreError
@@ -84,7 +86,7 @@ def serve(
     """Serve the mirror until SIGTERM."""
 
     def read() -> Config:
-        return configuration(
+        config = configuration(
             config_path,
             image_path=image_path,
             log_level=log_level,
@@ -99,6 +101,9 @@ def serve(
             },
             load={"pull_timeout": pull_timeout},
         )
+        for _ in configured_pins(config):  # a list that cannot be read would end every prune
+            pass
+        return config
 
     def reread() -> Setup:
         fresh = read()
@@ -149,7 +154,8 @@ def serve(
                     setup = reread()
                 except ConfigError as exc:
                     log.event(logging.ERROR, "configuration not reloaded", reason=exc)
-            run(setup, store, partial(backends, store), listener, reread, wanted)
+            make_command = command_maker(config_path)
+            run(setup, store, partial(backends, store), listener, reread, make_command, wanted)
 
         if config.serve.workers == 1:
             work()

@@ -63,7 +63,7 @@ def read_wanted(
     *,
     note: Callable[[str], None] = lambda _: None,
 ) -> list[Wanted]:
-    """The images of all lists and Kubernetes manifests, each once, before any of them is loaded.
+    """The images of all lists and Kubernetes manifests, each once, before any of them is looked at.
 
     `note` gets a line for each file without an image, and for each image that a manifest only
     seems to name and that no file wants. Raises ImageListInvalid with every problem.
@@ -81,7 +81,7 @@ def read_wanted(
             continue
         found, wrong = parse_list(text, _shown(name), platforms=platforms)
         if wrong and _KUBERNETES.search(text):
-            reason = "is a Kubernetes manifest: see load --kubernetes"
+            reason = "is a Kubernetes manifest: give it with --kubernetes"
             wrong = [ConfigError(reason, file=_shown(name))]
         wanted += found
         problems += wrong
@@ -114,7 +114,7 @@ def read_wanted(
     for image in images:
         mentions.pop(image.reference, None)
     for reference, place in mentions.items():
-        note(f"{place}: {reference} looks like an image, not loaded")
+        note(f"{place}: {reference} looks like an image, left out")
     return images
 
 

@@ -178,5 +178,9 @@ def is_flag(node: Node) -> bool:
     return isinstance(node, ScalarNode) and isinstance(node.value, bool)
 
 
+def is_list(node: Node) -> bool:
+    return isinstance(node, ListNode)
+
+
 def is_mapping(node: Node) -> bool:
     return isinstance(node, MappingNode)

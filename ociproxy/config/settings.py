@@ -17,6 +17,7 @@ from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from ociproxy.config.local_settings import Load, Log, Serve, Store
+from ociproxy.config.schedule import Sync
 from ociproxy.config.units import GIB, MIB
 from ociproxy.oci.reference import DOCKER_HUB, Reference, Repository, parse_registry
 
@@ -258,15 +259,18 @@ class Config:
     load: Load = field(default_factory=Load)
     tags: tuple[TagRule, ...] = ()
     upstreams: Mapping[str, Upstream] = field(default_factory=dict)
+    sync: tuple[Sync, ...] = ()
     log: Log = field(default_factory=Log)
 
     def tag_ttl(self, reference: Reference) -> float | None:
-        """Seconds that the reference's tag is fresh, None for ever; the first match decides."""
+        """Seconds that the reference's tag is fresh, None for ever."""
+        rule = self.tag_rule(reference)
+        return self.fetch.tag_ttl if rule is None else rule.ttl
+
+    def tag_rule(self, reference: Reference) -> TagRule | None:
+        """The rule that decides about the reference's tag: the first that matches."""
         name = f"{reference.repository}:{reference.tag}"
-        for rule in self.tags:
-            if fnmatchcase(name, rule.match):
-                return rule.ttl
-        return self.fetch.tag_ttl
+        return next((rule for rule in self.tags if fnmatchcase(name, rule.match)), None)
 
     @property
     def isolated(self) -> bool:
@@ -278,6 +282,8 @@ class Config:
         upstream = self.upstreams.get(repository.registry)
         if upstream is not None:
             return upstream.repositories.refusal(repository.name)
+        if self.isolated:
+            return "its registry is not listed in the configuration, which isolates repositories"
         rules = self.fetch.unlisted.repositories
         if not (rules.allow or rules.deny):
             return None

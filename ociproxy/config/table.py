@@ -11,14 +11,28 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ociproxy.config.kinds import Choice, Duration, FilePath, Flag, Number, Place, Size, Text
+from ociproxy.config.kinds import (
+    Choice,
+    Duration,
+    FilePath,
+    Flag,
+    Number,
+    Place,
+    Size,
+    SizeOrShare,
+    Text,
+)
 from ociproxy.config.local_settings import Load, Log, PinSource, Store
-from ociproxy.config.sections import Either, Items, Key, Section, is_mapping
+from ociproxy.config.schedule import WINDOW, Sync, Window
+from ociproxy.config.sections import Either, Items, Key, Section, is_list, is_mapping, line_of
 from ociproxy.config.serve_table import SERVE
 from ociproxy.config.settings import Config, Fetch, TagRule, Timeouts, Unlisted, Upstream
-from ociproxy.config.units import MIB
+from ociproxy.config.units import KIB, MIB
 from ociproxy.config.upstream_table import CONNECTIONS, RULES, TIMEOUT_KEYS, UPSTREAMS
 from ociproxy.config.yaml import MappingNode
+from ociproxy.errors import NameInvalid
+from ociproxy.oci.platform import Platform
+from ociproxy.oci.reference import is_glob
 
 
 def build_config(values: dict[str, Any]) -> Config:
@@ -33,7 +47,7 @@ def build_config(values: dict[str, Any]) -> Config:
 
 
 def _pattern(text: str) -> str:
-    if "/" not in text and not any(character in text for character in "*?["):
+    if "/" not in text and not is_glob(text):
         raise ValueError("matches nothing: it is compared with registry/repository:tag")
     return text
 
@@ -72,6 +86,18 @@ _STORE: Final = Section(
     {
         "path": Key(FilePath(exists=False), "Where the store is."),
         "hot_manifests": Key(Size(0, 1024 * MIB), "Memory for manifests that are asked for often."),
+        "max_size": Key(
+            SizeOrShare(),
+            "Above it the least recently used images are removed, down to 90 % of it.",
+        ),
+        "min_free": Key(
+            SizeOrShare(),
+            "Below so much free disk the least recently used images are removed. 0 turns it off.",
+        ),
+        "evict_every": Key(
+            Duration(at_least=60.0),
+            "How often a server with a max_size or pins counts what the store has.",
+        ),
         "keep_recent": Key(
             Duration(), "What was used or stored within this time is not removed by a prune."
         ),
@@ -79,6 +105,11 @@ _STORE: Final = Section(
             Items(Either(is_mapping, _PIN, Text(parse=_pattern))),
             "What no prune removes: references, globs on references, or files that name images.",
         ),
+        "scrub": Key(
+            Duration(at_least=1.0, never=True),
+            "In this time a server hashes every file once. What is damaged is fetched again.",
+        ),
+        "scrub_rate": Key(Size(64 * KIB, 1024**4), "Bytes that it reads in a second, at most."),
     },
 )
 
@@ -166,6 +197,40 @@ _LOAD: Final = Section(
     },
 )
 
+
+def _platform(text: str) -> Platform:
+    try:
+        return Platform.parse(text)
+    except NameInvalid as error:
+        raise ValueError(str(error)) from error
+
+
+def _some(values: Mapping[str, Any], node: MappingNode, place: Place) -> None:
+    if not values["images"]:
+        place.child("images").refuse(line_of(node, "images"), "names no image")
+
+
+_SYNC: Final = Section(
+    Sync,
+    {
+        "images": Key(
+            Either(is_list, Items(Text(parse=_pattern)), FilePath()),
+            "An image list as for `load`, or a list of globs on the tags of the store.",
+            required=True,
+        ),
+        "every": Key(
+            Duration(at_least=60.0, at_most=366 * 86400.0), "How often these images are synced."
+        ),
+        "window": Key(
+            Text(parse=Window.parse, pattern=WINDOW),
+            "When, in local time, such as 01:00-05:00; without it at any time.",
+        ),
+        "platforms": Key(Items(Text(parse=_platform)), "Platforms that are wanted."),
+        "referrers": Key(Flag(), "Whether signatures, SBOMs and attestations are synced too."),
+    },
+    rules=[_some],
+)
+
 ROOT: Final = Section(
     Config,
     {
@@ -174,6 +239,7 @@ ROOT: Final = Section(
         "fetch": Key(_FETCH, "The pull engine."),
         "load": Key(_LOAD, "Loading whole images."),
         "tags": Key(Items(_TAG_RULE), "How long tags are fresh."),
+        "sync": Key(Items(_SYNC, identity=str), "Images that are kept up to date."),
         "upstreams": Key(UPSTREAMS, "Registries with settings of their own."),
         "log": Key(
             Section(

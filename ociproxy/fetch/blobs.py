@@ -295,7 +295,7 @@ class BlobPuller:
             backend=self._upstreams.backend(repository.registry),
             size=self._sizes.get((repository, digest)),
             check=partial(self._upstreams.check_again, repository),
-            ended=lambda error: self._learn(repository.registry, key, error),
+            ended=partial(self._learn, repository.registry, key),
         )
 
     def _start_missing(self, repository: Repository, blob: Descriptor) -> Fill | None:
@@ -303,10 +303,12 @@ class BlobPuller:
             return None
         return self._start(repository, blob.digest, background=True)
 
-    def _learn(self, registry: str, key: object, error: OciProxyError | None) -> None:
+    def _learn(
+        self, registry: str, key: object, error: OciProxyError | None, answered: bool
+    ) -> None:
         if error is not None:
             self._requests.keep_refusal(key, error)
-        self._upstreams.record_result(registry, error)
+        self._upstreams.record_result(registry, error, asked=error is not None or answered)
 
     async def _started(self, fill: Fill, registry: str) -> None:
         """Wait for `fill.started`; for PROBE_WAIT only where the upstream was away until now."""
@@ -316,7 +318,10 @@ class BlobPuller:
                     await fill.started()
         except TimeoutError as exc:
             raise still_away(registry) from exc
-        self._upstreams.record_result(registry, None)
+        # A fill that follows another process, or that another registry's client began, tells
+        # nothing of this upstream.
+        if fill.download.answered and fill.repository.registry == registry:
+            self._upstreams.record_result(registry, None)
 
 
 async def _finished(fill: Fill, status: CacheStatus, received: Callable[[int, bool], None]) -> None:

@@ -28,9 +28,9 @@ from ociproxy.oci.descriptor import (
     OCI_INDEX,
     MalformedManifest,
 )
-from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, choose
+from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, choose, lacking_in
 from ociproxy.oci.manifest import ImageManifest, Index, parse_manifest
-from ociproxy.oci.reference import DEFAULT_TAG, Reference, referrers_tag
+from ociproxy.oci.reference import DEFAULT_TAG, Reference, referrers_tag, signature_tags
 from ociproxy.store.manifests import with_media_type
 
 if TYPE_CHECKING:
@@ -55,8 +55,6 @@ _MAX_REFERRERS: Final = 1000
 """Of one manifest. Each costs the upstream's quota a pull; more than a few dozen are not in use."""
 _NOT_THERE: Final = (ManifestUnknown, NameUnknown, UpstreamDenied, UpstreamInvalid)
 """Errors of what an image may come without. Some registries refuse a tag that they do not have."""
-_COSIGN_SUFFIXES: Final = (".sig", ".att", ".sbom")
-"""Without the referrers API, cosign makes a tag of the subject's digest and one of these."""
 
 
 @dataclass(slots=True)
@@ -224,9 +222,8 @@ class _Finding:
         manifest = self._parse(top)
         if not isinstance(manifest, Index) or (manifest.blobs and not manifest.children):
             return
-        wanted = self._wanted.platforms
-        image.lacking = tuple(each for each in wanted if not choose(manifest, (each,)))
-        if image.lacking and (self._wanted.strict or image.lacking == wanted):
+        image.lacking = lacking_in(manifest, self._wanted.platforms)
+        if self._wanted.refuses(image.lacking):
             lacking = ", ".join(map(str, image.lacking))
             offered = (str(each.platform) for each in manifest.children if each.platform)
             has = ", ".join(dict.fromkeys(offered)) or "none"
@@ -247,8 +244,7 @@ class _Finding:
                 continue
             await self._add(image, holder)
             await self._add_referrers(image, referrer.digest, depth=depth + 1)
-        for suffix in _COSIGN_SUFFIXES:
-            tag = referrers_tag(subject) + suffix
+        for tag in signature_tags(subject):
             tagged = await self._find_tag(image, tag)
             if tagged is not None:
                 await self._add(image, tagged)

@@ -43,6 +43,10 @@ class Wanted:
     strict: bool = False
     pinned: bool = False
 
+    def refuses(self, lacking: tuple[Platform, ...]) -> bool:
+        """Whether an image that an index offers is of no use without these platforms."""
+        return bool(lacking) and (self.strict or lacking == self.platforms)
+
     def __str__(self) -> str:
         """As a line of a list."""
         platforms = ",".join(map(str, self.platforms)) if self.platforms else _ALL

@@ -31,7 +31,7 @@ from ociproxy.fetch.retry import ImageRetry, Progress
 from ociproxy.load.image import UpstreamImage, UpstreamImages, all_of
 from ociproxy.load.progress import ActiveImage, LoadProgress, Summary, watched
 from ociproxy.oci.descriptor import IMAGE_CONFIGS
-from ociproxy.oci.image import choose, platforms_of
+from ociproxy.oci.image import lacking_in, platforms_of
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.reference import Reference
 from ociproxy.store.files import free_space
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Config
     from ociproxy.errors import UpstreamError
     from ociproxy.fetch.engine import Engine
+    from ociproxy.fetch.upstreams.upstreams import UpstreamState
     from ociproxy.load.imagelist import Wanted
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
@@ -98,10 +99,12 @@ class Loader:
         referrers: bool = False,
         fail_fast: bool = False,
         known: Store | None = None,
+        admits: Callable[[Wanted, UpstreamState], bool] | None = None,
         clock: Clock | None = None,
     ) -> None:
         """`known` is the store whose content counts as here, if it is not the engine's: `find` puts
-        configs into the engine's."""
+        configs into the engine's. `admits` is asked before an image is begun; one that it refuses
+        stays untried."""
         self._engine = engine
         self._store = known or engine.store
         self._stores = (self._store, engine.store)
@@ -125,6 +128,7 @@ class Loader:
         )
         self.progress = LoadProgress(engine.blobs.arrived)
         self._stopped = False
+        self._admits = admits
 
     async def run(self, wanted: Iterable[Wanted]) -> Summary:
         """Load each image; the failure of one does not stop the others, unless `fail_fast`.
@@ -159,6 +163,10 @@ class Loader:
         for wanted in turn:
             if self._stopped:
                 return
+            if self._admits is not None:
+                state = self._engine.upstreams.state(wanted.reference.repository.registry)
+                if not self._admits(wanted, state):
+                    continue
             active = ActiveImage(wanted, Progress(self._clock.monotonic()))
             self.progress.active.append(active)
             try:
@@ -187,7 +195,7 @@ class Loader:
         missing = {
             digest: blob.size
             for digest, blob in image.blobs.items()
-            if self._store.blobs.find_size(digest) is None
+            if self._store.blobs.find_size(digest) != blob.size
         }
         async with self._admitting:
             if not plan:
@@ -329,7 +337,7 @@ class Loader:
         if not isinstance(top, ImageManifest) or not image.platforms:
             return
         itself = Index((replace(image.top.descriptor, platform=image.platforms[0]),))
-        image.lacking = tuple(each for each in wanted.platforms if not choose(itself, (each,)))
+        image.lacking = lacking_in(itself, wanted.platforms)
         if image.lacking and wanted.strict:
             lacking = ", ".join(map(str, image.lacking))
             reason = f"lacks {lacking}; it is for {image.platforms[0]}"

@@ -133,6 +133,11 @@ def platforms_of(places: Iterable[Platform | None]) -> tuple[Platform, ...]:
     return tuple(sorted(named, key=str))
 
 
+def lacking_in(index: Index, platforms: Sequence[Platform]) -> tuple[Platform, ...]:
+    """Those of the platforms for which the index has no child."""
+    return tuple(each for each in platforms if not choose(index, (each,)))
+
+
 def is_attestation(child: Descriptor) -> bool:
     """Whether a child of an index is an attestation by BuildKit, and no image."""
     if any(key == _ATTESTATION for key, _ in child.annotations):

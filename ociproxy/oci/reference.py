@@ -26,6 +26,7 @@ _COMPONENT: Final = r"[A-Za-z0-9]+(?:(?:\.|_|__|-+)[A-Za-z0-9]+)*"
 _NAME_PATTERN: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 NO_TAG: Final = "a tag is up to 128 letters, digits, '_', '.' or '-'"
 _TAG_PATTERN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_WILD: Final = frozenset("*?[")
 _IMAGE_ID: Final = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
 TAG_OF_SUBJECT: Final = re.compile(r"(?P<algorithm>sha256|sha512)-(?P<hex>[a-f0-9]{64,128})")
 """The beginning of a tag that leads to what refers to a digest: the fallback tag of the referrers
@@ -132,6 +133,11 @@ class Reference:
         return f"{self.repository}{tag}{digest}"
 
 
+def is_glob(text: str) -> bool:
+    """Whether text is a pattern for references, and no reference: no name has these characters."""
+    return not _WILD.isdisjoint(text)
+
+
 def is_image_id(text: str) -> bool:
     """Whether text is what a container runtime shows for an image without a name: the digest of
     its config, with or without the algorithm."""
@@ -168,6 +174,11 @@ def referrers_tag(subject: Digest) -> str:
     """The tag of the index that lists the referrers of a subject, at a registry without the
     referrers API (distribution-spec, referrers tag schema). Tags of signatures begin with it."""
     return f"{subject.algorithm[:32]}-{subject.encoded[:64]}"
+
+
+def signature_tags(subject: Digest) -> tuple[str, ...]:
+    """The tags that cosign makes of a subject's digest at a registry without the referrers API."""
+    return tuple(referrers_tag(subject) + suffix for suffix in (".sig", ".att", ".sbom"))
 
 
 def is_referrers_tag(tag: str) -> bool:

@@ -21,16 +21,21 @@ from ociproxy.fetch.engine import Engine
 from ociproxy.serve.api import RegistryApi
 from ociproxy.serve.auth import BasicAuth
 from ociproxy.serve.deadline import MARGIN, end_within
+from ociproxy.serve.eviction import Eviction
+from ociproxy.serve.housekeeping import Housekeeper
 from ociproxy.serve.listener import Listener
 from ociproxy.serve.preload import preload
 from ociproxy.serve.reload import Reloads
+from ociproxy.serve.scrubbing import Scrub
 from ociproxy.serve.sendfile import Senders
+from ociproxy.serve.syncing import SyncJob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ociproxy.fetch.upstreams.upstreams import MakeBackend
     from ociproxy.load.imagelist import Wanted
+    from ociproxy.serve.housekeeping import Job, MakeCommand
     from ociproxy.store.store import Store
 
 Setup = tuple[Config, ssl.SSLContext | None]
@@ -86,16 +91,19 @@ def run(
     make_backend: Callable[[Config], MakeBackend],
     listener: socket.socket,
     reload: Callable[[], Setup],
+    make_command: MakeCommand,
     wanted: Sequence[Wanted] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT; running responses then have `shutdown_grace` to finish.
-    Meanwhile the images `wanted` are loaded.
+    Meanwhile the images `wanted` are loaded, and the store is maintained by child processes.
 
     On SIGHUP `reload` reads the configuration and its files again; where it raises ConfigError the
     running configuration stays. Signals that the caller blocked are heard from here on.
     """
     with contextlib.closing(Senders()) as senders:
-        asyncio.run(_serve(setup, store, make_backend, listener, reload, wanted, senders))
+        asyncio.run(
+            _serve(setup, store, make_backend, listener, reload, make_command, wanted, senders)
+        )
 
 
 async def _serve(
@@ -104,6 +112,7 @@ async def _serve(
     make_backend: Callable[[Config], MakeBackend],
     listener: socket.socket,
     reload: Callable[[], Setup],
+    make_command: MakeCommand,
     wanted: Sequence[Wanted],
     senders: Senders,
 ) -> None:
@@ -116,8 +125,10 @@ async def _serve(
         # In threads: a large configuration takes long to parse.
         fresh, fresh_context = await loop.run_in_executor(None, reload)
         fresh_auth = await loop.run_in_executor(None, _auth, fresh)
-        engine = Engine(store, fresh, make_backend(fresh))
+        engine = Engine(store, fresh, make_backend(fresh), limited=True)
         main_port.use(fresh.serve, fresh_context)
+        for each in keepers:
+            each.use(fresh)
         task = loop.create_task(api.replace(engine, fresh, fresh_auth))
         retiring.add(task)
         task.add_done_callback(retiring.discard)
@@ -129,22 +140,28 @@ async def _serve(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     auth = await loop.run_in_executor(None, _auth, config)
-    api = RegistryApi(Engine(store, config, make_backend(config)), config, auth, senders)
+    engine = Engine(store, config, make_backend(config), limited=True)
+    api = RegistryApi(engine, config, auth, senders)
     main_port = Listener(listener, api, config.serve, context)
     main_port.open()
     host, port = listener.getsockname()[:2]
     scheme = "http" if config.serve.tls is None else "https"
     log.event(logging.INFO, "listening", scheme=scheme, host=host, port=port, store=store.root)
+    jobs: list[Job] = [Eviction(store, config), SyncJob(store, config), Scrub(store, config)]
+    keepers = [Housekeeper(store, job, make_command, config) for job in jobs]
+    for each in keepers:
+        each.start()
     reloading = asyncio.create_task(reloads.run())
     preloading = asyncio.create_task(preload(store, config, make_backend(config), wanted))
     await stopping.wait()
+    children = [loop.run_in_executor(None, each.stop) for each in keepers]
     await _finish(main_port, config.serve.shutdown_grace)
     # No response is running any more: nothing that still comes is of use to a client.
     end_within(MARGIN)
     ending = {reloading, preloading, *retiring}
     for task in ending:
         task.cancel()
-    await asyncio.gather(*ending, api.close(), return_exceptions=True)
+    await asyncio.gather(*ending, *children, api.close(), return_exceptions=True)
     log.event(logging.INFO, "stopped")
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ociproxy.clock import Clock
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.store.read_only import ReadOnlyContent
+    from ociproxy.store.usage import UsageFile
 
 
 _UNSEALABLE: Final = 8192
@@ -54,6 +55,7 @@ class Blobs:
         root: Path,
         quarantine: Path,
         clock: Clock,
+        usage: UsageFile,
         below: Sequence[ReadOnlyContent] = (),
         *,
         keep_names: Callable[[], None] = lambda: None,
@@ -64,6 +66,7 @@ class Blobs:
         self._prefix = f"{root}{os.sep}"
         self._quarantine = quarantine
         self._clock = clock
+        self._usage = usage
         self._below = below
         self._verified: BoundedCache[Digest, tuple[int, int, int]] = BoundedCache(_UNSEALABLE)
 
@@ -93,14 +96,21 @@ class Blobs:
 
     def find_size(self, digest: Digest) -> int | None:
         """Bytes of a stored blob; records no use. Raises StoreError."""
+        found = self.look(digest)
+        return None if found is None else found[0]
+
+    def look(self, digest: Digest) -> tuple[int, float] | None:
+        """Bytes of a stored blob, and its last use in seconds since the epoch, 0 if unknown.
+        Records no use. Raises StoreError."""
         try:
-            return os.stat(self._prefix + file_name(digest)).st_size  # noqa: PTH116 hot path
+            state = os.stat(self._prefix + file_name(digest))  # noqa: PTH116 hot path
         except FileNotFoundError:
             found = (content.find_blob_size(digest) for content in self._below)
-            return next((size for size in found if size is not None), None)
+            return next(((size, 0.0) for size in found if size is not None), None)
         except OSError:
             with store_errors(self.path(digest)):
                 raise
+        return state.st_size, state.st_atime
 
     def commit(
         self,
@@ -122,9 +132,11 @@ class Blobs:
                 os.fsync(file)
                 sealing()
                 seal(file, target.name, self._clock.now())
+                size = os.fstat(file).st_size
             finally:
                 os.close(file)
             publish(staged, target)
+        self._usage.add(size)
         self._keep_names()
 
     def adopt(self, path: Path, blob: Descriptor) -> None:

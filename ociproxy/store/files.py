@@ -285,6 +285,25 @@ def open_unused(path: str | Path, flags: int = 0) -> FileIO:
     return os.fdopen(file, "rb", buffering=0)
 
 
+def read_unused(path: str, most: int) -> tuple[bytes, os.stat_result]:
+    """The bytes of a small file, and its state before they were read, without a use. Of a file with
+    more than `most` bytes one byte more than that. Raises OSError."""
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    try:
+        file = os.open(path, flags | os.O_NOATIME)
+    except PermissionError:
+        file = os.open(path, flags)
+    try:
+        state = os.fstat(file)
+        # A read in one call may be short: of a network file system, or where a signal arrives.
+        data = os.read(file, min(state.st_size, most) + 1)
+        while len(data) < state.st_size and (more := os.read(file, most + 1 - len(data))):
+            data += more
+        return data, state
+    finally:
+        os.close(file)
+
+
 def _seal_microseconds(name: str, size: int, seconds: int) -> int:
     digest = blake2s(f"{name} {size} {seconds}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 10**6

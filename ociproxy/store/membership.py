@@ -1,7 +1,8 @@
 """Which blobs the manifests of a repository refer to.
 
 The answer is read from the stored manifests of the repository. A bounded cache keeps it until the
-folder of the repository's records changes.
+folder of the repository's records changes. What a bundle says of a repository counts for the blobs
+that came with it, as with an import: one that only names a blob might name any.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.errors import DigestInvalid
+from ociproxy.errors import DigestInvalid, DigestMismatch
 from ociproxy.oci.descriptor import MalformedManifest, is_manifest, text_in
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import json_object
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ociproxy.oci.reference import Repository
     from ociproxy.store.manifests import Manifests
+    from ociproxy.store.read_only import ReadOnlyContent
     from ociproxy.store.refs import Refs
 
 _MOST_DIGESTS: Final = 262_144
@@ -49,9 +51,12 @@ class _Known:
 class Membership:
     """Thread-safe."""
 
-    def __init__(self, refs: Refs, manifests: Manifests) -> None:
+    def __init__(
+        self, refs: Refs, manifests: Manifests, below: Sequence[ReadOnlyContent] = ()
+    ) -> None:
         self._refs = refs
         self._manifests = manifests
+        self._below = below
         self._known: BoundedCache[Repository, _Known] = BoundedCache(_MOST_DIGESTS)
         self._reading = tuple(Lock() for _ in range(_LOCKS))
 
@@ -76,6 +81,24 @@ class Membership:
                 self._known.put(repository, known, len(known.manifests) + len(known.blobs) + 1)
                 found = _key(blob) in known.blobs
             return found
+
+    def is_carried(self, repository: Repository, blob: Digest) -> bool:
+        """Whether content below the store has the blob, and names it in a manifest of this
+        repository. Blocks: hashes the blob, so that no bundle can claim one with other bytes in its
+        place. Raises StoreError."""
+        for content in self._below:
+            named = any(
+                blob in named_blobs(holder.raw)
+                for digest in content.records.manifests.get(repository, ())
+                if (holder := content.find_manifest(digest)) is not None
+            )
+            for other in self._below if named else ():
+                # A set of volumes is one archive.
+                if other.origin == content.origin and other.find_blob_size(blob) is not None:
+                    with suppress(DigestMismatch):
+                        other.verify_blob(blob)
+                        return True
+        return False
 
     def _read(self, repository: Repository, wanted: bytes) -> _Known:
         """Read manifests, the newest first, until one refers to the wanted blob."""

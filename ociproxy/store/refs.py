@@ -14,7 +14,6 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from math import inf
 from operator import itemgetter
 from pathlib import Path
@@ -23,10 +22,10 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 from ociproxy import log
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import DigestInvalid, NameInvalid
-from ociproxy.oci.descriptor import Descriptor, MalformedManifest, text_in
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
-from ociproxy.store.files import file_name, identity, keep, store_errors
+from ociproxy.store.files import file_name, identity, keep, read_unused, store_errors
 from ociproxy.store.read_only import TagRecord
 from ociproxy.store.staging import write_atomically
 
@@ -43,6 +42,8 @@ _HOT_RECORDS: Final = 8192
 """Parsed records kept in memory: each saves a read and a parse, not the stat."""
 REFERRERS_OF_ONE: Final = 1000
 """Records of one subject. Manifests of any repository may name it, and each is read for a list."""
+_RECORD: Final = 1024 * 1024
+"""Bytes of a record. Annotations of a referrer may be long; a longer file is no record."""
 _TAGS: Final = "_tags"
 _MANIFESTS: Final = "_manifests"
 
@@ -86,7 +87,7 @@ class Refs:
 
     def find_tag(self, repository: Repository, tag: str) -> TagRecord | None:
         """The record of a tag; None if there is none, or it is damaged. Raises StoreError."""
-        own = self._find(self._path(repository, _TAGS, tag), _tag_record)
+        own = self._find(self._path(repository, _TAGS, tag), TagRecord.from_json)
         if own is not None or not self._below:
             return own
         found = (records.tags.get(repository, {}).get(tag) for records in self._below)
@@ -95,13 +96,15 @@ class Refs:
     def put_tag(
         self, repository: Repository, tag: str, record: TagRecord, commit: Commit | None = None
     ) -> None:
-        when = datetime.fromtimestamp(record.resolved, UTC)
-        document: dict[str, object] = {
-            "descriptor": record.descriptor.to_json(),
-            "resolved": when.isoformat(timespec="milliseconds"),
-            "upstream": record.upstream,
-        }
-        self._put(self._path(repository, _TAGS, tag), document, record, commit)
+        """What the tag meant before is remembered in the record. Raises StoreError."""
+        path = self._path(repository, _TAGS, tag)
+        record = record.after(self._find(path, TagRecord.from_json))
+        self._put(path, record.to_json(), record, commit)
+
+    def left_behind(self, repository: Repository) -> set[Digest]:
+        """The manifests that a tag meant before it moved. Raises StoreError."""
+        found = (self.find_tag(repository, tag) for tag in self.tags(repository))
+        return {digest for record in found if record is not None for digest in record.left}
 
     def find_manifest(self, repository: Repository, digest: Digest) -> Descriptor | None:
         """The descriptor under which this repository has this manifest, or None. Raises
@@ -122,12 +125,12 @@ class Refs:
         self, subject: Digest, referrer: Descriptor, commit: Commit | None = None
     ) -> None:
         """Blocks. Above `REFERRERS_OF_ONE` records of the subject no more are kept."""
-        folder = self._referrers_root / str(subject)
-        path = folder / str(referrer.digest)
-        if not path.exists() and len(self._names(folder)) >= REFERRERS_OF_ONE:
+        folder = f"{self._referrers_root}/{subject}"
+        path = f"{folder}/{referrer.digest}"
+        if not os.path.exists(path) and len(self._names(folder)) >= REFERRERS_OF_ONE:  # noqa: PTH110
             log.event(logging.WARNING, "too many referrers", digest=subject, kept=REFERRERS_OF_ONE)
             return
-        self._put_descriptor(str(path), referrer, commit)
+        self._put_descriptor(path, referrer, commit)
 
     def referrers(self, repository: Repository, subject: Digest) -> list[Descriptor]:
         """Manifests of this repository that refer to the subject, ordered by digest. Blocks: it
@@ -135,7 +138,7 @@ class Refs:
         found: dict[Digest, Descriptor] = {}
         for records in self._below:
             found.update(records.referrers.get(subject, {}))
-        directory = self._referrers_root / str(subject)
+        directory = f"{self._referrers_root}/{subject}"
         for name in self._names(directory)[:REFERRERS_OF_ONE]:
             descriptor = self._find(f"{directory}/{name}", _descriptor)
             if descriptor:
@@ -148,7 +151,7 @@ class Refs:
 
     def tags(self, repository: Repository) -> list[str]:
         """The tags of a repository, sorted. Raises StoreError."""
-        own = self._names(Path(self._path(repository, _TAGS, ".")))
+        own = self._names(self._path(repository, _TAGS, "."))
         below = (records.tags.get(repository, {}) for records in self._below)
         return sorted({*own, *(tag for tags in below for tag in tags)}) if self._below else own
 
@@ -172,7 +175,7 @@ class Refs:
     def manifests(self, repository: Repository) -> list[Digest]:
         """The manifests of a repository in the store's own files, sorted. Raises StoreError."""
         found = []
-        for name in self._names(Path(self._path(repository, _MANIFESTS, "."))):
+        for name in self._names(self._path(repository, _MANIFESTS, ".")):
             with suppress(DigestInvalid):
                 found.append(Digest.parse(name))
         return found
@@ -180,8 +183,8 @@ class Refs:
     def records_of_referrers(self, manifests: Container[str]) -> Iterator[tuple[str, Path]]:
         """The records of referrers that are named in `manifests`, by file name, with those names.
         Raises StoreError."""
-        for subject in self._names(self._referrers_root):
-            for name in self._names(self._referrers_root / subject):
+        for subject in self._names(str(self._referrers_root)):
+            for name in self._names(f"{self._referrers_root}/{subject}"):
                 with suppress(DigestInvalid):
                     referrer = file_name(Digest.parse(name))
                     if referrer in manifests:
@@ -238,15 +241,15 @@ class Refs:
 
     def records(self, repository: Repository) -> Iterator[Record]:
         """The records of a repository in the store's own files. Raises StoreError."""
-        folder = Path(self._path(repository, _TAGS, "."))
+        folder = self._path(repository, _TAGS, "")
         for name in self._names(folder):
-            digest = self._digest(self._path(repository, _TAGS, name), name, is_tag=True)
-            yield Record(folder / name, digest, repository, name)
+            digest = self._digest(f"{folder}{name}", name, is_tag=True)
+            yield Record(Path(folder, name), digest, repository, name)
         yield from self._described(self._path(repository, _MANIFESTS, ""), repository)
 
     def referrer_records(self) -> Iterator[Record]:
         """The records of all referrers, in the same way."""
-        for subject in self._names(self._referrers_root):
+        for subject in self._names(str(self._referrers_root)):
             yield from self._described(f"{self._referrers_root}/{subject}/", None)
 
     def still_says(self, record: Record) -> bool:
@@ -255,14 +258,14 @@ class Refs:
         return found == record.digest and record.path.exists()
 
     def _described(self, folder: str, repository: Repository | None) -> Iterator[Record]:
-        for name in self._names(Path(folder)):
+        for name in self._names(folder):
             digest = self._digest(f"{folder}{name}", name, is_tag=False)
             yield Record(Path(folder, name), digest, repository)
 
     def _digest(self, path: str, name: str, *, is_tag: bool) -> Digest | None:
         """The manifest that the record at a path leads to; `name` is that of its place."""
         if is_tag:
-            tagged = self._find(path, _tag_record)
+            tagged = self._find(path, TagRecord.from_json)
             return tagged.descriptor.digest if tagged else None
         found = self._find(path, _descriptor)
         return found.digest if found and str(found.digest) == name else None
@@ -281,21 +284,16 @@ class Refs:
             if pending is not None:
                 return cast("T", pending)
         try:
-            state = os.stat(path)  # noqa: PTH116 hot path
-        except (FileNotFoundError, NotADirectoryError):
+            hot = self._hot.get(path)
+            if hot is not None and hot[0] == identity(os.stat(path)):  # noqa: PTH116 hot path
+                return cast("T", hot[1])
+            data, state = read_unused(path, _RECORD)
+            document = json.loads(data)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         except OSError:
             with store_errors(Path(path)):
                 raise
-        hot = self._hot.get(path)
-        if hot is not None and hot[0] == identity(state):
-            return cast("T", hot[1])
-        with store_errors(Path(path)):
-            try:
-                with open(path, "rb") as file:  # noqa: PTH123 hot path
-                    document = json.loads(file.read())
-            except (FileNotFoundError, ValueError):
-                return None
         if not isinstance(document, dict):
             return None
         record = parse(document)
@@ -318,13 +316,16 @@ class Refs:
         else:
             commit.stage(path, data, value, record=True)
 
-    def _names(self, directory: Path) -> list[str]:
-        pending = self._pending.names(str(directory)) if self._pending else []
-        with store_errors(directory):
-            try:
-                return sorted({*pending, *(entry.name for entry in os.scandir(directory))})
-            except FileNotFoundError:
-                return sorted(pending)
+    def _names(self, directory: str) -> list[str]:
+        # Callers end a folder with `/` or `/.` as well.
+        pending = self._pending.names(os.path.normpath(directory)) if self._pending else []
+        try:
+            return sorted({*pending, *os.listdir(directory)})  # noqa: PTH208 a path as text: hot path
+        except FileNotFoundError:
+            return sorted(pending)
+        except OSError:
+            with store_errors(Path(directory)):
+                raise
 
 
 def _descriptor(document: dict[str, object]) -> Descriptor | None:
@@ -332,12 +333,3 @@ def _descriptor(document: dict[str, object]) -> Descriptor | None:
         return Descriptor.from_json(document)
     except MalformedManifest:
         return None
-
-
-def _tag_record(document: dict[str, object]) -> TagRecord | None:
-    try:
-        descriptor = Descriptor.from_json(document.get("descriptor"))
-        resolved = datetime.fromisoformat(text_in(document.get("resolved"))).timestamp()
-    except ValueError:  # MalformedManifest is one
-        return None
-    return TagRecord(descriptor, resolved, str(document.get("upstream", "")))

@@ -21,8 +21,8 @@ import errno
 import fcntl
 import logging
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -49,6 +49,9 @@ _PAUSE: Final = 0.5
 _INTERVAL: Final = 0.003
 """Seconds between two tries, for flock itself cannot wait with a limit."""
 
+_LOOK: Final = 0.1
+"""Seconds between two looks at whether the process that has the claim works."""
+
 _GATE: Final = "gate"
 _LOCK: Final = "publishing"
 _REMOVER: Final = "remover"
@@ -69,6 +72,8 @@ class Removals:
     def __init__(self, folder: Path, staging: Path) -> None:
         self._folder = folder
         self._staging = staging
+        self.spare = folder / "spare"
+        """An empty folder, while no process removes."""
         self._held = local()
         self._counting = Lock()
 
@@ -82,7 +87,7 @@ class Removals:
         try:
             gate = self._await(_GATE)
         except StoreError as exc:
-            if not _is_read_only(exc.__cause__):
+            if not is_read_only(exc.__cause__):
                 raise
             yield
             return
@@ -116,23 +121,52 @@ class Removals:
     def remover(self) -> Remover:
         """Become the one process that removes; close it. Raises Busy where another one is, or
         StoreError."""
-        path = self._folder / _REMOVER
-        with store_errors(path):
-            claim = self._open(_REMOVER)
-        if not try_lock(claim):
-            os.close(claim)
-            raise Busy("another prune is running on this store")
+        claim = self._claim()
         try:
             with store_errors(self._staging):
                 for left in self._staging.glob(f"{_REMOVED}*"):  # by a process that was killed
                     shutil.rmtree(left, ignore_errors=True)
-                removed = Path(tempfile.mkdtemp(prefix=_REMOVED, dir=self._staging))
+                removed = self._make_folder()
                 lock = os.open(removed, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except BaseException:
-            os.close(claim)
+            _close(claim)
             raise
         try_lock(lock)  # else it would be swept with what killed processes left
         return Remover(self, (claim, lock), removed)
+
+    def _make_folder(self) -> Path:
+        """For what is removed, under a name that no process had before. Raises OSError."""
+        folder = self._staging / f"{_REMOVED}{secrets.token_hex(8)}"
+        try:
+            self.spare.rename(folder)  # a disk that is full has no room for a folder
+        except OSError:
+            folder.mkdir(mode=0o700)
+        return folder
+
+    def _claim(self) -> int:
+        """The claim. Where another process holds it, wait until that has touched it, or was silent
+        for so long that it was stopped. Raises Busy or StoreError."""
+        path = self._folder / _REMOVER
+        while True:
+            with store_errors(path):
+                file = self._open(_REMOVER)
+                touched = os.fstat(file).st_mtime_ns
+            silence = Silence(path, STOPPED)
+            claimed = False
+            try:
+                while is_at(file, path):
+                    claimed = try_lock(file) and is_at(file, path)
+                    if claimed:
+                        heartbeat.start(file)
+                        return file
+                    if os.fstat(file).st_mtime_ns != touched:
+                        raise Busy("another prune is running on this store")
+                    if silence.is_long():
+                        self._depose(file, path)
+                    time.sleep(_LOOK)
+            finally:
+                if not claimed:
+                    os.close(file)
 
     def _await(self, name: str) -> int:
         """A shared lock, once no remover has it."""
@@ -197,11 +231,15 @@ class Removals:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             self._folder.mkdir(exist_ok=True)
+            with suppress(OSError):
+                self.spare.mkdir(mode=0o700)
             file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         # A command that root runs must not keep the server from its locks.
         owner = self._folder.parent.stat()
-        with suppress(PermissionError):
+        with suppress(OSError):
             os.chown(self._folder, owner.st_uid, owner.st_gid)
+            os.chown(self.spare, owner.st_uid, owner.st_gid)
+        with suppress(PermissionError):
             os.fchown(file, owner.st_uid, owner.st_gid)
         return file
 
@@ -214,10 +252,10 @@ class Removals:
             if not try_lock(deposing) or not is_at(file, path):
                 return
             for folder in self._staging.glob(f"{_REMOVED}*"):
-                with suppress(OSError):
-                    deposed = tempfile.mkdtemp(prefix=".deposed-", dir=self._staging)
-                    folder.replace(deposed)
-                    shutil.rmtree(deposed, ignore_errors=True)
+                deposed = self._staging / f".deposed-{secrets.token_hex(8)}"
+                with store_errors(folder), suppress(FileNotFoundError):
+                    folder.rename(deposed)
+                shutil.rmtree(deposed, ignore_errors=True)
             # The publishers that it waits for have the lock, if it has the gate only.
             if not self._is_shared(_LOCK):
                 (self._folder / _LOCK).unlink(missing_ok=True)
@@ -248,9 +286,12 @@ class Remover:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # deposed
+            self._empty()
+            self._folder.rename(self._removals.spare)
         shutil.rmtree(self._folder, ignore_errors=True)
         for lock in self._locks:
-            os.close(lock)
+            _close(lock)
 
     @contextmanager
     def batch(self) -> Iterator[None]:
@@ -263,8 +304,11 @@ class Remover:
             _close(lock)
             _close(gate)
         with suppress(OSError):  # deposed just now
-            for path in self._folder.iterdir():
-                path.unlink(missing_ok=True)
+            self._empty()
+
+    def _empty(self) -> None:
+        for path in self._folder.iterdir():
+            path.unlink(missing_ok=True)
 
     def take(self, path: Path) -> bool:
         """Move a file out of the store; False where it has gone already. Call it in a batch. Raises
@@ -280,7 +324,8 @@ class Remover:
         return True
 
 
-def _is_read_only(cause: BaseException | None) -> bool:
+def is_read_only(cause: BaseException | None) -> bool:
+    """Whether an operation failed since this process may not write to the store."""
     return isinstance(cause, OSError) and cause.errno in (errno.EROFS, errno.EACCES)
 
 

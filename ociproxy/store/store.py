@@ -8,8 +8,9 @@
     referrers/<subject>/<digest>                      that a manifest refers to a subject
     pulls/                                            what is not published yet
     quarantine/                                       damaged blobs, out of service
-    locks/                                            empty files, which processes lock
+    locks/                                            files to lock; `usage` says the store's size
     pins/                                             what no prune removes
+    scrub.json check.json                             how far a pass over all files has come
     store.json                                        the format version
 
 Opening a store makes the folders that are missing and reads no content.
@@ -30,7 +31,7 @@ from ociproxy.oci.descriptor import MalformedManifest, OddManifest
 from ociproxy.oci.manifest import referrer_descriptor
 from ociproxy.store.blobs import Blobs
 from ociproxy.store.document_spool import DocumentSpool
-from ociproxy.store.files import keep, store_errors
+from ociproxy.store.files import file_name, keep, store_errors
 from ociproxy.store.group_commit import PATIENCE, Commit, GroupCommit
 from ociproxy.store.manifests import Manifests, check_manifest
 from ociproxy.store.pruning.pins import PinFiles
@@ -38,6 +39,7 @@ from ociproxy.store.read_only import TagRecord
 from ociproxy.store.refs import Refs
 from ociproxy.store.removal import Removals
 from ociproxy.store.staging import Staging, stage, write_atomically
+from ociproxy.store.usage import UsageFile
 from ociproxy.store.writer import BlobWriter
 
 if TYPE_CHECKING:
@@ -89,20 +91,28 @@ class Store:
         _check_format(root)
         self.staging = Staging(staging)
         self.removals = Removals(root / "locks", staging)
+        self.usage = UsageFile(root / "locks" / "usage")
         self.pins = PinFiles(root / "pins", staging)
         self.commits = GroupCommit(staging, root / "blobs", (root / _IMAGES, root / _INDEXES))
         pending = self.commits.pending
         self.blobs = Blobs(
-            root / "blobs", self.quarantine, clock, below, keep_names=self.commits.keep_names
+            root / "blobs",
+            self.quarantine,
+            clock,
+            self.usage,
+            below,
+            keep_names=self.commits.keep_names,
         )
         self.manifests = Manifests(
             root / _INDEXES,
             root / _IMAGES,
             pending=pending,
+            usage=self.usage,
             hot_bytes=hot_manifests,
             clock=clock,
             below=below,
         )
+        self.below = below
         self.refs = Refs(
             root / "refs", root / "referrers", staging=staging, pending=pending, below=below
         )
@@ -126,6 +136,12 @@ class Store:
         """Damaged files that were taken out of service. Raises StoreError."""
         with store_errors(self.quarantine):
             return sorted(self.quarantine.rglob("*")) if self.quarantine.is_dir() else []
+
+    def is_quarantined(self, digest: Digest) -> bool:
+        """Whether damaged content of this digest was taken out of service. Raises StoreError."""
+        path = self.quarantine / file_name(digest)
+        with store_errors(path):
+            return path.exists()
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[ImageContents], None]]:

@@ -18,6 +18,7 @@ from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Reference
 from ociproxy.store.inventory import inventory
 from ociproxy.store.store import Store
+from tests import forked
 from tests.images import Image
 from tests.server import ROOT
 
@@ -61,7 +62,7 @@ class Import:
             result = CliRunner(catch_exceptions=False).invoke(main, words)
             return Done(result.exit_code, _events(result.stdout), result.stderr)
         with stdin.open("rb") as source:
-            done = subprocess.run(
+            done = forked.run(
                 self.command("--json", *args),
                 stdin=source,
                 capture_output=True,
@@ -74,7 +75,7 @@ class Import:
 
     def words(self, *args: str | Path) -> tuple[int, str]:
         """The exit code and what a person reads in a pipe."""
-        done = subprocess.run(
+        done = forked.run(
             self.command(*args),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -88,7 +89,7 @@ class Import:
     def export(self, path: Path) -> subprocess.CompletedProcess[bytes]:
         """Everything that is in the store by now."""
         program = [sys.executable, "-m", "ociproxy", "export", "--image-path", str(self.store)]
-        done = subprocess.run(
+        done = forked.run(
             [*program, str(path)], capture_output=True, cwd=ROOT, timeout=LIMIT, check=False
         )
         if done.returncode == 0:

@@ -179,12 +179,14 @@ def test_a_bundle_is_served_without_a_store_and_where_none_can_be_made(tmp_path:
     assert list(tmp_path.glob("ociproxy-*")) == []
 
 
-def test_volumes_are_served_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("isolation", ["none", "repository"])
+def test_volumes_are_served_together(tmp_path: Path, isolation: str) -> None:
     made = image(layer_size=MIB, layers=3)
     export(tmp_path, {"quay.io/a/b:1": made}, "--volume-size", "1500K", name="v.tar")
     volumes = sorted(tmp_path.glob("v.*of*.tar"))
     assert len(volumes) == 3
-    with serving(tmp_path, *volumes[::-1]) as mirror:
+    upstreams = [{"name": QUAY, "isolation": isolation}]
+    with serving(tmp_path, *volumes[::-1], upstreams=upstreams) as mirror:
         pull(mirror, "1", made)
 
 

@@ -19,6 +19,7 @@ from ociproxy.store.store import Store
 from tests.images import Image, artifact, content, image, multi_platform, random_blob
 from tests.pruning import (
     DAY,
+    Done,
     age,
     content_files,
     listed,
@@ -68,6 +69,44 @@ def test_unused_for_and_a_pattern_both_have_to_fit(store: Store) -> None:
     assert prune(store.root, "--unused-for", "50d", "docker.io/*").images == []
     assert prune(store.root, "--unused-for", "50d").images == ["quay.io/team/old:v1"]
     assert prune(store.root, "--older-than", "30d").images == ["quay.io/team/other:v1"]
+
+
+def test_to_limits_keeps_those_of_the_configuration(store: Store, tmp_path: Path) -> None:
+    size = sum(each.size for each in Survey(store).blobs.values())
+    config = tmp_path / "config.yaml"
+
+    def to_limits(max_size: int | str, *words: str, code: int = 0) -> Done:
+        config.write_text(f"store: {{max_size: {max_size}, min_free: 0}}")
+        return prune(store.root, "--to-limits", "--config-path", str(config), *words, code=code)
+
+    assert to_limits("100%").images == []  # not even what no image needs
+    planned = to_limits(size, "--dry-run")
+    assert planned.images == ["quay.io/team/old:v1"]
+    assert {event["cause"] for event in planned.events("image")} == {"store.max_size"}
+    names = tmp_path / "names.txt"
+    names.write_text("quay.io/team/old:v1\n")
+    assert to_limits(size, "--dry-run", "--pinned", str(names)).images == ["quay.io/team/other:v1"]
+    done = to_limits(size)
+    assert (done.images, done.content) == (planned.images, planned.content)
+    assert to_limits(1, "--keep-recent", "2d", code=3).images == ["quay.io/team/other:v1"]
+    usage = store.usage.read()
+    assert usage is not None
+    assert usage.stored == done.summary["size"] - names_size(OTHER)
+
+
+def names_size(made: Image) -> int:
+    """Bytes of what an image shares with no other."""
+    return sum(each.size for each in made.all_content() if each.encoded in own(made))
+
+
+def test_an_image_that_is_arriving_stays(store: Store) -> None:
+    ingest = store.staging.lead(Digest.parse(OLD.blobs[-1].digest))
+    assert ingest is not None
+    selection = Selection(unused_for=30 * DAY)
+    plan = make_plan(store, Survey(store), selection, is_pinned=lambda *_: False, now=time.time())
+    assert [str(each.reference) for each in plan.images] == ["quay.io/team/other:v1"]
+    assert plan.recent == 1
+    ingest.close()
 
 
 def test_to_size_takes_the_least_recently_used_first(store: Store) -> None:

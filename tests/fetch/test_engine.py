@@ -15,11 +15,17 @@ import pytest
 
 from ociproxy.cli.backends import backends
 from ociproxy.config.settings import Config, Fetch
+from ociproxy.errors import UpstreamUnavailable
+from ociproxy.fetch.download.fill import Fill
 from ociproxy.fetch.engine import Engine
+from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import ManifestHolder
-from ociproxy.oci.reference import Reference
+from ociproxy.oci.reference import Reference, Repository
 from ociproxy.store.store import Store
-from tests.images import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, content
+from tests.fetch.conftest import entry
+from tests.images import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, content, random_blob
+from tests.upstream import FakeUpstream
+from tests.upstream_faults import Fault
 
 
 async def test_a_download_that_was_abandoned_is_removed_while_the_server_runs(
@@ -82,3 +88,41 @@ async def test_a_manifest_of_thousands_of_layers_is_looked_through_once_and_besi
     assert parses.total() == 2
     assert stats.total() < 3000 + 4 * 1100
     await engine.close()
+
+
+async def test_a_download_that_another_process_leads_tells_nothing_of_the_upstream(
+    tmp_path: Path, upstream: FakeUpstream
+) -> None:
+    """Two failures, a followed download and one more failure are three in a row."""
+    blob = upstream.add_content("app", random_blob(1_000_000))
+    repository, digest = Repository(upstream.registry, "app"), Digest.parse(blob.digest)
+    config = Config(
+        upstreams={upstream.registry: entry(upstream)}, fetch=Fetch(retries=1, negative_ttl=0.0)
+    )
+    leader, follower = (
+        Engine(store, config, backends(store, config))
+        for store in (Store(tmp_path), Store(tmp_path))
+    )
+
+    async def fails() -> None:
+        with pytest.raises(UpstreamUnavailable):
+            await follower.manifests.pull(Reference(repository, "v1"), body=True)
+
+    upstream.fault("/manifests/", Fault(status=500))
+    upstream.fault("/blobs/", Fault(stall_after=500_000))
+    async with asyncio.timeout(20):
+        led, _ = await leader.blobs.pull(repository, digest)
+        for _ in range(2):
+            await fails()
+        followed, _ = await follower.blobs.pull(repository, digest)
+        assert isinstance(led, Fill)
+        assert isinstance(followed, Fill)
+        upstream.release()
+        await led.finished()
+        await followed.finished()
+        assert upstream.count("/blobs/") == 1
+        assert follower.upstreams.states()[0].condition == "available"
+        await fails()
+        assert follower.upstreams.states()[0].condition == "unreachable"
+        await leader.close()
+        await follower.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,8 +16,9 @@ from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Reference
 from ociproxy.store.inventory import inventory
 from ociproxy.store.store import Store
+from tests import forked
 from tests.images import Image
-from tests.server import ROOT, upstream_entry
+from tests.server import upstream_entry
 
 LIMIT = 60.0
 
@@ -55,14 +55,12 @@ class Load:
         return str(path)
 
     def start(self, *args: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        return forked.popen(
             self.command(*args),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            cwd=ROOT,
-            env=os.environ,
         )
 
     def run(self, *args: str, stdin: str = "") -> Done:

@@ -185,7 +185,7 @@ def test_what_names_no_image_is_said(load: Load, option: list[str]) -> None:
 def test_a_kubernetes_manifest_in_the_place_of_a_list_is_one_line(load: Load) -> None:
     done = load.run(load.write("apiVersion: v1", "kind: Pod", "spec:", "  containers: []"))
     assert done.code == 2
-    assert "is a Kubernetes manifest: see load --kubernetes" in done.stderr
+    assert "is a Kubernetes manifest: give it with --kubernetes" in done.stderr
     assert done.stderr.count("images.txt") == 1
 
 

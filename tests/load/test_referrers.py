@@ -11,7 +11,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ociproxy.cli.main import main
-from tests.images import OCI_INDEX, Content, Image, artifact, content, image, multi_platform
+from tests.images import (
+    OCI_INDEX,
+    Content,
+    Image,
+    artifact,
+    attested_index,
+    content,
+    image,
+    multi_platform,
+)
 from tests.load.loading import Load
 from tests.server import Mirror, upstream_entry
 from tests.upstream import FakeUpstream
@@ -119,7 +128,7 @@ def test_an_image_whose_listed_signature_is_refused_is_loaded(
     done = load.run(load.write(f"{upstream.registry}/team/app:v1"), "--referrers")
     assert done.code == 0, done.stderr
     assert load.has(app)
-    assert "1 referrers or signature tags were refused, and are left out: " in done.stderr
+    assert "1 referrer or signature tag was refused, and is left out: " in done.stderr
     assert signature.digest in done.stderr
 
 
@@ -144,40 +153,17 @@ def test_cosign_tags(upstream: FakeUpstream, load: Load, suffix: str) -> None:
 
 def test_buildkit_attestations_in_the_index(upstream: FakeUpstream, load: Load) -> None:
     """Docker from 29.1 on pulls those of its platform: where they are missing, `list` says so."""
-    amd64, arm64 = image("app"), image("app", platform="linux/arm64")
-    about = {
-        image.digest: artifact(image.top, data=image.digest.encode()) for image in (amd64, arm64)
-    }
-    unknown = {"architecture": "unknown", "os": "unknown"}
-    document = {
-        "schemaVersion": 2,
-        "mediaType": OCI_INDEX,
-        "manifests": [
-            amd64.top.descriptor(platform={"architecture": "amd64", "os": "linux"}),
-            arm64.top.descriptor(platform={"architecture": "arm64", "os": "linux"}),
-            *(
-                attestation.top.descriptor(
-                    platform=unknown,
-                    annotations={
-                        "vnd.docker.reference.type": "attestation-manifest",
-                        "vnd.docker.reference.digest": digest,
-                    },
-                )
-                for digest, attestation in about.items()
-            ),
-        ],
-    }
-    top = content(json.dumps(document).encode(), OCI_INDEX)
-    for each in (amd64, arm64, *about.values()):
-        upstream.add("team/app", each)
-    upstream.add("team/app", Image(top), tag="v1")
+    images = {each: image("app", platform=each) for each in ("linux/amd64", "linux/arm64")}
+    made, about = attested_index(images)
+    amd64, arm64 = about.values()
+    upstream.add("team/app", made, tag="v1")
     listed = load.write(f"{upstream.registry}/team/app:v1")
     assert load.run(listed, "--arch", "amd64").code == 0
-    assert not load.has(about[amd64.digest])
+    assert not load.has(amd64)
     ((entry,), shown) = listing(load)
     assert (entry["complete"], entry["unstoredAttestations"]) == (
         True,
-        [about[amd64.digest].digest],
+        [amd64.digest],
     )
     assert " yes, unattested " in shown.stdout
     assert "1 image lacks attestations" in shown.stderr
@@ -186,8 +172,8 @@ def test_buildkit_attestations_in_the_index(upstream: FakeUpstream, load: Load) 
     assert entry["unstoredAttestations"] == []
     assert " yes " in shown.stdout
     assert "attestations" not in shown.stderr
-    assert load.has(about[amd64.digest])
-    assert not load.has(about[arm64.digest])
+    assert load.has(amd64)
+    assert not load.has(arm64)
 
 
 def listing(load: Load) -> tuple[list[dict[str, Any]], Result]:

@@ -12,13 +12,13 @@ import pytest
 
 from ociproxy.store.store import Store
 from tests.parts.tools import require_root, run
-from tests.server import ROOT
+from tests.server import PROGRAM, ROOT
 
 USAGE, STORE = 2, 4
 
 
 def serve(*words: str | Path) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "ociproxy", "serve", "--host", "127.0.0.1", *words]
+    command = [PROGRAM, "serve", "--host", "127.0.0.1", *words]
     return run(*command, check=False, cwd=ROOT, limit=20)
 
 

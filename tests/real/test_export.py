@@ -18,7 +18,7 @@ from tests.parts.containerd import Containerd
 from tests.parts.readers import READERS, Images, verdict
 from tests.parts.registry import Registry
 from tests.parts.tools import require_root, require_tool, run
-from tests.server import ROOT, Mirror
+from tests.server import PROGRAM, ROOT, Mirror
 from tests.stores import put
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "interop.md"
@@ -41,7 +41,7 @@ ARCHIVES["one image, `--zstd`"] = (ARCHIVES["one image"][0], ("--zstd",))
 
 
 def ociproxy(*words: str | Path) -> bytes:
-    return run(sys.executable, "-m", "ociproxy", *words).stdout
+    return run(PROGRAM, *words).stdout
 
 
 def with_ourselves(archive: Path, images: Images, folder: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from tests.images import Image, image, multi_platform, runnable
 from tests.parts.containerd import Containerd
 from tests.parts.registry import Registry
 from tests.parts.tools import run
-from tests.server import Mirror
+from tests.server import PROGRAM, Mirror
 
 
 def twenty_images() -> dict[str, Image]:
@@ -25,7 +24,7 @@ def twenty_images() -> dict[str, Image]:
 
 
 def ociproxy(*words: str | Path) -> bytes:
-    return run(sys.executable, "-m", "ociproxy", *words).stdout
+    return run(PROGRAM, *words).stdout
 
 
 def test_twenty_images_cross_the_gap(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +26,7 @@ from tests.real.test_upstreams import (
     trusting,
 )
 from tests.real.test_upstreams import TAG as V1
-from tests.server import ROOT, Mirror, upstream_entry
+from tests.server import PROGRAM, ROOT, Mirror, upstream_entry
 
 pytestmark = pytest.mark.usefixtures("_needs_skopeo")
 
@@ -191,7 +190,7 @@ def test_load_with_skopeo_for_every_upstream(
     (tmp_path / "list").write_text("".join(lines))
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump([upstream_entry(registry.url)]))
-    command = [sys.executable, "-m", "ociproxy", "load", "--backend", "skopeo", "--all-platforms"]
+    command: list[str | Path] = [PROGRAM, "load", "--backend", "skopeo", "--all-platforms"]
     paths = (tmp_path / "store", config, tmp_path / "list")
     options = ["--image-path", str(paths[0]), "--config-path", str(paths[1]), str(paths[2])]
     done = run(*command, "--json", *options, cwd=ROOT)

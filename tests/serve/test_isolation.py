@@ -306,6 +306,36 @@ def test_an_import_gives_a_repository_what_came_with_the_archive(
     assert {answer.status for answer in answers} == {404}
 
 
+def test_a_bundle_gives_a_repository_what_came_with_it(
+    mirror: MakeMirror, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    name = f"{upstream.registry}/team/app:v1"
+    app, secret = multi_platform("app"), image("secret")
+    bundle = layouts.write_tar(tmp_path / "a.tar", layouts.members({name: app}))
+    # Another one names what only the store has, and has other bytes in the layer's place.
+    lies = {secret.blobs[1].digest: b"not the layer"}
+    claim = layouts.members(
+        {f"{upstream.registry}/team/open:v1": secret}, without=secret.blobs[:1], replaced=lies
+    )
+    hostile = layouts.write_tar(tmp_path / "b.tar", claim)
+    upstream.add("team/secret", secret, tag="v1")
+    server = mirror({"upstreams": [isolated(upstream)]})
+    pull(server, upstream, "team/secret", secret)
+    upstream.stop_listening()
+    server.restart(args=["--offline", "--bundle", str(bundle), "--bundle", str(hostile)])
+    for _ in range(2):  # a second time from what is remembered
+        assert server.manifest(upstream.registry, "team/app", "v1").body == app.top.data
+        for each in app.all_content():
+            kind = "blobs" if each in app.blobs else "manifests"
+            answer = server.get(f"/v2/team/app/{kind}/{each.digest}?ns={upstream.registry}")
+            assert (answer.status, answer.body) == (200, each.data)
+    answers = everything(server, upstream.registry, "team/other", app)
+    for blob in secret.blobs:
+        answers.append(server.blob(upstream.registry, "team/open", blob.digest))
+    assert {answer.status for answer in answers} == {404}
+    pull(server, upstream, "team/secret", secret)
+
+
 def test_without_isolation_an_import_takes_layers_from_the_store(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:

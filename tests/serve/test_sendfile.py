@@ -182,8 +182,17 @@ def test_what_cannot_be_sent_says_why_in_the_log(scene: Scene) -> None:
     blob = stored(scene, 8 * MIB)
     assert server.process is not None
     pid = server.process.pid
-    server.wait_for(lambda: not open_in(server.store, pid), "the store flushed")
-    used = {int(file.name) for file in Path(f"/proc/{pid}/fd").iterdir()}
+
+    def open_files() -> set[int]:
+        return {int(file.name) for file in Path(f"/proc/{pid}/fd").iterdir()}
+
+    def is_settled() -> bool:
+        before = open_files()
+        time.sleep(0.2)
+        return before == open_files() and not open_in(server.store, pid)
+
+    server.wait_for(is_settled, "done with what it does at its start")
+    used = open_files()
     free = (number for number in itertools.count() if number not in used)
     # For the connection, the file, and one of the two that a thread needs.
     last = list(itertools.islice(free, 3))[-1]

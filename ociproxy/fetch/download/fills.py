@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
-from ociproxy.errors import Busy, IntegrityError, Interrupted, OciProxyError
+from ociproxy.errors import Busy, IntegrityError, Interrupted, OciProxyError, StoreFull
 from ociproxy.fetch.download.download import Download
 from ociproxy.fetch.download.fill import Fill
 from ociproxy.fetch.download.relay import PassingIngest, Relay
 from ociproxy.fetch.upstreams.threads import UpstreamThreads
 from ociproxy.store.files import store_errors
+from ociproxy.store.limits import Room
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -52,8 +53,10 @@ _WATCH_INTERVAL: Final = 1.0
 class Fills:
     """Owns the threads and tasks of all fills; `close` ends them."""
 
-    def __init__(self, store: Store, config: Config) -> None:
+    def __init__(self, store: Store, config: Config, *, limited: bool = False) -> None:
+        """With `limited`, what is downloaded has to fit the limits of the store."""
         self._store = store
+        self._room = Room(store, config.store if limited else None)
         limits = self._limits = config.fetch
         is_listed = config.upstreams.__contains__
         self._running: dict[_Key, Fill] = {}
@@ -96,13 +99,13 @@ class Fills:
         backend: Backend,
         size: int | None,
         check: Callable[[], None],
-        ended: Callable[[OciProxyError | None], None],
+        ended: Callable[[OciProxyError | None, bool], None],
         again: bool = True,
     ) -> Fill:
         """The fill of this digest in this partition (`Config.partition`): the one that runs, else a
         new one. A new one that waits long for a thread calls `check` in it, and ends with what that
-        raises. `ended` is told what the upstream's answer to a new one was. With `again`, a blob
-        whose bytes were wrong is fetched once more."""
+        raises. `ended` is told what a new one ended with, and whether the upstream has sent any of
+        it to this process. With `again`, a blob whose bytes were wrong is fetched once more."""
         running = self.running(digest, partition)
         if running is not None:
             return running
@@ -117,13 +120,14 @@ class Fills:
             believes=again,
             notify=lambda: fill.notify(),
             spawn=partial(self._helpers.submit, repository.registry),
+            room=self._room,
         )
         fill = Fill(download, repository)
         if self._closed:
             fill.end(Interrupted(repository.registry, "shutting down"))
             return fill
 
-        fetch = partial(backend.fetch_blob, repository, digest, tries=self._limits.retries)
+        fetch = self._fetcher(backend, download)
         asked = time.monotonic()
 
         def work() -> None:
@@ -142,13 +146,13 @@ class Fills:
             try:
                 error = await self._outcome(fill, future)
                 if error is None:
-                    ended(None)
+                    ended(None, download.answered)
                 elif isinstance(error, OciProxyError) and not (
                     future.cancelled()
                     or download.stopped.is_set()
                     or (again and isinstance(error, IntegrityError))
                 ):
-                    ended(error)
+                    ended(error, download.answered)
             finally:
                 del self._running[partition, digest]
                 self._ended_bytes += download.bytes_fetched
@@ -194,7 +198,7 @@ class Fills:
             passing = PassingIngest(download)
         download.assembly.adopt(passing)
         fill = Relay(download, repository, passing)
-        fetch = partial(backend.fetch_blob, repository, digest, tries=self._limits.retries)
+        fetch = self._fetcher(backend, download)
         future = self._threads.submit(repository.registry, lambda: download.run(fetch))
         fill.use_thread(future)
 
@@ -210,13 +214,24 @@ class Fills:
         self._begin(run())
         return fill
 
+    def _fetcher(self, backend: Backend, download: Download) -> Callable[[Download], None]:
+        return partial(
+            backend.fetch_blob,
+            download.repository,
+            download.digest,
+            tries=self._limits.retries,
+            answered=download.hear,
+        )
+
     async def _outcome(self, fill: Fill, future: Future[None]) -> Exception | None:
         """What ended the download's thread, or its wait for one."""
         registry = fill.repository.registry
         try:
             await asyncio.wrap_future(future)
         except OciProxyError as exc:
-            log.event(logging.WARNING, "fill failed", digest=fill.digest, reason=exc)
+            # Where the store has no room, a client that waits hears `passing through`.
+            level = logging.DEBUG if isinstance(exc, StoreFull) else logging.WARNING
+            log.event(level, "fill failed", digest=fill.digest, reason=exc)
             return exc
         except Exception as exc:  # noqa: BLE001 a task's end: reported, and passed to every reader
             log.failure("fill failed", exc, digest=fill.digest)

@@ -60,7 +60,8 @@ class _Token:
 class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
     """The part that oras calls when an upstream answers 401 or 403. Thread-safe. `credentials` is
     None for an anonymous upstream. It is read for each token, so that a rotated password is used.
-    `secure` says that the upstream itself is asked over HTTPS."""
+    `secure` says that the upstream itself is asked over HTTPS, `elsewhere` that it is another
+    registry, which a redirect led to: its token realm is not offered the client certificate."""
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         timeouts: Timeouts,
         credentials: CredentialSource | None,
         secure: bool,
+        elsewhere: bool = False,
     ) -> None:
         super().__init__()
         self.session = session
@@ -78,6 +80,7 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         self._timeouts = timeouts
         self._credentials = credentials
         self._secure = secure
+        self._elsewhere = elsewhere
         self._lock = threading.Lock()
         """Guards the tokens and the demands; held across nothing."""
         self._tokens: BoundedCache[Demand, _Token] = BoundedCache(_TOKENS)
@@ -214,6 +217,8 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         if demand.service:
             parameters.insert(0, ("service", demand.service))
         headers = {} if credentials is None else {"Authorization": _basic(credentials)}
+        if not self._elsewhere:
+            self.session.certify_realm(demand.realm)
         with translated(self._upstream, self._timeouts):
             response = self.session.get(
                 demand.realm, params=parameters, headers=headers, stream=True
@@ -289,6 +294,7 @@ class RepositorySession:
                 timeouts=self._timeouts,
                 credentials=None,
                 secure=place[0] == "https",
+                elsewhere=True,
             )
             self._auths.put(place, auth)
         return auth

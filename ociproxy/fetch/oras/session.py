@@ -2,7 +2,8 @@
 
 It knows nothing about registries, and serves all threads of its upstream. It keeps no cookies and
 no credentials, reads no ~/.netrc and no certificate bundle, and never retries. It asks for bodies
-without compression, and honours the proxies of the environment.
+without compression, and honours the proxies of the environment. The client certificate is for the
+upstream and its token realm: a host that a redirect leads to is connected to without one.
 
 Tests: tests/fetch/oras/test_session.py, tests/fetch/oras/test_tls.py.
 """
@@ -13,6 +14,7 @@ import io
 import logging
 import os
 import ssl
+from dataclasses import replace
 from functools import lru_cache
 from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Final
@@ -32,6 +34,7 @@ from ociproxy.errors import UpstreamForbidden, UpstreamInvalid, UpstreamUntruste
 from ociproxy.fetch.oras.connect import Policy, policy_of, pool_classes
 
 if TYPE_CHECKING:
+    from requests.adapters import BaseAdapter
     from urllib3.poolmanager import PoolManager
 
     from ociproxy.config.settings import Upstream
@@ -49,6 +52,8 @@ _NAME_LIMIT: Final = 80
 """Characters kept of a header that names something."""
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
+_Origin = tuple[str, str | None, int | None]
+
 
 class Session(requests.Session):
     """A requests session with strict redirects and without requests' own credentials."""
@@ -56,6 +61,7 @@ class Session(requests.Session):
     def __init__(self, upstream: str) -> None:
         super().__init__()
         self.upstream = upstream
+        self._certified: tuple[HTTPAdapter, set[_Origin]] | None = None
         self.max_redirects = _MAX_REDIRECTS
         self._proxied = bool(getproxies_environment().keys() - {"no"})
         # This keeps requests from ~/.netrc. `trust_env = False` would also turn off the proxies.
@@ -64,6 +70,27 @@ class Session(requests.Session):
         self.headers.update(
             {"User-Agent": f"ociproxy/{__version__}", "Accept-Encoding": "identity"}
         )
+
+    def certify(self, adapter: HTTPAdapter, urls: tuple[str, ...]) -> None:
+        """Use `adapter`, which offers a client certificate, for the origins of `urls` alone."""
+        self._certified = adapter, {origin(url) for url in urls}
+
+    def certify_realm(self, url: str) -> None:
+        """Offer the client certificate, if there is one, to this token realm of the upstream."""
+        if self._certified is not None and len(self._certified[1]) < _POOLS:
+            self._certified[1].add(origin(url))
+
+    def get_adapter(self, url: str) -> BaseAdapter:
+        """Called by requests for each request and each redirect."""
+        if self._certified is not None and origin(url) in self._certified[1]:
+            return self._certified[0]
+        adapter: BaseAdapter = super().get_adapter(url)
+        return adapter
+
+    def close(self) -> None:
+        if self._certified is not None:
+            self._certified[0].close()
+        super().close()
 
     def merge_environment_settings(
         self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any
@@ -168,11 +195,15 @@ class Adapter(HTTPAdapter):
 def open_session(upstream: Upstream, *, connections: int) -> Session:
     """A session for this upstream, with at most `connections` idle connections to each host. Raises
     UpstreamUntrusted for certificate files that cannot be used."""
-    timeouts = upstream.timeouts
+    timeouts = (upstream.timeouts.connect, upstream.timeouts.headers)
     policy = policy_of(upstream)
-    context = tls_context(upstream.tls, upstream.name)
     session = Session(upstream.name)
-    adapter = Adapter(policy, context, (timeouts.connect, timeouts.headers), connections)
+    tls = upstream.tls
+    if tls.cert is not None:
+        context = tls_context(tls, upstream.name)
+        session.certify(Adapter(policy, context, timeouts, connections), upstream.urls)
+        tls = replace(tls, cert=None, key=None)
+    adapter = Adapter(policy, tls_context(tls, upstream.name), timeouts, connections)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     return session
@@ -212,7 +243,7 @@ def upstream_url(text: str, upstream: str, *, what: str, base: str = "") -> Spli
     return parts
 
 
-def origin(url: str) -> tuple[str, str | None, int | None]:
+def origin(url: str) -> _Origin:
     """Scheme, host and port. Credentials for one origin are never sent to another."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme)

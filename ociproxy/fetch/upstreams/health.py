@@ -137,6 +137,12 @@ class Health:
         with self._lock:
             return self._answered()
 
+    def unasked(self) -> None:
+        """A download ended well without this upstream. It may have been the probe: the next request
+        is one."""
+        with self._lock:
+            self._probing_until = -math.inf
+
     def condition(self, now: float) -> tuple[Condition, float]:
         """The condition, and the seconds that it will last: 0 unless a pause has an end."""
         with self._lock:

@@ -67,7 +67,6 @@ class Upstreams:
     ) -> None:
         self.offline = config.serve.offline
         self._config = config
-        self._isolated = config.isolated
         self._make_backend = make_backend
         self._clock = clock or SystemClock()
         self._listed: dict[str, Backend] = {}
@@ -115,9 +114,6 @@ class Upstreams:
 
     def check_allowed(self, repository: Repository) -> None:
         """Raises UpstreamForbidden where a rule forbids to serve this repository, stored or not."""
-        if self._isolated and repository.registry not in self._config.upstreams:
-            reason = "not listed in the configuration, which isolates repositories"
-            raise UpstreamForbidden(repository.registry, reason)
         rule = self._config.repository_refusal(repository)
         if rule is not None:
             raise UpstreamForbidden(repository.registry, f"repository {repository.name}: {rule}")
@@ -164,11 +160,16 @@ class Upstreams:
                 reason = f"no answer within {deadline.limit:g} s"
                 raise UpstreamUnavailable(registry, reason, timed_out=True) from exc
 
-    def record_result(self, registry: str, error: OciProxyError | None) -> None:
-        """A request or a download has ended, with this error or well."""
+    def record_result(
+        self, registry: str, error: OciProxyError | None, *, asked: bool = True
+    ) -> None:
+        """A request or a download has ended, with this error or well. `asked` is False where it
+        ended well and this upstream sent nothing."""
         health = self._healths.get(registry)
         if error is None:
-            if health is not None and health.answered():
+            if health is not None and not asked:
+                health.unasked()
+            elif health is not None and health.answered():
                 log.event(logging.INFO, "upstream is back", upstream=registry)
             return
         if isinstance(error, (UpstreamDenied, UpstreamUntrusted)):
@@ -192,15 +193,20 @@ class Upstreams:
 
     def states(self) -> list[UpstreamState]:
         """Of every upstream that has been asked and is remembered."""
-        now = self._clock.monotonic()
         with self._making:
             backends = [*self._listed.items(), *self._unlisted.items()]
-        states = []
-        for registry, backend in backends:
-            health = self._healths.get(registry)
-            condition, seconds = (health or Health(registry, 0.0)).condition(now)
-            states.append(UpstreamState(registry, condition, seconds, backend.quota))
-        return states
+        return [self._state(registry, backend) for registry, backend in backends]
+
+    def state(self, registry: str) -> UpstreamState:
+        """Of one upstream; of one that was not asked yet nothing bad is known."""
+        with self._making:
+            backend = self._listed.get(registry) or self._unlisted.get(registry)
+        return self._state(registry, backend)
+
+    def _state(self, registry: str, backend: Backend | None) -> UpstreamState:
+        health = self._healths.get(registry) or Health(registry, 0.0)
+        condition, seconds = health.condition(self._clock.monotonic())
+        return UpstreamState(registry, condition, seconds, backend.quota if backend else None)
 
     def log_quota(self, registry: str, backend: Backend) -> None:
         """Once in a while, and at once when little is left."""

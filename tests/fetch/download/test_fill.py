@@ -45,7 +45,7 @@ async def test_a_fill_does_not_wait_for_help_that_finds_no_thread(
             backend=backend,
             size=None,
             check=lambda: None,
-            ended=lambda _: None,
+            ended=lambda *_: None,
         )
 
     async with asyncio.timeout(15):
@@ -79,7 +79,7 @@ async def fill(
             backend=backend,
             size=size,
             check=lambda: None,
-            ended=lambda _: None,
+            ended=lambda *_: None,
         ).finished()
 
 

@@ -24,6 +24,7 @@ from tests.fetch.peers import raw_server
 from tests.fetch.tls import Authority
 from tests.images import image, random_blob
 from tests.upstream import FakeUpstream
+from tests.upstream_auth import TokenAuth
 from tests.upstream_faults import Fault
 
 # TLS
@@ -87,6 +88,41 @@ def test_mutual_tls(
     for refused in (trust, replace(trust, cert=stranger, key=its_key)):
         with pytest.raises((UpstreamUntrusted, UpstreamUnavailable)):
             open_backend(upstream, tls=refused).fetch_manifest(reference(upstream))
+
+
+def test_a_client_certificate_is_shown_to_the_upstream_and_its_token_service_alone(
+    make_upstream: Callable[..., FakeUpstream], open_backend: OpenBackend, authority: Authority
+) -> None:
+    optional = authority.server("127.0.0.1", "127.0.0.2", clients=authority)
+    optional.verify_mode = ssl.CERT_OPTIONAL
+    tokens, storage_tokens = TokenAuth(), TokenAuth()
+    realm = make_upstream(tls=optional, auth=tokens)
+    other_realm = make_upstream(host="127.0.0.2", tls=optional, auth=storage_tokens)
+    tokens.realm, storage_tokens.realm = f"{realm.url}/token", f"{other_realm.url}/token"
+    upstream = make_upstream(tls=authority.server(clients=authority), auth=tokens)
+    storage = make_upstream(tls=optional, auth=storage_tokens)
+    blob = storage.add_content("team/app", random_blob(1000))
+    upstream.add("team/app", image(), tag="v1")
+    upstream.fault("/blobs/", Fault(redirect=storage.url))
+    cert, key = authority.client()
+    backend = open_backend(upstream, tls=Tls(ca=authority.ca, cert=cert, key=key))
+    backend.fetch_manifest(reference(upstream))
+    assert read_all(backend.open_blob(repository(upstream), digest(blob))) == blob.data
+    shown = {
+        name: {request.certificate for request in server.requests}
+        for name, server in (
+            ("upstream", upstream),
+            ("its token service", realm),
+            ("storage", storage),
+            ("the storage's token service", other_realm),
+        )
+    }
+    assert shown == {
+        "upstream": {True},
+        "its token service": {True},
+        "storage": {False},
+        "the storage's token service": {False},
+    }
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])

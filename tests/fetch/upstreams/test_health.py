@@ -67,6 +67,16 @@ def test_a_question_that_never_tells_is_not_waited_for_for_ever() -> None:
     assert health.admit(22.0)
 
 
+def test_a_probe_that_asked_nothing_leaves_its_turn_to_the_next_request() -> None:
+    health = Health("r", 30.0)
+    health.failed(AWAY, 0.0)
+    assert health.admit(2.0)
+    health.unasked()
+    assert health.condition(2.1) == ("probing", 0.0)
+    assert health.admit(2.1)
+    assert not admitted(health, 2.2)
+
+
 def test_questions_that_began_before_the_back_off_do_not_lengthen_it() -> None:
     health = Health("r", 30.0)
     assert [health.failed(AWAY, at / 10) for at in range(5)] == [True, False, False, False, False]
