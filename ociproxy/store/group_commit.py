@@ -152,7 +152,6 @@ class GroupCommit:
         self._changed = Condition()
         self._waiting: list[tuple[Commit, Future[None]]] = []
         self._names_changed = False
-        self._hurried = False
         self._files = 0
         self._bytes = 0
         self._running = False
@@ -190,11 +189,18 @@ class GroupCommit:
             self._start()
 
     def settle(self, seconds: float) -> bool:
-        """Wait until all that was handed over is durable; False if that takes longer."""
+        """Wait until what was handed over so far is durable, or was refused; False if that takes
+        longer."""
         with self._changed:
-            self._hurried = True
-            self._changed.notify_all()
-            return self._changed.wait_for(lambda: not self._running, seconds)
+            if not self._running:
+                return True
+        last = self.submit(Commit(self, lambda: _nothing))
+        with suppress(StoreError):
+            try:
+                last.result(seconds)
+            except NotYet:
+                return False
+        return True
 
     def forget(self, staged: _Staged) -> None:
         """It has its name, or never gets it."""
@@ -213,11 +219,11 @@ class GroupCommit:
         while True:
             with self._changed:
                 if self._names_changed:
-                    self._changed.wait_for(lambda: self._waiting or self._hurried, _LINGER)
+                    self._changed.wait_for(lambda: self._waiting, _LINGER)
                 batch, self._waiting = self._waiting, []
                 names_changed, self._names_changed = self._names_changed, False
                 if not batch and not names_changed:
-                    self._running = self._hurried = False
+                    self._running = False
                     self._changed.notify_all()
                     return
                 files = sum(len(commit.staged) for commit, _ in batch)
@@ -312,6 +318,10 @@ class GroupCommit:
         for future in futures:
             future.result()
         return errors
+
+
+def _nothing() -> None:
+    """Nothing is kept from being removed."""
 
 
 def _drop(staged: _Staged) -> None:
