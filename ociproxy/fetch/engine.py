@@ -59,7 +59,7 @@ class Engine:
         self.store = store
         self._sweep_interval = sweep_interval
         self._clock = clock or SystemClock()
-        self._fills = Fills(store, config, limited=limited)
+        self.fills = Fills(store, config, limited=limited)
         self.upstreams = Upstreams(config, make_backend, clock=clock)
         self.requests = Requests(self.upstreams, config, clock=clock)
         self.threads = StoreThreads(config.fetch.requests)
@@ -75,7 +75,7 @@ class Engine:
             self.requests,
             self.threads,
             self._verifiers,
-            self._fills,
+            self.fills,
             isolation,
             config,
         )
@@ -107,7 +107,7 @@ class Engine:
             self._watching,
             self.manifests.close(),
             self._ahead.close(),
-            self._fills.close(),
+            self.fills.close(),
             return_exceptions=True,
         )
         await self.requests.close()
@@ -135,7 +135,7 @@ class Engine:
         await self.manifests.drain()
         await self.requests.drain()
         await self._ahead.drain()
-        await self._fills.drain()
+        await self.fills.drain()
 
     async def _prepare(self) -> None:
         await self.threads.run(self.upstreams.prepare)

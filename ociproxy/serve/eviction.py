@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ociproxy import log
 from ociproxy.errors import StoreFull
+from ociproxy.metrics.counters import EVICTED_BYTES, EVICTED_IMAGES
 from ociproxy.store.limits import Limits
 from ociproxy.store.usage import Usage
 
@@ -96,6 +97,8 @@ class Eviction:
         if not done:
             return  # it failed, and the log says so
         if done["freed"]:
+            EVICTED_IMAGES.add(by=done["images"])
+            EVICTED_BYTES.add(by=done["freed"])
             log.event(
                 logging.INFO,
                 "eviction",

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ociproxy import log
 from ociproxy.errors import StoreError
+from ociproxy.metrics.counters import CHILDREN
 from ociproxy.store.removal import is_read_only
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ class Housekeeper:
         log.event(logging.DEBUG, "housekeeping ended", job=name, code=code, seconds=seconds)
         if self._ending.is_set():
             return
+        CHILDREN.add(name, "ok" if code == 0 else "busy" if code == _BUSY else "failed")
         self._job.ended(code)
         if code == _BUSY:
             self._ending.wait(_BUSY_PAUSE)

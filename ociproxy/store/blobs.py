@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import DigestMismatch, SizeMismatch
+from ociproxy.metrics.counters import count_stored
 from ociproxy.oci.digest import Digest
 from ociproxy.store.files import (
     file_name,
@@ -152,6 +153,7 @@ class Blobs:
             finally:
                 os.close(file)
             publish(staged, target)
+        count_stored("blob", size)
         self._usage.add(size)
         self._keep_names()
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import StoreError, StoreFull
+from ociproxy.metrics.counters import FILLS
 from ociproxy.store.files import READ_SIZE, heartbeat, store_errors, try_lock
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ class Ingest:
                 os.ftruncate(self.file, self.size)
         # A touch would break the seal; followers wait for the flush of a large blob before it.
         blobs.commit(self.path, self.digest, sealing=lambda: heartbeat.stop(self.file))
+        FILLS.add()
         self._unlink_journal()
 
     def discard(self) -> None:

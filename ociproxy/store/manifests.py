@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import ManifestInvalid
+from ociproxy.metrics.counters import count_stored
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest, OddManifest, is_generic
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import (
@@ -124,9 +125,11 @@ class Manifests:
         if self.keep(digest) and self._find_own(digest, use=False) is not None:
             return
         # Also where another commit has it: that one may fail.
-        root = self._index_root if holder.descriptor.is_index else self._image_root
+        is_index = holder.descriptor.is_index
+        root = self._index_root if is_index else self._image_root
         path = f"{root}{os.sep}{file_name(digest)}"
         commit.stage(path, holder.raw, holder.raw, record=False)
+        count_stored("index" if is_index else "manifest", len(holder.raw))
         self._usage.add(len(holder.raw))
 
     def put_again(self, digest: Digest, commit: Commit) -> None:
