@@ -12,7 +12,7 @@ JOBS = 2
 BIN = $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help serve test coverage fuzz crashes check format bench clean
+.PHONY: help serve test coverage fuzz crashes stress check format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ check: $(VENV)/dev.stamp ## format, lint and types
 format: $(VENV)/dev.stamp ## format the code, fix what ruff can fix
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+stress: $(VENV)/dev.stamp ## clients, load, prune and check on a store that is too small: ARGS="--seconds 60"
+	$(BIN)/python -m tests.stress $(ARGS)
 
 bench: $(VENV)/bench.stamp ## compare with other mirrors: ARGS= goes to the benchmark
 	@tools/debian-packages.sh -f tools/test-packages.txt

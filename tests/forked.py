@@ -20,21 +20,22 @@ import socket
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).parents[1]
 MODULES: Final = ("ociproxy", "tests.watched")
+_READ_AT_START: Final = ("PYTHONPATH", "LD_PRELOAD", "COVERAGE_PROCESS_CONFIG")
+"""Variables that a process which runs already would not obey."""
 _REQUEST: Final = 1 << 18
 """Bytes: the arguments and the environment of a process, and more."""
 
 
 def popen(command: Sequence[str | Path], **options: Any) -> subprocess.Popen[Any]:
     """As subprocess.Popen."""
-    # What measures coverage starts with the interpreter.
-    if _is_product(command) and "COVERAGE_PROCESS_CONFIG" not in os.environ:
+    if _can_be_forked(command, options.get("env") or os.environ):
         return Forked(command, **options)
     return subprocess.Popen(command, **options)
 
@@ -61,8 +62,10 @@ def run(
     return done
 
 
-def _is_product(command: Sequence[str | Path]) -> bool:
-    return [*command[:2]] == [sys.executable, "-m"] and command[2] in MODULES
+def _can_be_forked(command: Sequence[str | Path], env: Mapping[str, str]) -> bool:
+    if [*command[:2]] != [sys.executable, "-m"] or command[2] not in MODULES:
+        return False
+    return not any(env.get(name) for name in _READ_AT_START)
 
 
 class Forked(subprocess.Popen[Any]):

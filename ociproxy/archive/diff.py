@@ -12,8 +12,7 @@ from ociproxy.archive.export.content import contents, lock_of
 from ociproxy.archive.export.selection import Selected, reach
 from ociproxy.archive.lock import read_lock
 from ociproxy.store.files import store_errors
-from ociproxy.store.image import is_only_named
-from ociproxy.store.inventory import references
+from ociproxy.store.inventory import is_only_named, references
 from ociproxy.store.store import open_existing
 
 if TYPE_CHECKING:

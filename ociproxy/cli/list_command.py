@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from rich.filesize import decimal
 
 from ociproxy.cli.options import config_path, existing_store, image_path
 from ociproxy.cli.table import print_table
-from ociproxy.cli.terminal import short
+from ociproxy.cli.terminal import printable, short, utc_time
 from ociproxy.store.image import ReachedImage
 from ociproxy.store.inventory import Entry, inventory
 from ociproxy.store.store import is_store
@@ -99,8 +98,7 @@ class _Notes:
             self.note(result.source, f"{result.name} {result.status}: {result.problems[0]}")
 
     def note(self, source: str, text: str) -> None:
-        said = "".join(c if c.isprintable() else "?" for c in f"{source}: {text}")
-        click.echo(said, err=True)
+        click.echo(printable(f"{source}: {text}"), err=True)
 
     def failed(self, source: str, error: OciProxyError) -> None:
         raise error
@@ -128,8 +126,8 @@ def _document(entry: Entry) -> dict[str, object]:
             {"digest": str(each.descriptor.digest), "reason": each.reason} for each in entry.missing
         ],
         "unstoredAttestations": [str(digest) for digest in entry.unstored_attestations],
-        "resolved": _time(entry.resolved),
-        "lastUsed": _time(entry.last_used),
+        "resolved": utc_time(entry.resolved),
+        "lastUsed": utc_time(entry.last_used),
     }
 
 
@@ -140,8 +138,8 @@ def _row(entry: Entry) -> tuple[str, ...]:
         ",".join(_platform(image) or "-" for image in entry.images) or "-",
         decimal(entry.size),
         _completeness(entry),
-        _time(entry.resolved) or "-",
-        _time(entry.last_used) or "-",
+        utc_time(entry.resolved) or "-",
+        utc_time(entry.last_used) or "-",
     )
 
 
@@ -167,9 +165,3 @@ def _warn(entries: list[Entry]) -> None:
 
 def _platform(image: ReachedImage) -> str:
     return str(image.platform or "")
-
-
-def _time(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -85,10 +85,11 @@ class Report(Watcher):
         """This image is no failure, and not unfinished."""
         self._loaded.add(image.reference)
         if image.refused:
-            self.note(
-                f"{image.reference}: {len(image.refused)} referrers or signature tags "
-                f"were refused, and are left out: {image.refused[0]}"
-            )
+            count = len(image.refused)
+            what = "referrer or signature tag was refused, and is"
+            if count > 1:
+                what = "referrers or signature tags were refused, and are"
+            self.note(f"{image.reference}: {count} {what} left out: {image.refused[0]}")
 
     def failed(self, wanted: Wanted, error: OciProxyError) -> None:
         self.failures.append((wanted, error))

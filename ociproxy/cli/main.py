@@ -28,6 +28,7 @@ _COMMANDS: Final = {
     "prune": "ociproxy.cli.prune_command:prune",
     "pins": "ociproxy.cli.pins_command:pins",
     "export": "ociproxy.cli.export_command:export_command",
+    "why": "ociproxy.cli.why_command:why",
     "check": "ociproxy.cli.check_command:check_command",
     "diff": "ociproxy.cli.diff_command:diff_command",
     "client-config": "ociproxy.cli.client_config:client_config",

@@ -18,10 +18,11 @@ from ociproxy.config.units import parse_duration, parse_size
 from ociproxy.errors import NameInvalid
 from ociproxy.log import LEVELS
 from ociproxy.oci.platform import Platform
-from ociproxy.store.store import Store, open_existing
+from ociproxy.store.store import Store, is_store, open_existing, temporary_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import ExitStack
 
 
 class PlatformType(click.ParamType[Platform]):
@@ -186,6 +187,21 @@ def configuration(
 def existing_store(config_path: Path | None, image_path: Path | None) -> Store:
     """The store, for a command that only reads it. Raises ConfigError, StoreError."""
     return open_existing(configuration(config_path, image_path=image_path).store.path)
+
+
+def served_store(config: Config, stack: ExitStack) -> Store:
+    """The store with the bundles that a server would have, for a command that only reads it; the
+    bundles are open until `stack` ends. Raises ConfigError, LayoutInvalid, StoreError."""
+    root = config.store.path
+    if not config.serve.bundles:
+        return open_existing(root)
+    # Imported only for a bundle: reading one takes much that a store needs not.
+    from ociproxy.archive.bundle import Bundle
+
+    below = [stack.enter_context(Bundle(path)) for path in config.serve.bundles]
+    if is_store(root):
+        return Store(root, below=below)
+    return stack.enter_context(temporary_store(below=below))
 
 
 def _read(config_path: Path) -> Config:

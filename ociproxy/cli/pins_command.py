@@ -26,11 +26,23 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 
-def all_pins(store: Store, config: Config) -> Iterator[Pin]:
-    """Those of the store, of `store.pins`, and what `serve.preload_images` names. Raises
+def all_pins(store: Store, config: Config, more: Path | None = None) -> Iterator[Pin]:
+    """Those of the store and of the configuration, and what the image list `more` names. Raises
     ConfigError for a list that cannot be read, LockInvalid or StoreError."""
     yield from store.pins
-    for each in (*config.store.pins, PinSource(list=config.serve.preload_images)):
+    yield from configured_pins(config)
+    if more is not None:
+        yield from _pins_of(PinSource(list=more))
+
+
+def configured_pins(config: Config) -> Iterator[Pin]:
+    """Those of `store.pins`, and what `serve.preload_images` names. Raises ConfigError for a list
+    that cannot be read, or LockInvalid."""
+    yield from _pins_of(*config.store.pins, PinSource(list=config.serve.preload_images))
+
+
+def _pins_of(*sources: str | PinSource) -> Iterator[Pin]:
+    for each in sources:
         if isinstance(each, str):
             yield Pin.parse(each, "store.pins")
         elif each.list is not None:

@@ -13,6 +13,7 @@ import click
 from ociproxy import log
 from ociproxy.cli.options import (
     DurationType,
+    PathType,
     SizeType,
     config_path,
     configuration,
@@ -24,19 +25,21 @@ from ociproxy.cli.options import (
 from ociproxy.cli.pins_command import all_pins
 from ociproxy.cli.prune_report import Report
 from ociproxy.cli.terminal import sigterm_as_sigint
+from ociproxy.store.limits import Limits
 from ociproxy.store.pruning.carry_out import carry_out
 from ociproxy.store.pruning.pins import Pins
 from ociproxy.store.pruning.plan import Selection, make_plan
 from ociproxy.store.pruning.survey import Survey
 from ociproxy.store.store import open_existing
+from ociproxy.store.usage import Usage
 
 if TYPE_CHECKING:
-    from ociproxy.store.pruning.plan import Plan
+    from ociproxy.store.pruning.plan import Plan, Removed
 
 _MEMORY: Final = 256 * 1024 * 1024
 """Bytes for manifests: each is looked at twice, and a large store has some hundred thousand."""
 _NOT_REACHED: Final = 3
-"""Exit code where what is pinned or in use keeps the store larger than `--to-size`."""
+"""Exit code where what is pinned or in use keeps the store larger than it is to be."""
 
 
 @click.command("prune", short_help="Remove images from the store.")
@@ -66,6 +69,12 @@ _NOT_REACHED: Final = 3
     help="Only the least recently used, until the store has this size, such as 200G.",
 )
 @click.option(
+    "--to-limits",
+    is_flag=True,
+    envvar="OCIPROXY_TO_LIMITS",
+    help="So, until store.max_size and store.min_free are kept, as a server does by itself.",
+)
+@click.option(
     "--unreferenced",
     is_flag=True,
     envvar="OCIPROXY_UNREFERENCED",
@@ -76,6 +85,13 @@ _NOT_REACHED: Final = 3
     type=DurationType(),
     envvar="OCIPROXY_KEEP_RECENT",
     help="Never what was used within this time.  [default: store.keep_recent, else 1h]",
+)
+@click.option(
+    "--pinned",
+    metavar="FILE",
+    type=PathType(),
+    envvar="OCIPROXY_PINNED",
+    help="An image list, as for load: its images are pinned, too.",
 )
 @click.option(
     "--all",
@@ -102,8 +118,10 @@ def prune(
     unused_for: float,
     older_than: float,
     to_size: int | None,
+    to_limits: bool,
     unreferenced: bool,
     keep_recent: float | None,
+    pinned: Path | None,
     everything: bool,
     dry_run: bool,
     as_json: bool,
@@ -118,11 +136,17 @@ def prune(
         config_path, image_path=image_path, log_level=log_level, log_format=log_format
     )
     log.set_up(config.log.level, config.log.format)
+    if to_limits and to_size is not None:
+        raise click.UsageError("give --to-size or --to-limits")
+    store = open_existing(config.store.path, hot_manifests=_MEMORY)
+    before = store.usage.read() or Usage()
     selection = Selection(
         patterns=patterns,
         unused_for=unused_for,
         older_than=older_than,
         to_size=to_size,
+        limits=Limits.of(config.store, store.root) if to_limits else None,
+        wanted=before.wanted,
         unreferenced=unreferenced,
         keep_recent=config.store.keep_recent if keep_recent is None else keep_recent,
     )
@@ -130,26 +154,31 @@ def prune(
         selection = replace(selection, patterns=tuple(filter(None, patterns)))
     elif not all(patterns) or (selection.is_unlimited and not patterns):
         raise click.UsageError("say what to remove, or --all for every image")
-    store = open_existing(config.store.path, hot_manifests=_MEMORY)
     report = Report(as_json=as_json, dry_run=dry_run, keep_recent=selection.keep_recent)
     with ExitStack() as stack:
         stack.enter_context(sigterm_as_sigint())
         # First, so that nothing else removes what the survey sees.
         remover = None if dry_run else stack.enter_context(store.removals.remover())
         survey = Survey(store)
-        pins = Pins(all_pins(store, config))
+        pins = Pins(all_pins(store, config, pinned))
         plan = make_plan(store, survey, selection, is_pinned=pins.match, now=time.time())
         if plan.takes_all and not everything:
             raise click.UsageError("the patterns match every image of the store: say --all, too")
         report.pins(plan.pinned, pins.unmet())
-        if remover is None:
-            report.end(plan, plan)
-        else:
+        done: Removed = plan
+        if remover is not None:
             recent = selection.keep_recent
             done = carry_out(store, survey, plan, remover, keep_recent=recent)
-            report.end(plan, done)
-    ctx.exit(_NOT_REACHED if _is_too_large(plan, to_size) else 0)
+            stuck: bool | None = None
+            if to_limits:  # what may go by and by is no reason to wait for more
+                stuck = done.freed <= plan.size // 100 and _is_too_large(selection, plan, done)
+            store.usage.record(plan.size - done.freed, before, freed=done.freed, stuck=stuck)
+        report.end(plan, done)
+    ctx.exit(_NOT_REACHED if _is_too_large(selection, plan, done) else 0)
 
 
-def _is_too_large(plan: Plan, to_size: int | None) -> bool:
-    return to_size is not None and plan.size - plan.freed > to_size
+def _is_too_large(selection: Selection, plan: Plan, done: Removed) -> bool:
+    size = plan.size - done.freed
+    if selection.limits is not None:
+        return not selection.limits.are_kept(size, selection.wanted, freed=done.freed)
+    return plan.target is not None and size > plan.target

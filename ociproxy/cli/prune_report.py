@@ -5,21 +5,20 @@ Tests: tests/cli/test_prune_command.py.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
-from ociproxy.cli.terminal import print_event
+from ociproxy.cli.terminal import print_event, utc_time
 from ociproxy.config.units import show_duration
 from ociproxy.store.files import digest_of
-from ociproxy.store.pruning.plan import Plan
+from ociproxy.store.pruning.carry_out import Pruned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from ociproxy.store.pruning.carry_out import Pruned
     from ociproxy.store.pruning.pins import Pin
+    from ociproxy.store.pruning.plan import Plan, Removed
     from ociproxy.store.pruning.survey import StoredFile, SurveyedImage
 
 
@@ -39,15 +38,15 @@ class Report:
             else:
                 click.echo(f"warning: {name} is pinned, but {status}", err=True)
 
-    def end(self, plan: Plan, done: Plan | Pruned) -> None:
+    def end(self, plan: Plan, done: Removed) -> None:
         """`done` is what was removed: of a dry run, the plan itself."""
-        kept = [] if isinstance(done, Plan) else done.kept
+        kept = done.kept if isinstance(done, Pruned) else []
         if self._json:
             self._print_events(plan, done, kept)
         else:
             self._print_lines(plan, done, kept)
 
-    def _print_events(self, plan: Plan, done: Plan | Pruned, kept: list[SurveyedImage]) -> None:
+    def _print_events(self, plan: Plan, done: Removed, kept: list[SurveyedImage]) -> None:
         for images, status in ((done.images, "removed"), (kept, "kept")):
             for image in images:
                 print_event(
@@ -56,7 +55,8 @@ class Report:
                     digest=str(image.digest),
                     status=status,
                     size=image.size,
-                    lastUsed=_time(image.used),
+                    lastUsed=utc_time(image.used),
+                    **({"cause": plan.cause} if plan.cause else {}),
                 )
         for kind, name, each in _content(done):
             print_event("content", kind=kind, digest=str(digest_of(name) or name), size=each.size)
@@ -68,18 +68,20 @@ class Report:
             rubbish=len(done.rubbish),
             freed=done.freed,
             size=plan.size - done.freed,
+            target=plan.target,
+            cause=plan.cause,
             kept={"pinned": plan.pinned_fit, "recent": plan.recent, "usedMeanwhile": len(kept)},
             dryRun=self._dry_run,
         )
 
-    def _print_lines(self, plan: Plan, done: Plan | Pruned, kept: list[SurveyedImage]) -> None:
+    def _print_lines(self, plan: Plan, done: Removed, kept: list[SurveyedImage]) -> None:
         from rich.filesize import decimal
 
         verb = "would remove" if self._dry_run else "removed"
         for image in done.images:
             name = str(image.reference)
             shown = name if image.reference.digest else f"{name}@{image.digest}"
-            click.echo(f"{verb} {shown}, last used {_time(image.used)}")
+            click.echo(f"{verb} {shown}, last used {utc_time(image.used)}")
         for image in kept:
             click.echo(f"kept {image.reference}: used or stored again meanwhile")
         parts = [
@@ -101,7 +103,7 @@ class Report:
             click.echo(f"{plan.pinned_fit} images stay that are pinned")
 
 
-def _content(done: Plan | Pruned) -> Iterator[tuple[str, str, StoredFile]]:
+def _content(done: Removed) -> Iterator[tuple[str, str, StoredFile]]:
     for kind, found in (("manifest", done.manifests), ("blob", done.blobs)):
         for name, each in sorted(found.items()):
             yield kind, name, each
@@ -111,8 +113,3 @@ def _content(done: Plan | Pruned) -> Iterator[tuple[str, str, StoredFile]]:
 
 def _by_path(files: Iterable[StoredFile]) -> list[StoredFile]:
     return sorted(files, key=lambda each: each.path)
-
-
-def _time(seconds: float) -> str:
-    when = datetime.fromtimestamp(seconds, UTC)
-    return when.isoformat(timespec="seconds").replace("+00:00", "Z")

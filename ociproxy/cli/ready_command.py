@@ -14,17 +14,16 @@ from ociproxy.cli.options import (
     configuration,
     image_path,
     json_events,
+    served_store,
 )
 from ociproxy.cli.sources import chosen_platforms, machine_platform, read_wanted
 from ociproxy.cli.table import Row, print_table
 from ociproxy.cli.terminal import print_event, short
 from ociproxy.load.ready import ReadyCheck
-from ociproxy.store.store import Store, is_store, open_existing, temporary_store
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ociproxy.config.settings import Config
     from ociproxy.load.ready import Readiness, ReadyPlatform
     from ociproxy.oci.platform import Platform
 
@@ -101,7 +100,7 @@ def ready(
     rows: list[Row] = []
     not_ready = 0
     with ExitStack() as stack:
-        checking = ReadyCheck(_store(config, stack), config, referrers=referrers)
+        checking = ReadyCheck(served_store(config, stack), config, referrers=referrers)
         for each in wanted:
             found = checking.check(each)
             not_ready += not found.ready
@@ -122,20 +121,6 @@ def ready(
         images = "1 image" if len(wanted) == 1 else f"{len(wanted)} images"
         click.echo(f"{images}, {not_ready or 'none'} of them not ready", err=True)
     ctx.exit(_NOT_READY if not_ready else 0)
-
-
-def _store(config: Config, stack: ExitStack) -> Store:
-    """The store with the bundles that the server would have. Raises StoreError."""
-    root = config.store.path
-    if not config.serve.bundles:
-        return open_existing(root)
-    # Imported only for a bundle: reading one takes much that a store needs not.
-    from ociproxy.archive.bundle import Bundle
-
-    below = [stack.enter_context(Bundle(path)) for path in config.serve.bundles]
-    if is_store(root):
-        return Store(root, below=below)
-    return stack.enter_context(temporary_store(below=below))
 
 
 def _document(found: Readiness) -> dict[str, object]:

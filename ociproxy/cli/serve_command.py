@@ -19,6 +19,7 @@ from ociproxy.cli.backends import backends
 from ociproxy.cli.child import command_maker
 from ociproxy.cli.environment import misspelt
 from ociproxy.cli.options import common, configuration, pull_timeout
+from ociproxy.cli.pins_command import configured_pins
 from ociproxy.cli.sources import machine_platform, read_wanted
 from ociproxy.config.settings import Config
 from ociproxy.errors import ConfigError, StoreError
@@ -85,7 +86,7 @@ def serve(
     """Serve the mirror until SIGTERM."""
 
     def read() -> Config:
-        return configuration(
+        config = configuration(
             config_path,
             image_path=image_path,
             log_level=log_level,
@@ -100,6 +101,9 @@ def serve(
             },
             load={"pull_timeout": pull_timeout},
         )
+        for _ in configured_pins(config):  # a list that cannot be read would end every prune
+            pass
+        return config
 
     def reread() -> Setup:
         fresh = read()

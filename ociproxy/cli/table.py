@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from ociproxy.cli.terminal import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -42,7 +44,7 @@ def print_table(
     """
     on_terminal = os.isatty(_STDOUT)
     width = shutil.get_terminal_size().columns if on_terminal else None
-    table = [names, *([_printable(cell) for cell in row] for row in rows)]
+    table = [names, *([printable(cell) for cell in row] for row in rows)]
     for number, line in enumerate(_lines(table, width, numbers, spare, folding)):
         click.echo(click.style(line, bold=True) if on_terminal and number == 0 else line)
 
@@ -121,8 +123,3 @@ def _laid_out(table: Sequence[Row], numbers: Sequence[str]) -> Iterator[Iterator
             ).rstrip()
             for parts in zip_longest(*(cell.split("\n") for cell in row), fillvalue="")
         )
-
-
-def _printable(cell: str) -> str:
-    """An archive or an upstream may have put control characters into a platform."""
-    return "".join(c if c.isprintable() else "?" for c in cell)

@@ -11,6 +11,7 @@ import stat
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -61,6 +62,18 @@ def print_event(name: str, **fields: object) -> None:
 def short(digest: Digest) -> str:
     """A digest cut short for a person; JSON has all of it."""
     return f"{digest.algorithm}:{digest.encoded[:_DIGITS]}"
+
+
+def printable(text: str) -> str:
+    """Without control characters, which an archive or an upstream may have put into a platform."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def utc_time(seconds: float | None) -> str | None:
+    """Seconds since the epoch, as a person and a program read them."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def write_file(path: Path, data: bytes, *, secret: bool = False) -> None:

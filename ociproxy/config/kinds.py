@@ -12,8 +12,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+from ociproxy.config.local_settings import Share
 from ociproxy.config.units import (
     DURATION,
     SIZE,
@@ -26,6 +27,7 @@ from ociproxy.config.yaml import ListNode, MappingNode, Node
 from ociproxy.errors import shorten
 
 JsonObject = dict[str, Any]
+_PERCENTAGE: Final = r"[0-9]{1,3}(?:\.[0-9]{1,3})?%"
 
 
 class Refused(Exception):
@@ -230,6 +232,28 @@ class Size(Kind):
 
     def show(self, value: Any) -> Any:
         return show_size(value)
+
+
+@dataclass(frozen=True, slots=True)
+class SizeOrShare(Kind):
+    """Bytes as an int, or a Share of the file system, written as a percentage."""
+
+    def read(self, node: Node, place: Place) -> int | Share:
+        value = _scalar(node, place, "a size such as 200G, or a percentage such as 80%")
+        if isinstance(value, str) and re.fullmatch(_PERCENTAGE, value):
+            share = Share(float(value[:-1]))
+            if share.percent > 100:
+                raise place.refuse(node.line, "must be 100% at most")
+            return share
+        size = parse_size(value)
+        if size is None:
+            raise place.refuse(node.line, "must be a size such as 200G, or a percentage")
+        if size > 1024**6:
+            raise place.refuse(node.line, "must be 1024PiB at most")
+        return size
+
+    def schema(self) -> JsonObject:
+        return {"type": ["string", "integer"], "pattern": f"^(?:{SIZE}|{_PERCENTAGE})$"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,26 @@ class PinSource:
     lock: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A part of the file system that the store is on."""
+
+    percent: float
+
+    def of(self, size: int) -> int:
+        return int(size * self.percent / 100)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
+    """`max_size` is None without a cap, `min_free` for the default: 5 % of the file system or 2
+    GiB, whichever is less."""
+
     path: Path = Path("/var/lib/ociproxy")
     hot_manifests: int = 16 * MIB
+    max_size: int | Share | None = None
+    min_free: int | Share | None = None
+    evict_every: float = 3600.0
     keep_recent: float = 3600.0
     pins: tuple[str | PinSource, ...] = ()
 

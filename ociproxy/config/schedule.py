@@ -20,8 +20,8 @@ from ociproxy.oci.platform import Platform
 
 WINDOW: Final = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]-(?:(?:[01][0-9]|2[0-3]):[0-5][0-9]|24:00)"
 _EARLY: Final = 3600.0
-"""Seconds by which a run may be early for a window's sake: a night with a change of clocks, or one
-whose run began late, skips no other night."""
+"""Seconds by which a run may be early where its window has closed by then: where clocks change, the
+next night is an hour longer or shorter, and must not be skipped."""
 _DAYS: Final = 3
 """Days that are looked through for an opening: clocks change on one of them at most."""
 
@@ -94,10 +94,8 @@ class Sync:
     def next_run(self, last: float | None, now: float) -> float:
         """When a run is due, from `now` on; `last` is when the last one began. Times are seconds
         since the epoch. A run of the future is none: the clock was set back."""
-        due = now
-        if last is not None and last <= now:
-            early = 0.0 if self.window is None else min(_EARLY, self.every / 2)
-            due = max(now, last + self.every - early)
+        due = now if last is None or last > now else max(now, last + self.every)
         if self.window is None or self.window.is_open(due):
             return due
-        return self.window.next_opening(due)
+        early = max(now, due - min(_EARLY, self.every / 2))
+        return early if self.window.is_open(early) else self.window.next_opening(early)

@@ -263,12 +263,14 @@ class Config:
     log: Log = field(default_factory=Log)
 
     def tag_ttl(self, reference: Reference) -> float | None:
-        """Seconds that the reference's tag is fresh, None for ever; the first match decides."""
+        """Seconds that the reference's tag is fresh, None for ever."""
+        rule = self.tag_rule(reference)
+        return self.fetch.tag_ttl if rule is None else rule.ttl
+
+    def tag_rule(self, reference: Reference) -> TagRule | None:
+        """The rule that decides about the reference's tag: the first that matches."""
         name = f"{reference.repository}:{reference.tag}"
-        for rule in self.tags:
-            if fnmatchcase(name, rule.match):
-                return rule.ttl
-        return self.fetch.tag_ttl
+        return next((rule for rule in self.tags if fnmatchcase(name, rule.match)), None)
 
     @property
     def isolated(self) -> bool:

@@ -11,7 +11,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ociproxy.config.kinds import Choice, Duration, FilePath, Flag, Number, Place, Size, Text
+from ociproxy.config.kinds import (
+    Choice,
+    Duration,
+    FilePath,
+    Flag,
+    Number,
+    Place,
+    Size,
+    SizeOrShare,
+    Text,
+)
 from ociproxy.config.local_settings import Load, Log, PinSource, Store
 from ociproxy.config.schedule import WINDOW, Sync, Window
 from ociproxy.config.sections import Either, Items, Key, Section, is_list, is_mapping, line_of
@@ -22,6 +32,7 @@ from ociproxy.config.upstream_table import CONNECTIONS, RULES, TIMEOUT_KEYS, UPS
 from ociproxy.config.yaml import MappingNode
 from ociproxy.errors import NameInvalid
 from ociproxy.oci.platform import Platform
+from ociproxy.oci.reference import is_glob
 
 
 def build_config(values: dict[str, Any]) -> Config:
@@ -36,7 +47,7 @@ def build_config(values: dict[str, Any]) -> Config:
 
 
 def _pattern(text: str) -> str:
-    if "/" not in text and not any(character in text for character in "*?["):
+    if "/" not in text and not is_glob(text):
         raise ValueError("matches nothing: it is compared with registry/repository:tag")
     return text
 
@@ -75,6 +86,18 @@ _STORE: Final = Section(
     {
         "path": Key(FilePath(exists=False), "Where the store is."),
         "hot_manifests": Key(Size(0, 1024 * MIB), "Memory for manifests that are asked for often."),
+        "max_size": Key(
+            SizeOrShare(),
+            "Above it the least recently used images are removed, down to 90 % of it.",
+        ),
+        "min_free": Key(
+            SizeOrShare(),
+            "Below so much free disk the least recently used images are removed. 0 turns it off.",
+        ),
+        "evict_every": Key(
+            Duration(at_least=60.0),
+            "How often a server with a max_size or pins counts what the store has.",
+        ),
         "keep_recent": Key(
             Duration(), "What was used or stored within this time is not removed by a prune."
         ),

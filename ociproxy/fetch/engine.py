@@ -48,13 +48,15 @@ class Engine:
         config: Config,
         make_backend: MakeBackend,
         *,
+        limited: bool = False,
         clock: Clock | None = None,
         sweep_interval: float = _SWEEP_INTERVAL,
     ) -> None:
+        """`limited` is that of `Fills`."""
         self.store = store
         self._sweep_interval = sweep_interval
         self._clock = clock or SystemClock()
-        self._fills = Fills(store, config)
+        self._fills = Fills(store, config, limited=limited)
         self.upstreams = Upstreams(config, make_backend, clock=clock)
         self.requests = Requests(self.upstreams, config, clock=clock)
         self.threads = StoreThreads(config.fetch.requests)

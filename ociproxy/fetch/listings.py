@@ -17,10 +17,16 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlencode
 
 from ociproxy import log
-from ociproxy.errors import ManifestUnknown, NameUnknown, OciProxyError
+from ociproxy.errors import (
+    ManifestUnknown,
+    NameUnknown,
+    OciProxyError,
+    UpstreamDenied,
+    UpstreamInvalid,
+)
 from ociproxy.fetch.backend import NO_SUCH_LISTING, Listing
 from ociproxy.fetch.cache_status import HIT, PASSED_ON, CacheStatus, stale_because
-from ociproxy.fetch.tags import PageRefused, TagsQuery, page_of_tags
+from ociproxy.fetch.tags import TagsQuery, page_of_tags
 from ociproxy.oci.descriptor import INDEX_MEDIA_TYPES, OCI_INDEX, Descriptor, MalformedManifest
 from ociproxy.oci.manifest import json_object, media_type_of
 from ociproxy.oci.reference import Reference, referrers_tag
@@ -78,7 +84,7 @@ class ListingPuller:
             return page_of_tags(repository, await self._cached_tags(repository), page), HIT
         try:
             return await self._ask(repository, "tags/list", query), PASSED_ON
-        except PageRefused:
+        except (NameUnknown, UpstreamDenied, UpstreamInvalid):
             raise  # the upstream was asked, and the cached tags may be few of those that it has
         except OciProxyError as exc:
             cached = await self._cached_tags(repository) if page.is_whole else []

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -276,11 +275,12 @@ class ManifestPuller:
     def _keep(self, repository: Repository, descriptor: Descriptor) -> None:
         """Record soon that this repository has a manifest which came through another one: else it
         would lack its referrers when the upstream is away, and `list` and `export` the image."""
-        if len(self._unrecorded) >= _UNRECORDED or self._clock.monotonic() < self._record_again:
+        if (
+            self._store.refs.remembers(repository, descriptor.digest)
+            or len(self._unrecorded) >= _UNRECORDED
+            or self._clock.monotonic() < self._record_again
+        ):
             return
-        with suppress(StoreError):  # an unreadable record is written anew, where that can be
-            if self._store.refs.find_manifest(repository, descriptor.digest) is not None:
-                return
         self._unrecorded[repository, descriptor.digest] = descriptor
         if self._recording is None or self._recording.done():
             self._recording = asyncio.create_task(self._record_hits())

@@ -17,7 +17,8 @@ from ociproxy.oci.image import is_attestation, lacking_in, platforms_of
 from ociproxy.oci.manifest import Index
 from ociproxy.oci.reference import DEFAULT_TAG, referrers_tag, signature_tags
 from ociproxy.store.files import file_name, flush_recent
-from ociproxy.store.image import Missing, is_only_named, read_contents
+from ociproxy.store.image import Missing, read_contents
+from ociproxy.store.inventory import is_only_named
 from ociproxy.store.manifests import with_media_type
 
 if TYPE_CHECKING:
@@ -142,14 +143,9 @@ class ReadyCheck:
             if holder is None:
                 raise _Refused("the manifest is not stored")
             top = own or holder.descriptor
-        if not self._is_served(reference, top.digest):
+        if self._isolated and refs.find_manifest(repository, top.digest) is None:
             raise _Refused("stored under another repository only, and repositories are isolated")
         return top
-
-    def _is_served(self, reference: Reference, manifest: Digest) -> bool:
-        """Whether isolation lets this repository have a stored manifest."""
-        refs = self._store.refs
-        return not self._isolated or refs.find_manifest(reference.repository, manifest) is not None
 
     def _index(self, top: Descriptor) -> Index | None:
         """The index of images that a top manifest is. What is wrong with it says the walk."""
@@ -189,14 +185,15 @@ class ReadyCheck:
         self, found: Readiness, top: Descriptor, platforms: tuple[Platform, ...]
     ) -> ImageContents:
         """What is stored for these platforms; what isolation withholds is missing."""
-        reference = found.wanted.reference
         contents = read_contents(
-            self._store, reference.repository, top, platforms, referrers=self._referrers
+            self._store,
+            found.wanted.reference.repository,
+            top,
+            platforms,
+            referrers=self._referrers,
+            isolated=self._isolated,
         )
-        for digest, manifest in contents.manifests.items():
-            self._contents[digest] = manifest.size
-            if not self._is_served(reference, digest):
-                contents.missing[digest] = Missing(manifest, "stored under another repository only")
+        self._contents |= {each.digest: each.size for each in contents.manifests.values()}
         self._contents |= contents.blobs
         return contents
 

@@ -21,9 +21,10 @@ from ociproxy.load.imagelist import Wanted
 from ociproxy.load.loader import Watcher
 from ociproxy.load.ready import ReadyCheck
 from ociproxy.oci.image import platforms_of
+from ociproxy.oci.reference import Reference
 from ociproxy.store.files import store_errors
-from ociproxy.store.image import is_only_named, read_contents
-from ociproxy.store.inventory import references
+from ociproxy.store.image import read_contents
+from ociproxy.store.inventory import is_only_named
 from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from ociproxy.load.progress import Summary
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.platform import Platform
-    from ociproxy.oci.reference import Reference
     from ociproxy.store.store import Store
 
 _ASKABLE: Final = ("available", "probing")
@@ -65,16 +65,19 @@ def matching(
 ) -> Iterator[Wanted]:
     """The tags of the store that a glob matches. Without `platforms` those of each that are stored:
     a tag of which the store has nothing but the name is not wanted. Raises StoreError."""
-    for reference, top, _ in references(store):
-        if reference.tag is None or not any(reference.matches(each) for each in patterns):
-            continue
-        if is_only_named(store, reference.repository, top):
-            continue
-        chosen = platforms
-        if not chosen:
-            contents = read_contents(store, reference.repository, top)
-            chosen = platforms_of(each.platform for each in contents.images)
-        yield Wanted(reference, chosen, "the store")
+    for repository in store.refs.repositories():
+        for tag in store.refs.tags(repository):
+            reference = Reference(repository, tag)
+            if not any(reference.matches(each) for each in patterns):
+                continue
+            top = store.refs.find(reference)
+            if top is None or is_only_named(store, repository, top):
+                continue
+            chosen = platforms
+            if not chosen:
+                contents = read_contents(store, repository, top)
+                chosen = platforms_of(each.platform for each in contents.images)
+            yield Wanted(reference, chosen, "the store")
 
 
 class SyncRun(Watcher):

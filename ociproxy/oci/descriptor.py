@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from ociproxy.errors import DigestInvalid, DigestMismatch, SizeMismatch
@@ -85,14 +86,20 @@ def is_manifest(media_type: str) -> bool:
     """Whether an entry of an index with this media type is a manifest. BuildKit exports its cache
     as an index of layers, which a registry has as blobs."""
     plain = _plain(media_type)
-    if is_generic(plain):
-        return True
-    return plain not in IMAGE_CONFIGS and _SOUNDS_LIKE_A_MANIFEST.search(plain) is not None
+    return plain in _GENERIC_MEDIA_TYPES or (
+        plain not in IMAGE_CONFIGS and _SOUNDS_LIKE_A_MANIFEST.search(plain) is not None
+    )
 
 
 def _plain(media_type: str) -> str:
     """Without parameters, in lower case. Neither has a meaning here (RFC 6838 section 4.2), and
     some tools write them."""
+    return _cut(media_type) if len(media_type) <= _LONGEST else _cut.__wrapped__(media_type)
+
+
+@lru_cache(maxsize=1024)
+def _cut(media_type: str) -> str:
+    # A walk asks for each descriptor of each manifest. Some dozen media types are in use.
     return media_type.partition(";")[0].strip().lower()
 
 
@@ -101,7 +108,9 @@ def is_media_type(text: str) -> bool:
     return _MEDIA_TYPE.fullmatch(text) is not None
 
 
-_HEADER_TEXT: Final = re.compile(r"[ -~]{0,255}")
+_LONGEST: Final = 255
+"""Characters of a media type in a descriptor."""
+_HEADER_TEXT: Final = re.compile(rf"[ -~]{{0,{_LONGEST}}}")
 """Text that a descriptor may give as media type. The spec allows no parameters, but they occur."""
 
 
@@ -165,24 +174,21 @@ class Descriptor:
         media_type, digest, size = value.get("mediaType"), value.get("digest"), value.get("size")
         if not isinstance(media_type, str) or not isinstance(digest, str):
             raise OddManifest("a descriptor lacks mediaType or digest")
-        if not _HEADER_TEXT.fullmatch(media_type):
-            raise OddManifest(f"descriptor {digest[:100]}: mediaType is no media type")
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
             raise OddManifest(f"descriptor {digest[:100]}: size is not a count of bytes")
-        try:
-            parsed = Digest.parse(digest)
-        except DigestInvalid as exc:
-            raise OddManifest(str(exc)) from exc
+        bare = _bare(media_type, digest, size)
+        if len(value) == _FIELDS:
+            return bare
         urls = value.get("urls")
         artifact_type = value.get("artifactType")
         return Descriptor(
-            media_type=normalised(media_type),
-            digest=parsed,
-            size=size,
-            platform=platform_in(value.get("platform")),
-            urls=tuple(u for u in urls if isinstance(u, str)) if isinstance(urls, list) else (),
-            artifact_type=artifact_type if isinstance(artifact_type, str) else "",
-            annotations=annotations_in(value.get("annotations")),
+            bare.media_type,
+            bare.digest,
+            size,
+            platform_in(value.get("platform")),
+            tuple(u for u in urls if isinstance(u, str)) if isinstance(urls, list) else (),
+            artifact_type if isinstance(artifact_type, str) else "",
+            annotations_in(value.get("annotations")),
         )
 
     def to_json(self) -> dict[str, object]:
@@ -205,6 +211,21 @@ class Descriptor:
             "annotations": dict(self.annotations),
         }
         return value | {name: each for name, each in optional.items() if each}
+
+
+_FIELDS: Final = 3
+"""Of a descriptor that has none but those which it must have."""
+
+
+@lru_cache(maxsize=4096)
+def _bare(media_type: str, digest: str, size: int) -> Descriptor:
+    """Images share most layers, so most descriptors have been seen. Raises OddManifest."""
+    if not _HEADER_TEXT.fullmatch(media_type):
+        raise OddManifest(f"descriptor {digest[:100]}: mediaType is no media type")
+    try:
+        return Descriptor(normalised(media_type), Digest.parse(digest), size)
+    except DigestInvalid as exc:
+        raise OddManifest(str(exc)) from exc
 
 
 def platform_in(value: object) -> Platform | None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from ociproxy.errors import DigestInvalid
 
@@ -28,9 +27,9 @@ class Hasher(Protocol):
     def hexdigest(self) -> str: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Digest:
-    """`algorithm:encoded`, for example `sha256:e3b0c442...`."""
+class Digest(NamedTuple):
+    """`algorithm:encoded`, for example `sha256:e3b0c442...`. A tuple: a walk through a store makes
+    and compares millions."""
 
     algorithm: str
     encoded: str

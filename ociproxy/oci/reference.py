@@ -26,6 +26,7 @@ _COMPONENT: Final = r"[A-Za-z0-9]+(?:(?:\.|_|__|-+)[A-Za-z0-9]+)*"
 _NAME_PATTERN: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 NO_TAG: Final = "a tag is up to 128 letters, digits, '_', '.' or '-'"
 _TAG_PATTERN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_WILD: Final = frozenset("*?[")
 _IMAGE_ID: Final = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
 TAG_OF_SUBJECT: Final = re.compile(r"(?P<algorithm>sha256|sha512)-(?P<hex>[a-f0-9]{64,128})")
 """The beginning of a tag that leads to what refers to a digest: the fallback tag of the referrers
@@ -130,6 +131,11 @@ class Reference:
         tag = f":{self.tag}" if self.tag else ""
         digest = f"@{self.digest}" if self.digest else ""
         return f"{self.repository}{tag}{digest}"
+
+
+def is_glob(text: str) -> bool:
+    """Whether text is a pattern for references, and no reference: no name has these characters."""
+    return not _WILD.isdisjoint(text)
 
 
 def is_image_id(text: str) -> bool:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     MakeCommand = Callable[[Path, Config, Sequence[str]], list[str]]
 
-LOOK: Final = 1.0
+LOOK: Final = 0.5
 """Seconds between two looks at whether a job is due, or whether its claim has become free."""
 _BUSY: Final = 75
 """Exit code of a command whose work another process does at the moment."""
@@ -108,7 +108,7 @@ class Housekeeper:
 
     def _run(self) -> None:
         name = self._job.name
-        while not self._ending.wait(LOOK):
+        while not self._ending.is_set():
             try:
                 claim = self._store.staging.claim(f"housekeeping-{name}")
             except StoreError as exc:
@@ -122,12 +122,15 @@ class Housekeeper:
                     self._keep_house()
                 finally:
                     os.close(claim)
+            self._ending.wait(LOOK)
 
     def _keep_house(self) -> None:
-        while not self._ending.wait(LOOK):
+        while not self._ending.is_set():
             try:
                 words = self._job.due()
-                if words is not None:
+                if words is None:
+                    self._ending.wait(LOOK)
+                else:
                     self._run_child(words)
             except StoreError as exc:
                 self._failed(exc)

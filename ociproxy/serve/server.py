@@ -21,6 +21,7 @@ from ociproxy.fetch.engine import Engine
 from ociproxy.serve.api import RegistryApi
 from ociproxy.serve.auth import BasicAuth
 from ociproxy.serve.deadline import MARGIN, end_within
+from ociproxy.serve.eviction import Eviction
 from ociproxy.serve.housekeeping import Housekeeper
 from ociproxy.serve.listener import Listener
 from ociproxy.serve.preload import preload
@@ -123,7 +124,7 @@ async def _serve(
         # In threads: a large configuration takes long to parse.
         fresh, fresh_context = await loop.run_in_executor(None, reload)
         fresh_auth = await loop.run_in_executor(None, _auth, fresh)
-        engine = Engine(store, fresh, make_backend(fresh))
+        engine = Engine(store, fresh, make_backend(fresh), limited=True)
         main_port.use(fresh.serve, fresh_context)
         for each in keepers:
             each.use(fresh)
@@ -138,13 +139,14 @@ async def _serve(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     auth = await loop.run_in_executor(None, _auth, config)
-    api = RegistryApi(Engine(store, config, make_backend(config)), config, auth, senders)
+    engine = Engine(store, config, make_backend(config), limited=True)
+    api = RegistryApi(engine, config, auth, senders)
     main_port = Listener(listener, api, config.serve, context)
     main_port.open()
     host, port = listener.getsockname()[:2]
     scheme = "http" if config.serve.tls is None else "https"
     log.event(logging.INFO, "listening", scheme=scheme, host=host, port=port, store=store.root)
-    jobs: list[Job] = [SyncJob(store, config)]
+    jobs: list[Job] = [Eviction(store, config), SyncJob(store, config)]
     keepers = [Housekeeper(store, job, make_command, config) for job in jobs]
     for each in keepers:
         each.start()

@@ -5,6 +5,7 @@ A file is right for certain while it is sealed, or while this process remembers 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from contextlib import suppress
@@ -20,7 +21,6 @@ from ociproxy.store.files import (
     is_at,
     is_sealed,
     is_use_due,
-    open_cached,
     open_unused,
     publish,
     seal,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ociproxy.clock import Clock
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.store.read_only import ReadOnlyContent
+    from ociproxy.store.usage import UsageFile
 
 
 _UNSEALABLE: Final = 8192
@@ -52,12 +53,18 @@ _LOCK_INTERVAL: Final = 0.02
 
 class Blobs:
     def __init__(
-        self, root: Path, quarantine: Path, clock: Clock, below: Sequence[ReadOnlyContent] = ()
+        self,
+        root: Path,
+        quarantine: Path,
+        clock: Clock,
+        usage: UsageFile,
+        below: Sequence[ReadOnlyContent] = (),
     ) -> None:
         self.folder = root
         self._prefix = f"{root}{os.sep}"
         self._quarantine = quarantine
         self._clock = clock
+        self._usage = usage
         self._below = below
         self._verified: BoundedCache[Digest, tuple[int, int, int]] = BoundedCache(_UNSEALABLE)
 
@@ -89,7 +96,7 @@ class Blobs:
         """The same without waiting for the disk. None where it would be asked, for the blob or to
         record the use, and where the store has no such blob."""
         name = file_name(digest)
-        descriptor = open_cached(self._prefix + name)
+        descriptor = _open_cached(self._prefix + name)
         if descriptor is None:
             return None
         file = open(descriptor, "rb", buffering=0)  # noqa: PTH123, SIM115 the caller closes it
@@ -101,14 +108,21 @@ class Blobs:
 
     def find_size(self, digest: Digest) -> int | None:
         """Bytes of a stored blob; records no use. Raises StoreError."""
+        found = self.look(digest)
+        return None if found is None else found[0]
+
+    def look(self, digest: Digest) -> tuple[int, float] | None:
+        """Bytes of a stored blob, and its last use in seconds since the epoch, 0 if unknown.
+        Records no use. Raises StoreError."""
         try:
-            return os.stat(self._prefix + file_name(digest)).st_size  # noqa: PTH116 hot path
+            state = os.stat(self._prefix + file_name(digest))  # noqa: PTH116 hot path
         except FileNotFoundError:
             found = (content.find_blob_size(digest) for content in self._below)
-            return next((size for size in found if size is not None), None)
+            return next(((size, 0.0) for size in found if size is not None), None)
         except OSError:
             with store_errors(self.path(digest)):
                 raise
+        return state.st_size, state.st_atime
 
     def commit(
         self,
@@ -131,9 +145,11 @@ class Blobs:
                 os.fsync(file)
                 sealing()
                 seal(file, target.name, self._clock.now())
+                size = os.fstat(file).st_size
             finally:
                 os.close(file)
             publish(staged, target, flush=flush)
+        self._usage.add(size)
 
     def adopt(self, path: Path, blob: Descriptor) -> None:
         """Verify and publish what another program wrote, which stays at `path`. Blocks for the
@@ -207,3 +223,33 @@ def _hash(file: FileIO, expected: Digest) -> tuple[int, Digest]:
     """Size in bytes, and the digest by the algorithm of the expected one."""
     hasher = expected.hasher()
     return hash_file(file, hasher), Digest.finish(hasher, expected.algorithm)
+
+
+class _OpenHow(ctypes.Structure):
+    """`struct open_how` of openat2(2)."""
+
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+_syscall: Final = ctypes.CDLL(None).syscall
+_syscall.argtypes = (
+    *(ctypes.c_long, ctypes.c_int, ctypes.c_char_p),
+    *(ctypes.POINTER(_OpenHow), ctypes.c_size_t),
+)
+_syscall.restype = ctypes.c_long
+_OPENAT2: Final = 437
+_AT_FDCWD: Final = -100
+_RESOLVE_CACHED: Final = 0x20
+_FROM_CACHE: Final = _OpenHow(os.O_RDONLY | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
+
+
+def _open_cached(path: str) -> int | None:
+    """Open a file to read it, if the kernel finds it without asking the disk: the event loop may
+    call this. None else, and where the kernel is older than 5.12 or lets no program ask so."""
+    where, size = os.fsencode(path), ctypes.sizeof(_OpenHow)
+    file: int = _syscall(_OPENAT2, _AT_FDCWD, where, ctypes.byref(_FROM_CACHE), size)
+    return None if file < 0 else file

@@ -15,6 +15,7 @@ from ociproxy.oci.reference import Reference
 from ociproxy.store.files import file_name
 from ociproxy.store.image import read_contents
 from ociproxy.store.inventory import references_in
+from ociproxy.store.look import Look
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -98,8 +99,9 @@ class _Check:
     def run(self) -> Findings:
         suspects: list[tuple[Reference, Descriptor]] = []
         records: list[Record] = []
+        look = Look(self._store)
         for repository in self._store.refs.repositories():
-            for reference, top, contents in self._images(repository):
+            for reference, top, contents in self._images(repository, look):
                 self._findings.images += 1
                 if self._faults(contents):
                     suspects.append((reference, top))
@@ -115,14 +117,14 @@ class _Check:
         return self._findings
 
     def _images(
-        self, repository: Repository
+        self, repository: Repository, look: Look
     ) -> Iterator[tuple[Reference, Descriptor, ImageContents]]:
         """Tags, images that no tag reaches, and referrers, each once."""
         seen: set[Digest] = set()
-        for reference, top, _ in references_in(self._store, repository):
+        for reference, top, _ in references_in(self._store, repository, look):
             waiting = [(reference, top)]
             for each, descriptor in waiting:
-                contents = read_contents(self._store, repository, descriptor)
+                contents = read_contents(self._store, repository, descriptor, look=look)
                 yield each, descriptor, contents
                 for subject in contents.manifests:
                     for referrer in self._store.refs.referrers(repository, subject):

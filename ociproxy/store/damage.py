@@ -146,33 +146,33 @@ class FileCheck:
     def _folders(self) -> tuple[Path, ...]:
         return (self._store.blobs.folder, *self._store.manifests.folders)
 
-    def _entries(self) -> Iterator[Path]:
+    def _entries(self) -> Iterator[tuple[Path, str]]:
         for folder in self._folders:
             with store_errors(folder), os.scandir(folder) as entries:
                 for entry in entries:
-                    yield folder / entry.name
+                    yield folder, entry.name
 
-    def _work(self, entries: Iterator[Path]) -> None:
+    def _work(self, entries: Iterator[tuple[Path, str]]) -> None:
         while True:
             self._throttle.took(0)
             with self._lock:  # an iterator serves one thread at a time
-                path = next(entries, None)
-            if path is None:
+                found = next(entries, None)
+            if found is None:
                 return
-            self._look(path)
+            self._look(*found)
 
-    def _look(self, path: Path) -> None:
-        digest = digest_of(path.name)
-        shown = str(path.relative_to(self._store.root))
+    def _look(self, folder: Path, name: str) -> None:
+        digest, path = digest_of(name), folder / name
+        shown = f"{folder.name}/{name}"
         if digest is None or path.is_dir():
             self.strays.append(shown)
             return
-        is_blob = path.parent == self._store.blobs.folder
+        is_blob = folder == self._store.blobs.folder
         with store_errors(path):
             try:
                 with open_unused(path) as file:
                     if is_blob and self._quick:
-                        if not is_sealed(os.fstat(file.fileno()), path.name):
+                        if not is_sealed(os.fstat(file.fileno()), name):
                             self.unsealed.add(shown)
                         reason = ""
                     else:

@@ -1,4 +1,4 @@
-"""What the store has of an image and what the image lacks; which images no tag leads to.
+"""What the store has of an image and what the image lacks.
 
 This module decides whether a stored image is complete; `extract` does for what is imported. An
 index may be *sparse*: a child that is not stored is no gap unless the caller asked for its
@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ociproxy.oci.descriptor import MalformedManifest, OddManifest, is_generic, platform_in
+from ociproxy.oci.descriptor import MalformedManifest, OddManifest, platform_in
 from ociproxy.oci.image import (
     BEYOND_LIMITS,
     ImageWalk,
@@ -22,14 +22,13 @@ from ociproxy.oci.image import (
 )
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.store.files import open_unused
-from ociproxy.store.manifests import with_media_type
+from ociproxy.store.look import Look
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.platform import Platform
     from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
@@ -88,6 +87,8 @@ class ImageContents:
     unstored_attestations: list[Descriptor] = field(default_factory=list)
     """Attestations that an index lists of its stored images. An image is complete without them,
     but Docker from 29.1 on pulls them with it."""
+    used: float = 0.0
+    """The newest use of a manifest or blob that is stored, in seconds since the epoch."""
 
     @property
     def complete(self) -> bool:
@@ -111,15 +112,21 @@ def read_contents(
     platforms: Sequence[Platform] = (),
     *,
     referrers: bool = False,
+    look: Look | None = None,
+    isolated: bool = False,
 ) -> ImageContents:
     """Read what the store has of an image, and record no use of it.
 
     Without `platforms`, every stored child of an index is read, and an index of images must have
     at least one. With them, an index must have its children for these platforms, and only these
     and their stored attestations are read. `referrers` adds what this repository has stored that
-    refers to a manifest reached. Raises StoreError.
+    refers to a manifest reached. A caller that reads many images gives the same `look`. If
+    repositories are `isolated`, a manifest is missing that is stored for others only. Raises
+    StoreError.
     """
-    reading = _Reading(store, repository, ImageContents(top), tuple(platforms))
+    contents = ImageContents(top)
+    given = tuple(platforms)
+    reading = _Reading(store, look or Look(store), repository, contents, given, isolated=isolated)
     reading.run(top)
     if referrers:
         reading.add_referrers()
@@ -130,11 +137,16 @@ class _Reading:
     def __init__(
         self,
         store: Store,
+        look: Look,
         repository: Repository,
         contents: ImageContents,
         platforms: tuple[Platform, ...],
+        *,
+        isolated: bool,
     ) -> None:
+        self._isolated = isolated
         self._store = store
+        self._look = look
         self._repository = repository
         self._platforms = platforms
         self.contents = contents
@@ -162,14 +174,17 @@ class _Reading:
         """Add one manifest to the contents. Returns the children to go on with."""
         if descriptor.digest in self.contents.manifests:
             return ()
-        found = self._store.manifests.find(descriptor.digest, use=False)
+        found = self._look.manifest(descriptor)
         if found is None:
             self._miss(descriptor, "manifest not stored")
             return ()
-        holder = with_media_type(found, descriptor)
-        self.contents.manifests[descriptor.digest] = holder.descriptor
+        self.contents.manifests[descriptor.digest] = found.descriptor
+        self.contents.used = max(self.contents.used, found.used)
+        refs = self._store.refs
+        if self._isolated and refs.find_manifest(self._repository, descriptor.digest) is None:
+            self._miss(descriptor, "stored under another repository only")
         try:
-            manifest = holder.manifest
+            manifest = found.manifest
         except OddManifest as exc:
             self._miss(descriptor, f"what it consists of cannot be told: {exc}")
             self.contents.others.add(descriptor.digest)
@@ -217,7 +232,10 @@ class _Reading:
         if config is not None:
             self.contents.configs.add(config)
         for blob in blobs:
-            size = self._store.blobs.find_size(blob.digest)
+            found = self._look.blob(blob.digest)
+            size = None if found is None else found[0]
+            if found is not None and found[1] > self.contents.used:
+                self.contents.used = found[1]
             if size == blob.size:
                 self.contents.blobs[blob.digest] = size
                 continue
@@ -230,73 +248,10 @@ class _Reading:
         return complete
 
     def _is_stored(self, descriptor: Descriptor) -> bool:
-        return self._store.manifests.find(descriptor.digest, use=False) is not None
+        return self._look.manifest(descriptor) is not None
 
     def _miss(self, descriptor: Descriptor, reason: str, *, is_blob: bool = False) -> None:
         self.contents.missing[descriptor.digest] = Missing(descriptor, reason, is_blob)
-
-
-def is_only_named(store: Store, repository: Repository, top: Descriptor) -> bool:
-    """Whether nothing came of an image but its tag, by a HEAD. A manifest that was stored and is
-    gone or damaged has left its record. Raises StoreError."""
-    return (
-        store.refs.find_manifest(repository, top.digest) is None
-        and store.manifests.find(top.digest, use=False) is None
-    )
-
-
-def roots(store: Store, repository: Repository) -> Iterator[Descriptor]:
-    """Stored manifests of a repository that neither its tags nor its other manifests reach.
-
-    A client asked for such an image by digest, or its tag has moved. A referrer is a root only
-    where its subject is not stored. Raises StoreError.
-    """
-    tags = (store.refs.find_tag(repository, tag) for tag in store.refs.tags(repository))
-    reachable: set[Digest] = set()
-    for record in tags:
-        if record is not None:
-            reachable.add(record.descriptor.digest)
-            reachable.update(_below(store, record.descriptor))
-    loose: dict[Digest, Descriptor] = {}
-    for digest in store.refs.manifests(repository):
-        described = store.refs.find_manifest(repository, digest)
-        if described is None or digest in reachable:
-            continue
-        found = store.manifests.find(digest, use=False)
-        if found is None:
-            continue
-        reachable.update(_below(store, described))
-        if not _is_referrer(store, with_media_type(found, described)):
-            loose[digest] = described
-    yield from (each for digest, each in loose.items() if digest not in reachable)
-
-
-def _below(store: Store, top: Descriptor) -> set[Digest]:
-    """The digests that an index reaches, stored or not."""
-
-    def children(descriptor: Descriptor) -> Sequence[Descriptor]:
-        # No document of another media type is taken for an index: a look-up is saved.
-        if not (descriptor.is_index or is_generic(descriptor.media_type)):
-            return ()
-        found = store.manifests.find(descriptor.digest, use=False)
-        try:
-            manifest = with_media_type(found, descriptor).manifest if found else None
-        except MalformedManifest:
-            return ()
-        return manifest.children if isinstance(manifest, Index) else ()
-
-    walk = ImageWalk(top)
-    while walk.level:
-        walk.advance([children(each) for each in walk.level])
-    return {each.digest for each in walk.reached.values()} - {top.digest}
-
-
-def _is_referrer(store: Store, holder: ManifestHolder) -> bool:
-    try:
-        subject = holder.manifest.subject
-    except MalformedManifest:
-        return False
-    return subject is not None and store.manifests.find(subject.digest, use=False) is not None
 
 
 def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:

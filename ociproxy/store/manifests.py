@@ -9,19 +9,26 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import ManifestInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest, OddManifest, is_generic
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ManifestHolder, guess_media_type
+from ociproxy.oci.manifest import (
+    MANIFEST_MAX_SIZE,
+    ManifestHolder,
+    json_object,
+    media_type_of,
+    parse_document,
+)
 from ociproxy.store.files import (
     TOUCH_AFTER,
     file_name,
     identity,
     keep,
-    open_unused,
+    read_unused,
     store_errors,
     touch,
 )
@@ -29,10 +36,11 @@ from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from ociproxy.clock import Clock
+    from ociproxy.oci.manifest import Manifest
     from ociproxy.store.read_only import ReadOnlyContent
+    from ociproxy.store.usage import UsageFile
 
 _ENTRY_OVERHEAD: Final = 1024
 """Bytes of memory that a cached manifest takes beside its own: objects and table entries."""
@@ -53,6 +61,7 @@ class Manifests:
         image_root: Path,
         *,
         staging: Path,
+        usage: UsageFile,
         hot_bytes: int,
         clock: Clock,
         below: Sequence[ReadOnlyContent] = (),
@@ -61,6 +70,7 @@ class Manifests:
         self._index_root = index_root
         self._image_root = image_root
         self._staging = staging
+        self._usage = usage
         self._clock = clock
         self._below = below
         self._hot: BoundedCache[Digest, _Hot] = BoundedCache(hot_bytes)
@@ -87,8 +97,17 @@ class Manifests:
     def peek(self, digest: Digest) -> ManifestHolder | None:
         """A manifest of the store's own files, for a caller that reads many: not kept in memory,
         and no use recorded. Raises StoreError."""
-        found = self._read(digest)
-        return None if found is None else found.holder
+        found = self._read(digest, parse=True)
+        return None if found is None else found[0]
+
+    def look(self, digest: Digest) -> tuple[ManifestHolder, float] | None:
+        """The same of all that `find` finds, and the last use in seconds since the epoch, 0 if
+        unknown."""
+        found = self._read(digest, parse=True)
+        if found is not None:
+            return found[0], found[2].st_atime
+        below = (content.find_manifest(digest) for content in self._below)
+        return next(((holder, 0.0) for holder in below if holder is not None), None)
 
     def commit(self, holder: ManifestHolder) -> None:
         """Publish verified bytes under their digest, unless they are there: that counts as a use.
@@ -98,6 +117,7 @@ class Manifests:
             return
         root = self._index_root if holder.descriptor.is_index else self._image_root
         write_atomically(root / file_name(digest), holder.raw, staging=self._staging)
+        self._usage.add(len(holder.raw))
 
     def _find_own(self, digest: Digest, *, use: bool) -> ManifestHolder | None:
         hot = self._hot.get(digest)
@@ -116,30 +136,45 @@ class Manifests:
         found = self._read(digest)
         if found is None:
             return None
-        self._hot.put(digest, found, len(found.holder.raw) + _ENTRY_OVERHEAD)
+        holder, path, state = found
+        now = self._clock.now()
+        hot = _Hot(holder, path, identity(state), now)
+        self._hot.put(digest, hot, len(holder.raw) + _ENTRY_OVERHEAD)
         if use:
-            self._record_use(found.path, found.used)
-        return found.holder
+            self._record_use(path, now)
+        return holder
 
-    def _read(self, digest: Digest) -> _Hot | None:
+    def _read(
+        self, digest: Digest, *, parse: bool = False
+    ) -> tuple[ManifestHolder, str, os.stat_result] | None:
+        """A manifest, its path and the state of its file. A caller that will look into it saves
+        reading its JSON twice with `parse`."""
         name = file_name(digest)
         for root in self.folders:
-            path = root / name
-            with store_errors(path):
-                try:
-                    with open_unused(path) as file:
-                        state = os.fstat(file.fileno())
-                        raw = file.read(min(state.st_size, MANIFEST_MAX_SIZE) + 1)
-                except FileNotFoundError:
-                    continue
+            path = f"{root}{os.sep}{name}"
+            try:
+                raw, state = read_unused(path, MANIFEST_MAX_SIZE)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                with store_errors(Path(path)):
+                    raise
             if len(raw) != state.st_size or Digest.of(raw, digest.algorithm) != digest:
                 continue
+            parsed: Manifest | None = None
             try:
-                media_type = guess_media_type(raw)
+                document = json_object(raw)
+                media_type = media_type_of(document)
+                if parse:
+                    with suppress(MalformedManifest):  # the caller hears of it when it looks
+                        parsed = parse_document(document, media_type)
             except MalformedManifest:
                 continue
-            holder = ManifestHolder(Descriptor(media_type, digest, len(raw)), raw)
-            return _Hot(holder, str(path), identity(state), self._clock.now())
+            return (
+                ManifestHolder(Descriptor(media_type, digest, len(raw)), raw, parsed),
+                path,
+                state,
+            )
         return None
 
     def keep(self, digest: Digest) -> bool:
@@ -152,12 +187,14 @@ class Manifests:
         """When a manifest was last used, in seconds since the epoch; None if it is not stored.
         Raises StoreError."""
         for root in self.folders:
-            path = root / file_name(digest)
-            with store_errors(path):
-                try:
-                    return path.stat().st_atime
-                except FileNotFoundError:
-                    continue
+            path = f"{root}{os.sep}{file_name(digest)}"
+            try:
+                return os.stat(path).st_atime  # noqa: PTH116 hot path
+            except FileNotFoundError:
+                continue
+            except OSError:
+                with store_errors(Path(path)):
+                    raise
         return None
 
     def _record_use(self, path: str, now: float) -> None:

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TagRecord:
-    """The manifest that a tag meant at this upstream; `resolved` is seconds since the epoch."""
+    """The manifest that a tag meant at this upstream; `resolved` is seconds since the epoch. `left`
+    are the manifests that it meant before, the newest first."""
 
     descriptor: Descriptor
     resolved: float
     upstream: str
+    left: tuple[Digest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from ociproxy.errors import DigestInvalid, NameInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest, text_in
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
-from ociproxy.store.files import file_name, identity, keep, store_errors
+from ociproxy.store.files import file_name, identity, keep, read_unused, store_errors
 from ociproxy.store.read_only import TagRecord
 from ociproxy.store.staging import write_atomically
 
@@ -41,6 +41,10 @@ _HOT_RECORDS: Final = 8192
 """Parsed records kept in memory: each saves a read and a parse, not the stat."""
 REFERRERS_OF_ONE: Final = 1000
 """Records of one subject. Manifests of any repository may name it, and each is read for a list."""
+_LEFT: Final = 64
+"""Manifests that a tag meant before: of one that moves daily, two months."""
+_RECORD: Final = 1024 * 1024
+"""Bytes of a record. Annotations of a referrer may be long; a longer file is no record."""
 _TAGS: Final = "_tags"
 _MANIFESTS: Final = "_manifests"
 
@@ -96,15 +100,26 @@ class Refs:
         return next((record for record in found if record is not None), None)
 
     def put_tag(self, repository: Repository, tag: str, record: TagRecord) -> None:
+        """What the tag meant before is remembered, up to `_LEFT` manifests. Raises StoreError."""
+        path = self._path(repository, _TAGS, tag)
+        before = self._find(path, _tag_record)
+        left = () if before is None else (before.descriptor.digest, *before.left)
+        moved = [str(digest) for digest in left if digest != record.descriptor.digest][:_LEFT]
         when = datetime.fromtimestamp(record.resolved, UTC)
         self._put(
-            self._path(repository, _TAGS, tag),
+            path,
             {
                 "descriptor": record.descriptor.to_json(),
                 "resolved": when.isoformat(timespec="milliseconds"),
                 "upstream": record.upstream,
+                **({"left": list(dict.fromkeys(moved))} if moved else {}),
             },
         )
+
+    def left_behind(self, repository: Repository) -> set[Digest]:
+        """The manifests that a tag meant before it moved. Raises StoreError."""
+        found = (self.find_tag(repository, tag) for tag in self.tags(repository))
+        return {digest for record in found if record is not None for digest in record.left}
 
     def find_manifest(self, repository: Repository, digest: Digest) -> Descriptor | None:
         """The descriptor under which this repository has this manifest, or None. Raises
@@ -120,12 +135,12 @@ class Refs:
 
     def put_referrer(self, subject: Digest, referrer: Descriptor) -> None:
         """Blocks. Above `REFERRERS_OF_ONE` records of the subject no more are kept."""
-        folder = self._referrers_root / str(subject)
-        path = folder / str(referrer.digest)
-        if not path.exists() and len(self._names(folder)) >= REFERRERS_OF_ONE:
+        folder = f"{self._referrers_root}/{subject}"
+        path = f"{folder}/{referrer.digest}"
+        if not os.path.exists(path) and len(self._names(folder)) >= REFERRERS_OF_ONE:  # noqa: PTH110
             log.event(logging.WARNING, "too many referrers", digest=subject, kept=REFERRERS_OF_ONE)
             return
-        self._put_descriptor(str(path), referrer)
+        self._put_descriptor(path, referrer)
 
     def referrers(self, repository: Repository, subject: Digest) -> list[Descriptor]:
         """Manifests of this repository that refer to the subject, ordered by digest. Blocks: it
@@ -133,7 +148,7 @@ class Refs:
         found: dict[Digest, Descriptor] = {}
         for records in self._below:
             found.update(records.referrers.get(subject, {}))
-        directory = self._referrers_root / str(subject)
+        directory = f"{self._referrers_root}/{subject}"
         for name in self._names(directory)[:REFERRERS_OF_ONE]:
             descriptor = self._find(f"{directory}/{name}", _descriptor)
             if descriptor:
@@ -146,7 +161,7 @@ class Refs:
 
     def tags(self, repository: Repository) -> list[str]:
         """The tags of a repository, sorted. Raises StoreError."""
-        own = self._names(Path(self._path(repository, _TAGS, ".")))
+        own = self._names(self._path(repository, _TAGS, "."))
         below = (records.tags.get(repository, {}) for records in self._below)
         return sorted({*own, *(tag for tags in below for tag in tags)}) if self._below else own
 
@@ -167,7 +182,7 @@ class Refs:
     def manifests(self, repository: Repository) -> list[Digest]:
         """The manifests of a repository in the store's own files, sorted. Raises StoreError."""
         found = []
-        for name in self._names(Path(self._path(repository, _MANIFESTS, "."))):
+        for name in self._names(self._path(repository, _MANIFESTS, ".")):
             with suppress(DigestInvalid):
                 found.append(Digest.parse(name))
         return found
@@ -175,8 +190,8 @@ class Refs:
     def records_of_referrers(self, manifests: Container[str]) -> Iterator[tuple[str, Path]]:
         """The records of referrers that are named in `manifests`, by file name, with those names.
         Raises StoreError."""
-        for subject in self._names(self._referrers_root):
-            for name in self._names(self._referrers_root / subject):
+        for subject in self._names(str(self._referrers_root)):
+            for name in self._names(f"{self._referrers_root}/{subject}"):
                 with suppress(DigestInvalid):
                     referrer = file_name(Digest.parse(name))
                     if referrer in manifests:
@@ -225,15 +240,15 @@ class Refs:
 
     def records(self, repository: Repository) -> Iterator[Record]:
         """The records of a repository in the store's own files. Raises StoreError."""
-        folder = Path(self._path(repository, _TAGS, "."))
+        folder = self._path(repository, _TAGS, "")
         for name in self._names(folder):
-            digest = self._digest(self._path(repository, _TAGS, name), name, is_tag=True)
-            yield Record(folder / name, digest, repository, name)
+            digest = self._digest(f"{folder}{name}", name, is_tag=True)
+            yield Record(Path(folder, name), digest, repository, name)
         yield from self._described(self._path(repository, _MANIFESTS, ""), repository)
 
     def referrer_records(self) -> Iterator[Record]:
         """The records of all referrers, in the same way."""
-        for subject in self._names(self._referrers_root):
+        for subject in self._names(str(self._referrers_root)):
             yield from self._described(f"{self._referrers_root}/{subject}/", None)
 
     def still_says(self, record: Record) -> bool:
@@ -242,7 +257,7 @@ class Refs:
         return found == record.digest and record.path.exists()
 
     def _described(self, folder: str, repository: Repository | None) -> Iterator[Record]:
-        for name in self._names(Path(folder)):
+        for name in self._names(folder):
             digest = self._digest(f"{folder}{name}", name, is_tag=False)
             yield Record(Path(folder, name), digest, repository)
 
@@ -263,21 +278,16 @@ class Refs:
         """The record at a path; None if there is none, or it is damaged. It is parsed once while
         its file stays the same, so callers give a path always the same `parse`."""
         try:
-            state = os.stat(path)  # noqa: PTH116 hot path
-        except (FileNotFoundError, NotADirectoryError):
+            hot = self._hot.get(path)
+            if hot is not None and hot[0] == identity(os.stat(path)):  # noqa: PTH116 hot path
+                return cast("T", hot[1])
+            data, state = read_unused(path, _RECORD)
+            document = json.loads(data)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         except OSError:
             with store_errors(Path(path)):
                 raise
-        hot = self._hot.get(path)
-        if hot is not None and hot[0] == identity(state):
-            return cast("T", hot[1])
-        with store_errors(Path(path)):
-            try:
-                with open(path, "rb") as file:  # noqa: PTH123 hot path
-                    document = json.loads(file.read())
-            except (FileNotFoundError, ValueError):
-                return None
         if not isinstance(document, dict):
             return None
         record = parse(document)
@@ -294,12 +304,14 @@ class Refs:
         data = json.dumps(document, indent=1).encode() + b"\n"
         write_atomically(Path(path), data, staging=self._staging)
 
-    def _names(self, directory: Path) -> list[str]:
-        with store_errors(directory):
-            try:
-                return sorted(entry.name for entry in os.scandir(directory))
-            except FileNotFoundError:
-                return []
+    def _names(self, directory: str) -> list[str]:
+        try:
+            return sorted(os.listdir(directory))  # noqa: PTH208 a path as text: hot path
+        except FileNotFoundError:
+            return []
+        except OSError:
+            with store_errors(Path(directory)):
+                raise
 
 
 def _descriptor(document: dict[str, object]) -> Descriptor | None:
@@ -315,4 +327,10 @@ def _tag_record(document: dict[str, object]) -> TagRecord | None:
         resolved = datetime.fromisoformat(text_in(document.get("resolved"))).timestamp()
     except ValueError:  # MalformedManifest is one
         return None
-    return TagRecord(descriptor, resolved, str(document.get("upstream", "")))
+    left = document.get("left")
+    digests: list[Digest] = []
+    for each in left if isinstance(left, list) else ():
+        with suppress(DigestInvalid):
+            digests.append(Digest.parse(str(each)))
+    upstream = str(document.get("upstream", ""))
+    return TagRecord(descriptor, resolved, upstream, tuple(digests))

@@ -47,6 +47,9 @@ _PAUSE: Final = 0.5
 _INTERVAL: Final = 0.003
 """Seconds between two tries, for flock itself cannot wait with a limit."""
 
+_LOOK: Final = 0.1
+"""Seconds between two looks at whether the process that has the claim works."""
+
 _GATE: Final = "gate"
 _LOCK: Final = "publishing"
 _REMOVER: Final = "remover"
@@ -88,12 +91,7 @@ class Removals:
     def remover(self) -> Remover:
         """Become the one process that removes; close it. Raises Busy where another one is, or
         StoreError."""
-        path = self._folder / _REMOVER
-        with store_errors(path):
-            claim = self._open(_REMOVER)
-        if not try_lock(claim):
-            os.close(claim)
-            raise Busy("another prune is running on this store")
+        claim = self._claim()
         try:
             with store_errors(self._staging):
                 for left in self._staging.glob(f"{_REMOVED}*"):  # by a process that was killed
@@ -101,10 +99,35 @@ class Removals:
                 removed = Path(tempfile.mkdtemp(prefix=_REMOVED, dir=self._staging))
                 lock = os.open(removed, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except BaseException:
-            os.close(claim)
+            _close(claim)
             raise
         try_lock(lock)  # else it would be swept with what killed processes left
         return Remover(self, (claim, lock), removed)
+
+    def _claim(self) -> int:
+        """The claim. Where another process holds it, wait until that has touched it, or was silent
+        for so long that it was stopped. Raises Busy or StoreError."""
+        path = self._folder / _REMOVER
+        while True:
+            with store_errors(path):
+                file = self._open(_REMOVER)
+                touched = os.fstat(file).st_mtime_ns
+            silence = Silence(path, STOPPED)
+            claimed = False
+            try:
+                while is_at(file, path):
+                    claimed = try_lock(file) and is_at(file, path)
+                    if claimed:
+                        heartbeat.start(file)
+                        return file
+                    if os.fstat(file).st_mtime_ns != touched:
+                        raise Busy("another prune is running on this store")
+                    if silence.is_long():
+                        self._depose(file, path)
+                    time.sleep(_LOOK)
+            finally:
+                if not claimed:
+                    os.close(file)
 
     def _await(self, name: str) -> int:
         """A shared lock, once no remover has it."""
@@ -220,7 +243,7 @@ class Remover:
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
         for lock in self._locks:
-            os.close(lock)
+            _close(lock)
 
     @contextmanager
     def batch(self) -> Iterator[None]:

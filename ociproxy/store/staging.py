@@ -24,6 +24,7 @@ from ociproxy.oci.digest import Digest
 from ociproxy.store.files import (
     TOUCH_AFTER,
     Silence,
+    digest_of,
     file_name,
     heartbeat,
     is_at,
@@ -96,12 +97,26 @@ class Staging:
                     watched.close()
         return False
 
+    def arriving(self) -> set[str]:
+        """The blobs that processes fetch now, by the names of their files. Raises StoreError."""
+        found = set()
+        with store_errors(self.root):
+            for path in self.root.iterdir():
+                # A partition follows the name.
+                digest = digest_of(path.name) or digest_of(path.name.rpartition("-")[0])
+                if digest is not None:
+                    with suppress(FileNotFoundError), path.open("rb") as file:
+                        if not try_lock(file.fileno(), fcntl.LOCK_SH):
+                            found.add(file_name(digest))
+        return found
+
     def claim(self, name: str) -> int | None:
         """Become the one process that does the work of this name; None while another one is. The
         caller closes the file descriptor to give it up. Raises StoreError."""
         path = self.root / f".{name}"
         with store_errors(path):
-            return _own(path, os.O_RDWR | os.O_CREAT)
+            # Not to write, which would keep an operator from mounting the disk read-only.
+            return _own(path, os.O_RDONLY | os.O_CREAT)
 
     @contextmanager
     def using(self, now: float) -> Iterator[None]:

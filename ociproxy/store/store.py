@@ -8,7 +8,7 @@
     referrers/<subject>/<digest>                      that a manifest refers to a subject
     pulls/                                            what is not published yet
     quarantine/                                       damaged blobs, out of service
-    locks/                                            empty files, which processes lock
+    locks/                                            files to lock; `usage` says the store's size
     pins/                                             what no prune removes
     store.json                                        the format version
 
@@ -36,6 +36,7 @@ from ociproxy.store.read_only import TagRecord
 from ociproxy.store.refs import Refs
 from ociproxy.store.removal import Removals
 from ociproxy.store.staging import Staging, write_atomically
+from ociproxy.store.usage import UsageFile
 from ociproxy.store.writer import BlobWriter
 
 if TYPE_CHECKING:
@@ -90,12 +91,14 @@ class Store:
         _check_format(root)
         self.staging = Staging(staging)
         self.removals = Removals(root / "locks", staging)
+        self.usage = UsageFile(root / "locks" / "usage")
         self.pins = PinFiles(root / "pins", staging)
-        self.blobs = Blobs(root / "blobs", self.quarantine, clock, below)
+        self.blobs = Blobs(root / "blobs", self.quarantine, clock, self.usage, below)
         self.manifests = Manifests(
             root / _INDEXES,
             root / _IMAGES,
             staging=staging,
+            usage=self.usage,
             hot_bytes=hot_manifests,
             clock=clock,
             below=below,
@@ -153,6 +156,7 @@ class Store:
         """Publish a blob of a few kilobytes, whose bytes the caller verified. Raises StoreError."""
         path = self.blobs.path(digest)
         write_atomically(path, raw, staging=self.staging.root, sealed=True)
+        self.usage.add(len(raw))
 
     def record_tag(
         self, repository: Repository, tag: str, descriptor: Descriptor, *, now: float

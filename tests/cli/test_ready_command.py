@@ -19,10 +19,12 @@ from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Reference
 from ociproxy.store.store import Store
 from tests.images import (
+    OCI_INDEX,
     Content,
     Image,
     artifact,
     attested_index,
+    content,
     image,
     index,
     multi_platform,
@@ -304,6 +306,24 @@ def test_all_platforms_are_all_that_the_index_lists(case: Case) -> None:
     assert case.ready(name, options=("--platform", PLATFORM))[name]["ready"]
 
 
+def test_children_without_a_platform_are_needed_by_every_platform(case: Case) -> None:
+    parts = [image("one"), image("two")]
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_INDEX,
+        "manifests": [each.top.descriptor() for each in parts],
+    }
+    top = content(json.dumps(document).encode(), OCI_INDEX)
+    blobs = tuple(blob for each in parts for blob in each.blobs)
+    case.put("app", Image(top, tuple(each.top for each in parts), blobs))
+    name = case.name("app")
+    for option in ("--all-platforms", f"--platform={PLATFORM}"):
+        assert case.ready(name, options=(option,))[name]["ready"]
+    case.lose(parts[1].top)
+    for option in ("--all-platforms", f"--platform={PLATFORM}"):
+        assert not case.ready(name, options=(option,))[name]["ready"]
+
+
 def test_signatures_and_attestations_must_be_there_if_asked_for(case: Case) -> None:
     signed = ("--referrers", "--platform", PLATFORM)
 
@@ -340,6 +360,20 @@ def test_signatures_and_attestations_must_be_there_if_asked_for(case: Case) -> N
     case.lose(about[PLATFORM].top)
     (missing,) = ready("index")["platforms"][0]["missing"]
     assert missing == {"digest": about[PLATFORM].digest, "reason": "attestation not stored"}
+
+
+def test_what_is_reported_is_on_the_disk(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = case.put("app", image("app"))
+    flushed: set[str] = set()
+    fsync = os.fsync
+
+    def record(file: int) -> None:
+        flushed.add(Path(f"/proc/self/fd/{file}").readlink().name)
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", record)
+    assert case.ready(case.name("app"))[case.name("app")]["ready"]
+    assert flushed >= {each.encoded for each in app.all_content()} | {"v1", "blobs", "img"}
 
 
 def test_kubernetes_manifests_are_read_as_by_load(case: Case) -> None:

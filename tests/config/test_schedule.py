@@ -85,6 +85,11 @@ def test_a_run_waits_for_its_window() -> None:
     assert sync.next_run(at("06-10T01:00"), at("06-10T03:00")) == at("06-11T01:00")
 
 
+def test_a_long_window_has_no_run_early() -> None:
+    sync = Sync(images=("*",), every=6 * HOUR, window=Window.parse("01:00-12:00"))
+    assert sync.next_run(at("06-10T01:00"), at("06-10T01:30")) == at("06-10T07:00")
+
+
 @pytest.mark.parametrize("began", ["03-28T01:00", "03-28T01:40", "10-24T01:00"])
 def test_a_run_of_every_night_skips_none(began: str) -> None:
     sync = Sync(images=("*",), every=24 * HOUR, window=Window.parse("01:00-02:00"))

@@ -128,7 +128,7 @@ def test_an_image_whose_listed_signature_is_refused_is_loaded(
     done = load.run(load.write(f"{upstream.registry}/team/app:v1"), "--referrers")
     assert done.code == 0, done.stderr
     assert load.has(app)
-    assert "1 referrers or signature tags were refused, and are left out: " in done.stderr
+    assert "1 referrer or signature tag was refused, and is left out: " in done.stderr
     assert signature.digest in done.stderr
 
 

@@ -31,8 +31,6 @@ def tagged(scene: Scene) -> Scene:
     ("fault", "word"),
     [
         (Fault(status=500), "upstream-unavailable"),
-        (Fault(status=403), "upstream-denied"),
-        (Fault(status=404), "upstream-unknown"),
         (HTML, "upstream-invalid"),
         (too_many_requests(), "upstream-rate-limited"),
     ],
@@ -49,6 +47,16 @@ def test_cached_tags_stand_in_for_a_failing_upstream(
     answer = tagged.server.get(tagged.path("tags", "list"))
     assert (answer.status, answer.json()["tags"]) == (200, list(TAGS))
     assert word in answer.cache_status
+
+
+def test_no_cached_tags_stand_in_where_the_upstream_has_answered(tagged: Scene) -> None:
+    """They are a shorter list, which the client would take for all tags."""
+    tagged.upstream.fault("/tags/list", Fault(status=403))
+    answer = tagged.server.get(tagged.path("tags", "list"))
+    assert (answer.status, answer.json()["errors"][0]["code"]) == (403, "DENIED")
+    for status, page, told in ((401, 2, 403), (404, 3, 404), (405, 4, 502)):
+        tagged.upstream.fault("/tags/list", Fault(status=status))
+        assert tagged.server.get(f"{tagged.path('tags', 'list')}&n={page}").status == told
 
 
 @pytest.mark.parametrize("code", ["PAGINATION_NUMBER_INVALID", "UNSUPPORTED"])

@@ -167,7 +167,7 @@ def test_a_list_of_images_is_loaded_for_the_platforms_of_the_entry(syncing: Sync
 def test_once_the_window_has_closed_no_image_is_begun_and_the_oldest_came_first(
     syncing: Syncing,
 ) -> None:
-    for age, name in enumerate(["third", "first", "second"]):
+    for age, name in enumerate(["b", "z-oldest", "a"]):
         made = image(name)
         syncing.put(name, made, resolved=LONG_AGO + (age - 1) % 3)
     syncing.clock.time = time.mktime((2026, 6, 10, 4, 59, 0, 0, 0, -1))
@@ -183,7 +183,7 @@ def test_once_the_window_has_closed_no_image_is_begun_and_the_oldest_came_first(
     syncing.clock = Closing(syncing.clock.time)
     record = syncing.run(night)
     assert record["window_closed"] is True
-    assert syncing.asked() == ["first"]
+    assert syncing.asked() == ["z-oldest"]
     assert numbers(record) == {"images": 3, "current": 1, "postponed": 2}
 
 

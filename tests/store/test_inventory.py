@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import ManifestHolder
 from ociproxy.oci.reference import Repository
 from ociproxy.store.inventory import Entry, inventory
+from ociproxy.store.look import Look
 from ociproxy.store.read_only import TagRecord
 from ociproxy.store.store import Store
 from tests.images import (
@@ -24,6 +26,7 @@ from tests.images import (
     image,
     multi_platform,
 )
+from tests.stores import stored
 
 REPOSITORY = Repository("quay.io", "a/b")
 RESOLVED = 1_800_000_000.0
@@ -169,3 +172,55 @@ def test_what_a_moved_tag_left_is_listed_by_digest(store: Store) -> None:
         "quay.io/a/b:latest",
         f"quay.io/a/b@{old.digest}",
     ]
+
+
+def test_an_image_was_last_used_when_any_part_of_it_was(store: Store) -> None:
+    made = multi_platform()
+    put(store, made)
+    files = [stored(store, each) for each in made.all_content()]
+    for number, file in enumerate(files):
+        os.utime(file, ns=(int(RESOLVED) * 10**9, file.stat().st_mtime_ns))
+        assert only(store).last_used == RESOLVED or number < len(files) - 1
+    later = RESOLVED + 1000
+    for file in files:
+        os.utime(file, ns=(int(later) * 10**9, file.stat().st_mtime_ns))
+        assert only(store).last_used == later
+        os.utime(file, ns=(int(RESOLVED) * 10**9, file.stat().st_mtime_ns))
+
+
+def test_use_of_a_signature_is_use_of_the_image(store: Store) -> None:
+    made = image()
+    put(store, made)
+    signature = content(
+        json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": OCI_MANIFEST,
+                "config": made.blobs[0].descriptor(),
+                "layers": [],
+                "subject": made.top.descriptor(),
+            }
+        ).encode(),
+        OCI_MANIFEST,
+    )
+    store.commit_manifest(REPOSITORY, ManifestHolder.of(signature.data, OCI_MANIFEST))
+    for each in (*made.all_content(), signature):
+        file = stored(store, each)
+        used = RESOLVED + 1000 if each is signature else RESOLVED
+        os.utime(file, ns=(int(used) * 10**9, file.stat().st_mtime_ns))
+    assert only(store).last_used == RESOLVED + 1000
+
+
+def test_a_look_reads_each_manifest_and_the_size_of_each_blob_once(store: Store) -> None:
+    made = image()
+    put(store, made)
+    look = Look(store)
+    top = Descriptor(made.top.media_type, Digest.parse(made.digest), made.top.size)
+    seen, blob = look.manifest(top), Digest.parse(made.blobs[0].digest)
+    size = look.blob(blob)
+    for each in made.all_content():
+        stored(store, each).unlink()
+    assert look.manifest(top) is seen is not None
+    assert look.blob(blob) == size is not None
+    assert Look(store).manifest(top) is None
+    assert Look(store).blob(blob) is None

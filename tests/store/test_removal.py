@@ -34,6 +34,20 @@ with Store(root).removals.remover() as remover:
         print("taken", flush=True)
 """
 
+BETWEEN = """
+import sys
+from pathlib import Path
+from ociproxy.store.store import Store
+root = Path(sys.argv[1])
+with Store(root).removals.remover() as remover:
+    with remover.batch():
+        pass
+    print("between", flush=True)
+    sys.stdin.readline()
+    with remover.batch():
+        remover.take(root / "blobs" / "victim")
+"""
+
 PUBLISHER = """
 import sys
 from pathlib import Path
@@ -167,6 +181,20 @@ def test_a_prune_that_was_stopped_holds_up_no_pull_and_removes_nothing_later(sto
         assert "lost its turn" in errors
     assert (store.root / "blobs" / "victim").exists()
     assert list(store.staging.root.glob(".removed-*")) == []
+
+
+def test_a_prune_that_was_stopped_between_two_batches_holds_up_no_other(store: Store) -> None:
+    with process(BETWEEN, store.root) as stopped:
+        assert line(stopped) == "between"
+        with pytest.raises(Busy, match="another prune"):
+            store.removals.remover()  # it works still
+        os.kill(stopped.pid, signal.SIGSTOP)
+        with store.removals.remover() as other, other.batch():
+            pass
+        os.kill(stopped.pid, signal.SIGCONT)
+        _, errors = stopped.communicate("\n", LIMIT)
+        assert "lost its turn" in errors
+    assert (store.root / "blobs" / "victim").exists()
 
 
 def test_a_prune_that_was_killed_leaves_no_lock_and_its_rubbish_goes(store: Store) -> None:

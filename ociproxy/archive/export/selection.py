@@ -12,8 +12,8 @@ from ociproxy.errors import ConfigError, DigestMismatch, Incomplete, ManifestUnk
 from ociproxy.oci.image import choose
 from ociproxy.oci.manifest import Index
 from ociproxy.oci.reference import TAG_OF_SUBJECT, Reference, is_referrers_tag
-from ociproxy.store.image import is_only_named, read_contents
-from ociproxy.store.inventory import references
+from ociproxy.store.image import read_contents
+from ociproxy.store.inventory import is_only_named, references
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -61,12 +61,14 @@ def by_patterns(
     note: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Selected]:
     """Cached images whose reference matches one of the globs; all of them without globs. A tag of
-    which nothing was ever stored is passed over and noted, unless a pattern is its very name.
+    which nothing was ever stored is passed over and noted, unless a pattern is its very name; so is
+    an image that a moved tag left behind, unless a pattern with `@` matches it.
 
     Raises NothingMatches for a glob without an image, and for an empty store.
     """
     unused = set(patterns)
     found = False
+    left: dict[Repository, set[Digest]] = {}
     for reference, descriptor, _ in references(store):
         matching = [pattern for pattern in patterns if reference.matches(pattern)]
         if matching or not patterns:
@@ -75,6 +77,12 @@ def by_patterns(
             ):
                 note(f"{reference} is left out: clients asked what it means, and pulled nothing")
                 continue
+            if reference.digest is not None and not any("@" in each for each in matching):
+                if reference.repository not in left:
+                    left[reference.repository] = store.refs.left_behind(reference.repository)
+                if reference.digest in left[reference.repository]:
+                    note(f"{reference} is left out: its tag has moved. '*@*' matches such images")
+                    continue
             found = True
             unused.difference_update(matching)
             yield Selected(reference, descriptor, platforms)

@@ -31,6 +31,7 @@ from ociproxy.errors import (
 from ociproxy.fetch.download.assembly import Assembly
 from ociproxy.fetch.download.state import State
 from ociproxy.store.files import Silence, store_errors
+from ociproxy.store.limits import Room
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,8 +52,7 @@ _UNSIZED_WAIT: Final = 2.0
 """Seconds after which readers get the bytes of a blob whose size nothing tells. Most have all
 arrived by then, and are answered with their length."""
 _WORTH_A_THREAD: Final = 1024 * 1024
-"""Bytes from which a blob is hashed by a thread of its own. A connection's thread hashes a smaller
-one sooner than another thread wakes up."""
+"""Bytes from which a blob has a hashing thread: waking one up takes longer than hashing less."""
 
 
 class Download:
@@ -70,6 +70,7 @@ class Download:
         believes: bool,
         notify: Callable[[], None],
         spawn: Callable[[Callable[[], None]], Future[None]],
+        room: Room | None = None,
     ) -> None:
         """`partition` is who may share the bytes before they are verified (`Config.partition`).
         `believes` is whether the size that a stored manifest claims is looked up, and what another
@@ -87,8 +88,7 @@ class Download:
         """Bytes that the upstream has sent for this download, those it sent twice included."""
         self.bytes_resumed = 0
         self.answered = False
-        """Whether the upstream has begun to send the blob to this process. What another process
-        leads tells nothing of the upstream."""
+        """Whether the upstream has begun to send the blob to this process, not to another one."""
         self.copied = 0
         """Changes while a copy by skopeo gets on."""
         self.assembly = Assembly(
@@ -99,6 +99,7 @@ class Download:
         self._subject = "blob"
         self._leaders_stopped = 0
         self._store = store
+        self._room = room or Room(store)
         self._believes = believes
         self._notify = notify
         self._began = inf
@@ -147,6 +148,7 @@ class Download:
         """Return when the blob is in the store. `fetch` is a backend's `fetch_blob`. Raises what
         ended the download."""
         self._began = time.monotonic()
+        self._room.check(self.size or 0)
         fetch(self)
         if self.state is not State.VERIFIED and not self._take_committed():
             raise self._interrupted("the blob has gone from the store again")
@@ -174,7 +176,7 @@ class Download:
         self._subject = f"blob sent as {encoding!r}" if encoding else "blob"
         odd = (size <= _WORTH_A_THREAD, self.size not in (None, size), bool(encoding))
         self.doubted = self.doubted or size == 0 or sum(odd) > 1
-        self.assembly.learn_size(size)
+        self._room.wait_for_disk(self.assembly.learn_size, size, self.stopped)
         self._reach(State.ARRIVING)
         self._start_hasher()
 
@@ -282,7 +284,7 @@ class Download:
             hasher.stop()
         self._reach(State.VERIFIED)
         ingest.set_size(hasher.position)  # an earlier leader may not have known it
-        ingest.commit(self._store.blobs)
+        kept = self._room.keep(ingest, hasher.position, self.stopped)
         log.event(
             logging.INFO,
             "filled",
@@ -290,6 +292,7 @@ class Download:
             upstream=self.repository.registry,
             bytes=self.size,
             resumed=self.bytes_resumed or None,
+            kept=None if kept else False,
             seconds=time.monotonic() - began,
         )
         return True

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
-from ociproxy.errors import Busy, IntegrityError, Interrupted, OciProxyError
+from ociproxy.errors import Busy, IntegrityError, Interrupted, OciProxyError, StoreFull
 from ociproxy.fetch.download.download import Download
 from ociproxy.fetch.download.fill import Fill
 from ociproxy.fetch.download.relay import PassingIngest, Relay
 from ociproxy.fetch.upstreams.threads import UpstreamThreads
 from ociproxy.store.files import store_errors
+from ociproxy.store.limits import Room
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -52,8 +53,10 @@ _WATCH_INTERVAL: Final = 1.0
 class Fills:
     """Owns the threads and tasks of all fills; `close` ends them."""
 
-    def __init__(self, store: Store, config: Config) -> None:
+    def __init__(self, store: Store, config: Config, *, limited: bool = False) -> None:
+        """With `limited`, what is downloaded has to fit the limits of the store."""
         self._store = store
+        self._room = Room(store, config.store if limited else None)
         limits = self._limits = config.fetch
         is_listed = config.upstreams.__contains__
         self._running: dict[_Key, Fill] = {}
@@ -117,6 +120,7 @@ class Fills:
             believes=again,
             notify=lambda: fill.notify(),
             spawn=partial(self._helpers.submit, repository.registry),
+            room=self._room,
         )
         fill = Fill(download, repository)
         if self._closed:
@@ -225,7 +229,9 @@ class Fills:
         try:
             await asyncio.wrap_future(future)
         except OciProxyError as exc:
-            log.event(logging.WARNING, "fill failed", digest=fill.digest, reason=exc)
+            # Where the store has no room, a client that waits hears `passing through`.
+            level = logging.DEBUG if isinstance(exc, StoreFull) else logging.WARNING
+            log.event(level, "fill failed", digest=fill.digest, reason=exc)
             return exc
         except Exception as exc:  # noqa: BLE001 a task's end: reported, and passed to every reader
             log.failure("fill failed", exc, digest=fill.digest)

@@ -54,6 +54,10 @@ _PING_INTERVAL: Final = 600.0
 """Seconds for which the answer of `/v2/` is used."""
 
 
+_UNCHALLENGED: Final = (400, 404, 405)
+"""Besides 401 and 403: answers to a request that may lack credentials."""
+
+
 class RegistryClient:
     """Thread-safe. All threads share one pool of connections; each repository has its tokens."""
 
@@ -97,14 +101,15 @@ class RegistryClient:
     def _ask(
         self, registry: Registry, method: str, url: str, headers: dict[str, str]
     ) -> requests.Response:
-        """Some registries challenge at `/v2/` only: without credentials they answer 404 or 403."""
+        """Some registries challenge at `/v2/` only: without credentials they answer 404 or 403, or
+        another status that is no challenge."""
         try:
             response = _send(registry, method, url, headers)
         except UpstreamDenied:
             if not self._log_in(registry, url):
                 raise
         else:
-            if response.status_code != 404 or not self._log_in(registry, url):
+            if response.status_code not in _UNCHALLENGED or not self._log_in(registry, url):
                 return response
             discard(response)
         return _send(registry, method, url, headers)

@@ -20,6 +20,7 @@ from ociproxy.errors import (
     NameUnknown,
     OciProxyError,
     UpstreamDenied,
+    UpstreamInvalid,
     UpstreamRateLimited,
     UpstreamUnavailable,
     UpstreamUntrusted,
@@ -47,6 +48,15 @@ _DENIED: Final = {
     401: ("unauthorized", "authentication required", "invalid username/password"),
     403: ("denied:", "access to the resource is denied", "403 (forbidden)"),
 }
+_ABSENT: Final = (
+    "404 (not found)",
+    "manifest unknown",
+    "name unknown",
+    "blob unknown",
+    "not known to registry",
+)
+_REFUSED: Final = (": unknown: ", "unsupported: ", "http status: 501", "http status: 505")
+"""A final answer: skopeo shows the code of a 4xx, and the status of a 5xx."""
 _UNREACHABLE: Final = (
     "connection refused",
     "no route to host",
@@ -115,8 +125,10 @@ def translate(stderr: SkopeoStderr, upstream: str, unknown: OciProxyError) -> Oc
     for status, signs in _DENIED.items():
         if any(sign in words for sign in signs):
             return UpstreamDenied(upstream, reason, status=status)
-    if "404 (not found)" in words or "unknown:" in words or "not known to registry" in words:
+    if any(sign in words for sign in _ABSENT):
         return _unknown(stderr.fatal, unknown)
+    if any(sign in words for sign in _REFUSED):
+        return UpstreamInvalid(upstream, reason)
     if "invalid reference format" in words or "repository name must" in words:
         return NameUnknown(upstream, f"skopeo accepts no such name: {reason}")
     if "exceeded maximum allowed size" in words:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from ociproxy.store.files import fsync_directory, store_errors
+from ociproxy.store.pruning.plan import Removed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,20 +33,10 @@ _BATCH: Final = 0.25
 
 
 @dataclass(slots=True)
-class Pruned:
-    """What went. `kept` are images that were used or published again since the plan."""
+class Pruned(Removed):
+    """`kept` are images that were used or published again since the plan."""
 
-    images: list[SurveyedImage] = field(default_factory=list)
-    manifests: dict[str, StoredFile] = field(default_factory=dict)
-    blobs: dict[str, StoredFile] = field(default_factory=dict)
-    rubbish: list[StoredFile] = field(default_factory=list)
     kept: list[SurveyedImage] = field(default_factory=list)
-
-    @property
-    def freed(self) -> int:
-        """Bytes."""
-        parts = (self.manifests.values(), self.blobs.values(), self.rubbish)
-        return sum(each.size for part in parts for each in part)
 
 
 def carry_out(
@@ -96,9 +87,11 @@ class _Work:
                 for name in names
                 if name in found
             ]
+            subjects = self._plan.subjects.get(image.reference, ())
             if image.ref is not None and not image.ref.is_unchanged():
-                files = []  # no file of it is looked at
                 self._keep(image)
+            elif any(kept is each for kept in self.pruned.kept for each in subjects):
+                self._keep(image)  # it comes after its subjects
             elif all(map(self._may_go, files)):
                 if image.ref is not None:
                     self._take(image.ref.path)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import DigestInvalid, NameInvalid
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.reference import Reference
+from ociproxy.oci.reference import Reference, is_glob
 from ociproxy.store.files import store_errors
 from ociproxy.store.staging import write_atomically
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-_WILD: Final = frozenset("*?[")
 _SUFFIX: Final = ".json"
 
 
@@ -40,7 +39,7 @@ class Pin:
     @staticmethod
     def parse(text: str, by: str, added: str = "") -> Pin:
         """`nginx` pins docker.io/library/nginx:latest. Raises NameInvalid or DigestInvalid."""
-        if _WILD & set(text):
+        if is_glob(text):
             return Pin(text, by, added)
         return Pin.of(Reference.parse(text), by, added)
 
@@ -52,7 +51,7 @@ class Pin:
 
     @property
     def is_glob(self) -> bool:
-        return bool(_WILD & set(self.pattern))
+        return is_glob(self.pattern)
 
 
 class Pins:

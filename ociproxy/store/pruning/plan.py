@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from ociproxy.oci.reference import is_glob
 from ociproxy.store.files import store_errors
+from ociproxy.store.pruning.signatures import subjects_of
 from ociproxy.store.pruning.survey import Needs, StoredFile, needs_of_all
 
 if TYPE_CHECKING:
@@ -21,10 +23,9 @@ if TYPE_CHECKING:
 
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Reference, Repository
+    from ociproxy.store.limits import Limits
     from ociproxy.store.pruning.survey import Survey, SurveyedImage
     from ociproxy.store.store import Store
-
-_WILD: Final = frozenset("*?[")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,13 +33,17 @@ class Selection:
     """Which images may go: those that fit all that is given. Durations are seconds.
 
     `unreferenced` are images without a tag, and content that no image needs. With `to_size` (bytes)
-    such content goes first, then the least recently used images, until the store is that small.
+    such content goes first, then the least recently used images, until the store is that small. So
+    with `limits`, until the store keeps them and has room for `wanted` bytes. Where it does already
+    nothing goes.
     """
 
     patterns: tuple[str, ...] = ()
     unused_for: float = 0.0
     older_than: float = 0.0
     to_size: int | None = None
+    limits: Limits | None = None
+    wanted: int = 0
     unreferenced: bool = False
     keep_recent: float = 3600.0
 
@@ -49,44 +54,69 @@ class Selection:
     @property
     def is_unlimited(self) -> bool:
         """Whether nothing but patterns says what has to stay."""
-        limits = (self.unused_for, self.older_than, self.unreferenced)
-        return self.to_size is None and not any(limits)
+        return not (self.unused_for or self.older_than or self.unreferenced or self.is_by_size)
+
+    @property
+    def is_by_size(self) -> bool:
+        return self.to_size is not None or self.limits is not None
+
+    def target(self, size: int) -> int | None:
+        """To which size a store of this size is reduced; None where nothing says it."""
+        return self.to_size if self.limits is None else self.limits.target(size, self.wanted)
+
+    def cause(self, size: int) -> str | None:
+        """The setting that is the reason for the target; None where an operator gave it."""
+        return None if self.limits is None else self.limits.cause(size, self.wanted)
 
     @property
     def takes_loose(self) -> bool:
         """Whether content goes that no image needs. No pattern matches it, for it has no name."""
-        return not self.patterns and (self.unreferenced or self.to_size is not None)
+        return not self.patterns and (self.unreferenced or self.is_by_size)
 
 
 @dataclass(slots=True)
-class Plan:
-    """`images` are in the order in which they go. `manifests` are parents first."""
+class Removed:
+    """What goes, or has gone. `images` are in the order in which they go, `manifests` parents
+    first."""
 
     images: list[SurveyedImage] = field(default_factory=list)
-    staying: list[SurveyedImage] = field(default_factory=list)
-    records: dict[Repository, list[tuple[str, StoredFile]]] = field(default_factory=dict)
-    """That a repository has a manifest: the record, with the name of the manifest."""
     manifests: dict[str, StoredFile] = field(default_factory=dict)
     blobs: dict[str, StoredFile] = field(default_factory=dict)
     rubbish: list[StoredFile] = field(default_factory=list)
     """In `quarantine/`, and abandoned downloads in `pulls/`."""
-    needed: Needs = field(default_factory=Needs)
-    """By all that stays."""
-    size: int = 0
-    """Bytes of all content before."""
-    pinned: list[SurveyedImage] = field(default_factory=list)
-    """All images that are pinned."""
-    pinned_fit: int = 0
-    recent: int = 0
-    """Images that fit the selection, but are pinned, or were used within `keep_recent`."""
-    takes_all: bool = False
-    """Whether a pattern with a wildcard matches every image, and nothing else limits it."""
 
     @property
     def freed(self) -> int:
         """Bytes."""
         parts = (self.manifests.values(), self.blobs.values(), self.rubbish)
         return sum(each.size for part in parts for each in part)
+
+
+@dataclass(slots=True)
+class Plan(Removed):
+    """What goes, and what is known of the rest."""
+
+    staying: list[SurveyedImage] = field(default_factory=list)
+    records: dict[Repository, list[tuple[str, StoredFile]]] = field(default_factory=dict)
+    """That a repository has a manifest: the record, with the name of the manifest."""
+    needed: Needs = field(default_factory=Needs)
+    """By all that stays."""
+    size: int = 0
+    """Bytes of all content before."""
+    subjects: dict[Reference, list[SurveyedImage]] = field(default_factory=dict)
+    """Of signatures and the like (`signatures.subjects_of`)."""
+    pinned: list[SurveyedImage] = field(default_factory=list)
+    """All images that are pinned, with their signatures."""
+    pinned_fit: int = 0
+    recent: int = 0
+    """Images that fit the selection, but are pinned, or were used within `keep_recent` or are
+    arriving."""
+    takes_all: bool = False
+    """Whether a pattern with a wildcard matches every image, and nothing else limits it."""
+    target: int | None = None
+    """To which size, in bytes, the store is to be reduced."""
+    cause: str | None = None
+    """The setting that says so."""
 
 
 def make_plan(
@@ -100,8 +130,10 @@ def make_plan(
     """Raises StoreError. `now` is seconds since the epoch."""
     with store_errors(store.root):
         planning = _Planning(store, survey, selection, now)
-    planning.choose_images(is_pinned)
-    planning.choose_content()
+    planning.find_pinned(is_pinned)
+    if selection.limits is None or planning.plan.target is not None:
+        planning.choose_images()
+        planning.choose_content()
     return planning.plan
 
 
@@ -113,6 +145,7 @@ class _Planning:
         self._stored_by = now - selection.older_than
         # What a running load or import may have seen counts as recent.
         self._recent = min(now - selection.keep_recent, store.staging.used_since())
+        self._arriving = store.staging.arriving()
         self._of_images = needs_of_all(survey.images)
         # Manifests that no image has keep what they need, unless they go, too.
         unneeded = [name for name in survey.manifests if name not in self._of_images.manifests]
@@ -126,30 +159,73 @@ class _Planning:
             for path in (*store.quarantined(), *store.staging.abandoned(self._recent))
         ]
         content = (*survey.manifests.values(), *survey.blobs.values(), *self._rubbish)
-        self.plan = Plan(size=sum(each.size for each in content))
+        size = sum(each.size for each in content)
+        target, cause = selection.target(size), selection.cause(size)
+        subjects = subjects_of(survey.images)
+        self.plan = Plan(size=size, target=target, cause=cause, subjects=subjects)
 
-    def choose_images(self, is_pinned: Callable[[Reference, Digest], bool]) -> None:
+    def find_pinned(self, is_pinned: Callable[[Reference, Digest], bool]) -> None:
+        plan, images = self.plan, self._survey.images
+        pinned = {id(each) for each in images if is_pinned(each.reference, each.digest)}
+        for image in images:
+            if not pinned.isdisjoint(map(id, plan.subjects.get(image.reference, ()))):
+                pinned.add(id(image))
+        plan.pinned = [each for each in images if id(each) in pinned]
+
+    def choose_images(self) -> None:
         plan, selection = self.plan, self._selection
         matching = [each for each in self._survey.images if selection.matches(each)]
-        wild = any(_WILD & set(each) for each in selection.patterns)
+        wild = any(map(is_glob, selection.patterns))
         everything = len(matching) == len(self._survey.images) > 0
         plan.takes_all = selection.is_unlimited and wild and everything
         plan.rubbish = [each for each in self._rubbish if self._is_loose(each)]
-        images = self._survey.images
-        plan.pinned = [each for each in images if is_pinned(each.reference, each.digest)]
         pinned = set(map(id, plan.pinned))
+        following = self._following(matching)
         candidates = []
         for image in filter(self._fits, matching):
+            if image.reference in following:
+                continue
             if id(image) in pinned:
                 plan.pinned_fit += 1
-            elif image.used > self._recent:
+            elif self._is_in_use(image):
                 plan.recent += 1
             else:
                 candidates.append(image)
         candidates.sort(key=lambda each: (each.used, each.top_used, str(each.reference)))
         plan.images = candidates[: self._count(candidates)]
         going = set(map(id, plan.images))
+        waiting = [
+            image
+            for image in self._survey.images
+            if image.reference in following
+            and id(image) not in pinned
+            and not self._is_in_use(image)
+        ]
+        while found := [
+            image
+            for image in waiting
+            if id(image) not in going and going.issuperset(map(id, plan.subjects[image.reference]))
+        ]:  # more than once for signatures of signatures
+            going.update(map(id, found))
+            plan.images += found
         plan.staying = [each for each in self._survey.images if id(each) not in going]
+
+    def _following(self, matching: list[SurveyedImage]) -> set[Reference]:
+        """The signatures that go and stay with their subjects: all but those that a pattern names
+        and their subjects not."""
+        subjects = self.plan.subjects
+        if not self._selection.patterns:
+            return set(subjects)
+        own = {each.reference for each in matching if each.reference in subjects}
+        matched = set(map(id, matching))
+        return {
+            reference
+            for reference, found in subjects.items()
+            if reference not in own or not matched.isdisjoint(map(id, found))
+        }
+
+    def _is_in_use(self, image: SurveyedImage) -> bool:
+        return image.used > self._recent or not self._arriving.isdisjoint(image.needs.blobs)
 
     def choose_content(self) -> None:
         """Records, manifests and blobs that go with the images, or that no image needs."""
@@ -195,7 +271,7 @@ class _Planning:
 
     def _count(self, candidates: list[SurveyedImage]) -> int:
         """How many of the candidates go, from the first one on."""
-        target, survey = self._selection.to_size, self._survey
+        target, survey = self.plan.target, self._survey
         if target is None:
             return len(candidates)
         users = Counter((*self._kept_loose.manifests, *self._kept_loose.blobs))

@@ -20,6 +20,7 @@ from ociproxy.oci.reference import Reference, Repository
 from ociproxy.store.files import digest_of, file_name, store_errors
 from ociproxy.store.image import read_contents
 from ociproxy.store.inventory import references
+from ociproxy.store.look import Look
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -95,7 +96,8 @@ class Survey:
         self.blobs = _content(store.root / "blobs")
         self.manifests = {**_content(store.root / "fat"), **_content(store.root / "img")}
         """Indexes first."""
-        self.images = [self._image(*each) for each in references(store)]
+        look = Look(store)
+        self.images = [self._image(*each, look) for each in references(store, look)]
 
     def manifest_names(self) -> set[str]:
         """Of all files beside the manifests that are stored at this moment, too: it takes 50 ms for
@@ -120,9 +122,10 @@ class Survey:
                 yield file_name(Digest.parse(name)), record
 
     def _image(
-        self, reference: Reference, top: Descriptor, resolved: float | None
+        self, reference: Reference, top: Descriptor, resolved: float | None, look: Look
     ) -> SurveyedImage:
-        contents = read_contents(self._store, reference.repository, top, referrers=True)
+        repository = reference.repository
+        contents = read_contents(self._store, repository, top, referrers=True, look=look)
         needs = self._needs(contents)
         ref: StoredFile | None = None
         if reference.tag is not None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import zstandard
 
+from ociproxy.archive.export.selection import by_patterns
 from ociproxy.archive.lock import Lock, read_lock
 from ociproxy.oci.descriptor import Descriptor
 from ociproxy.oci.digest import Digest
@@ -262,6 +263,31 @@ def test_patterns_choose_by_reference(store: Store, tmp_path: Path) -> None:
     run(store, tmp_path / "a.tar", "quay.io/*:2", "*/library/*")
     found = [each["annotations"][NAME] for each in entries(tmp_path / "a.tar")]
     assert sorted(found) == ["docker.io/library/nginx:1", "quay.io/a/b:2"]
+
+
+def test_what_a_moved_tag_left_behind_is_taken_only_if_asked_for(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    made = {name: image(name, layers=1, layer_size=100) for name in ("old", "new", "pulled")}
+    put(store, "quay.io/team/app:v1", made["old"])
+    put(store, f"quay.io/team/app@{made['pulled'].digest}", made["pulled"])
+    put(store, "quay.io/team/app:v1", made["new"])
+    notes: list[str] = []
+
+    def chosen(*patterns: str) -> set[str]:
+        return {
+            str(each.descriptor.digest) for each in by_patterns(store, patterns, (), notes.append)
+        }
+
+    by_digest = {made["pulled"].digest}  # a client or a load named it so
+    assert chosen() == {made["new"].digest} | by_digest
+    assert notes == [
+        f"quay.io/team/app@{made['old'].digest} is left out: its tag has moved. "
+        "'*@*' matches such images"
+    ]
+    assert chosen("*/team/*") == {made["new"].digest} | by_digest
+    assert chosen("*@*") == {made["old"].digest} | by_digest
+    put(store, "quay.io/team/app:v1", made["old"])
+    assert chosen() == {made["old"].digest} | by_digest
 
 
 def test_a_pattern_that_matches_nothing_is_named(store: Store, tmp_path: Path) -> None:
@@ -549,7 +575,7 @@ def test_a_delta_carries_what_the_receiver_lacks(store: Store, tmp_path: Path, b
     fresh = image("fresh", layer_size=1000)
     put(store, "quay.io/a/b:1", fresh)
     stored_old = f"quay.io/a/b@{image('old', layer_size=MIB, layers=3).digest}"
-    run(store, tmp_path / "d.tar", "*:*", "--since", first)
+    run(store, tmp_path / "d.tar", "*:*", "*@*", "--since", first)
     assert (tmp_path / "d.tar").stat().st_size < 200_000
     lock = lock_in(tmp_path / "d.tar")
     held = {name for name in names(tmp_path / "d.tar") if name.startswith("blobs/")}

@@ -417,7 +417,7 @@ def test_a_blob_in_another_registry_is_fetched_with_an_anonymous_token_of_that_o
 # Challenges that are hard to find
 
 
-@pytest.mark.parametrize("status", [403, 404])
+@pytest.mark.parametrize("status", [400, 403, 404, 405])
 def test_the_password_is_used_where_v2_alone_challenges(
     make_upstream: Callable[..., FakeUpstream], open_backend: OpenBackend, status: int
 ) -> None:

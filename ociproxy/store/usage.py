@@ -1,0 +1,174 @@
+"""`locks/usage`: about how large the store is, for processes that must not walk it.
+
+A prune counts what is there; after that, each process adds what it commits. The number is a hint
+for when to count again: what is removed by hand is missed until then. Where the file is missing or
+damaged, nothing is known, and a server that has a limit to keep has the store counted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from threading import Lock
+from typing import TYPE_CHECKING, Final
+
+from ociproxy.store.files import store_errors, try_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_SIZE: Final = 512
+"""Bytes of the file, always: it is overwritten in place, which needs no room on a full disk."""
+_TRIES: Final = 20
+"""For the lock, which is held for microseconds. A process that was stopped holds up no other."""
+_INTERVAL: Final = 0.002
+"""Seconds between two tries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Sizes are bytes, times are seconds since the epoch."""
+
+    stored: int = 0
+    """Blobs, manifests, and what only a prune removes."""
+    written: int = 0
+    """All that was ever committed: tells what came while the store was counted."""
+    counted: float = 0.0
+    """When the store was counted."""
+    wanted: int = 0
+    """Room that downloads wait for."""
+    reserved: int = 0
+    """What is being committed, and has been promised room."""
+    runs: int = 0
+    """How often the store was counted."""
+    stuck: float = 0.0
+    """Since when the limits are exceeded, or would be by what is wanted, though next to
+    nothing may go; 0 if they are not."""
+    evicted: int = 0
+    """Bytes that were removed since the file was made."""
+
+
+class UsageFile:
+    """Thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = Lock()
+        self._pending = 0
+
+    def read(self) -> Usage | None:
+        """None where nothing is known. Raises StoreError."""
+        with store_errors(self._path):
+            try:
+                file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
+            try:
+                return _parse(os.pread(file, _SIZE, 0))
+            finally:
+                os.close(file)
+
+    def add(self, size: int) -> None:
+        """So many bytes were committed. Never waits: where another process has the file, they are
+        added with the next ones. Raises nothing, for the commit has succeeded."""
+        with self._lock:
+            self._pending += size
+            more = self._pending
+
+            def grown(usage: Usage) -> Usage:
+                return replace(usage, stored=usage.stored + more, written=usage.written + more)
+
+            with suppress(OSError):
+                if self._change(grown, tries=1):
+                    self._pending = 0
+
+    def reserve(self, size: int, limit: int) -> bool:
+        """Promise room for so many bytes in a store of at most `limit`; False where there is none,
+        or the store was never counted. The caller commits them, then calls `release`. A process
+        that is killed meanwhile holds them until the store is counted. Raises StoreError."""
+        promised = False
+
+        def reserved(usage: Usage) -> Usage:
+            nonlocal promised
+            more = usage.reserved + size
+            promised = usage.counted > 0 and usage.stored + more <= limit
+            return replace(usage, reserved=more) if promised else usage
+
+        with store_errors(self._path):
+            self._change(reserved)
+        return promised
+
+    def release(self, size: int) -> None:
+        """Raises nothing: at worst room for so many bytes is missed until the next count."""
+        with suppress(OSError):
+            self._change(lambda usage: replace(usage, reserved=max(0, usage.reserved - size)))
+
+    def want(self, size: int) -> None:
+        """A download waits for room. Raises StoreError."""
+        with store_errors(self._path):
+            self._change(lambda usage: replace(usage, wanted=usage.wanted + size), make=True)
+
+    def record(self, size: int, before: Usage, *, freed: int, stuck: bool | None = None) -> None:
+        """The store was counted, and has this size after so much was freed; `before` was read
+        before it was counted. `stuck` None says nothing of limits. Raises StoreError."""
+
+        def counted(usage: Usage) -> Usage:
+            now = time.time()
+            since = usage.stuck if stuck is None else (usage.stuck or now) if stuck else 0.0
+            return replace(
+                usage,
+                stored=size + max(0, usage.written - before.written),
+                counted=now,
+                wanted=max(0, usage.wanted - before.wanted),
+                reserved=0,
+                runs=usage.runs + 1,
+                stuck=since,
+                evicted=usage.evicted + freed,
+            )
+
+        with store_errors(self._path):
+            self._change(counted, make=stuck is not None)
+
+    def _change(
+        self, change: Callable[[Usage], Usage], *, tries: int = _TRIES, make: bool = False
+    ) -> bool:
+        """False where another process has the file, or it is not there. Raises OSError."""
+        flags = os.O_RDWR | os.O_CLOEXEC
+        try:
+            file = os.open(self._path, flags)
+        except FileNotFoundError:
+            if not make:
+                return True
+            self._path.parent.mkdir(exist_ok=True)
+            file = os.open(self._path, flags | os.O_CREAT, 0o644)
+            _give_to_owner(file, self._path)
+        try:
+            for _ in range(tries):
+                if try_lock(file, fcntl.LOCK_EX):
+                    usage = _parse(os.pread(file, _SIZE, 0)) or Usage()
+                    text = json.dumps(asdict(change(usage)))
+                    os.pwrite(file, f"{text:<{_SIZE - 1}}\n".encode(), 0)
+                    return True
+                time.sleep(_INTERVAL)
+            return False
+        finally:
+            os.close(file)
+
+
+def _parse(data: bytes) -> Usage | None:
+    try:
+        return Usage(**json.loads(data))
+    except (ValueError, TypeError):
+        return None
+
+
+def _give_to_owner(file: int, path: Path) -> None:
+    """A command that root runs must not keep the server from the file."""
+    owner = path.parent.parent.stat()
+    with suppress(PermissionError):
+        os.fchown(file, owner.st_uid, owner.st_gid)

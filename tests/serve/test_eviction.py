@@ -1,0 +1,161 @@
+"""A store that stays within its limits while clients pull, and a server that says what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ociproxy.cli.main import main
+from ociproxy.config.local_settings import Serve
+from ociproxy.config.local_settings import Store as Settings
+from ociproxy.config.settings import Config
+from ociproxy.serve.eviction import Eviction
+from ociproxy.store.store import Store
+from tests.images import MIB, Image, image
+from tests.parts.tools import small_disk
+from tests.pruning import listed, put_aged
+from tests.server import Mirror, upstream_entry
+from tests.upstream import FakeUpstream
+
+KIB = 1024
+CAP = 1024 * KIB
+SMALL = 10 * KIB
+"""Manifests do not wait for room."""
+
+
+def size_of(store: Path) -> int:
+    """Bytes of its content."""
+    folders = [store / name for name in ("blobs", "img", "fat")]
+    return sum(path.stat().st_size for folder in folders for path in folder.iterdir())
+
+
+@pytest.fixture
+def start(mirror: Callable[..., Mirror], upstream: FakeUpstream) -> Callable[..., Mirror]:
+    def make(folder: Path | None = None, *, workers: int = 1, **store: object) -> Mirror:
+        entry = upstream_entry(upstream.url)
+        serve = {"workers": workers}
+        return mirror({"store": store, "upstreams": [entry], "serve": serve}, store=folder)
+
+    return make
+
+
+def add(upstream: FakeUpstream, name: str, size: int) -> Image:
+    return upstream.add(name, image(name, layers=1, layer_size=size), tag="v1")
+
+
+def pull(server: Mirror, upstream: FakeUpstream, name: str, made: Image) -> list[str]:
+    """As a client does; returns how the blobs were answered."""
+    assert server.manifest(upstream.registry, name, "v1").body == made.top.data
+    found = []
+    for blob in made.blobs:
+        answer = server.blob(upstream.registry, name, blob.digest)
+        assert answer.body == blob.data
+        found.append(answer.cache_status)
+    return found
+
+
+def wait_until_stored(server: Mirror, made: Image) -> None:
+    for blob in made.blobs:
+        server.wait_for_file(f"blobs/{blob.encoded}")
+
+
+def test_a_capped_store_keeps_what_is_pinned_and_what_was_pulled_last(
+    start: Callable[..., Mirror], upstream: FakeUpstream
+) -> None:
+    names = [f"app{number}" for number in range(10)]
+    made = {name: add(upstream, name, 130 * KIB) for name in names}
+    pin = f"{upstream.registry}/app0:*"
+    server = start(workers=2, max_size=CAP, keep_recent="0s", pins=[pin])
+    for name in names:
+        pull(server, upstream, name, made[name])
+        wait_until_stored(server, made[name])
+        assert size_of(server.store) <= CAP + SMALL
+    images = listed(server.store)
+    assert images[f"{upstream.registry}/app0:v1"]
+    assert images[f"{upstream.registry}/app9:v1"]
+    assert f"{upstream.registry}/app1:v1" not in images
+    assert server.get("/readyz").status == 200
+    log = server.log()
+    assert f"evicted image={upstream.registry}/app1:v1" in log
+    assert "reason=store.max_size" in log
+    # Of two workers one keeps house.
+    assert log.count(f"evicted image={upstream.registry}/app1:v1") == 1
+
+
+def test_a_cap_that_may_not_be_kept_is_said_and_misses_pass_through(
+    start: Callable[..., Mirror], upstream: FakeUpstream
+) -> None:
+    """Until an operator allows more, without a restart. What began before is not kept, either."""
+    made = [add(upstream, f"app{number}", 600 * KIB) for number in range(4)]
+    server = start(max_size=CAP, keep_recent="1h")
+    pull(server, upstream, "app0", made[0])
+    wait_until_stored(server, made[0])
+    pull(server, upstream, "app1", made[1])
+    server.wait_for_log("store limit exceeded")
+    assert "recent=2" in server.log()
+    size = size_of(server.store)
+    for _ in range(2):
+        assert pull(server, upstream, "app2", made[2])[-1].endswith("detail=not-stored")
+    assert size_of(server.store) < size + SMALL
+    assert pull(server, upstream, "app0", made[0])[-1] == "ociproxy; hit"
+    assert server.get("/readyz").status == 200
+    assert server.log().count("store limit exceeded") == 1
+    server.write_config(
+        {"store": {"max_size": 8 * MIB}, "upstreams": [upstream_entry(upstream.url)]}
+    )
+    server.reload()
+    server.wait_for_log("configuration reloaded")
+    pull(server, upstream, "app3", made[3])
+    wait_until_stored(server, made[3])
+
+
+def test_images_make_room_on_a_full_disk_before_a_blob_passes_through(
+    start: Callable[..., Mirror], upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    made = add(upstream, "new", 5 * MIB)
+    with small_disk(tmp_path / "disk", "8m") as folder:
+        store = Store(folder)
+        for number in range(5):
+            old = image(f"old{number}", layers=1, layer_size=MIB)
+            put_aged(store, f"quay.io/old{number}:v1", old, 10 - number)
+        server = start(folder)
+        pull(server, upstream, "new", made)
+        wait_until_stored(server, made)
+        server.wait_for_log("eviction images=")
+        images = listed(folder)
+        assert images[f"{upstream.registry}/new:v1"]
+        assert "quay.io/old0:v1" not in images
+        assert "reason=store.min_free" in server.log()
+        assert "passing through" not in server.log()
+        server.stop()
+
+
+def test_an_offline_mirror_removes_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    put_aged(store, "quay.io/old:v1", image("old", layer_size=100 * KIB), 10)
+    settings = Settings(max_size=1000)
+    assert Eviction(store, Config(store=settings)).due() == ["prune", "--to-limits"]
+    offline = Config(store=settings, serve=Serve(offline=True))
+    assert Eviction(store, offline).due() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("list", "no image here!\n", "pins.txt:1: "),
+        ("lock", "{}", "pins.txt"),
+    ],
+)
+def test_a_server_does_not_start_with_pins_that_it_cannot_read(
+    tmp_path: Path, name: str, text: str, expected: str
+) -> None:
+    (tmp_path / "pins.txt").write_text(text)
+    (tmp_path / "config.yaml").write_text(f"store: {{pins: [{{{name}: pins.txt}}]}}\n")
+    config, store = str(tmp_path / "config.yaml"), str(tmp_path / "store")
+    done = CliRunner().invoke(main, ["serve", "--config-path", config, "--image-path", store])
+    assert done.exit_code in (2, 5), done.output
+    assert expected in done.output
+    assert not (tmp_path / "store").exists()

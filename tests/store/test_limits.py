@@ -1,0 +1,128 @@
+"""`store.max_size` and `store.min_free`: what they mean, and what a download does at them."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from pathlib import Path
+
+import pytest
+
+from ociproxy.config.local_settings import Share
+from ociproxy.config.local_settings import Store as Settings
+from ociproxy.errors import StoreFull
+from ociproxy.oci.digest import Digest
+from ociproxy.store.ingest import Ingest
+from ociproxy.store.limits import Limits, Room
+from ociproxy.store.store import Store
+from ociproxy.store.usage import Usage
+from tests.images import random_blob
+
+GIB = 1024**3
+SEEDS = itertools.count()
+
+
+def arriving(store: Store, size: int) -> Ingest:
+    """A blob that is there, and has to be kept."""
+    blob = random_blob(size, seed=str(next(SEEDS)))
+    ingest = store.staging.lead(Digest.parse(blob.digest))
+    assert ingest is not None
+    ingest.write(0, blob.data)
+    ingest.arrived(0, size)
+    ingest.set_size(size)
+    return ingest
+
+
+def limits(
+    max_size: int | None = None, min_free: int = 0, free: int = 500, total: int = 1000
+) -> Limits:
+    return Limits(max_size, min_free, free, total)
+
+
+@pytest.mark.parametrize(
+    ("given", "stored", "wanted", "target"),
+    [
+        (limits(), 10**9, 10**9, None),
+        (limits(max_size=1000), 980, 0, None),
+        (limits(max_size=1000), 981, 0, 900),
+        (limits(max_size=1000), 900, 200, 800),
+        (limits(max_size=1000), 900, 5000, 0),
+        (limits(min_free=500), 400, 0, None),
+        (limits(min_free=520), 400, 0, 400 - 20 - 52),
+        (limits(min_free=400), 400, 150, 400 - 50 - 40),
+        (limits(max_size=1000, min_free=520), 999, 0, 900),
+        (limits(min_free=520, free=0, total=0), 400, 0, None),  # a disk that tells no size
+    ],
+)
+def test_the_size_to_which_a_store_is_reduced(
+    given: Limits, stored: int, wanted: int, target: int | None
+) -> None:
+    assert given.target(stored, wanted) == target
+    assert (given.cause(stored, wanted) is None) is (target is None)
+
+
+def test_a_percentage_is_of_the_file_system_and_little_stays_free_without_a_setting(
+    tmp_path: Path,
+) -> None:
+    found = Limits.of(Settings(max_size=Share(50)), tmp_path)
+    assert found.max_size == found.total // 2
+    assert found.min_free == min(found.total // 20, 2 * GIB)
+    assert Limits.of(Settings(min_free=0), tmp_path).exist is False
+
+
+def test_what_is_larger_than_may_ever_be_kept_removes_nothing() -> None:
+    assert limits(max_size=1000, total=10**6).can_fit(900)
+    assert not limits(max_size=1000, total=10**6).can_fit(901)
+    assert not limits(min_free=100, total=1000).can_fit(901)
+
+
+def test_a_download_goes_on_once_the_store_was_reduced(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.usage.record(1000, Usage(), freed=0, stuck=False)
+    room = Room(store, Settings(max_size=1000, min_free=0))
+
+    arrived = [arriving(store, 100), arriving(store, 450), arriving(store, 100)]
+    kept: list[bool] = []
+
+    def keep() -> None:
+        kept.append(room.keep(arrived[0], 100, threading.Event()))
+
+    waiting = threading.Thread(target=keep)
+    waiting.start()
+    while (usage := store.usage.read()) is None or not usage.wanted:
+        waiting.join(0.01)
+    assert waiting.is_alive()
+    assert usage.wanted == 100
+    store.usage.record(500, usage, freed=500, stuck=False)
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert kept == [True]
+    usage = store.usage.read()
+    assert usage is not None
+    assert (usage.stored, usage.reserved) == (600, 0)
+    room.check(400)
+    store.usage.record(600, usage, freed=0, stuck=True)
+    assert not room.keep(arrived[1], 450, threading.Event())
+    assert not arrived[1].path.exists()
+    assert room.keep(arrived[2], 100, threading.Event())
+    for each in arrived:
+        each.close()
+
+
+def test_a_download_waits_no_longer_than_its_server_lives(tmp_path: Path) -> None:
+    store, stopped = Store(tmp_path), threading.Event()
+    room = Room(store, Settings(max_size=1000, min_free=0))
+    stopped.set()
+    ingest = arriving(store, 100)
+    assert room.keep(ingest, 100, stopped)  # in a store that was never counted
+    ingest.close()
+
+
+def test_a_download_is_refused_where_nothing_may_be_removed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.usage.record(1001, Usage(), freed=0, stuck=True)
+    settings = Settings(max_size=1000, min_free=0)
+    with pytest.raises(StoreFull, match="nothing may be removed"):
+        Room(store, settings).check(0)
+    Room(store).check(0)  # what an operator loads
+    Room(store, Settings(max_size=2000, min_free=0)).check(0)

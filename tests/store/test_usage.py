@@ -1,0 +1,66 @@
+"""About how large the store is, as all of its processes count it together."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+from ociproxy.oci.digest import Digest
+from ociproxy.store.store import Store
+from ociproxy.store.usage import Usage, UsageFile
+from tests.images import image, random_blob
+from tests.stores import put
+
+
+def add_many(path: Path) -> None:
+    usage = UsageFile(path)
+    for _ in range(200):
+        usage.add(1)
+    while usage._pending:  # the last ones met the other process
+        usage.add(0)
+
+
+def test_several_processes_count_what_they_commit(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.usage.record(0, Usage(), freed=0, stuck=False)
+    path = tmp_path / "locks/usage"
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=add_many, args=(path,)) for _ in range(2)]
+    for each in processes:
+        each.start()
+    for each in processes:
+        each.join(20)
+    usage = store.usage.read()
+    assert usage is not None
+    assert (usage.stored, usage.written) == (400, 400)
+
+
+def test_blobs_and_manifests_are_counted_and_what_came_meanwhile(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    put(store, "quay.io/a/b:v1", image("before"))
+    assert store.usage.read() is None  # a store without limits is not counted
+    store.usage.record(0, Usage(), freed=0, stuck=False)
+    before = store.usage.read()
+    made = image("meanwhile")
+    put(store, "quay.io/a/b:v2", made)
+    size = sum(each.size for each in made.all_content())
+    usage = store.usage.read()
+    assert usage is not None
+    assert before is not None
+    assert usage.stored == size
+    store.usage.record(5000, before, freed=0)
+    usage = store.usage.read()
+    assert usage is not None
+    assert usage.stored == 5000 + size
+
+
+def test_a_damaged_file_is_one_that_says_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.usage.record(10, Usage(), freed=0, stuck=False)
+    (tmp_path / "locks/usage").write_bytes(b"\0" * 512)
+    assert store.usage.read() is None
+    blob = random_blob(7)
+    store.commit_config(Digest.parse(blob.digest), blob.data)
+    usage = store.usage.read()
+    assert usage is not None
+    assert (usage.stored, usage.counted) == (7, 0.0)  # not counted: a server has it counted

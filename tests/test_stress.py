@@ -1,0 +1,15 @@
+"""A short form of `make stress`: see `tests.stress`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.stress import run, table
+
+
+def test_a_store_that_is_too_small_fails_no_client_and_loses_nothing(tmp_path: Path) -> None:
+    stress, found = run(seconds=6, images=100, seed=1, folder=tmp_path)
+    print(table(stress, found))
+    assert found.wrong == []
+    assert found.counts["pulls"] > 0
+    assert found.counts["evicted images"] > 0
