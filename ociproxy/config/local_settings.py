@@ -40,7 +40,7 @@ class Share:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
     """`max_size` is None without a cap, `min_free` for the default: 5 % of the file system or 2
-    GiB, whichever is less."""
+    GiB, whichever is less. `scrub` is how long a pass over all files takes, None for no scrub."""
 
     path: Path = Path("/var/lib/ociproxy")
     hot_manifests: int = 16 * MIB
@@ -49,6 +49,8 @@ class Store:
     evict_every: float = 3600.0
     keep_recent: float = 3600.0
     pins: tuple[str | PinSource, ...] = ()
+    scrub: float | None = 30 * 86400.0
+    scrub_rate: int = 10 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,9 @@ _VERIFICATIONS: Final = 4
 """Stored blobs that are hashed at once before they are served: further ones wait, and nothing else
 waits for them."""
 
+_SETTLE: Final = 5.0
+"""Seconds that the disk may take at the end for what was taken in last."""
+
 
 class Engine:
     """Belongs to the event loop that it is made in; `close` when that ends."""
@@ -108,9 +111,18 @@ class Engine:
             return_exceptions=True,
         )
         await self.requests.close()
+        await self._settle()
         self.threads.close()
         self._verifiers.close()
         self.upstreams.close()
+
+    async def _settle(self) -> None:
+        """Have on the disk what was taken in last."""
+        try:
+            async with asyncio.timeout(_SETTLE):
+                await self.threads.run(partial(self.store.commits.settle, _SETTLE))
+        except TimeoutError:
+            log.event(logging.WARNING, "not flushed to the disk", seconds=_SETTLE)
 
     def hand_over(self, successor: Engine) -> None:
         """Begin nothing more in the background: `successor` does, also what waits for its turn.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -49,12 +50,15 @@ if TYPE_CHECKING:
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Repository
+    from ociproxy.store.group_commit import Commit
     from ociproxy.store.store import Store
 
 _TAGS: Final = 10_000
 """Tags whose pause and whose time to live are kept in memory."""
 _UNRECORDED: Final = 1024
 """Hits that wait to be recorded; one more is recorded when a client asks again."""
+_DISK_WAIT: Final = 2.0
+"""Seconds to wait for a disk that is behind, before a client gets a manifest that is not kept."""
 _FLUSH_LIMIT: Final = 1.0
 """Seconds that the records which wait may take at the end."""
 
@@ -114,7 +118,7 @@ class ManifestPuller:
                 return await self._from_upstream(reference, body=body)
 
     async def _pull(self, reference: Reference, *, body: bool) -> ManifestAnswer:
-        if self._is_at_hand(reference):
+        if self._threads.hung is None and self._store.remembers(reference):
             record, stored, recorded = self._look(reference)
         else:
             record, stored, recorded = await self._threads.look(partial(self._look, reference))
@@ -147,16 +151,6 @@ class ManifestPuller:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _is_at_hand(self, reference: Reference) -> bool:
-        """Whether the event loop may look: but for stats of known names, all is in memory."""
-        digest, refs = reference.digest, self._store.refs
-        if digest is None:
-            digest = refs.remembered_tag(reference.repository, reference.tag or "")
-        elif not refs.remembers(reference.repository, digest):
-            return False
-        remembered = digest is not None and self._store.manifests.remembers(digest)
-        return remembered and self._threads.hung is None
 
     def _look(self, reference: Reference) -> tuple[TagRecord | None, ManifestHolder | None, bool]:
         """A tag's record; the stored manifest, under its media type for this repository, where that
@@ -319,25 +313,29 @@ class ManifestPuller:
             holder = backend.fetch_manifest(reference)
             try:
                 self._threads.check_answers()
-                self._store.commit_manifest(reference.repository, holder)
+                with self._store.publishing(patience=_DISK_WAIT) as commit:
+                    self._store.put_manifest(reference.repository, holder, commit)
+                    self._record(reference, holder.descriptor, commit)
             except StoreError as exc:
                 log.event(logging.WARNING, "passing through", reference=reference, reason=exc)
                 return holder, False
-            self._record(reference, holder.descriptor)
             return holder, True
 
         self._upstreams.check_online(ManifestUnknown, reference)
         return await self._requests.call(reference.repository, _fetching(reference), request)
 
-    def _record(self, reference: Reference, descriptor: Descriptor) -> None:
+    def _record(
+        self, reference: Reference, descriptor: Descriptor, joined: Commit | None = None
+    ) -> None:
         """Blocks. A tag that cannot be recorded is resolved anew for each client."""
-        if reference.tag is None:
+        if (tag := reference.tag) is None:
             return
+        commits = self._store.publishing(patience=_DISK_WAIT)
+        repository, now = reference.repository, self._clock.now()
         try:
             self._threads.check_answers()
-            self._store.record_tag(
-                reference.repository, reference.tag, descriptor, now=self._clock.now()
-            )
+            with commits if joined is None else nullcontext(joined) as commit:
+                self._store.put_tag(repository, tag, descriptor, commit, now=now)
         except StoreError as exc:
             log.event(logging.WARNING, "tag not recorded", reference=reference, reason=exc)
 

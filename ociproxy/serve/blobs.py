@@ -40,6 +40,9 @@ _CHUNK: Final = 64 * 1024
 _SHORT: Final = 4 * 1024 * 1024
 """Bytes that the event loop's thread sends by itself: the socket's buffer takes them in about a
 millisecond, and handing them to another thread costs half of one."""
+_LOOK: Final = 1024 * 1024
+"""Bytes. A range of so many up to the blob's end is a look at the end, where eStargz and
+zstd:chunked keep their tables. A longer one may be the last piece of a download."""
 
 _SAMPLE: Final = 128 * 1024
 """Bytes between two samples: the kernel reads ahead, and so forgets, about as much at a time."""
@@ -74,7 +77,9 @@ async def blob(engine: Engine, request: web.BaseRequest, target: BlobPath) -> An
         return Answer(range_response(source.size), status, digest)
     if status is PASSED_THROUGH and not _read_on(wanted):
         wanted = []  # the whole blob, as RFC 9110 section 14.2 allows
-    response.limit_to(wanted, source.size)
+    # `bytes=N-` is how a client goes on with a download that broke: its end is verified.
+    goes_on = request.headers.get("Range", "").rstrip().endswith("-")
+    response.limit_to(wanted, source.size, looks=not goes_on)
     return Answer(response, status, digest)
 
 
@@ -105,15 +110,18 @@ class BlobResponse(web.StreamResponse):
         self._parts: list[tuple[bytes, int, int | None]] = [(b"", 0, source.size)]
         """What is left to send: each range, without an end to the blob's, and what goes before."""
         self._tail = b""
+        self._looks = False
         self._sized = source.size is not None
         # A fill's file is opened with its first bytes, and again where the fill has gone on in
         # another one, as it does when the process was stopped that fetched the blob.
         self._file_number = 0
         self._file: BinaryIO | None = source.file if isinstance(source, BlobFile) else None
 
-    def limit_to(self, ranges: Sequence[tuple[int, int]], size: int) -> None:
+    def limit_to(self, ranges: Sequence[tuple[int, int]], size: int, *, looks: bool) -> None:
         """Send these ranges of the `size` bytes, several of them as multipart/byteranges (RFC 9110,
-        section 14.6); the whole blob where there are none."""
+        section 14.6); the whole blob where there are none. With `looks`, short ranges at the end do
+        not wait for the verification of all before them."""
+        self._looks = looks and bool(ranges)
         self._parts = [(b"", start, stop) for start, stop in ranges or [(0, size)]]
         if len(ranges) == 1:
             [(start, stop)] = ranges
@@ -191,13 +199,14 @@ class BlobResponse(web.StreamResponse):
     ) -> None:
         in_clear = _transport(request).get_extra_info("sslcontext") is None
         _, position, end = self._parts[0]
+        early = self._looks and position > 0 and end is not None and end - position <= _LOOK
         offset = source.offset if isinstance(source, BlobFile) else 0
         file: BinaryIO
         while end is None or position < end:
             if isinstance(source, BlobFile):
                 stop, file = end or source.size, source.file
             else:
-                stop = await source.available(position)
+                stop = await source.available(position, early=early)
                 end = source.size if end is None else end
                 stop = stop if end is None else min(stop, end)
                 file = self._fill_file(source)

@@ -83,6 +83,7 @@ class Housekeeper:
         self._lock = Lock()
         """Guards `_child`, so that none starts after `stop`."""
         self._child: subprocess.Popen[bytes] | None = None
+        self._error = ""
         self._thread = Thread(target=self._run, name="housekeeping", daemon=True)
 
     def start(self) -> None:
@@ -140,6 +141,7 @@ class Housekeeper:
 
     def _run_child(self, words: Sequence[str]) -> None:
         name, began = self._job.name, time.monotonic()
+        self._error = ""
         child = self._start_child(words)
         if child is None:
             return
@@ -158,7 +160,7 @@ class Housekeeper:
         if code == _BUSY:
             self._ending.wait(_BUSY_PAUSE)
         elif code < 0 or code in _FAILURES:
-            self._failed(f"exit code {code}")
+            self._failed(self._error or f"exit code {code}")
 
     def _failed(self, reason: object) -> None:
         log.event(logging.WARNING, "housekeeping failed", job=self._job.name, reason=reason)
@@ -194,6 +196,8 @@ class Housekeeper:
         with suppress(ValueError):
             event = json.loads(line)
             if isinstance(event, dict):
+                if event.get("event") == "error":
+                    self._error = str(event.get("reason"))
                 self._job.heard(event)
 
 

@@ -26,6 +26,7 @@ from ociproxy.serve.housekeeping import Housekeeper
 from ociproxy.serve.listener import Listener
 from ociproxy.serve.preload import preload
 from ociproxy.serve.reload import Reloads
+from ociproxy.serve.scrubbing import Scrub
 from ociproxy.serve.sendfile import Senders
 from ociproxy.serve.syncing import SyncJob
 
@@ -146,7 +147,7 @@ async def _serve(
     host, port = listener.getsockname()[:2]
     scheme = "http" if config.serve.tls is None else "https"
     log.event(logging.INFO, "listening", scheme=scheme, host=host, port=port, store=store.root)
-    jobs: list[Job] = [Eviction(store, config), SyncJob(store, config)]
+    jobs: list[Job] = [Eviction(store, config), SyncJob(store, config), Scrub(store, config)]
     keepers = [Housekeeper(store, job, make_command, config) for job in jobs]
     for each in keepers:
         each.start()

@@ -59,7 +59,11 @@ class Blobs:
         clock: Clock,
         usage: UsageFile,
         below: Sequence[ReadOnlyContent] = (),
+        *,
+        keep_names: Callable[[], None] = lambda: None,
     ) -> None:
+        """`keep_names` is called after each commit: the folder has to be flushed soon."""
+        self._keep_names = keep_names
         self.folder = root
         self._prefix = f"{root}{os.sep}"
         self._quarantine = quarantine
@@ -129,13 +133,12 @@ class Blobs:
         staged: Path,
         digest: Digest,
         *,
-        flush: bool = True,
         sealing: Callable[[], None] = lambda: None,
     ) -> None:
         """Publish a staged file whose bytes the caller verified. Raises StoreError.
 
         `sealing` is called once the bytes are on the disk: from then on nothing touches the file.
-        Without `flush` the name survives a power cut only after a call of `flush()`.
+        The name survives a power cut within a second, or after `flush`.
         """
         target = self.path(digest)
         with store_errors(target):
@@ -148,8 +151,9 @@ class Blobs:
                 size = os.fstat(file).st_size
             finally:
                 os.close(file)
-            publish(staged, target, flush=flush)
+            publish(staged, target)
         self._usage.add(size)
+        self._keep_names()
 
     def adopt(self, path: Path, blob: Descriptor) -> None:
         """Verify and publish what another program wrote, which stays at `path`. Blocks for the
@@ -203,6 +207,8 @@ class Blobs:
 
     def _mark_verified(self, digest: Digest, file: int, name: str) -> None:
         with suppress(OSError):
+            # What was read may be in memory only: a seal must not outlive the bytes.
+            os.fsync(file)
             seal(file, name)
         state = os.fstat(file)
         # The file is read-only, its file system has no room for a time or keeps no microseconds.

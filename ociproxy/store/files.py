@@ -22,6 +22,7 @@ import shutil
 import time
 from contextlib import contextmanager, suppress
 from hashlib import blake2s
+from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Final
 
@@ -29,9 +30,8 @@ from ociproxy.errors import DigestInvalid, StoreError, StoreFull
 from ociproxy.oci.digest import Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from io import FileIO
-    from pathlib import Path
 
 
 READ_SIZE: Final = 1024 * 1024
@@ -54,26 +54,33 @@ def read_buffer(size: int) -> memoryview:
 
 
 @contextmanager
-def store_errors(path: Path) -> Iterator[None]:
+def store_errors(path: str | Path) -> Iterator[None]:
     """Translate OSError: raises StoreFull or StoreError, which name the path."""
     try:
         yield
     except OSError as exc:
-        reason = (exc.strerror or str(exc)).lower()
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(path, reason) from exc
-        raise StoreError(path, reason) from exc
+        raise store_error(Path(path), exc) from exc
 
 
-def publish(staged: Path, target: Path, *, flush: bool = True) -> None:
-    """Move a verified, fsynced and sealed file to the name that readers look for.
+def store_error(path: Path, error: OSError) -> StoreError:
+    """The same, to be raised by the caller."""
+    reason = (error.strerror or str(error)).lower()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(path, reason)
+    return StoreError(path, reason)
 
-    Without `flush` the caller calls `fsync_directory`, once for many files. Raises OSError.
-    """
-    make_folder(target.parent)
-    staged.replace(target)
-    if flush:
-        fsync_directory(target.parent)
+
+def publish(staged: Path, target: Path) -> set[Path]:
+    """Move a verified and fsynced file to the name that readers look for, and make the folders on
+    the way. The name survives a power cut once the folders that are returned were fsynced. Raises
+    OSError."""
+    changed = {target.parent}
+    try:
+        staged.replace(target)
+    except FileNotFoundError:
+        changed |= _make(target.parent)
+        staged.replace(target)
+    return changed
 
 
 def try_lock(file: int, kind: int = fcntl.LOCK_EX) -> bool:
@@ -131,7 +138,7 @@ os.register_at_fork(after_in_child=heartbeat.__init__)  # type: ignore[misc]
 class Silence:
     """Of the owner of a locked file or directory, as another process sees it."""
 
-    def __init__(self, file: int | Path, limit: float) -> None:
+    def __init__(self, file: int | str | Path, limit: float) -> None:
         self._file = file
         self._limit = limit
         self._touched: int | None = None
@@ -153,11 +160,11 @@ class Silence:
         return self._seconds > max(self._limit, _BEATS * _BEAT)
 
 
-def is_at(file: int, path: Path) -> bool:
+def is_at(file: int, path: str | Path) -> bool:
     """Whether the open file still has this name: another process may move or replace it between an
     open and a lock."""
     try:
-        return os.path.samestat(os.fstat(file), path.stat())
+        return os.path.samestat(os.fstat(file), os.stat(path))  # noqa: PTH116 it may be text
     except FileNotFoundError:
         return False
 
@@ -191,11 +198,17 @@ def identity(state: os.stat_result) -> tuple[int, int, int]:
 def make_folder(path: Path) -> None:
     """Make a folder and its parents. Each parent is flushed: else a power cut could take the folder
     away with the files that were published in it."""
+    for changed in _make(path):
+        fsync_directory(changed)
+
+
+def _make(path: Path) -> set[Path]:
+    """Returns the parents of the folders that were made."""
     if path.is_dir():
-        return
-    make_folder(path.parent)
+        return set()
+    changed = {path.parent, *_make(path.parent)}
     path.mkdir(exist_ok=True)
-    fsync_directory(path.parent)
+    return changed
 
 
 def fsync_directory(path: Path) -> None:
@@ -205,26 +218,6 @@ def fsync_directory(path: Path) -> None:
     finally:
         os.close(descriptor)
 
-
-def flush_recent(paths: Iterable[Path]) -> None:
-    """Return when these files and their names are on the disk. Only those are flushed that changed
-    within `_WRITTEN_BACK` seconds: a flush of each may take a turn of the disk. Paths that do not
-    exist are passed over. Raises StoreError."""
-    folders = set()
-    for path in paths:
-        with store_errors(path), suppress(FileNotFoundError):
-            file = open_unused(path)
-            with file:
-                if time.time() - os.fstat(file.fileno()).st_ctime < _WRITTEN_BACK:
-                    os.fsync(file.fileno())
-                    folders.add(path.parent)
-    for folder in folders:
-        with store_errors(folder):
-            fsync_directory(folder)
-
-
-_WRITTEN_BACK: Final = 600.0
-"""Seconds after which the kernel has long written a file to the disk; by itself it waits for 30."""
 
 TOUCH_AFTER: Final = 60.0
 """Seconds between two records of a use, so that a hot file is not written to at each request."""

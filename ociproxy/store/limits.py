@@ -78,9 +78,9 @@ class Limits:
     def exceeded(self, stored: int) -> str | None:
         """Which limit a store of this size exceeds, in words; None if it keeps both."""
         if self.max_size is not None and stored > self.max_size:
-            return f"the store has store.max_size ({show_size(self.max_size)})"
+            return f"store.max_size ({show_size(self.max_size)}) is reached"
         if self.total and self.free < self.min_free:
-            return f"no more is free than store.min_free ({show_size(self.min_free)})"
+            return f"less than store.min_free ({show_size(self.min_free)}) is free"
         return None
 
     def can_fit(self, size: int) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import waiting_for_upstream
@@ -85,15 +86,16 @@ class Fill:
         ):
             await self._change()
 
-    async def available(self, offset: int) -> int:
-        """Wait for the byte at offset; return the end of the bytes that are there. Raises what
-        ended the fill."""
-        stop = self.download.assembly.available(offset)
+    async def available(self, offset: int, *, early: bool = False) -> int:
+        """Wait for the byte at offset; return the end of the bytes that are there. The last byte
+        is there once all are verified, unless it may come `early`. Raises what ended the fill."""
+        available = partial(self.download.assembly.available, offset, early=early)
+        stop = available()
         if stop > offset:
             return stop
         self.download.want(offset)
         try:
-            while (stop := self.download.assembly.available(offset)) <= offset:
+            while (stop := available()) <= offset:
                 await self._change()
         finally:
             self.download.assembly.unwant(offset)
