@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -45,11 +44,12 @@ class HitRecords:
 
     def record(self, repository: Repository, descriptor: Descriptor) -> None:
         """Soon, and in a thread."""
-        if len(self._waiting) >= _MOST or self._clock.monotonic() < self._again:
+        if (
+            self._store.refs.remembers(repository, descriptor.digest)
+            or len(self._waiting) >= _MOST
+            or self._clock.monotonic() < self._again
+        ):
             return
-        with suppress(StoreError):  # an unreadable record is written anew, where that can be
-            if self._store.refs.find_manifest(repository, descriptor.digest) is not None:
-                return
         self._waiting[repository, descriptor.digest] = descriptor
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())

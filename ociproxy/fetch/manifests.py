@@ -112,7 +112,7 @@ class ManifestPuller:
                 return await self._from_upstream(reference, body=body)
 
     async def _pull(self, reference: Reference, *, body: bool) -> ManifestAnswer:
-        if self._is_at_hand(reference):
+        if self._threads.hung is None and self._store.remembers(reference):
             record, stored, recorded = self._look(reference)
         else:
             record, stored, recorded = await self._threads.look(partial(self._look, reference))
@@ -142,16 +142,6 @@ class ManifestPuller:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _is_at_hand(self, reference: Reference) -> bool:
-        """Whether the event loop may look: but for stats of known names, all is in memory."""
-        digest, refs = reference.digest, self._store.refs
-        if digest is None:
-            digest = refs.remembered_tag(reference.repository, reference.tag or "")
-        elif not refs.remembers(reference.repository, digest):
-            return False
-        remembered = digest is not None and self._store.manifests.remembers(digest)
-        return remembered and self._threads.hung is None
 
     def _look(self, reference: Reference) -> tuple[TagRecord | None, ManifestHolder | None, bool]:
         """A tag's record; the stored manifest, under its media type for this repository, where that

@@ -5,6 +5,7 @@ A file is right for certain while it is sealed, or while this process remembers 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from contextlib import suppress
@@ -21,7 +22,6 @@ from ociproxy.store.files import (
     is_at,
     is_sealed,
     is_use_due,
-    open_cached,
     open_unused,
     publish,
     seal,
@@ -101,7 +101,7 @@ class Blobs:
         """The same without waiting for the disk. None where it would be asked, for the blob or to
         record the use, and where the store has no such blob."""
         name = file_name(digest)
-        descriptor = open_cached(self._prefix + name)
+        descriptor = _open_cached(self._prefix + name)
         if descriptor is None:
             return None
         file = open(descriptor, "rb", buffering=0)  # noqa: PTH123, SIM115 the caller closes it
@@ -231,3 +231,33 @@ def _hash(file: FileIO, expected: Digest) -> tuple[int, Digest]:
     """Size in bytes, and the digest by the algorithm of the expected one."""
     hasher = expected.hasher()
     return hash_file(file, hasher), Digest.finish(hasher, expected.algorithm)
+
+
+class _OpenHow(ctypes.Structure):
+    """`struct open_how` of openat2(2)."""
+
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+_syscall: Final = ctypes.CDLL(None).syscall
+_syscall.argtypes = (
+    *(ctypes.c_long, ctypes.c_int, ctypes.c_char_p),
+    *(ctypes.POINTER(_OpenHow), ctypes.c_size_t),
+)
+_syscall.restype = ctypes.c_long
+_OPENAT2: Final = 437
+_AT_FDCWD: Final = -100
+_RESOLVE_CACHED: Final = 0x20
+_FROM_CACHE: Final = _OpenHow(os.O_RDONLY | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
+
+
+def _open_cached(path: str) -> int | None:
+    """Open a file to read it, if the kernel finds it without asking the disk: the event loop may
+    call this. None else, and where the kernel is older than 5.12 or lets no program ask so."""
+    where, size = os.fsencode(path), ctypes.sizeof(_OpenHow)
+    file: int = _syscall(_OPENAT2, _AT_FDCWD, where, ctypes.byref(_FROM_CACHE), size)
+    return None if file < 0 else file

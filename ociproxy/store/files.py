@@ -14,7 +14,6 @@ The atime is the last use of a file. This program sets it, not the kernel."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import mmap
@@ -312,36 +311,6 @@ def read_unused(path: str, most: int) -> tuple[bytes, os.stat_result]:
         return data, state
     finally:
         os.close(file)
-
-
-class _OpenHow(ctypes.Structure):
-    """`struct open_how` of openat2(2)."""
-
-    _fields_ = (
-        ("flags", ctypes.c_uint64),
-        ("mode", ctypes.c_uint64),
-        ("resolve", ctypes.c_uint64),
-    )
-
-
-_syscall: Final = ctypes.CDLL(None).syscall
-_syscall.argtypes = (
-    *(ctypes.c_long, ctypes.c_int, ctypes.c_char_p),
-    *(ctypes.POINTER(_OpenHow), ctypes.c_size_t),
-)
-_syscall.restype = ctypes.c_long
-_OPENAT2: Final = 437
-_AT_FDCWD: Final = -100
-_RESOLVE_CACHED: Final = 0x20
-_FROM_CACHE: Final = _OpenHow(os.O_RDONLY | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
-
-
-def open_cached(path: str) -> int | None:
-    """Open a file to read it, if the kernel finds it without asking the disk: the event loop may
-    call this. None else, and where the kernel is older than 5.12 or lets no program ask so."""
-    where, size = os.fsencode(path), ctypes.sizeof(_OpenHow)
-    file: int = _syscall(_OPENAT2, _AT_FDCWD, where, ctypes.byref(_FROM_CACHE), size)
-    return None if file < 0 else file
 
 
 def _seal_microseconds(name: str, size: int, seconds: int) -> int:

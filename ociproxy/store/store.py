@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
-    from ociproxy.oci.reference import Repository
+    from ociproxy.oci.reference import Reference, Repository
     from ociproxy.store.image import ImageContents
     from ociproxy.store.read_only import ReadOnlyContent
 
@@ -119,6 +119,16 @@ class Store:
         self.refs = Refs(
             root / "refs", root / "referrers", staging=staging, pending=pending, below=below
         )
+
+    def remembers(self, reference: Reference) -> bool:
+        """Whether the event loop may look for this manifest: but for stats of known names, all of
+        it is in memory."""
+        digest, repository = reference.digest, reference.repository
+        if digest is None:
+            digest = self.refs.remembered_tag(repository, reference.tag or "")
+        elif not self.refs.remembers(repository, digest):
+            return False
+        return digest is not None and self.manifests.remembers(digest)
 
     def look(self) -> None:
         """Ask the file system for a name that it does not know by heart. Hangs where the disk
