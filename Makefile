@@ -12,7 +12,7 @@ JOBS = 2
 BIN = $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help serve test coverage fuzz stress check format bench clean
+.PHONY: help serve test coverage fuzz stress crashes check format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ coverage: $(VENV)/dev.stamp ## the tests, and which lines of the product they re
 
 fuzz: $(VENV)/dev.stamp ## try more than 100,000 hostile inputs on every parser and on a server
 	$(BIN)/python -m pytest -q -p no:cacheprovider --hypothesis-profile=fuzz tests/fuzz $(ARGS)
+
+crashes: $(VENV)/dev.stamp ## kill the product and cut its power, hundreds of times: ARGS= goes to it
+	@tools/debian-packages.sh -f tools/test-packages.txt
+	$(BIN)/python -m tests.disk $(ARGS)
 
 check: $(VENV)/dev.stamp ## format, lint and types
 	$(BIN)/ruff format --check

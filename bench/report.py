@@ -45,6 +45,8 @@ SERVING = (
     Row("manifest_tag_cpu", "  server CPU", "us/req", 1),
     Row("manifest_digest", "warm manifest by digest", "req/s", 0),
     Row("manifest_digest_cpu", "  server CPU", "us/req", 1),
+    Row("cold_manifests", "cold manifests by tag", "req/s", 0),
+    Row("cold_manifests_cpu", "  server CPU", "us/req", 0),
     Row("cold_first", "cold blob, first byte", "ms", 1),
     Row("cold_total", "cold blob, total", "s", 3),
     Row("cold_upstream", "cold blob, upstream bytes / size", "x", 2),
@@ -143,6 +145,13 @@ TARGETS = (
         _ratio("manifest_tag", OCIPROXY, REGISTRY),
         ">=",
         30,
+    ),
+    Target("cold manifests by tag", _own("cold_manifests"), ">=", 1000, "req/s"),
+    *(
+        Target(
+            f"cold manifests by tag, to {name}", _ratio("cold_manifests", OCIPROXY, name), ">=", 1
+        )
+        for name in (REGISTRY, DRAYAGE)
     ),
     Target(
         "cold blob, first byte later than direct",

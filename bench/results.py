@@ -17,6 +17,7 @@ class Plan:
     rounds: int
     # A cold blob takes a third of a second, in which a neighbour's noise decides.
     cold_rounds: int
+    cold_manifests: int
     warm_rounds: int
     warm_seconds: float
     wrk_seconds: int

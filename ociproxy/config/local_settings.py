@@ -70,6 +70,19 @@ class ServerAuth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Admin:
+    """The second listener, for the operator; 0 as the port is none. `chosen` is whether the
+    operator named the port: one that was not may be taken by another program."""
+
+    host: str = "127.0.0.1"
+    port: int = 8081
+    chosen: bool = False
+    auth: ServerAuth | None = None
+    connections: int = 64
+    survey_every: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Serve:
     """The server. `default_upstream` is empty if a path without a registry is refused.
 
@@ -90,6 +103,7 @@ class Serve:
     client_stall: float = 300.0
     tls: ServerTls | None = None
     auth: ServerAuth | None = None
+    admin: Admin = Admin()
     networks: tuple[Network, ...] = ()
     connections: int = 4096
     header_limit: int = 16 * KIB

@@ -35,6 +35,7 @@ _ARGUMENTS: Final = frozenset({"args", "command"})
 _ENVIRONMENT: Final = "env"
 _DATA: Final = "data"
 _CONFIG_MAP: Final = "ConfigMap"
+_SECRET: Final = "Secret"  # noqa: S105 a kind of object
 _BLOCK_STYLES: Final = ("|", ">")
 """Of a scalar: its text begins on the line after the mark."""
 _INJECTED: Final = "auto"
@@ -174,7 +175,8 @@ class _Walk:
         if parent is None or ("kind" in frame.values and "apiVersion" in frame.values):
             kind = frame.values.get("kind", ("", 0))[0]
             owner = _printable("/".join(part for part in (kind, frame.name) if part)) or "document"
-            for candidate in frame.candidates:
+            # `image` of a ConfigMap is text as its other values are: a mention.
+            for candidate in () if kind in (_CONFIG_MAP, _SECRET) else frame.candidates:
                 self._settle(candidate, owner)
             for each in frame.mentions:
                 if each.where != _DATA or kind == _CONFIG_MAP:

@@ -194,11 +194,12 @@ data:
       image: team/injected:v5
     hub: {"proxy": "registry.example/proxy:v6"}
   plain: text
+  image: quay.io/team/named:v7
 ---
 apiVersion: v1
 kind: Secret
 metadata: {name: not-looked-at}
-data: {x: "registry.example/secret:v1"}
+data: {x: "registry.example/secret:v1", image: "registry.example/secret:v2"}
 """.replace("DIGEST", "sha256:" + "0a" * 32)
 
 
@@ -212,6 +213,7 @@ def test_text_that_looks_like_an_image_is_found_with_its_place() -> None:
         ("quay.io/team/operator:v1", 19, "Deployment/operator, env"),
         ("docker.io/team/injected:v5", 27, "ConfigMap/settings, data"),
         ("registry.example/proxy:v6", 28, "ConfigMap/settings, data"),
+        ("quay.io/team/named:v7", 30, "ConfigMap/settings, data"),
     ]
 
 
@@ -227,6 +229,8 @@ def test_what_looks_like_an_image_is_noted_unless_it_is_wanted(tmp_path: Path) -
         f"{manifest}:27: ConfigMap/settings, data: docker.io/team/injected:v5 "
         "looks like an image, left out",
         f"{manifest}:28: ConfigMap/settings, data: registry.example/proxy:v6 "
+        "looks like an image, left out",
+        f"{manifest}:30: ConfigMap/settings, data: quay.io/team/named:v7 "
         "looks like an image, left out",
     ]
 

@@ -130,6 +130,27 @@ def test_a_range_far_ahead_is_fetched_first(scene: Scene) -> None:
         response.read()
 
 
+@pytest.mark.parametrize("asked", ["bytes=-51", "bytes=0-9,16777165-16777215"])
+def test_the_footer_of_a_lazily_read_blob_does_not_wait_for_the_rest(
+    scene: Scene, asked: str
+) -> None:
+    blob = scene.blob(16 * MIB, Fault(stall_after=MIB), times=1)
+    scene.start(segment="4MiB")
+    answer = scene.get(blob, {"Range": asked})
+    assert answer.status == 206
+    assert blob.data[-51:] in answer.body
+    assert not scene.is_stored(blob)
+    scene.upstream.release()
+    assert scene.get(blob).body == blob.data
+
+
+def test_a_download_that_goes_on_does_not_end_before_the_blob_is_verified(scene: Scene) -> None:
+    blob = scene.blob(MIB, Fault(flip_at=10))
+    scene.start()
+    with pytest.raises(CUT_SHORT):
+        scene.get(blob, {"Range": f"bytes={MIB - 1000}-"})
+
+
 def test_a_large_slow_blob_uses_several_connections(scene: Scene) -> None:
     blob = scene.blob(16 * MIB, Fault(rate=2 * MIB))
     scene.start(segment="1MiB")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import http.client
 import io
@@ -167,12 +168,31 @@ def test_a_client_that_asks_and_reads_nothing_fills_no_memory(scene: Scene) -> N
         assert scene.server.peak_rss() < 90_000_000
 
 
+def open_in(store: Path, pid: int) -> list[Path]:
+    """What a process has open in the store."""
+    found = []
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(file.readlink())
+    return [path for path in found if path.is_relative_to(store)]
+
+
 def test_what_cannot_be_sent_says_why_in_the_log(scene: Scene) -> None:
     server = scene.start()
     blob = stored(scene, 8 * MIB)
     assert server.process is not None
     pid = server.process.pid
-    used = {int(file.name) for file in Path(f"/proc/{pid}/fd").iterdir()}
+
+    def open_files() -> set[int]:
+        return {int(file.name) for file in Path(f"/proc/{pid}/fd").iterdir()}
+
+    def is_settled() -> bool:
+        before = open_files()
+        time.sleep(0.2)
+        return before == open_files() and not open_in(server.store, pid)
+
+    server.wait_for(is_settled, "done with what it does at its start")
+    used = open_files()
     free = (number for number in itertools.count() if number not in used)
     # For the connection, the file, and one of the two that a thread needs.
     last = list(itertools.islice(free, 3))[-1]

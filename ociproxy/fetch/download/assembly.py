@@ -160,9 +160,10 @@ class Assembly:
 
     # For readers
 
-    def available(self, offset: int) -> int:
+    def available(self, offset: int, *, early: bool = False) -> int:
         """The end of the bytes that can be read from offset. The last byte waits for the
-        verification, so that no reader ever has all of a wrong blob."""
+        verification, so that no reader ever has all of a wrong blob; but not with `early`, for a
+        reader that looks at the end alone."""
         with self._lock:
             if self.verified and self.size is not None:
                 return self.size
@@ -170,7 +171,9 @@ class Assembly:
                 return offset
             stop = self._ingest.ranges.stop_after(offset)
             # Where the size is not known, any byte may be the last one.
-            return max(offset, stop - 1 if self.size is None else min(stop, self.size - 1))
+            return max(
+                offset, stop - 1 if self.size is None else min(stop, self.size - (not early))
+            )
 
     def want(self, offset: int) -> bool:
         """A reader waits for the byte at offset: it is fetched first. True where no connection is

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import waiting_for_upstream
+from ociproxy.errors import Interrupted
 from ociproxy.fetch.download.download import Download
 from ociproxy.fetch.download.state import State
+from ociproxy.metrics.counters import FILLS_FAILED, FILLS_RESUMED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,15 +88,16 @@ class Fill:
         ):
             await self._change()
 
-    async def available(self, offset: int) -> int:
-        """Wait for the byte at offset; return the end of the bytes that are there. Raises what
-        ended the fill."""
-        stop = self.download.assembly.available(offset)
+    async def available(self, offset: int, *, early: bool = False) -> int:
+        """Wait for the byte at offset; return the end of the bytes that are there. The last byte
+        is there once all are verified, unless it may come `early`. Raises what ended the fill."""
+        available = partial(self.download.assembly.available, offset, early=early)
+        stop = available()
         if stop > offset:
             return stop
         self.download.want(offset)
         try:
-            while (stop := self.download.assembly.available(offset)) <= offset:
+            while (stop := available()) <= offset:
                 await self._change()
         finally:
             self.download.assembly.unwant(offset)
@@ -131,6 +135,10 @@ class Fill:
         self.done = error is None
         self.download.close()
         self._wake()
+        if error is None and self.download.bytes_resumed:
+            FILLS_RESUMED.add()
+        if error is not None and not isinstance(error, Interrupted):
+            FILLS_FAILED.add(type(error).__name__)
 
     def abandon(self, error: Exception) -> None:
         """Give readers this error. The download's thread goes on, and its end will be unknown."""

@@ -102,8 +102,8 @@ class Relay(Fill):
         """Its one client reads no more: the download ends."""
         self.download.abort()
 
-    async def available(self, offset: int) -> int:
+    async def available(self, offset: int, *, early: bool = False) -> int:
         self._passing.free(offset)
-        while (stop := self.download.assembly.available(offset)) <= offset:
+        while (stop := self.download.assembly.available(offset, early=early)) <= offset:
             await self._change()
         return stop
