@@ -8,11 +8,14 @@ PORT = 8080
 CONFIG =
 ARGS =
 JOBS = 2
+VERSION =
+BUILDER = buildah bud --format docker
 
 BIN = $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help serve test coverage fuzz stress check format bench clean
+.PHONY: help serve test coverage fuzz stress crashes check format bench clean
+.PHONY: chart docs release audit lock cut image
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +39,10 @@ coverage: $(VENV)/dev.stamp ## the tests, and which lines of the product they re
 fuzz: $(VENV)/dev.stamp ## try more than 100,000 hostile inputs on every parser and on a server
 	$(BIN)/python -m pytest -q -p no:cacheprovider --hypothesis-profile=fuzz tests/fuzz $(ARGS)
 
+crashes: $(VENV)/dev.stamp ## kill the product and cut its power, hundreds of times: ARGS= goes to it
+	@tools/debian-packages.sh -f tools/test-packages.txt
+	$(BIN)/python -m tests.disk $(ARGS)
+
 check: $(VENV)/dev.stamp ## format, lint and types
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -52,8 +59,32 @@ bench: $(VENV)/bench.stamp ## compare with other mirrors: ARGS= goes to the benc
 	@tools/debian-packages.sh -f tools/test-packages.txt
 	$(BIN)/python -m bench $(ARGS)
 
+chart: $(VENV)/dev.stamp ## what is made from the Helm chart: expected output, plain manifests, its schema
+	$(BIN)/python -m tools.chart
+
+docs: $(VENV)/dev.stamp ## the documentation as a site, in site/
+	$(BIN)/python -m tools.site
+
+release: $(VENV)/dev.stamp ## wheel, sdist, bill of materials and checksums, in dist/
+	$(BIN)/python -m tools.release
+
+audit: $(VENV)/dev.stamp ## look the pinned dependencies up among known vulnerabilities
+	$(BIN)/python -m tools.audit
+
+lock: $(VENV)/dev.stamp ## pin the dependencies anew, for images and the bill of materials
+	$(BIN)/uv pip compile --quiet pyproject.toml --python-version 3.11 --universal --generate-hashes --upgrade \
+	    --no-annotate --custom-compile-command 'make lock' --output-file tools/requirements.txt
+
+cut: $(VENV)/dev.stamp ## make the unreleased changes a version: VERSION=
+	$(BIN)/python -m tools.cut '$(VERSION)'
+	$(BIN)/python -m tools.chart
+
+image: release ## the container image: BUILDER='buildah bud --format docker'
+	$(BUILDER) --file tools/Dockerfile --tag ociproxy --build-arg VERSION="$$($(BIN)/ociproxy version)" \
+	    --build-arg REVISION="$$(git rev-parse HEAD)" --build-arg CREATED="$$(git log -1 --format=%cI)" .
+
 clean: ## remove the virtual environment and the caches; the store stays
-	rm -rf $(VENV) .venv-newest dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-newest dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find ociproxy tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The virtual environment is made anew when the dependencies change, which drops its stamps too.
@@ -72,9 +103,9 @@ $(VENV)/serve.stamp: pyproject.toml
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/serve.stamp
-	$(BIN)/python -m pip install --quiet --use-pep517 --editable '.[test,dev]'
+	$(BIN)/python -m pip install --quiet --use-pep517 --editable '.[test,dev,chart,docs,release]'
 	@touch $@
 
 $(VENV)/bench.stamp: $(VENV)/dev.stamp
-	$(BIN)/python -m pip install --quiet --use-pep517 --editable '.[test,dev,bench]'
+	$(BIN)/python -m pip install --quiet --use-pep517 --editable '.[test,dev,chart,docs,release,bench]'
 	@touch $@

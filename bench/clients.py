@@ -165,6 +165,44 @@ def trickle(requests: Sequence[Request], *, rate: int, seconds: float) -> int:
         return sum(connection.first_byte is not None for connection in connections)
 
 
+def take_all(port: int, paths: Sequence[str], *, connections: int, limit: float) -> float:
+    """Seconds until each path was answered with a whole 200, over so many kept connections."""
+    waiting = iter(paths)
+    sending: dict[socket.socket, bytes] = {}
+    left = len(paths)
+
+    def send(sock: socket.socket) -> None:
+        path = next(waiting, None)
+        sending[sock] = b""
+        if path is not None:
+            head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: {MANIFEST_TYPE}"
+            sock.sendall(f"{head}\r\n\r\n".encode())
+
+    with selectors.DefaultSelector() as selector, contextlib.ExitStack() as sockets:
+        for _ in range(connections):
+            sock = sockets.enter_context(socket.create_connection(("127.0.0.1", port)))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            selector.register(sock, selectors.EVENT_READ)
+        began = time.perf_counter()
+        for key in list(selector.get_map().values()):
+            send(key.fileobj)  # type: ignore[arg-type] # it is the socket
+        while left:
+            if time.perf_counter() - began > limit:
+                raise BenchError(f"{left} of {len(paths)} not answered after {limit:.0f} s")
+            for key, _ in selector.select(timeout=1.0):
+                sock = key.fileobj  # type: ignore[assignment] # it is the socket
+                came = sock.recv(HEAD_LIMIT)
+                sending[sock] += came
+                head, blank, body = sending[sock].partition(b"\r\n\r\n")
+                length = re.search(rb"(?i)\ncontent-length: *(\d+)", head)
+                if not came or (blank and (not head.startswith(b"HTTP/1.1 200") or not length)):
+                    raise BenchError(f"{head[:200]!r}")
+                if length and len(body) >= int(length[1]):
+                    left -= 1
+                    send(sock)
+        return time.perf_counter() - began
+
+
 @dataclass(frozen=True)
 class Rate:
     requests: int

@@ -67,6 +67,27 @@ def push_images(upstream: Target, static: Path, size: int) -> Images:
     return Images(blob, size, manifest, raw, static)
 
 
+MANY = "bench/many"
+
+
+def lay_out_manifests(static: Path, count: int) -> list[str]:
+    """Different manifests of images that share their one layer, as files that nginx serves; returns
+    their tags."""
+    config, layer = b"{}", b"\0" * 1024
+    root = static / "v2" / MANY
+    _lay_out(root, {f"blobs/{digest_of(data)}": data for data in (config, layer)})
+    document = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": _descriptor(CONFIG_TYPE, digest_of(config), len(config)),
+        "layers": [_descriptor(LAYER_TYPE, digest_of(layer), len(layer))],
+    }
+    tags = [f"v{number}" for number in range(count)]
+    raw = {tag: json.dumps({**document, "annotations": {"tag": tag}}, indent=2) for tag in tags}
+    _lay_out(root, {f"manifests/{tag}": text.encode() for tag, text in raw.items()})
+    return tags
+
+
 @dataclass(frozen=True)
 class Family:
     """Images that share layers; `size` is that of all different blobs, in bytes."""

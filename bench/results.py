@@ -17,6 +17,7 @@ class Plan:
     rounds: int
     # A cold blob takes a third of a second, in which a neighbour's noise decides.
     cold_rounds: int
+    cold_manifests: int
     warm_rounds: int
     warm_seconds: float
     wrk_seconds: int
@@ -29,6 +30,7 @@ class Plan:
     archive_images: int
     archive_rounds: int
     neighbour_blobs: int
+    scale_manifests: int
     started: float = field(default_factory=time.perf_counter)
 
     def rounds_of(self, count: int) -> Iterator[int]:

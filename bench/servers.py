@@ -143,6 +143,20 @@ def start_upstream(directory: Path) -> Upstream:
     return Upstream(process)
 
 
+def start_static_upstream(directory: Path, static: Path) -> Upstream:
+    """nginx, which costs next to nothing beside what is measured."""
+    directory.mkdir()
+    port = free_port()
+    argv = _nginx(directory, static, port)
+    process = spawn("static upstream", argv, port, directory / "log")
+    try:
+        process.wait_ready()
+    except BaseException:
+        process.stop()
+        raise
+    return Upstream(process)
+
+
 def start_tls_upstream(directory: Path, store: Path) -> Upstream:
     """Another registry over the same store."""
     directory.mkdir()
@@ -171,9 +185,7 @@ def rivals(static: Path) -> list[Rival]:
     """`static` is the tree of files that nginx serves."""
 
     def nginx(directory: Path, port: int, _upstream: Upstream) -> list[str]:
-        (directory / "nginx.conf").write_text(_nginx_config(directory, static, port))
-        config = str(directory / "nginx.conf")
-        return [find("nginx"), "-c", config, "-p", str(directory), "-e", str(directory / "error")]
+        return _nginx(directory, static, port)
 
     return [
         Rival(OCIPROXY, _ociproxy, by_namespace=True),
@@ -233,6 +245,12 @@ def _drayage(directory: Path, port: int, upstream: Upstream) -> list[str]:
         f'registry = "http://{upstream.host}"\n'
     )
     return [find("drayage"), "serve", "--config", str(config)]
+
+
+def _nginx(directory: Path, static: Path, port: int) -> list[str]:
+    (directory / "nginx.conf").write_text(_nginx_config(directory, static, port))
+    config = str(directory / "nginx.conf")
+    return [find("nginx"), "-c", config, "-p", str(directory), "-e", str(directory / "error")]
 
 
 def _nginx_config(directory: Path, static: Path, port: int) -> str:

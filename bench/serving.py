@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.clients import Download, Request, download, trickle, wrk
-from bench.images import REPOSITORIES, TAG, Images, verify
+from bench.clients import Download, Request, download, take_all, trickle, wrk
+from bench.images import MANY, REPOSITORIES, TAG, Images, lay_out_manifests, verify
 from bench.processes import BenchError, settle
 from bench.results import Plan, Results, say
 from bench.servers import (
@@ -25,6 +25,7 @@ from bench.servers import (
     Running,
     Target,
     Upstream,
+    start_static_upstream,
     start_tls_upstream,
 )
 
@@ -165,6 +166,36 @@ def manifests(bench: Bench) -> None:
             bench.results.put(f"manifest_{row}_cpu", name, spent / done * 1e6)
 
 
+def cold_manifests(bench: Bench) -> None:
+    """Manifests that no client asked for before, by tag: from the upstream, into the store."""
+    static = bench.work / "many"
+    tags = lay_out_manifests(static, bench.plan.cold_manifests)
+    upstream = start_static_upstream(bench.work / "many-upstream", static)
+    rates: dict[str, list[float]] = defaultdict(list)
+    cost: dict[str, list[float]] = defaultdict(list)
+    try:
+        for _ in bench.plan.rounds_of(bench.plan.rounds):
+            for rival in bench.proxies:
+                with (
+                    bench.attempt("cold manifests", rival.name),
+                    rival.cold(bench.work, upstream) as running,
+                ):
+                    paths = [running.target.manifest(MANY, tag) for tag in tags]
+                    settle(running.process, upstream.process)
+                    cpu = running.process.cpu_seconds()
+                    seconds = take_all(
+                        running.target.port, paths, connections=32, limit=DOWNLOAD_LIMIT
+                    )
+                    settle(running.process, upstream.process)
+                    cost[rival.name].append((running.process.cpu_seconds() - cpu) / len(tags))
+                    rates[rival.name].append(len(tags) / seconds)
+    finally:
+        upstream.process.stop()
+    for name, values in rates.items():
+        bench.results.put("cold_manifests", name, max(values))
+        bench.results.put("cold_manifests_cpu", name, min(cost[name]) * 1e6)
+
+
 def cold_blob(bench: Bench) -> None:
     samples = _cold_rounds(bench, "cold", bench.proxies, clients=1, rounds=bench.plan.cold_rounds)
     for name, runs in samples.items():
@@ -286,6 +317,7 @@ SERVING: dict[str, Callable[[Bench], None]] = {
     "start": start_time,
     "warm-blob": warm_blob,
     "manifests": manifests,
+    "cold-manifests": cold_manifests,
     "cold": cold_blob,
     "cold-tls": cold_tls,
     "stampede": stampede,

@@ -19,7 +19,7 @@ from ociproxy.store.store import Store
 from tests import forked
 from tests.images import Content, Image, image_of, layer, random_bytes
 from tests.server import ROOT
-from tests.stores import put, stored
+from tests.stores import put, record_tag, stored
 
 DAY = 86400.0
 
@@ -84,7 +84,7 @@ def write(store: Store, reference: str, made: Image) -> None:
         holder = ManifestHolder.of(each.data, each.media_type)
         store.commit_manifest(parsed.repository, holder)
         if parsed.tag is not None and each.digest == made.digest:
-            store.record_tag(parsed.repository, parsed.tag, holder.descriptor, now=time.time())
+            record_tag(store, parsed.repository, parsed.tag, holder.descriptor, now=time.time())
 
 
 def age(store: Store, each: Content, days: float) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import re
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -50,7 +52,8 @@ class Answer:
 class Mirror:
     """`config` is the config file's content: a mapping, or a list for the classic shape.
 
-    `tls` is the client's side of a server that speaks HTTPS; `before` a command that runs it.
+    `tls` is the client's side of a server that speaks HTTPS; `before` a command that runs it. With
+    `admin` it has an admin listener.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Mirror:
         store: Path | None = None,
         tls: ssl.SSLContext | None = None,
         before: Sequence[str] = (),
+        admin: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.store = store or folder / "store"
@@ -71,6 +75,7 @@ class Mirror:
         self.args, self.env = tuple(args), dict(env or {})
         self.tls, self.before = tls, tuple(before)
         self.host, self.port = "127.0.0.1", 0
+        self.admin_port = free_port() if admin else 0
         self.process: subprocess.Popen[bytes] | None = None
         self.write_config({} if config is None else config)
 
@@ -86,7 +91,12 @@ class Mirror:
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **self.env},
+                env={
+                    **os.environ,
+                    "PYTHONUNBUFFERED": "1",
+                    "OCIPROXY_ADMIN_PORT": str(self.admin_port),
+                    **self.env,
+                },
             )
         limit = time.monotonic() + START_LIMIT
         while (found := LISTENING.search(self.log()[seen:])) is None:
@@ -216,6 +226,21 @@ class Mirror:
     ) -> Answer:
         return self.get(f"/v2/{repository}/blobs/{digest}?ns={registry}", headers)
 
+    def admin(self, path: str, headers: Mapping[str, str] | None = None) -> Answer:
+        """A GET to its admin listener."""
+        connection = http.client.HTTPConnection(self.host, self.admin_port, timeout=30)
+        with contextlib.closing(connection):
+            connection.request("GET", path, headers=dict(headers or {}))
+            response = connection.getresponse()
+            names = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, names, response.read())
+
+    def metrics(self) -> dict[str, float]:
+        """Each series with its value, as /metrics writes it."""
+        lines = self.admin("/metrics").body.decode().splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, value in pairs}
+
     def peak_rss(self) -> int:
         """Bytes, of the server process itself."""
         assert self.process is not None
@@ -223,6 +248,12 @@ class Mirror:
         found = re.search(r"VmHWM:\s+(\d+) kB", status)
         assert found is not None
         return int(found[1]) * 1024
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def upstream_entry(url: str, **more: object) -> dict[str, object]:

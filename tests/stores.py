@@ -7,7 +7,7 @@ from pathlib import Path
 from ociproxy.oci.descriptor import Descriptor
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import ManifestHolder
-from ociproxy.oci.reference import Reference
+from ociproxy.oci.reference import Reference, Repository
 from ociproxy.store.read_only import TagRecord
 from ociproxy.store.store import Store
 from tests.images import Content, Image
@@ -29,6 +29,15 @@ def put(store: Store, reference: str, made: Image, *, resolved: float = 1_800_00
         top = Descriptor(made.top.media_type, Digest.parse(made.digest), made.top.size)
         record = TagRecord(top, resolved, parsed.repository.registry)
         store.refs.put_tag(parsed.repository, parsed.tag, record)
+
+
+def record_tag(
+    store: Store, repository: Repository, tag: str, descriptor: Descriptor, *, now: float
+) -> None:
+    """What a tag means from `now` on."""
+    with store.publishing() as commit:
+        store.put_tag(repository, tag, descriptor, commit, now=now)
+    commit.wait()
 
 
 def stored(store: Store, content: Content) -> Path:

@@ -144,9 +144,12 @@ class Stress:
                 each.start()
             self._call("load", "--config-path", str(servers[0].config_path), str(lists))
             watcher = Watcher(self._store, self.cap)
-            self._run_beside(servers, seconds)
-            watcher.look()
-            watcher.stop()
+            try:
+                self._run_beside(servers, seconds, watcher)
+                watcher.look()
+            finally:
+                self._ending.set()
+                watcher.stop()
             for each in servers:
                 each.stop()  # fails where it does not end in time
             for each in servers:
@@ -164,7 +167,8 @@ class Stress:
                 self.found.wrong.append(f"traceback in {each.log_path}")
         return self.found
 
-    def _run_beside(self, servers: list[Mirror], seconds: float) -> None:
+    def _run_beside(self, servers: list[Mirror], seconds: float, watcher: Watcher) -> None:
+        """For so long, and until something was removed."""
         config = str(servers[0].config_path)
         target = str(self.cap * 8 // 10)
         threads = [
@@ -172,7 +176,7 @@ class Stress:
             for number in range(PULLERS)
         ]
         threads += [
-            threading.Thread(target=self._repeat, args=(work, pause))
+            threading.Thread(target=self._repeat, args=(work, pause * min(1.0, seconds / 30)))
             for work, pause in (
                 (lambda: self._load(config), 5.0),
                 (lambda: self._call("prune", "--to-size", target, "--config-path", config), 7.0),
@@ -182,7 +186,7 @@ class Stress:
         for each in threads:
             each.start()
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        while (now := time.monotonic()) < end or (not watcher.removed and now < end + SILENCE):
             time.sleep(0.2)
             silence = time.monotonic() - self._pulled
             self.found.silence = max(self.found.silence, silence)
@@ -282,6 +286,7 @@ class Stress:
     def _judge(self, watcher: Watcher) -> None:
         found = self.found
         found.largest, found.in_flight = watcher.largest, watcher.in_flight
+        found.counts["removed"] = sum(watcher.removed.values())
         # Those of a load do not wait for room.
         found.beyond = max(0, watcher.beyond - LOADED * self.largest_image)
         if found.beyond:
@@ -315,6 +320,7 @@ def table(stress: Stress, found: Findings) -> str:
         ("blobs from the store", counts["hits"], ""),
         ("blobs passed through, for nothing might go", counts["blobs passed through"], ""),
         ("images evicted by the servers", counts["evicted images"], ""),
+        ("files removed, by them and by prune", counts["removed"], ""),
         ("runs of load, prune, check", sum(counts[n] for n in ("load", "prune", "check")), ""),
         ("largest size of the store, % of the cap", round(100 * found.largest / cap), ""),
         ("most that was in flight, % of the cap", round(100 * found.in_flight / cap), ""),

@@ -13,6 +13,8 @@ from ociproxy.cli.main import main
 from ociproxy.config.kinds import Duration, Number, Size
 from ociproxy.config.table import ROOT
 from ociproxy.errors import OciProxyError
+from ociproxy.metrics.counters import COUNTERS, HISTOGRAMS
+from ociproxy.serve.admin.exposition import GAUGES
 from ociproxy.serve.errors import STATUS
 from tests.config.test_config import keys
 
@@ -131,7 +133,11 @@ def limits() -> Iterator[tuple[str, str]]:
     things, which a port is not. What is inherited, or repeated for endpoints, has one row."""
     for path, key, default in keys(ROOT):
         repeated = key.inherited or ".endpoints[]" in path
-        if isinstance(key.kind, Duration | Size | Number) and path != "serve.port" and not repeated:
+        if (
+            isinstance(key.kind, Duration | Size | Number)
+            and not path.endswith(".port")
+            and not repeated
+        ):
             yield path, f"`{default}`" if default != "" else ""
 
 
@@ -140,6 +146,22 @@ def test_every_limit_has_a_row_that_says_what_happens_at_it(path: str, default: 
     found = dict(row for row in rows("operations.md") if row[0] == f"`{path}`")
     assert list(found) == [f"`{path}`"]
     assert default in found[f"`{path}`"]
+
+
+def test_every_metric_is_documented_and_no_other() -> None:
+    text = (CHECKOUT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    documented = re.findall(
+        r"^\| `(ociproxy_\w+)` \| (\w+) \| ([^|]*?) ?\| ([^|]+) \|$", text, re.MULTILINE
+    )
+    there = [
+        (f"{name}_total" if kind == "counter" else name, kind, labels, meaning)
+        for kind, metrics in (("counter", COUNTERS), ("histogram", HISTOGRAMS), ("gauge", GAUGES))
+        for name, labels, meaning in (
+            (each.name, ", ".join(f"`{label}`" for label in each.labels), each.meaning)
+            for each in metrics
+        )
+    ]
+    assert sorted(documented) == sorted(there)
 
 
 def test_every_make_target_exists() -> None:

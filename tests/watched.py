@@ -19,7 +19,7 @@ from ociproxy.cli.main import main
 # the read. Whatever writes, reads a blob or asks the network is not among them.
 SMALL_READS: Final = [
     ("ociproxy/store/blobs.py", {"find", "find_size"}),
-    ("ociproxy/store/manifests.py", {"find", "is_long_to_read"}),
+    ("ociproxy/store/manifests.py", {"find"}),
     ("ociproxy/store/refs.py", {"_find", "_names", "has_repository", "manifests_state"}),
 ]
 # Held for a few instructions by whoever has it.
@@ -30,7 +30,10 @@ SHORT_LOCKS: Final = [
         {"available", "want", "unwant", "duplicate_file", "close"},
     ),
 ]
-READS: Final = ("os.stat", "os.scandir", "os.pread", "io.BufferedReader.read")
+READS: Final = (
+    *("os.stat", "os.scandir", "os.listdir", "os.read", "os.pread"),
+    "io.BufferedReader.read",
+)
 LOCKS: Final = ("threading.Lock.acquire", "threading.Lock.acquire_lock")
 MORE: Final = (
     (None, "os.fsync"),

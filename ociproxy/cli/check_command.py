@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ociproxy import log
+from ociproxy.cli.check_passes import Progress
+from ociproxy.cli.check_passes import scrub as scrub_store
 from ociproxy.cli.check_report import Report
 from ociproxy.cli.options import (
     SizeType,
@@ -24,7 +26,8 @@ from ociproxy.cli.terminal import INTERRUPTED, Step, sigterm_as_sigint
 from ociproxy.errors import LayoutInvalid
 from ociproxy.store.check import Findings, check
 from ociproxy.store.damage import JOBS, FileCheck, Throttle
-from ociproxy.store.store import open_existing
+from ociproxy.store.passes import START
+from ociproxy.store.store import is_store, open_existing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +63,19 @@ if TYPE_CHECKING:
     help="Files that may be hashed at once.  [default: processors, 8 at most]",
 )
 @click.option(
+    "--resume",
+    is_flag=True,
+    envvar="OCIPROXY_RESUME",
+    help="Remember how far it came, and begin where a check with --resume was interrupted.",
+)
+@click.option(
+    "--scrub",
+    is_flag=True,
+    envvar="OCIPROXY_SCRUB",
+    help="Hash what is due of the pass that store.scrub asks for, and repair what is damaged, as a "
+    "server does.",
+)
+@click.option(
     "--repair",
     is_flag=True,
     envvar="OCIPROXY_REPAIR",
@@ -85,6 +101,8 @@ def check_command(
     quick: bool,
     rate: int | None,
     jobs: int,
+    resume: bool,
+    scrub: bool,
     repair: bool,
     offline: bool | None,
     as_json: bool,
@@ -96,12 +114,14 @@ def check_command(
     `import` reads: archives, with all their volumes, and folders. Exits with 5 where something is
     damaged, with 3 where something is missing.
     """
-    if archives and (quick or repair):
-        raise click.UsageError("--quick and --repair are for a store: leave them out")
-    if quick and repair:
-        raise click.UsageError("--repair has to know what is damaged: leave --quick out")
+    if archives and (quick or resume or scrub or repair):
+        raise click.UsageError("--quick, --resume, --scrub and --repair are for a store")
+    if quick and (resume or repair):
+        raise click.UsageError("--resume and --repair need every file hashed: leave --quick out")
+    if scrub and (quick or resume or repair or rate):
+        raise click.UsageError("--scrub resumes and repairs anyway: give no other such option")
     for path in archives:
-        if (path / "store.json").is_file():
+        if is_store(path):
             raise click.UsageError(f"{path} is a store: say so with --image-path")
     screen = Screen()
     report = Report(screen, as_json=as_json)
@@ -118,28 +138,44 @@ def check_command(
             whole = _check_archives(archives, rate, screen, report)
         else:
             store = open_existing(config.store.path)
-            if repair:
+            if repair or resume or scrub:
                 store.check_writable()
-            files = FileCheck(store, jobs=jobs, rate=rate, quick=quick, take_out=repair)
-            findings = _check_store(store, files, screen, report)
-            whole = findings is not None
-            if repair and findings is not None:
-                whole = _repair(store, config, findings, screen, report, as_json=as_json)
+            if scrub:
+                whole = scrub_store(store, config, screen, report, as_json=as_json)
+            else:
+                progress = Progress(store, "check") if resume else None
+                first = START if progress is None else progress.found.position
+                files = FileCheck(
+                    store, jobs=jobs, rate=rate, quick=quick, take_out=repair, first=first
+                )
+                findings = _check_store(store, files, screen, report, progress)
+                whole = findings is not None
+                if repair and findings is not None:
+                    whole = _repair(store, config, findings, screen, report, as_json=as_json)
+                if progress is not None and whole:
+                    progress.end()
     report.end(interrupted=not whole)
-    if not whole and repair:
+    if not whole and (repair or scrub):
         from ociproxy.cli.load_run import leave
 
         leave(INTERRUPTED)
     ctx.exit(report.exit_code if whole else INTERRUPTED)
 
 
-def _check_store(store: Store, files: FileCheck, screen: Screen, report: Report) -> Findings | None:
+def _check_store(
+    store: Store, files: FileCheck, screen: Screen, report: Report, progress: Progress | None
+) -> Findings | None:
     """Report what is found, and return it; None where it was interrupted."""
     findings: Findings | None = None
     try:
         size = files.size()
         with screen.watching_work(lambda: Step("all", "check", files.read, size)):
-            files.run()
+            if progress is None:
+                files.run()
+            else:
+                if part := progress.found.part:
+                    report.resumed(part)
+                progress.run(files)
             findings = check(store, files.damaged, files.unsealed)
     except KeyboardInterrupt:
         pass

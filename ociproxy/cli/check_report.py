@@ -63,6 +63,13 @@ class Report:
         self._files(root, "stray", files.strays, "is named by no digest: nothing reads it")
         self._found["arriving images"] += findings.arriving
 
+    def resumed(self, part: float) -> None:
+        """An earlier check did so much of the files, 0 to 1."""
+        if self._json:
+            print_event("resumed", part=round(part, 4))
+        else:
+            self._screen.line(f"goes on after {100 * part:.1f} % of all files")
+
     def repaired(self, left: Findings) -> None:
         """What a repair has left decides on the exit code."""
         self.exit_code = _MISSING if left else 0

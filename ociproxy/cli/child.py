@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Final
 
@@ -20,14 +22,13 @@ from ociproxy.cli.main import main
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from ociproxy.config.settings import Config
     from ociproxy.serve.housekeeping import MakeCommand
 
 _NICE: Final = 10
 """About a tenth of a busy processor: less would keep publishers waiting for a removal."""
-_END_TIME: Final = 5.0
+_END_TIME: Final = 10.0
 """Seconds that the command has to end in order once its server has gone."""
 
 
@@ -46,6 +47,8 @@ def command_maker(config_path: Path | None) -> MakeCommand:
 
 def _run() -> None:
     os.nice(_NICE)
+    with suppress(OSError):  # where memory runs out, it ends before the server does
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     Thread(target=_end_with_server, name="lifeline", daemon=True).start()
     _forget_options(sys.argv[1])
     main()

@@ -65,7 +65,7 @@ def list_command(
         for entry in entries:
             click.echo(str(entry.reference))
     elif style == "json":
-        click.echo(json.dumps([_document(entry) for entry in entries], indent=1))
+        click.echo(json.dumps([document(entry) for entry in entries], indent=1))
     else:
         print_table(
             _COLUMNS,
@@ -112,7 +112,8 @@ def _total(entries: list[Entry], size: int) -> None:
     click.echo(f"{images}{incomplete}: {decimal(size)} in different contents", err=True)
 
 
-def _document(entry: Entry) -> dict[str, object]:
+def document(entry: Entry) -> dict[str, object]:
+    """As `--format json` tells it."""
     return {
         "reference": str(entry.reference),
         "digest": str(entry.digest),

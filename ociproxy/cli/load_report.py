@@ -18,7 +18,7 @@ from ociproxy.config.units import show_duration
 from ociproxy.errors import UpstreamRateLimited
 from ociproxy.load.loader import Watcher
 from ociproxy.load.plan import Plan, PlannedImage, PlannedPulls
-from ociproxy.store.files import free_space
+from ociproxy.store.limits import free_space
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -32,6 +32,7 @@ _COMMANDS: Final = {
     "check": "ociproxy.cli.check_command:check_command",
     "diff": "ociproxy.cli.diff_command:diff_command",
     "client-config": "ociproxy.cli.client_config:client_config",
+    "survey": "ociproxy.cli.survey_command:survey_command",
     "config": "ociproxy.cli.config_command:config",
 }
 

@@ -168,6 +168,7 @@ def configuration(
     log_level: str | None = None,
     log_format: str | None = None,
     serve: dict[str, object] | None = None,
+    admin: dict[str, object] | None = None,
     load: dict[str, object] | None = None,
 ) -> Config:
     """The file's configuration, with each option that was given in place of the file's value.
@@ -179,7 +180,9 @@ def configuration(
         config,
         store=_with(config.store, path=image_path),
         log=_with(config.log, level=log_level, format=log_format),
-        serve=_with(config.serve, **(serve or {})),
+        serve=_with(
+            config.serve, **(serve or {}), admin=_with(config.serve.admin, **(admin or {}))
+        ),
         load=_with(config.load, **(load or {})),
     )
 

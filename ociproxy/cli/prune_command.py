@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,6 +25,7 @@ from ociproxy.cli.options import (
 from ociproxy.cli.pins_command import all_pins
 from ociproxy.cli.prune_report import Report
 from ociproxy.cli.terminal import sigterm_as_sigint
+from ociproxy.errors import StoreFull
 from ociproxy.store.limits import Limits
 from ociproxy.store.pruning.carry_out import carry_out
 from ociproxy.store.pruning.pins import Pins
@@ -172,7 +173,9 @@ def prune(
             stuck: bool | None = None
             if to_limits:  # what may go by and by is no reason to wait for more
                 stuck = done.freed <= plan.size // 100 and _is_too_large(selection, plan, done)
-            store.usage.record(plan.size - done.freed, before, freed=done.freed, stuck=stuck)
+            size = plan.size - done.freed
+            with suppress(StoreFull):  # then servers know nothing, and count again
+                store.usage.record(size, before, freed=done.freed, stuck=stuck)
         report.end(plan, done)
     ctx.exit(_NOT_REACHED if _is_too_large(selection, plan, done) else 0)
 

@@ -9,6 +9,7 @@ import logging
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from socket import socket
 
 import click
 
@@ -24,9 +25,13 @@ from ociproxy.cli.sources import machine_platform, read_wanted
 from ociproxy.config.settings import Config
 from ociproxy.errors import ConfigError, StoreError
 from ociproxy.load.imagelist import Wanted
-from ociproxy.serve.server import Setup, listen, run
+from ociproxy.metrics.counters import share
+from ociproxy.serve.admin.server import admin_socket, run_admin
+from ociproxy.serve.listener import listen
+from ociproxy.serve.server import Setup, run
+from ociproxy.serve.supervisor import Supervisor
 from ociproxy.serve.tls import server_context
-from ociproxy.serve.workers import run_workers
+from ociproxy.serve.workers import Work, run_workers
 from ociproxy.store.store import Store, is_store, temporary_store
 
 
@@ -38,6 +43,12 @@ from ociproxy.store.store import Store, is_store, temporary_store
     envvar="OCIPROXY_PORT",
     type=click.IntRange(0, 65535),
     help="0 lets the kernel choose.  [default: 8080]",
+)
+@click.option(
+    "--admin-port",
+    envvar="OCIPROXY_ADMIN_PORT",
+    type=click.IntRange(0, 65535),
+    help="The port for metrics, probes and state; 0 turns it off.  [default: 8081]",
 )
 @click.option(
     "--offline",
@@ -77,6 +88,7 @@ def serve(
     log_format: str | None,
     host: str | None,
     port: int | None,
+    admin_port: int | None,
     offline: bool | None,
     workers: int | None,
     preload_images: Path | None,
@@ -91,6 +103,7 @@ def serve(
             image_path=image_path,
             log_level=log_level,
             log_format=log_format,
+            admin={"port": admin_port, "chosen": None if admin_port is None else True},
             serve={
                 "host": host,
                 "port": port,
@@ -109,6 +122,7 @@ def serve(
         fresh = read()
         return fresh, server_context(fresh.serve)
 
+    supervisor = Supervisor()
     config = read()
     log.set_up(config.log.level, config.log.format)
     for line in misspelt(ctx.find_root()):
@@ -143,26 +157,59 @@ def serve(
 
         # Made before the workers fork, so that they share the keys of TLS session tickets.
         context = server_context(config.serve)
-        listener = stack.enter_context(listen(config))
+        listener = stack.enter_context(
+            listen(config.serve.host, config.serve.port, client_stall=config.serve.client_stall)
+        )
+        admin = admin_socket(config)
+        if admin is not None:
+            stack.enter_context(admin)
+        workers = config.serve.workers
+        make_command = command_maker(config_path)
+        # The leader has the first row, the workers the next ones, the admin process the last.
+        tally = share(1 if workers == 1 else workers + 2)
 
-        def work(*, again: bool = False) -> None:
-            # A worker that replaces a dead one reads the configuration anew; if that is wrong, the
+        def setup(*, again: bool) -> Setup:
+            # A process that replaces a dead one reads the configuration anew; if that is wrong, the
             # configuration of the start stays.
-            setup = config, context
             if again:
                 try:
-                    setup = reread()
+                    return reread()
                 except ConfigError as exc:
                     log.event(logging.ERROR, "configuration not reloaded", reason=exc)
-            make_command = command_maker(config_path)
-            run(setup, store, partial(backends, store), listener, reread, make_command, wanted)
+            return config, context
 
-        if config.serve.workers == 1:
+        def work(row: int = 0, *, again: bool = False) -> None:
+            if row:
+                tally.use(row)
+                if admin is not None:
+                    admin.close()
+            run(
+                setup(again=again),
+                store,
+                partial(backends, store),
+                listener,
+                reread,
+                make_command,
+                wanted,
+                supervisor,
+                tally=None if admin is None else tally,
+                admin=None if row else admin,
+            )
+
+        def work_admin(port: socket, *, again: bool) -> None:
+            tally.use(workers + 1)
+            listener.close()
+            run_admin(setup(again=again)[0], store, port, tally, make_command, read)
+
+        if workers == 1:
             work()
         else:
-            run_workers(
-                config.serve.workers, work, listener=listener, grace=config.serve.shutdown_grace
-            )
+            works: list[Work] = [partial(work, row) for row in range(1, workers + 1)]
+            listeners = [listener]
+            if admin is not None:
+                works.append(partial(work_admin, admin))
+                listeners.append(admin)
+            run_workers(works, supervisor, listeners=listeners, grace=config.serve.shutdown_grace)
 
 
 def _warn_of_absent_base(bundle: Bundle, store: Store) -> None:

@@ -40,7 +40,7 @@ class Share:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
     """`max_size` is None without a cap, `min_free` for the default: 5 % of the file system or 2
-    GiB, whichever is less."""
+    GiB, whichever is less. `scrub` is how long a pass over all files takes, None for no scrub."""
 
     path: Path = Path("/var/lib/ociproxy")
     hot_manifests: int = 16 * MIB
@@ -49,6 +49,8 @@ class Store:
     evict_every: float = 3600.0
     keep_recent: float = 3600.0
     pins: tuple[str | PinSource, ...] = ()
+    scrub: float | None = 30 * 86400.0
+    scrub_rate: int = 10 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,19 @@ class ServerAuth:
     """Who may pull: the users of an htpasswd file."""
 
     htpasswd: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admin:
+    """The second listener, for the operator; 0 as the port is none. `chosen` is whether the
+    operator named the port: one that was not may be taken by another program."""
+
+    host: str = "127.0.0.1"
+    port: int = 8081
+    chosen: bool = False
+    auth: ServerAuth | None = None
+    connections: int = 64
+    survey_every: float = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +103,7 @@ class Serve:
     client_stall: float = 300.0
     tls: ServerTls | None = None
     auth: ServerAuth | None = None
+    admin: Admin = Admin()
     networks: tuple[Network, ...] = ()
     connections: int = 4096
     header_limit: int = 16 * KIB

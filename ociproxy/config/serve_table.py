@@ -11,7 +11,7 @@ from typing import Any, Final
 from ociproxy.config import tls_files
 from ociproxy.config.htpasswd import read_htpasswd
 from ociproxy.config.kinds import Duration, FilePath, Flag, Number, Place, Size, Text
-from ociproxy.config.local_settings import Network, Serve, ServerAuth, ServerTls
+from ociproxy.config.local_settings import Admin, Network, Serve, ServerAuth, ServerTls
 from ociproxy.config.sections import Items, Key, Section, line_of
 from ociproxy.config.settings import Tls
 from ociproxy.config.units import MIB
@@ -74,6 +74,26 @@ _AUTH: Final = Section(
     rules=(_users,),
 )
 
+
+def _admin(values: dict[str, Any]) -> Admin:
+    return Admin(**values, chosen="port" in values)
+
+
+_ADMIN: Final = Section(
+    Admin,
+    {
+        "host": Key(Text(), "Address of the admin listener."),
+        "port": Key(Number(0, 65535), "Its port; 0 turns it off."),
+        "auth": Key(_AUTH, "Who may use it; without it every client that reaches it."),
+        "connections": Key(Number(1, 10_000), "Connections to it at once; more are answered 503."),
+        "survey_every": Key(
+            Duration(at_least=10.0, at_most=30 * 86400.0),
+            "How often what the store holds is counted for it, by a child process.",
+        ),
+    },
+    build=_admin,
+)
+
 _NETWORKS: Final = Items(Text(parse=_network))
 
 SERVE: Final = Section(
@@ -108,6 +128,7 @@ SERVE: Final = Section(
         ),
         "tls": Key(_TLS, "HTTPS on the port; without it plain HTTP."),
         "auth": Key(_AUTH, "Who may pull; without it every client."),
+        "admin": Key(_ADMIN, "A second listener, with metrics and the state of this server."),
         "networks": Key(_NETWORKS, "Networks that clients may connect from; empty is all."),
         "connections": Key(
             Number(1, 1_000_000), "Client connections of one process; more are answered 503."

@@ -142,6 +142,11 @@ class Upstream:
     ns: bool | None = None
 
     @property
+    def label(self) -> str:
+        """Its name in metrics: clients make up the names of those that are not listed."""
+        return self.name if self.listed else "other"
+
+    @property
     def urls(self) -> tuple[str, ...]:
         """The base URLs, in the order in which they are tried; none ends with a slash."""
         if self.endpoint is not None:

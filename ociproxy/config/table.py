@@ -27,7 +27,7 @@ from ociproxy.config.schedule import WINDOW, Sync, Window
 from ociproxy.config.sections import Either, Items, Key, Section, is_list, is_mapping, line_of
 from ociproxy.config.serve_table import SERVE
 from ociproxy.config.settings import Config, Fetch, TagRule, Timeouts, Unlisted, Upstream
-from ociproxy.config.units import MIB
+from ociproxy.config.units import KIB, MIB
 from ociproxy.config.upstream_table import CONNECTIONS, RULES, TIMEOUT_KEYS, UPSTREAMS
 from ociproxy.config.yaml import MappingNode
 from ociproxy.errors import NameInvalid
@@ -91,7 +91,7 @@ _STORE: Final = Section(
             "Above it the least recently used images are removed, down to 90 % of it.",
         ),
         "min_free": Key(
-            SizeOrShare(),
+            SizeOrShare(may_be_none=True),
             "Below so much free disk the least recently used images are removed. 0 turns it off.",
         ),
         "evict_every": Key(
@@ -105,6 +105,11 @@ _STORE: Final = Section(
             Items(Either(is_mapping, _PIN, Text(parse=_pattern))),
             "What no prune removes: references, globs on references, or files that name images.",
         ),
+        "scrub": Key(
+            Duration(at_least=1.0, never=True),
+            "In this time a server hashes every file once. What is damaged is fetched again.",
+        ),
+        "scrub_rate": Key(Size(64 * KIB, 1024**4), "Bytes that it reads in a second, at most."),
     },
 )
 

@@ -66,6 +66,7 @@ class BlobPuller:
         store: Store,
         upstreams: Upstreams,
         requests: Requests,
+        threads: StoreThreads,
         verifiers: StoreThreads,
         fills: Fills,
         isolation: Isolation | None,
@@ -74,6 +75,7 @@ class BlobPuller:
         self._store = store
         self._upstreams = upstreams
         self._requests = requests
+        self._threads = threads
         self._verifiers = verifiers
         self._fills = fills
         self._isolation = isolation
@@ -210,7 +212,12 @@ class BlobPuller:
             return await self._size(repository, digest)
 
     async def _size(self, repository: Repository, digest: Digest) -> tuple[int, CacheStatus]:
-        size = self._store.blobs.find_size(digest)
+        try:
+            size = await self._threads.look(partial(self._store.blobs.find_size, digest))
+        except StoreError:
+            if self._upstreams.offline:
+                raise
+            size = None
         if size is not None:
             return size, HIT
         fill = self._running(repository, digest)
@@ -247,7 +254,7 @@ class BlobPuller:
     async def _find(self, digest: Digest) -> BlobFile | None:
         """A verified blob, open. Raises StoreError for one that is written to all the time."""
         for _ in range(_LOOKS):
-            found = self._store.blobs.find(digest)
+            found = await self._look(digest)
             if found is None or found.sealed:
                 return found
             found.file.close()
@@ -259,6 +266,14 @@ class BlobPuller:
             # Shielded: other clients wait for the same verification.
             await asyncio.shield(verifying)
         raise StoreError(self._store.blobs.path(digest), "changes while it is read")
+
+    async def _look(self, digest: Digest) -> BlobFile | None:
+        """The event loop looks where the disk is not asked: for most blobs that are asked for."""
+        found = self._store.blobs.find_cached(digest)
+        if found is not None:
+            return found
+        late = lambda blob: blob and blob.file.close()  # noqa: E731
+        return await self._threads.look(partial(self._store.blobs.find, digest), late)
 
     async def _verify(self, digest: Digest, content: ReadOnlyContent | None) -> None:
         """One at a time for one blob: clients that wait for it take no thread."""

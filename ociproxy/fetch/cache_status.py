@@ -27,6 +27,11 @@ class CacheStatus:
     word: str
     header: str
 
+    @property
+    def detail(self) -> str:
+        """Why it was answered so, for metrics; "" where the header does not say."""
+        return self.header.rpartition("; detail=")[2] if "; detail=" in self.header else ""
+
 
 HIT: Final = CacheStatus("hit", "ociproxy; hit")
 REVALIDATED: Final = CacheStatus("hit", "ociproxy; fwd=stale; fwd-status=200; detail=revalidated")

@@ -38,6 +38,9 @@ _VERIFICATIONS: Final = 4
 """Stored blobs that are hashed at once before they are served: further ones wait, and nothing else
 waits for them."""
 
+_SETTLE: Final = 5.0
+"""Seconds that the disk may take at the end for what was taken in last."""
+
 
 class Engine:
     """Belongs to the event loop that it is made in; `close` when that ends."""
@@ -56,7 +59,7 @@ class Engine:
         self.store = store
         self._sweep_interval = sweep_interval
         self._clock = clock or SystemClock()
-        self._fills = Fills(store, config, limited=limited)
+        self.fills = Fills(store, config, limited=limited)
         self.upstreams = Upstreams(config, make_backend, clock=clock)
         self.requests = Requests(self.upstreams, config, clock=clock)
         self.threads = StoreThreads(config.fetch.requests)
@@ -70,8 +73,9 @@ class Engine:
             store,
             self.upstreams,
             self.requests,
+            self.threads,
             self._verifiers,
-            self._fills,
+            self.fills,
             isolation,
             config,
         )
@@ -92,21 +96,33 @@ class Engine:
             store, self.upstreams, self.requests, self.manifests, self.threads
         )
         self._preparing = asyncio.create_task(self._prepare())
+        self._watching = asyncio.create_task(self.threads.watch(store.look))
 
     async def close(self) -> None:
         """End what is running: downloads soon, keeping what arrived; requests without waiting."""
         self._preparing.cancel()
+        self._watching.cancel()
         await asyncio.gather(
             self._preparing,
+            self._watching,
             self.manifests.close(),
             self._ahead.close(),
-            self._fills.close(),
+            self.fills.close(),
             return_exceptions=True,
         )
         await self.requests.close()
+        await self._settle()
         self.threads.close()
         self._verifiers.close()
         self.upstreams.close()
+
+    async def _settle(self) -> None:
+        """Have on the disk what was taken in last."""
+        try:
+            async with asyncio.timeout(_SETTLE):
+                await self.threads.run(partial(self.store.commits.settle, _SETTLE))
+        except TimeoutError:
+            log.event(logging.WARNING, "not flushed to the disk", seconds=_SETTLE)
 
     def hand_over(self, successor: Engine) -> None:
         """Begin nothing more in the background: `successor` does, also what waits for its turn.
@@ -119,7 +135,7 @@ class Engine:
         await self.manifests.drain()
         await self.requests.drain()
         await self._ahead.drain()
-        await self._fills.drain()
+        await self.fills.drain()
 
     async def _prepare(self) -> None:
         await self.threads.run(self.upstreams.prepare)

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.errors import BlobUnknown
+from ociproxy.errors import BlobUnknown, StoreError
 from ociproxy.fetch.upstreams.threads import take_error
 from ociproxy.store.membership import Membership
 
@@ -57,13 +57,18 @@ class Isolation:
     async def check_allowed(self, repository: Repository, blob: Digest) -> None:
         """Returns where this repository has the blob, stored or not; may ask the upstream.
 
-        Raises BlobUnknown, UpstreamError kinds, Busy or StoreError.
+        Where the store cannot be read, the upstream is asked. Raises BlobUnknown, UpstreamError
+        kinds, Busy; StoreError where no upstream may be asked.
         """
         if self._consents.get((repository, blob)):
             return
         found = self._membership.refers(repository, blob)
-        if found is None:
-            found = await self._threads.run(lambda: self._membership.read(repository, blob))
+        try:
+            if found is None:
+                found = await self._threads.run(lambda: self._membership.read(repository, blob))
+        except StoreError:
+            if self._upstreams.offline:
+                raise
         if found:
             return
         if self._store.below and await self._is_carried(repository, blob):

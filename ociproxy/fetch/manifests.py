@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -31,6 +32,7 @@ from ociproxy.fetch.cache_status import (
     CacheStatus,
     stale_because,
 )
+from ociproxy.fetch.hits import HitRecords
 from ociproxy.fetch.upstreams.threads import take_error
 from ociproxy.oci.reference import Reference
 from ociproxy.store.manifests import with_media_type
@@ -46,17 +48,15 @@ if TYPE_CHECKING:
     from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.fetch.upstreams.upstreams import Upstreams
     from ociproxy.oci.descriptor import Descriptor
-    from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Repository
+    from ociproxy.store.group_commit import Commit
     from ociproxy.store.store import Store
 
 _TAGS: Final = 10_000
 """Tags whose pause and whose time to live are kept in memory."""
-_UNRECORDED: Final = 1024
-"""Hits that wait to be recorded. One that finds no room is recorded when a client asks again."""
-_FLUSH_LIMIT: Final = 1.0
-"""Seconds that the records which wait may take at the end."""
+_DISK_WAIT: Final = 2.0
+"""Seconds to wait for a disk that is behind, before a client gets a manifest that is not kept."""
 
 
 class ManifestAnswer(NamedTuple):
@@ -93,28 +93,29 @@ class ManifestPuller:
         self._paused: BoundedCache[Reference, float] = BoundedCache(_TAGS)
         self._ttls: BoundedCache[Reference, float] = BoundedCache(_TAGS)
         self._tasks: set[asyncio.Task[tuple[ManifestHolder, CacheStatus]]] = set()
-        self._unrecorded: dict[tuple[Repository, Digest], Descriptor] = {}
-        self._recording: asyncio.Task[None] | None = None
-        self._record_again = 0.0
+        self._hits = HitRecords(store, threads, self._clock, config.fetch.pause)
 
     async def pull(self, reference: Reference, *, body: bool) -> ManifestAnswer:
         """The manifest of a tag or digest; with `body` False its descriptor is enough.
 
-        What is stored and fresh is answered without a task switch, unless it is long and has to
-        be read from the disk. Everything else has
-        `fetch.timeouts.answer` seconds. Raises ManifestUnknown, NameUnknown, UpstreamError kinds,
-        IntegrityError kinds or StoreError.
+        What is in memory and fresh is answered without a task switch, all else within
+        `fetch.timeouts.answer`. A store that cannot be read, or hangs, is passed by. Raises
+        ManifestUnknown, NameUnknown, UpstreamError or IntegrityError kinds; StoreError if offline.
         """
-        record, digest = self._named(reference)
-        stored: ManifestHolder | None = None
-        recorded = False
-        if digest is not None and self._store.manifests.is_long_to_read(digest):
+        try:
+            return await self._pull(reference, body=body)
+        except StoreError as exc:
+            if self._upstreams.offline:
+                raise
+            log.event(logging.WARNING, "passing through", reference=reference, reason=exc)
             async with self._upstreams.answer_time(reference.repository.registry):
-                stored, recorded = await self._threads.run(
-                    lambda: self._stored(reference, record, digest)
-                )
-        elif digest is not None:
-            stored, recorded = self._stored(reference, record, digest)
+                return await self._from_upstream(reference, body=body)
+
+    async def _pull(self, reference: Reference, *, body: bool) -> ManifestAnswer:
+        if self._is_at_hand(reference):
+            record, stored, recorded = self._look(reference)
+        else:
+            record, stored, recorded = await self._threads.look(partial(self._look, reference))
         expired = self._has_expired(reference, record)
         if stored is not None and not expired:
             return self._answer(reference.repository, stored, HIT, body=body, recorded=recorded)
@@ -127,46 +128,48 @@ class ManifestPuller:
 
     def find_stored(self, reference: Reference) -> ManifestHolder | None:
         """What is stored for this repository, fresh or not. Blocks. Raises StoreError."""
-        record, digest = self._named(reference)
-        return None if digest is None else self._stored(reference, record, digest)[0]
+        return self._look(reference)[1]
 
     async def drain(self) -> None:
         """Return when what no client waits for any more has ended: the checks of expired tags, and
         the records of hits."""
         while self._tasks:
             await asyncio.wait(self._tasks)
-        if self._recording is not None:
-            await self._recording
+        await self._hits.drain()
 
     async def close(self) -> None:
-        if self._recording is not None:
-            await asyncio.wait([self._recording], timeout=_FLUSH_LIMIT)
-            self._recording.cancel()  # one that has ended takes no harm
+        await self._hits.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _named(self, reference: Reference) -> tuple[TagRecord | None, Digest | None]:
-        """A tag's record, and the digest that is looked for; None where no record has it."""
-        if reference.digest is not None:
-            return None, reference.digest
-        record = self._store.refs.find_tag(reference.repository, reference.tag or "")
-        return record, None if record is None else record.descriptor.digest
+    def _is_at_hand(self, reference: Reference) -> bool:
+        """Whether the event loop may look: but for stats of known names, all is in memory."""
+        digest, refs = reference.digest, self._store.refs
+        if digest is None:
+            digest = refs.remembered_tag(reference.repository, reference.tag or "")
+        elif not refs.remembers(reference.repository, digest):
+            return False
+        remembered = digest is not None and self._store.manifests.remembers(digest)
+        return remembered and self._threads.hung is None
 
-    def _stored(
-        self, reference: Reference, record: TagRecord | None, digest: Digest
-    ) -> tuple[ManifestHolder | None, bool]:
-        """The stored manifest, under the media type that this repository has it with, where it may
-        be served under this repository; and whether the repository is known to have it."""
-        found = self._store.manifests.find(digest)
-        if found is None:
-            return None, False
+    def _look(self, reference: Reference) -> tuple[TagRecord | None, ManifestHolder | None, bool]:
+        """A tag's record; the stored manifest, under its media type for this repository, where that
+        may have it; and whether the repository is known to have it. Waits for the disk."""
+        record, digest = None, reference.digest
+        if digest is None:
+            record = self._store.refs.find_tag(reference.repository, reference.tag or "")
+            digest = None if record is None else record.descriptor.digest
+        found = None if digest is None else self._store.manifests.find(digest)
+        if digest is None or found is None:
+            return record, None, False
         own: Descriptor | None = None
         if record is None or self._isolation is not None:
             own = self._store.refs.find_manifest(reference.repository, digest)
         if self._isolation is not None and own is None:
-            return None, False
-        return with_media_type(found, record.descriptor if record else own), own is not None
+            return record, None, False
+        named = record.descriptor if record else own
+        return record, with_media_type(found, named), own is not None
 
     def _has_expired(self, reference: Reference, record: TagRecord | None) -> bool:
         """Whether a tag's time to live is over. A digest has no record and never expires."""
@@ -259,37 +262,10 @@ class ManifestPuller:
         """`recorded` says that the repository is known to have the manifest."""
         if body:
             if not recorded:
-                self._keep(repository, holder.descriptor)
+                self._hits.record(repository, holder.descriptor)
             if holder.descriptor.is_image or holder.descriptor.is_artifact:
                 self._ahead.prefetch(repository, holder)
         return ManifestAnswer(holder.descriptor, holder.raw, status)
-
-    def _keep(self, repository: Repository, descriptor: Descriptor) -> None:
-        """Record soon that this repository has a manifest which came through another one: else it
-        would lack its referrers when the upstream is away, and `list` and `export` the image."""
-        if (
-            self._store.refs.find_manifest(repository, descriptor.digest) is not None
-            or len(self._unrecorded) >= _UNRECORDED
-            or self._clock.monotonic() < self._record_again
-        ):
-            return
-        self._unrecorded[repository, descriptor.digest] = descriptor
-        if self._recording is None or self._recording.done():
-            self._recording = asyncio.create_task(self._record_hits())
-
-    async def _record_hits(self) -> None:
-        while self._unrecorded:
-            waiting, self._unrecorded = self._unrecorded, {}
-            try:
-                await self._threads.run(partial(self._record_all, waiting))
-            except StoreError as exc:
-                # A read-only store, or a full one: what is served is good all the same.
-                self._record_again = self._clock.monotonic() + self._config.fetch.pause
-                log.event(logging.DEBUG, "hit not recorded", reason=exc)
-
-    def _record_all(self, hits: dict[tuple[Repository, Digest], Descriptor]) -> None:
-        for (repository, _), descriptor in hits.items():
-            self._store.record_manifest(repository, descriptor)
 
     async def _resolve(self, reference: Reference, stored: Descriptor | None = None) -> Descriptor:
         """HEAD at the upstream. Records the tag, unless it moved away from `stored`."""
@@ -310,24 +286,30 @@ class ManifestPuller:
         def request(backend: Backend) -> tuple[ManifestHolder, bool]:
             holder = backend.fetch_manifest(reference)
             try:
-                self._store.commit_manifest(reference.repository, holder)
+                self._threads.check_answers()
+                with self._store.publishing(patience=_DISK_WAIT) as commit:
+                    self._store.put_manifest(reference.repository, holder, commit)
+                    self._record(reference, holder.descriptor, commit)
             except StoreError as exc:
                 log.event(logging.WARNING, "passing through", reference=reference, reason=exc)
                 return holder, False
-            self._record(reference, holder.descriptor)
             return holder, True
 
         self._upstreams.check_online(ManifestUnknown, reference)
         return await self._requests.call(reference.repository, _fetching(reference), request)
 
-    def _record(self, reference: Reference, descriptor: Descriptor) -> None:
+    def _record(
+        self, reference: Reference, descriptor: Descriptor, joined: Commit | None = None
+    ) -> None:
         """Blocks. A tag that cannot be recorded is resolved anew for each client."""
-        if reference.tag is None:
+        if (tag := reference.tag) is None:
             return
+        commits = self._store.publishing(patience=_DISK_WAIT)
+        repository, now = reference.repository, self._clock.now()
         try:
-            self._store.record_tag(
-                reference.repository, reference.tag, descriptor, now=self._clock.now()
-            )
+            self._threads.check_answers()
+            with commits if joined is None else nullcontext(joined) as commit:
+                self._store.put_tag(repository, tag, descriptor, commit, now=now)
         except StoreError as exc:
             log.event(logging.WARNING, "tag not recorded", reference=reference, reason=exc)
 

@@ -34,8 +34,8 @@ from ociproxy.oci.descriptor import IMAGE_CONFIGS
 from ociproxy.oci.image import lacking_in, platforms_of
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.reference import Reference
-from ociproxy.store.files import free_space
 from ociproxy.store.image import platform_of
+from ociproxy.store.limits import free_space
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -262,20 +262,22 @@ class Loader:
         self.progress.filled(active, blob.digest)
 
     def _publish(self, active: ActiveImage, image: UpstreamImage) -> list[Descriptor]:
-        """Make the image visible, now that its blobs are stored. Or return those that are not: they
-        were removed since. Runs in a thread."""
+        """Make the image visible, now that its blobs are stored, and return when a power cut does
+        not take it away. Or return the blobs that are not stored: they were removed since. Runs in
+        a thread."""
         self._find_platforms(active.wanted, image)
         repository, now = image.reference.repository, self._clock.now()
-        with self._store.removals.kept_off():
+        with self._store.publishing() as commit:
             size = self._store.blobs.find_size
             expected = (blob for blob in image.blobs.values() if blob not in active.withheld)
             missing = [blob for blob in expected if size(blob.digest) is None]
             if missing:
                 return missing
             for holder in image.manifests.values():
-                self._store.commit_manifest(repository, holder)
+                self._store.put_manifest(repository, holder, commit)
             for tag, descriptor in image.tags.items():
-                self._store.record_tag(repository, tag, descriptor, now=now)
+                self._store.put_tag(repository, tag, descriptor, commit, now=now)
+        commit.wait()
         return []
 
     def _check_room(self, active: ActiveImage, missing: dict[Digest, int]) -> None:

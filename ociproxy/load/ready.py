@@ -16,10 +16,11 @@ from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.image import is_attestation, lacking_in, platforms_of
 from ociproxy.oci.manifest import Index
 from ociproxy.oci.reference import DEFAULT_TAG, referrers_tag, signature_tags
-from ociproxy.store.files import file_name, flush_recent
+from ociproxy.store.files import file_name
 from ociproxy.store.image import Missing, read_contents
 from ociproxy.store.inventory import is_only_named
-from ociproxy.store.manifests import with_media_type
+from ociproxy.store.look import Look
+from ociproxy.store.recent import RecentFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,14 +76,16 @@ class _Refused(Exception):
 
 
 class ReadyCheck:
-    """Looks at one image after the other. With `referrers` an image is ready only with all that is
-    known to refer to it, which must be at least one signature, SBOM or attestation."""
+    """One run over images, one after the other. With `referrers` an image is ready only with all
+    that is known to refer to it, which must be at least one signature, SBOM or attestation."""
 
     def __init__(self, store: Store, config: Config, *, referrers: bool) -> None:
         self._store = store
         self._config = config
         self._isolated = config.isolated
         self._referrers = referrers
+        self._look = Look(store)
+        self._recent = RecentFiles()
         self._contents: dict[Digest, int] = {}
         """Bytes of each manifest and blob that is stored of the image that is looked at."""
 
@@ -98,7 +101,7 @@ class ReadyCheck:
         except _Refused as exc:
             found.refusal = str(exc)
         found.size = sum(self._contents.values())
-        flush_recent(self._files(wanted.reference))
+        self._recent.flush(self._files(wanted.reference))
         return found
 
     def _check(self, found: Readiness) -> None:
@@ -149,9 +152,9 @@ class ReadyCheck:
 
     def _index(self, top: Descriptor) -> Index | None:
         """The index of images that a top manifest is. What is wrong with it says the walk."""
-        holder = self._store.manifests.find(top.digest, use=False)
+        seen = self._look.manifest(top)
         try:
-            manifest = None if holder is None else with_media_type(holder, top).manifest
+            manifest = None if seen is None else seen.manifest
         except MalformedManifest:
             return None
         return manifest if isinstance(manifest, Index) and manifest.children else None
@@ -192,6 +195,7 @@ class ReadyCheck:
             platforms,
             referrers=self._referrers,
             isolated=self._isolated,
+            look=self._look,
         )
         self._contents |= {each.digest: each.size for each in contents.manifests.values()}
         self._contents |= contents.blobs

@@ -28,7 +28,7 @@ from ociproxy.oci.digest import Digest
 from ociproxy.oci.image import MAX_DEPTH
 from ociproxy.oci.manifest import referrer_descriptor
 from ociproxy.oci.reference import Reference
-from ociproxy.store.files import file_name, make_folder, store_errors
+from ociproxy.store.files import make_folder, store_errors
 from ociproxy.store.image import read_contents
 from ociproxy.store.refs import Record
 
@@ -158,8 +158,7 @@ class Repair:
         contents = read_contents(self._store, image.reference.repository, top)
         missing = contents.missing.values()
         manifests = {each.descriptor.digest for each in missing if not each.is_blob}
-        quarantined = self._quarantined()
-        manifests |= {each for each in contents.unstored if file_name(each) in quarantined}
+        manifests |= set(filter(self._store.is_quarantined, contents.unstored))
         return sorted(manifests, key=str), [each.descriptor for each in missing if each.is_blob]
 
     def _top(self, image: BrokenImage) -> Descriptor | None:
@@ -198,7 +197,7 @@ class Repair:
             return False
         if isinstance(error, ManifestUnknown):
             return True
-        return self._engine.upstreams.offline and file_name(digest) not in self._quarantined()
+        return self._engine.upstreams.offline and not self._store.is_quarantined(digest)
 
     def _records_of(self, image: BrokenImage) -> Sequence[Record]:
         """Of the reference: its tag, and that the repository has the manifest."""
@@ -242,9 +241,6 @@ class Repair:
 
     def _is_stored(self, digest: Digest) -> bool:
         return self._store.manifests.find(digest, use=False) is not None
-
-    def _quarantined(self) -> set[str]:
-        return {path.name for path in self._store.quarantined()}
 
 
 def _unique(path: Path) -> str:

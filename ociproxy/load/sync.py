@@ -25,6 +25,7 @@ from ociproxy.oci.reference import Reference
 from ociproxy.store.files import store_errors
 from ociproxy.store.image import read_contents
 from ociproxy.store.inventory import is_only_named
+from ociproxy.store.look import Look
 from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def matching(
 ) -> Iterator[Wanted]:
     """The tags of the store that a glob matches. Without `platforms` those of each that are stored:
     a tag of which the store has nothing but the name is not wanted. Raises StoreError."""
+    look = Look(store)
     for repository in store.refs.repositories():
         for tag in store.refs.tags(repository):
             reference = Reference(repository, tag)
@@ -75,7 +77,7 @@ def matching(
                 continue
             chosen = platforms
             if not chosen:
-                contents = read_contents(store, repository, top)
+                contents = read_contents(store, repository, top, look=look)
                 chosen = platforms_of(each.platform for each in contents.images)
             yield Wanted(reference, chosen, "the store")
 
@@ -90,7 +92,7 @@ class SyncRun(Watcher):
         self._sync = sync
         self._clock = clock or SystemClock()
         self._began = self._clock.now()
-        self._check = ReadyCheck(store, config, referrers=False)
+        self._config = config
         self._before: dict[Reference, Digest] = {}
         """What the tags meant that are being asked about."""
         self._away: dict[str, str] = {}
@@ -151,7 +153,7 @@ class SyncRun(Watcher):
 
     def failed(self, wanted: Wanted, error: OciProxyError) -> None:
         self._before.pop(wanted.reference, None)
-        kept = self._check.check(wanted).ready
+        kept = ReadyCheck(self._store, self._config, referrers=False).check(wanted).ready
         log.event(
             logging.INFO if kept else logging.WARNING,
             "image not synced",

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections import deque
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from aiohttp import web
@@ -20,6 +21,7 @@ from ociproxy.clock import Deadline, UpstreamTime
 from ociproxy.errors import OciProxyError, StoreError
 from ociproxy.fetch.backend import NAMESPACE, passed_on
 from ociproxy.fetch.cache_status import HIT
+from ociproxy.metrics.counters import RESPONSES_CUT, STALE_ANSWERS, count_answer, count_end
 from ociproxy.serve.blobs import BlobResponse, blob
 from ociproxy.serve.connection import is_cut
 from ociproxy.serve.documents import LARGE, DocumentResponse
@@ -32,9 +34,11 @@ from ociproxy.serve.errors import (
     internal_error,
 )
 from ociproxy.serve.exchange import (
+    RECENT,
     Answer,
     BlobPath,
     ManifestPath,
+    Recent,
     ReferrersPath,
     TagsPath,
     client_has,
@@ -51,27 +55,12 @@ if TYPE_CHECKING:
     from ociproxy.fetch.cache_status import CacheStatus
     from ociproxy.fetch.engine import Engine
     from ociproxy.serve.auth import BasicAuth
-    from ociproxy.serve.exchange import (
-        Answer,
-        DistributionPath,
-        ManifestPath,
-        ReferrersPath,
-        TagsPath,
-        Target,
-    )
+    from ociproxy.serve.exchange import DistributionPath, Target
     from ociproxy.serve.sendfile import Senders
 
 
 _STOPPING: Final = "the server stops"
 _API_VERSION: Final = ("Docker-Distribution-Api-Version", "registry/2.0")
-
-
-class Times(NamedTuple):
-    """Of one request, in seconds: in all, until its head was sent, and the wait for upstreams."""
-
-    seconds: float
-    first_byte: float
-    upstream: float | None
 
 
 class RegistryApi:
@@ -83,6 +72,13 @@ class RegistryApi:
         self._senders = senders
         self._current = Generation(engine, config, auth)
         self._readiness = Readiness(engine.store)
+        self.sending: dict[BlobResponse, web.BaseRequest] = {}
+        self.recent: deque[Recent] = deque(maxlen=RECENT)
+
+    @property
+    def engine(self) -> Engine:
+        """What new requests are answered by."""
+        return self._current.engine
 
     def replace(
         self, engine: Engine, config: Config, auth: BasicAuth | None
@@ -141,12 +137,15 @@ class RegistryApi:
                 if request.method not in ("GET", "HEAD"):
                     raise Unsupported("this mirror only pulls", status=405)
                 if request.path in ("/v2/", "/v2"):
+                    count_answer("other", HIT.word, 200, 0.0)
                     return _version()
                 target = parse_path(request.raw_path, generation.default_upstream)
                 generation.engine.upstreams.check_allowed(target.repository)
                 answer = await _ask(generation.engine, request, target)
             response = answer.response
         except asyncio.CancelledError:
+            kind = target.kind if target else "other"
+            count_answer(kind, "abandoned", 0, time.perf_counter() - began)
             _log_unanswered(request, target, time.perf_counter() - began)
             raise
         except OciProxyError as exc:
@@ -162,22 +161,36 @@ class RegistryApi:
         headers["Cache-Status"] = answer.status.header if answer else "ociproxy; detail=error"
         if target is not None and target.namespace is not None:
             headers["OCI-Namespace"] = target.namespace
+        kind = target.kind if target else "other"
+        outcome = answer.status.word if answer else "error"
+        count_answer(kind, outcome, response.status, first_byte)
+        if outcome == "stale" and answer is not None:
+            STALE_ANSWERS.add(answer.status.detail)
         if request.body_exists:
             # The body is not read, so no request behind it can be told from it.
             response.force_close()
         try:
+            if isinstance(response, BlobResponse):
+                self.sending[response] = request
             if isinstance(response, BlobResponse | DocumentResponse):
                 error = await _send(request, response, self._senders)
         except asyncio.CancelledError:
             # The client has left; or the server stops.
             error = ResponseCut(_STOPPING) if is_cut(request) else None
+            RESPONSES_CUT.add("mirror" if error else "client")
             raise
         finally:
+            self.sending.pop(response, None)  # type: ignore[call-overload] # any response may be asked for
+            seconds, sent = time.perf_counter() - began, _sent(request, response)
+            count_end(kind, outcome, sent, seconds)
+            name = target.name if target else request.path[:200]
+            status, client = response.status, request.remote
+            ended = Recent(
+                time.time(), request.method, name, status, outcome, sent, seconds, client
+            )
+            self.recent.append(ended)
             if log.enabled(logging.INFO):
-                times = Times(
-                    time.perf_counter() - began, first_byte, upstream_time.seconds or None
-                )
-                _log(request, response, target, answer, error, times)
+                _log(ended, target, answer, error, first_byte, upstream_time.seconds or None)
         return response
 
 
@@ -229,44 +242,48 @@ async def _send(
         pass
     except OSError as exc:
         error = ResponseCut((exc.strerror or str(exc)).lower())
+    RESPONSES_CUT.add("client" if error is None else "mirror")
     # The headers are out: only a response cut short can tell the client that this is not the blob.
     if request.transport is not None:
         request.transport.abort()
     return error
 
 
+def _sent(request: web.BaseRequest, response: web.StreamResponse) -> int:
+    """Bytes of the body. aiohttp sends a short one after the handler has returned."""
+    if isinstance(response, BlobResponse | DocumentResponse):
+        return response.sent
+    return response.content_length or 0 if request.method == "GET" else 0
+
+
 def _log(
-    request: web.BaseRequest,
-    response: web.StreamResponse,
+    ended: Recent,
     target: Target | None,
     answer: Answer | None,
     error: OciProxyError | None,
-    times: Times,
+    first_byte: float,
+    upstream_seconds: float | None,
 ) -> None:
-    size = response.content_length
-    if isinstance(response, BlobResponse | DocumentResponse):
-        size = response.sent
     log.event(
         logging.INFO,
         "request",
-        method=request.method,
-        status=response.status,
+        method=ended.method,
+        status=ended.status,
         reference=target.name if target else None,
         digest=answer.digest if answer else None,
         upstream=target.repository.registry if target else None,
-        outcome=answer.status.word if answer else "error",
-        bytes=size if request.method == "GET" else 0,
-        seconds=times.seconds,
-        first_byte=times.first_byte,
-        upstream_seconds=times.upstream,
-        client=request.remote,
-        path=None if target else request.path[:200],
+        outcome=ended.outcome,
+        bytes=ended.bytes,
+        seconds=ended.seconds,
+        first_byte=first_byte,
+        upstream_seconds=upstream_seconds,
+        client=ended.client,
+        path=None if target else ended.name,
         reason=error,
     )
 
 
 def _log_unanswered(request: web.BaseRequest, target: Target | None, seconds: float) -> None:
-    """The client left before there was an answer, or the server stops."""
     cut = is_cut(request)
     log.event(
         logging.WARNING if cut else logging.INFO,

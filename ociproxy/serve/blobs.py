@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -19,6 +21,7 @@ from ociproxy.errors import StoreError
 from ociproxy.fetch.cache_status import PASSED_THROUGH
 from ociproxy.serve.errors import range_response
 from ociproxy.serve.exchange import Answer, client_has, requested_ranges
+from ociproxy.store.files import UNREADABLE
 from ociproxy.store.read_only import BlobFile
 
 if TYPE_CHECKING:
@@ -40,6 +43,9 @@ millisecond, and handing them to another thread costs half of one."""
 _LOOK: Final = 1024 * 1024
 """Bytes. A range of so many up to the blob's end is a look at the end, where eStargz and
 zstd:chunked keep their tables. A longer one may be the last piece of a download."""
+
+_SAMPLE: Final = 128 * 1024
+"""Bytes between two samples: the kernel reads ahead, and so forgets, about as much at a time."""
 
 
 async def blob(engine: Engine, request: web.BaseRequest, target: BlobPath) -> Answer:
@@ -159,11 +165,8 @@ class BlobResponse(web.StreamResponse):
 
     async def _send_body(self, request: web.BaseRequest, senders: Senders) -> None:
         source = self._source
-        if isinstance(source, BlobFile):
-            await self._send_parts(source, request, senders)
-            return
         try:
-            with source.reading():
+            with nullcontext() if isinstance(source, BlobFile) else source.reading():
                 await self._send_parts(source, request, senders)
             return
         except StoreError as exc:
@@ -208,22 +211,34 @@ class BlobResponse(web.StreamResponse):
                 stop = stop if end is None else min(stop, end)
                 file = self._fill_file(source)
             start, size = offset + position, stop - position
-            if size > _CHUNK and in_clear and self._sized:
-                sent = await self._send_file(request, senders, file, start, size)
-            else:
-                sent = await self._send_chunks(file.fileno(), start, size)
-            self.sent += sent
+            try:
+                if size > _CHUNK and in_clear and self._sized:
+                    sent = await self._send_file(request, senders, file, start, size)
+                else:
+                    sent = await self._send_chunks(file.fileno(), start, size)
+            except OSError as exc:
+                if exc.errno not in UNREADABLE:
+                    raise
+                digest = Path(self.headers["Docker-Content-Digest"])
+                raise StoreError(digest, (exc.strerror or str(exc)).lower()) from exc
             if sent < size:
                 # The client must not take the next response for the missing bytes.
                 raise ConnectionResetError("the file has become shorter")
-            position = stop
-            self._parts[0] = (b"", position, end)
+            position = self._parts[0][1]
+
+    def _count(self, size: int) -> None:
+        """Bytes of the part that is being sent are on their way to the client."""
+        self.sent += size
+        _, position, end = self._parts[0]
+        self._parts[0] = (b"", position + size, end)
 
     def _fill_file(self, fill: Fill) -> BinaryIO:
         if self._file is None or self._file_number != fill.files:
             self._close_file()
             self._file_number = fill.files
-            self._file = os.fdopen(fill.duplicate_file(), "rb", 0)
+            with os.fdopen(fill.duplicate_file(), "rb", 0) as shared:
+                # Opened anew: a duplicate shares its position with those of other responses.
+                self._file = open(f"/proc/self/fd/{shared.fileno()}", "rb", 0)  # noqa: PTH123, SIM115 no disk is asked; `close` closes it
         return self._file
 
     async def _send_file(
@@ -233,15 +248,31 @@ class BlobResponse(web.StreamResponse):
         transport = _transport(request)
         loop = asyncio.get_running_loop()
         try:
-            if size > _SHORT:
-                return await senders.send(transport, file, start, size)
-            return await loop.sendfile(transport, file, start, size, fallback=False)
+            if size > _SHORT or not self._is_at_hand(file, start, size):
+                sent = await senders.send(transport, file, start, size)
+            else:
+                sent = await loop.sendfile(transport, file, start, size, fallback=False)
         except asyncio.SendfileNotAvailableError:
             # The file system has no sendfile; or the file is unreadable, which reading reports.
             return await self._send_chunks(file.fileno(), start, size)
+        except OSError as exc:
+            if exc.errno in UNREADABLE:
+                # asyncio has moved the file's position by what it sent before.
+                self._count(file.tell() - start)
+            raise
+        self._count(sent)
+        return sent
+
+    def _is_at_hand(self, file: BinaryIO, start: int, size: int) -> bool:
+        """Whether the page cache has the bytes, by samples: else the event loop would wait for the
+        disk. What is arriving was written just now."""
+        if not isinstance(self._source, BlobFile):
+            return True
+        samples = (*range(start, start + size, _SAMPLE), start + size - 1)
+        return all(_read_cached(file.fileno(), 1, position) for position in samples)
 
     async def _send_chunks(self, file: int, start: int, size: int) -> int:
-        # pread, because other responses may share the file's position; asyncio's fallback uses it.
+        # pread, because asyncio's fallback uses the file's position.
         loop = asyncio.get_running_loop()
         sent = 0
         while sent < size:
@@ -252,6 +283,7 @@ class BlobResponse(web.StreamResponse):
             if not chunk:
                 break
             await self.write(chunk)
+            self._count(len(chunk))
             sent += len(chunk)
             # With a fast client and cached bytes nothing above has let other tasks run.
             await asyncio.sleep(0)

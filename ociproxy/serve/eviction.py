@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from ociproxy import log
+from ociproxy.errors import StoreFull
+from ociproxy.metrics.counters import EVICTED_BYTES, EVICTED_IMAGES
 from ociproxy.store.limits import Limits
 from ociproxy.store.usage import Usage
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 _DUTY: Final = 5
 """Where next to nothing may go, it is tried again after so many times as long as a try takes."""
+_LONGEST: Final = 60.0
+"""Seconds until then at most, unless a try takes long: each time in a row the pause is doubled."""
 _PAUSE: Final = 5.0
 """Seconds until then at least. Also after a run that freed disk: the kernel frees what a response
 still reads when that ends."""
@@ -39,25 +44,33 @@ class Eviction:
         self._config = config
         self._began = 0.0
         self._not_before = -inf
-        self._pinned: list[str] = []
+        self._pause = 0.0
+        self._settled = -inf
+        self._incomplete, self._first = 0, ""
         self._done: dict[str, Any] = {}
-        self._warned: dict[str, float] = {}
+        self._warned: dict[str, tuple[object, float]] = {}
 
     def use(self, config: Config) -> None:
         self._config = config
-        self._not_before = -inf
+        self._not_before, self._pause = -inf, 0.0
 
     def due(self) -> Sequence[str] | None:
         config, now = self._config, time.monotonic()
         if config.serve.offline or now < self._not_before:
             return None
         limits = Limits.of(config.store, self._store.root)
-        usage = self._store.usage.read() or Usage()
+        usage = self._store.usage.read()
+        if usage is None:
+            with suppress(StoreFull):  # made while there is room: it cannot be on a full disk
+                self._store.usage.want(0)
+            usage = Usage()
+        if now < self._settled and not usage.wanted:
+            return None
         counts = limits.max_size is not None or bool(config.store.pins)
         is_old = abs(time.time() - usage.counted) > config.store.evict_every
         if limits.cause(usage.stored, usage.wanted) is None and not (counts and is_old):
             return None
-        self._began, self._done, self._pinned = now, {}, []
+        self._began, self._done, self._incomplete = now, {}, 0
         preload = config.serve.preload_images
         return ["prune", "--to-limits", *(["--pinned", str(preload)] if preload else [])]
 
@@ -74,7 +87,9 @@ class Eviction:
                     reason=event["cause"],
                 )
             case {"event": "pinned"}:
-                self._pinned.append(f"{event['reference']} ({event['status']})")
+                self._incomplete += 1
+                if self._incomplete == 1:
+                    self._first = f"{event['reference']} ({event['status']})"
             case {"event": "done"}:
                 self._done = event
             case _:
@@ -85,6 +100,8 @@ class Eviction:
         if not done:
             return  # it failed, and the log says so
         if done["freed"]:
+            EVICTED_IMAGES.add(by=done["images"])
+            EVICTED_BYTES.add(by=done["freed"])
             log.event(
                 logging.INFO,
                 "eviction",
@@ -96,23 +113,30 @@ class Eviction:
                 seconds=now - self._began,
             )
         usage = self._store.usage.read()
-        if usage is not None and usage.stuck:
-            self._not_before = now + max(_PAUSE, _DUTY * (now - self._began))
+        is_stuck = usage is not None and usage.stuck > 0
+        if is_stuck or (done["cause"] and not done["freed"]):
+            self._pause = min(max(_PAUSE, 2 * self._pause), _LONGEST)
+            self._not_before = now + max(self._pause, _DUTY * (now - self._began))
             self._warn(
                 "store limit exceeded",
+                done["cause"],
                 now,
                 reason=done["cause"],
                 size=done["size"],
                 pinned=done["kept"]["pinned"],
                 recent=done["kept"]["recent"],
             )
-        elif done["freed"]:
-            self._not_before = now + _PAUSE if done["cause"] == "store.min_free" else now
-        if self._pinned:
-            images, first = len(self._pinned), self._pinned[0]
-            self._warn("pinned images incomplete", now, images=images, first=first)
+        else:
+            self._pause = 0.0
+            if done["freed"] and done["cause"] == "store.min_free":
+                self._settled = now + _PAUSE
+        if self._incomplete:
+            images, first = self._incomplete, self._first
+            self._warn("pinned images incomplete", (images, first), now, images=images, first=first)
 
-    def _warn(self, name: str, now: float, **fields: object) -> None:
-        if now - self._warned.get(name, -inf) > _SAY_AGAIN:
-            self._warned[name] = now
+    def _warn(self, name: str, state: object, now: float, **fields: object) -> None:
+        """Once for a state, and again after `_SAY_AGAIN`."""
+        before, when = self._warned.get(name, (None, -inf))
+        if state != before or now - when > _SAY_AGAIN:
+            self._warned[name] = state, now
             log.event(logging.WARNING, name, **fields)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from yarl import URL
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from ociproxy.fetch.cache_status import CacheStatus
 
+RECENT: Final = 200
+"""Requests that are kept for the operator to look at."""
 _CACHED_LENGTH: Final = 1024
 """Characters: longer request targets are parsed each time, which bounds the cache to 4 MiB."""
 _BYTE_RANGES: Final = re.compile(r"[ \t]*bytes[ \t]*=(?P<ranges>.*)", re.IGNORECASE)
@@ -50,29 +52,47 @@ class DistributionPath:
     name: str
     namespace: str | None
     query: MultiMapping[str]
+    kind: ClassVar[str]
+    """What metrics call it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestPath(DistributionPath):
+    kind = "manifest"
     reference: Reference
 
 
 @dataclass(frozen=True, slots=True)
 class BlobPath(DistributionPath):
+    kind = "blob"
     digest: Digest
 
 
 @dataclass(frozen=True, slots=True)
 class TagsPath(DistributionPath):
-    pass
+    kind = "tags"
 
 
 @dataclass(frozen=True, slots=True)
 class ReferrersPath(DistributionPath):
+    kind = "referrers"
     subject: Digest
 
 
 Target = ManifestPath | BlobPath | TagsPath | ReferrersPath
+
+
+class Recent(NamedTuple):
+    """A request that has ended. `at` is epoch seconds, `name` what was asked for."""
+
+    at: float
+    method: str
+    name: str
+    status: int
+    outcome: str
+    bytes: int
+    seconds: float
+    client: str | None
 
 
 class Answer(NamedTuple):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ociproxy import log
 from ociproxy.errors import StoreError
+from ociproxy.metrics.counters import CHILDREN
 from ociproxy.store.removal import is_read_only
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Housekeeper:
         self._lock = Lock()
         """Guards `_child`, so that none starts after `stop`."""
         self._child: subprocess.Popen[bytes] | None = None
+        self._error = ""
         self._thread = Thread(target=self._run, name="housekeeping", daemon=True)
 
     def start(self) -> None:
@@ -110,7 +112,7 @@ class Housekeeper:
         name = self._job.name
         while not self._ending.is_set():
             try:
-                claim = self._store.staging.claim(f"housekeeping-{name}")
+                claim = self._store.removals.claim(f"housekeeping-{name}")
             except StoreError as exc:
                 if is_read_only(exc.__cause__):  # as an offline mirror's store may be
                     log.event(logging.INFO, "no housekeeping", job=name, reason=exc)
@@ -140,6 +142,7 @@ class Housekeeper:
 
     def _run_child(self, words: Sequence[str]) -> None:
         name, began = self._job.name, time.monotonic()
+        self._error = ""
         child = self._start_child(words)
         if child is None:
             return
@@ -154,11 +157,12 @@ class Housekeeper:
         log.event(logging.DEBUG, "housekeeping ended", job=name, code=code, seconds=seconds)
         if self._ending.is_set():
             return
+        CHILDREN.add(name, "ok" if code == 0 else "busy" if code == _BUSY else "failed")
         self._job.ended(code)
         if code == _BUSY:
             self._ending.wait(_BUSY_PAUSE)
         elif code < 0 or code in _FAILURES:
-            self._failed(f"exit code {code}")
+            self._failed(self._error or f"exit code {code}")
 
     def _failed(self, reason: object) -> None:
         log.event(logging.WARNING, "housekeeping failed", job=self._job.name, reason=reason)
@@ -194,6 +198,8 @@ class Housekeeper:
         with suppress(ValueError):
             event = json.loads(line)
             if isinstance(event, dict):
+                if event.get("event") == "error":
+                    self._error = str(event.get("reason"))
                 self._job.heard(event)
 
 

@@ -1,4 +1,4 @@
-"""Accepts connections on the main port: from which networks, how many at once, under which TLS.
+"""Accepts connections on a port: from which networks, how many at once, under which TLS.
 
 A client outside `serve.networks` is disconnected before a byte is exchanged. Above
 `serve.connections` a few clients are answered 503; the rest are disconnected. Each process counts
@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import logging
 import resource
+import signal
+import socket
 from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
-from ociproxy.errors import Busy
+from ociproxy.errors import AddressInUse, Busy
 from ociproxy.serve.connection import ConnectionServer
 from ociproxy.serve.errors import error_response
 
 if TYPE_CHECKING:
-    import socket
     import ssl
     from collections.abc import Awaitable, Callable
 
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
     from ociproxy.config.local_settings import Network, Serve
 
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What a process that serves a listener handles."""
+_BACKLOG: Final = 1024
 _AT_ONCE: Final = 64
 """Connections accepted before running requests get their turn."""
 _TOLD_BUSY: Final = 64
@@ -48,6 +53,39 @@ _CUT_TIME: Final = 0.25
 """Seconds that the handler of a response has to end once it is told to."""
 _SPARE_FILES: Final = 256
 """Files kept free for the store and for connections to upstreams."""
+
+
+def listen(host: str, port: int, *, client_stall: float) -> socket.socket:
+    """A listening socket. Raises AddressInUse, with the reason, for every failure."""
+    try:
+        family, *_, address = socket.getaddrinfo(
+            _without_brackets(host) or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.create_server(
+            address[:2],
+            family=family,
+            backlog=_BACKLOG,
+            dualstack_ipv6=family == socket.AF_INET6 and address[0] == "::",
+        )
+    except (OSError, UnicodeError, OverflowError) as exc:
+        reason = getattr(exc, "strerror", None) or str(exc)
+        number = getattr(exc, "errno", None)
+        if number == errno.EADDRINUSE:
+            reason = "the port is in use"
+        elif number == errno.EADDRNOTAVAIL:
+            reason = "no address of this machine"
+        elif number == errno.EACCES:
+            reason = "permission denied; ports from 1024 need none"
+        raise AddressInUse(host, port, reason) from exc
+    # The kernel drops a client that acknowledges no data for this long. Accepted sockets inherit
+    # the option.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(client_stall * 1000))
+    return listener
+
+
+def _without_brackets(host: str) -> str:
+    """The host without the brackets of an IPv6 address in a URL."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") and ":" in host else host
 
 
 class Listener:
@@ -76,6 +114,15 @@ class Listener:
         self._limit = _affordable(serve.connections, secure=context is not None)
         self._server.serve = serve
         self._busy.serve = _hurried(serve)
+
+    @property
+    def port(self) -> int:
+        return int(self._listener.getsockname()[1])
+
+    @property
+    def count(self) -> int:
+        """Connections that are open."""
+        return self._server.count
 
     def open(self) -> None:
         self._listener.setblocking(False)

@@ -18,7 +18,7 @@ from ociproxy import log
 from ociproxy.errors import OciProxyError
 from ociproxy.fetch.engine import Engine
 from ociproxy.load.loader import Loader, Watcher
-from ociproxy.store.image import read_contents
+from ociproxy.load.ready import ReadyCheck
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,12 +50,12 @@ async def _preload(
     store: Store, config: Config, make_backend: MakeBackend, wanted: Sequence[Wanted]
 ) -> None:
     if config.serve.offline:
-        for each in wanted:
-            _report(store, each, "this mirror is offline")
+        reason = "this mirror is offline"
+        await _report(store, config, [(each, reason) for each in wanted])
         return
     # One process for each list. When it ends, its lock is free and another process takes over.
     name = sha256("\n".join(map(str, wanted)).encode()).hexdigest()[:16]
-    claim = partial(store.staging.claim, f"preload-{name}")
+    claim = partial(store.removals.claim, f"preload-{name}")
     loop = asyncio.get_running_loop()
     # Another process holds it, and does not tell when it ends.
     while (claimed := await loop.run_in_executor(None, claim)) is None:  # noqa: ASYNC110
@@ -72,9 +72,10 @@ async def _load(
 ) -> None:
     while wanted:
         engine = Engine(store, config, make_backend)
-        watcher = _Log(store)
+        watcher = _Log()
         try:
             summary = await Loader(engine, config, watcher).run(wanted)
+            await _report(store, config, watcher.failures)
         except OciProxyError as exc:
             # The store is full or unusable; `/readyz` says so, too.
             log.event(logging.ERROR, "preload failed", reason=exc)
@@ -86,7 +87,7 @@ async def _load(
                 failed=summary.failed,
                 bytes=summary.fetched,
             )
-            wanted = watcher.again
+            wanted = [each for each, error in watcher.failures if error.transient]
         finally:
             await engine.close()
         if wanted:
@@ -94,11 +95,8 @@ async def _load(
 
 
 class _Log(Watcher):
-    """`again` collects the images whose failure was transient."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.again: list[Wanted] = []
+    def __init__(self) -> None:
+        self.failures: list[tuple[Wanted, OciProxyError]] = []
 
     def loaded(self, result: Result) -> None:
         log.event(
@@ -112,26 +110,20 @@ class _Log(Watcher):
         )
 
     def failed(self, wanted: Wanted, error: OciProxyError) -> None:
-        _report(self._store, wanted, error)
-        if error.transient:
-            self.again.append(wanted)
+        self.failures.append((wanted, error))
 
 
-def _report(store: Store, wanted: Wanted, reason: object) -> None:
-    """Log an image that could not be fetched, and whether the store has it all the same."""
-    if _is_stored(store, wanted):
-        log.event(logging.INFO, "image kept", reference=wanted.reference, reason=reason)
-    else:
-        log.event(logging.WARNING, "image not loaded", reference=wanted.reference, reason=reason)
-
-
-def _is_stored(store: Store, wanted: Wanted) -> bool:
-    reference = wanted.reference
-    if reference.digest is not None:
-        top = store.refs.find_manifest(reference.repository, reference.digest)
-    else:
-        record = store.refs.find_tag(reference.repository, reference.tag or "")
-        top = None if record is None else record.descriptor
-    if top is None:
-        return False
-    return read_contents(store, reference.repository, top, wanted.platforms).complete
+async def _report(
+    store: Store, config: Config, failures: Sequence[tuple[Wanted, OciProxyError | str]]
+) -> None:
+    """Log each image that could not be fetched, and whether the store has it all the same. Raises
+    StoreError."""
+    check = ReadyCheck(store, config, referrers=False)
+    loop = asyncio.get_running_loop()
+    for wanted, reason in failures:
+        # In a thread: it reads all manifests of the image.
+        found = await loop.run_in_executor(None, check.check, wanted)
+        event, level = "image not loaded", logging.WARNING
+        if found.ready:
+            event, level = "image kept", logging.INFO
+        log.event(level, event, reference=wanted.reference, reason=reason)

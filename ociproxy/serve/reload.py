@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Config
     from ociproxy.fetch.engine import Engine
     from ociproxy.serve.auth import BasicAuth
+    from ociproxy.serve.supervisor import Supervisor
 
 
 class Generation:
@@ -63,9 +64,13 @@ class Generation:
 class Reloads:
     """`run` is a task of the server, which cancels it."""
 
-    def __init__(self, reload: Callable[[], Awaitable[None]]) -> None:
-        """`reload` raises OciProxyError where the running configuration stays."""
+    def __init__(
+        self, reload: Callable[[], Awaitable[None]], supervisor: Supervisor | None = None
+    ) -> None:
+        """`reload` raises OciProxyError where the running configuration stays. With `supervisor`
+        None another process tells of the reload."""
         self._reload = reload
+        self._supervisor = supervisor
         self._wanted = asyncio.Event()
 
     def request(self) -> None:
@@ -73,9 +78,12 @@ class Reloads:
         self._wanted.set()
 
     async def run(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             await self._wanted.wait()
             self._wanted.clear()
+            if self._supervisor is not None:
+                await loop.run_in_executor(None, self._supervisor.reloading)
             try:
                 await self._reload()
             except OciProxyError as exc:
@@ -84,3 +92,5 @@ class Reloads:
                 log.failure("configuration not reloaded", exc)
             else:
                 log.event(logging.INFO, "configuration reloaded")
+            if self._supervisor is not None:
+                await loop.run_in_executor(None, self._supervisor.ready)

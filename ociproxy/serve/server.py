@@ -7,81 +7,45 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import signal
-import socket
 import ssl
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
 from ociproxy.config.settings import Config
-from ociproxy.errors import AddressInUse
 from ociproxy.fetch.engine import Engine
+from ociproxy.serve.admin.server import AdminServer, admin_auth
 from ociproxy.serve.api import RegistryApi
 from ociproxy.serve.auth import BasicAuth
 from ociproxy.serve.deadline import MARGIN, end_within
 from ociproxy.serve.eviction import Eviction
 from ociproxy.serve.housekeeping import Housekeeper
-from ociproxy.serve.listener import Listener
+from ociproxy.serve.listener import SIGNALS, Listener
+from ociproxy.serve.live import Live
 from ociproxy.serve.preload import preload
 from ociproxy.serve.reload import Reloads
+from ociproxy.serve.scrubbing import Scrub
 from ociproxy.serve.sendfile import Senders
+from ociproxy.serve.supervisor import Supervisor
 from ociproxy.serve.syncing import SyncJob
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
 
     from ociproxy.fetch.upstreams.upstreams import MakeBackend
     from ociproxy.load.imagelist import Wanted
+    from ociproxy.metrics.tally import Tally
     from ociproxy.serve.housekeeping import Job, MakeCommand
     from ociproxy.store.store import Store
 
 Setup = tuple[Config, ssl.SSLContext | None]
 """A configuration, and the TLS of its certificate files; None is plain HTTP."""
 
-SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""What the server handles."""
-_BACKLOG: Final = 1024
 _SAME_SIGNAL: Final = 1.0
 """Seconds in which a second signal counts as the first: systemd signals every process of a service,
 and the leader of the workers signals them too."""
-
-
-def listen(config: Config) -> socket.socket:
-    """The listening socket. Raises AddressInUse, with the reason, for every failure."""
-    host, port = config.serve.host, config.serve.port
-    try:
-        family, *_, address = socket.getaddrinfo(
-            _without_brackets(host) or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.create_server(
-            address[:2],
-            family=family,
-            backlog=_BACKLOG,
-            dualstack_ipv6=family == socket.AF_INET6 and address[0] == "::",
-        )
-    except (OSError, UnicodeError, OverflowError) as exc:
-        reason = getattr(exc, "strerror", None) or str(exc)
-        number = getattr(exc, "errno", None)
-        if number == errno.EADDRINUSE:
-            reason = "the port is in use"
-        elif number == errno.EADDRNOTAVAIL:
-            reason = "no address of this machine"
-        elif number == errno.EACCES:
-            reason = "permission denied; ports from 1024 need none"
-        raise AddressInUse(host, port, reason) from exc
-    # The kernel drops a client that acknowledges no data for this long. Accepted sockets inherit
-    # the option.
-    listener.setsockopt(
-        socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(config.serve.client_stall * 1000)
-    )
-    return listener
-
-
-def _without_brackets(host: str) -> str:
-    """The host without the brackets of an IPv6 address in a URL."""
-    return host[1:-1] if host.startswith("[") and host.endswith("]") and ":" in host else host
 
 
 def run(
@@ -91,17 +55,34 @@ def run(
     listener: socket.socket,
     reload: Callable[[], Setup],
     make_command: MakeCommand,
-    wanted: Sequence[Wanted] = (),
+    wanted: Sequence[Wanted],
+    supervisor: Supervisor,
+    *,
+    tally: Tally | None = None,
+    admin: socket.socket | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; running responses then have `shutdown_grace` to finish.
     Meanwhile the images `wanted` are loaded, and the store is maintained by child processes.
 
     On SIGHUP `reload` reads the configuration and its files again; where it raises ConfigError the
-    running configuration stays. Signals that the caller blocked are heard from here on.
+    running configuration stays. Signals that the caller blocked are heard from here on. Where an
+    admin listener is, this process tells `tally` what it does; with `admin` it is that listener.
     """
     with contextlib.closing(Senders()) as senders:
         asyncio.run(
-            _serve(setup, store, make_backend, listener, reload, make_command, wanted, senders)
+            _serve(
+                setup,
+                store,
+                make_backend,
+                listener,
+                reload,
+                make_command,
+                wanted,
+                supervisor,
+                senders,
+                tally,
+                admin,
+            )
         )
 
 
@@ -113,7 +94,10 @@ async def _serve(
     reload: Callable[[], Setup],
     make_command: MakeCommand,
     wanted: Sequence[Wanted],
+    supervisor: Supervisor,
     senders: Senders,
+    tally: Tally | None,
+    admin: socket.socket | None,
 ) -> None:
     loop = asyncio.get_running_loop()
     config, context = setup
@@ -124,15 +108,18 @@ async def _serve(
         # In threads: a large configuration takes long to parse.
         fresh, fresh_context = await loop.run_in_executor(None, reload)
         fresh_auth = await loop.run_in_executor(None, _auth, fresh)
+        fresh_admins = await loop.run_in_executor(None, admin_auth, fresh)
         engine = Engine(store, fresh, make_backend(fresh), limited=True)
         main_port.use(fresh.serve, fresh_context)
+        if admin_server is not None:
+            admin_server.use(fresh, fresh_admins)
         for each in keepers:
             each.use(fresh)
         task = loop.create_task(api.replace(engine, fresh, fresh_auth))
         retiring.add(task)
         task.add_done_callback(retiring.discard)
 
-    reloads = Reloads(replace)
+    reloads = Reloads(replace, supervisor)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     loop.add_signal_handler(signal.SIGHUP, reloads.request)
@@ -146,22 +133,43 @@ async def _serve(
     host, port = listener.getsockname()[:2]
     scheme = "http" if config.serve.tls is None else "https"
     log.event(logging.INFO, "listening", scheme=scheme, host=host, port=port, store=store.root)
-    jobs: list[Job] = [Eviction(store, config), SyncJob(store, config)]
+    jobs: list[Job] = [Eviction(store, config), SyncJob(store, config), Scrub(store, config)]
     keepers = [Housekeeper(store, job, make_command, config) for job in jobs]
     for each in keepers:
         each.start()
-    reloading = asyncio.create_task(reloads.run())
+    await loop.run_in_executor(None, supervisor.ready)
+    background: set[asyncio.Task[None]] = {asyncio.create_task(_stay_alive(supervisor))}
+    admin_server: AdminServer | None = None
+    if tally is not None:
+        live = Live(tally, api, main_port)
+        live.tell()
+        background.add(asyncio.create_task(live.run()))
+        if admin is not None:
+            admins = await loop.run_in_executor(None, admin_auth, config)
+            admin_server = AdminServer(admin, config, store, tally, make_command, admins)
+            admin_server.open()
+    background.add(asyncio.create_task(reloads.run()))
     preloading = asyncio.create_task(preload(store, config, make_backend(config), wanted))
     await stopping.wait()
+    supervisor.stopping()
     children = [loop.run_in_executor(None, each.stop) for each in keepers]
     await _finish(main_port, config.serve.shutdown_grace)
     # No response is running any more: nothing that still comes is of use to a client.
     end_within(MARGIN)
-    ending = {reloading, preloading, *retiring}
+    if admin_server is not None:
+        await admin_server.close()
+    ending = {preloading, *background, *retiring}
     for task in ending:
         task.cancel()
     await asyncio.gather(*ending, *children, api.close(), return_exceptions=True)
     log.event(logging.INFO, "stopped")
+
+
+async def _stay_alive(supervisor: Supervisor) -> None:
+    """A loop that hangs sends nothing: the supervisor then starts the server anew."""
+    while supervisor.interval is not None:
+        supervisor.alive()
+        await asyncio.sleep(supervisor.interval)
 
 
 async def _finish(main_port: Listener, grace: float) -> None:

@@ -16,12 +16,18 @@ from threading import Thread
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy import log
+from ociproxy.metrics.counters import WORKERS_DIED
 from ociproxy.serve.deadline import MARGIN
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterable, Sequence
+
+    from ociproxy.serve.supervisor import Supervisor
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_LOOK: Final = 1.0
+"""Seconds between two looks at the workers, at most."""
 _RESTART_PAUSE: Final = 1.0
 """Seconds before a dead worker is replaced: workers that cannot start must not spin."""
 _KILL_AFTER: Final = MARGIN + 0.6
@@ -30,40 +36,52 @@ has ended itself, unless its event loop hangs."""
 
 
 class Work(Protocol):
-    """What one worker does; `again` is True in one that replaces a dead worker."""
+    """What one process does; `again` is True in one that replaces a dead one."""
 
     def __call__(self, *, again: bool) -> None: ...
 
 
-def run_workers(count: int, work: Work, *, listener: socket.socket, grace: float) -> None:
-    """Run `work` in `count` processes until SIGTERM or SIGINT; returns when all have ended.
+def run_workers(
+    works: Sequence[Work],
+    supervisor: Supervisor,
+    *,
+    listeners: Sequence[socket.socket],
+    grace: float,
+) -> None:
+    """Run each of `works` in a process until SIGTERM or SIGINT; returns when all have ended.
 
-    The leader closes the listener when it tells the workers to stop: new connections are then
+    The leader closes the listeners when it tells the workers to stop: new connections are then
     refused, and their clients go elsewhere.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     # A pipe that is never written to: a worker reads its end when the leader was killed.
     lifeline = os.pipe()
-    children = {_fork(work, lifeline, grace, again=False) for _ in range(count)}
+    children = {_fork(work, lifeline, grace, again=False): work for work in works}
     stopping = False
     deadline = float("inf")
+    pause = min(_LOOK, supervisor.interval or _LOOK)
     while children:
+        supervisor.alive()
         left = deadline - time.monotonic()
-        info = signal.sigtimedwait(_SIGNALS, min(1.0, max(0.0, left)) if left > 0 else 0.1)
+        info = signal.sigtimedwait(_SIGNALS, min(pause, max(0.0, left)) if left > 0 else 0.1)
         if info is not None and info.si_signo in (signal.SIGTERM, signal.SIGINT):
             stopping, deadline = True, min(deadline, time.monotonic() + grace + _KILL_AFTER)
-            listener.close()
+            supervisor.stopping()
+            for listener in listeners:
+                listener.close()
             _tell(children, signal.SIGTERM)
         elif info is not None and info.si_signo == signal.SIGHUP:
             _tell(children, signal.SIGHUP)
         if time.monotonic() > deadline:
             _tell(children, signal.SIGKILL)
         for pid, status in _ended(children):
-            children.discard(pid)
+            work = children.pop(pid)
             if not stopping:
+                WORKERS_DIED.add()
                 log.event(logging.ERROR, "worker died", pid=pid, status=status)
                 time.sleep(_RESTART_PAUSE)
-                children.add(_fork(work, lifeline, grace, again=True))
+                supervisor.alive()
+                children[_fork(work, lifeline, grace, again=True)] = work
 
 
 def _fork(work: Work, lifeline: tuple[int, int], grace: float, *, again: bool) -> int:
@@ -96,12 +114,12 @@ def _end_with_parent(lifeline: int, grace: float) -> None:
     os._exit(1)
 
 
-def _tell(children: set[int], number: signal.Signals) -> None:
+def _tell(children: Iterable[int], number: signal.Signals) -> None:
     for pid in children:
         os.kill(pid, number)
 
 
-def _ended(children: set[int]) -> list[tuple[int, int]]:
+def _ended(children: Iterable[int]) -> list[tuple[int, int]]:
     ended = []
     for pid in children:
         found, status = os.waitpid(pid, os.WNOHANG)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import DigestMismatch, SizeMismatch
+from ociproxy.metrics.counters import count_stored
 from ociproxy.oci.digest import Digest
 from ociproxy.store.files import (
     file_name,
@@ -19,6 +20,8 @@ from ociproxy.store.files import (
     identity,
     is_at,
     is_sealed,
+    is_use_due,
+    open_cached,
     open_unused,
     publish,
     seal,
@@ -57,7 +60,11 @@ class Blobs:
         clock: Clock,
         usage: UsageFile,
         below: Sequence[ReadOnlyContent] = (),
+        *,
+        keep_names: Callable[[], None] = lambda: None,
     ) -> None:
+        """`keep_names` is called after each commit: the folder has to be flushed soon."""
+        self._keep_names = keep_names
         self.folder = root
         self._prefix = f"{root}{os.sep}"
         self._quarantine = quarantine
@@ -70,8 +77,8 @@ class Blobs:
         return self.folder / file_name(digest)
 
     def find(self, digest: Digest) -> BlobFile | None:
-        """Open a stored blob and record its use; the caller closes it. The event loop may call
-        this, for it takes a few microseconds. Raises StoreError."""
+        """Open a stored blob and record its use; the caller closes it. Waits for the disk. Raises
+        StoreError."""
         name = file_name(digest)
         try:
             file = open(self._prefix + name, "rb", buffering=0)  # noqa: PTH123, SIM115 hot path; the caller closes
@@ -88,6 +95,20 @@ class Blobs:
             with store_errors(self.path(digest)):
                 raise
         touch(file.fileno(), state, self._clock.now())
+        return BlobFile(file, state.st_size, self._is_verified(digest, state))
+
+    def find_cached(self, digest: Digest) -> BlobFile | None:
+        """The same without waiting for the disk. None where it would be asked, for the blob or to
+        record the use, and where the store has no such blob."""
+        name = file_name(digest)
+        descriptor = open_cached(self._prefix + name)
+        if descriptor is None:
+            return None
+        file = open(descriptor, "rb", buffering=0)  # noqa: PTH123, SIM115 the caller closes it
+        state = os.fstat(descriptor)
+        if is_use_due(state, self._clock.now()):
+            file.close()
+            return None
         return BlobFile(file, state.st_size, self._is_verified(digest, state))
 
     def find_size(self, digest: Digest) -> int | None:
@@ -113,13 +134,12 @@ class Blobs:
         staged: Path,
         digest: Digest,
         *,
-        flush: bool = True,
         sealing: Callable[[], None] = lambda: None,
     ) -> None:
         """Publish a staged file whose bytes the caller verified. Raises StoreError.
 
         `sealing` is called once the bytes are on the disk: from then on nothing touches the file.
-        Without `flush` the name survives a power cut only after a call of `flush()`.
+        The name survives a power cut within a second, or after `flush`.
         """
         target = self.path(digest)
         with store_errors(target):
@@ -132,8 +152,10 @@ class Blobs:
                 size = os.fstat(file).st_size
             finally:
                 os.close(file)
-            publish(staged, target, flush=flush)
+            publish(staged, target)
+        count_stored("blob", size)
         self._usage.add(size)
+        self._keep_names()
 
     def adopt(self, path: Path, blob: Descriptor) -> None:
         """Verify and publish what another program wrote, which stays at `path`. Blocks for the
@@ -187,6 +209,8 @@ class Blobs:
 
     def _mark_verified(self, digest: Digest, file: int, name: str) -> None:
         with suppress(OSError):
+            # What was read may be in memory only: a seal must not outlive the bytes.
+            os.fsync(file)
             seal(file, name)
         state = os.fstat(file)
         # The file is read-only, its file system has no room for a time or keeps no microseconds.

@@ -7,10 +7,12 @@ comes or goes meanwhile is no finding: another process commits, or takes damage 
 from __future__ import annotations
 
 import errno
+import heapq
 import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -26,9 +28,10 @@ from ociproxy.store.files import (
     take_out,
 )
 from ociproxy.store.hashing import hash_file
+from ociproxy.store.passes import END, START, key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from io import FileIO
     from pathlib import Path
 
@@ -81,9 +84,10 @@ class Damage:
 
 
 class FileCheck:
-    """One look at all files. With `quick` a blob's bytes are not read: only its seal is looked at.
-    Manifests are small, and always hashed. With `take_out` what is damaged moves to `quarantine/`
-    at once, so that no server takes it for whole any more."""
+    """One look at all files, or at those from one position of a pass (`passes`) to another. With
+    `quick` a blob's bytes are not read: only its seal is looked at. Manifests are small, and always
+    hashed. With `take_out` what is damaged moves to `quarantine/` at once, so that no server takes
+    it for whole any more."""
 
     def __init__(
         self,
@@ -93,6 +97,8 @@ class FileCheck:
         rate: int | None = None,
         quick: bool = False,
         take_out: bool = False,
+        first: str = START,
+        end: str = END,
     ) -> None:
         self.damaged: dict[str, Damage] = {}
         """By the path of the file: a manifest may be stored as a blob, too."""
@@ -110,6 +116,17 @@ class FileCheck:
         self._take_out = take_out
         self._throttle = Throttle(rate)
         self._lock = threading.Lock()
+        self._first = first
+        self._end = end
+        self._next = first
+        self._looking: dict[int, str] = {}
+        """By thread: the key of the file that it looks at."""
+
+    @property
+    def position(self) -> str:
+        """All files before it were looked at."""
+        with self._lock:
+            return min((self._next, *self._looking.values()))
 
     def size(self) -> int:
         """Bytes that `run` will read."""
@@ -118,15 +135,21 @@ class FileCheck:
         for folder in folders:
             with store_errors(folder), os.scandir(folder) as entries:
                 for entry in entries:
-                    try:
-                        sizes += entry.stat().st_size
-                    except FileNotFoundError:
-                        continue
+                    if self._first <= key_of(entry.name) < self._end:
+                        with suppress(FileNotFoundError):
+                            sizes += entry.stat().st_size
         return sizes
 
-    def run(self) -> None:
-        """Look at all files. Raises StoreError where one cannot be read for want of permission, or
-        the like; also what interrupts it. All threads have ended then."""
+    def run(
+        self, again: Iterable[str] = (), *, progressed: Callable[[], object] = lambda: None
+    ) -> None:
+        """Look at all files, and before them at those of `again`, paths in the store. `progressed`
+        is called from time to time. Raises StoreError where a file cannot be read for want of
+        permission, or the like; also what interrupts it. All threads have ended then."""
+        folders = {folder.name: folder for folder in self._folders}
+        for folder, _, name in (each.partition("/") for each in again):
+            if folder in folders and digest_of(name) is not None:
+                self._look(folders[folder], name)
         entries = self._entries()
         with ThreadPoolExecutor(self._jobs, "check") as pool:
             working = [pool.submit(self._work, entries) for _ in range(self._jobs)]
@@ -135,6 +158,7 @@ class FileCheck:
                 while wait(working, timeout=0.2).not_done:
                     if any(each.done() and each.exception() for each in working):
                         break
+                    progressed()
             finally:
                 self._throttle.stop()
         for each in working:
@@ -146,20 +170,32 @@ class FileCheck:
     def _folders(self) -> tuple[Path, ...]:
         return (self._store.blobs.folder, *self._store.manifests.folders)
 
-    def _entries(self) -> Iterator[tuple[Path, str]]:
-        for folder in self._folders:
-            with store_errors(folder), os.scandir(folder) as entries:
-                for entry in entries:
-                    yield folder, entry.name
+    def _entries(self) -> Iterator[tuple[str, Path, str]]:
+        """What to look at, in the order of a pass, with the position of each."""
+        return heapq.merge(*map(self._sorted, self._folders))
 
-    def _work(self, entries: Iterator[tuple[Path, str]]) -> None:
+    def _sorted(self, folder: Path) -> Iterator[tuple[str, Path, str]]:
+        with store_errors(folder):
+            names = os.listdir(folder)  # noqa: PTH208 fast
+        # Nothing but the names stays in memory.
+        names = [name for name in names if self._first <= key_of(name) < self._end]
+        names.sort(key=key_of)
+        for name in names:
+            yield key_of(name), folder, name
+
+    def _work(self, entries: Iterator[tuple[str, Path, str]]) -> None:
+        thread = threading.get_ident()
         while True:
             self._throttle.took(0)
             with self._lock:  # an iterator serves one thread at a time
+                self._looking.pop(thread, None)
                 found = next(entries, None)
-            if found is None:
-                return
-            self._look(*found)
+                if found is None:
+                    self._next = self._end
+                    return
+                self._next = self._looking[thread] = found[0]
+            # Where it ends in an error, its key stays: the file was not looked at.
+            self._look(*found[1:])
 
     def _look(self, folder: Path, name: str) -> None:
         digest, path = digest_of(name), folder / name

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.image import Key
     from ociproxy.oci.manifest import Manifest, ManifestHolder
     from ociproxy.oci.reference import Repository
+    from ociproxy.store.group_commit import Commit
     from ociproxy.store.reader import Reader
     from ociproxy.store.store import Store
 
@@ -50,7 +51,7 @@ class BlobFolder(Protocol):
 
 
 class Extractor:
-    """One import into one store. Use as a context manager, and in one thread but for `reveal`.
+    """One import into one store. Use as a context manager, and in one thread.
 
     With `isolated`, what comes is hashed though the store has it: a name in an archive is no proof.
     """
@@ -248,10 +249,13 @@ class Extractor:
     def publish(
         self, repository: Repository, examined: Examined, tag: str | None = None
     ) -> list[Problem]:
-        """Make a complete image visible, as `reveal` does. Raises StoreError."""
+        """Make a complete image visible, as `reveal` does; it is durable on return. Raises
+        StoreError."""
         self.prepare(examined)
         self.drain()
-        return self.reveal(repository, examined, tag)
+        problems, commit = self.reveal(repository, examined, tag)
+        commit.wait()
+        return problems
 
     def prepare(self, examined: Examined) -> None:
         """The first step of `publish`: commit the blobs that waited among the documents."""
@@ -263,21 +267,21 @@ class Extractor:
 
     def reveal(
         self, repository: Repository, examined: Examined, tag: str | None = None
-    ) -> list[Problem]:
-        """The last step, after `drain`: commit the manifests, then the tag. Or return the blobs
-        that another process has removed since `examine`. From any thread."""
+    ) -> tuple[list[Problem], Commit]:
+        """The last step, after `drain`: publish the manifests, then the tag; the caller waits for
+        the commit. Or return the blobs that another process has removed since `examine`."""
         assert examined.complete, "an incomplete image is not published"  # noqa: S101 a bug in us
-        with self._store.removals.kept_off():
+        with self._store.publishing() as commit:
             size = self._store.blobs.find_size
             gone = [blob for blob in examined.blobs.values() if size(blob.digest) is None]
             if gone:
-                return [Problem(blob, "blob", _REMOVED) for blob in gone]
+                return [Problem(blob, "blob", _REMOVED) for blob in gone], commit
             for descriptor in examined.manifests.values():
-                self._store.commit_manifest(repository, self._holder(descriptor))
+                self._store.put_manifest(repository, self._holder(descriptor), commit)
             if tag is not None:
                 top = examined.manifests[examined.top.digest]
-                self._store.record_tag(repository, tag, top, now=self._clock.now())
-        return []
+                self._store.put_tag(repository, tag, top, commit, now=self._clock.now())
+        return [], commit
 
     # What is here
 

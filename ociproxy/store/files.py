@@ -14,14 +14,15 @@ The atime is the last use of a file. This program sets it, not the kernel."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import mmap
 import os
-import shutil
 import time
 from contextlib import contextmanager, suppress
 from hashlib import blake2s
+from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Final
 
@@ -29,13 +30,18 @@ from ociproxy.errors import DigestInvalid, StoreError, StoreFull
 from ociproxy.oci.digest import Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from io import FileIO
-    from pathlib import Path
 
 
 READ_SIZE: Final = 1024 * 1024
 """Bytes read in one call from a file that is read as a whole."""
+
+
+UNREADABLE: Final = frozenset(
+    {errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODATA, errno.ESTALE}
+)
+"""How a disk or a file system says that it has lost the bytes of a file; no socket fails so."""
 
 
 def read_buffer(size: int) -> memoryview:
@@ -48,26 +54,33 @@ def read_buffer(size: int) -> memoryview:
 
 
 @contextmanager
-def store_errors(path: Path) -> Iterator[None]:
+def store_errors(path: str | Path) -> Iterator[None]:
     """Translate OSError: raises StoreFull or StoreError, which name the path."""
     try:
         yield
     except OSError as exc:
-        reason = (exc.strerror or str(exc)).lower()
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(path, reason) from exc
-        raise StoreError(path, reason) from exc
+        raise store_error(Path(path), exc) from exc
 
 
-def publish(staged: Path, target: Path, *, flush: bool = True) -> None:
-    """Move a verified, fsynced and sealed file to the name that readers look for.
+def store_error(path: Path, error: OSError) -> StoreError:
+    """The same, to be raised by the caller."""
+    reason = (error.strerror or str(error)).lower()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(path, reason)
+    return StoreError(path, reason)
 
-    Without `flush` the caller calls `fsync_directory`, once for many files. Raises OSError.
-    """
-    make_folder(target.parent)
-    staged.replace(target)
-    if flush:
-        fsync_directory(target.parent)
+
+def publish(staged: Path, target: Path) -> set[Path]:
+    """Move a verified and fsynced file to the name that readers look for, and make the folders on
+    the way. The name survives a power cut once the folders that are returned were fsynced. Raises
+    OSError."""
+    changed = {target.parent}
+    try:
+        staged.replace(target)
+    except FileNotFoundError:
+        changed |= _make(target.parent)
+        staged.replace(target)
+    return changed
 
 
 def try_lock(file: int, kind: int = fcntl.LOCK_EX) -> bool:
@@ -125,7 +138,7 @@ os.register_at_fork(after_in_child=heartbeat.__init__)  # type: ignore[misc]
 class Silence:
     """Of the owner of a locked file or directory, as another process sees it."""
 
-    def __init__(self, file: int | Path, limit: float) -> None:
+    def __init__(self, file: int | str | Path, limit: float) -> None:
         self._file = file
         self._limit = limit
         self._touched: int | None = None
@@ -147,11 +160,11 @@ class Silence:
         return self._seconds > max(self._limit, _BEATS * _BEAT)
 
 
-def is_at(file: int, path: Path) -> bool:
+def is_at(file: int, path: str | Path) -> bool:
     """Whether the open file still has this name: another process may move or replace it between an
     open and a lock."""
     try:
-        return os.path.samestat(os.fstat(file), path.stat())
+        return os.path.samestat(os.fstat(file), os.stat(path))  # noqa: PTH116 it may be text
     except FileNotFoundError:
         return False
 
@@ -185,11 +198,17 @@ def identity(state: os.stat_result) -> tuple[int, int, int]:
 def make_folder(path: Path) -> None:
     """Make a folder and its parents. Each parent is flushed: else a power cut could take the folder
     away with the files that were published in it."""
+    for changed in _make(path):
+        fsync_directory(changed)
+
+
+def _make(path: Path) -> set[Path]:
+    """Returns the parents of the folders that were made."""
     if path.is_dir():
-        return
-    make_folder(path.parent)
+        return set()
+    changed = {path.parent, *_make(path.parent)}
     path.mkdir(exist_ok=True)
-    fsync_directory(path.parent)
+    return changed
 
 
 def fsync_directory(path: Path) -> None:
@@ -199,26 +218,6 @@ def fsync_directory(path: Path) -> None:
     finally:
         os.close(descriptor)
 
-
-def flush_recent(paths: Iterable[Path]) -> None:
-    """Return when these files and their names are on the disk. Only those are flushed that changed
-    within `_WRITTEN_BACK` seconds: a flush of each may take a turn of the disk. Paths that do not
-    exist are passed over. Raises StoreError."""
-    folders = set()
-    for path in paths:
-        with store_errors(path), suppress(FileNotFoundError):
-            file = open_unused(path)
-            with file:
-                if time.time() - os.fstat(file.fileno()).st_ctime < _WRITTEN_BACK:
-                    os.fsync(file.fileno())
-                    folders.add(path.parent)
-    for folder in folders:
-        with store_errors(folder):
-            fsync_directory(folder)
-
-
-_WRITTEN_BACK: Final = 600.0
-"""Seconds after which the kernel has long written a file to the disk; by itself it waits for 30."""
 
 TOUCH_AFTER: Final = 60.0
 """Seconds between two records of a use, so that a hot file is not written to at each request."""
@@ -260,10 +259,14 @@ def touch(file: int, state: os.stat_result, now: float) -> None:
     """Record a use at `now` (seconds since the epoch) and keep the seal. A store that is read-only,
     full or failing records none: what was read is good all the same, and a copy-on-write file
     system needs room for a time."""
-    if now - state.st_atime < TOUCH_AFTER:
-        return
-    with suppress(OSError):
-        os.utime(file, ns=(int(now * 10**9), state.st_mtime_ns))
+    if is_use_due(state, now):
+        with suppress(OSError):
+            os.utime(file, ns=(int(now * 10**9), state.st_mtime_ns))
+
+
+def is_use_due(state: os.stat_result, now: float) -> bool:
+    """Whether `touch` would write."""
+    return now - state.st_atime >= TOUCH_AFTER
 
 
 def keep(path: str | Path, now: float) -> bool:
@@ -311,14 +314,36 @@ def read_unused(path: str, most: int) -> tuple[bytes, os.stat_result]:
         os.close(file)
 
 
+class _OpenHow(ctypes.Structure):
+    """`struct open_how` of openat2(2)."""
+
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+_syscall: Final = ctypes.CDLL(None).syscall
+_syscall.argtypes = (
+    *(ctypes.c_long, ctypes.c_int, ctypes.c_char_p),
+    *(ctypes.POINTER(_OpenHow), ctypes.c_size_t),
+)
+_syscall.restype = ctypes.c_long
+_OPENAT2: Final = 437
+_AT_FDCWD: Final = -100
+_RESOLVE_CACHED: Final = 0x20
+_FROM_CACHE: Final = _OpenHow(os.O_RDONLY | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
+
+
+def open_cached(path: str) -> int | None:
+    """Open a file to read it, if the kernel finds it without asking the disk: the event loop may
+    call this. None else, and where the kernel is older than 5.12 or lets no program ask so."""
+    where, size = os.fsencode(path), ctypes.sizeof(_OpenHow)
+    file: int = _syscall(_OPENAT2, _AT_FDCWD, where, ctypes.byref(_FROM_CACHE), size)
+    return None if file < 0 else file
+
+
 def _seal_microseconds(name: str, size: int, seconds: int) -> int:
     digest = blake2s(f"{name} {size} {seconds}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 10**6
-
-
-def free_space(root: Path) -> int:
-    """Bytes that this user may still write where the store is, or will be. Raises StoreError."""
-    with store_errors(root):
-        while not root.exists() and root != root.parent:
-            root = root.parent
-        return shutil.disk_usage(root).free

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import StoreError, StoreFull
+from ociproxy.metrics.counters import FILLS
 from ociproxy.store.files import READ_SIZE, heartbeat, store_errors, try_lock
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ class Ingest:
                 os.ftruncate(self.file, self.size)
         # A touch would break the seal; followers wait for the flush of a large blob before it.
         blobs.commit(self.path, self.digest, sealing=lambda: heartbeat.stop(self.file))
+        FILLS.add()
         self._unlink_journal()
 
     def discard(self) -> None:
@@ -219,10 +221,11 @@ class Ingest:
         os.close(self.file)
 
     def flush(self) -> None:
-        """Leader: write the lines of the journal that wait. Raises StoreError."""
-        if self._pending.total:
-            self._append("".join(f"{first} {last}\n" for first, last in self._pending))
-            self._pending = ByteRanges()
+        """Leader: write the lines of the journal that wait. Raises StoreError; they are given up
+        then, for the next try is that of `close`, which the event loop may call."""
+        waiting, self._pending = self._pending, ByteRanges()
+        if waiting.total:
+            self._append("".join(f"{first} {last}\n" for first, last in waiting))
 
     def _append(self, text: str) -> None:
         with store_errors(self._journal_path):

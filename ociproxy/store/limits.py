@@ -10,6 +10,7 @@ Tests: tests/store/test_limits.py, tests/serve/test_eviction.py.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -78,9 +79,9 @@ class Limits:
     def exceeded(self, stored: int) -> str | None:
         """Which limit a store of this size exceeds, in words; None if it keeps both."""
         if self.max_size is not None and stored > self.max_size:
-            return f"the store has store.max_size ({show_size(self.max_size)})"
+            return f"store.max_size ({show_size(self.max_size)}) is reached"
         if self.total and self.free < self.min_free:
-            return f"no more is free than store.min_free ({show_size(self.min_free)})"
+            return f"less than store.min_free ({show_size(self.min_free)}) is free"
         return None
 
     def can_fit(self, size: int) -> bool:
@@ -203,3 +204,11 @@ class Room:
 
 def _bytes(value: int | Share, total: int) -> int:
     return value.of(total) if isinstance(value, Share) else value
+
+
+def free_space(root: Path) -> int:
+    """Bytes that this user may still write where the store is, or will be. Raises StoreError."""
+    with store_errors(root):
+        while not root.exists() and root != root.parent:
+            root = root.parent
+        return shutil.disk_usage(root).free

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import ManifestInvalid
+from ociproxy.metrics.counters import count_stored
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest, OddManifest, is_generic
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import (
@@ -32,20 +33,18 @@ from ociproxy.store.files import (
     store_errors,
     touch,
 )
-from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ociproxy.clock import Clock
     from ociproxy.oci.manifest import Manifest
+    from ociproxy.store.group_commit import Commit, Pending
     from ociproxy.store.read_only import ReadOnlyContent
     from ociproxy.store.usage import UsageFile
 
 _ENTRY_OVERHEAD: Final = 1024
 """Bytes of memory that a cached manifest takes beside its own: objects and table entries."""
-_LONG: Final = 256 * 1024
-"""Bytes. Hashing and parsing as much takes a few milliseconds; other clients would wait for it."""
 
 
 @dataclass(slots=True)
@@ -62,16 +61,17 @@ class Manifests:
         index_root: Path,
         image_root: Path,
         *,
-        staging: Path,
+        pending: Pending,
         usage: UsageFile,
         hot_bytes: int,
         clock: Clock,
         below: Sequence[ReadOnlyContent] = (),
     ) -> None:
         self.folders = (image_root, index_root)
+        self._pending = pending
+        self._prefixes = tuple(f"{root}{os.sep}" for root in self.folders)
         self._index_root = index_root
         self._image_root = image_root
-        self._staging = staging
         self._usage = usage
         self._clock = clock
         self._below = below
@@ -90,41 +90,64 @@ class Manifests:
         found = (content.find_manifest(digest) for content in self._below)
         return next((holder for holder in found if holder is not None), None)
 
-    def is_long_to_read(self, digest: Digest) -> bool:
-        """Whether `find` would read and parse a file of more than `_LONG` bytes. Takes two stats at
-        most."""
-        if self._hot.get(digest) is not None:
-            return False
-        name = file_name(digest)
-        for root in self.folders:
-            with suppress(OSError):
-                return (root / name).stat().st_size > _LONG
-        return False
+    def remembers(self, digest: Digest) -> bool:
+        """Whether `find` takes one stat, of a file that was looked at in the last minute: the event
+        loop may call it then, for no disk is asked."""
+        hot = self._hot.get(digest)
+        return hot is not None and self._clock.now() - hot.used <= TOUCH_AFTER
 
     def peek(self, digest: Digest) -> ManifestHolder | None:
         """A manifest of the store's own files, for a caller that reads many: not kept in memory,
         and no use recorded. Raises StoreError."""
+        pending = self._find_pending(file_name(digest))
+        if pending is not None:
+            return _as_read(digest, pending[1], parse=True)
         found = self._read(digest, parse=True)
         return None if found is None else found[0]
 
     def look(self, digest: Digest) -> tuple[ManifestHolder, float] | None:
         """The same of all that `find` finds, and the last use in seconds since the epoch, 0 if
         unknown."""
+        pending = self._find_pending(file_name(digest))
+        if pending is not None:
+            holder = _as_read(digest, pending[1], parse=True)
+            return None if holder is None else (holder, self._clock.now())
         found = self._read(digest, parse=True)
         if found is not None:
             return found[0], found[2].st_atime
         below = (content.find_manifest(digest) for content in self._below)
         return next(((holder, 0.0) for holder in below if holder is not None), None)
 
-    def commit(self, holder: ManifestHolder) -> None:
+    def put(self, holder: ManifestHolder, commit: Commit) -> None:
         """Publish verified bytes under their digest, unless they are there: that counts as a use.
         Raises StoreError."""
         digest = holder.descriptor.digest
-        if self._find_own(digest, use=False) is not None and self.keep(digest):
+        if self.keep(digest) and self._find_own(digest, use=False) is not None:
             return
-        root = self._index_root if holder.descriptor.is_index else self._image_root
-        write_atomically(root / file_name(digest), holder.raw, staging=self._staging)
+        # Also where another commit has it: that one may fail.
+        is_index = holder.descriptor.is_index
+        root = self._index_root if is_index else self._image_root
+        path = f"{root}{os.sep}{file_name(digest)}"
+        commit.stage(path, holder.raw, holder.raw, record=False)
+        count_stored("index" if is_index else "manifest", len(holder.raw))
         self._usage.add(len(holder.raw))
+
+    def put_again(self, digest: Digest, commit: Commit) -> None:
+        """Publish what another commit of this process has staged: for a record in this commit,
+        which may not come without its manifest. Raises StoreError."""
+        pending = self._find_pending(file_name(digest))
+        if pending is not None and pending[0] not in commit and not self.keep(digest):
+            path, raw = pending
+            commit.stage(path, raw, raw, record=False)
+
+    def _find_pending(self, name: str) -> tuple[str, bytes] | None:
+        """The path and the bytes of what has no name yet."""
+        if self._pending:
+            for prefix in self._prefixes:
+                raw = self._pending.get(prefix + name)
+                if isinstance(raw, bytes):
+                    return prefix + name, raw
+        return None
 
     def _find_own(self, digest: Digest, *, use: bool) -> ManifestHolder | None:
         hot = self._hot.get(digest)
@@ -140,6 +163,10 @@ class Manifests:
                         hot.used = now
                         self._record_use(hot.path, now)
                     return hot.holder
+        # Before the file: a commit that ends just now takes it out after it has its name.
+        pending = self._find_pending(file_name(digest))
+        if pending is not None:
+            return _as_read(digest, pending[1])
         found = self._read(digest)
         if found is None:
             return None
@@ -154,8 +181,7 @@ class Manifests:
     def _read(
         self, digest: Digest, *, parse: bool = False
     ) -> tuple[ManifestHolder, str, os.stat_result] | None:
-        """A manifest, its path and the state of its file. A caller that will look into it saves
-        reading its JSON twice with `parse`."""
+        """A manifest, its path and the state of its file."""
         name = file_name(digest)
         for root in self.folders:
             path = f"{root}{os.sep}{name}"
@@ -168,27 +194,17 @@ class Manifests:
                     raise
             if len(raw) != state.st_size or Digest.of(raw, digest.algorithm) != digest:
                 continue
-            parsed: Manifest | None = None
-            try:
-                document = json_object(raw)
-                media_type = media_type_of(document)
-                if parse:
-                    with suppress(MalformedManifest):  # the caller hears of it when it looks
-                        parsed = parse_document(document, media_type)
-            except MalformedManifest:
+            holder = _as_read(digest, raw, parse=parse)
+            if holder is None:
                 continue
-            return (
-                ManifestHolder(Descriptor(media_type, digest, len(raw)), raw, parsed),
-                path,
-                state,
-            )
+            return holder, path, state
         return None
 
     def keep(self, digest: Digest) -> bool:
         """Record a use now, so that no other process removes the manifest as unused. False where it
         is not stored, or belongs to another user."""
         name, now = file_name(digest), self._clock.now()
-        return any([keep(root / name, now) for root in self.folders])
+        return any([keep(prefix + name, now) for prefix in self._prefixes])
 
     def last_used(self, digest: Digest) -> float | None:
         """When a manifest was last used, in seconds since the epoch; None if it is not stored.
@@ -212,6 +228,21 @@ class Manifests:
                 touch(file, os.fstat(file), now)
             finally:
                 os.close(file)
+
+
+def _as_read(digest: Digest, raw: bytes, *, parse: bool = False) -> ManifestHolder | None:
+    """Verified bytes under the media type that they tell; None if they are no manifest. A caller
+    that will look into it saves reading its JSON twice with `parse`."""
+    parsed: Manifest | None = None
+    try:
+        document = json_object(raw)
+        media_type = media_type_of(document)
+        if parse:
+            with suppress(MalformedManifest):  # the caller hears of it when it looks
+                parsed = parse_document(document, media_type)
+    except MalformedManifest:
+        return None
+    return ManifestHolder(Descriptor(media_type, digest, len(raw)), raw, parsed)
 
 
 def with_media_type(holder: ManifestHolder, descriptor: Descriptor | None) -> ManifestHolder:

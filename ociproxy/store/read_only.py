@@ -8,16 +8,23 @@ Tests: tests/archive/test_bundle.py, tests/store/test_blobs.py, tests/store/test
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, Protocol
+
+from ociproxy.errors import DigestInvalid
+from ociproxy.oci.descriptor import Descriptor, text_in
+from ociproxy.oci.digest import Digest
 
 if TYPE_CHECKING:
     from io import FileIO
 
-    from ociproxy.oci.descriptor import Descriptor
-    from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Repository
+
+_LEFT: Final = 64
+"""Manifests that a tag meant before: of one that moves daily, two months."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +36,37 @@ class TagRecord:
     resolved: float
     upstream: str
     left: tuple[Digest, ...] = ()
+
+    @staticmethod
+    def from_json(document: dict[str, object]) -> TagRecord | None:
+        """None for a damaged one."""
+        try:
+            descriptor = Descriptor.from_json(document.get("descriptor"))
+            resolved = datetime.fromisoformat(text_in(document.get("resolved"))).timestamp()
+        except ValueError:  # MalformedManifest is one
+            return None
+        left = document.get("left")
+        digests: list[Digest] = []
+        for each in left if isinstance(left, list) else ():
+            with suppress(DigestInvalid):
+                digests.append(Digest.parse(str(each)))
+        upstream = str(document.get("upstream", ""))
+        return TagRecord(descriptor, resolved, upstream, tuple(digests))
+
+    def to_json(self) -> dict[str, object]:
+        when = datetime.fromtimestamp(self.resolved, UTC)
+        return {
+            "descriptor": self.descriptor.to_json(),
+            "resolved": when.isoformat(timespec="milliseconds"),
+            "upstream": self.upstream,
+            **({"left": list(map(str, self.left))} if self.left else {}),
+        }
+
+    def after(self, before: TagRecord | None) -> TagRecord:
+        """This record in the place of another one, whose manifest it remembers."""
+        left = () if before is None else (before.descriptor.digest, *before.left)
+        moved = dict.fromkeys(each for each in left if each != self.descriptor.digest)
+        return replace(self, left=tuple(moved)[:_LEFT])
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from math import inf
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar, cast
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 from ociproxy import log
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import DigestInvalid, NameInvalid
-from ociproxy.oci.descriptor import Descriptor, MalformedManifest, text_in
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
 from ociproxy.store.files import file_name, identity, keep, read_unused, store_errors
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
 
     from ociproxy.oci.reference import Reference
+    from ociproxy.store.group_commit import Commit, Pending
     from ociproxy.store.read_only import ReadOnlyContent
 
 T = TypeVar("T")
@@ -41,8 +42,6 @@ _HOT_RECORDS: Final = 8192
 """Parsed records kept in memory: each saves a read and a parse, not the stat."""
 REFERRERS_OF_ONE: Final = 1000
 """Records of one subject. Manifests of any repository may name it, and each is read for a list."""
-_LEFT: Final = 64
-"""Manifests that a tag meant before: of one that moves daily, two months."""
 _RECORD: Final = 1024 * 1024
 """Bytes of a record. Annotations of a referrer may be long; a longer file is no record."""
 _TAGS: Final = "_tags"
@@ -68,8 +67,12 @@ class Refs:
         referrers_root: Path,
         *,
         staging: Path,
+        pending: Pending,
         below: Sequence[ReadOnlyContent] = (),
     ) -> None:
+        """`pending` are records that a commit of this process has not published yet. Each `put_`
+        method writes its record at once, or as a part of the commit that it is given."""
+        self._pending = pending
         self._root = root
         self._referrers_root = referrers_root
         self._staging = staging
@@ -82,30 +85,30 @@ class Refs:
         """Where the records of a repository are: `_tags/<tag>` and `_manifests/<digest>`."""
         return self._root / repository.registry / repository.name
 
+    def remembered_tag(self, repository: Repository, tag: str) -> Digest | None:
+        """The manifest of a tag whose record was read before; takes no look at the disk."""
+        hot = self._hot.get(self._path(repository, _TAGS, tag))
+        return None if hot is None else cast("TagRecord", hot[1]).descriptor.digest
+
+    def remembers(self, repository: Repository, digest: Digest) -> bool:
+        """Whether the record of a manifest was read before; takes no look at the disk."""
+        return self._hot.get(self._path(repository, _MANIFESTS, str(digest))) is not None
+
     def find_tag(self, repository: Repository, tag: str) -> TagRecord | None:
         """The record of a tag; None if there is none, or it is damaged. Raises StoreError."""
-        own = self._find(self._path(repository, _TAGS, tag), _tag_record)
+        own = self._find(self._path(repository, _TAGS, tag), TagRecord.from_json)
         if own is not None or not self._below:
             return own
         found = (records.tags.get(repository, {}).get(tag) for records in self._below)
         return next((record for record in found if record is not None), None)
 
-    def put_tag(self, repository: Repository, tag: str, record: TagRecord) -> None:
-        """What the tag meant before is remembered, up to `_LEFT` manifests. Raises StoreError."""
+    def put_tag(
+        self, repository: Repository, tag: str, record: TagRecord, commit: Commit | None = None
+    ) -> None:
+        """What the tag meant before is remembered in the record. Raises StoreError."""
         path = self._path(repository, _TAGS, tag)
-        before = self._find(path, _tag_record)
-        left = () if before is None else (before.descriptor.digest, *before.left)
-        moved = [str(digest) for digest in left if digest != record.descriptor.digest][:_LEFT]
-        when = datetime.fromtimestamp(record.resolved, UTC)
-        self._put(
-            path,
-            {
-                "descriptor": record.descriptor.to_json(),
-                "resolved": when.isoformat(timespec="milliseconds"),
-                "upstream": record.upstream,
-                **({"left": list(dict.fromkeys(moved))} if moved else {}),
-            },
-        )
+        record = record.after(self._find(path, TagRecord.from_json))
+        self._put(path, record.to_json(), record, commit)
 
     def left_behind(self, repository: Repository) -> set[Digest]:
         """The manifests that a tag meant before it moved. Raises StoreError."""
@@ -121,17 +124,22 @@ class Refs:
         found = (records.manifests.get(repository, {}).get(digest) for records in self._below)
         return next((descriptor for descriptor in found if descriptor is not None), None)
 
-    def put_manifest(self, repository: Repository, descriptor: Descriptor) -> None:
-        self._put_descriptor(self._path(repository, _MANIFESTS, str(descriptor.digest)), descriptor)
+    def put_manifest(
+        self, repository: Repository, descriptor: Descriptor, commit: Commit | None = None
+    ) -> None:
+        path = self._path(repository, _MANIFESTS, str(descriptor.digest))
+        self._put_descriptor(path, descriptor, commit)
 
-    def put_referrer(self, subject: Digest, referrer: Descriptor) -> None:
+    def put_referrer(
+        self, subject: Digest, referrer: Descriptor, commit: Commit | None = None
+    ) -> None:
         """Blocks. Above `REFERRERS_OF_ONE` records of the subject no more are kept."""
         folder = f"{self._referrers_root}/{subject}"
         path = f"{folder}/{referrer.digest}"
         if not os.path.exists(path) and len(self._names(folder)) >= REFERRERS_OF_ONE:  # noqa: PTH110
             log.event(logging.WARNING, "too many referrers", digest=subject, kept=REFERRERS_OF_ONE)
             return
-        self._put_descriptor(path, referrer)
+        self._put_descriptor(path, referrer, commit)
 
     def referrers(self, repository: Repository, subject: Digest) -> list[Descriptor]:
         """Manifests of this repository that refer to the subject, ordered by digest. Blocks: it
@@ -166,8 +174,11 @@ class Refs:
         return self.find_manifest(repository, reference.digest) if reference.digest else None
 
     def has_repository(self, repository: Repository) -> bool:
-        return (self._root / repository.registry / repository.name).is_dir() or any(
-            repository in records.manifests for records in self._below
+        folder = self._root / repository.registry / repository.name
+        return (
+            folder.is_dir()
+            or any(self._pending.names(f"{folder}/{kind}") for kind in (_TAGS, _MANIFESTS))
+            or any(repository in records.manifests for records in self._below)
         )
 
     def manifests(self, repository: Repository) -> list[Digest]:
@@ -200,18 +211,26 @@ class Refs:
     def newest_manifests(self, repository: Repository) -> list[Digest]:
         """The same, the newest first."""
         folder = Path(self._path(repository, _MANIFESTS, "."))
-        found: list[tuple[int, Digest]] = []
+        found: list[tuple[float, Digest]] = []
+        for name in self._pending.names(str(folder)):
+            with suppress(DigestInvalid):
+                found.append((inf, Digest.parse(name)))
         with store_errors(folder), suppress(FileNotFoundError):
             for entry in os.scandir(folder):
                 with suppress(DigestInvalid, FileNotFoundError):
                     found.append((entry.stat().st_mtime_ns, Digest.parse(entry.name)))
-        return [digest for _, digest in sorted(found, key=itemgetter(0), reverse=True)]
+        newest = sorted(found, key=itemgetter(0), reverse=True)
+        return list(dict.fromkeys(digest for _, digest in newest))
 
     def manifests_state(self, repository: Repository) -> tuple[int, int] | None:
         """Inode and time of modification (ns) of a folder: they change when a manifest of the
-        repository comes or goes. None if it has none, or the folder cannot be read."""
+        repository comes or goes. None if it has none, one is about to come, or the folder cannot be
+        read."""
+        folder = self._path(repository, _MANIFESTS, ".")
+        if self._pending and self._pending.names(folder[:-2]):
+            return None
         try:
-            state = os.stat(self._path(repository, _MANIFESTS, "."))  # noqa: PTH116 hot path
+            state = os.stat(folder)  # noqa: PTH116 hot path
         except OSError:
             return None
         return state.st_ino, state.st_mtime_ns
@@ -255,7 +274,7 @@ class Refs:
     def _digest(self, path: str, name: str, *, is_tag: bool) -> Digest | None:
         """The manifest that the record at a path leads to; `name` is that of its place."""
         if is_tag:
-            tagged = self._find(path, _tag_record)
+            tagged = self._find(path, TagRecord.from_json)
             return tagged.descriptor.digest if tagged else None
         found = self._find(path, _descriptor)
         return found.digest if found and str(found.digest) == name else None
@@ -268,6 +287,11 @@ class Refs:
     def _find(self, path: str, parse: Callable[[dict[str, object]], T | None]) -> T | None:
         """The record at a path; None if there is none, or it is damaged. It is parsed once while
         its file stays the same, so callers give a path always the same `parse`."""
+        # Before the file: a commit that ends just now takes it out after it has its name.
+        if self._pending and path in self._pending:
+            pending = self._pending.get(path)
+            if pending is not None:
+                return cast("T", pending)
         try:
             hot = self._hot.get(path)
             if hot is not None and hot[0] == identity(os.stat(path)):  # noqa: PTH116 hot path
@@ -286,20 +310,28 @@ class Refs:
             self._hot.put(path, (identity(state), record))
         return record
 
-    def _put_descriptor(self, path: str, descriptor: Descriptor) -> None:
+    def _put_descriptor(self, path: str, descriptor: Descriptor, commit: Commit | None) -> None:
         # A record that is written again counts as new: it is not removed as the old one.
         if self._find(path, _descriptor) != descriptor or not keep(path, time.time()):
-            self._put(path, descriptor.to_json())
+            self._put(path, descriptor.to_json(), descriptor, commit)
 
-    def _put(self, path: str, document: dict[str, object]) -> None:
-        data = json.dumps(document, indent=1).encode() + b"\n"
-        write_atomically(Path(path), data, staging=self._staging)
+    def _put(
+        self, path: str, document: dict[str, object], value: object, commit: Commit | None
+    ) -> None:
+        # A line each, as with `indent`, which would keep json from its fast encoder.
+        data = json.dumps(document, separators=(",\n ", ": ")).encode() + b"\n"
+        if commit is None:
+            write_atomically(Path(path), data, staging=self._staging)
+        else:
+            commit.stage(path, data, value, record=True)
 
     def _names(self, directory: str) -> list[str]:
+        # Callers end a folder with `/` or `/.` as well.
+        pending = self._pending.names(os.path.normpath(directory)) if self._pending else []
         try:
-            return sorted(os.listdir(directory))  # noqa: PTH208 a path as text: hot path
+            return sorted({*pending, *os.listdir(directory)})  # noqa: PTH208 a path as text: hot path
         except FileNotFoundError:
-            return []
+            return sorted(pending)
         except OSError:
             with store_errors(Path(directory)):
                 raise
@@ -310,18 +342,3 @@ def _descriptor(document: dict[str, object]) -> Descriptor | None:
         return Descriptor.from_json(document)
     except MalformedManifest:
         return None
-
-
-def _tag_record(document: dict[str, object]) -> TagRecord | None:
-    try:
-        descriptor = Descriptor.from_json(document.get("descriptor"))
-        resolved = datetime.fromisoformat(text_in(document.get("resolved"))).timestamp()
-    except ValueError:  # MalformedManifest is one
-        return None
-    left = document.get("left")
-    digests: list[Digest] = []
-    for each in left if isinstance(left, list) else ():
-        with suppress(DigestInvalid):
-            digests.append(Digest.parse(str(each)))
-    upstream = str(document.get("upstream", ""))
-    return TagRecord(descriptor, resolved, upstream, tuple(digests))

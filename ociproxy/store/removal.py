@@ -21,12 +21,14 @@ import errno
 import fcntl
 import logging
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from threading import local
+from threading import Lock, local
 from typing import TYPE_CHECKING, Final, Self
 
 from ociproxy import log
@@ -34,7 +36,7 @@ from ociproxy.errors import Busy, StoreError
 from ociproxy.store.files import Silence, heartbeat, is_at, store_errors, try_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 STOPPED: Final = 5.0
 """Seconds. A remover touches its locks once a second; one that did not for so long was stopped."""
@@ -56,19 +58,30 @@ _REMOVER: Final = "remover"
 _REMOVED: Final = ".removed-"
 
 
+@dataclass(slots=True)
+class _Hold:
+    """The shared lock of one publisher."""
+
+    lock: int
+    users: int = 1
+
+
 class Removals:
     """The locks of one store, in `locks/`; `staging` is its `pulls/`. Thread-safe."""
 
     def __init__(self, folder: Path, staging: Path) -> None:
         self._folder = folder
         self._staging = staging
+        self.spare = folder / "spare"
+        """An empty folder, while no process removes."""
         self._held = local()
+        self._counting = Lock()
 
     @contextmanager
     def kept_off(self) -> Iterator[None]:
         """Publish: inside, nothing is removed. A thread may enter it again inside. Blocks. Where
         this process may not write, it holds nothing. Raises StoreError."""
-        if getattr(self._held, "lock", None) is not None:
+        if getattr(self._held, "hold", None) is not None:
             yield
             return
         try:
@@ -79,14 +92,43 @@ class Removals:
             yield
             return
         try:
-            self._held.lock = self._await(_LOCK)
+            hold = self._held.hold = _Hold(self._await(_LOCK))
         finally:
             os.close(gate)
         try:
             yield
         finally:
-            os.close(self._held.lock)
-            self._held.lock = None
+            self._held.hold = None
+            self._let_go(hold)
+
+    def prolong(self) -> Callable[[], None]:
+        """Inside `kept_off`: nothing is removed until the function that is returned was called, by
+        any thread."""
+        hold: _Hold | None = getattr(self._held, "hold", None)
+        if hold is None:
+            return lambda: None
+        with self._counting:
+            hold.users += 1
+        return partial(self._let_go, hold)
+
+    def _let_go(self, hold: _Hold) -> None:
+        with self._counting:
+            hold.users -= 1
+            ended = hold.users == 0
+        if ended:
+            os.close(hold.lock)
+
+    def claim(self, name: str) -> int | None:
+        """Become the one process that does the work of this name; None while another one is. The
+        caller closes the file descriptor to give it up. Raises StoreError."""
+        path = self._folder / name
+        with store_errors(path):
+            # Not to write, which would keep an operator from mounting the disk read-only.
+            file = self._open(name)
+        if try_lock(file):
+            return file
+        os.close(file)
+        return None
 
     def remover(self) -> Remover:
         """Become the one process that removes; close it. Raises Busy where another one is, or
@@ -96,13 +138,22 @@ class Removals:
             with store_errors(self._staging):
                 for left in self._staging.glob(f"{_REMOVED}*"):  # by a process that was killed
                     shutil.rmtree(left, ignore_errors=True)
-                removed = Path(tempfile.mkdtemp(prefix=_REMOVED, dir=self._staging))
+                removed = self._make_folder()
                 lock = os.open(removed, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except BaseException:
             _close(claim)
             raise
         try_lock(lock)  # else it would be swept with what killed processes left
         return Remover(self, (claim, lock), removed)
+
+    def _make_folder(self) -> Path:
+        """For what is removed, under a name that no process had before. Raises OSError."""
+        folder = self._staging / f"{_REMOVED}{secrets.token_hex(8)}"
+        try:
+            self.spare.rename(folder)  # a disk that is full has no room for a folder
+        except OSError:
+            folder.mkdir(mode=0o700)
+        return folder
 
     def _claim(self) -> int:
         """The claim. Where another process holds it, wait until that has touched it, or was silent
@@ -131,7 +182,7 @@ class Removals:
 
     def _await(self, name: str) -> int:
         """A shared lock, once no remover has it."""
-        path = self._folder / name
+        path = f"{self._folder}{os.sep}{name}"
         limit = time.monotonic() + _PATIENCE
         silence = Silence(path, STOPPED)
         while time.monotonic() < limit:
@@ -139,17 +190,19 @@ class Removals:
                 file = self._open(name)
             locked = False
             try:
-                while is_at(file, path) and time.monotonic() < limit:
+                while time.monotonic() < limit:
                     locked = try_lock(file, fcntl.LOCK_SH) and is_at(file, path)
                     if locked:
                         return file
+                    if not is_at(file, path):
+                        break
                     if silence.is_long():
-                        self._depose(file, path)
+                        self._depose(file, Path(path))
                     time.sleep(_INTERVAL)
             finally:
                 if not locked:
                     os.close(file)
-        raise StoreError(path, f"no turn to publish within {_PATIENCE:g} s")
+        raise StoreError(Path(path), f"no turn to publish within {_PATIENCE:g} s")
 
     def _exclude(self) -> tuple[int, int]:
         """The gate and the lock, once no publisher has them. Raises Busy."""
@@ -185,16 +238,20 @@ class Removals:
         return None
 
     def _open(self, name: str) -> int:
-        path = self._folder / name
+        path = f"{self._folder}{os.sep}{name}"
         try:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             self._folder.mkdir(exist_ok=True)
+            with suppress(OSError):
+                self.spare.mkdir(mode=0o700)
             file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         # A command that root runs must not keep the server from its locks.
         owner = self._folder.parent.stat()
-        with suppress(PermissionError):
+        with suppress(OSError):
             os.chown(self._folder, owner.st_uid, owner.st_gid)
+            os.chown(self.spare, owner.st_uid, owner.st_gid)
+        with suppress(PermissionError):
             os.fchown(file, owner.st_uid, owner.st_gid)
         return file
 
@@ -207,10 +264,10 @@ class Removals:
             if not try_lock(deposing) or not is_at(file, path):
                 return
             for folder in self._staging.glob(f"{_REMOVED}*"):
-                with suppress(OSError):
-                    deposed = tempfile.mkdtemp(prefix=".deposed-", dir=self._staging)
-                    folder.replace(deposed)
-                    shutil.rmtree(deposed, ignore_errors=True)
+                deposed = self._staging / f".deposed-{secrets.token_hex(8)}"
+                with store_errors(folder), suppress(FileNotFoundError):
+                    folder.rename(deposed)
+                shutil.rmtree(deposed, ignore_errors=True)
             # The publishers that it waits for have the lock, if it has the gate only.
             if not self._is_shared(_LOCK):
                 (self._folder / _LOCK).unlink(missing_ok=True)
@@ -241,6 +298,9 @@ class Remover:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # deposed
+            self._empty()
+            self._folder.rename(self._removals.spare)
         shutil.rmtree(self._folder, ignore_errors=True)
         for lock in self._locks:
             _close(lock)
@@ -256,8 +316,11 @@ class Remover:
             _close(lock)
             _close(gate)
         with suppress(OSError):  # deposed just now
-            for path in self._folder.iterdir():
-                path.unlink(missing_ok=True)
+            self._empty()
+
+    def _empty(self) -> None:
+        for path in self._folder.iterdir():
+            path.unlink(missing_ok=True)
 
     def take(self, path: Path) -> bool:
         """Move a file out of the store; False where it has gone already. Call it in a batch. Raises

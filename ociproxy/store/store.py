@@ -10,6 +10,7 @@
     quarantine/                                       damaged blobs, out of service
     locks/                                            files to lock; `usage` says the store's size
     pins/                                             what no prune removes
+    scrub.json check.json                             how far a pass over all files has come
     store.json                                        the format version
 
 Opening a store makes the folders that are missing and reads no content.
@@ -18,6 +19,7 @@ Opening a store makes the folders that are missing and reads no content.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,13 +31,14 @@ from ociproxy.oci.descriptor import MalformedManifest, OddManifest
 from ociproxy.oci.manifest import referrer_descriptor
 from ociproxy.store.blobs import Blobs
 from ociproxy.store.document_spool import DocumentSpool
-from ociproxy.store.files import keep, store_errors
+from ociproxy.store.files import file_name, keep, make_folder, store_errors
+from ociproxy.store.group_commit import PATIENCE, Commit, GroupCommit
 from ociproxy.store.manifests import Manifests, check_manifest
 from ociproxy.store.pruning.pins import PinFiles
 from ociproxy.store.read_only import TagRecord
 from ociproxy.store.refs import Refs
 from ociproxy.store.removal import Removals
-from ociproxy.store.staging import Staging, write_atomically
+from ociproxy.store.staging import Staging, stage, write_atomically
 from ociproxy.store.usage import UsageFile
 from ociproxy.store.writer import BlobWriter
 
@@ -55,6 +58,8 @@ _HOT_MANIFEST_BYTES: Final = 16 * 1024 * 1024
 """Bytes of memory for manifests: some thousand, for most have a few KiB."""
 _CLAIMS: Final = 64
 """Manifests that are read for the size of a blob. A client asks for the manifest just before."""
+_NAMES: Final = 64
+"""Names without a file that are looked for in turn: the kernel remembers each for a while."""
 _FORMAT: Final = "store.json"
 _INDEXES: Final = "fat"
 _IMAGES: Final = "img"
@@ -79,29 +84,47 @@ class Store:
         below: Sequence[ReadOnlyContent] = (),
     ) -> None:
         self.root = root
+        self._looks = 0
         self.quarantine = root / "quarantine"
         clock = self._clock = clock or SystemClock()
         staging = root / "pulls"
         for name in ("blobs", _INDEXES, _IMAGES, "refs", "referrers", "pulls"):
             with store_errors(root / name):
-                (root / name).mkdir(parents=True, exist_ok=True)
+                make_folder(root / name)
         _check_format(root)
         self.staging = Staging(staging)
         self.removals = Removals(root / "locks", staging)
         self.usage = UsageFile(root / "locks" / "usage")
         self.pins = PinFiles(root / "pins", staging)
-        self.blobs = Blobs(root / "blobs", self.quarantine, clock, self.usage, below)
+        self.commits = GroupCommit(staging, root / "blobs", (root / _IMAGES, root / _INDEXES))
+        pending = self.commits.pending
+        self.blobs = Blobs(
+            root / "blobs",
+            self.quarantine,
+            clock,
+            self.usage,
+            below,
+            keep_names=self.commits.keep_names,
+        )
         self.manifests = Manifests(
             root / _INDEXES,
             root / _IMAGES,
-            staging=staging,
+            pending=pending,
             usage=self.usage,
             hot_bytes=hot_manifests,
             clock=clock,
             below=below,
         )
         self.below = below
-        self.refs = Refs(root / "refs", root / "referrers", staging=staging, below=below)
+        self.refs = Refs(
+            root / "refs", root / "referrers", staging=staging, pending=pending, below=below
+        )
+
+    def look(self) -> None:
+        """Ask the file system for a name that it does not know by heart. Hangs where the disk
+        does."""
+        self._looks = (self._looks + 1) % _NAMES
+        (self.blobs.folder / f".look-{self._looks}").exists()
 
     def check_writable(self) -> None:
         """Raises StoreError if no file can be made in `pulls/`. A full disk is fine, for its
@@ -122,6 +145,12 @@ class Store:
         """Damaged files that were taken out of service. Raises StoreError."""
         with store_errors(self.quarantine):
             return sorted(self.quarantine.rglob("*")) if self.quarantine.is_dir() else []
+
+    def is_quarantined(self, digest: Digest) -> bool:
+        """Whether damaged content of this digest was taken out of service. Raises StoreError."""
+        path = self.quarantine / file_name(digest)
+        with store_errors(path):
+            return path.exists()
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[ImageContents], None]]:
@@ -145,18 +174,33 @@ class Store:
 
     def commit_config(self, digest: Digest, raw: bytes) -> None:
         """Publish a blob of a few kilobytes, whose bytes the caller verified. Raises StoreError."""
-        path = self.blobs.path(digest)
-        write_atomically(path, raw, staging=self.staging.root, sealed=True)
-        self.usage.add(len(raw))
+        with store_errors(self.blobs.path(digest)):
+            file, staged = stage(self.staging.root)
+        try:
+            with store_errors(staged), os.fdopen(file, "wb") as writing:
+                writing.write(raw)
+                writing.flush()
+                # While the file is open and so locked: else the sweep could remove it.
+                self.blobs.commit(staged, digest)
+        except BaseException:
+            staged.unlink(missing_ok=True)
+            raise
 
-    def record_tag(
-        self, repository: Repository, tag: str, descriptor: Descriptor, *, now: float
-    ) -> None:
-        """Record the manifest that a tag means at `now` (seconds since the epoch). The manifest
-        need not be stored; one that is counts as used. Raises StoreError."""
+    @contextmanager
+    def publishing(self, *, patience: float = PATIENCE) -> Iterator[Commit]:
+        """Inside, nothing is removed, and the caller stages what it publishes together. It is found
+        at once by this process, by others soon. `Commit.wait` returns when it is durable. Raises
+        StoreError, also where the disk is behind for `patience` seconds."""
+        self.commits.wait_for_room(patience)
         with self.removals.kept_off():
-            self.manifests.keep(descriptor.digest)
-            self.refs.put_tag(repository, tag, TagRecord(descriptor, now, repository.registry))
+            commit = Commit(self.commits, self.removals.prolong)
+            try:
+                yield commit
+            except BaseException:
+                commit.discard()
+                raise
+            if commit.staged:
+                commit.hand_over()
 
     def claimed_size(self, repository: Repository, blob: Digest) -> int | None:
         """The size of a blob in bytes by one of the repository's newest manifests; None where none
@@ -174,29 +218,51 @@ class Store:
         """A spool for documents that may turn out not to belong in the store."""
         return DocumentSpool(self.staging.root)
 
-    def commit_manifest(self, repository: Repository, holder: ManifestHolder) -> None:
+    def put_manifest(self, repository: Repository, holder: ManifestHolder, commit: Commit) -> None:
         """Publish a manifest that the caller verified; no other way leads into the store.
 
-        Its bytes come first, then its entry as a referrer, then the record that the repository has
+        Its bytes come first, then its entry as a referrer and the record that the repository has
         it. Isolation takes a manifest without that record for absent, until it is committed again.
         Raises StoreError, or ManifestInvalid if the bytes are not of their media type.
         """
         check_manifest(holder, repository.registry)
-        with self.removals.kept_off():
-            self.manifests.commit(holder)
-            with suppress(OddManifest):
-                subject = holder.manifest.subject
-                if subject is not None:
-                    self.refs.put_referrer(subject.digest, referrer_descriptor(holder))
-            self.refs.put_manifest(repository, holder.descriptor)
+        self.manifests.put(holder, commit)
+        with suppress(OddManifest):
+            subject = holder.manifest.subject
+            if subject is not None:
+                self.refs.put_referrer(subject.digest, referrer_descriptor(holder), commit)
+        self.refs.put_manifest(repository, holder.descriptor, commit)
+
+    def put_tag(
+        self,
+        repository: Repository,
+        tag: str,
+        descriptor: Descriptor,
+        commit: Commit,
+        *,
+        now: float,
+    ) -> None:
+        """Record the manifest that a tag means at `now` (seconds since the epoch). The manifest
+        need not be stored; one that is counts as used. Raises StoreError."""
+        self.manifests.keep(descriptor.digest)
+        self.manifests.put_again(descriptor.digest, commit)
+        record = TagRecord(descriptor, now, repository.registry)
+        self.refs.put_tag(repository, tag, record, commit)
+
+    def commit_manifest(self, repository: Repository, holder: ManifestHolder) -> None:
+        """`put_manifest` by itself; it is durable on return."""
+        with self.publishing() as commit:
+            self.put_manifest(repository, holder, commit)
+        commit.wait()
 
     def record_manifest(self, repository: Repository, descriptor: Descriptor) -> None:
         """Record that a repository has a manifest, if that is stored still: it counts as used.
         Raises StoreError."""
         digest = descriptor.digest
-        with self.removals.kept_off():
+        with self.publishing() as commit:
             if self.manifests.keep(digest) or self.manifests.find(digest, use=False) is not None:
-                self.refs.put_manifest(repository, descriptor)
+                self.manifests.put_again(digest, commit)
+                self.refs.put_manifest(repository, descriptor, commit)
 
 
 def open_existing(root: Path, *, hot_manifests: int = _HOT_MANIFEST_BYTES) -> Store:

@@ -162,8 +162,10 @@ class UsageFile:
 
 def _parse(data: bytes) -> Usage | None:
     try:
-        return Usage(**json.loads(data))
-    except (ValueError, TypeError):
+        document = json.loads(data)
+        whole = all(type(value) in (int, float) and value >= 0 for value in document.values())
+        return Usage(**document) if whole else None
+    except (ValueError, TypeError, AttributeError):
         return None
 
 

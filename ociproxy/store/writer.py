@@ -141,7 +141,7 @@ class BlobWriter:
         try:
             with store_errors(staged):
                 writing.settle()
-            self._blobs.commit(staged, digest, flush=False)
+            self._blobs.commit(staged, digest)
         except BaseException:
             staged.unlink(missing_ok=True)
             raise

@@ -19,7 +19,7 @@ from ociproxy.store.store import Store
 from tests.images import Image, image, multi_platform
 from tests.parts.tools import run
 from tests.server import ROOT, Mirror, upstream_entry
-from tests.stores import put
+from tests.stores import put, record_tag
 from tests.upstream import FakeUpstream
 
 WHOLE, PARTIAL = multi_platform("whole"), image("partial", layers=2)
@@ -125,7 +125,7 @@ def test_the_table_has_a_total_that_counts_what_is_shared_once(filled: Path) -> 
     twin = Reference.parse("other.example/team/whole:v2")
     holder = store.manifests.find(Digest.parse(entry["digest"]))
     assert holder is not None
-    store.record_tag(twin.repository, "v2", holder.descriptor, now=0.0)
+    record_tag(store, twin.repository, "v2", holder.descriptor, now=0.0)
     said = list_store(filled, "*/team/whole:*").stderr.decode()
     assert said.splitlines()[0] == f"2 images: {decimal(entry['size'])} in different contents"
 

@@ -19,6 +19,7 @@ from ociproxy.store.store import Store
 from tests.images import Image, artifact, content, image, multi_platform, random_blob
 from tests.pruning import (
     DAY,
+    Done,
     age,
     content_files,
     listed,
@@ -28,7 +29,7 @@ from tests.pruning import (
     run,
     sharing,
 )
-from tests.stores import put, stored
+from tests.stores import put, record_tag, stored
 
 OLD, OTHER, NEW = sharing("old", "other", "new")
 
@@ -68,6 +69,44 @@ def test_unused_for_and_a_pattern_both_have_to_fit(store: Store) -> None:
     assert prune(store.root, "--unused-for", "50d", "docker.io/*").images == []
     assert prune(store.root, "--unused-for", "50d").images == ["quay.io/team/old:v1"]
     assert prune(store.root, "--older-than", "30d").images == ["quay.io/team/other:v1"]
+
+
+def test_to_limits_keeps_those_of_the_configuration(store: Store, tmp_path: Path) -> None:
+    size = sum(each.size for each in Survey(store).blobs.values())
+    config = tmp_path / "config.yaml"
+
+    def to_limits(max_size: int | str, *words: str, code: int = 0) -> Done:
+        config.write_text(f"store: {{max_size: {max_size}, min_free: 0}}")
+        return prune(store.root, "--to-limits", "--config-path", str(config), *words, code=code)
+
+    assert to_limits("100%").images == []  # not even what no image needs
+    planned = to_limits(size, "--dry-run")
+    assert planned.images == ["quay.io/team/old:v1"]
+    assert {event["cause"] for event in planned.events("image")} == {"store.max_size"}
+    names = tmp_path / "names.txt"
+    names.write_text("quay.io/team/old:v1\n")
+    assert to_limits(size, "--dry-run", "--pinned", str(names)).images == ["quay.io/team/other:v1"]
+    done = to_limits(size)
+    assert (done.images, done.content) == (planned.images, planned.content)
+    assert to_limits(1, "--keep-recent", "2d", code=3).images == ["quay.io/team/other:v1"]
+    usage = store.usage.read()
+    assert usage is not None
+    assert usage.stored == done.summary["size"] - names_size(OTHER)
+
+
+def names_size(made: Image) -> int:
+    """Bytes of what an image shares with no other."""
+    return sum(each.size for each in made.all_content() if each.encoded in own(made))
+
+
+def test_an_image_that_is_arriving_stays(store: Store) -> None:
+    ingest = store.staging.lead(Digest.parse(OLD.blobs[-1].digest))
+    assert ingest is not None
+    selection = Selection(unused_for=30 * DAY)
+    plan = make_plan(store, Survey(store), selection, is_pinned=lambda *_: False, now=time.time())
+    assert [str(each.reference) for each in plan.images] == ["quay.io/team/other:v1"]
+    assert plan.recent == 1
+    ingest.close()
 
 
 def test_to_size_takes_the_least_recently_used_first(store: Store) -> None:
@@ -202,7 +241,7 @@ def test_a_tag_that_is_known_from_its_head_only_goes_too(store: Store) -> None:
     head = Reference.parse("quay.io/team/head:v1")
     made = image("head")
     top = Descriptor(made.top.media_type, Digest.parse(made.digest), made.top.size)
-    store.record_tag(head.repository, "v1", top, now=time.time() - 60 * DAY)
+    record_tag(store, head.repository, "v1", top, now=time.time() - 60 * DAY)
     assert prune(store.root, "--unused-for", "50d").images == [
         "quay.io/team/old:v1",
         "quay.io/team/head:v1",
@@ -244,7 +283,7 @@ def test_an_image_that_is_published_again_after_the_plan_stays(store: Store) -> 
     again = Reference.parse("example.com/again:v1")
     holder = ManifestHolder.of(OLD.top.data, OLD.top.media_type)
     store.commit_manifest(again.repository, holder)
-    store.record_tag(again.repository, "v1", holder.descriptor, now=time.time())
+    record_tag(store, again.repository, "v1", holder.descriptor, now=time.time())
     fresh = sharing("fresh")[0]  # needs the layer that all share
     put(store, "example.com/fresh:v1", Image(fresh.top, blobs=(fresh.blobs[0], fresh.layers[1])))
     with store.removals.remover() as remover:

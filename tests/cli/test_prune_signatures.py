@@ -64,6 +64,16 @@ def test_a_pinned_signature_stays_without_its_image(store: Store) -> None:
     assert going(store, NAME, pins=(tag_of(APP),)) == {NAME}
 
 
+def test_what_a_moved_tag_left_behind_takes_its_signature_along(tmp_path: Path) -> None:
+    store, moved = Store(tmp_path), image("app, newer", layers=1)
+    put_aged(store, NAME, APP, 60)
+    put_aged(store, NAME, moved, 60)
+    put_aged(store, tag_of(APP), SIGNATURE, 60)
+    put_aged(store, tag_of(moved), OVER, 60)
+    left = f"quay.io/team/app@{APP.digest}"
+    assert going(store, unreferenced=True) == {left, tag_of(APP)}
+
+
 def test_a_signature_without_its_image_is_an_image_as_any_other(tmp_path: Path) -> None:
     store = Store(tmp_path)
     put_aged(store, tag_of(APP), SIGNATURE, 60)

@@ -30,7 +30,7 @@ from tests.images import (
     multi_platform,
 )
 from tests.server import Mirror, upstream_entry
-from tests.stores import put, stored
+from tests.stores import put, record_tag, stored
 from tests.upstream import FakeUpstream
 
 PLATFORM, OTHER = "linux/amd64", "linux/arm64"
@@ -137,7 +137,7 @@ def odd_store(case: Case, upstream: FakeUpstream) -> dict[str, Odd]:
     new = upstream.add("team/moved", image("moved on"), tag="v1")
     top = Descriptor(new.top.media_type, Digest.parse(new.digest), new.top.size)
     repository = Reference.parse(case.name("moved")).repository
-    case.store.record_tag(repository, "v1", top, now=1.8e9)
+    record_tag(case.store, repository, "v1", top, now=1.8e9)
     upstream.add("team/never", image("never"), tag="v1")
     found["never"] = Odd(f"{case.name('never')} platform={PLATFORM}", ready=False, listed=None)
     return found

@@ -29,7 +29,7 @@ from tests.images import (
     multi_platform,
 )
 from tests.server import Mirror, upstream_entry
-from tests.stores import damage, put, stored
+from tests.stores import damage, put, record_tag, stored
 from tests.upstream import FakeUpstream
 
 LONG_AGO = 1_000_000.0
@@ -67,7 +67,7 @@ class Situation:
     def record(self, name: str, made: Image) -> None:
         repository = Reference.parse(self.name(name)).repository
         top = Descriptor(OCI_MANIFEST, Digest.parse(made.digest), made.top.size)
-        self.store.record_tag(repository, "v1", top, now=time.time())
+        record_tag(self.store, repository, "v1", top, now=time.time())
 
     def run(self, reference: str, *words: str) -> Result:
         where = ["--image-path", str(self.store.root), "--config-path", str(self.config)]

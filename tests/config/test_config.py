@@ -15,7 +15,7 @@ import yaml
 
 from ociproxy.config.file import ConfigFileInvalid, parse_config, read_config, schema
 from ociproxy.config.kinds import Kind
-from ociproxy.config.local_settings import Log, Serve, Store
+from ociproxy.config.local_settings import Admin, Log, Serve, Store
 from ociproxy.config.sections import Either, Items, Key, Section
 from ociproxy.config.settings import (
     Auth,
@@ -283,6 +283,10 @@ def test_first_tag_rule_that_matches_wins() -> None:
         ("fetch: {segment: 64MX}", "1: fetch.segment: must be a size"),
         ("fetch: {segment: 1}", "1: fetch.segment: must be between 1MiB and 1TiB"),
         ("fetch: {unlisted: no}", "1: fetch.unlisted: must be allow or deny, not 'no'"),
+        ("store: {max_size: 101%}", "1: store.max_size: must be 100% at most"),
+        ("store: {max_size: 0}", "1: store.max_size: must be more than 0; remove the key"),
+        ("store: {min_free: lots}", "1: store.min_free: must be a size such as 200G, or a perc"),
+        ("store: {max_size: [1G]}", "1: store.max_size: must be a size such as 200G, or a perc"),
         ("log: {level: loud}", "1: log.level: must be trace or debug or info or warn or error"),
         ("upstreams: [{}]", "1: upstreams[0].name: is required"),
         ("- {name: a b}", "1: [0].name: not a registry name: a registry is host[:port]"),
@@ -550,7 +554,7 @@ def sections(kind: Kind) -> Iterator[Section]:
 
 def test_table_and_dataclasses_have_the_same_keys() -> None:
     # Whether an upstream is listed, and what follows from that, is not for its entry to say.
-    internal = {Upstream: {"listed", "deny_private", "ns"}}
+    internal = {Upstream: {"listed", "deny_private", "ns"}, Admin: {"chosen"}}
     for section in sections(ROOT):
         fields = {field.name for field in dataclasses.fields(section.shape)}
         assert set(section.keys) == fields - internal.get(section.shape, set())

@@ -59,7 +59,7 @@ class Builder:
         given = [f"--build-arg={name}={value}" for name, value in arguments.items()]
         options = ["--format=docker", "--tls-verify=false", self._trust, "--quiet", *given]
         command = [self._buildah, "bud", *options, f"--file={dockerfile}", f"--tag={tag}"]
-        run(*command, context, env=self._env, limit=150)
+        run(*command, context, env=self._env, limit=300)
 
     def start(self, image: str, name: str, *options: str, arguments: tuple[str, ...] = ()) -> None:
         """In the background, with this machine's network."""

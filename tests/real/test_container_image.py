@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import os
 import re
 import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
+import yaml
 
+from ociproxy import __version__
 from tests.images import OCI_LAYER, Image, Layer, content, image_of, multi_platform
 from tests.parts.builder import Builder
 from tests.parts.registry import Registry
-from tests.parts.tools import require_root, require_tool, run
+from tests.parts.tools import require_module, require_root, require_tool, run
 from tests.real.conftest import TAG
 from tests.server import LISTENING, Mirror, upstream_entry
 from tests.test_wheel import CHECKOUT, SOURCES, run_pip
+from tools import chart
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(600)]
 
@@ -29,6 +34,9 @@ pytestmark = [pytest.mark.network, pytest.mark.timeout(600)]
 NAME = "registry.example"
 NO_NETWORK = re.compile("Could not (resolve|connect)|Unable to connect|Temporary failure")
 FAST = "--dpkgopt=force-unsafe-io"
+MOST_ADDED = 75_000_000
+"""Bytes, unpacked, which are a third of it as the image is pulled. There python:3.13-slim-bookworm
+has about 45 MB: the image stays far below 120 MB."""
 UNNEEDED = (
     "usr/share/doc",
     "usr/share/man",
@@ -77,7 +85,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Image:
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A build context as a checkout has it after `pip wheel --wheel-dir dist .`"""
+    """A build context without a package index: what we build, and all that it depends on."""
     folder = tmp_path_factory.mktemp("context")
     for name in (*SOURCES, "tools"):
         path = CHECKOUT / name
@@ -86,13 +94,42 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(path, folder / name, ignore=ignore)
         elif path.exists():
             shutil.copy(path, folder)
-    run_pip(sys.executable, "wheel", "--wheel-dir", folder / "dist", folder)
+    dist, locked = folder / "dist", folder / "tools/requirements.txt"
+    run_pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", dist, folder)
+    run_pip(sys.executable, "download", "--no-deps", "--require-hashes", "-r", locked, "-d", dist)
     return folder
 
 
-@pytest.fixture
-def builder() -> Iterator[Builder]:
-    with Builder() as made:
+@pytest.fixture(scope="module")
+def builder(
+    base: Image, context: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Builder]:
+    """Has both images, made of a base that came through our mirror."""
+    folder = tmp_path_factory.mktemp("build")
+    with Registry(folder / "registry") as registry, Builder() as made:
+        registry.push("debian/python", base, tag="bookworm")
+        server = Mirror(
+            folder / "mirror", {"upstreams": [{"name": NAME, "endpoint": registry.url}]}
+        )
+        server.start()
+        try:
+            made.build(
+                context,
+                context / "tools/Dockerfile",
+                "ociproxy",
+                BASE=f"{server.registry}/{NAME}/debian/python:bookworm",
+                PIP_OPTIONS="--no-index",
+                VERSION=__version__,
+            )
+        finally:
+            server.kill()
+        assert (server.store / "blobs" / base.layers[0].encoded).exists()
+        made.build(
+            context,
+            context / "tools/Dockerfile.with-skopeo",
+            "ociproxy:with-skopeo",
+            BASE="localhost/ociproxy",
+        )
         yield made
 
 
@@ -104,56 +141,97 @@ def wait_for_port(builder: Builder, name: str) -> int:
     return int(found[1])
 
 
-def test_images_are_built_through_a_mirror_and_run(
-    base: Image,
-    context: Path,
-    builder: Builder,
-    mirror: Callable[..., Mirror],
-    tmp_path: Path,
+@pytest.mark.parametrize(("tag", "backend"), [("latest", "oras"), ("with-skopeo", "skopeo")])
+def test_an_image_that_was_built_through_a_mirror_is_one(
+    builder: Builder, tmp_path: Path, tag: str, backend: str
 ) -> None:
     held = multi_platform("held", docker=True)
     with Registry(tmp_path / "registry") as registry:
-        registry.push("debian/python", base, tag="bookworm")
         registry.push("team/app", held, tag=TAG)
-        server = mirror({"upstreams": [{"name": NAME, "endpoint": registry.url}]})
-        builder.build(
-            context,
-            context / "tools/Dockerfile",
-            "ociproxy",
-            BASE=f"{server.registry}/{NAME}/debian/python:bookworm",
-            PIP_OPTIONS="--no-index",
+        name = f"mirror-{backend}"
+        config = Mirror(tmp_path / name, [upstream_entry(registry.url, backend=backend)])
+        config.config_path.chmod(0o644)
+        builder.start(
+            f"localhost/ociproxy:{tag}",
+            name,
+            "--read-only",
+            "--cap-drop=ALL",
+            f"--env=OCIPROXY_PORT={free_port()}",
+            f"--volume={config.config_path}:/etc/ociproxy.yaml:ro",
+            arguments=("serve", "--host=127.0.0.1", "--config-path=/etc/ociproxy.yaml"),
         )
-        assert (server.store / "blobs" / base.layers[0].encoded).exists()
-        builder.build(
-            context,
-            context / "tools/Dockerfile.with-skopeo",
-            "ociproxy:with-skopeo",
-            BASE="localhost/ociproxy",
-        )
+        config.port = wait_for_port(builder, name)
+        builder.podman("healthcheck", "run", name)
+        user = builder.podman("exec", name, "id", "-u")
+        assert user == "65532"
+        top = config.manifest(registry.name, "team/app", TAG)
+        assert (top.status, top.body) == (200, held.top.data), builder.logs(name)
+        for each in (*held.manifests, *held.blobs):
+            kind = "manifests" if each in held.manifests else "blobs"
+            got = config.get(f"/v2/team/app/{kind}/{each.digest}?ns={registry.name}")
+            assert (got.status, got.body) == (200, each.data), builder.logs(name)
+        builder.podman("stop", name)
+        assert builder.podman("inspect", "--format={{.State.ExitCode}}", name) == "0"
+        assert "Traceback" not in builder.logs(name)
 
-        for tag, backend in (("latest", "oras"), ("with-skopeo", "skopeo")):
-            name = f"mirror-{backend}"
-            config = Mirror(tmp_path / name, [upstream_entry(registry.url, backend=backend)])
-            config.config_path.chmod(0o644)
-            builder.start(
-                f"localhost/ociproxy:{tag}",
-                name,
-                "--read-only",
-                "--cap-drop=ALL",
-                f"--env=OCIPROXY_PORT={free_port()}",
-                f"--volume={config.config_path}:/etc/ociproxy.yaml:ro",
-                arguments=("serve", "--host=127.0.0.1", "--config-path=/etc/ociproxy.yaml"),
-            )
-            config.port = wait_for_port(builder, name)
-            builder.podman("healthcheck", "run", name)
-            user = builder.podman("exec", name, "id", "-u")
-            assert user == "65532"
-            top = config.manifest(registry.name, "team/app", TAG)
-            assert (top.status, top.body) == (200, held.top.data), builder.logs(name)
-            for each in (*held.manifests, *held.blobs):
-                kind = "manifests" if each in held.manifests else "blobs"
-                got = config.get(f"/v2/team/app/{kind}/{each.digest}?ns={registry.name}")
-                assert (got.status, got.body) == (200, each.data), builder.logs(name)
-            builder.podman("stop", name)
-            assert builder.podman("inspect", "--format={{.State.ExitCode}}", name) == "0"
-            assert "Traceback" not in builder.logs(name)
+
+def test_the_plain_image_says_what_it_is_and_adds_little_to_its_base(builder: Builder) -> None:
+    (described,) = json.loads(builder.podman("inspect", "--type=image", "localhost/ociproxy"))
+    labels = described["Config"]["Labels"]
+    assert labels["org.opencontainers.image.title"] == "ociproxy"
+    assert labels["org.opencontainers.image.version"] == __version__
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    history = json.loads(
+        builder.podman("history", "--format=json", "--human=false", "localhost/ociproxy")
+    )
+    # The first is the base, which is another one for users.
+    added = sum(int(each["size"]) for each in history[:-1])
+    assert added < MOST_ADDED, history
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "DaemonSet"])
+def test_what_the_chart_runs_answers_its_own_probes(
+    builder: Builder, tmp_path: Path, kind: str
+) -> None:
+    """Its command, user, rights, files and read-only root, with the ports of this machine."""
+    require_module("helm_python")
+    port = free_port()
+    rendered = chart.render({"kind": kind, "port": port, "config": {"log": {"level": "debug"}}})
+    (workload,) = yaml.safe_load_all(rendered["templates/workload.yaml"])
+    (config_map,) = yaml.safe_load_all(rendered["templates/configmap.yaml"])
+    pod = workload["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    files = tmp_path / "config"
+    files.mkdir(mode=0o755)
+    for file, text in config_map["data"].items():
+        (files / file).write_text(text)
+    name = f"chart-{kind.lower()}"
+    security, rights = pod["securityContext"], container["securityContext"]
+    assert rights["readOnlyRootFilesystem"]
+    sources = {"config": str(files), "store": name, "tmp": f"{name}-tmp"}
+    builder.start(
+        "localhost/ociproxy:latest",
+        name,
+        "--read-only",
+        "--read-only-tmpfs=false",
+        f"--user={security['runAsUser']}:{security['runAsGroup']}",
+        *(f"--cap-drop={each}" for each in rights["capabilities"]["drop"]),
+        "--security-opt=no-new-privileges",
+        *(
+            f"--volume={sources[each['name']]}:{each['mountPath']}:"
+            + ("ro" if each.get("readOnly") else "U")
+            for each in container["volumeMounts"]
+        ),
+        f"--entrypoint={json.dumps(container['command'])}",
+        arguments=tuple(container["args"]),
+    )
+    assert wait_for_port(builder, name) == port
+    ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        asked = container[probe]["httpGet"]
+        host = asked.get("host", "127.0.0.1")
+        with urlopen(f"http://{host}:{ports[asked['port']]}{asked['path']}", timeout=10) as answer:
+            assert answer.status == 200
+    builder.podman("stop", f"--time={pod['terminationGracePeriodSeconds']}", name)
+    assert builder.podman("inspect", "--format={{.State.ExitCode}}", name) == "0"
+    assert "Traceback" not in builder.logs(name)

@@ -135,7 +135,7 @@ def test_a_head_that_names_no_media_type_does_not_rename_the_manifest(
     head = server.head(f"/v2/app/manifests/v1?ns={upstream.registry}")
     assert head.headers["content-type"] == app.top.media_type
     assert head.digest == app.digest
-    [record] = server.store.glob("refs/*/app/_tags/v1")
+    record = server.wait_for_file(f"refs/{upstream.registry}/app/_tags/v1")
     assert json.loads(record.read_bytes())["descriptor"]["mediaType"] == app.top.media_type
     server.manifest(upstream.registry, "app", app.digest)
     answer = server.manifest(upstream.registry, "app", "v1")

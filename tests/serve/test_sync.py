@@ -32,7 +32,7 @@ from ociproxy.store.store import Store
 from tests.clock import HandClock
 from tests.images import Image, image, multi_platform
 from tests.server import Mirror, upstream_entry
-from tests.stores import put, stored
+from tests.stores import put, record_tag, stored
 from tests.upstream import FakeUpstream
 from tests.upstream_faults import Fault, too_many_requests
 
@@ -144,7 +144,7 @@ def test_patterns_mean_the_platforms_that_are_stored_and_no_tag_that_is_only_nam
     top = syncing.store.refs.find(Reference.parse(syncing.name("app")))
     assert top is not None
     descriptor = replace(top, digest=Digest.parse(named.digest), size=named.top.size)
-    syncing.store.record_tag(holder.repository, "v1", descriptor, now=0.0)
+    record_tag(syncing.store, holder.repository, "v1", descriptor, now=0.0)
     syncing.run(Sync(images=("*/team/app:*", "*/team/named:*")))
     assert syncing.asked() == ["app"]
     asked = {each.path.rpartition("/")[2] for each in syncing.upstream.seen("/manifests/sha256")}

@@ -11,7 +11,7 @@ import pytest
 
 from ociproxy.errors import StoreError, StoreFull
 from ociproxy.oci.digest import Digest
-from ociproxy.store.files import Silence, file_name, flush_recent, heartbeat, publish, store_errors
+from ociproxy.store.files import Silence, file_name, heartbeat, publish, store_errors
 
 
 def test_a_published_file_is_gone_from_where_it_was_staged(tmp_path: Path) -> None:
@@ -64,25 +64,3 @@ def test_a_beat_that_is_a_little_late_is_no_silence(tmp_path: Path) -> None:
         time.sleep(0.01)
     heartbeat.stop(file)
     os.close(file)
-
-
-def test_what_came_a_moment_ago_is_flushed_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A flush of each file of a large store would take a turn of the disk each."""
-    flushed: list[str] = []
-    fsync = os.fsync
-
-    def record(file: int) -> None:
-        flushed.append(str(Path(f"/proc/self/fd/{file}").readlink()))
-        fsync(file)
-
-    monkeypatch.setattr(os, "fsync", record)
-    file = tmp_path / "file"
-    file.write_bytes(b"x")
-    flush_recent([file, tmp_path / "none"])
-    assert flushed == [str(file), str(tmp_path)]
-    later = time.time() + 3600
-    monkeypatch.setattr(time, "time", lambda: later)
-    flush_recent([file])
-    assert len(flushed) == 2

@@ -36,9 +36,15 @@ def holder_of(content: Content) -> ManifestHolder:
     return ManifestHolder.of(content.data, content.media_type)
 
 
+def publish(store: Store, holder: ManifestHolder) -> None:
+    with store.publishing() as commit:
+        store.manifests.put(holder, commit)
+    commit.wait()
+
+
 def commit(store: Store, content: Content) -> Digest:
     holder = holder_of(content)
-    store.manifests.commit(holder)
+    publish(store, holder)
     return holder.descriptor.digest
 
 
@@ -70,7 +76,7 @@ def test_indexes_lie_in_fat_and_images_in_img(store: Store, docker: bool) -> Non
 def test_a_sha512_manifest_lies_under_its_own_name(store: Store) -> None:
     raw = image().top.data
     holder = ManifestHolder.of(raw, OCI_MANIFEST, algorithm="sha512")
-    store.manifests.commit(holder)
+    publish(store, holder)
     digest = holder.descriptor.digest
     assert (store.root / "img" / f"sha512-{digest.encoded}").read_bytes() == raw
     assert Store(store.root).manifests.find(digest) == holder

@@ -133,7 +133,9 @@ def test_what_is_a_reference(
     blob = digest(random_blob(10))
     raw = json.dumps(document).replace('"D"', f'"{blob}"').encode()
     holder = ManifestHolder.of(raw, "application/x.other+json")
-    store.manifests.commit(holder)
+    with store.publishing() as commit:
+        store.manifests.put(holder, commit)
+    commit.wait()
     store.refs.put_manifest(ONE, holder.descriptor)
     assert members.read(ONE, blob) is refers
 

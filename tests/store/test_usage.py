@@ -57,8 +57,9 @@ def test_blobs_and_manifests_are_counted_and_what_came_meanwhile(tmp_path: Path)
 def test_a_damaged_file_is_one_that_says_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.usage.record(10, Usage(), freed=0, stuck=False)
-    (tmp_path / "locks/usage").write_bytes(b"\0" * 512)
-    assert store.usage.read() is None
+    for data in (b"\0" * 512, b"[1]", b'{"stored": "many"}', b'{"unknown": 1}', b'{"stored": -1}'):
+        (tmp_path / "locks/usage").write_bytes(data)
+        assert store.usage.read() is None
     blob = random_blob(7)
     store.commit_config(Digest.parse(blob.digest), blob.data)
     usage = store.usage.read()

@@ -28,6 +28,7 @@ from ociproxy.archive.volumes import VolumeLabel, grouped, read_label
 from ociproxy.errors import ConfigError, LayoutInvalid
 from ociproxy.oci.layout import BLOBS, INDEX, MARKER, NO_IMAGES, LayoutDirectory
 from ociproxy.store.extract import Extractor
+from ociproxy.store.store import is_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 STDIN: Final = Path("-")
-_STORE_MARKER: Final = "store.json"
 _SKOPEO_VERSION: Final = "version"
 """A file in each folder that skopeo writes as `dir:`."""
 
@@ -178,7 +178,7 @@ def _receive_folder(root: Path, extractor: Extractor) -> Received:
         received.images += folder.images()
         if not received.images and any(root.glob(f"{BLOBS}/*/*")):
             raise LayoutInvalid(str(root), NO_IMAGES)
-    elif (root / _STORE_MARKER).is_file():
+    elif is_store(root):
         raise LayoutInvalid(
             str(root), "is a store of ociproxy's: export it, or copy the folder as it is"
         )

@@ -8,7 +8,6 @@ Tests: tests/archive/importer/test_importer.py, tests/archive/test_import_export
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -25,15 +24,12 @@ if TYPE_CHECKING:
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.layout import NamedImage
     from ociproxy.oci.reference import Reference, Repository
-    from ociproxy.store.examined import Examined, Problem
+    from ociproxy.store.examined import Examined
     from ociproxy.store.extract import Extractor
     from ociproxy.store.store import Store
 
-_THREADS: Final = 8
-"""Publishing one image mostly waits for fsync, and a disk serves several at once."""
 _BATCH: Final = 64
-"""Images that are examined before their manifests are written: it keeps the threads busy, and the
-operator hears of the first images early."""
+"""Images that are flushed to the disk together: the operator hears of the first images early."""
 _MOST_PROBLEMS: Final = 100
 """Problems of one image that are told one by one: a delta without its base can have thousands."""
 
@@ -80,9 +76,8 @@ class Publisher:
             return
         if entries.referrers:
             self._repositories = {}
-        with ThreadPoolExecutor(_THREADS, "publish") as pool:
-            for first in range(0, len(named), _BATCH):
-                self._publish_batch(named[first : first + _BATCH], pool)
+        for first in range(0, len(named), _BATCH):
+            self._publish_batch(named[first : first + _BATCH])
         self._publish_referrers(entries.referrers)
 
     def _missing_base(self) -> list[str]:
@@ -105,9 +100,7 @@ class Publisher:
             self._tell(ImportResult(self._source, str(reference), digest, status, previous))
         return True
 
-    def _publish_batch(
-        self, named: list[tuple[NamedImage, Reference]], pool: ThreadPoolExecutor
-    ) -> None:
+    def _publish_batch(self, named: list[tuple[NamedImage, Reference]]) -> None:
         whole: list[tuple[Reference, Examined, ImportResult]] = []
         for image, reference in named:
             examined = self._examine(image, reference.repository)
@@ -128,18 +121,18 @@ class Publisher:
             left_out = tuple(map(_shown, examined.left_out))
             whole.append((reference, examined, replace(result, left_out=left_out)))
         self._extractor.drain()
-        revealed = pool.map(self._reveal, whole)
-        for (reference, examined, result), gone in zip(whole, revealed, strict=True):
+        revealed = [
+            self._extractor.reveal(reference.repository, examined, reference.tag)
+            for reference, examined, _ in whole
+        ]
+        for (reference, examined, result), (gone, commit) in zip(whole, revealed, strict=True):
+            commit.wait()
             if gone:
                 told = tuple(map(str, gone[:_MOST_PROBLEMS]))
                 self._tell(replace(result, status=Status.INCOMPLETE, problems=told))
                 continue
             self._remember(examined, reference.repository)
             self._tell(result)
-
-    def _reveal(self, whole: tuple[Reference, Examined, ImportResult]) -> list[Problem]:
-        reference, examined, _ = whole
-        return self._extractor.reveal(reference.repository, examined, reference.tag)
 
     def _publish_referrers(self, waiting: list[tuple[NamedImage, Digest]]) -> None:
         """A referrer goes to all repositories that have its subject, which may be another

@@ -10,8 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import waiting_for_upstream
+from ociproxy.errors import Interrupted
 from ociproxy.fetch.download.download import Download
 from ociproxy.fetch.download.state import State
+from ociproxy.metrics.counters import FILLS_FAILED, FILLS_RESUMED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,6 +135,10 @@ class Fill:
         self.done = error is None
         self.download.close()
         self._wake()
+        if error is None and self.download.bytes_resumed:
+            FILLS_RESUMED.add()
+        if error is not None and not isinstance(error, Interrupted):
+            FILLS_FAILED.add(type(error).__name__)
 
     def abandon(self, error: Exception) -> None:
         """Give readers this error. The download's thread goes on, and its end will be unknown."""

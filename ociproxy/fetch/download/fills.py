@@ -70,7 +70,7 @@ class Fills:
             "helpers", share=limits.fills, queue=limits.queue, is_listed=is_listed
         )
         self._queues: dict[str, deque[tuple[_Start, Repository, Descriptor, _Key]]] = {}
-        self._queued: set[_Key] = set()
+        self.queued: set[_Key] = set()
         self._workers: Counter[str] = Counter()
         self._watcher: asyncio.Task[None] | None = None
         self._closed = False
@@ -79,7 +79,7 @@ class Fills:
     @property
     def bytes_fetched(self) -> int:
         """Bytes that upstreams have sent for all fills, running and ended."""
-        running = sum(fill.download.bytes_fetched for fill in self._all())
+        running = sum(fill.download.bytes_fetched for fill in self.under_way())
         return self._ended_bytes + running
 
     def running(self, digest: Digest, partition: str) -> Fill | None:
@@ -258,13 +258,13 @@ class Fills:
         if (
             self._closed
             or self._limits.background_fills == 0
-            or key in self._queued
+            or key in self.queued
             or key in self._running
-            or len(self._queued) >= _BACKGROUND_QUEUE
+            or len(self.queued) >= _BACKGROUND_QUEUE
         ):
             return
         self._queues.setdefault(registry, deque()).append((start, repository, blob, key))
-        self._queued.add(key)
+        self.queued.add(key)
         if self._workers[registry] < self._limits.background_fills:
             self._workers[registry] += 1
             self._own(asyncio.create_task(self._work_queue(registry)))
@@ -291,23 +291,23 @@ class Fills:
         self._drop_queues()
         if self._watcher is not None:
             self._watcher.cancel()
-        for fill in self._all():
+        for fill in self.under_way():
             fill.download.abort()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._limits.timeouts.stall)
         self._threads.shutdown()
         self._helpers.shutdown()
 
-    def _all(self) -> list[Fill]:
+    def under_way(self) -> list[Fill]:
         return [*self._running.values(), *self._relays]
 
     async def _watch(self) -> None:
         """Free the threads of fills that no client reads and that hardly move. What arrived stays
         for the next client."""
         seconds, rate = self._limits.unread, self._limits.min_rate
-        while self._all() and not self._closed:
+        while self.under_way() and not self._closed:
             await asyncio.sleep(_WATCH_INTERVAL)
-            for fill in self._all():
+            for fill in self.under_way():
                 if fill.is_idle(seconds, rate):
                     log.event(
                         logging.INFO,
@@ -323,7 +323,7 @@ class Fills:
         try:
             while (queue := self._queues.get(registry)) and not self._closed:
                 start, repository, blob, key = queue.popleft()
-                self._queued.discard(key)
+                self.queued.discard(key)
                 try:
                     fill = start(repository, blob)
                     if fill is not None:
@@ -338,7 +338,7 @@ class Fills:
 
     def _drop_queues(self) -> None:
         self._queues.clear()
-        self._queued.clear()
+        self.queued.clear()
 
     def _own(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)

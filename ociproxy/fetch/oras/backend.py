@@ -33,6 +33,7 @@ from ociproxy.fetch.oras.session import (
     read_bounded,
     upstream_url,
 )
+from ociproxy.metrics.counters import UPSTREAM_BYTES
 from ociproxy.oci.descriptor import (
     ACCEPTED_MEDIA_TYPES,
     OCI_INDEX,
@@ -208,7 +209,7 @@ class OrasBackend:
             response = self._client.request("GET", repository, path, {})
         if response.status_code != 206 or not ranged:
             self._expect_ok(response, repository, BlobUnknown(digest, _UNKNOWN))
-        return HttpBlobStream(response, self._name, self._upstream.timeouts, start=start)
+        return HttpBlobStream(response, self._upstream, start=start)
 
     def fetch_blob(
         self,
@@ -257,6 +258,7 @@ class OrasBackend:
             raise ManifestInvalid(self._name, f"a document of {length} bytes is too large")
         with translated(self._name, self._upstream.timeouts, body=True):
             raw = read_bounded(response, MANIFEST_MAX_SIZE + 1)
+        UPSTREAM_BYTES.add(self._upstream.label, by=len(raw))
         if len(raw) > MANIFEST_MAX_SIZE:
             reason = f"a document of more than {MANIFEST_MAX_SIZE} bytes is too large"
             raise ManifestInvalid(self._name, reason)

@@ -40,12 +40,13 @@ from ociproxy.fetch.oras.challenges import Challenge, find_challenge
 from ociproxy.fetch.oras.errors import FOREIGN, translate, translated
 from ociproxy.fetch.oras.session import content_encoding, content_length, discard, open_session
 from ociproxy.fetch.upstreams.health import Quota
+from ociproxy.metrics.counters import UPSTREAM_BYTES, UPSTREAM_REQUESTS, UPSTREAM_SECONDS
 from ociproxy.oci.reference import Repository
 
 if TYPE_CHECKING:
     import requests
 
-    from ociproxy.config.settings import Timeouts, Upstream
+    from ociproxy.config.settings import Upstream
 
 
 _REPOSITORIES: Final = 1024
@@ -104,7 +105,7 @@ class RegistryClient:
         """Some registries challenge at `/v2/` only: without credentials they answer 404 or 403, or
         another status that is no challenge."""
         try:
-            response = _send(registry, method, url, headers)
+            response = self._send(registry, method, url, headers)
         except UpstreamDenied:
             if not self._log_in(registry, url):
                 raise
@@ -112,7 +113,22 @@ class RegistryClient:
             if response.status_code not in _UNCHALLENGED or not self._log_in(registry, url):
                 return response
             discard(response)
-        return _send(registry, method, url, headers)
+        return self._send(registry, method, url, headers)
+
+    def _send(
+        self, registry: Registry, method: str, url: str, headers: dict[str, str]
+    ) -> requests.Response:
+        began, status = time.monotonic(), "error"
+        try:
+            response = _send(registry, method, url, headers)
+            status = _status_class(response.status_code)
+        except UpstreamDenied as exc:
+            status = _status_class(exc.status)
+            raise
+        finally:
+            UPSTREAM_REQUESTS.add(self._upstream.label, status)
+            UPSTREAM_SECONDS.add(self._upstream.label, by=time.monotonic() - began)
+        return response
 
     def _log_in(self, registry: Registry, url: str) -> bool:
         """Make such requests carry credentials as `/v2/` asks for them. False where no credentials
@@ -200,6 +216,10 @@ def _send(registry: Registry, method: str, url: str, headers: dict[str, str]) ->
     return response
 
 
+def _status_class(status: int) -> str:
+    return "429" if status == 429 else f"{status // 100}xx"
+
+
 def api_base(url: str) -> str:
     """The URL that a repository's name follows, ending with a slash. `https://host` becomes
     `https://host/v2/`. A path is where a proxying registry keeps the upstream: `https://host/hub`
@@ -219,14 +239,13 @@ _READ_LIMIT: Final = 1024 * 1024
 class HttpBlobStream:
     """A `BlobStream` over the response of a GET."""
 
-    def __init__(
-        self, response: requests.Response, upstream: str, timeouts: Timeouts, *, start: int
-    ) -> None:
+    def __init__(self, response: requests.Response, upstream: Upstream, *, start: int) -> None:
         """The body must be the blob from `start` or 0 on. Else this closes the response and raises
         UpstreamUnavailable."""
         self._response = response
-        self._upstream = upstream
-        self._timeouts = timeouts
+        self._upstream = upstream.name
+        self._label = upstream.label
+        self._timeouts = upstream.timeouts
         self.encoding = content_encoding(response)
         self._read = 0
         self._aborted = False
@@ -249,6 +268,7 @@ class HttpBlobStream:
             # These bytes are not data: a TLS socket that was shut down gives encrypted bytes.
             raise Interrupted(self._upstream, "read was aborted")
         self._read += len(data)
+        UPSTREAM_BYTES.add(self._label, by=len(data))
         if not data and self.stop is not None and self.start + self._read != self.stop:
             reason = f"connection closed at byte {self.start + self._read} of {self.stop}"
             raise UpstreamUnavailable(self._upstream, reason)

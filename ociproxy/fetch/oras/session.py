@@ -19,6 +19,7 @@ from functools import lru_cache
 from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.request import getproxies_environment
 
 import requests
 import urllib3
@@ -62,6 +63,7 @@ class Session(requests.Session):
         self.upstream = upstream
         self._certified: tuple[HTTPAdapter, set[_Origin]] | None = None
         self.max_redirects = _MAX_REDIRECTS
+        self._proxied = bool(getproxies_environment().keys() - {"no"})
         # This keeps requests from ~/.netrc. `trust_env = False` would also turn off the proxies.
         self.auth = lambda request: request
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -89,6 +91,15 @@ class Session(requests.Session):
         if self._certified is not None:
             self._certified[0].close()
         super().close()
+
+    def merge_environment_settings(
+        self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any
+    ) -> Any:
+        """Called by requests for each request. The original looks through the whole environment
+        twice, which takes a third of the processor time of a short request."""
+        if self._proxied:
+            return super().merge_environment_settings(url, proxies, stream, verify, cert)
+        return {"proxies": proxies, "stream": stream, "verify": verify, "cert": cert}
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         """Called by requests, which follows any text. Raises UpstreamInvalid for one that is no

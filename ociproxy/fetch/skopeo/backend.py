@@ -30,6 +30,7 @@ from ociproxy.fetch.skopeo.copy import CopyJobs
 from ociproxy.fetch.skopeo.image_layout import BlobIndex
 from ociproxy.fetch.skopeo.process import Program
 from ociproxy.fetch.tags import TagsQuery, page_of_tags
+from ociproxy.metrics.counters import UPSTREAM_BYTES
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, media_type_in, verify_manifest
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class SkopeoBackend:
     def __init__(self, upstream: Upstream, fetch: Fetch, store: Store) -> None:
         """Raises StoreError, or UpstreamUntrusted for certificate files that cannot be used."""
         self._name = upstream.name
+        self._label = upstream.label
         self._store = store
         workspace = store.staging.workspace(f"skopeo-{uuid.uuid4()}")
         if workspace is None:
@@ -114,6 +116,7 @@ class SkopeoBackend:
         attempts(self._jobs.fetch, image, download)
         answered()
         download.bytes_fetched += size
+        UPSTREAM_BYTES.add(self._label, by=size)
 
     def fetch_config(self, image: Reference, config: Descriptor) -> bytes:
         """By a command of its own, which asks for the manifest once more."""
@@ -168,6 +171,7 @@ class SkopeoBackend:
             output_limit=MANIFEST_MAX_SIZE,
             unknown=ManifestUnknown(reference, "unknown to the upstream"),
         )
+        UPSTREAM_BYTES.add(self._label, by=len(run.stdout))
         holder = verify_manifest(
             bytes(run.stdout),
             media_type_in(run.stderr.content_type),

@@ -51,6 +51,10 @@ class Requests:
         self._clock = clock or SystemClock()
         self._running: dict[Hashable, asyncio.Task[object]] = {}
         self._stopped = Event()
+        # Thread-safe, and as long to make as all else that a request needs here.
+        self._attempts = retrying(
+            tries=_TRIES, wait_max=config.fetch.retry_wait_max, stopped=self._stopped
+        )
         self._refusals: BoundedCache[Hashable, tuple[float, OciProxyError]] = BoundedCache(
             _NEGATIVE_ANSWERS
         )
@@ -80,9 +84,6 @@ class Requests:
             self._threads.check_room(registry)
             self._upstreams.check(repository)
             backend = self._upstreams.backend(registry)
-            attempts = retrying(
-                tries=_TRIES, wait_max=self._config.fetch.retry_wait_max, stopped=self._stopped
-            )
             deadline = current_deadline()
             limit = self._config.load.pull_timeout
 
@@ -90,7 +91,7 @@ class Requests:
                 try:
                     with (deadline or Deadline.after(limit)).kept():
                         time_left()  # the wait for a turn may have taken all of it
-                        return attempts(request, backend)
+                        return self._attempts(request, backend)
                 except OutOfTime as exc:
                     raise UpstreamUnavailable(registry, str(exc), timed_out=True) from exc
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from ociproxy.errors import Busy
+from ociproxy import log
+from ociproxy.errors import Busy, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +21,10 @@ T = TypeVar("T")
 
 _SHARES: Final = 8
 """Shares of threads, and of the queue, that there are in all. A thread that waits costs 50 KiB."""
+LOOK: Final = 5.0
+"""Seconds that one look at the store may take: a disk that is only busy takes less."""
+_BEAT: Final = 1.0
+"""Seconds between two looks at whether the store answers, and how long one may take."""
 _FIRST: Final = 2
 """Works of an upstream that may have any free thread."""
 
@@ -158,10 +165,57 @@ class StoreThreads:
 
     def __init__(self, size: int, name: str = "store") -> None:
         self._pool = ThreadPoolExecutor(size, thread_name_prefix=name)
+        self.hung: StoreError | None = None
+        """Why the store is not to be asked now: a look at it has been running for too long."""
 
     async def run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
+    async def look(self, work: Callable[[], T], late: Callable[[T], None] = lambda _: None) -> T:
+        """The same for `LOOK` seconds at most. `late` gets what comes after that. Raises StoreError
+        where the disk hangs."""
+        self.check_answers()
+        looking = asyncio.ensure_future(self.run(work))
+        try:
+            async with asyncio.timeout(LOOK):
+                return await asyncio.shield(looking)
+        except TimeoutError:
+            raise no_answer(LOOK) from None
+        finally:
+            if not looking.done():
+                looking.add_done_callback(partial(_take_late, late))
+
+    def check_answers(self) -> None:
+        """Raises StoreError where the disk hangs."""
+        if self.hung is not None:
+            raise self.hung.with_traceback(None)
+
+    async def watch(self, look: Callable[[], object]) -> None:
+        """For ever, look at the store every `_BEAT` seconds. While that takes longer, it hangs."""
+        watching = ThreadPoolExecutor(1, thread_name_prefix="watch")
+        try:
+            while True:
+                looking = asyncio.get_running_loop().run_in_executor(watching, look)
+                looking.add_done_callback(take_error)
+                if not (await asyncio.wait({looking}, timeout=_BEAT))[0]:
+                    self.hung = no_answer(_BEAT)
+                    log.event(logging.WARNING, "store hangs", reason=self.hung)
+                    await asyncio.wait({looking})
+                    self.hung = None
+                    log.event(logging.INFO, "store answers again")
+                await asyncio.sleep(_BEAT)
+        finally:
+            watching.shutdown(wait=False, cancel_futures=True)
+
     def close(self) -> None:
         """Without waiting for work that has begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def no_answer(seconds: float) -> StoreError:
+    return StoreError(Path(), f"its disk does not answer within {seconds:g} s")
+
+
+def _take_late(late: Callable[[T], None], looked: asyncio.Future[T]) -> None:
+    if not looked.cancelled() and looked.exception() is None:
+        late(looked.result())

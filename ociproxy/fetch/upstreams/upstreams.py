@@ -54,6 +54,7 @@ class UpstreamState:
     of its rate limit."""
 
     registry: str
+    listed: bool
     condition: Condition
     seconds: float
     quota: Quota | None
@@ -206,7 +207,9 @@ class Upstreams:
     def _state(self, registry: str, backend: Backend | None) -> UpstreamState:
         health = self._healths.get(registry) or Health(registry, 0.0)
         condition, seconds = health.condition(self._clock.monotonic())
-        return UpstreamState(registry, condition, seconds, backend.quota if backend else None)
+        listed = registry in self._config.upstreams
+        quota = backend.quota if backend else None
+        return UpstreamState(registry, listed, condition, seconds, quota)
 
     def log_quota(self, registry: str, backend: Backend) -> None:
         """Once in a while, and at once when little is left."""

@@ -32,7 +32,7 @@ from tests.images import (
     index,
     multi_platform,
 )
-from tests.stores import damage, put, stored
+from tests.stores import damage, put, record_tag, stored
 
 NAME = "io.containerd.image.name"
 REF = "org.opencontainers.image.ref.name"
@@ -387,7 +387,7 @@ def test_a_tag_of_which_only_a_head_was_seen_does_not_stop_an_export(
     signed = Reference.parse("quay.io/team/whole:1").repository
     for repository, tag in ((asked, "1"), (signed, made.digest.replace(":", "-") + ".sig")):
         unseen = Descriptor(OCI_MANIFEST, Digest.of(tag.encode()), 500)
-        store.record_tag(repository, tag, unseen, now=1_800_000_000.0)
+        record_tag(store, repository, tag, unseen, now=1_800_000_000.0)
     archive = tmp_path / "a.tar"
     for patterns in ([], ["quay.io/*"]):
         done = run(store, archive, *patterns)

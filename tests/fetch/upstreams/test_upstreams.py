@@ -60,17 +60,17 @@ async def test_states_tell_the_condition_and_the_quota(
     upstream.fault("/manifests/", Fault(headers=said), times=1)
     await resolve(requests, upstream)
     quota = Quota(100, 7, 60)
-    assert upstreams.states() == [UpstreamState(upstream.registry, "available", 0.0, quota)]
+    assert upstreams.states() == [UpstreamState(upstream.registry, True, "available", 0.0, quota)]
     upstream.fault("/manifests/", too_many_requests("9"), times=1)
     with pytest.raises(OciProxyError):
         await resolve(requests, upstream)
     clock.time = 4.0
-    assert upstreams.states() == [UpstreamState(upstream.registry, "limited", 5.0, quota)]
+    assert upstreams.states() == [UpstreamState(upstream.registry, True, "limited", 5.0, quota)]
     clock.time = 9.0
     await asyncio.to_thread(upstream.stop_listening)
     with pytest.raises(OciProxyError):
         await resolve(requests, upstream)
-    assert upstreams.states() == [UpstreamState(upstream.registry, "unreachable", 2.0, quota)]
+    assert upstreams.states() == [UpstreamState(upstream.registry, True, "unreachable", 2.0, quota)]
     await asyncio.to_thread(upstream.listen_again)
 
 

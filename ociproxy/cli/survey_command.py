@@ -1,0 +1,94 @@
+"""`ociproxy survey`: what the store holds, for the admin listener of a server, which runs it as a
+child: the walk takes memory and processor time that belong to clients.
+
+Tests: tests/serve/admin/test_survey.py.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ociproxy.cli.list_command import document
+from ociproxy.cli.options import config_path, configuration, image_path, json_events, log_format
+from ociproxy.cli.pins_command import all_pins
+from ociproxy.cli.terminal import print_event
+from ociproxy.store.files import store_errors
+from ociproxy.store.inventory import inventory
+from ociproxy.store.pruning.pins import Pins
+from ociproxy.store.store import open_existing
+
+if TYPE_CHECKING:
+    from ociproxy.config.settings import Config
+    from ociproxy.oci.digest import Digest
+    from ociproxy.store.store import Store
+
+KINDS = {"blob": "blobs", "index": "fat", "manifest": "img", "quarantined": "quarantine"}
+
+
+@click.command("survey", hidden=True)
+@image_path
+@config_path
+@log_format
+@json_events
+@click.option("--images", is_flag=True, help="Tell every image, too.")
+def survey_command(
+    image_path: Path | None,
+    config_path: Path | None,
+    log_format: str | None,
+    as_json: bool,
+    images: bool,
+) -> None:
+    """Print what the store holds, an event a line: bytes by kind, then images."""
+    config = configuration(config_path, image_path=image_path, log_format=log_format)
+    store = open_existing(config.store.path)
+    for kind, folder in KINDS.items():
+        objects, size = _size_of(store.root / folder)
+        print_event("kind", kind=kind, objects=objects, bytes=size)
+    if images:
+        _print_images(store, config)
+    print_event("end")
+
+
+def _size_of(folder: Path) -> tuple[int, int]:
+    """Files of a folder and of those in it, and their bytes."""
+    objects = size = 0
+    waiting = [os.fspath(folder)]
+    while waiting:
+        with store_errors(folder):
+            try:
+                entries = os.scandir(waiting.pop())
+            except FileNotFoundError:
+                continue
+            with entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                        continue
+                    try:
+                        size += entry.stat(follow_symlinks=False).st_size
+                    except FileNotFoundError:
+                        continue
+                    objects += 1
+    return objects, size
+
+
+def _print_images(store: Store, config: Config) -> None:
+    """With the bytes of each that other images have, too: what its removal would not free."""
+    users: dict[Digest, int] = {}
+    known: dict[Digest, Digest] = {}
+    found = []
+    for entry in inventory(store):
+        for digest in entry.contents:
+            digest = known.setdefault(digest, digest)
+            users[digest] = users.get(digest, 0) + 1
+        sizes = tuple((known[digest], size) for digest, size in entry.contents.items())
+        found.append((document(entry), entry.reference, entry.digest, sizes))
+    pins = Pins(all_pins(store, config))
+    for told, reference, top, sizes in found:
+        shared = sum(size for digest, size in sizes if users[digest] > 1)
+        pinned = pins.match(reference, top)
+        print_event("image", **told, shared=shared, pinned=pinned)

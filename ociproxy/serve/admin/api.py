@@ -1,0 +1,167 @@
+"""What the admin listener answers: probes, metrics, the state of this server as JSON, the page.
+
+Nothing here asks a worker or an upstream, and no path of the main port leads here.
+
+Tests: tests/serve/admin/test_listener.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from ociproxy import log
+from ociproxy.errors import OciProxyError, StoreError
+from ociproxy.serve.errors import SERVER, Unsupported, error_response, internal_error
+from ociproxy.serve.live import alive
+from ociproxy.serve.readiness import Readiness
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ociproxy.config.settings import Config
+    from ociproxy.metrics.tally import Tally
+    from ociproxy.serve.admin.history import History
+    from ociproxy.serve.admin.page import Page
+    from ociproxy.serve.admin.survey import Findings, Surveyor
+    from ociproxy.serve.auth import BasicAuth
+    from ociproxy.store.store import Store
+
+    Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+_PROBES: Final = ("/healthz", "/readyz")
+"""Answered without a password: the kubelet has none."""
+
+
+class AdminApi:
+    """Called with each request to the admin listener. With `auth` None every client may ask."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        tally: Tally,
+        surveyor: Surveyor,
+        history: History,
+        auth: BasicAuth | None,
+        *,
+        loopback: bool,
+    ) -> None:
+        """`loopback` is whether the listener is reached from this machine only."""
+        self._tally = tally
+        self._surveyor = surveyor
+        self._readiness = Readiness(store)
+        self._store = store
+        self._history = history
+        self._loopback = loopback
+        self._handlers: dict[str, Handler] = {
+            "/healthz": self._health,
+            "/readyz": self._ready,
+            "/metrics": self._metrics,
+            "/api/state": self._state,
+        }
+        self.use(config, auth)
+
+    def use(self, config: Config, auth: BasicAuth | None) -> None:
+        """Answer new requests by this configuration."""
+        self._offline = config.serve.offline
+        self._config = config
+        self._auth = auth
+        self._page: Page | None = None
+
+    def close(self) -> None:
+        self._readiness.close()
+        if self._auth is not None:
+            self._auth.close()
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            if self._auth is not None and request.path not in _PROBES:
+                await self._auth.check(request.headers.get("Authorization"))
+            elif self._loopback and not _names_this_machine(request.host):
+                # A page of the web that has its own name resolve to 127.0.0.1 could read all this.
+                raise Unsupported("ask by address: this host name is not known here", status=404)
+            if request.method not in ("GET", "HEAD"):
+                raise Unsupported("only GET and HEAD", status=405)
+            handler = self._handlers.get(request.path) or (await self._pages()).answer
+            return await handler(request)
+        except OciProxyError as exc:
+            return error_response(exc)
+        except Exception as exc:  # noqa: BLE001 a bug ends neither the connection nor the server
+            log.failure("request failed", exc, path=request.path)
+            return internal_error()
+
+    async def _pages(self) -> Page:
+        if self._page is None:
+            read = asyncio.get_running_loop().run_in_executor(None, _page_class)
+            page = (await read)(
+                self._config, self._store, self._tally, self._surveyor, self._history
+            )
+            self._page = page
+        return self._page
+
+    async def _health(self, _: web.BaseRequest) -> web.Response:
+        """Whether a worker lives: the kubelet restarts the server where none does."""
+        if not alive(self._tally):
+            return _text(503, "no worker has been heard of\n")
+        return _text(200, "ok\n")
+
+    async def _ready(self, request: web.BaseRequest) -> web.Response:
+        try:
+            if not self._offline:
+                await self._readiness.check()
+        except StoreError as exc:
+            return _text(503, f"{exc}\n")
+        return await self._health(request)
+
+    async def _metrics(self, request: web.BaseRequest) -> web.Response:
+        # In a thread: its library is read with the first scrape, and the disk may hang.
+        accept = request.headers.get("Accept", "")
+        body, content_type = await asyncio.get_running_loop().run_in_executor(
+            None, _exposition, self._tally, self._config, self._store, self._surveyor.held, accept
+        )
+        return web.Response(body=body, headers={"Content-Type": content_type, "Server": SERVER})
+
+    async def _state(self, _: web.BaseRequest) -> web.Response:
+        return _json({"workers": alive(self._tally)})
+
+
+def _exposition(
+    tally: Tally, config: Config, store: Store, survey: Findings | None, accept: str
+) -> tuple[bytes, str]:
+    # Its library takes a while to be imported, and is not needed where no Prometheus asks.
+    from ociproxy.serve.admin.exposition import expose
+
+    return expose(tally, config, store, survey, accept)
+
+
+def _page_class() -> type[Page]:
+    # As above; and its templates are read.
+    from ociproxy.serve.admin.page import Page
+
+    Page.read()
+    return Page
+
+
+def _names_this_machine(host: str) -> bool:
+    """Whether a Host header has an address or `localhost`, and no name that others may own."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
+
+
+def _text(status: int, text: str) -> web.Response:
+    return web.Response(status=status, text=text, headers={"Server": SERVER})
+
+
+def _json(document: Any) -> web.Response:
+    body = json.dumps(document, indent=1).encode() + b"\n"
+    headers = {"Content-Type": "application/json", "Server": SERVER, "Cache-Control": "no-store"}
+    return web.Response(body=body, headers=headers)

@@ -1,0 +1,349 @@
+"""The page: what the server does now, what it holds, and its last requests, as HTML.
+
+All of it is written here and works without scripts; a script of a few lines replaces the live part
+of a view once a second. Nothing comes from other hosts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Final
+
+from aiohttp import web
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ociproxy import __version__
+from ociproxy.errors import NameInvalid
+from ociproxy.oci.reference import Reference
+from ociproxy.serve.admin.history import History, Sample, plot
+from ociproxy.serve.errors import SERVER, Unsupported
+from ociproxy.serve.exchange import RECENT
+from ociproxy.serve.live import alive
+from ociproxy.store.image import read_contents
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ociproxy.config.settings import Config
+    from ociproxy.metrics.tally import Tally
+    from ociproxy.serve.admin.survey import Surveyor
+    from ociproxy.store.store import Store
+
+VIEWS: Final = {"now": "Now", "contents": "Contents", "store": "Store", "log": "Log"}
+_PATHS: Final = {"/": "now", "/contents": "contents", "/store": "store", "/log": "log"}
+_STATIC: Final = {
+    "/style.css": "text/css",
+    "/live.js": "text/javascript",
+    "/icon.svg": "image/svg+xml",
+}
+_STREAM: Final = 600.0
+"""Seconds of a live view; then the browser asks again."""
+_PER_PAGE: Final = 100
+"""Images of one page of the list."""
+_SHOWN: Final = 500
+"""Manifests, layers and referrers of one image that are shown, of each."""
+_DIGEST: Final = re.compile(r"(:[0-9a-f]{12})[0-9a-f]{20,}")
+HEADERS: Final = {
+    "Server": SERVER,
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; "
+    "connect-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Page:
+    """Belongs to one event loop."""
+
+    def __init__(
+        self, config: Config, store: Store, tally: Tally, surveyor: Surveyor, history: History
+    ) -> None:
+        self.config = config
+        self._store = store
+        self._tally = tally
+        self._surveyor = surveyor
+        self._history = history
+        self._rates: dict[int, tuple[float, int, float]] = {}
+
+    @staticmethod
+    def read() -> None:
+        """Read all templates and files. Blocks; nothing does afterwards."""
+        for name in _environment().list_templates():
+            _environment().get_template(name)
+        for path in _STATIC:
+            _static(path)
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Raises Unsupported for a path that is none of the page's."""
+        path = request.path
+        if path in _STATIC:
+            return web.Response(
+                text=_static(path), headers={**HEADERS, "Content-Type": _STATIC[path]}
+            )
+        if path == "/events":
+            return await self._stream(request)
+        if path == "/image":
+            values = await self._in_thread(self._image, request)
+            return self._html("image", values)
+        view = _PATHS.get(path)
+        if view is None:
+            raise Unsupported("no such path on the admin listener", status=404)
+        return self._html(view, await self._values(view, request))
+
+    def _html(self, view: str, values: Mapping[str, Any]) -> web.Response:
+        text = (
+            _environment()
+            .get_template(f"{view}.html")
+            .render(view=view, views=VIEWS, version=__version__, **values)
+        )
+        return web.Response(
+            text=text, headers={**HEADERS, "Content-Type": "text/html; charset=utf-8"}
+        )
+
+    async def _stream(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Server-sent events: the live part of a view, whenever it changes."""
+        view = request.rel_url.query.get("view", "")
+        if view not in ("now", "store", "log"):
+            raise Unsupported("view is now, store or log", status=404)
+        response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        template = _environment().get_template(f"_{view}.html")
+        last, end = "", time.monotonic() + _STREAM
+        with suppress(ConnectionError):
+            while time.monotonic() < end:
+                text = template.render(await self._values(view, request))
+                if text != last:
+                    last = text
+                    data = "".join(f"data: {line}\n" for line in text.splitlines())
+                    await response.write(f"{data}\n".encode())
+                else:
+                    await response.write(b":\n\n")  # tells that the browser has gone
+                await asyncio.sleep(1)
+            await response.write_eof()
+        return response
+
+    async def _values(self, view: str, request: web.BaseRequest) -> dict[str, Any]:
+        match view:
+            case "now":
+                return self._now()
+            case "log":
+                return self._log()
+            case "store":
+                return await self._in_thread(self._stored)
+            case _:
+                return self._contents(request.rel_url.query)
+
+    async def _in_thread(self, work: Any, *arguments: Any) -> dict[str, Any]:
+        found: dict[str, Any] = await asyncio.get_running_loop().run_in_executor(
+            None, work, *arguments
+        )
+        return found
+
+    def _now(self) -> dict[str, Any]:
+        states = alive(self._tally)
+        fills = {fill["digest"]: fill for state in states for fill in state["filling"]}
+        sending = [self._pull(pull, fills) for state in states for pull in state["sending"]]
+        going = {pull["id"] for pull in sending}
+        self._rates = {key: value for key, value in self._rates.items() if key in going}
+        upstreams: dict[str, dict[str, Any]] = {}
+        for each in (upstream for state in states for upstream in state["upstreams"]):
+            known = upstreams.setdefault(each["registry"], each)
+            if each["seconds"] > known["seconds"]:
+                upstreams[each["registry"]] = each
+        return {
+            "sending": sorted(sending, key=lambda pull: (pull["name"], pull["client"] or "")),
+            "fills": sorted(fills.values(), key=lambda fill: fill["repository"]),
+            "upstreams": [upstreams[name] for name in sorted(upstreams)],
+            "workers": len(states),
+            "connections": sum(state["connections"] for state in states),
+            "queued": sum(state["fills"]["queued"] for state in states),
+            "totals": Sample.of(self._tally.totals(), None),
+        }
+
+    def _pull(self, pull: dict[str, Any], fills: Mapping[str, Any]) -> dict[str, Any]:
+        """With its rate over the last seconds, and the time that is left by it."""
+        name, digest = _named(pull["name"])
+        now = time.monotonic()
+        sent, size = pull["sent"], pull["size"]
+        began, first, rate = self._rates.setdefault(pull["id"], (now, sent, 0.0))
+        if now - began >= 2:
+            rate = (sent - first) / (now - began)
+            self._rates[pull["id"]] = (now, sent, rate)
+        cache = pull["cache"]
+        how = "from the store"
+        if "collapsed" in cache:
+            how = "follows a download"
+        elif "fwd=miss" in cache:
+            how = "downloads"
+        left = (size - sent) / rate if rate and size else None
+        return {**pull, "name": name, "digest": digest, "rate": rate, "how": how, "left": left}
+
+    def _log(self) -> dict[str, Any]:
+        recent = [tuple(each) for state in alive(self._tally) for each in state["recent"]]
+        newest = sorted(recent, key=lambda each: each[0], reverse=True)
+        return {"requests": newest[:RECENT]}
+
+    def _contents(self, query: Mapping[str, str]) -> dict[str, Any]:
+        self._surveyor.ask()
+        found = self._surveyor.contents
+        wanted = query.get("q", "").strip()[:200]
+        images = [] if found is None or found.images is None else found.images
+        matching = [each for each in images if wanted.lower() in each["reference"].lower()]
+        page = query.get("page", "1")
+        number = int(page) if page.isascii() and page.isdecimal() and len(page) < 6 else 1
+        pages = max(1, -(-len(matching) // _PER_PAGE))
+        number = min(max(1, number), pages)
+        return {
+            "survey": found,
+            "looking": self._surveyor.is_looking,
+            "q": wanted,
+            "count": len(images),
+            "matching": len(matching),
+            "images": matching[(number - 1) * _PER_PAGE : number * _PER_PAGE],
+            "page": number,
+            "pages": pages,
+        }
+
+    def _stored(self) -> dict[str, Any]:
+        survey, disk = self._surveyor.held, None
+        with suppress(OSError):
+            disk = shutil.disk_usage(self._store.root)
+        ratios, sizes = self._history.hit_ratios(), self._history.sizes()
+        largest = max((size for _, size in sizes), default=0.0)
+        return {
+            "root": self._store.root,
+            "survey": survey,
+            "disk": disk,
+            "total": sum(each.bytes for each in survey.held.values()) if survey else 0,
+            "totals": Sample.of(self._tally.totals(), None),
+            "ratios": plot(ratios, 1.0),
+            "sizes": plot(sizes, largest * 1.1),
+            "largest": largest * 1.1,
+            "since": sizes[0][0] if sizes else None,
+        }
+
+    def _image(self, request: web.BaseRequest) -> dict[str, Any]:
+        """Blocks. Raises OciProxyError."""
+        text = request.rel_url.query.get("reference", "")
+        try:
+            reference = Reference.parse(text[:1000])
+        except NameInvalid as exc:
+            raise Unsupported(f"not a reference: {exc}", status=404) from exc
+        descriptor = self._store.refs.find(reference)
+        if descriptor is None:
+            raise Unsupported(f"{reference} is not stored", status=404)
+        contents = read_contents(self._store, reference.repository, descriptor, referrers=True)
+        host = request.host.rpartition(":")[0] if ":" in request.host else request.host
+        ports = [state["port"] for state in alive(self._tally)]
+        mirror = f"{host}:{ports[0] if ports else self.config.serve.port}"
+        plain = self.config.serve.tls is None
+        return {
+            "reference": reference,
+            "top": descriptor,
+            "contents": contents,
+            "manifests": list(contents.manifests.values())[:_SHOWN],
+            "blobs": list(contents.blobs.items())[:_SHOWN],
+            "referrers": list(contents.referrers.values())[:_SHOWN],
+            "missing": list(contents.missing.values())[:_SHOWN],
+            "commands": _commands(mirror, reference, plain=plain),
+        }
+
+
+def _commands(mirror: str, reference: Reference, *, plain: bool) -> dict[str, str]:
+    """How each client pulls the image through this server."""
+    name = f"{mirror}/{reference}"
+    return {
+        "docker": f"docker pull {name}",
+        "podman": f"podman pull {'--tls-verify=false ' if plain else ''}{name}",
+        "skopeo": f"skopeo inspect {'--tls-verify=false ' if plain else ''}docker://{name}",
+        "crane": f"crane manifest {'--insecure ' if plain else ''}{name}",
+        "containerd": f"ctr images pull {'--plain-http ' if plain else ''}{name}",
+        "kubelet": f"crictl pull {reference}  # with hosts.toml by ociproxy client-config",
+    }
+
+
+def _named(path: str) -> tuple[str, str]:
+    """Repository and digest of a blob's path."""
+    name, _, digest = path.partition("?")[0].rpartition("/blobs/")
+    return name, digest
+
+
+@cache
+def _static(path: str) -> str:
+    return files("ociproxy.serve.admin").joinpath("static", path[1:]).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("ociproxy.serve.admin"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        auto_reload=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        size=_size,
+        ago=_ago,
+        duration=_duration,
+        short=_short,
+        clock=_clock,
+        percent=_percent,
+        brief=_brief,
+    )
+    return environment
+
+
+def _size(value: float | None) -> str:
+    if value is None:
+        return "?"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(value) < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _percent(value: float | None) -> str:
+    return "—" if value is None else f"{100 * value:.1f} %"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "—"
+    for limit, unit, size in ((120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
+def _ago(when: float | str | None) -> str:
+    """Of epoch seconds, or a time as `list` writes it."""
+    if not when:
+        return "—"
+    at = datetime.fromisoformat(when).timestamp() if isinstance(when, str) else when
+    return f"{_duration(max(0.0, time.time() - at))} ago"
+
+
+def _clock(when: float) -> str:
+    return datetime.fromtimestamp(when, UTC).strftime("%H:%M:%S")
+
+
+def _brief(name: str) -> str:
+    """A name whose digest is cut short."""
+    return _DIGEST.sub(r"\1", name)
+
+
+def _short(digest: object) -> str:
+    algorithm, _, encoded = str(digest).partition(":")
+    return f"{algorithm}:{encoded[:12]}" if encoded else algorithm

@@ -1,0 +1,95 @@
+"""The page in a real browser: no error in its console, usable by keyboard, readable by all."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from tests.images import multi_platform
+from tests.parts.tools import require_tool
+from tests.server import Mirror, upstream_entry
+from tests.upstream import FakeUpstream
+
+AXE = Path(__file__).with_name("axe") / "axe.min.js"
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1200,900",
+)
+SERIOUS = """
+const done = arguments[arguments.length - 1];
+axe.run().then(found => done(found.violations
+  .filter(each => ["serious", "critical"].includes(each.impact))
+  .map(each => each.id + ": " + each.nodes.map(node => node.html).join(" "))));
+"""
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+def browser() -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = require_tool("chromium")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        for flag in (*FLAGS, f"--user-data-dir={folder}"):
+            options.add_argument(flag)
+        driver = webdriver.Chrome(options=options, service=Service(require_tool("chromedriver")))
+        try:
+            yield driver
+        finally:
+            driver.quit()
+
+
+def test_each_view_is_sound_in_light_and_dark_and_the_keyboard_reaches_all(
+    browser: webdriver.Chrome, mirror: Callable[..., Mirror], upstream: FakeUpstream
+) -> None:
+    upstream.add("app", multi_platform(), tag="1")
+    server = mirror({"upstreams": [upstream_entry(upstream.url)]}, admin=True)
+    name = f"{upstream.registry}/app:1"
+    assert server.manifest(upstream.registry, "app", "1").status == 200
+    url = f"http://127.0.0.1:{server.admin_port}"
+    server.wait_for(
+        lambda: name.encode() in server.admin("/contents").body, "the image listed", limit=60
+    )
+    for path in ("/", "/contents", f"/image?reference={name}", "/store", "/log"):
+        browser.get(url + path)
+        browser.execute_script(AXE.read_text(encoding="utf-8"))
+        for scheme in ("light", "dark"):
+            media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+            assert browser.execute_async_script(SERIOUS) == [], (path, scheme)
+
+    # The first stop skips the navigation, the next ones are the views.
+    browser.get(url)
+    wait_for_text(browser, server, "state", "live")
+    stops = []
+    for _ in range(4):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        stops.append(browser.switch_to.active_element.text)
+    assert stops == ["Skip to the content", "Now", "Contents", "Store"]
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    server.wait_for(lambda: browser.current_url == f"{url}/store", "the store's view")
+
+    # What happens is seen without a reload.
+    browser.get(f"{url}/log")
+    server.manifest(upstream.registry, "app", "live-seen")
+    wait_for_text(browser, server, "live", "live-seen")
+    assert [line for line in browser.get_log("browser") if line["level"] != "INFO"] == []  # type: ignore[no-untyped-call] # has none
+
+
+def wait_for_text(browser: webdriver.Chrome, server: Mirror, element: str, text: str) -> None:
+    server.wait_for(lambda: text in browser.find_element(By.ID, element).text, f"{text} shown")
