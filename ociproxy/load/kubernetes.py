@@ -35,7 +35,8 @@ _ARGUMENTS: Final = frozenset({"args", "command"})
 _ENVIRONMENT: Final = "env"
 _DATA: Final = "data"
 _CONFIG_MAP: Final = "ConfigMap"
-_SECRET: Final = "Secret"  # noqa: S105 a kind of object
+_TEXTS: Final = (_CONFIG_MAP, "Secret")
+"""Kinds whose values are text, whatever they are called."""
 _BLOCK_STYLES: Final = ("|", ">")
 """Of a scalar: its text begins on the line after the mark."""
 _INJECTED: Final = "auto"
@@ -176,7 +177,7 @@ class _Walk:
             kind = frame.values.get("kind", ("", 0))[0]
             owner = _printable("/".join(part for part in (kind, frame.name) if part)) or "document"
             # `image` of a ConfigMap is text as its other values are: a mention.
-            for candidate in () if kind in (_CONFIG_MAP, _SECRET) else frame.candidates:
+            for candidate in () if kind in _TEXTS else frame.candidates:
                 self._settle(candidate, owner)
             for each in frame.mentions:
                 if each.where != _DATA or kind == _CONFIG_MAP:

@@ -35,6 +35,8 @@ _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _REGISTRY_PATTERN: Final = re.compile(
     rf"(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]{{2,45}}\])(?::(?P<port>[0-9]{{1,5}}))?"
 )
+_HTTPS: Final = ":443"
+"""What makes a registry of a host without a dot, such as `harbor`, in a reference."""
 
 
 def parse_registry(text: str) -> str:
@@ -47,6 +49,9 @@ def parse_registry(text: str) -> str:
     if port is not None and not 0 < int(port) < 65536:
         raise NameInvalid(text, "port out of range")
     registry = text.lower()
+    host = registry.removesuffix(_HTTPS)
+    if not is_registry(host):
+        return host  # as `Repository` writes it
     return DOCKER_HUB if registry in _DOCKER_HUB_ALIASES else registry
 
 
@@ -69,7 +74,9 @@ class Repository:
         return _parse_repository(registry, name)
 
     def __str__(self) -> str:
-        return f"{self.registry}/{self.name}"
+        # `harbor/team/app` would be a repository of Docker Hub.
+        port = "" if is_registry(self.registry) else _HTTPS
+        return f"{self.registry}{port}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,13 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ociproxy.oci.descriptor import MalformedManifest, OddManifest, platform_in
+from ociproxy.oci.descriptor import (
+    DOCKER_SCHEMA1,
+    DOCKER_SCHEMA1_SIGNED,
+    MalformedManifest,
+    OddManifest,
+    platform_in,
+)
 from ociproxy.oci.image import (
     BEYOND_LIMITS,
     ImageWalk,
@@ -193,6 +199,8 @@ class _Reading:
             self._miss(descriptor, f"not the manifest it is called: {exc}")
             self.contents.others.add(descriptor.digest)
             return ()
+        if found.descriptor.media_type in (DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED):
+            self._miss(descriptor, "it has Docker's schema 1, whose layers are not looked for")
         config = manifest.config.digest if isinstance(manifest, ImageManifest) else None
         complete = self._add_blobs(manifest.blobs, config)
         if isinstance(manifest, Index) and (manifest.children or not manifest.blobs):

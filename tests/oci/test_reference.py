@@ -205,3 +205,14 @@ def test_a_name_that_the_library_makes_too_long_is_refused() -> None:
     assert Repository.parse("docker.io", "a" * 247).name == "library/" + "a" * 247
     with pytest.raises(NameInvalid):
         Repository.parse("docker.io", "a" * 248)
+
+
+def test_a_registry_without_a_dot_is_not_taken_for_a_repository_of_docker_hub() -> None:
+    repository = Repository.parse("harbor", "team/app")
+    assert repository.registry == "harbor"
+    assert str(repository) == "harbor:443/team/app"
+    assert Reference.parse(f"{repository}:v1").repository == repository
+    assert Repository.parse("harbor:443", "team/app") == repository
+    assert Repository.parse("harbor:5000", "team/app").registry == "harbor:5000"
+    for registry in ("localhost", "quay.io", "quay.io:443"):
+        assert str(Repository.parse(registry, "a/b")) == f"{registry}/a/b"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ociproxy.oci.descriptor import OCI_INDEX, Descriptor
+from ociproxy.oci.descriptor import DOCKER_SCHEMA1, OCI_INDEX, Descriptor
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import ManifestHolder
 from ociproxy.oci.platform import Platform
@@ -185,3 +185,10 @@ def test_a_document_of_another_kind_is_complete_by_itself(store: Store) -> None:
     holder = ManifestHolder.of(raw, "application/unknown+json")
     store.commit_manifest(REPOSITORY, holder)
     assert read_contents(store, REPOSITORY, holder.descriptor, (), referrers=False).complete
+
+
+def test_a_manifest_of_dockers_schema_1_is_not_called_complete(store: Store) -> None:
+    document = {"schemaVersion": 1, "fsLayers": [{"blobSum": f"sha256:{'a' * 64}"}]}
+    made = Image(content(json.dumps(document).encode(), DOCKER_SCHEMA1))
+    put(store, made)
+    assert missing(walk(store, made)) == [made.digest]
