@@ -22,6 +22,7 @@ from bench.neighbours import neighbours
 from bench.processes import BenchError
 from bench.report import table, write_json
 from bench.results import Plan, Results, say
+from bench.scale import scale
 from bench.servers import Upstream, rivals, start_upstream
 from bench.serving import SERVING, Bench, start_warm
 
@@ -30,7 +31,8 @@ BUSY = 0.5
 LOAD = "load"
 ARCHIVE = "archive"
 NEIGHBOURS = "neighbours"
-GROUPS = (*SERVING, NEIGHBOURS, LOAD, ARCHIVE)
+SCALE = "scale"
+GROUPS = (*SERVING, NEIGHBOURS, LOAD, ARCHIVE, SCALE)
 FULL = Plan(
     rounds=4,
     cold_rounds=9,
@@ -46,6 +48,7 @@ FULL = Plan(
     archive_images=8,
     archive_rounds=5,
     neighbour_blobs=40,
+    scale_manifests=100_000,
 )
 QUICK = Plan(
     rounds=1,
@@ -62,6 +65,7 @@ QUICK = Plan(
     archive_images=2,
     archive_rounds=1,
     neighbour_blobs=10,
+    scale_manifests=10_000,
 )
 
 
@@ -102,6 +106,9 @@ def run(options: argparse.Namespace, work: Path, results: Results) -> None:
     if ARCHIVE in groups:
         with timed(ARCHIVE):
             archives(work, plan, results)
+    if SCALE in groups:
+        with timed(SCALE):
+            scale(work, plan, results)
 
 
 def serve(

@@ -77,10 +77,25 @@ ARCHIVES = (
     Row("export_rate", "  rate", "GB/s", 2),
     Row("export_peak", "  peak RSS", "MB", 1),
 )
+SCALE = (
+    *(
+        row
+        for key, label in (
+            ("scale_list", "large store: list"),
+            ("scale_check", "large store: check --quick"),
+            ("scale_prune", "large store: a prune's plan"),
+        )
+        for row in (Row(key, label, "s", 1), Row(f"{key}_cpu", "  CPU", "s", 1))
+    ),
+    Row("scale_idle_p99", "warm manifest, p99, server idle", "ms", 2),
+    Row("scale_p99", "  beside these commands", "ms", 2),
+    Row("scale_rss", "server's RSS beside them, above idle", "MB", 1),
+)
 SECTIONS = (
     Section((OCIPROXY, REGISTRY, DRAYAGE, NGINX, UPSTREAM), SERVING),
     Section((OCIPROXY, SKOPEO_COPY, SKOPEO_SYNC), LOADING),
     Section((OCIPROXY, *TOOLS), ARCHIVES),
+    Section((OCIPROXY,), SCALE),
 )
 
 
@@ -182,6 +197,17 @@ TARGETS = (
         for what in ("import", "export")
         for tool in TOOLS
     ),
+    *(
+        Target(f"large store, {what}", _own(f"scale_{what}"), "<=", 30, "s")
+        for what in ("list", "check", "prune")
+    ),
+    Target(
+        "large store, p99 of warm manifests beside them to idle",
+        lambda cells: cells["scale_p99"][OCIPROXY] / cells["scale_idle_p99"][OCIPROXY],
+        "<=",
+        2,
+    ),
+    Target("large store, server's RSS above idle", _own("scale_rss"), "<=", 5, "MB"),
     Target("import, peak RSS", _own("import_peak"), "<=", 90, "MB"),
     Target("export, peak RSS", _own("export_peak"), "<=", 90, "MB"),
 )

@@ -30,6 +30,7 @@ class Plan:
     archive_images: int
     archive_rounds: int
     neighbour_blobs: int
+    scale_manifests: int
     started: float = field(default_factory=time.perf_counter)
 
     def rounds_of(self, count: int) -> Iterator[int]:

@@ -286,6 +286,7 @@ class Stress:
     def _judge(self, watcher: Watcher) -> None:
         found = self.found
         found.largest, found.in_flight = watcher.largest, watcher.in_flight
+        found.counts["removed"] = sum(watcher.removed.values())
         # Those of a load do not wait for room.
         found.beyond = max(0, watcher.beyond - LOADED * self.largest_image)
         if found.beyond:
@@ -319,6 +320,7 @@ def table(stress: Stress, found: Findings) -> str:
         ("blobs from the store", counts["hits"], ""),
         ("blobs passed through, for nothing might go", counts["blobs passed through"], ""),
         ("images evicted by the servers", counts["evicted images"], ""),
+        ("files removed, by them and by prune", counts["removed"], ""),
         ("runs of load, prune, check", sum(counts[n] for n in ("load", "prune", "check")), ""),
         ("largest size of the store, % of the cap", round(100 * found.largest / cap), ""),
         ("most that was in flight, % of the cap", round(100 * found.in_flight / cap), ""),

@@ -12,5 +12,5 @@ def test_a_store_that_is_too_small_fails_no_client_and_loses_nothing(tmp_path: P
     print(table(stress, found))
     assert found.wrong == []
     assert found.counts["pulls"] > 0
-    assert found.counts["evicted images"] > 0
+    assert found.counts["removed"] > 0
     assert all(found.counts[name] for name in ("load", "prune", "check"))

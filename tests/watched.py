@@ -30,7 +30,10 @@ SHORT_LOCKS: Final = [
         {"available", "want", "unwant", "duplicate_file", "close"},
     ),
 ]
-READS: Final = ("os.stat", "os.scandir", "os.read", "os.pread", "io.BufferedReader.read")
+READS: Final = (
+    *("os.stat", "os.scandir", "os.listdir", "os.read", "os.pread"),
+    "io.BufferedReader.read",
+)
 LOCKS: Final = ("threading.Lock.acquire", "threading.Lock.acquire_lock")
 MORE: Final = (
     (None, "os.fsync"),

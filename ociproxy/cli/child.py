@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _NICE: Final = 10
 """About a tenth of a busy processor: less would keep publishers waiting for a removal."""
-_END_TIME: Final = 5.0
+_END_TIME: Final = 10.0
 """Seconds that the command has to end in order once its server has gone."""
 
 

@@ -236,9 +236,18 @@ class Size(Kind):
 
 @dataclass(frozen=True, slots=True)
 class SizeOrShare(Kind):
-    """Bytes as an int, or a Share of the file system, written as a percentage."""
+    """Bytes as an int, or a Share of the file system, written as a percentage. 0 is none, and
+    refused unless `may_be_none`."""
+
+    may_be_none: bool = False
 
     def read(self, node: Node, place: Place) -> int | Share:
+        found = self._read(node, place)
+        if found in (0, Share(0)) and not self.may_be_none:
+            raise place.refuse(node.line, "must be more than 0; remove the key for no limit")
+        return found
+
+    def _read(self, node: Node, place: Place) -> int | Share:
         value = _scalar(node, place, "a size such as 200G, or a percentage such as 80%")
         if isinstance(value, str) and re.fullmatch(_PERCENTAGE, value):
             share = Share(float(value[:-1]))

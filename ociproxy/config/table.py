@@ -91,7 +91,7 @@ _STORE: Final = Section(
             "Above it the least recently used images are removed, down to 90 % of it.",
         ),
         "min_free": Key(
-            SizeOrShare(),
+            SizeOrShare(may_be_none=True),
             "Below so much free disk the least recently used images are removed. 0 turns it off.",
         ),
         "evict_every": Key(

@@ -119,9 +119,12 @@ class Engine:
     async def _settle(self) -> None:
         """Have on the disk what was taken in last."""
         try:
-            async with asyncio.timeout(_SETTLE):
-                await self.threads.run(partial(self.store.commits.settle, _SETTLE))
+            # The threads may all hang on the disk.
+            async with asyncio.timeout(_SETTLE + 1):
+                settled = await self.threads.run(partial(self.store.commits.settle, _SETTLE))
         except TimeoutError:
+            settled = False
+        if not settled:
             log.event(logging.WARNING, "not flushed to the disk", seconds=_SETTLE)
 
     def hand_over(self, successor: Engine) -> None:

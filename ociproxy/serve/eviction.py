@@ -45,6 +45,7 @@ class Eviction:
         self._began = 0.0
         self._not_before = -inf
         self._pause = 0.0
+        self._settled = -inf
         self._incomplete, self._first = 0, ""
         self._done: dict[str, Any] = {}
         self._warned: dict[str, tuple[object, float]] = {}
@@ -63,6 +64,8 @@ class Eviction:
             with suppress(StoreFull):  # made while there is room: it cannot be on a full disk
                 self._store.usage.want(0)
             usage = Usage()
+        if now < self._settled and not usage.wanted:
+            return None
         counts = limits.max_size is not None or bool(config.store.pins)
         is_old = abs(time.time() - usage.counted) > config.store.evict_every
         if limits.cause(usage.stored, usage.wanted) is None and not (counts and is_old):
@@ -126,7 +129,7 @@ class Eviction:
         else:
             self._pause = 0.0
             if done["freed"] and done["cause"] == "store.min_free":
-                self._not_before = now + _PAUSE
+                self._settled = now + _PAUSE
         if self._incomplete:
             images, first = self._incomplete, self._first
             self._warn("pinned images incomplete", (images, first), now, images=images, first=first)

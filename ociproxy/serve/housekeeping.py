@@ -112,7 +112,7 @@ class Housekeeper:
         name = self._job.name
         while not self._ending.is_set():
             try:
-                claim = self._store.staging.claim(f"housekeeping-{name}")
+                claim = self._store.removals.claim(f"housekeeping-{name}")
             except StoreError as exc:
                 if is_read_only(exc.__cause__):  # as an offline mirror's store may be
                     log.event(logging.INFO, "no housekeeping", job=name, reason=exc)

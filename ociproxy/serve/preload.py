@@ -55,7 +55,7 @@ async def _preload(
         return
     # One process for each list. When it ends, its lock is free and another process takes over.
     name = sha256("\n".join(map(str, wanted)).encode()).hexdigest()[:16]
-    claim = partial(store.staging.claim, f"preload-{name}")
+    claim = partial(store.removals.claim, f"preload-{name}")
     loop = asyncio.get_running_loop()
     # Another process holds it, and does not tell when it ends.
     while (claimed := await loop.run_in_executor(None, claim)) is None:  # noqa: ASYNC110

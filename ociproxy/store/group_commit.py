@@ -42,6 +42,8 @@ _MOST_OF_ONE: Final = 128
 """Staged files of one commit. Beyond, those before are published first."""
 PATIENCE: Final = 300.0
 """Seconds to wait for the disk: more than a flush takes behind gigabytes of a slow disk."""
+_LINGER: Final = 0.3
+"""Seconds that the names of blobs wait for further ones, or for a commit that flushes them too."""
 _FLUSHERS: Final = 8
 """Threads that flush. One fsync waits for the file system's journal, which serves all that come
 meanwhile: 96 files took 130 ms one by one, 8 ms by eight threads (ext4). `syncfs` took as long with
@@ -173,6 +175,7 @@ class GroupCommit:
             self._files += len(commit.manifests) + len(commit.records)
             self._bytes += sum(each.size for each in commit.staged)
             starting, self._running = not self._running, True
+            self._changed.notify_all()
         if starting:
             self._start()
         return done
@@ -186,9 +189,18 @@ class GroupCommit:
             self._start()
 
     def settle(self, seconds: float) -> bool:
-        """Wait until all that was handed over is durable; False if that takes longer."""
+        """Wait until what was handed over so far is durable, or was refused; False if that takes
+        longer."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._running, seconds)
+            if not self._running:
+                return True
+        last = self.submit(Commit(self, lambda: _nothing))
+        with suppress(StoreError):
+            try:
+                last.result(seconds)
+            except NotYet:
+                return False
+        return True
 
     def forget(self, staged: _Staged) -> None:
         """It has its name, or never gets it."""
@@ -206,6 +218,8 @@ class GroupCommit:
     def _run(self) -> None:
         while True:
             with self._changed:
+                if self._names_changed:
+                    self._changed.wait_for(lambda: self._waiting, _LINGER)
                 batch, self._waiting = self._waiting, []
                 names_changed, self._names_changed = self._names_changed, False
                 if not batch and not names_changed:
@@ -304,6 +318,10 @@ class GroupCommit:
         for future in futures:
             future.result()
         return errors
+
+
+def _nothing() -> None:
+    """Nothing is kept from being removed."""
 
 
 def _drop(staged: _Staged) -> None:

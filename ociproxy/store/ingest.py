@@ -10,12 +10,14 @@ the leader hashes all bytes before it commits.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import time
 from bisect import bisect_left, bisect_right
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from ociproxy import log
 from ociproxy.errors import StoreError, StoreFull
 from ociproxy.metrics.counters import FILLS
 from ociproxy.store.files import READ_SIZE, heartbeat, store_errors, try_lock
@@ -95,6 +97,7 @@ class Ingest:
         self.ranges = ByteRanges()
         self._journal_path = path.with_name(path.name + JOURNAL_SUFFIX)
         self._journal: int | None = None
+        self._torn = False
         self._read = 0
         self._pending = ByteRanges()
         self._journalled = 0.0
@@ -127,7 +130,7 @@ class Ingest:
         """Leader: tell followers the size of the blob, in bytes."""
         if self.size != size:
             self.size = size
-            self._append(f"size {size}\n")
+            self._note(f"size {size}\n")
 
     def check_room(self, size: int) -> None:
         """Leader: raises StoreFull where the file system has no room for the rest of `size` bytes:
@@ -209,9 +212,7 @@ class Ingest:
     def close(self) -> None:
         """Stop leading or following. The bytes that arrived stay for the next leader."""
         heartbeat.stop(self.file)
-        # Without these lines the next leader fetches some bytes again, and that is all.
-        with suppress(StoreError):
-            self.flush()
+        self.flush()
         if self._journal is not None:
             os.close(self._journal)
             self._journal = None
@@ -221,18 +222,30 @@ class Ingest:
         os.close(self.file)
 
     def flush(self) -> None:
-        """Leader: write the lines of the journal that wait. Raises StoreError; they are given up
-        then, for the next try is that of `close`, which the event loop may call."""
+        """Leader: write the lines of the journal that wait. They are given up where that fails:
+        the next try is that of `close`, which the event loop may call."""
         waiting, self._pending = self._pending, ByteRanges()
         if waiting.total:
-            self._append("".join(f"{first} {last}\n" for first, last in waiting))
+            self._note("".join(f"{first} {last}\n" for first, last in waiting))
+
+    def _note(self, text: str) -> None:
+        """A journal that cannot be written ends no download. The next leader fetches some bytes
+        again, and followers in other processes wait for the whole blob."""
+        try:
+            if not self._torn:
+                self._append(text)
+        except StoreError as exc:
+            self._torn = True  # a line may lack its end: nothing may follow it
+            log.event(logging.WARNING, "journal not written", digest=self.digest, reason=exc)
 
     def _append(self, text: str) -> None:
         with store_errors(self._journal_path):
             if self._journal is None:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
                 self._journal = os.open(self._journal_path, flags, 0o644)
-            os.write(self._journal, text.encode())
+            data = text.encode()
+            while data:
+                data = data[os.write(self._journal, data) :]
 
     def _apply(self, words: list[str], held: int) -> None:
         """Take in one line; `held` is the size of the data file in bytes. A range is cut there, and

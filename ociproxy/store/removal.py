@@ -118,6 +118,18 @@ class Removals:
         if ended:
             os.close(hold.lock)
 
+    def claim(self, name: str) -> int | None:
+        """Become the one process that does the work of this name; None while another one is. The
+        caller closes the file descriptor to give it up. Raises StoreError."""
+        path = self._folder / name
+        with store_errors(path):
+            # Not to write, which would keep an operator from mounting the disk read-only.
+            file = self._open(name)
+        if try_lock(file):
+            return file
+        os.close(file)
+        return None
+
     def remover(self) -> Remover:
         """Become the one process that removes; close it. Raises Busy where another one is, or
         StoreError."""

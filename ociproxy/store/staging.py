@@ -110,14 +110,6 @@ class Staging:
                             found.add(file_name(digest))
         return found
 
-    def claim(self, name: str) -> int | None:
-        """Become the one process that does the work of this name; None while another one is. The
-        caller closes the file descriptor to give it up. Raises StoreError."""
-        path = self.root / f".{name}"
-        with store_errors(path):
-            # Not to write, which would keep an operator from mounting the disk read-only.
-            return _own(path, os.O_RDONLY | os.O_CREAT)
-
     @contextmanager
     def using(self, now: float) -> Iterator[None]:
         """Inside, no other process removes what was used or stored since `now` (seconds since the

@@ -118,6 +118,15 @@ def test_nothing_is_removed_until_what_was_staged_has_its_name(store: Store) -> 
         assert try_lock(file.fileno())
 
 
+def test_settling_waits_for_what_was_handed_over_and_not_for_what_comes_after(store: Store) -> None:
+    assert store.commits.settle(10)
+    with store.publishing() as commit:
+        store.put_manifest(HERE, holder("one"), commit)
+    assert store.commits.settle(10)
+    assert Store(store.root).refs.manifests(HERE) == [holder("one").descriptor.digest]
+    assert list(store.staging.root.iterdir()) == []
+
+
 def assert_in_order(
     found: Iterable[Call], store: Path, report: str, *, blobs_first: bool = True
 ) -> int:

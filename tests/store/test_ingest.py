@@ -187,9 +187,6 @@ def test_a_full_disk_is_store_full(tmp_path: Path) -> None:
     ingest = Ingest(tmp_path / "arriving", DIGEST, full, leading=True)
     with pytest.raises(StoreFull):
         ingest.write(0, b"x")
-    (tmp_path / "arriving.spans").symlink_to("/dev/full")
-    with pytest.raises(StoreFull):
-        ingest.set_size(1)
     ingest.close()
 
 
@@ -228,3 +225,15 @@ def test_a_leader_that_flushes_a_large_blob_is_not_silent(
     found.file.close()
     leader.close()
     follower.close()
+
+
+def test_a_disk_that_is_full_just_at_the_journal_ends_no_download(store: Store) -> None:
+    leader = lead(store)
+    (store.staging.root / f"{leader.path.name}.spans").symlink_to("/dev/full")
+    leader.set_size(len(DATA))
+    receive(leader, 0, 600)
+    receive(leader, 600, len(DATA))
+    leader.commit(store.blobs)
+    leader.close()
+    assert store.blobs.path(DIGEST).read_bytes() == DATA
+    assert staged(store) == []

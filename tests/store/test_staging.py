@@ -203,7 +203,8 @@ def test_an_owner_notices_that_its_file_was_swept_between_its_open_and_its_lock(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two processes would own one name."""
-    path = store.staging.root / ".preload-list"
+    digest = Digest.of(b"led")
+    path = store.staging.root / digest.encoded
     path.touch()
     opened, looks = os.open, []
 
@@ -215,8 +216,8 @@ def test_an_owner_notices_that_its_file_was_swept_between_its_open_and_its_lock(
         return file
 
     monkeypatch.setattr(os, "open", open_late)
-    first = store.staging.claim("preload-list")
+    first = store.staging.lead(digest)
     monkeypatch.undo()
     assert first is not None
-    assert store.staging.claim("preload-list") is None
-    os.close(first)
+    assert store.staging.lead(digest) is None
+    first.close()

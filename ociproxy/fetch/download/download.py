@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from contextlib import suppress
 from math import inf
 from threading import Event
 from typing import TYPE_CHECKING, Final
@@ -276,8 +275,7 @@ class Download:
                 self.close()  # a later call must not go on with a file that is gone
             else:
                 # Here, for it is the event loop that closes the file.
-                with suppress(StoreError):
-                    ingest.flush()
+                ingest.flush()
             raise
         finally:
             self._fetcher = None
