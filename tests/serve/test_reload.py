@@ -100,7 +100,7 @@ def test_a_reload_that_comes_while_the_server_starts_is_done_after_the_start(
     mirror: Callable[..., Mirror], workers: int
 ) -> None:
     """systemd counts SIGHUP as a clean end: the server would stay away."""
-    server = mirror({"serve": {"workers": workers}})
+    server = mirror({"serve": {"workers": workers, "admin": {"port": 0}}})
     server.stop()
     seen = len(server.log())
     with server.log_path.open("ab") as out:
