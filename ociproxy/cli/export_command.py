@@ -167,7 +167,7 @@ def export_command(
         if shape.flattened:
             chosen = list(flatten(store, chosen, referrers=not no_referrers))
         for image in chosen:
-            keep(image.contents)
+            keep(image.contents.manifests, image.contents.blobs)
         exported = _export(screen, store, chosen, file, shape, force=force)
     _report(screen, file, chosen, exported, as_json=as_json)
 
