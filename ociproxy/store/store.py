@@ -34,6 +34,7 @@ from ociproxy.store.document_spool import DocumentSpool
 from ociproxy.store.files import file_name, keep, make_folder, store_errors
 from ociproxy.store.group_commit import PATIENCE, Commit, GroupCommit
 from ociproxy.store.manifests import Manifests, check_manifest
+from ociproxy.store.mounts import is_remote
 from ociproxy.store.pruning.pins import PinFiles
 from ociproxy.store.read_only import TagRecord
 from ociproxy.store.refs import Refs
@@ -91,6 +92,8 @@ class Store:
             with store_errors(root / name):
                 make_folder(root / name)
         _check_format(root)
+        self.is_remote = is_remote(root)
+        """Whether each look, at a known name too, may wait for a network or a program."""
         self.staging = Staging(staging)
         self.removals = Removals(root / "locks", staging)
         self.usage = UsageFile(root / "locks" / "usage")
@@ -122,6 +125,8 @@ class Store:
     def remembers(self, reference: Reference) -> bool:
         """Whether the event loop may look for this manifest: but for stats of known names, all of
         it is in memory."""
+        if self.is_remote:
+            return False
         digest, repository = reference.digest, reference.repository
         if digest is None:
             digest = self.refs.remembered_tag(repository, reference.tag or "")

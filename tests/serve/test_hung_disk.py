@@ -51,12 +51,14 @@ def test_clients_get_what_they_ask_for_from_the_upstream_while_the_disk_hangs(
     # The first look that hangs is one that no probe has announced.
     disk.hang(*LOOKS)
     with ThreadPoolExecutor(4) as pool:
+        tag = pool.submit(timed, partial(scene.manifest, "v1"))
         asked = [pool.submit(timed, partial(scene.get, blob)) for blob in app.blobs]
         for _ in range(20):
             assert server.get("/healthz").status == 200
             assert server.get("/v2/").status == 200
         got = [future.result() for future in asked]
     assert [answer.body for answer in got] == [blob.data for blob in app.blobs]
+    assert tag.result().body == app.top.data
     server.wait_for_log("store hangs")
     for blob in app.blobs:
         assert timed(partial(scene.get, blob)).body == blob.data
