@@ -26,7 +26,7 @@ from ociproxy.cli.options import (
 )
 from ociproxy.cli.screen import Screen
 from ociproxy.cli.sources import read_wanted
-from ociproxy.cli.terminal import Step
+from ociproxy.cli.terminal import Step, counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -202,7 +202,7 @@ def _report(
     for written in exported.files:
         screen.line(f"{written.digest}  {written.path}  {decimal(written.size)}")
     omitted = f", {decimal(exported.omitted)} left out" if exported.omitted else ""
-    images = "1 image" if len(chosen) == 1 else f"{len(chosen)} images"
+    images = counted(len(chosen), "image")
     screen.line(f"{images}, {exported.contents} manifests and blobs{omitted}")
 
 

@@ -19,7 +19,7 @@ from ociproxy.cli.options import (
 )
 from ociproxy.cli.sources import chosen_platforms, machine_platform, read_wanted
 from ociproxy.cli.table import Row, print_table
-from ociproxy.cli.terminal import print_event, short
+from ociproxy.cli.terminal import counted, print_event, short
 from ociproxy.load.ready import ReadyCheck
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def ready(
             spare=("SIZE", "DIGEST"),
             folding=("PLATFORMS",),
         )
-        images = "1 image" if len(wanted) == 1 else f"{len(wanted)} images"
+        images = counted(len(wanted), "image")
         click.echo(f"{images}, {not_ready or 'none'} of them not ready", err=True)
     ctx.exit(_NOT_READY if not_ready else 0)
 

@@ -11,6 +11,7 @@ from queue import Queue
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.errors import DigestMismatch
 from ociproxy.oci.digest import Digest
 from ociproxy.store.files import store_errors
 
@@ -80,7 +81,7 @@ class InOrderHasher:
         """`arrived_until` tells the end of the bytes that are in the file from an offset on."""
         self.position = 0
         """Where the next byte to hash is; no byte before it is missing."""
-        self._algorithm = digest.algorithm
+        self._expected = digest
         self._hasher = digest.hasher()
         self._ingest = ingest
         self._arrived_until = arrived_until
@@ -111,7 +112,18 @@ class InOrderHasher:
                 pass
             if self._hashing is not None:
                 self._hashing.wait()
-        return Digest.finish(self._hasher, self._algorithm)
+        return Digest.finish(self._hasher, self._expected.algorithm)
+
+    def is_whole(self, offset: int, *, new: bool) -> bool:
+        """Whether the blob ends at offset, where a body has ended. Raises StoreError. Raises
+        DigestMismatch where other bytes are here, up to there, and this body brought nothing
+        `new`: neither will the next one."""
+        actual = self.digest()
+        if self.position == offset and actual == self._expected:
+            return True
+        if self.position == offset > 0 and not new:
+            raise DigestMismatch("blob", self._expected, actual)
+        return False
 
     def stop(self) -> None:
         """Returns when the thread, if there is one, has ended. The hashing may go on after that."""

@@ -279,14 +279,14 @@ class Store:
                 self.refs.put_manifest(repository, descriptor, commit)
 
 
-def open_existing(root: Path, *, hot_manifests: int = _HOT_MANIFEST_BYTES) -> Store:
+def open_existing(root: Path) -> Store:
     """Open a store to read from. Raises StoreError if the folder is none, and makes none of it."""
     with store_errors(root):
         if not root.is_dir():
             raise StoreError(root, "no such folder; say with --image-path where the store is")
         if not is_store(root):
             raise StoreError(root, f"has no {_FORMAT}, so it is no store")
-    return Store(root, hot_manifests=hot_manifests)
+    return Store(root)
 
 
 def is_store(root: Path) -> bool:
