@@ -43,14 +43,13 @@ from ociproxy.store.usage import UsageFile
 from ociproxy.store.writer import BlobWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ociproxy.clock import Clock
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Reference, Repository
-    from ociproxy.store.image import ImageContents
     from ociproxy.store.read_only import ReadOnlyContent
 
 FORMAT_VERSION: Final = 1
@@ -163,16 +162,16 @@ class Store:
             return path.exists()
 
     @contextmanager
-    def reading(self) -> Iterator[Callable[[ImageContents], None]]:
-        """Inside, no other process removes what the caller calls this function for: it will read
-        these images, and that may take long. Raises StoreError."""
+    def reading(self) -> Iterator[Callable[[Iterable[Digest], Iterable[Digest]], None]]:
+        """Inside, no other process removes the manifests and the blobs that the caller calls this
+        function for: it will read them, and that may take long. Raises StoreError."""
 
-        def keep_all(contents: ImageContents) -> None:
+        def keep_all(manifests: Iterable[Digest], blobs: Iterable[Digest]) -> None:
             now = self._clock.now()
             with self.removals.kept_off():
-                for digest in contents.manifests:
+                for digest in manifests:
                     self.manifests.keep(digest)
-                for digest in contents.blobs:
+                for digest in blobs:
                     keep(self.blobs.path(digest), now)
 
         with self.staging.using(self._clock.now()):

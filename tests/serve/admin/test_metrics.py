@@ -71,10 +71,15 @@ def test_totals_are_what_the_clients_counted_though_a_worker_is_killed(
         threading.Thread(target=client, args=(server, [*paths.values()], rounds, a, b))
         for a, b in zip(finished, broken, strict=True)
     ]
+
+    def workers() -> list[dict[str, int]]:
+        found: list[dict[str, int]] = server.admin("/api/state").json()["workers"]
+        return found
+
+    server.wait_for(lambda: len(workers()) == 2, "both workers up")
     for each in clients:
         each.start()
-    victim = server.admin("/api/state").json()["workers"][0]["pid"]
-    os.kill(victim, signal.SIGKILL)
+    os.kill(workers()[0]["pid"], signal.SIGKILL)
     for each in clients:
         each.join()
     server.wait_for_log("worker died")
