@@ -48,6 +48,7 @@ class Eviction:
         self._settled = -inf
         self._incomplete, self._first = 0, ""
         self._done: dict[str, Any] = {}
+        self._cause: str | None = None
         self._warned: dict[str, tuple[object, float]] = {}
 
     def use(self, config: Config) -> None:
@@ -68,7 +69,8 @@ class Eviction:
             return None
         counts = limits.max_size is not None or bool(config.store.pins)
         is_old = abs(time.time() - usage.counted) > config.store.evict_every
-        if limits.cause(usage.stored, usage.wanted) is None and not (counts and is_old):
+        self._cause = limits.cause(usage.stored, usage.wanted)
+        if self._cause is None and not (counts and is_old):
             return None
         self._began, self._done, self._incomplete = now, {}, 0
         preload = config.serve.preload_images
@@ -126,6 +128,10 @@ class Eviction:
                 pinned=done["kept"]["pinned"],
                 recent=done["kept"]["recent"],
             )
+        elif self._cause and not done["freed"]:
+            # The command reads the file anew: it may know another limit than this server does.
+            self._pause = min(max(_PAUSE, 2 * self._pause), _LONGEST)
+            self._not_before = now + self._pause
         else:
             self._pause = 0.0
             if done["freed"] and done["cause"] == "store.min_free":

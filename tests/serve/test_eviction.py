@@ -15,6 +15,7 @@ from ociproxy.config.local_settings import Store as Settings
 from ociproxy.config.settings import Config
 from ociproxy.serve.eviction import Eviction
 from ociproxy.store.store import Store
+from ociproxy.store.usage import Usage
 from tests.images import MIB, Image, image
 from tests.parts.tools import small_disk
 from tests.pruning import listed, put_aged
@@ -148,6 +149,22 @@ def test_an_offline_mirror_removes_nothing(tmp_path: Path) -> None:
     assert Eviction(store, Config(store=settings)).due() == ["prune", "--to-limits"]
     offline = Config(store=settings, serve=Serve(offline=True))
     assert Eviction(store, offline).due() is None
+
+
+def test_a_command_that_knows_another_limit_than_its_server_is_not_run_again_at_once(
+    tmp_path: Path,
+) -> None:
+    store = Store(tmp_path / "store")
+    job = Eviction(store, Config(store=Settings(max_size=1000, min_free=0)))
+    store.usage.want(0)
+    store.usage.record(2000, Usage(), freed=0, stuck=False)
+    assert job.due() is not None
+    # The file was changed, to a larger limit, and the server was not told to reload it.
+    job.heard({"event": "done", "cause": None, "freed": 0, "size": 2000})
+    job.ended(0)
+    assert job.due() is None
+    job.use(Config(store=Settings(max_size=4000, min_free=0)))
+    assert job.due() is None
 
 
 @pytest.mark.parametrize(
