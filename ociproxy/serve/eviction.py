@@ -49,6 +49,7 @@ class Eviction:
         self._incomplete, self._first = 0, ""
         self._done: dict[str, Any] = {}
         self._cause: str | None = None
+        self._wanted = 0
         self._warned: dict[str, tuple[object, float]] = {}
 
     def use(self, config: Config) -> None:
@@ -70,9 +71,13 @@ class Eviction:
         counts = limits.max_size is not None or bool(config.store.pins)
         is_old = abs(time.time() - usage.counted) > config.store.evict_every
         self._cause = limits.cause(usage.stored, usage.wanted)
+        if self._cause is None and usage.stuck:
+            # What was used just now may go by now: the next download asks for room again.
+            self._store.usage.retry()
         if self._cause is None and not (counts and is_old):
             return None
         self._began, self._done, self._incomplete = now, {}, 0
+        self._wanted = usage.wanted
         preload = config.serve.preload_images
         return ["prune", "--to-limits", *(["--pinned", str(preload)] if preload else [])]
 
@@ -124,7 +129,9 @@ class Eviction:
                 done["cause"],
                 now,
                 reason=done["cause"],
+                limit=self._limit(done["cause"]),
                 size=done["size"],
+                wanted=self._wanted,
                 pinned=done["kept"]["pinned"],
                 recent=done["kept"]["recent"],
             )
@@ -139,6 +146,10 @@ class Eviction:
         if self._incomplete:
             images, first = self._incomplete, self._first
             self._warn("pinned images incomplete", (images, first), now, images=images, first=first)
+
+    def _limit(self, cause: str | None) -> int | None:
+        limits = Limits.of(self._config.store, self._store.root)
+        return limits.max_size if cause == "store.max_size" else limits.min_free
 
     def _warn(self, name: str, state: object, now: float, **fields: object) -> None:
         """Once for a state, and again after `_SAY_AGAIN`."""

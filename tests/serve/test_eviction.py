@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,8 +90,11 @@ def test_a_capped_store_keeps_what_is_pinned_and_what_was_pulled_last(
     assert log.count(f"evicted image={upstream.registry}/app1:v1") == 1
 
 
+@pytest.mark.parametrize(
+    "more", [{"max_size": 8 * MIB}, {"max_size": CAP, "keep_recent": "1s"}], ids=["size", "recent"]
+)
 def test_a_cap_that_may_not_be_kept_is_said_and_misses_pass_through(
-    start: Callable[..., Mirror], upstream: FakeUpstream
+    start: Callable[..., Mirror], upstream: FakeUpstream, more: dict[str, object]
 ) -> None:
     """Until an operator allows more, without a restart. What began before is not kept, either."""
     made = [add(upstream, f"app{number}", 600 * KIB) for number in range(4)]
@@ -99,6 +103,7 @@ def test_a_cap_that_may_not_be_kept_is_said_and_misses_pass_through(
     wait_until_stored(server, made[0])
     pull(server, upstream, "app1", made[1])
     server.wait_for_log("store limit exceeded")
+    assert f"limit={CAP}" in server.log()
     assert "recent=2" in server.log()
     size = size_of(server.store)
     for _ in range(2):
@@ -107,11 +112,12 @@ def test_a_cap_that_may_not_be_kept_is_said_and_misses_pass_through(
     assert pull(server, upstream, "app0", made[0])[-1] == "ociproxy; hit"
     assert server.get("/readyz").status == 200
     assert server.log().count("store limit exceeded") == 1
-    server.write_config(
-        {"store": {"max_size": 8 * MIB}, "upstreams": [upstream_entry(upstream.url)]}
-    )
+    server.write_config({"store": more, "upstreams": [upstream_entry(upstream.url)]})
     server.reload()
     server.wait_for_log("configuration reloaded")
+    usage = Store(server.store).usage
+    server.wait_for(lambda: (usage.read() or Usage(stuck=1.0)).stuck == 0, "tried again")
+    time.sleep(1.1)  # longer than `keep_recent`
     pull(server, upstream, "app3", made[3])
     wait_until_stored(server, made[3])
 

@@ -169,7 +169,12 @@ def _gauges(tally: Tally) -> Iterator[Family]:
         quota = each.get("quota")
         if quota is not None and quota["at"] >= quotas.get(label, quota)["at"]:
             quotas[label] = quota
-    away = {(each["registry"],) for each in upstreams if each["condition"] != "available"}
+    # Where the pause is over the next request may ask, which may come tomorrow.
+    away = {
+        (each["registry"],)
+        for each in upstreams
+        if each["condition"] not in ("available", "probing")
+    }
     yield _gauge(AVAILABLE, {label: int(label not in away) for label in pauses})
     yield _gauge(PAUSE, pauses)
     yield _gauge(QUOTA_LIMIT, {label: quota["limit"] for label, quota in quotas.items()})
