@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,8 @@ KIB = 1024
 CAP = 1024 * KIB
 SMALL = 10 * KIB
 """Manifests do not wait for room."""
+PATIENCE = 7.0
+"""Seconds that a download waits for room at least: a bit less than it does."""
 
 
 def size_of(store: Path) -> int:
@@ -130,14 +133,21 @@ def test_images_make_room_on_a_full_disk_before_a_blob_passes_through(
                 pass
         server = start(folder)
         for blob in made.blobs:
-            assert server.blob(upstream.registry, "new", blob.digest).body == blob.data
+            # On a busy machine the eviction, which yields the processor, may come later than a
+            # client can wait: then the blob passes through, and not before.
+            for _ in range(8):
+                began = time.monotonic()
+                answer = server.blob(upstream.registry, "new", blob.digest)
+                assert answer.body == blob.data
+                if not answer.cache_status.endswith("detail=not-stored"):
+                    break
+                assert time.monotonic() - began > PATIENCE
         wait_until_stored(server, made)
-        server.wait_for_log("eviction images=")
+        server.wait_for_log("eviction images=", limit=60)
         images = listed(folder)
         assert "quay.io/old0:v1" not in images
         assert images["quay.io/old4:v1"]
         assert "reason=store.min_free" in server.log()
-        assert "passing through" not in server.log()
         server.stop()
 
 
