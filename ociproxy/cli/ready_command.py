@@ -9,11 +9,12 @@ import click
 from rich.filesize import decimal
 
 from ociproxy.cli.options import (
-    PlatformType,
     config_path,
     configuration,
     image_path,
     json_events,
+    kubernetes_option,
+    platform_option,
     served_store,
 )
 from ociproxy.cli.sources import chosen_platforms, machine_platform, read_wanted
@@ -35,22 +36,9 @@ _NOT_READY: Final = 3
 @click.argument("lists", nargs=-1, metavar="[IMAGELIST]...")
 @image_path
 @config_path
-@click.option(
-    "--kubernetes",
-    "manifests",
-    metavar="FILE",
-    multiple=True,
-    envvar="OCIPROXY_KUBERNETES",
-    help="Kubernetes manifests, or a rendered chart, as for load; repeat for more.",
-)
-@click.option(
-    "--platform",
-    "platforms",
-    type=PlatformType(),
-    metavar="OS/ARCH[/VARIANT][:VERSION]",
-    multiple=True,
-    envvar="OCIPROXY_PLATFORM",
-    help="Platform that is needed; repeat for more.  [default: linux on this machine's processor]",
+@kubernetes_option("Kubernetes manifests, or a rendered chart, as for load; repeat for more.")
+@platform_option(
+    "Platform that is needed; repeat for more.  [default: linux on this machine's processor]"
 )
 @click.option(
     "--all-platforms",

@@ -1,4 +1,4 @@
-"""Hashing: of a whole file, of pieces in order by a thread beside the caller's work, and of an
+"""Hashing beside other work: of pieces in order by a thread beside the caller's work, and of an
 arriving blob whose bytes come in any order.
 
 Tests: tests/store/test_hashing.py, tests/store/test_writer.py."""
@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import DigestMismatch
 from ociproxy.oci.digest import Digest
-from ociproxy.store.files import READ_SIZE, read_buffer, store_errors
+from ociproxy.store.files import store_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from io import FileIO
 
     from ociproxy.oci.digest import Hasher
     from ociproxy.store.ingest import Ingest
@@ -28,20 +27,6 @@ BEHIND: Final = 7
 given this many others."""
 
 _Piece = tuple["bytes | memoryview", "tuple[Hasher, ...]"]
-
-
-def hash_file(
-    file: FileIO, hasher: Hasher, hashed: Callable[[int], object] = lambda _: None
-) -> int:
-    """Hash the rest of the file; returns its size in bytes. `hashed` is told the bytes of each
-    piece, and may wait, or end the hashing by what it raises."""
-    size = 0
-    buffer = read_buffer(READ_SIZE)
-    while count := file.readinto(buffer):
-        hasher.update(buffer[:count])
-        size += count
-        hashed(count)
-    return size
 
 
 class Hashing:
