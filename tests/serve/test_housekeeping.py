@@ -24,7 +24,8 @@ from ociproxy.store.store import Store
 from tests.images import random_blob
 from tests.server import ROOT
 
-LIMIT = 20.0
+LIMIT = 60.0
+"""Seconds: the commands yield the processor, which other tests need at the same time."""
 SAY = """
 import json, os, sys
 for word in sys.argv[1:]:
