@@ -112,9 +112,6 @@ def test_lists_are_loaded_by_a_running_server(
     assert (there.code, spoken(there.stderr)) == (here.code, spoken(here.stderr))
     assert (there.code, left) == (3, failures.read_text())
     assert whole(server) >= {app, web}
-    told = by_server(load, server, listed, "--json").events()
-    assert [each["event"] for each in told][-1] == "done"
-    assert told[-1]["failures"][0]["place"] == f"{listed}:3"
 
 
 def test_what_is_no_list_is_refused(
@@ -302,3 +299,31 @@ def test_an_answer_that_is_no_load_is_said_so(
     with answering(status, body) as url:
         done = CliRunner().invoke(main, ["load", str(listed), "--server", url])
     assert (done.exit_code, said in done.stderr) == (code, True), done.stderr
+
+
+def test_a_failure_is_placed_in_the_lists_of_the_user(tmp_path: Path) -> None:
+    listed = tmp_path / "images.txt"
+    listed.write_text("# one image\n\nquay.io/team/app:v1\n")
+    failed = {
+        "reference": "quay.io/team/app:v1",
+        "place": "standard input:1",
+        "error": "ManifestUnknown",
+        "reason": "unknown",
+        "transient": False,
+    }
+    numbers = {"loaded": 0, "failed": 1, "untried": 0, "fetched": 0, "seconds": 0.1}
+    done = {**numbers, "interrupted": False, "failures": [failed]}
+    sent: list[dict[str, object]] = [
+        {"event": "running"},
+        {"event": "failed", **failed},
+        {"event": "done", **done},
+        {"event": "exit", "exitCode": 3},
+    ]
+    body = b"".join(json.dumps(each).encode() + b"\n" for each in sent)
+    with answering(200, body) as url:
+        ended = CliRunner().invoke(main, ["load", str(listed), "--server", url, "--json"])
+    assert ended.exit_code == 3
+    one, last = [json.loads(line) for line in ended.stdout.splitlines()]
+    placed = {**failed, "place": f"{listed}:3"}
+    assert one == {"event": "failed", **placed}
+    assert last == {"event": "done", **done, "failures": [placed]}
