@@ -1,8 +1,8 @@
 """One client connection: how large a request's head may be, and how long it may take.
 
 The head is the request line and the headers. aiohttp bounds each line; their sum, and a client that
-sends a byte at a time, are bounded here. A request's body is not used, but where a handler takes
-it: aiohttp drops it for a moment after the answer, then the connection ends.
+sends a byte at a time, are bounded here. A request's body is bounded by the handler that reads
+it. What no handler reads aiohttp drops for a moment after the answer; then the connection ends.
 
 Tests: tests/serve/test_connection.py, tests/serve/test_limits.py, tests/serve/test_smuggling.py.
 """
@@ -21,7 +21,7 @@ from ociproxy import log
 from ociproxy.serve.errors import RequestInvalid, error_response, internal_error, last_words
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
     from ociproxy.config.local_settings import Serve
     from ociproxy.errors import OciProxyError
@@ -53,7 +53,6 @@ class Connection(web.RequestHandler):
         "_limits",
         "_paused_here",
         "_server",
-        "_taking_body",
         "_unparsed",
         "left",
     )
@@ -74,7 +73,6 @@ class Connection(web.RequestHandler):
         self._limits = serve
         self._answered = 0
         self._unparsed = 0
-        self._taking_body = False
         self._deadline: asyncio.TimerHandle | None = None
         self._paused_here = False
         self._leaving = False
@@ -113,19 +111,6 @@ class Connection(web.RequestHandler):
             self._paused_here = False
             self.transport.resume_reading()
 
-    @contextlib.contextmanager
-    def taking_body(self) -> Iterator[None]:
-        """Inside, what arrives is the body of the request; its handler reads it and bounds it."""
-        self._taking_body = True
-        if self._paused_here and self.transport is not None:
-            self._paused_here = False
-            self.transport.resume_reading()
-        try:
-            yield
-        finally:
-            self._taking_body = False
-            self._unparsed = 0
-
     @property
     def is_cut(self) -> bool:
         return self._server.cutting
@@ -142,7 +127,7 @@ class Connection(web.RequestHandler):
         if self._request_count != heads:
             self._unparsed = 0
             self._stop_clock()
-        elif data and self.transport is not None and not self._taking_body:
+        elif data and self.transport is not None:
             self._part_of_a_head(len(data))
 
     def _part_of_a_head(self, size: int) -> None:
@@ -155,7 +140,7 @@ class Connection(web.RequestHandler):
             self._refuse(RequestInvalid(reason, status=431))
         else:
             # This is the body of the request that is being answered, or the head of the next one:
-            # there is enough of either.
+            # there is enough of either. A handler that reads the body resumes with each read.
             self._paused_here = True
             self.transport.pause_reading()
 

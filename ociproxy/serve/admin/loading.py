@@ -12,7 +12,7 @@ import asyncio
 import json
 import logging
 import subprocess
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -24,7 +24,6 @@ from ociproxy.errors import Busy, ConfigError, NameInvalid, shorten
 from ociproxy.load.imagelist import ImageListInvalid, parse_list
 from ociproxy.metrics.counters import CHILDREN
 from ociproxy.oci.platform import Platform
-from ociproxy.serve.connection import Connection
 from ociproxy.serve.errors import SERVER, LoadRefused, RequestInvalid
 
 if TYPE_CHECKING:
@@ -104,9 +103,11 @@ class Loads:
 
     async def close(self) -> None:
         """After `stop`: wait for the ends. A load that takes longer sees that its server has gone,
-        and ends by itself."""
+        and ends by itself; its client is told before."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_END_TIME)
+        for load in self._running:
+            load.give_up()
 
     async def _run(self, load: _Load, command: Sequence[str], images: bytes) -> None:
         try:
@@ -132,7 +133,8 @@ class _Load:
         self.pieces: asyncio.Queue[bytes] = asyncio.Queue(_AHEAD)
         self._child: subprocess.Popen[bytes] | None = None
         self._ended = self._left = False
-        self._cut = b""
+        self.code = _AGAIN
+        """The exit code, once `pieces` have their end."""
 
     async def run(self, command: Sequence[str], images: bytes) -> int:
         """The exit code of the child, negative for a signal. Raises OSError where none starts."""
@@ -147,7 +149,6 @@ class _Load:
         )
         try:
             while piece := await reader.read(_PIECE):
-                self._cut = b"" if piece.endswith(b"\n") else b"\n"
                 await self._put(piece)
         finally:
             transport.close()
@@ -155,9 +156,9 @@ class _Load:
         return await loop.run_in_executor(None, _wait, child)
 
     async def tell_end(self, code: int) -> None:
-        event = json.dumps({"event": "exit", "exitCode": code})
-        await self._put(self._cut + event.encode() + b"\n")
-        await self._put(_END)
+        if not self._left:
+            self.code = code
+            await self._put(_END)
 
     async def _put(self, piece: bytes) -> None:
         if not self._left:
@@ -168,6 +169,11 @@ class _Load:
         self._left = True
         while not self.pieces.empty():
             self.pieces.get_nowait()
+
+    def give_up(self) -> None:
+        """Have the client told that the load is over for it."""
+        self.leave()
+        self.pieces.put_nowait(_END)
 
     def end(self) -> None:
         self._ended = True
@@ -220,6 +226,8 @@ async def _stream(request: web.BaseRequest, load: _Load) -> web.StreamResponse:
                     break
                 await response.write(piece)
                 whole_line = piece.endswith(b"\n")
+            last = json.dumps({"event": "exit", "exitCode": load.code}) + "\n"
+            await response.write((last if whole_line else f"\n{last}").encode())
             await response.write_eof()
     finally:
         load.leave()
@@ -268,15 +276,12 @@ def _options(query: MultiMapping[str]) -> list[str]:
 async def _body(request: web.BaseRequest) -> bytes:
     """Raises RequestInvalid."""
     body = bytearray()
-    connection = request.protocol
-    taking = connection.taking_body() if isinstance(connection, Connection) else nullcontext()
     try:
-        with taking:
-            async with asyncio.timeout(_BODY_TIME):
-                while piece := await request.content.readany():
-                    body += piece
-                    if len(body) > _LIST:
-                        raise RequestInvalid(f"a list of more than {_LIST} bytes", status=413)
+        async with asyncio.timeout(_BODY_TIME):
+            while piece := await request.content.readany():
+                body += piece
+                if len(body) > _LIST:
+                    raise RequestInvalid(f"a list of more than {_LIST} bytes", status=413)
     except TimeoutError as exc:
         raise RequestInvalid(f"no whole list within {_BODY_TIME:g} s", status=408) from exc
     except (web.RequestPayloadError, HttpProcessingError) as exc:

@@ -9,6 +9,7 @@ import http.server
 import json
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,8 @@ from tests.server import Mirror, upstream_entry
 from tests.upstream import FakeUpstream
 from tests.upstream_faults import Fault
 
+LIMIT = 60.0
+"""Seconds for what a child process does: it yields to all others, of a busy machine too."""
 JSON = {"Content-Type": "application/json"}
 TEXT = {"Content-Type": "text/plain", "X-Requested-With": "curl"}
 
@@ -36,7 +39,7 @@ TEXT = {"Content-Type": "text/plain", "X-Requested-With": "curl"}
 def posted(
     server: Mirror, body: bytes, headers: Mapping[str, str] = JSON, *, query: str = ""
 ) -> Iterator[http.client.HTTPResponse]:
-    connection = http.client.HTTPConnection(server.host, server.admin_port, timeout=30)
+    connection = http.client.HTTPConnection(server.host, server.admin_port, timeout=LIMIT)
     with contextlib.closing(connection):
         connection.request("POST", f"/api/load{query}", body, dict(headers))
         yield connection.getresponse()
@@ -81,7 +84,7 @@ def test_lists_are_loaded_by_a_running_server(
     app, web, lost = (f"{upstream.registry}/team/{name}:v1" for name in ("app", "web", "lost"))
 
     # A list as `load` reads it, larger than the head of a request may be.
-    text = f"# {'x' * 200_000}\n{app}\n{lost}  # a comment\n"
+    text = f"# {'x' * 100_000}\n{app}\n{lost}  # a comment\n"
     with posted(server, text.encode(), TEXT) as response:
         assert response.headers["Content-Type"] == "application/x-ndjson"
         heard = events(response)
@@ -91,7 +94,7 @@ def test_lists_are_loaded_by_a_running_server(
     assert (failed["reference"], failed["place"]) == (lost, "standard input:3")
     assert heard[-1] == {"event": "exit", "exitCode": 3}
     assert whole(server) == {app}
-    server.wait_for_log("load ended code=3")
+    server.wait_for_log("load ended code=3", LIMIT)
 
     # Options are in the query.
     body = json.dumps([f"{upstream.registry}/team/many:v1"]).encode()
@@ -137,6 +140,16 @@ def test_what_is_no_list_is_refused(
     for query in ("?jobs=9", "?pin=no", "?platform=-", "?platform=all&platform=linux/arm64"):
         assert refusal(server, one, query=query)[0] == 400
     assert refusal(server, b" " * (1024 * 1024 + 1))[0] == 413
+    # A list that is larger than the head of a request may be, and comes in small pieces.
+    with contextlib.closing(socket.create_connection((server.host, server.admin_port))) as slow:
+        head = "Content-Type: text/plain\r\nX-Requested-With: x\r\nContent-Length: 200004\r\n"
+        slow.sendall(f"POST /api/load HTTP/1.1\r\nHost: localhost\r\n{head}\r\n".encode())
+        for _ in range(25):
+            slow.sendall(b"# " + b"x" * 7997 + b"\n")
+            time.sleep(0.01)
+        slow.sendall(b"bad:")
+        slow.settimeout(10)
+        assert b"list:26: " in slow.recv(65536)
 
     # A page of another site makes a browser post, and sends what a form or a script may send.
     assert refusal(server, one, {"Content-Type": "application/x-www-form-urlencoded"})[0] == 415
@@ -179,7 +192,7 @@ def test_a_load_goes_on_without_its_client_and_ends_with_the_server(
     body = json.dumps([name]).encode()
     with posted(server, body) as first:
         assert first.status == 200
-        server.wait_for(lambda: upstream.count(blob) > 0, "asked for")
+        server.wait_for(lambda: upstream.count(blob) > 0, "asked for", LIMIT)
     # The first client has left, and its load runs; so there is room for one more.
     with posted(server, body) as second:
         assert second.status == 200
@@ -189,21 +202,21 @@ def test_a_load_goes_on_without_its_client_and_ends_with_the_server(
         assert (done.code, "answers 503" in done.stderr) == (75, True)
         upstream.heal()
         assert events(second)[-1] == {"event": "exit", "exitCode": 0}
-    server.wait_for(lambda: server.log().count("load ended code=0") == 2, "both loads ended")
+    server.wait_for(lambda: server.log().count("load ended code=0") == 2, "both", LIMIT)
     assert whole(server) == {name}
 
     slow = upstream.add("team/slow", image("slow", layer_size=400_000), tag="v1")
     blob = f"/blobs/{slow.layers[0].digest}"
     upstream.fault(blob, Fault(stall_after=100_000))
     with posted(server, json.dumps([f"{upstream.registry}/team/slow:v1"]).encode()) as response:
-        server.wait_for(lambda: upstream.count(blob) > 0, "asked for")
+        server.wait_for(lambda: upstream.count(blob) > 0, "asked for", LIMIT)
         began = time.monotonic()
         assert server.process is not None
         server.process.send_signal(signal.SIGTERM)
         assert events(response)[-1] == {"event": "exit", "exitCode": 75}
         server.stop()
     assert time.monotonic() - began < 15
-    assert "load ended code=75" in server.log()
+    assert "stopped" in server.log()
 
 
 def test_beyond_this_machine_a_load_needs_a_password(
