@@ -1,8 +1,9 @@
 """`python -m ociproxy.cli.child COMMAND ...`: a command that a server runs beside itself.
 
 It yields the processor to the server, and ends when its standard input does: then the server has
-ended, in order or not.
-Tests: tests/serve/test_housekeeping.py.
+ended, in order or not. A command that reads `-` gets what the server sends there before a zero
+byte.
+Tests: tests/serve/test_housekeeping.py, tests/serve/admin/test_load.py.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _NICE: Final = 10
 """About a tenth of a busy processor: less would keep publishers waiting for a removal."""
+_PIECE: Final = 64 * 1024
 _END_TIME: Final = 10.0
 """Seconds that the command has to end in order once its server has gone."""
 
@@ -49,13 +51,32 @@ def _run() -> None:
     os.nice(_NICE)
     with suppress(OSError):  # where memory runs out, it ends before the server does
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    Thread(target=_end_with_server, name="lifeline", daemon=True).start()
+    lifeline = _take_input() if sys.argv[2:3] == ["-"] else sys.stdin.fileno()
+    Thread(target=_end_with_server, args=(lifeline,), name="lifeline", daemon=True).start()
     _forget_options(sys.argv[1])
     main()
 
 
-def _end_with_server() -> None:
-    os.read(sys.stdin.fileno(), 1)
+def _take_input() -> int:
+    """Make what comes before a zero byte all of standard input; return the pipe, which stays."""
+    lifeline = os.dup(sys.stdin.fileno())
+    taken = bytearray()
+    while not taken.endswith(b"\0"):
+        piece = os.read(lifeline, _PIECE)
+        if not piece:
+            sys.exit(1)  # the server has gone
+        taken += piece
+    spool = os.memfd_create("input")
+    with open(spool, "wb", closefd=False) as file:
+        file.write(taken[:-1])
+    os.lseek(spool, 0, os.SEEK_SET)
+    os.dup2(spool, sys.stdin.fileno())
+    os.close(spool)
+    return lifeline
+
+
+def _end_with_server(lifeline: int) -> None:
+    os.read(lifeline, 1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_END_TIME)
     os._exit(1)

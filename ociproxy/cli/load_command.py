@@ -18,6 +18,7 @@ from ociproxy.cli.load_lock import LockWriter, obey
 from ociproxy.cli.load_pins import PinLoaded
 from ociproxy.cli.load_report import PlanReport, Report
 from ociproxy.cli.load_run import LoadRun, leave
+from ociproxy.cli.load_server import ServerLoad, check_options
 from ociproxy.cli.options import (
     config_path,
     configuration,
@@ -32,6 +33,7 @@ from ociproxy.cli.options import (
     verbose,
 )
 from ociproxy.cli.screen import Screen
+from ociproxy.cli.server_client import AdminListener, server_auth_option
 from ociproxy.cli.sources import chosen_platforms, machine_platform, read_wanted
 from ociproxy.cli.terminal import INTERRUPTED, check_target, write_file
 from ociproxy.errors import ConfigError, IntegrityError, NoRoom
@@ -115,6 +117,14 @@ if TYPE_CHECKING:
     help="Write what was not loaded here, as a list to load.",
 )
 @pin_option
+@click.option(
+    "--server",
+    "server",
+    metavar="URL",
+    envvar="OCIPROXY_SERVER",
+    help="Have the server load them whose admin listener is there, into its store.",
+)
+@server_auth_option
 @json_events
 @verbose
 @click.pass_context
@@ -140,6 +150,8 @@ def load(
     fail_fast: bool,
     failures: Path | None,
     pin: bool,
+    server: str | None,
+    server_auth: Path | None,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -153,11 +165,23 @@ def load(
         raise click.UsageError("--locked obeys a lock: give --lock FILE")
     if not (lists or manifests or locked):
         raise click.UsageError("give an IMAGELIST, - for standard input, or --kubernetes FILE")
+    if server is not None:
+        check_options(ctx)
     screen = Screen()
     report = Report(screen, as_json=as_json, verbose=verbose)
     chosen = chosen_platforms(os, archs, platforms, everything=all_platforms)
     default = machine_platform() if chosen is None else chosen
     wanted = read_wanted(lists, manifests, default, note=report.note)
+    if server is not None:
+        if failures is not None:
+            check_target(failures)
+        by_server = ServerLoad(AdminListener(server, server_auth), report)
+        try:
+            code = by_server.run(wanted, chosen, referrers=referrers, pin=pin, fail_fast=fail_fast)
+        finally:
+            if failures is not None:
+                write_file(failures, report.failure_list(wanted).encode())
+        ctx.exit(code)
     if locked and lock is not None:
         wanted = obey(lock, wanted, chosen, everything=not (lists or manifests))
         lock = None

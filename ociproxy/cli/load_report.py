@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from rich.filesize import decimal
@@ -18,9 +18,12 @@ from ociproxy.config.units import show_duration
 from ociproxy.errors import UpstreamRateLimited
 from ociproxy.load.loader import Watcher
 from ociproxy.load.plan import Plan, PlannedImage, PlannedPulls
+from ociproxy.oci.digest import Digest
+from ociproxy.oci.reference import Reference
 from ociproxy.store.limits import free_space
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ociproxy.cli.screen import Screen
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
     from ociproxy.load.imagelist import Wanted
     from ociproxy.load.loader import Result
     from ociproxy.load.progress import Summary
-    from ociproxy.oci.reference import Reference
 
 _QUIET: Final = 10.0
 """Many images wait for one upstream: for so many seconds after one wait was printed, and until it
@@ -47,43 +49,27 @@ class Report(Watcher):
         self._json = as_json
         self._began = time.monotonic()
         self._waited: dict[str, tuple[float, float]] = {}
-        self.failures: list[tuple[Wanted, OciProxyError]] = []
+        self._failures: list[tuple[Wanted, dict[str, Any]]] = []
         self._loaded: set[Reference] = set()
 
     def loaded(self, result: Result) -> None:
         image = result.image
         self.ended(image)
-        reference, digest = image.reference, image.top.descriptor.digest
-        if self._json:
-            print_event(
-                "loaded",
-                reference=str(reference),
-                digest=str(digest),
-                platforms=[str(platform) for platform in image.platforms],
-                lacking=[str(platform) for platform in image.lacking],
-                withheld=[{"digest": str(e.digest), "urls": e.urls} for e in result.withheld],
-                size=image.size,
-                fetched=result.fetched,
-                seconds=round(result.seconds, 3),
-            )
-            return
-        lacking = f", lacks {', '.join(map(str, image.lacking))}" if image.lacking else ""
-        named = digest if self._verbose else short(digest)
-        shown = f"{reference}" if reference.digest else f"{reference}@{named}"
-        self._screen.line(
-            f"loaded {shown} {decimal(image.size)}, {decimal(result.fetched)} fetched, "
-            f"{result.seconds:.1f} s{lacking}"
+        self.say(
+            "loaded",
+            reference=str(image.reference),
+            digest=str(image.top.descriptor.digest),
+            platforms=[str(platform) for platform in image.platforms],
+            lacking=[str(platform) for platform in image.lacking],
+            withheld=[{"digest": str(e.digest), "urls": e.urls} for e in result.withheld],
+            size=image.size,
+            fetched=result.fetched,
+            seconds=round(result.seconds, 3),
         )
-        for layer in result.withheld:
-            where = f"; it may be at {layer.urls[0]}" if layer.urls else ""
-            self._screen.line(
-                f"  incomplete: the registry does not have the non-distributable layer "
-                f"{layer.digest}{where}"
-            )
 
     def ended(self, image: UpstreamImage) -> None:
         """This image is no failure, and not unfinished."""
-        self._loaded.add(image.reference)
+        self.ended_well(image.reference)
         if image.refused:
             refused = counted(
                 len(image.refused),
@@ -92,15 +78,17 @@ class Report(Watcher):
             )
             self.note(f"{image.reference}: {refused} left out: {image.refused[0]}")
 
+    def ended_well(self, reference: Reference) -> None:
+        self._loaded.add(reference)
+
     def failed(self, wanted: Wanted, error: OciProxyError) -> None:
-        self.failures.append((wanted, error))
-        if self._json:
-            print_event("failed", **_failure(wanted, error))
-        else:
-            hint = ""
-            if isinstance(error, UpstreamRateLimited):
-                hint = f"; wait {error.retry_after:g} s, or raise --pull-timeout"
-            self._screen.line(f"failed {wanted.reference} ({wanted.place}): {error}{hint}")
+        event = _failure(wanted, error)
+        self.keep_failure(wanted, event)
+        self.say("failed", **event)
+
+    def keep_failure(self, wanted: Wanted, event: dict[str, Any]) -> None:
+        """For the list of failures, and the last event."""
+        self._failures.append((wanted, event))
 
     def waiting(self, error: UpstreamError, seconds: float) -> None:
         now = time.monotonic()
@@ -108,62 +96,111 @@ class Report(Watcher):
         if now < max(said + _QUIET, until) and now + seconds <= until + _QUIET:
             return
         self._waited[error.upstream] = now, now + seconds
-        if self._json:
-            print_event(
-                "waiting", upstream=error.upstream, seconds=round(seconds, 3), reason=error.reason
-            )
-        else:
-            self._screen.line(f"waiting {round(seconds, 1):g} s: {error}")
+        self.say("waiting", upstream=error.upstream, seconds=round(seconds, 3), reason=error.reason)
 
     def note(self, text: str) -> None:
         """Print something that the user should know and that is no failure."""
-        if self._json:
-            print_event("note", text=text)
-        else:
-            self._screen.line(text)
+        self.say("note", text=text)
 
     def end(self, summary: Summary, *, interrupted: bool) -> None:
-        seconds = time.monotonic() - self._began
+        self.say(
+            "done",
+            loaded=summary.loaded,
+            failed=summary.failed,
+            untried=summary.untried,
+            fetched=summary.fetched,
+            seconds=round(time.monotonic() - self._began, 3),
+            interrupted=interrupted,
+            failures=[event for _, event in self._failures],
+        )
+
+    def say(self, name: str, **event: Any) -> None:
+        """Print an event of this load, or of one that a server runs: as JSON or in words."""
         if self._json:
-            print_event(
-                "done",
-                loaded=summary.loaded,
-                failed=summary.failed,
-                untried=summary.untried,
-                fetched=summary.fetched,
-                seconds=round(seconds, 3),
-                interrupted=interrupted,
-                failures=[_failure(wanted, error) for wanted, error in self.failures],
-            )
+            print_event(name, **event)
             return
-        parts = [f"{summary.loaded} loaded"]
-        if summary.failed:
-            parts.append(f"{summary.failed} failed")
-        if summary.untried:
-            parts.append(f"{summary.untried} not finished")
-        text = f"{', '.join(parts)}; {decimal(summary.fetched)} fetched in {seconds:.1f} s"
-        if interrupted:
-            text += "; interrupted: run it again to go on"
-        elif summary.transient:
-            text += "; what failed may pass: run it again"
-        self._screen.line(text)
+        for line in _IN_WORDS[name](event, verbose=self._verbose):
+            self._screen.line(line)
 
     def failure_list(self, wanted: list[Wanted]) -> str:
         """An image list of what was not loaded; the reason is a comment on each line."""
-        lines = [f"{image}  # {' '.join(str(error).split())}\n" for image, error in self.failures]
-        ended = self._loaded | {image.reference for image, _ in self.failures}
+        lines = [
+            f"{image}  # {' '.join(event['reason'].split())}\n" for image, event in self._failures
+        ]
+        ended = self._loaded | {image.reference for image, _ in self._failures}
         lines += [f"{each}  # not finished\n" for each in wanted if each.reference not in ended]
         return _FAILURES_HEAD + "".join(lines)
 
 
-def _failure(wanted: Wanted, error: OciProxyError) -> dict[str, object]:
-    return {
+def _failure(wanted: Wanted, error: OciProxyError) -> dict[str, Any]:
+    event = {
         "reference": str(wanted.reference),
         "place": wanted.place,
         "error": type(error).__name__,
         "reason": str(error),
         "transient": error.transient,
     }
+    if isinstance(error, UpstreamRateLimited):
+        event["retryAfter"] = error.retry_after
+    return event
+
+
+def _loaded_line(event: dict[str, Any], *, verbose: bool) -> Iterator[str]:
+    reference = Reference.parse(event["reference"])
+    digest = Digest.parse(event["digest"])
+    lacking = f", lacks {', '.join(event['lacking'])}" if event["lacking"] else ""
+    named = digest if verbose else short(digest)
+    shown = f"{reference}" if reference.digest else f"{reference}@{named}"
+    yield (
+        f"loaded {shown} {decimal(event['size'])}, {decimal(event['fetched'])} fetched, "
+        f"{event['seconds']:.1f} s{lacking}"
+    )
+    for layer in event["withheld"]:
+        where = f"; it may be at {layer['urls'][0]}" if layer["urls"] else ""
+        yield (
+            f"  incomplete: the registry does not have the non-distributable layer "
+            f"{layer['digest']}{where}"
+        )
+
+
+def _failed_line(event: dict[str, Any], *, verbose: bool) -> Iterator[str]:
+    hint = ""
+    if "retryAfter" in event:
+        hint = f"; wait {event['retryAfter']:g} s, or raise --pull-timeout"
+    yield f"failed {event['reference']} ({event['place']}): {event['reason']}{hint}"
+
+
+def _waiting_line(event: dict[str, Any], *, verbose: bool) -> Iterator[str]:
+    seconds = round(event["seconds"], 1)
+    yield f"waiting {seconds:g} s: upstream {event['upstream']}: {event['reason']}"
+
+
+def _note_line(event: dict[str, Any], *, verbose: bool) -> Iterator[str]:
+    yield event["text"]
+
+
+def _done_line(event: dict[str, Any], *, verbose: bool) -> Iterator[str]:
+    parts = [f"{event['loaded']} loaded"]
+    if event["failed"]:
+        parts.append(f"{event['failed']} failed")
+    if event["untried"]:
+        parts.append(f"{event['untried']} not finished")
+    text = f"{', '.join(parts)}; {decimal(event['fetched'])} fetched in {event['seconds']:.1f} s"
+    failures = event["failures"]
+    if event["interrupted"]:
+        text += "; interrupted: run it again to go on"
+    elif failures and all(each["transient"] for each in failures):
+        text += "; what failed may pass: run it again"
+    yield text
+
+
+_IN_WORDS: Final = {
+    "loaded": _loaded_line,
+    "failed": _failed_line,
+    "waiting": _waiting_line,
+    "note": _note_line,
+    "done": _done_line,
+}
 
 
 class PlanReport(Watcher):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -12,7 +13,9 @@ from rich.filesize import decimal
 
 from ociproxy.cli.options import config_path, configuration, image_path, served_store
 from ociproxy.cli.pins_command import all_pins
+from ociproxy.cli.server_client import server_auth_option
 from ociproxy.cli.terminal import printable, short, utc_time
+from ociproxy.cli.why_server import look
 from ociproxy.config.units import show_duration
 from ociproxy.load.imagelist import parse_reference
 from ociproxy.load.why import explain
@@ -41,10 +44,26 @@ _SHOWN: Final = 5
 @click.argument("reference")
 @image_path
 @config_path
+@click.option(
+    "--server",
+    metavar="URL",
+    envvar="OCIPROXY_SERVER",
+    help="The admin listener to ask for the last request.  [default: that of serve.admin, if it "
+    "answers]",
+)
+@server_auth_option
 @click.option("--json", "as_json", is_flag=True, envvar="OCIPROXY_JSON", help="Print JSON.")
-def why(reference: str, image_path: Path | None, config_path: Path | None, as_json: bool) -> None:
+def why(
+    reference: str,
+    image_path: Path | None,
+    config_path: Path | None,
+    server: str | None,
+    server_auth: Path | None,
+    as_json: bool,
+) -> None:
     """Explain one image: is it cached and whole, is its tag fresh, which rules apply, what keeps
-    it, and what the next request for it would do. Asks no upstream."""
+    it, and what the next request for it would do. Asks no upstream. A running server tells the last
+    request for it, and whether the upstream is left alone."""
     config = configuration(config_path, image_path=image_path)
     with ExitStack() as stack:
         store = served_store(config, stack)
@@ -53,11 +72,13 @@ def why(reference: str, image_path: Path | None, config_path: Path | None, as_js
         if found.digest is not None:
             met = (found.reference, found.digest)
             pins = [pin for pin in all_pins(store, config) if Pins([pin]).match(*met)]
+    view = look(server, server_auth, config, found.reference)
     if as_json:
-        click.echo(json.dumps(_document(found, pins), indent=1))
+        document = {**_document(found, pins), "server": None if view is None else asdict(view)}
+        click.echo(json.dumps(document, indent=1))
         return
     click.echo(found.reference)
-    for name, text in _lines(found, pins):
+    for name, text in (*_lines(found, pins), *(view.lines() if view is not None else ())):
         click.echo(f"  {name:<10}{printable(text)}")
 
 

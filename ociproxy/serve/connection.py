@@ -1,8 +1,8 @@
 """One client connection: how large a request's head may be, and how long it may take.
 
 The head is the request line and the headers. aiohttp bounds each line; their sum, and a client that
-sends a byte at a time, are bounded here. A request's body is never used: aiohttp drops it for a
-moment after the answer, then the connection ends.
+sends a byte at a time, are bounded here. A request's body is bounded by the handler that reads
+it. What no handler reads aiohttp drops for a moment after the answer; then the connection ends.
 
 Tests: tests/serve/test_connection.py, tests/serve/test_limits.py, tests/serve/test_smuggling.py.
 """
@@ -67,7 +67,7 @@ class Connection(web.RequestHandler):
             max_headers=serve.headers,
             keepalive_timeout=serve.keepalive,
             lingering_time=_BODY_TIME,
-            auto_decompress=False,  # no body is used
+            auto_decompress=False,  # a body is used as it comes, if at all
         )
         self._server = server
         self._limits = serve
@@ -140,7 +140,7 @@ class Connection(web.RequestHandler):
             self._refuse(RequestInvalid(reason, status=431))
         else:
             # This is the body of the request that is being answered, or the head of the next one:
-            # there is enough of either.
+            # there is enough of either. A handler that reads the body resumes with each read.
             self._paused_here = True
             self.transport.pause_reading()
 

@@ -56,9 +56,13 @@ class Unauthorized(OciProxyError):
     """`serve.auth` is set, and the client sent no credentials or wrong ones."""
 
 
+class LoadRefused(OciProxyError):
+    """The configuration forbids that this client has images loaded."""
+
+
 class RequestInvalid(OciProxyError):
-    """The client sent bytes that are no HTTP request (`status` 400), that are too many (431) or
-    too slow (408)."""
+    """The client sent bytes that are no HTTP request or no list (`status` 400), that are too many
+    (413, 431), too slow (408) or of another media type (415)."""
 
     def __init__(self, reason: str, *, status: int) -> None:
         self.status = status
@@ -82,6 +86,7 @@ STATUS: Final[dict[type[OciProxyError], tuple[int, str]]] = {
     Unauthorized: (401, "UNAUTHORIZED"),
     UpstreamDenied: (403, "DENIED"),
     UpstreamForbidden: (403, "DENIED"),
+    LoadRefused: (403, "DENIED"),
     UpstreamRateLimited: (429, "TOOMANYREQUESTS"),
     UpstreamUnavailable: (502, "UNAVAILABLE"),
     UpstreamUntrusted: (502, "UNAVAILABLE"),

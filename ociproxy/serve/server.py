@@ -153,6 +153,8 @@ async def _serve(
     await stopping.wait()
     supervisor.stopping()
     children = [loop.run_in_executor(None, each.stop) for each in keepers]
+    if admin_server is not None:
+        admin_server.stop_loads()
     await _finish(main_port, config.serve.shutdown_grace)
     # No response is running any more: nothing that still comes is of use to a client.
     end_within(MARGIN)

@@ -306,3 +306,37 @@ def test_asking_is_no_use(situation: Situation) -> None:
     situation.why(situation.name("app"))
     assert {each.stat().st_atime_ns for each in files} == {1}
     assert situation.upstream.requests == []
+
+
+def test_a_running_server_adds_what_the_last_request_got(
+    situation: Situation, upstream: FakeUpstream, mirror: Callable[..., Mirror], tmp_path: Path
+) -> None:
+    situation.add("app", image("app"))
+    config: dict[str, Any] = {"upstreams": [upstream_entry(upstream.url)]}
+    server = mirror(config, store=situation.store.root, admin=True)
+    situation.configure({**config, "serve": {"admin": {"port": server.admin_port}}})
+    name = situation.name("app")
+    server.wait_for(lambda: situation.why(name)["server"] is not None, "the server found")
+    assert "not among the last requests" in situation.screen(name)["asked"]
+    assert server.manifest(upstream.registry, "team/app", "v1").status == 200
+    server.wait_for(lambda: situation.why(name)["server"]["request"], "the request told of")
+    lines = situation.screen(name)
+    assert " by 127.0.0.1: GET, 200 hit, " in lines["asked"]
+    assert lines["now"] == f"the server has {upstream.registry} asked when needed"
+
+    upstream.stop_listening()
+    assert server.manifest(upstream.registry, "team/lost", "v1").status == 502
+    lost = situation.name("lost")
+    server.wait_for(lambda: "left alone" in situation.screen(lost)["now"], "left alone")
+    assert ": GET, 502 error, " in situation.screen(lost)["asked"]
+
+    # A server of another store knows nothing of this one, unless the user names it.
+    other = Situation(tmp_path / "other", upstream)
+    other.configure({"serve": {"admin": {"port": server.admin_port}}})
+    assert other.why(name)["server"] is None
+    url = f"http://127.0.0.1:{server.admin_port}"
+    assert json.loads(other.run(name, "--server", url, "--json").stdout)["server"]["request"]
+    server.stop()
+    assert situation.why(name)["server"] is None
+    done = situation.run(name, "--server", url)
+    assert (done.exit_code, "connection refused" in done.stderr) == (75, True)

@@ -55,8 +55,11 @@ class Load:
         return str(path)
 
     def start(self, *args: str) -> subprocess.Popen[str]:
+        return self._start(self.command(*args))
+
+    def _start(self, command: list[str]) -> subprocess.Popen[str]:
         return forked.popen(
-            self.command(*args),
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -64,7 +67,10 @@ class Load:
         )
 
     def run(self, *args: str, stdin: str = "") -> Done:
-        with self.start(*args) as process:
+        return self.run_command(self.command(*args), stdin=stdin)
+
+    def run_command(self, command: list[str], *, stdin: str = "") -> Done:
+        with self._start(command) as process:
             try:
                 out, err = process.communicate(stdin, LIMIT)
             finally:

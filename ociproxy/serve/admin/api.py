@@ -1,4 +1,5 @@
-"""What the admin listener answers: probes, metrics, the state of this server as JSON, the page.
+"""What the admin listener answers: probes, metrics, the state of this server as JSON, the page,
+and loads that a client begins.
 
 Nothing here asks a worker or an upstream, and no path of the main port leads here.
 
@@ -19,7 +20,13 @@ from aiohttp import web
 from ociproxy import log
 from ociproxy.errors import OciProxyError, StoreError
 from ociproxy.fetch.upstreams.threads import take_error
-from ociproxy.serve.errors import SERVER, Unsupported, error_response, internal_error
+from ociproxy.serve.errors import (
+    SERVER,
+    LoadRefused,
+    Unsupported,
+    error_response,
+    internal_error,
+)
 from ociproxy.serve.live import alive
 from ociproxy.serve.readiness import Readiness
 
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Config
     from ociproxy.metrics.tally import Tally
     from ociproxy.serve.admin.history import History
+    from ociproxy.serve.admin.loading import Loads
     from ociproxy.serve.admin.page import Page
     from ociproxy.serve.admin.survey import Findings, Surveyor
     from ociproxy.serve.auth import BasicAuth
@@ -54,6 +62,7 @@ class AdminApi:
         tally: Tally,
         surveyor: Surveyor,
         history: History,
+        loads: Loads,
         auth: BasicAuth | None,
         *,
         loopback: bool,
@@ -64,6 +73,7 @@ class AdminApi:
         self._readiness = Readiness(store)
         self._store = store
         self._history = history
+        self._loads = loads
         self._loopback = loopback
         self._disk_thread = ThreadPoolExecutor(1, thread_name_prefix="disk numbers")
         self._asking_disk: asyncio.Future[list[Family]] | None = None
@@ -95,6 +105,8 @@ class AdminApi:
             elif self._loopback and not _names_this_machine(request.host):
                 # A page of the web that has its own name resolve to 127.0.0.1 could read all this.
                 raise Unsupported("ask by address: this host name is not known here", status=404)
+            if request.path == "/api/load":
+                return await self._load(request)
             if request.method not in ("GET", "HEAD"):
                 raise Unsupported("only GET and HEAD", status=405)
             handler = self._handlers.get(request.path) or (await self._pages()).answer
@@ -147,8 +159,19 @@ class AdminApi:
         done, _ = await asyncio.wait({looking}, timeout=_DISK_TIME)
         return looking.result() if done else ()
 
+    async def _load(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.method != "POST":
+            response = error_response(Unsupported("only POST", status=405))
+            response.headers["Allow"] = "POST"
+            return response
+        if self._auth is None and not self._loopback:
+            raise LoadRefused(
+                "serve.admin.auth is not set: beyond this machine a load needs a password"
+            )
+        return await self._loads.answer(request)
+
     async def _state(self, _: web.BaseRequest) -> web.Response:
-        return _json({"workers": alive(self._tally)})
+        return _json({"store": str(self._store.root.absolute()), "workers": alive(self._tally)})
 
 
 def _exposition(

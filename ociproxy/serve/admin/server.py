@@ -19,6 +19,7 @@ from ociproxy import log
 from ociproxy.errors import AddressInUse
 from ociproxy.serve.admin.api import AdminApi
 from ociproxy.serve.admin.history import INTERVAL, History, Sample
+from ociproxy.serve.admin.loading import Loads
 from ociproxy.serve.admin.survey import Surveyor
 from ociproxy.serve.auth import BasicAuth
 from ociproxy.serve.deadline import MARGIN, end_within
@@ -72,10 +73,18 @@ class AdminServer:
         self._tally = tally
         self._surveyor = Surveyor(make_command, config, tally)
         self._history = History()
+        self._loads = Loads(make_command, config)
         self._sampling: asyncio.Task[None] | None = None
         loopback = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
         self._api = AdminApi(
-            config, store, tally, self._surveyor, self._history, auth, loopback=loopback
+            config,
+            store,
+            tally,
+            self._surveyor,
+            self._history,
+            self._loads,
+            auth,
+            loopback=loopback,
         )
         self._listener = Listener(listener, self._api, _limits(config.serve), None)
         self._warn(auth, loopback=loopback)
@@ -95,13 +104,20 @@ class AdminServer:
         self._listener.use(_limits(config.serve), None)
         self._api.use(config, auth)
         self._surveyor.use(config)
+        self._loads.use(config)
+
+    def stop_loads(self) -> None:
+        """The server will stop. Returns at once."""
+        self._loads.stop()
 
     async def close(self) -> None:
-        """Answers that are running are cut: no client depends on them."""
+        """Answers that are running are cut, but those of loads end with these."""
         self._listener.stop_accepting()
+        self._loads.stop()
         self._surveyor.close()
         if self._sampling is not None:
             self._sampling.cancel()
+        await self._loads.close()
         await self._listener.cut()
         self._api.close()
 
