@@ -88,7 +88,7 @@ _STORE: Final = Section(
         "hot_manifests": Key(Size(0, 1024 * MIB), "Memory for manifests that are asked for often."),
         "max_size": Key(
             SizeOrShare(),
-            "Above it the least recently used images are removed, down to 90 % of it.",
+            "From 98 % of it on the least recently used images are removed, down to 90 %.",
         ),
         "min_free": Key(
             SizeOrShare(may_be_none=True),
