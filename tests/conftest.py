@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from ociproxy import log
 from tests.load.loading import Load
 from tests.server import Mirror
 from tests.upstream import FakeUpstream
@@ -54,6 +56,20 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
             patch.delenv(name, raising=False)
         patch.setenv("HOME", str(home))
         yield home
+
+
+@pytest.fixture(autouse=True)
+def log_of_its_own() -> Iterator[None]:
+    """A command that runs in this process sets the log's level and form up: for its test alone."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_threshold", "_style", "_queued"):
+            patch.setattr(log, name, getattr(log, name))
+        yield
+        log.flush()
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.filesize import decimal
 
-from ociproxy.cli.terminal import print_event
+from ociproxy.cli.terminal import counted, print_event
 from ociproxy.errors import LayoutInvalid
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ class Report:
         """What a repair has left decides on the exit code."""
         self.exit_code = _MISSING if left else 0
         broken, records = len(left.broken), len(left.nowhere) + len(left.damaged_records)
-        self._left = f"left: {broken} images, {records} records" if left else "all is whole now"
+        found = f"left: {counted(broken, 'image')}, {counted(records, 'record')}"
+        self._left = found if left else "all is whole now"
 
     def archive(self, found: ArchiveFindings) -> None:
         """All that was found in one archive."""
@@ -170,7 +171,7 @@ class Report:
             )
             return
         looked = ", ".join(
-            f"{self._looked[what]} {what}" for what in ("blobs", "manifests", "images")
+            counted(self._looked[f"{what}s"], what) for what in ("blob", "manifest", "image")
         )
         parts = [f"{what}: {count}" for what, count in found.items()]
         if self._left:

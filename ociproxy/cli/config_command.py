@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from ociproxy.cli.terminal import counted
 from ociproxy.config.file import read_config, schema
 from ociproxy.errors import ConfigError
 
@@ -33,8 +34,7 @@ def check(ctx: click.Context, file: Path) -> None:
         # Printed without `Error: ` in front: editors jump to `file:line:`.
         click.echo(str(error), err=True)
         ctx.exit(error.exit_code)
-    number = len(found.upstreams)
-    click.echo(f"{file}: ok, {number} upstream{'' if number == 1 else 's'}")
+    click.echo(f"{file}: ok, {counted(len(found.upstreams), 'upstream')}")
 
 
 @config.command("schema")

@@ -18,15 +18,15 @@ from ociproxy.archive.export.output import STDOUT
 from ociproxy.archive.export.selection import by_lock, by_patterns, by_references, flatten, reach
 from ociproxy.archive.lock import read_lock, read_lock_file
 from ociproxy.cli.options import (
-    PlatformType,
     SizeType,
     config_path,
     existing_store,
     image_path,
+    platform_option,
 )
 from ociproxy.cli.screen import Screen
 from ociproxy.cli.sources import read_wanted
-from ociproxy.cli.terminal import Step
+from ociproxy.cli.terminal import Step, counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -59,14 +59,8 @@ _STDOUT_NUMBER: Final = 1
     envvar="OCIPROXY_LOCK",
     help="Take what a lock names, by its digests.",
 )
-@click.option(
-    "--platform",
-    "platforms",
-    type=PlatformType(),
-    metavar="OS/ARCH[/VARIANT][:VERSION]",
-    multiple=True,
-    envvar="OCIPROXY_PLATFORM",
-    help="Take only this platform of an index; repeat for more.  [default: all that are stored]",
+@platform_option(
+    "Take only this platform of an index; repeat for more.  [default: all that are stored]"
 )
 @click.option(
     "--format",
@@ -173,7 +167,7 @@ def export_command(
         if shape.flattened:
             chosen = list(flatten(store, chosen, referrers=not no_referrers))
         for image in chosen:
-            keep(image.contents)
+            keep(image.contents.manifests, image.contents.blobs)
         exported = _export(screen, store, chosen, file, shape, force=force)
     _report(screen, file, chosen, exported, as_json=as_json)
 
@@ -208,7 +202,7 @@ def _report(
     for written in exported.files:
         screen.line(f"{written.digest}  {written.path}  {decimal(written.size)}")
     omitted = f", {decimal(exported.omitted)} left out" if exported.omitted else ""
-    images = "1 image" if len(chosen) == 1 else f"{len(chosen)} images"
+    images = counted(len(chosen), "image")
     screen.line(f"{images}, {exported.contents} manifests and blobs{omitted}")
 
 

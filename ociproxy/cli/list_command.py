@@ -13,7 +13,7 @@ from rich.filesize import decimal
 
 from ociproxy.cli.options import config_path, existing_store, image_path
 from ociproxy.cli.table import print_table
-from ociproxy.cli.terminal import printable, short, utc_time
+from ociproxy.cli.terminal import counted, printable, short, utc_time
 from ociproxy.store.image import ReachedImage
 from ociproxy.store.inventory import Entry, inventory
 from ociproxy.store.store import is_store
@@ -108,7 +108,7 @@ def _total(entries: list[Entry], size: int) -> None:
     """On standard error, as all that is no row of the table."""
     broken = sum(not entry.complete for entry in entries)
     incomplete = f", {broken} of them incomplete" if broken else ""
-    images = "1 image" if len(entries) == 1 else f"{len(entries)} images"
+    images = counted(len(entries), "image")
     click.echo(f"{images}{incomplete}: {decimal(size)} in different contents", err=True)
 
 
@@ -155,9 +155,9 @@ def _warn(entries: list[Entry]) -> None:
     """On standard error: an operator who pipes the table on sees it too."""
     lacking = sum(entry.complete and bool(entry.unstored_attestations) for entry in entries)
     if lacking:
-        verb = "image lacks" if lacking == 1 else "images lack"
+        images = counted(lacking, "image lacks", "images lack")
         click.echo(
-            f"warning: {lacking} {verb} attestations (unattested), which Docker 29.1 and newer "
+            f"warning: {images} attestations (unattested), which Docker 29.1 and newer "
             "pulls with the image: without the upstream its pull fails. "
             "`ociproxy load --referrers` stores them.",
             err=True,

@@ -20,13 +20,14 @@ from ociproxy.cli.load_report import PlanReport, Report
 from ociproxy.cli.load_run import LoadRun, leave
 from ociproxy.cli.load_server import ServerLoad, check_options
 from ociproxy.cli.options import (
-    PlatformType,
     config_path,
     configuration,
     image_path,
     json_events,
+    kubernetes_option,
     log_format,
     pin_option,
+    platform_option,
     pull_timeout,
     quiet_log_level,
     verbose,
@@ -49,23 +50,10 @@ if TYPE_CHECKING:
 @config_path
 @quiet_log_level
 @log_format
-@click.option(
-    "--kubernetes",
-    "manifests",
-    metavar="FILE",
-    multiple=True,
-    envvar="OCIPROXY_KUBERNETES",
-    help="Kubernetes manifests, or a rendered chart: load every image in them; repeat for more.",
+@kubernetes_option(
+    "Kubernetes manifests, or a rendered chart: load every image in them; repeat for more."
 )
-@click.option(
-    "--platform",
-    "platforms",
-    type=PlatformType(),
-    metavar="OS/ARCH[/VARIANT][:VERSION]",
-    multiple=True,
-    envvar="OCIPROXY_PLATFORM",
-    help="Platform to load; repeat for more.  [default: linux on this machine's processor]",
-)
+@platform_option("Platform to load; repeat for more.  [default: linux on this machine's processor]")
 @click.option(
     "--arch",
     "archs",

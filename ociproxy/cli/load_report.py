@@ -13,7 +13,7 @@ import click
 from rich.filesize import decimal
 
 from ociproxy.cli.table import print_table
-from ociproxy.cli.terminal import print_event, short
+from ociproxy.cli.terminal import counted, print_event, short
 from ociproxy.config.units import show_duration
 from ociproxy.errors import UpstreamRateLimited
 from ociproxy.load.loader import Watcher
@@ -71,11 +71,12 @@ class Report(Watcher):
         """This image is no failure, and not unfinished."""
         self.ended_well(image.reference)
         if image.refused:
-            count = len(image.refused)
-            what = "referrer or signature tag was refused, and is"
-            if count > 1:
-                what = "referrers or signature tags were refused, and are"
-            self.note(f"{image.reference}: {count} {what} left out: {image.refused[0]}")
+            refused = counted(
+                len(image.refused),
+                "referrer or signature tag was refused, and is",
+                "referrers or signature tags were refused, and are",
+            )
+            self.note(f"{image.reference}: {refused} left out: {image.refused[0]}")
 
     def ended_well(self, reference: Reference) -> None:
         self._loaded.add(reference)
@@ -252,7 +253,7 @@ class PlanReport(Watcher):
         enough = "" if plan.new < free else ": NOT ENOUGH"
         failed = f", {summary.failed} failed" if summary.failed else ""
         click.echo(
-            f"{summary.loaded} images{failed}: {decimal(plan.size)} in different blobs, "
+            f"{counted(summary.loaded, 'image')}{failed}: {decimal(plan.size)} in different blobs, "
             f"{decimal(plan.new)} to fetch, {decimal(free)} free in {self._root}{enough}"
         )
         for each in pulls:
@@ -274,7 +275,7 @@ def _quota(pulls: PlannedPulls) -> str:
     window = "" if pulls.window is None else f" in {show_duration(pulls.window)}"
     enough = "" if pulls.needed <= pulls.remaining else ": NOT ENOUGH"
     return (
-        f"{pulls.registry}: {pulls.needed} pulls, {pulls.remaining} left "
+        f"{pulls.registry}: {counted(pulls.needed, 'pull')}, {pulls.remaining} left "
         f"of {pulls.limit}{window}{enough}"
     )
 

@@ -129,6 +129,31 @@ pin_option = click.option(
 )
 
 
+def kubernetes_option(meaning: str) -> Callable[..., Any]:
+    """Files of Kubernetes manifests, as `manifests`."""
+    return click.option(
+        "--kubernetes",
+        "manifests",
+        metavar="FILE",
+        multiple=True,
+        envvar="OCIPROXY_KUBERNETES",
+        help=meaning,
+    )
+
+
+def platform_option(meaning: str) -> Callable[..., Any]:
+    """Platforms, as `platforms`."""
+    return click.option(
+        "--platform",
+        "platforms",
+        type=PlatformType(),
+        metavar="OS/ARCH[/VARIANT][:VERSION]",
+        multiple=True,
+        envvar="OCIPROXY_PLATFORM",
+        help=meaning,
+    )
+
+
 def _remember(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
     ctx.meta[AS_JSON] = value
     return value

@@ -37,8 +37,6 @@ from ociproxy.store.usage import Usage
 if TYPE_CHECKING:
     from ociproxy.store.pruning.plan import Plan, Removed
 
-_MEMORY: Final = 256 * 1024 * 1024
-"""Bytes for manifests: each is looked at twice, and a large store has some hundred thousand."""
 _NOT_REACHED: Final = 3
 """Exit code where what is pinned or in use keeps the store larger than it is to be."""
 
@@ -139,7 +137,7 @@ def prune(
     log.set_up(config.log.level, config.log.format)
     if to_limits and to_size is not None:
         raise click.UsageError("give --to-size or --to-limits")
-    store = open_existing(config.store.path, hot_manifests=_MEMORY)
+    store = open_existing(config.store.path)
     before = store.usage.read() or Usage()
     selection = Selection(
         patterns=patterns,

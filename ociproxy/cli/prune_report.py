@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ociproxy.cli.terminal import print_event, utc_time
+from ociproxy.cli.terminal import counted, print_event, utc_time
 from ociproxy.config.units import show_duration
 from ociproxy.store.files import digest_of
 from ociproxy.store.pruning.carry_out import Pruned
@@ -85,12 +85,12 @@ class Report:
         for image in kept:
             click.echo(f"kept {image.reference}: used or stored again meanwhile")
         parts = [
-            f"{len(items)} {name}"
+            counted(len(items), name)
             for items, name in (
-                (done.images, "images"),
-                (done.manifests, "manifests"),
-                (done.blobs, "blobs"),
-                (done.rubbish, "abandoned or damaged files"),
+                (done.images, "image"),
+                (done.manifests, "manifest"),
+                (done.blobs, "blob"),
+                (done.rubbish, "abandoned or damaged file"),
             )
             if items
         ]
@@ -98,9 +98,11 @@ class Report:
         click.echo(f"{verb} {', '.join(parts) or 'nothing'}: {decimal(done.freed)}; {left}")
         if plan.recent:
             recent = show_duration(self._recent)
-            click.echo(f"{plan.recent} images stay that were used or stored within {recent}")
+            images = counted(plan.recent, "image stays that was", "images stay that were")
+            click.echo(f"{images} used or stored within {recent}")
         if plan.pinned_fit:
-            click.echo(f"{plan.pinned_fit} images stay that are pinned")
+            images = counted(plan.pinned_fit, "image stays that is", "images stay that are")
+            click.echo(f"{images} pinned")
 
 
 def _content(done: Removed) -> Iterator[tuple[str, str, StoredFile]]:

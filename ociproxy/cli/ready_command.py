@@ -9,16 +9,17 @@ import click
 from rich.filesize import decimal
 
 from ociproxy.cli.options import (
-    PlatformType,
     config_path,
     configuration,
     image_path,
     json_events,
+    kubernetes_option,
+    platform_option,
     served_store,
 )
 from ociproxy.cli.sources import chosen_platforms, machine_platform, read_wanted
 from ociproxy.cli.table import Row, print_table
-from ociproxy.cli.terminal import print_event, short
+from ociproxy.cli.terminal import counted, print_event, short
 from ociproxy.load.ready import ReadyCheck
 
 if TYPE_CHECKING:
@@ -35,22 +36,9 @@ _NOT_READY: Final = 3
 @click.argument("lists", nargs=-1, metavar="[IMAGELIST]...")
 @image_path
 @config_path
-@click.option(
-    "--kubernetes",
-    "manifests",
-    metavar="FILE",
-    multiple=True,
-    envvar="OCIPROXY_KUBERNETES",
-    help="Kubernetes manifests, or a rendered chart, as for load; repeat for more.",
-)
-@click.option(
-    "--platform",
-    "platforms",
-    type=PlatformType(),
-    metavar="OS/ARCH[/VARIANT][:VERSION]",
-    multiple=True,
-    envvar="OCIPROXY_PLATFORM",
-    help="Platform that is needed; repeat for more.  [default: linux on this machine's processor]",
+@kubernetes_option("Kubernetes manifests, or a rendered chart, as for load; repeat for more.")
+@platform_option(
+    "Platform that is needed; repeat for more.  [default: linux on this machine's processor]"
 )
 @click.option(
     "--all-platforms",
@@ -118,7 +106,7 @@ def ready(
             spare=("SIZE", "DIGEST"),
             folding=("PLATFORMS",),
         )
-        images = "1 image" if len(wanted) == 1 else f"{len(wanted)} images"
+        images = counted(len(wanted), "image")
         click.echo(f"{images}, {not_ready or 'none'} of them not ready", err=True)
     ctx.exit(_NOT_READY if not_ready else 0)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from ociproxy.config.schedule import Sync
     from ociproxy.load.imagelist import Wanted
     from ociproxy.store.store import Store
+
+_CHANGED: Final = 3
+"""Exit code where the entry is not there any more: the server tries it later, and not at once."""
 
 
 @click.command("sync", hidden=True)
@@ -56,7 +59,9 @@ def sync_command(
     log.set_up(config.log.level, config.log.format)
     sync = next((each for each in config.sync if each.key == key), None)
     if sync is None:
-        return  # the configuration has changed since
+        reason = "the configuration file has changed since: reload the server"
+        log.event(logging.WARNING, "sync not begun", key=key, reason=reason)
+        ctx.exit(_CHANGED)
     try:
         store = open_existing(config.store.path)
         running = SyncRun(store, config, sync)

@@ -59,6 +59,11 @@ def print_event(name: str, **fields: object) -> None:
     click.echo(json.dumps({"event": name, **fields}))
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """The number and what it counts: `many` is for all numbers but 1, else `one` with an s."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
 def short(digest: Digest) -> str:
     """A digest cut short for a person; JSON has all of it."""
     return f"{digest.algorithm}:{digest.encoded[:_DIGITS]}"

@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from ociproxy.config.kinds import JsonObject, Kind, Place, Refused
 from ociproxy.config.yaml import ListNode, MappingNode, Node, ScalarNode
@@ -148,11 +148,22 @@ def line_of(node: MappingNode, key: str) -> int:
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    # `ca_file` and `cert-path` are longer by a word.
-    close = close or [each for each in known if re.split(r"[_-]", name)[0] == each]
-    return f" (did you mean {close[0]}?)" if close else ""
+    # Other programs say `cafile`, `ca-cert` or `caFile` for `ca`, and `insecure`, in short.
+    plain = {_plain(each): each for each in sorted(known)}
+    said = _plain(name)
+    found = plain.get(said) or plain.get(_KIND_OF_VALUE.sub("", said))
+    near = [plain[each] for each in difflib.get_close_matches(said, plain, n=1)]
+    words = re.split(r"[_-]", name.lower())
+    near += [each for each in plain.values() if each in words or each.startswith(f"{said}_")]
+    found = found or next(iter(near), None)
+    return f" (did you mean {found}?)" if found else ""
+
+
+_KIND_OF_VALUE: Final = re.compile(r"(file|path|cert|certs|crt|pem|bundle)$")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[_-]", "", name.lower())
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,9 +68,9 @@ class Backend(Protocol):
         thread, at once."""
 
     def resolve(self, reference: Reference) -> Descriptor:
-        """HEAD of a manifest: costs no pull quota. Where that is refused, or names no digest or a
-        media type of any file (`is_generic`), or where the program knows no HEAD, it is a GET,
-        which does. The size is 0 where the upstream does not say."""
+        """HEAD of a manifest: costs no pull quota. Where that is refused or breaks, or names no
+        digest or a media type of any file (`is_generic`), or where the program knows no HEAD, it
+        is a GET, which does. The size is 0 where the upstream does not say."""
 
     def fetch_manifest(self, reference: Reference) -> ManifestHolder:
         """GET of a manifest: exact bytes, at most MANIFEST_MAX_SIZE, verified against the

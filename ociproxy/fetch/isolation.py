@@ -62,8 +62,11 @@ class Isolation:
         """
         if self._consents.get((repository, blob)):
             return
-        found = self._membership.refers(repository, blob)
+        found: bool | None = None
         try:
+            # First: `refers` asks the disk, and the event loop must not hang with it.
+            self._threads.check_answers()
+            found = self._membership.refers(repository, blob)
             if found is None:
                 found = await self._threads.run(lambda: self._membership.read(repository, blob))
         except StoreError:

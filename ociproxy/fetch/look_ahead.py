@@ -63,10 +63,11 @@ class LookAhead:
     def prefetch(self, repository: Repository, image: ManifestHolder) -> None:
         """Fetch in the background the blobs that the store lacks of an image a client pulls.
 
-        A thread looks through a long manifest. Of a short one the sizes of its blobs are known when
-        the client asks for one: a page in the place of a blob is told by its size. A manifest is
-        looked through once while it is remembered: later only for the blobs that were lacking. One
-        that has gone from the store since is fetched when a client asks.
+        A thread looks through a long manifest, and through any where each look may hang. Of a short
+        one the sizes of its blobs are known when the client asks for one: a page in the place of a
+        blob is told by its size. A manifest is looked through once while it is remembered: later
+        only for the blobs that were lacking. One that has gone from the store since is fetched when
+        a client asks.
         """
         digest = image.descriptor.digest
         if (
@@ -76,7 +77,7 @@ class LookAhead:
             or self._offline
         ):
             return
-        if len(image.raw) <= _SHORT:
+        if len(image.raw) <= _SHORT and not self._store.is_remote:
             with self._logged(digest):
                 for blob in self._remember(digest, self._look(image)):
                     self._fetch(repository, blob)

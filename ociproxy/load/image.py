@@ -80,6 +80,8 @@ class UpstreamImage:
     """Manifests that the upstream sent, each a pull of its quota: the store lacked them."""
     refused: list[OciProxyError] = field(default_factory=list)
     """Of the referrers and tags of signatures: those that the upstream does not hand out."""
+    needed: frozenset[Digest] = frozenset()
+    """The manifests and blobs of the image itself, without which it is not loaded."""
 
     @property
     def size(self) -> int:
@@ -144,6 +146,7 @@ class _Finding:
         await self._add(image, top, self._wanted.platforms)
         self._check_platforms(image, top)
         image.reached = list(self._reached)
+        image.needed = frozenset((*image.manifests, *image.blobs))
         if self._with_referrers:
             for subject in list(image.manifests):
                 await self._add_referrers(image, subject, depth=1)

@@ -75,9 +75,9 @@ class Watcher:
 class Result:
     """An image that was loaded or found.
 
-    `missing` has the bytes of each blob that the store lacks, after a load only those of
-    `withheld`: layers that need not be distributed and that the upstream does not have. `fetched`
-    are bytes that came for this image.
+    `missing` has the bytes of each blob that the store lacks, after a load only those that the
+    upstream refuses and that the image may lack. `withheld` are the layers among them, which need
+    not be distributed. `fetched` are bytes that came for this image.
     """
 
     image: UpstreamImage
@@ -253,12 +253,10 @@ class Loader:
 
         try:
             await self._retry.run(repository.registry, active.progress, work)
-        except (BlobUnknown, UpstreamDenied):
-            if not blob.is_nondistributable:
-                raise
-            # Registries need not have such layers. The image is of use where a client has them.
-            active.withheld.append(blob)
-            return
+        except (BlobUnknown, UpstreamDenied) as exc:
+            if active.may_lack(blob, exc):
+                return
+            raise
         self.progress.filled(active, blob.digest)
 
     def _publish(self, active: ActiveImage, image: UpstreamImage) -> list[Descriptor]:

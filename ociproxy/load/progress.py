@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import IntegrityError, NoRoom, OciProxyError
+from ociproxy.oci.manifest import Index, parse_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -48,6 +49,35 @@ class ActiveImage:
     fetched: int = 0
     """Bytes that the upstream sent for this image; bytes of a shared blob that another image
     fetched are not among them."""
+
+    def may_lack(self, blob: Descriptor, error: OciProxyError) -> bool:
+        """Whether the image is of use without this blob, which the upstream refuses with `error`.
+        Referrers and signatures that need it are left out then."""
+        image = self.image
+        if image is not None and blob.digest not in image.needed:
+            _leave_out(image, blob.digest, error)
+        elif blob.is_nondistributable:
+            # Registries need not have such layers: a client may have them.
+            self.withheld.append(blob)
+        else:
+            return False
+        return True
+
+
+def _leave_out(image: UpstreamImage, blob: Digest, error: OciProxyError) -> None:
+    """Take the manifests that need this blob out of the image, with the indexes and tags that need
+    those. What a referrers tag lists may be gone: its index comes before, and stays."""
+    gone = {blob}
+    for digest, holder in image.manifests.items():
+        manifest = parse_manifest(holder.raw, holder.descriptor.media_type)
+        parts = manifest.manifests if isinstance(manifest, Index) else manifest.blobs
+        if digest not in image.needed and not gone.isdisjoint(part.digest for part in parts):
+            gone.add(digest)
+    if len(gone) > 1:
+        image.refused.append(error)
+    del image.blobs[blob]
+    image.manifests = {d: each for d, each in image.manifests.items() if d not in gone}
+    image.tags = {tag: each for tag, each in image.tags.items() if each.digest not in gone}
 
 
 @dataclass(slots=True)

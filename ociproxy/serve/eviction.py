@@ -48,6 +48,8 @@ class Eviction:
         self._settled = -inf
         self._incomplete, self._first = 0, ""
         self._done: dict[str, Any] = {}
+        self._cause: str | None = None
+        self._wanted = 0
         self._warned: dict[str, tuple[object, float]] = {}
 
     def use(self, config: Config) -> None:
@@ -68,9 +70,14 @@ class Eviction:
             return None
         counts = limits.max_size is not None or bool(config.store.pins)
         is_old = abs(time.time() - usage.counted) > config.store.evict_every
-        if limits.cause(usage.stored, usage.wanted) is None and not (counts and is_old):
+        self._cause = limits.cause(usage.stored, usage.wanted)
+        if self._cause is None and usage.stuck:
+            # What was used just now may go by now: the next download asks for room again.
+            self._store.usage.retry()
+        if self._cause is None and not (counts and is_old):
             return None
         self._began, self._done, self._incomplete = now, {}, 0
+        self._wanted = usage.wanted
         preload = config.serve.preload_images
         return ["prune", "--to-limits", *(["--pinned", str(preload)] if preload else [])]
 
@@ -122,10 +129,16 @@ class Eviction:
                 done["cause"],
                 now,
                 reason=done["cause"],
+                limit=self._limit(done["cause"]),
                 size=done["size"],
+                wanted=self._wanted,
                 pinned=done["kept"]["pinned"],
                 recent=done["kept"]["recent"],
             )
+        elif self._cause and not done["freed"]:
+            # The command reads the file anew: it may know another limit than this server does.
+            self._pause = min(max(_PAUSE, 2 * self._pause), _LONGEST)
+            self._not_before = now + self._pause
         else:
             self._pause = 0.0
             if done["freed"] and done["cause"] == "store.min_free":
@@ -133,6 +146,10 @@ class Eviction:
         if self._incomplete:
             images, first = self._incomplete, self._first
             self._warn("pinned images incomplete", (images, first), now, images=images, first=first)
+
+    def _limit(self, cause: str | None) -> int | None:
+        limits = Limits.of(self._config.store, self._store.root)
+        return limits.max_size if cause == "store.max_size" else limits.min_free
 
     def _warn(self, name: str, state: object, now: float, **fields: object) -> None:
         """Once for a state, and again after `_SAY_AGAIN`."""

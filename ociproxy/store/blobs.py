@@ -18,6 +18,7 @@ from ociproxy.oci.digest import Digest
 from ociproxy.store.files import (
     file_name,
     fsync_directory,
+    hash_file,
     identity,
     is_at,
     is_sealed,
@@ -30,7 +31,6 @@ from ociproxy.store.files import (
     touch,
     try_lock,
 )
-from ociproxy.store.hashing import hash_file
 from ociproxy.store.read_only import BlobFile
 
 if TYPE_CHECKING:

@@ -21,13 +21,13 @@ from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, guess_media_type
 from ociproxy.store.files import (
     digest_of,
+    hash_file,
     is_at,
     is_sealed,
     open_unused,
     store_errors,
     take_out,
 )
-from ociproxy.store.hashing import hash_file
 from ociproxy.store.passes import END, START, key_of
 
 if TYPE_CHECKING:

@@ -108,8 +108,8 @@ class Commit:
                     # The kernel begins to write: then one flush of the journal serves many files.
                     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
             except BaseException:
-                path.unlink(missing_ok=True)
                 os.close(file)
+                path.unlink(missing_ok=True)
                 raise
         staged = _Staged(file, path, target, len(data), value)
         (self.records if record else self.manifests).append(staged)
@@ -133,7 +133,9 @@ class Commit:
             raise StoreError(self._group.staging, reason) from exc
 
     def discard(self) -> None:
-        """Drop what is staged."""
+        """Drop what is staged and not handed over yet."""
+        if self._done is not None:
+            return  # the group has it: it ends there, and its files are closed once
         for each in self.staged:
             _drop(each)
             self._group.forget(each)
@@ -207,7 +209,8 @@ class GroupCommit:
         # Another commit may have staged the same name since.
         if self.pending.get(staged.target) is staged.value:
             self.pending.pop(staged.target, None)
-        os.close(staged.file)
+        with suppress(OSError):  # it was flushed: what a network file system says now is old
+            os.close(staged.file)
 
     def _start(self) -> None:
         try:
@@ -237,6 +240,8 @@ class GroupCommit:
                     self._publish(commits)
             except BaseException as exc:  # noqa: BLE001 as concurrent.futures does: callers get it
                 bug = exc
+            for commit in commits:
+                self._end(commit, bug)
             with self._changed:
                 self._files -= files
                 self._bytes -= size
@@ -266,9 +271,14 @@ class GroupCommit:
                 _fail(commit, Path(each.target), errors[each.file])
         self._rename(batch, lambda commit: commit.manifests, always=self._folders)
         self._rename(batch, lambda commit: commit.records)
-        for commit in batch:
-            for each in commit.staged:
-                self.forget(each)
+
+    def _end(self, commit: Commit, bug: BaseException | None) -> None:
+        """Also after a bug: a lock that is held for ever would end all removal."""
+        for each in commit.staged:
+            if bug is not None:
+                _drop(each)  # no effect on what has its name
+            self.forget(each)
+        with suppress(OSError):
             commit.release()
 
     def _rename(

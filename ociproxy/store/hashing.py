@@ -1,4 +1,4 @@
-"""Hashing: of a whole file, of pieces in order by a thread beside the caller's work, and of an
+"""Hashing beside other work: of pieces in order by a thread beside the caller's work, and of an
 arriving blob whose bytes come in any order.
 
 Tests: tests/store/test_hashing.py, tests/store/test_writer.py."""
@@ -11,12 +11,12 @@ from queue import Queue
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.errors import DigestMismatch
 from ociproxy.oci.digest import Digest
-from ociproxy.store.files import READ_SIZE, read_buffer, store_errors
+from ociproxy.store.files import store_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from io import FileIO
 
     from ociproxy.oci.digest import Hasher
     from ociproxy.store.ingest import Ingest
@@ -27,20 +27,6 @@ BEHIND: Final = 7
 given this many others."""
 
 _Piece = tuple["bytes | memoryview", "tuple[Hasher, ...]"]
-
-
-def hash_file(
-    file: FileIO, hasher: Hasher, hashed: Callable[[int], object] = lambda _: None
-) -> int:
-    """Hash the rest of the file; returns its size in bytes. `hashed` is told the bytes of each
-    piece, and may wait, or end the hashing by what it raises."""
-    size = 0
-    buffer = read_buffer(READ_SIZE)
-    while count := file.readinto(buffer):
-        hasher.update(buffer[:count])
-        size += count
-        hashed(count)
-    return size
 
 
 class Hashing:
@@ -95,7 +81,7 @@ class InOrderHasher:
         """`arrived_until` tells the end of the bytes that are in the file from an offset on."""
         self.position = 0
         """Where the next byte to hash is; no byte before it is missing."""
-        self._algorithm = digest.algorithm
+        self._expected = digest
         self._hasher = digest.hasher()
         self._ingest = ingest
         self._arrived_until = arrived_until
@@ -126,7 +112,18 @@ class InOrderHasher:
                 pass
             if self._hashing is not None:
                 self._hashing.wait()
-        return Digest.finish(self._hasher, self._algorithm)
+        return Digest.finish(self._hasher, self._expected.algorithm)
+
+    def is_whole(self, offset: int, *, new: bool) -> bool:
+        """Whether the blob ends at offset, where a body has ended. Raises StoreError. Raises
+        DigestMismatch where other bytes are here, up to there, and this body brought nothing
+        `new`: neither will the next one."""
+        actual = self.digest()
+        if self.position == offset and actual == self._expected:
+            return True
+        if self.position == offset > 0 and not new:
+            raise DigestMismatch("blob", self._expected, actual)
+        return False
 
     def stop(self) -> None:
         """Returns when the thread, if there is one, has ended. The hashing may go on after that."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -158,16 +159,18 @@ class Room:
 
     def wait_for_disk(self, begin: Callable[[int], None], size: int, stopped: Event) -> None:
         """Begin to store so many bytes; where the disk has no room for them, wait in the same way,
-        and begin once more. Raises what `begin` does, or StoreError."""
+        and begin once more after each run: the first may have begun before this download asked.
+        Raises what `begin` does, or StoreError."""
         try:
             begin(size)
         except StoreFull:
             limits, _ = self._look()
             if limits is None or not limits.exist:
                 raise
-            if next(self._runs(size, limits, stopped), None) is None:
-                raise
-            begin(size)
+            for _ in self._runs(size, limits, stopped):
+                with suppress(StoreFull):
+                    return begin(size)
+            raise
 
     def _promise(self, size: int, limits: Limits, stopped: Event) -> bool:
         """Whether the store has room for so many bytes in the end."""

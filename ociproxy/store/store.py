@@ -34,6 +34,7 @@ from ociproxy.store.document_spool import DocumentSpool
 from ociproxy.store.files import file_name, keep, make_folder, store_errors
 from ociproxy.store.group_commit import PATIENCE, Commit, GroupCommit
 from ociproxy.store.manifests import Manifests, check_manifest
+from ociproxy.store.mounts import is_remote
 from ociproxy.store.pruning.pins import PinFiles
 from ociproxy.store.read_only import TagRecord
 from ociproxy.store.refs import Refs
@@ -43,14 +44,13 @@ from ociproxy.store.usage import UsageFile
 from ociproxy.store.writer import BlobWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ociproxy.clock import Clock
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Reference, Repository
-    from ociproxy.store.image import ImageContents
     from ociproxy.store.read_only import ReadOnlyContent
 
 FORMAT_VERSION: Final = 1
@@ -92,6 +92,8 @@ class Store:
             with store_errors(root / name):
                 make_folder(root / name)
         _check_format(root)
+        self.is_remote = is_remote(root)
+        """Whether each look, at a known name too, may wait for a network or a program."""
         self.staging = Staging(staging)
         self.removals = Removals(root / "locks", staging)
         self.usage = UsageFile(root / "locks" / "usage")
@@ -123,6 +125,8 @@ class Store:
     def remembers(self, reference: Reference) -> bool:
         """Whether the event loop may look for this manifest: but for stats of known names, all of
         it is in memory."""
+        if self.is_remote:
+            return False
         digest, repository = reference.digest, reference.repository
         if digest is None:
             digest = self.refs.remembered_tag(repository, reference.tag or "")
@@ -163,16 +167,16 @@ class Store:
             return path.exists()
 
     @contextmanager
-    def reading(self) -> Iterator[Callable[[ImageContents], None]]:
-        """Inside, no other process removes what the caller calls this function for: it will read
-        these images, and that may take long. Raises StoreError."""
+    def reading(self) -> Iterator[Callable[[Iterable[Digest], Iterable[Digest]], None]]:
+        """Inside, no other process removes the manifests and the blobs that the caller calls this
+        function for: it will read them, and that may take long. Raises StoreError."""
 
-        def keep_all(contents: ImageContents) -> None:
+        def keep_all(manifests: Iterable[Digest], blobs: Iterable[Digest]) -> None:
             now = self._clock.now()
             with self.removals.kept_off():
-                for digest in contents.manifests:
+                for digest in manifests:
                     self.manifests.keep(digest)
-                for digest in contents.blobs:
+                for digest in blobs:
                     keep(self.blobs.path(digest), now)
 
         with self.staging.using(self._clock.now()):
@@ -275,14 +279,14 @@ class Store:
                 self.refs.put_manifest(repository, descriptor, commit)
 
 
-def open_existing(root: Path, *, hot_manifests: int = _HOT_MANIFEST_BYTES) -> Store:
+def open_existing(root: Path) -> Store:
     """Open a store to read from. Raises StoreError if the folder is none, and makes none of it."""
     with store_errors(root):
         if not root.is_dir():
             raise StoreError(root, "no such folder; say with --image-path where the store is")
         if not is_store(root):
             raise StoreError(root, f"has no {_FORMAT}, so it is no store")
-    return Store(root, hot_manifests=hot_manifests)
+    return Store(root)
 
 
 def is_store(root: Path) -> bool:

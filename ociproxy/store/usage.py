@@ -113,6 +113,11 @@ class UsageFile:
         with store_errors(self._path):
             self._change(lambda usage: replace(usage, wanted=usage.wanted + size), make=True)
 
+    def retry(self) -> None:
+        """The limits may be kept by now. Raises StoreError."""
+        with store_errors(self._path):
+            self._change(lambda usage: replace(usage, stuck=0.0))
+
     def record(self, size: int, before: Usage, *, freed: int, stuck: bool | None = None) -> None:
         """The store was counted, and has this size after so much was freed; `before` was read
         before it was counted. `stuck` None says nothing of limits. Raises StoreError."""

@@ -62,7 +62,7 @@ def test_a_whole_store_is_one_line_and_stays_as_it_is(store: Store) -> None:
         os.utime(path, ns=(10**18, path.stat().st_mtime_ns))
     before = state(store.root)
     [line] = said(store.root).splitlines()
-    counts = f"{len(MADE.blobs)} blobs, {len(MADE.manifests) + 1} manifests, 1 images"
+    counts = f"{len(MADE.blobs)} blobs, {len(MADE.manifests) + 1} manifests, 1 image"
     assert line.startswith(f"all is whole. {counts}; read ")
     assert state(store.root) == before
 

@@ -159,7 +159,7 @@ def test_what_was_used_within_keep_recent_stays(store: Store) -> None:
     path = stored(store, OTHER.layers[1])
     os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
     done = run(store.root, "prune", "quay.io/*")
-    assert "1 images stay that were used or stored within 1h" in done.stdout
+    assert "1 image stays that was used or stored within 1h" in done.stdout
     assert listed(store.root) == {"docker.io/library/new:v1": True, "quay.io/team/other:v1": True}
     assert prune(store.root, "--keep-recent", "0", "quay.io/*").images == ["quay.io/team/other:v1"]
 
@@ -313,6 +313,6 @@ def test_two_prunes_at_once(store: Store) -> None:
 def test_a_person_reads_what_went(store: Store) -> None:
     lines = run(store.root, "prune", "quay.io/team/old:v1").stdout.splitlines()
     assert lines[0].startswith(f"removed quay.io/team/old:v1@{OLD.digest}, last used ")
-    assert lines[1].startswith("removed 1 images, 1 manifests, 2 blobs: ")
+    assert lines[1].startswith("removed 1 image, 1 manifest, 2 blobs: ")
     lines = run(store.root, "prune", "--dry-run", "quay.io/team/old:v1").stdout.splitlines()
     assert lines[0].startswith("would remove nothing: 0 bytes")

@@ -290,7 +290,26 @@ def test_first_tag_rule_that_matches_wins() -> None:
         ("log: {level: loud}", "1: log.level: must be trace or debug or info or warn or error"),
         ("upstreams: [{}]", "1: upstreams[0].name: is required"),
         ("- {name: a b}", "1: [0].name: not a registry name: a registry is host[:port]"),
-        ("- {name: a, tls: {ca_file: x}}", "1: [0].tls.ca_file: unknown key (did you mean ca?)"),
+        *(
+            (
+                f"- {{name: a, tls: {{{said}: x}}}}",
+                f"1: [0].tls.{said}: unknown key (did you mean {meant}?)",
+            )
+            for said, meant in (
+                ("ca_file", "ca"),
+                ("cafile", "ca"),
+                ("caFile", "ca"),
+                ("ca-cert", "ca"),
+                ("cacert", "ca"),
+                ("root_ca", "ca"),
+                ("certfile", "cert"),
+                ("client-cert", "cert"),
+                ("keyfile", "key"),
+                ("insecure", "insecure_skip_verify"),
+                ("insecureSkipVerify", "insecure_skip_verify"),
+                ("skip_verify", "insecure_skip_verify"),
+            )
+        ),
         ("- {name: a, endpoint: b}", "1: [0].endpoint: must be http://HOST[:PORT][/PATH] or"),
         ("- {name: 'a:70000'}", "1: [0].name: not a registry name"),
         ("- {name: ''}", "1: [0].name: must not be empty"),

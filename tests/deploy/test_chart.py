@@ -99,6 +99,29 @@ def test_the_helm_program_makes_the_same() -> None:
         ({"config": {"serve": {"port": 5000}}}, r"config\.serve\.port: the chart sets it"),
         ({"config": {"serve": {"admin": {"port": 1}}}}, r"config\.serve\.admin\.port: the chart"),
         ({"config": {"store": {"path": "/data"}}}, r"config\.store\.path: the chart sets it"),
+        (
+            {
+                "config": {
+                    "upstreams": [{"name": "ghcr.io", "auth": {"user": "u", "password": "p"}}]
+                }
+            },
+            "would be in a ConfigMap",
+        ),
+        (
+            {
+                "config": {
+                    "upstreams": [
+                        {
+                            "name": "ghcr.io",
+                            "endpoints": [
+                                {"url": "https://e.example", "auth": {"user": "u", "password": "p"}}
+                            ],
+                        }
+                    ]
+                }
+            },
+            "would be in a ConfigMap",
+        ),
         ({"image": {"digest": "latest"}}, "/image/digest"),
         ({"kind": "StatefulSet"}, "/kind"),
         ({"replicas": 2}, "ReadWriteMany"),

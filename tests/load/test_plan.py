@@ -105,6 +105,8 @@ def test_found_images_are_no_failures_of_a_plan(upstream: FakeUpstream, load: Lo
     upstream.add("team/app", image("app"), tag="v1")
     names = [f"{upstream.registry}/team/app:{tag}" for tag in ("v1", "v2")]
     failures = load.folder / "failures.txt"
-    assert load.run(load.write(*names), "--plan", "--failures", str(failures)).code == 3
+    done = load.run(load.write(*names), "--plan", "--failures", str(failures))
+    assert done.code == 3
+    assert "\n1 image, 1 failed: " in done.stdout
     (failed,) = lines_of(failures)
     assert failed.startswith(f"{names[1]} ")

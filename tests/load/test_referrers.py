@@ -11,6 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ociproxy.cli.main import main
+from ociproxy.oci.digest import Digest
+from ociproxy.store.store import Store
 from tests.images import (
     OCI_INDEX,
     Content,
@@ -130,6 +132,32 @@ def test_an_image_whose_listed_signature_is_refused_is_loaded(
     assert load.has(app)
     assert "1 referrer or signature tag was refused, and is left out: " in done.stderr
     assert signature.digest in done.stderr
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_an_image_whose_signature_has_a_refused_blob_is_loaded(
+    upstream: FakeUpstream, load: Load, status: int
+) -> None:
+    """Its manifest is readable. What needs the blob is left out, and its tag; not what else there
+    is."""
+    app = upstream.add("team/app", image("app"), tag="v1")
+    listed = upstream.add("team/app", artifact(app.top, data=b"signed"))
+    tag = f"sha256-{app.top.encoded}.sig"
+    tagged = upstream.add("team/app", image("tagged", layers=1), tag=tag)
+    sbom = upstream.add("team/app", artifact(app.top, data=b"sbom"))
+    for signature in (listed, tagged):
+        upstream.fault(signature.blobs[-1].digest, Fault(status=status))
+    done = load.run(load.write(f"{upstream.registry}/team/app:v1"), "--referrers")
+    assert done.code == 0, done.stderr
+    assert load.has(app)
+    assert load.has(sbom)
+    assert not any(is_published(load, signature) for signature in (listed, tagged))
+    assert load.tag(f"{upstream.registry}/team/app:{tag}") is None
+    assert "2 referrers or signature tags were refused, and are left out: " in done.stderr
+
+
+def is_published(load: Load, made: Image) -> bool:
+    return Store(load.store).manifests.find(Digest.parse(made.digest)) is not None
 
 
 def test_pages_of_referrers_that_lead_in_a_circle_end(upstream: FakeUpstream, load: Load) -> None:

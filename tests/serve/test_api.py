@@ -114,7 +114,9 @@ def test_a_registry_that_is_said_twice_is_taken_once(
         assert (answer.status, answer.body) == (200, body)
         assert answer.headers["oci-namespace"] == name
     assert server.get(f"/v2/{name}/team/app/tags/list?ns={name}").json()["tags"] == ["v1"]
-    assert len(list(server.store.glob("refs/*/team/app"))) == 1
+    folder = server.store / "refs"
+    server.wait_for(lambda: any(folder.glob("*/team/app")), "recorded")
+    assert len(list(folder.glob("*/team/app"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -51,12 +51,14 @@ def test_clients_get_what_they_ask_for_from_the_upstream_while_the_disk_hangs(
     # The first look that hangs is one that no probe has announced.
     disk.hang(*LOOKS)
     with ThreadPoolExecutor(4) as pool:
+        tag = pool.submit(timed, partial(scene.manifest, "v1"))
         asked = [pool.submit(timed, partial(scene.get, blob)) for blob in app.blobs]
         for _ in range(20):
             assert server.get("/healthz").status == 200
             assert server.get("/v2/").status == 200
         got = [future.result() for future in asked]
     assert [answer.body for answer in got] == [blob.data for blob in app.blobs]
+    assert tag.result().body == app.top.data
     server.wait_for_log("store hangs")
     for blob in app.blobs:
         assert timed(partial(scene.get, blob)).body == blob.data
@@ -83,3 +85,30 @@ def test_an_offline_client_hears_of_a_disk_that_hangs(scene: Scene, disk: Disk) 
     disk.release()
     server.wait_for_log("store answers again")
     assert scene.manifest("v1").body == app.top.data
+
+
+def test_repositories_that_are_isolated_get_their_blobs_from_the_upstream_while_the_disk_hangs(
+    scene: Scene, disk: Disk
+) -> None:
+    app = scene.upstream.add("app", HERE, tag="v1")
+    server = scene.start(store=disk.root / "store", entry={"isolation": "repository"})
+    assert scene.manifest("v1").body == app.top.data
+    for blob in app.blobs:
+        assert scene.get(blob).body == blob.data  # from now on it knows which ones are the app's
+    hang(disk, server)
+    for blob in app.blobs:
+        assert timed(partial(scene.get, blob)).body == blob.data
+        assert timed(lambda: server.get("/healthz")).status == 200
+
+
+def test_metrics_leave_out_what_a_disk_that_hangs_does_not_tell(
+    mirror: Callable[..., Mirror], disk: Disk
+) -> None:
+    server = mirror({}, store=disk.root / "store", admin=True)
+    assert "ociproxy_disk_free_bytes" in server.metrics()
+    hang(disk, server)
+    found = server.metrics()
+    assert found["ociproxy_workers"] == 1
+    assert "ociproxy_disk_free_bytes" not in found
+    disk.release()
+    server.wait_for(lambda: "ociproxy_disk_free_bytes" in server.metrics(), "the disk's numbers")

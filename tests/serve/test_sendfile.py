@@ -189,7 +189,7 @@ def test_what_cannot_be_sent_says_why_in_the_log(scene: Scene) -> None:
     def is_settled() -> bool:
         before = open_files()
         time.sleep(0.2)
-        return before == open_files() and not open_in(server.store, pid)
+        return before == open_files() and not open_in(server.store / "pulls", pid)
 
     server.wait_for(is_settled, "done with what it does at its start")
     used = open_files()

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from ociproxy import log
 from ociproxy.cli.backends import backends
 from ociproxy.cli.load_run import LoadRun
+from ociproxy.cli.main import main
 from ociproxy.cli.screen import Screen
 from ociproxy.cli.sync_command import _wanted
 from ociproxy.config.file import parse_config
@@ -291,3 +293,11 @@ def test_one_worker_of_a_server_syncs_and_a_reload_brings_more(
     server.wait_for(lambda: server.log().count("sync began") == 3, "begun", 30.0)
     server.stop()
     upstream.release()
+
+
+def test_an_entry_that_the_file_has_no_more_counts_as_failed_and_is_not_begun_again_at_once(
+    tmp_path: Path,
+) -> None:
+    Store(tmp_path / "store")
+    words = ["sync", "0123456789abcdef", "--json", "--image-path", str(tmp_path / "store")]
+    assert CliRunner().invoke(main, words).exit_code == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -105,6 +106,36 @@ def test_more_files_than_may_be_open_are_published_in_parts(store: Store) -> Non
     commit.wait()
     assert len(Store(store.root).refs.manifests(HERE)) == 150
     assert list(store.staging.root.iterdir()) == []
+
+
+def test_a_commit_in_parts_whose_first_part_fails_says_why_and_closes_its_files_once(
+    store: Store,
+) -> None:
+    many = [ManifestHolder.of(b'{"layers":[],"n":%d}' % number) for number in range(150)]
+    (store.root / "refs" / "quay.io").write_bytes(b"in the way")
+
+    def put_all() -> None:
+        with store.publishing() as commit:
+            for each in many:
+                store.put_manifest(HERE, each, commit)
+
+    with pytest.raises(StoreError, match=r"refs/quay\.io"):
+        put_all()
+    assert list(store.staging.root.iterdir()) == []
+    (store.root / "refs" / "quay.io").unlink()
+    store.commit_manifest(HERE, many[0])
+
+
+def test_a_file_that_cannot_be_closed_keeps_no_removal_waiting(store: Store) -> None:
+    with store.publishing() as commit:
+        store.put_manifest(HERE, holder("one"), commit)
+        os.close(commit.manifests[0].file)
+    with pytest.raises(StoreError):
+        commit.wait()
+    with (store.root / "locks" / "publishing").open() as file:
+        assert try_lock(file.fileno())
+    assert list(store.staging.root.iterdir()) == []
+    assert not store.commits.pending
 
 
 def test_nothing_is_removed_until_what_was_staged_has_its_name(store: Store) -> None:

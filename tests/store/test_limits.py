@@ -109,6 +109,29 @@ def test_a_download_goes_on_once_the_store_was_reduced(tmp_path: Path) -> None:
         each.close()
 
 
+def test_a_full_disk_is_tried_again_after_each_run(tmp_path: Path) -> None:
+    """One that had begun before the download asked makes too little room for it."""
+    store, begun = Store(tmp_path), threading.Event()
+    store.usage.record(1000, Usage(), freed=0, stuck=False)
+    runs = 0
+
+    def begin(size: int) -> None:
+        if runs < 2:
+            raise StoreFull(tmp_path, f"no space left on device for {size} bytes more")
+        begun.set()
+
+    room = Room(store, Settings(min_free=1))
+    waiting = threading.Thread(target=room.wait_for_disk, args=(begin, 100, threading.Event()))
+    waiting.start()
+    for _ in range(2):
+        while not (usage := store.usage.read() or Usage()).wanted and waiting.is_alive():
+            waiting.join(0.01)
+        runs += 1
+        store.usage.record(1000, usage, freed=0, stuck=False)
+    waiting.join(10)
+    assert begun.is_set()
+
+
 def test_a_download_waits_no_longer_than_its_server_lives(tmp_path: Path) -> None:
     store, stopped = Store(tmp_path), threading.Event()
     room = Room(store, Settings(max_size=1000, min_free=0))

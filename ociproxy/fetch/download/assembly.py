@@ -140,7 +140,7 @@ class Segments:
 
 class Assembly:
     """`size` is a claim, of a manifest or a journal, until the upstream has told it; None where
-    neither has."""
+    neither has. The end of a body without a length tells it, too."""
 
     def __init__(self, digest: Digest, upstream: str, *, size: int | None, segment: int) -> None:
         self.size = size or None  # no byte would be asked for where nothing is claimed to be there
@@ -228,13 +228,14 @@ class Assembly:
             if ingest.size is not None:
                 self.size = ingest.size
 
-    def learn_size(self, size: int) -> None:
-        """The upstream tells it, whatever was claimed. Raises SizeMismatch where it told another
-        one before, and StoreFull where there is no room for the rest."""
+    def learn_size(self, size: int, *, told: bool = True) -> None:
+        """The upstream has `told` it, whatever was claimed, or it is a claim still. Raises
+        SizeMismatch where it told another one before, and StoreFull where there is no room for the
+        rest."""
         with self._lock:
             if self._told and self.size != size:
                 raise SizeMismatch(f"blob {self._digest}", self.size, size)
-            self.size, self._told = size, True
+            self.size, self._told = size, told or self._told
             if self._ingest is not None and self._ingest.leading:
                 self._ingest.check_room(size)
                 self._ingest.set_size(size)

@@ -211,7 +211,7 @@ class Connections:
             raise UpstreamUnavailable(self._upstream, reason)
         size = self._download.claimed_size() if stream.size is None else stream.size
         if size is not None:
-            self._download.learn_size(size, encoding=stream.encoding)
+            self._download.learn_size(size, told=stream.size is not None, encoding=stream.encoding)
             self._stated_size = stream.size
             self._assembly.end_at(segment, size)
         elif stream.stop is not None:
@@ -221,14 +221,13 @@ class Connections:
             self._ranges_work = False
 
     def _receive(self, stream: BlobStream, segment: Segment) -> None:
-        offset = stream.start
+        offset, first = stream.start, segment.start
         began = time.monotonic()
         while self._goes_on(stream, segment, offset):
             data = stream.read(READ)
             if not data:
-                if self._download.size is not None:
+                if not self._is_end(offset, new=segment.start > first):
                     raise UpstreamUnavailable(self._upstream, f"body ended at byte {offset}")
-                # A body without a stated length has ended: this is the size.
                 self._download.learn_size(offset)
                 segment.stop = offset
                 return
@@ -242,6 +241,14 @@ class Connections:
             offset = stop
             self._check_running()
             self._call_for_help(began)
+
+    def _is_end(self, offset: int, *, new: bool) -> bool:
+        """Whether the blob ends where a body without a stated length has ended: nothing else tells
+        its size, or only a claim, which the digest refutes."""
+        hasher = self._assembly.hasher
+        if self._download.size is None or hasher is None:
+            return True
+        return self._stated_size is None and hasher.is_whole(offset, new=new)
 
     def _goes_on(self, stream: BlobStream, segment: Segment, offset: int) -> bool:
         """Whether this body, from offset on, may still bring bytes that are missing. A used-up

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from functools import partial
 from math import inf
 from threading import Event
 from typing import TYPE_CHECKING, Final
@@ -169,13 +170,14 @@ class Download:
         """The upstream has begun to send the blob."""
         self.answered = True
 
-    def learn_size(self, size: int, *, encoding: str = "") -> None:
-        """What the upstream says of the blob. Raises BlobTooLarge or SizeMismatch."""
+    def learn_size(self, size: int, *, told: bool = True, encoding: str = "") -> None:
+        """What the upstream says of the blob; with `told` False what is claimed of it. Raises
+        BlobTooLarge or SizeMismatch."""
         self.check_limit(size)
         self._subject = f"blob sent as {encoding!r}" if encoding else "blob"
         odd = (size <= _WORTH_A_THREAD, self.size not in (None, size), bool(encoding))
         self.doubted = self.doubted or size == 0 or sum(odd) > 1
-        self._room.wait_for_disk(self.assembly.learn_size, size, self.stopped)
+        self._room.wait_for_disk(partial(self.assembly.learn_size, told=told), size, self.stopped)
         self._reach(State.ARRIVING)
         self._start_hasher()
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import waiting_for_upstream
-from ociproxy.errors import Interrupted
+from ociproxy.errors import Interrupted, SizeMismatch
 from ociproxy.fetch.download.download import Download
 from ociproxy.fetch.download.state import State
 from ociproxy.metrics.counters import FILLS_FAILED, FILLS_RESUMED
@@ -98,10 +98,17 @@ class Fill:
         self.download.want(offset)
         try:
             while (stop := available()) <= offset:
+                self._check_end(offset)
                 await self._change()
         finally:
             self.download.assembly.unwant(offset)
         return stop
+
+    def _check_end(self, offset: int) -> None:
+        """Raises SizeMismatch for a reader who waits for bytes behind the end: its response has the
+        length that was claimed of the blob."""
+        if self.done:
+            raise SizeMismatch(f"blob {self.digest}", f"above {offset}", self.size)
 
     @property
     def files(self) -> int:

@@ -66,6 +66,9 @@ storage refuses it by a URL that is signed for GET only: a GET tells what the up
 _WITHOUT_HEAD: Final = 600.0
 """Seconds for which an upstream is asked by GET alone, after a GET was answered where a HEAD was
 not."""
+_OUTAGE: Final = 60.0
+"""Seconds after a GET failed, too, for which no other follows a HEAD that was answered 5xx: an
+outage must not double the requests."""
 _QUESTIONS: Final = 2
 """A token and the answer itself. A blob's headers have the time-outs of so many questions together,
 redirects and refusals included. The client of a download may leave before."""
@@ -83,6 +86,10 @@ class OrasBackend:
         self._client = RegistryClient(upstream, connections=connections)
         self._heads_from = 0.0
         """When a manifest may be asked for by HEAD (monotonic seconds)."""
+        self._broken_heads = 0
+        """HEADs in a row that were answered 5xx where a GET was answered well."""
+        self._gets_from = 0.0
+        """When a GET may follow a HEAD that was answered 5xx (monotonic seconds)."""
 
     @property
     def quota(self) -> Quota | None:
@@ -91,17 +98,21 @@ class OrasBackend:
     def resolve(self, reference: Reference) -> Descriptor:
         if time.monotonic() < self._heads_from:
             return self.fetch_manifest(reference).descriptor
-        repository = reference.repository
+        repository, path = reference.repository, _manifest_path(reference)
+        response = None
         try:
-            response = self._client.request(
-                "HEAD", repository, _manifest_path(reference), _MANIFESTS
-            )
+            response = self._client.request("HEAD", repository, path, _MANIFESTS)
             self._expect_ok(response, repository, ManifestUnknown(reference, _UNKNOWN))
         except _GET_DECIDES:
             found = self.fetch_manifest(reference).descriptor
             self._heads_from = time.monotonic() + _WITHOUT_HEAD
             return found
+        except UpstreamUnavailable:
+            if response is None or time.monotonic() < self._gets_from:
+                raise
+            return self._resolve_broken(reference)
         discard(response)
+        self._broken_heads = 0
         digest = _digest_header(response)
         media_type = _content_type(response)
         if digest is None or is_generic(media_type):
@@ -111,6 +122,21 @@ class OrasBackend:
         if expected is not None and expected.algorithm == digest.algorithm and expected != digest:
             raise DigestMismatch(f"manifest {reference}", expected, digest)
         return Descriptor(media_type, expected or digest, content_length(response) or 0)
+
+    def _resolve_broken(self, reference: Reference) -> Descriptor:
+        """By GET, after a HEAD that was answered 5xx, as some registries answer each. That may have
+        been a moment's: only from the second in a row on GETs alone cost their quota."""
+        self._gets_from = time.monotonic() + _OUTAGE  # for other threads, too: one GET finds out
+        try:
+            found = self.fetch_manifest(reference).descriptor
+        except _GET_DECIDES:
+            self._gets_from = 0.0
+            raise
+        self._gets_from = 0.0
+        self._broken_heads += 1
+        if self._broken_heads > 1:
+            self._heads_from = time.monotonic() + _WITHOUT_HEAD
+        return found
 
     def fetch_manifest(self, reference: Reference) -> ManifestHolder:
         response, raw = self._get_document(
@@ -151,7 +177,7 @@ class OrasBackend:
         except MalformedManifest as exc:
             raise ManifestInvalid(self._name, f"its {path} is {exc}") from exc
         filters = response.headers.get("OCI-Filters-Applied", "")
-        link = response.links.get("next", {}).get("url")
+        link = _next_link(response)
         following = ""
         if link is not None:
             what = "link to the next page"
@@ -270,6 +296,14 @@ class OrasBackend:
 
 def _content_type(response: requests.Response) -> str:
     return media_type_in(response.headers.get("Content-Type", ""))
+
+
+def _next_link(response: requests.Response) -> str | None:
+    """The URL of the next page. A link may have several relations (RFC 8288, section 3.3)."""
+    for link in response.links.values():
+        if "next" in link.get("rel", "").lower().split():
+            return str(link["url"])
+    return None
 
 
 def _manifest_path(reference: Reference) -> str:

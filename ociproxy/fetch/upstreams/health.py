@@ -111,7 +111,8 @@ class Health:
     def failed(self, error: OciProxyError, now: float) -> bool:
         """A request ended with this error; True if a pause begins."""
         if isinstance(error, StoreError | Interrupted):
-            return False  # the upstream has no part in it
+            self.unasked()  # the upstream has no part in it
+            return False
         with self._lock:
             if isinstance(error, UpstreamRateLimited):
                 self._limited, self._reason = True, error.reason
@@ -138,8 +139,8 @@ class Health:
             return self._answered()
 
     def unasked(self) -> None:
-        """A download ended well without this upstream. It may have been the probe: the next request
-        is one."""
+        """A download ended without this upstream. It may have been the probe: the next request is
+        one."""
         with self._lock:
             self._probing_until = -math.inf
 

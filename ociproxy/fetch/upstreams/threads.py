@@ -165,6 +165,9 @@ class StoreThreads:
 
     def __init__(self, size: int, name: str = "store") -> None:
         self._pool = ThreadPoolExecutor(size, thread_name_prefix=name)
+        self._size = size
+        self._left = 0
+        """Looks that no caller waits for any more, and that have not ended."""
         self.hung: StoreError | None = None
         """Why the store is not to be asked now: a look at it has been running for too long."""
 
@@ -173,8 +176,10 @@ class StoreThreads:
 
     async def look(self, work: Callable[[], T], late: Callable[[T], None] = lambda _: None) -> T:
         """The same for `LOOK` seconds at most. `late` gets what comes after that. Raises StoreError
-        where the disk hangs."""
+        where the disk hangs, or as many looks as there are threads have been given up."""
         self.check_answers()
+        if self._left >= self._size:
+            raise no_answer(LOOK)
         looking = asyncio.ensure_future(self.run(work))
         try:
             async with asyncio.timeout(LOOK):
@@ -183,7 +188,13 @@ class StoreThreads:
             raise no_answer(LOOK) from None
         finally:
             if not looking.done():
-                looking.add_done_callback(partial(_take_late, late))
+                self._left += 1
+                looking.add_done_callback(partial(self._take_late, late))
+
+    def _take_late(self, late: Callable[[T], None], looked: asyncio.Future[T]) -> None:
+        self._left -= 1
+        if not looked.cancelled() and looked.exception() is None:
+            late(looked.result())
 
     def check_answers(self) -> None:
         """Raises StoreError where the disk hangs."""
@@ -214,8 +225,3 @@ class StoreThreads:
 
 def no_answer(seconds: float) -> StoreError:
     return StoreError(Path(), f"its disk does not answer within {seconds:g} s")
-
-
-def _take_late(late: Callable[[T], None], looked: asyncio.Future[T]) -> None:
-    if not looked.cancelled() and looked.exception() is None:
-        late(looked.result())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ from aiohttp import web
 
 from ociproxy import log
 from ociproxy.errors import OciProxyError, StoreError
+from ociproxy.fetch.upstreams.threads import take_error
 from ociproxy.serve.errors import (
     SERVER,
     LoadRefused,
@@ -29,7 +31,9 @@ from ociproxy.serve.live import alive
 from ociproxy.serve.readiness import Readiness
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from prometheus_client.metrics_core import Metric as Family
 
     from ociproxy.config.settings import Config
     from ociproxy.metrics.tally import Tally
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
 
 _PROBES: Final = ("/healthz", "/readyz")
 """Answered without a password: the kubelet has none."""
+_DISK_TIME: Final = 3.0
+"""Seconds that the disk has to tell its numbers; the others are told without them."""
 
 
 class AdminApi:
@@ -69,6 +75,8 @@ class AdminApi:
         self._history = history
         self._loads = loads
         self._loopback = loopback
+        self._disk_thread = ThreadPoolExecutor(1, thread_name_prefix="disk numbers")
+        self._asking_disk: asyncio.Future[list[Family]] | None = None
         self._handlers: dict[str, Handler] = {
             "/healthz": self._health,
             "/readyz": self._ready,
@@ -86,6 +94,7 @@ class AdminApi:
 
     def close(self) -> None:
         self._readiness.close()
+        self._disk_thread.shutdown(wait=False, cancel_futures=True)
         if self._auth is not None:
             self._auth.close()
 
@@ -132,10 +141,10 @@ class AdminApi:
         return await self._health(request)
 
     async def _metrics(self, request: web.BaseRequest) -> web.Response:
-        # In a thread: its library is read with the first scrape, and the disk may hang.
-        accept = request.headers.get("Accept", "")
+        # In a thread: its library is read with the first scrape.
+        disk, accept = await self._of_disk(), request.headers.get("Accept", "")
         body, content_type = await asyncio.get_running_loop().run_in_executor(
-            None, _exposition, self._tally, self._config, self._store, self._surveyor.held, accept
+            None, _exposition, self._tally, disk, self._surveyor.held, accept
         )
         return web.Response(body=body, headers={"Content-Type": content_type, "Server": SERVER})
 
@@ -150,17 +159,35 @@ class AdminApi:
             )
         return await self._loads.answer(request)
 
+    async def _of_disk(self) -> Sequence[Family]:
+        """Nothing where the disk hangs: one look at it does then, however many scrapes come."""
+        looking = self._asking_disk
+        if looking is None or looking.done():
+            loop = asyncio.get_running_loop()
+            looking = loop.run_in_executor(self._disk_thread, _disk, self._config, self._store)
+            looking.add_done_callback(take_error)
+            self._asking_disk = looking
+        done, _ = await asyncio.wait({looking}, timeout=_DISK_TIME)
+        return looking.result() if done else ()
+
     async def _state(self, _: web.BaseRequest) -> web.Response:
         return _json({"store": str(self._store.root.absolute()), "workers": alive(self._tally)})
 
 
 def _exposition(
-    tally: Tally, config: Config, store: Store, survey: Findings | None, accept: str
+    tally: Tally, disk: Sequence[Family], survey: Findings | None, accept: str
 ) -> tuple[bytes, str]:
     # Its library takes a while to be imported, and is not needed where no Prometheus asks.
     from ociproxy.serve.admin.exposition import expose
 
-    return expose(tally, config, store, survey, accept)
+    return expose(tally, disk, survey, accept)
+
+
+def _disk(config: Config, store: Store) -> list[Family]:
+    # As above.
+    from ociproxy.serve.admin.exposition import of_disk
+
+    return of_disk(config, store)
 
 
 def _page_class() -> type[Page]:

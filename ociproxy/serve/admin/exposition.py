@@ -112,13 +112,13 @@ GAUGES: Final[tuple[Metric, ...]] = (
 
 
 def expose(
-    tally: Tally, config: Config, store: Store, survey: Findings | None, accept: str
+    tally: Tally, disk: Sequence[Family], survey: Findings | None, accept: str
 ) -> tuple[bytes, str]:
-    """The body and its media type, as the Accept header asks. Blocks: it looks at the disk."""
+    """The body and its media type, as the Accept header asks. `disk` is from `of_disk`."""
     encode, content_type = choose_encoder(accept)
     registry = CollectorRegistry(auto_describe=False)
     totals = tally.totals()
-    gauges = [*_gauges(tally), *_disk(config, store), *_store(survey, totals)]
+    gauges = [*_gauges(tally), *disk, *_store(survey, totals)]
     registry.register(_Snapshot(totals, gauges))
     return encode(registry), content_type
 
@@ -169,11 +169,21 @@ def _gauges(tally: Tally) -> Iterator[Family]:
         quota = each.get("quota")
         if quota is not None and quota["at"] >= quotas.get(label, quota)["at"]:
             quotas[label] = quota
-    away = {(each["registry"],) for each in upstreams if each["condition"] != "available"}
+    # Where the pause is over the next request may ask, which may come tomorrow.
+    away = {
+        (each["registry"],)
+        for each in upstreams
+        if each["condition"] not in ("available", "probing")
+    }
     yield _gauge(AVAILABLE, {label: int(label not in away) for label in pauses})
     yield _gauge(PAUSE, pauses)
     yield _gauge(QUOTA_LIMIT, {label: quota["limit"] for label, quota in quotas.items()})
     yield _gauge(QUOTA_REMAINING, {label: quota["remaining"] for label, quota in quotas.items()})
+
+
+def of_disk(config: Config, store: Store) -> list[Family]:
+    """What the disk tells now. Blocks, for as long as the disk hangs."""
+    return [*_disk(config, store)]
 
 
 def _disk(config: Config, store: Store) -> Iterator[Family]:

@@ -23,6 +23,8 @@ INTERVAL: Final = 300.0
 _SAMPLES: Final = 7 * 24 * 12
 """A week of them."""
 _HITS: Final = ("hit", "stale")
+_PULLED: Final = ("manifest", "blob")
+"""Kinds of requests that count: the page is about pulls."""
 _NO_ANSWERS: Final = ("error", "abandoned")
 
 
@@ -44,7 +46,9 @@ class Sample:
             return sum(
                 numbers[0]
                 for key, numbers in totals.items()
-                if key[0] == name and (not outcomes or key[2] in outcomes)
+                if key[0] == name
+                and (name == UPSTREAM_BYTES.name or key[1] in _PULLED)
+                and (not outcomes or key[2] in outcomes)
             )
 
         none = total(REQUESTS.name, *_NO_ANSWERS)

@@ -94,7 +94,10 @@ class AdminServer:
         self._surveyor.start()
         self._sampling = asyncio.create_task(self._sample())
         host, port = self._socket.getsockname()[:2]
-        log.event(logging.INFO, "admin listener", host=host, port=port)
+        name = f"[{host}]" if ":" in host else host
+        log.event(
+            logging.INFO, "admin listener", url=f"http://{name}:{port}/", host=host, port=port
+        )
 
     def use(self, config: Config, auth: BasicAuth | None) -> None:
         """A new configuration; host and port stay."""

@@ -112,8 +112,10 @@ class Surveyor:
                 images = self._wanted
             try:
                 self._walk(images=images)
-            except (OSError, ValueError, KeyError, TypeError) as exc:
+            except OSError as exc:
                 log.event(logging.WARNING, "survey failed", reason=exc)
+            except Exception as exc:  # noqa: BLE001 a thread's loop: the next walk may go well
+                log.failure("survey failed", exc)
             with self._changed:
                 self._wanted = False
             due = time.monotonic() + self._config.serve.admin.survey_every
@@ -132,8 +134,8 @@ class Surveyor:
             )
         limit = threading.Timer(_TIME_LIMIT, child.kill)
         limit.daemon = True
-        limit.start()
         try:
+            limit.start()
             assert child.stdout is not None  # noqa: S101 asked for above
             while line := child.stdout.readline(_LINE):
                 _take(found, line)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from ociproxy.config.settings import Config, Fetch
-from ociproxy.errors import UpstreamInvalid
+from ociproxy.errors import DigestMismatch, SizeMismatch, UpstreamInvalid
 from ociproxy.fetch.backend import Backend
 from ociproxy.fetch.download.assembly import Segments
 from ociproxy.fetch.download.fill import Fill
@@ -72,15 +73,21 @@ async def fill(
 ) -> None:
     """Until it is in the store; nobody has said its size, unless it is given."""
     async with asyncio.timeout(15):
-        await fills.start(
-            Repository(upstream.registry, "app"),
-            Digest.parse(blob.digest),
-            partition="",
-            backend=backend,
-            size=size,
-            check=lambda: None,
-            ended=lambda *_: None,
-        ).finished()
+        await start(fills, upstream, backend, blob, size).finished()
+
+
+def start(
+    fills: Fills, upstream: FakeUpstream, backend: Backend, blob: Content, size: int | None
+) -> Fill:
+    return fills.start(
+        Repository(upstream.registry, "app"),
+        Digest.parse(blob.digest),
+        partition="",
+        backend=backend,
+        size=size,
+        check=lambda: None,
+        ended=lambda *_: None,
+    )
 
 
 @pytest.mark.parametrize("flip_at", [MIB // 4, 5 * MIB // 2])
@@ -120,6 +127,66 @@ async def test_a_blob_whose_size_nobody_states(
     await fills.close()
     assert store.blobs.path(Digest.parse(blob.digest)).read_bytes() == blob.data
     assert [each.sent for each in upstream.requests if "/blobs/" in each.path] == [size]
+
+
+@pytest.mark.parametrize("size", [1000, 3 * MIB])
+async def test_a_blob_that_ends_before_its_claimed_size_is_kept(
+    tmp_path: Path, upstream: FakeUpstream, open_backend: OpenBackend, size: int
+) -> None:
+    """A manifest may claim what it likes, also for clients of other repositories."""
+    blob = random_blob(size, seed="claimed")
+    upstream.add_content("app", blob)
+    upstream.fault("/blobs/", Fault(chunked=True, no_range=True))
+    store = Store(tmp_path / "store")
+    fills = Fills(store, Config(fetch=Fetch(segment=MIB)))
+    await fill(fills, upstream, open_backend(upstream), blob, size + 5 * MIB)
+    await fills.close()
+    assert store.blobs.path(Digest.parse(blob.digest)).read_bytes() == blob.data
+    assert [each.sent for each in upstream.requests if "/blobs/" in each.path] == [size]
+
+
+@pytest.mark.parametrize("right", [True, False])
+async def test_a_journal_that_claims_too_much_costs_no_blob(
+    tmp_path: Path, upstream: FakeUpstream, open_backend: OpenBackend, right: bool
+) -> None:
+    """Of a leader that was killed; what it brought may be wrong, too."""
+    blob = random_blob(MIB, seed="journal")
+    digest = Digest.parse(blob.digest)
+    upstream.add_content("app", blob)
+    upstream.fault("/blobs/", Fault(chunked=True, no_range=True))
+    store = Store(tmp_path / "store")
+    begun = store.staging.lead(digest)
+    assert begun is not None
+    begun.set_size(2 * MIB)
+    begun.write(0, blob.data if right else bytes(MIB))
+    begun.arrived(0, MIB)
+    begun.close()
+    fills = Fills(store, Config(fetch=Fetch(segment=MIB)))
+    with nullcontext() if right else pytest.raises(DigestMismatch):
+        await fill(fills, upstream, open_backend(upstream), blob)
+    await fills.drain()  # the second try
+    await fills.close()
+    assert store.blobs.path(digest).read_bytes() == blob.data
+
+
+async def test_a_reader_who_was_promised_more_than_there_is_hears_of_it(
+    tmp_path: Path, upstream: FakeUpstream, open_backend: OpenBackend
+) -> None:
+    """Its response has the length that a manifest claimed."""
+    blob = random_blob(2 * MIB, seed="promised")
+    upstream.add_content("app", blob)
+    upstream.fault("/blobs/", Fault(chunked=True, no_range=True))
+    fills = Fills(Store(tmp_path / "store"), Config())
+    running = start(fills, upstream, open_backend(upstream), blob, 3 * MIB)
+    async with asyncio.timeout(15):
+        await running.started()
+        assert running.size == 3 * MIB
+        offset = 0
+        while offset < blob.size:
+            offset = await running.available(offset)
+        with pytest.raises(SizeMismatch):
+            await running.available(offset)
+    await fills.close()
 
 
 @pytest.mark.parametrize("knows", [False, True])

@@ -138,6 +138,47 @@ def test_an_upstream_that_refuses_each_head_is_asked_by_get_alone(
     assert backend.stat_blob(repository(upstream), digest(blob)) == blob.size
 
 
+def test_an_upstream_that_breaks_at_each_head_is_asked_by_get_alone(
+    upstream: FakeUpstream, backend: OrasBackend
+) -> None:
+    """From the second time on: one answer of 500 may be a moment's."""
+    held = upstream.add("team/app", image(), tag="v1")
+    upstream.fault("/manifests/", Fault(status=500), method="HEAD", times=1)
+    for _ in range(2):
+        assert backend.resolve(reference(upstream)).digest == digest(held.top)
+    assert methods(upstream) == ["HEAD", "GET", "HEAD"]
+    upstream.requests.clear()
+    upstream.fault("/manifests/", Fault(status=500), method="HEAD")
+    for _ in range(3):
+        assert backend.resolve(reference(upstream)).digest == digest(held.top)
+    assert methods(upstream) == ["HEAD", "GET", "HEAD", "GET", "GET"]
+
+
+def test_an_outage_does_not_double_the_requests(
+    upstream: FakeUpstream, backend: OrasBackend
+) -> None:
+    upstream.add("team/app", image(), tag="v1")
+    upstream.fault("/manifests/", Fault(status=503))
+    for _ in range(3):
+        with pytest.raises(UpstreamUnavailable):
+            backend.resolve(reference(upstream))
+    assert methods(upstream) == ["HEAD", "GET", "HEAD", "HEAD"]
+
+
+def test_a_tag_that_is_gone_where_each_head_breaks_holds_up_no_other(
+    upstream: FakeUpstream, backend: OrasBackend
+) -> None:
+    upstream.add("team/app", image(), tag="v1")
+    upstream.fault("/manifests/", Fault(status=500), method="HEAD")
+    with pytest.raises(ManifestUnknown):
+        backend.resolve(reference(upstream, "team/app:v2"))
+    backend.resolve(reference(upstream))
+
+
+def methods(upstream: FakeUpstream) -> list[str]:
+    return [request.method for request in upstream.seen("/manifests/")]
+
+
 def test_what_neither_head_nor_get_knows_does_not_tell_against_head(
     upstream: FakeUpstream, backend: OrasBackend
 ) -> None:
@@ -498,6 +539,17 @@ def test_name_that_does_not_resolve() -> None:
     with pytest.raises(UpstreamUnavailable, match="name does not resolve") as caught:
         backend.fetch_listing(Repository.parse("registry.invalid", "app"), "tags/list", "")
     assert caught.value.unreachable
+
+
+@pytest.mark.parametrize("rel", ['"next"', '"prev next"', '"NEXT http://a.example/rel"', "next"])
+def test_the_next_page_may_have_further_relations(
+    upstream: FakeUpstream, backend: OrasBackend, rel: str
+) -> None:
+    upstream.add("team/app", image(), tag="v1")
+    link = f'</v2/team/app/tags/list?n=1>; rel="prev", </v2/team/app/tags/list?last=v1>; rel={rel}'
+    upstream.fault("/tags/list", Fault(headers={"Link": link}))
+    listing = backend.fetch_listing(repository(upstream), "tags/list", "")
+    assert listing.next_query == "last=v1"
 
 
 # Endpoints and connections

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +11,8 @@ from functools import partial
 
 import pytest
 
-from ociproxy.errors import Busy
-from ociproxy.fetch.upstreams.threads import UpstreamThreads
+from ociproxy.errors import Busy, StoreError
+from ociproxy.fetch.upstreams.threads import LOOK, StoreThreads, UpstreamThreads
 
 
 class Hanging:
@@ -135,3 +136,22 @@ def test_shutdown_cancels_what_waits(hang: Hanging) -> None:
     assert waiting.cancelled()
     with pytest.raises(RuntimeError):
         pool.submit("a", hang)
+
+
+async def test_where_as_many_looks_hang_as_there_are_threads_the_next_one_waits_for_none(
+    hang: Hanging,
+) -> None:
+    threads = StoreThreads(2)
+    looks = [asyncio.create_task(threads.look(hang)) for _ in range(2)]
+    await asyncio.sleep(0)
+    for look in looks:
+        look.cancel()
+    await asyncio.wait(looks)
+    with pytest.raises(StoreError, match="does not answer"):
+        async with asyncio.timeout(LOOK / 2):
+            await threads.look(lambda: True)
+    hang.event.set()
+    assert await threads.run(lambda: True)
+    await asyncio.sleep(0)
+    assert await threads.look(lambda: True)
+    threads.close()

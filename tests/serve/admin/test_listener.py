@@ -74,7 +74,7 @@ def test_it_answers_beside_the_workers_and_survives_a_kill(
     (admin,) = {int(pid) for pid in children.split()} - workers
     os.kill(admin, signal.SIGKILL)
     server.wait_for_log("worker died")
-    server.wait_for(lambda: server.log().count("admin listener host") == 2, "another one")
+    server.wait_for(lambda: server.log().count("admin listener url") == 2, "another one")
     assert server.metrics()["ociproxy_workers"] == 2
 
     users = tmp_path / "users"

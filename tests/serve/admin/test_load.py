@@ -229,7 +229,7 @@ def test_beyond_this_machine_a_load_needs_a_password(
     server = mirror(config, args=["--workers", "2"], admin=True)
     upstream.add("team/app", image(), tag="v1")
     name = f"{upstream.registry}/team/app:v1"
-    server.wait_for_log("admin listener host")
+    server.wait_for_log("admin listener url")
     status, said = refusal(server, json.dumps([name]).encode())
     assert (status, "serve.admin.auth is not set" in said) == (403, True)
 

@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from ociproxy.config.settings import Config
 from ociproxy.metrics.counters import COUNTERS, HISTOGRAMS, share
-from ociproxy.serve.admin.exposition import GAUGES, expose
+from ociproxy.serve.admin.exposition import GAUGES, expose, of_disk
 from ociproxy.store.store import Store
 from tests.images import image
 from tests.server import Mirror, upstream_entry
@@ -71,10 +71,15 @@ def test_totals_are_what_the_clients_counted_though_a_worker_is_killed(
         threading.Thread(target=client, args=(server, [*paths.values()], rounds, a, b))
         for a, b in zip(finished, broken, strict=True)
     ]
+
+    def workers() -> list[dict[str, int]]:
+        found: list[dict[str, int]] = server.admin("/api/state").json()["workers"]
+        return found
+
+    server.wait_for(lambda: len(workers()) == 2, "both workers up")
     for each in clients:
         each.start()
-    victim = server.admin("/api/state").json()["workers"][0]["pid"]
-    os.kill(victim, signal.SIGKILL)
+    os.kill(workers()[0]["pid"], signal.SIGKILL)
     for each in clients:
         each.join()
     server.wait_for_log("worker died")
@@ -209,9 +214,9 @@ def test_a_scrape_of_many_series_is_quick(tmp_path: Path) -> None:
     for registry in range(50):
         for status in ("2xx", "3xx", "4xx", "429", "5xx", "error"):
             tally.add(("ociproxy_upstream_requests", f"registry-{registry}", status), 1)
-    text, _ = expose(tally, Config(), store, None, "")
+    text, _ = expose(tally, of_disk(Config(), store), None, "")
     began = time.process_time()
     for _ in range(5):
-        expose(tally, Config(), store, None, "")
+        expose(tally, of_disk(Config(), store), None, "")
     assert (time.process_time() - began) / 5 < 0.1
     assert len(text.splitlines()) > 600

@@ -68,6 +68,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if hasKey (.Values.config.store | default dict) "path" }}
 {{- fail "config.store.path: the chart sets it; see persistence and hostPath in values.yaml" }}
 {{- end }}
+{{- range .Values.config.upstreams }}
+{{- range concat (list .) (.endpoints | default list) }}
+{{- if and (kindIs "map" .) (hasKey (.auth | default dict) "password") }}
+{{- fail "config.upstreams: auth.password would be in a ConfigMap; see credentials in values.yaml, and password_file" }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- $serve := dict "host" (include "ociproxy.host" .) "port" (int .Values.port) }}
 {{- if .Values.admin.enabled }}
 {{- $_ := set $serve "admin" (dict "host" (include "ociproxy.adminHost" .) "port" (int .Values.admin.port)) }}
