@@ -148,17 +148,6 @@ class AdminApi:
         )
         return web.Response(body=body, headers={"Content-Type": content_type, "Server": SERVER})
 
-    async def _load(self, request: web.BaseRequest) -> web.StreamResponse:
-        if request.method != "POST":
-            response = error_response(Unsupported("only POST", status=405))
-            response.headers["Allow"] = "POST"
-            return response
-        if self._auth is None and not self._loopback:
-            raise LoadRefused(
-                "serve.admin.auth is not set: beyond this machine a load needs a password"
-            )
-        return await self._loads.answer(request)
-
     async def _of_disk(self) -> Sequence[Family]:
         """Nothing where the disk hangs: one look at it does then, however many scrapes come."""
         looking = self._asking_disk
@@ -169,6 +158,17 @@ class AdminApi:
             self._asking_disk = looking
         done, _ = await asyncio.wait({looking}, timeout=_DISK_TIME)
         return looking.result() if done else ()
+
+    async def _load(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.method != "POST":
+            response = error_response(Unsupported("only POST", status=405))
+            response.headers["Allow"] = "POST"
+            return response
+        if self._auth is None and not self._loopback:
+            raise LoadRefused(
+                "serve.admin.auth is not set: beyond this machine a load needs a password"
+            )
+        return await self._loads.answer(request)
 
     async def _state(self, _: web.BaseRequest) -> web.Response:
         return _json({"store": str(self._store.root.absolute()), "workers": alive(self._tally)})

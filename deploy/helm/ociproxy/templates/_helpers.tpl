@@ -96,25 +96,23 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- mergeOverwrite (deepCopy .Values.config) $set | toYaml }}
 {{- end }}
 
-{{- /* A probe of the listener that is not for clients, where there is one. */ -}}
+{{- /* Of the main port: what opens many connections to the admin listener must not restart a mirror. */ -}}
 {{- define "ociproxy.probe" -}}
-{{- $onMain := not .root.Values.admin.enabled }}
-{{- $port := ternary "registry" "admin" $onMain }}
 {{- $host := ternary "127.0.0.1" "" (not (empty (include "ociproxy.onNodes" .root))) }}
-{{- if and $onMain .root.Values.tls.existingSecret .root.Values.tls.clientCa -}}
+{{- if and .root.Values.tls.existingSecret .root.Values.tls.clientCa -}}
 tcpSocket: # the kubelet has no client certificate
   {{- if $host }}
   host: {{ $host }}
   {{- end }}
-  port: {{ $port }}
+  port: registry
 {{- else -}}
 httpGet:
   {{- if $host }}
   host: {{ $host }}
   {{- end }}
   path: {{ .path }}
-  port: {{ $port }}
-  {{- if and $onMain .root.Values.tls.existingSecret }}
+  port: registry
+  {{- if .root.Values.tls.existingSecret }}
   scheme: HTTPS
   {{- end }}
 {{- end }}
