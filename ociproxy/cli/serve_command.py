@@ -5,6 +5,7 @@ Tests: tests/serve/test_shutdown.py, tests/serve/test_preload.py, tests/archive/
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import ExitStack
 from functools import partial
@@ -26,7 +27,7 @@ from ociproxy.config.settings import Config
 from ociproxy.errors import ConfigError, StoreError
 from ociproxy.load.imagelist import Wanted
 from ociproxy.metrics.counters import share
-from ociproxy.serve.admin.server import admin_socket, run_admin
+from ociproxy.serve.admin.server import admin_socket, serve_admin
 from ociproxy.serve.listener import listen
 from ociproxy.serve.server import Setup, run
 from ociproxy.serve.supervisor import Supervisor
@@ -199,7 +200,8 @@ def serve(
         def work_admin(port: socket, *, again: bool) -> None:
             tally.use(workers + 1)
             listener.close()
-            run_admin(setup(again=again)[0], store, port, tally, make_command, read)
+            config = setup(again=again)[0]
+            asyncio.run(serve_admin(config, store, port, tally, make_command, read))
 
         if workers == 1:
             work()

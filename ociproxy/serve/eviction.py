@@ -122,8 +122,7 @@ class Eviction:
         usage = self._store.usage.read()
         is_stuck = usage is not None and usage.stuck > 0
         if is_stuck or (done["cause"] and not done["freed"]):
-            self._pause = min(max(_PAUSE, 2 * self._pause), _LONGEST)
-            self._not_before = now + max(self._pause, _DUTY * (now - self._began))
+            self._back_off(now, _DUTY * (now - self._began))
             self._warn(
                 "store limit exceeded",
                 done["cause"],
@@ -137,8 +136,7 @@ class Eviction:
             )
         elif self._cause and not done["freed"]:
             # The command reads the file anew: it may know another limit than this server does.
-            self._pause = min(max(_PAUSE, 2 * self._pause), _LONGEST)
-            self._not_before = now + self._pause
+            self._back_off(now)
         else:
             self._pause = 0.0
             if done["freed"] and done["cause"] == "store.min_free":
@@ -146,6 +144,10 @@ class Eviction:
         if self._incomplete:
             images, first = self._incomplete, self._first
             self._warn("pinned images incomplete", (images, first), now, images=images, first=first)
+
+    def _back_off(self, now: float, at_least: float = 0.0) -> None:
+        self._pause = min(max(_PAUSE, 2 * self._pause), _LONGEST)
+        self._not_before = now + max(self._pause, at_least)
 
     def _limit(self, cause: str | None) -> int | None:
         limits = Limits.of(self._config.store, self._store.root)

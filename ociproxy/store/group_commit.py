@@ -316,15 +316,15 @@ class GroupCommit:
                 except OSError as exc:
                     errors[item] = exc
 
-        parts = [items[first::_FLUSHERS] for first in range(min(_FLUSHERS, len(items)))]
+        # One part for this thread, the others for those of the pool.
+        own, *parts = [items[first::_FLUSHERS] for first in range(_FLUSHERS)]
         futures = []
-        for part in parts[1:]:
+        for part in filter(None, parts):
             try:
                 futures.append(self._flushers.submit(do, part))
             except RuntimeError:  # the interpreter ends, or the system starts no thread
                 do(part)
-        for part in parts[:1]:
-            do(part)
+        do(own)
         for future in futures:
             future.result()
         return errors

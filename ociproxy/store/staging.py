@@ -29,7 +29,6 @@ from ociproxy.store.files import (
     heartbeat,
     is_at,
     publish,
-    seal,
     store_errors,
     try_lock,
 )
@@ -227,7 +226,7 @@ class Workspace:
         self.remove()
 
 
-def write_atomically(target: Path, data: bytes, *, staging: Path, sealed: bool = False) -> None:
+def write_atomically(target: Path, data: bytes, *, staging: Path) -> None:
     """Write a small file so that readers see all of it or none. Raises StoreError."""
     with store_errors(target):
         descriptor, staged = stage(staging)
@@ -237,8 +236,6 @@ def write_atomically(target: Path, data: bytes, *, staging: Path, sealed: bool =
                 file.flush()
                 os.fchmod(descriptor, 0o644)
                 os.fsync(descriptor)
-                if sealed:
-                    seal(descriptor, target.name)
                 # While the file is open and so locked: else the sweep could remove it.
                 for changed in publish(staged, target):
                     fsync_directory(changed)

@@ -1,4 +1,4 @@
-"""Opening a store: its format version, and what a folder that is no store is told."""
+"""Opening a store: its format version, and what a folder that is no store is told. A config."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from ociproxy.errors import StoreError
+from ociproxy.oci.digest import Digest
+from ociproxy.store.files import is_sealed
 from ociproxy.store.store import Store, open_existing
 
 
@@ -35,3 +37,14 @@ def test_a_store_of_another_format_is_left_alone(tmp_path: Path, text: str, reas
     with pytest.raises(StoreError, match=reason):
         Store(tmp_path)
     assert (tmp_path / "store.json").read_text() == text
+
+
+def test_a_config_is_committed_as_any_blob_is(tmp_path: Path) -> None:
+    store, raw = Store(tmp_path), b"{}"
+    digest = Digest.of(raw)
+    store.commit_config(digest, raw)
+    path = store.blobs.path(digest)
+    assert path.read_bytes() == raw
+    assert is_sealed(path.stat(), path.name)
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(store.staging.root.iterdir()) == []

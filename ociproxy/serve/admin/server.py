@@ -151,7 +151,7 @@ def _limits(serve: Serve) -> Serve:
     )
 
 
-def run_admin(
+async def serve_admin(
     config: Config,
     store: Store,
     listener: socket.socket,
@@ -161,17 +161,6 @@ def run_admin(
 ) -> None:
     """Serve the admin listener until SIGTERM or SIGINT, in a process of its own. On SIGHUP `reload`
     reads the configuration again."""
-    asyncio.run(_run(config, store, listener, tally, make_command, reload))
-
-
-async def _run(
-    config: Config,
-    store: Store,
-    listener: socket.socket,
-    tally: Tally,
-    make_command: MakeCommand,
-    reload: Callable[[], Config],
-) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
 
