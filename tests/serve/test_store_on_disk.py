@@ -107,8 +107,13 @@ def test_a_damaged_manifest_is_fetched_again(mirror: MakeMirror, upstream: FakeU
     server.manifest(upstream.registry, "app", "v1")
     path = server.wait_for_file(f"img/{app.top.encoded}")
     path.write_bytes(path.read_bytes().replace(b"{", b"[", 1))
-    assert server.manifest(upstream.registry, "app", "v1").body == app.top.data
-    assert path.read_bytes() == app.top.data
+
+    def is_mended() -> bool:
+        """The client has the right bytes before the file does."""
+        assert server.manifest(upstream.registry, "app", "v1").body == app.top.data
+        return path.read_bytes() == app.top.data
+
+    server.wait_for(is_mended, "the manifest stored again")
 
 
 def test_a_tag_that_another_process_removes_is_gone_at_once(
