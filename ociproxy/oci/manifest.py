@@ -10,9 +10,10 @@ Tests: tests/oci/test_manifest.py, tests/fetch/oras/test_backend.py, tests/fetch
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from threading import Lock
 from typing import Final
 
 from ociproxy.errors import DigestMismatch, ManifestInvalid
@@ -40,6 +41,9 @@ from ociproxy.oci.digest import Digest
 MANIFEST_MAX_SIZE: Final = 4 * 1024 * 1024
 """Bytes. The distribution-spec (pushing manifests) asks registries to accept as much, or more."""
 
+_LONG: Final = 256 * 1024
+"""Bytes of a document of which one at a time is parsed."""
+_parsing = Lock()
 _MAX_DESCRIPTORS: Final = 20_000
 """Entries of one list, a guard against hostile documents: 4 MiB have room for more, but no index or
 image in use comes near."""
@@ -140,7 +144,15 @@ class ManifestHolder:
 def parse_manifest(raw: bytes, media_type: str) -> Manifest:
     """Raises MalformedManifest if the bytes are no JSON object, or not of this media type; the kind
     OddManifest if only a descriptor is wrong."""
-    return parse_document(json_object(raw), media_type)
+    with parsing(raw):
+        return parse_document(json_object(raw), media_type)
+
+
+def parsing(raw: bytes) -> AbstractContextManager[object]:
+    """Held while a document is parsed and the parsed one is in use. A long one swells to twenty
+    times its bytes, and threads take no less time for two at once than for one after the other. The
+    event loop parses no long one."""
+    return _parsing if len(raw) > _LONG else nullcontext()
 
 
 def parse_document(document: dict[str, object], media_type: str) -> Manifest:
@@ -211,7 +223,8 @@ def guess_media_type(raw: bytes) -> str:
     OCI documents may lack `mediaType`. The image-spec (manifest.md, "mediaType") forbids mixing the
     fields of different kinds, so fields tell the kind. Raises MalformedManifest.
     """
-    return media_type_of(json_object(raw))
+    with parsing(raw):
+        return media_type_of(json_object(raw))
 
 
 def media_type_of(document: dict[str, object]) -> str:
@@ -272,12 +285,13 @@ def verify_manifest(
     """The manifest in these bytes, parsed here once and for all, unless it is an odd one. A
     mismatch is reported about `subject`. Raises ManifestInvalid for bytes that are no manifest of
     their type, and DigestMismatch for a manifest that is not the expected one."""
+    parsed: Manifest | None = None
     try:
-        document = json_object(raw)
-        media_type = _agreed_media_type(document, content_type, upstream)
-        parsed = None
-        with suppress(OddManifest):  # its digest tells whether it is what was asked for
-            parsed = parse_document(document, media_type)
+        with parsing(raw):
+            document = json_object(raw)
+            media_type = _agreed_media_type(document, content_type, upstream)
+            with suppress(OddManifest):  # its digest tells whether it is what was asked for
+                parsed = parse_document(document, media_type)
     except MalformedManifest as exc:
         reason = f"what it sends as {content_type[:100] or 'a manifest'} is none: {exc}"
         raise ManifestInvalid(upstream, reason) from exc

@@ -23,6 +23,7 @@ from ociproxy.oci.manifest import (
     json_object,
     media_type_of,
     parse_document,
+    parsing,
 )
 from ociproxy.store.files import (
     TOUCH_AFTER,
@@ -235,11 +236,12 @@ def _as_read(digest: Digest, raw: bytes, *, parse: bool = False) -> ManifestHold
     that will look into it saves reading its JSON twice with `parse`."""
     parsed: Manifest | None = None
     try:
-        document = json_object(raw)
-        media_type = media_type_of(document)
-        if parse:
-            with suppress(MalformedManifest):  # the caller hears of it when it looks
-                parsed = parse_document(document, media_type)
+        with parsing(raw):
+            document = json_object(raw)
+            media_type = media_type_of(document)
+            if parse:
+                with suppress(MalformedManifest):  # the caller hears of it when it looks
+                    parsed = parse_document(document, media_type)
     except MalformedManifest:
         return None
     return ManifestHolder(Descriptor(media_type, digest, len(raw)), raw, parsed)
