@@ -22,7 +22,7 @@ import time
 from contextlib import contextmanager, suppress
 from hashlib import blake2s
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Condition, Thread
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import DigestInvalid, StoreError, StoreFull
@@ -111,13 +111,15 @@ class Heartbeat:
     """Thread-safe. A forked process has none of the files of its parent."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        self._changed = Condition()
         self._files: set[int] = set()
+        self._touching: int | None = None
+        """Not under the lock: where its disk hangs, the files of other disks go on."""
         self._running = False
 
     def start(self, file: int) -> None:
         """Touch this open file or directory from now on, in a thread that all files share."""
-        with self._lock:
+        with self._changed:
             self._files.add(file)
             if not self._running:
                 # Without a thread other processes take this one for stopped, and that is all.
@@ -127,19 +129,31 @@ class Heartbeat:
 
     def stop(self, file: int) -> None:
         """Call it before the file is sealed or closed."""
-        with self._lock:
+        with self._changed:
             self._files.discard(file)
+            self._changed.wait_for(lambda: self._touching != file)
 
     def _run(self) -> None:
         while True:
             time.sleep(_BEAT)
-            with self._lock:
+            with self._changed:
                 self._running = bool(self._files)
                 if not self._running:
                     return
-                for file in self._files:
-                    with suppress(OSError):
-                        os.utime(file)
+                files = list(self._files)
+            for file in files:
+                self._touch(file)
+
+    def _touch(self, file: int) -> None:
+        with self._changed:
+            if file not in self._files:
+                return
+            self._touching = file
+        with suppress(OSError):
+            os.utime(file)
+        with self._changed:
+            self._touching = None
+            self._changed.notify_all()
 
 
 _BEAT: Final = 1.0
