@@ -219,8 +219,7 @@ class BlobResponse(web.StreamResponse):
             except OSError as exc:
                 if exc.errno not in UNREADABLE:
                     raise
-                digest = Path(self.headers["Docker-Content-Digest"])
-                raise StoreError(digest, (exc.strerror or str(exc)).lower()) from exc
+                raise self._unreadable(exc) from exc
             if sent < size:
                 # The client must not take the next response for the missing bytes.
                 raise ConnectionResetError("the file has become shorter")
@@ -238,8 +237,15 @@ class BlobResponse(web.StreamResponse):
             self._file_number = fill.files
             with os.fdopen(fill.duplicate_file(), "rb", 0) as shared:
                 # Opened anew: a duplicate shares its position with those of other responses.
-                self._file = open(f"/proc/self/fd/{shared.fileno()}", "rb", 0)  # noqa: PTH123, SIM115 no disk is asked; `close` closes it
+                try:
+                    self._file = open(f"/proc/self/fd/{shared.fileno()}", "rb", 0)  # noqa: PTH123, SIM115 no disk is asked; `close` closes it
+                except OSError as exc:  # of a network file system, when the fill has failed
+                    raise self._unreadable(exc) from exc
         return self._file
+
+    def _unreadable(self, error: OSError) -> StoreError:
+        digest = Path(self.headers["Docker-Content-Digest"])
+        return StoreError(digest, (error.strerror or str(error)).lower())
 
     async def _send_file(
         self, request: web.BaseRequest, senders: Senders, file: BinaryIO, start: int, size: int
