@@ -129,7 +129,8 @@ def test_a_pull_is_seen_in_every_number(
         server.wait_for(lambda: server.metrics()["ociproxy_connections"] >= 1, "connections seen")
         server.wait_for(
             lambda: (
-                server.metrics()[f'ociproxy_upstream_available{{registry="{away.registry}"}}'] == 0
+                server.metrics().get(f'ociproxy_upstream_available{{registry="{away.registry}"}}')
+                == 0
             ),
             "the upstream seen away",
         )
