@@ -11,6 +11,7 @@
     locks/                                            files to lock; `usage` says the store's size
     pins/                                             what no prune removes
     scrub.json check.json                             how far a pass over all files has come
+    removed.json                                      the images that prunes removed last
     store.json                                        the format version
 
 Opening a store makes the folders that are missing and reads no content.
