@@ -118,6 +118,7 @@ class Store:
             clock=clock,
             below=below,
         )
+        self.commits.made = self.manifests.count
         self.below = below
         self.refs = Refs(
             root / "refs", root / "referrers", staging=staging, pending=pending, below=below
