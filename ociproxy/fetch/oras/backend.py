@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     import requests
 
     from ociproxy.config.settings import Fetch, Upstream
+    from ociproxy.fetch.backend import Quota
     from ociproxy.fetch.download.download import Download
-    from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Reference, Repository
 
