@@ -37,7 +37,7 @@ from ociproxy.fetch.backend import NAMESPACE
 from ociproxy.fetch.credential_helper import CredentialSource
 from ociproxy.fetch.oras.auth import RepositoryAuth, RepositorySession
 from ociproxy.fetch.oras.challenges import Challenge, find_challenge
-from ociproxy.fetch.oras.errors import FOREIGN, translate, translated
+from ociproxy.fetch.oras.errors import FOREIGN, translate
 from ociproxy.fetch.oras.session import (
     content_encoding,
     content_length,
@@ -91,7 +91,7 @@ class RegistryClient:
     ) -> requests.Response:
         """The answer to one request, of any status, its body not read. `path` follows the
         repository's name and may have a query. Raises UpstreamError kinds."""
-        with translated(self._name, self._upstream.timeouts):
+        try:
             url = f"{self._base_url()}{repository.name}/{path}"
             if self._upstream.namespace is not None:
                 separator = "&" if "?" in path else "?"
@@ -99,6 +99,8 @@ class RegistryClient:
             with self._making:  # two threads must not make a token each
                 registry = self._registry_of(repository)
             response = self._ask(registry, method, url, headers)
+        except FOREIGN as exc:
+            raise translate(exc, self._name, self._upstream.timeouts) from exc
         self.quota = quota_in(response.headers) or self.quota
         return response
 
