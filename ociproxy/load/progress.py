@@ -17,8 +17,8 @@ from ociproxy.oci.manifest import Index, parse_manifest
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
+    from ociproxy.fetch.backend import Quota
     from ociproxy.fetch.retry import Progress
-    from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.load.image import UpstreamImage
     from ociproxy.load.imagelist import Wanted
     from ociproxy.oci.descriptor import Descriptor

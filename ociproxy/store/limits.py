@@ -145,7 +145,7 @@ class Room:
         the file open. Raises StoreError."""
         limits, _ = self._look()
         if limits is None or limits.max_size is None:
-            ingest.commit(self._store.blobs)
+            ingest.commit(self._store.blobs.commit)
             return True
         promised = self._promise(size, limits, stopped)
         usage = self._store.usage.read()
@@ -153,7 +153,7 @@ class Room:
             ingest.discard()
             return False
         try:
-            ingest.commit(self._store.blobs)
+            ingest.commit(self._store.blobs.commit)
         finally:
             if promised:
                 self._store.usage.release(size)

@@ -37,8 +37,7 @@ from ociproxy.store.group_commit import PATIENCE, Commit, GroupCommit
 from ociproxy.store.manifests import Manifests, check_manifest
 from ociproxy.store.mounts import is_remote
 from ociproxy.store.pruning.pins import PinFiles
-from ociproxy.store.read_only import TagRecord
-from ociproxy.store.refs import Refs
+from ociproxy.store.refs import Refs, TagRecord
 from ociproxy.store.removal import Removals
 from ociproxy.store.staging import Staging, stage, write_atomically
 from ociproxy.store.usage import UsageFile
@@ -121,7 +120,11 @@ class Store:
         self.commits.made = self.manifests.count
         self.below = below
         self.refs = Refs(
-            root / "refs", root / "referrers", staging=staging, pending=pending, below=below
+            root / "refs",
+            root / "referrers",
+            staging=staging,
+            pending=pending,
+            below=[content.records for content in below],
         )
 
     def remembers(self, reference: Reference) -> bool:

@@ -24,7 +24,7 @@ from ociproxy.bounded import BoundedCache
 from ociproxy.clock import time_left
 from ociproxy.errors import UpstreamDenied, UpstreamForbidden, UpstreamUnavailable
 from ociproxy.fetch.oras.challenges import Demand, find_challenge
-from ociproxy.fetch.oras.errors import refuse, translated
+from ociproxy.fetch.oras.errors import FOREIGN, refuse, translate
 from ociproxy.fetch.oras.session import Session, discard, origin, read_bounded, upstream_url
 
 if TYPE_CHECKING:
@@ -219,13 +219,15 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         headers = {} if credentials is None else {"Authorization": _basic(credentials)}
         if not self._elsewhere:
             self.session.certify_realm(demand.realm)
-        with translated(self._upstream, self._timeouts):
+        try:
             response = self.session.get(
                 demand.realm, params=parameters, headers=headers, stream=True
             )
             if response.status_code != 200:
                 raise refuse(response, self._upstream)
             raw = read_bounded(response, _TOKEN_LIMIT)
+        except FOREIGN as exc:
+            raise translate(exc, self._upstream, self._timeouts) from exc
         try:
             answer = json.loads(raw)
         except (ValueError, RecursionError) as exc:
