@@ -14,7 +14,7 @@ import time
 from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import requests
@@ -269,10 +269,10 @@ class RepositorySession:
         self._auths: BoundedCache[object, RepositoryAuth] = BoundedCache(_ORIGINS)
 
     def request(
-        self, method: str, url: str, *, headers: dict[str, str], **options: Any
+        self, method: str, url: str, *, headers: dict[str, str], **_: object
     ) -> requests.Response:
         """Called by oras. Raises UpstreamDenied where no anonymous token is to be had."""
-        response = self._session.request(method, url, headers=headers, **options)
+        response = self._session.ask(method, url, headers)
         if response.status_code != 401 or not _is_elsewhere(response):
             return response
         auth, url = self._auth(response.url), response.url
@@ -280,11 +280,10 @@ class RepositorySession:
         known = {**headers, **auth.get_auth_header(url)}
         if known != headers:
             discard(response)
-            response = self._session.request(method, url, headers=known, **options)
+            response = self._session.ask(method, url, known)
             if response.status_code != 401 or _is_elsewhere(response):
                 return response
-        headers = auth.renew(response, known, url)
-        return self._session.request(method, url, headers=headers, **options)
+        return self._session.ask(method, url, auth.renew(response, known, url))
 
     def _auth(self, url: str) -> RepositoryAuth:
         place = origin(url)
