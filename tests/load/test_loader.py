@@ -559,7 +559,10 @@ def test_a_foreign_layer_that_the_registry_lacks_is_named_and_the_image_not_comp
     name = f"{upstream.registry}/team/app:v1"
     done = load.run(load.write(name), "--lock", str(load.folder / "lock"))
     assert done.code == 3
-    assert f"non-distributable layer {layer.digest}; it may be at https://elsewhere" in done.stderr
+    assert (
+        f"non-distributable layer {layer.digest}: unknown to the upstream; it may be at https://els"
+        in done.stderr
+    )
     assert load.complete() == set()
     assert load.tag(name) == made.digest
     assert load.has(made)
