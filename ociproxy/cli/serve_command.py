@@ -21,11 +21,11 @@ from ociproxy.cli.backends import backends
 from ociproxy.cli.child import command_maker
 from ociproxy.cli.environment import misspelt
 from ociproxy.cli.options import common, configuration, pull_timeout
-from ociproxy.cli.pins_command import configured_pins
 from ociproxy.cli.sources import machine_platform, read_wanted
 from ociproxy.config.settings import Config
 from ociproxy.errors import ConfigError, StoreError
 from ociproxy.load.imagelist import Wanted
+from ociproxy.load.pins import configured_pins
 from ociproxy.metrics.counters import share
 from ociproxy.serve.admin.server import admin_socket, serve_admin
 from ociproxy.serve.listener import listen

@@ -65,7 +65,8 @@ def test_each_view_is_sound_in_light_and_dark_and_the_keyboard_reaches_all(
     server.wait_for(
         lambda: name.encode() in server.admin("/contents").body, "the image listed", limit=60
     )
-    for path in ("/", "/contents", f"/image?reference={name}", "/store", "/log"):
+    views = ("/", "/contents", f"/image?reference={name}", "/store", "/log")
+    for path in (*views, "/why", f"/why?reference={name}"):
         browser.get(url + path)
         browser.execute_script(AXE.read_text(encoding="utf-8"))
         for scheme in ("light", "dark"):
@@ -83,6 +84,12 @@ def test_each_view_is_sound_in_light_and_dark_and_the_keyboard_reaches_all(
     assert stops == ["Skip to the content", "Now", "Contents", "Store"]
     browser.switch_to.active_element.send_keys(Keys.ENTER)
     server.wait_for(lambda: browser.current_url == f"{url}/store", "the store's view")
+
+    # A reference is typed, and explained.
+    browser.get(f"{url}/why")
+    field = browser.find_element(By.NAME, "reference")
+    field.send_keys(name, Keys.ENTER)
+    wait_for_text(browser, server, "main", "answered from the store")
 
     # What happens is seen without a reload.
     browser.get(f"{url}/log")
