@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from tests.images import multi_platform
-from tests.parts.tools import require_tool
 from tests.server import Mirror, upstream_entry
 from tests.upstream import FakeUpstream
 
 AXE = Path(__file__).with_name("axe") / "axe.min.js"
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1200,900",
-)
 SERIOUS = """
 const done = arguments[arguments.length - 1];
 axe.run().then(found => done(found.violations
@@ -37,21 +23,6 @@ axe.run().then(found => done(found.violations
 """
 
 pytestmark = pytest.mark.real
-
-
-@pytest.fixture
-def browser() -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = require_tool("chromium")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        for flag in (*FLAGS, f"--user-data-dir={folder}"):
-            options.add_argument(flag)
-        driver = webdriver.Chrome(options=options, service=Service(require_tool("chromedriver")))
-        try:
-            yield driver
-        finally:
-            driver.quit()
 
 
 def test_each_view_is_sound_in_light_and_dark_and_the_keyboard_reaches_all(

@@ -153,7 +153,7 @@ class Page:
 
     def _pull(self, pull: dict[str, Any], fills: Mapping[str, Any]) -> dict[str, Any]:
         """With its rate over the last seconds, and the time that is left by it."""
-        name, digest = _named(pull["name"])
+        name, _, digest = pull["name"].partition("@")
         now = time.monotonic()
         sent, size = pull["sent"], pull["size"]
         began, first, rate = self._rates.setdefault(pull["id"], (now, sent, 0.0))
@@ -263,9 +263,3 @@ def _explainable(name: str) -> bool:
         return not name.endswith(":list") and bool(Reference.parse(name))
     except (NameInvalid, DigestInvalid):
         return False
-
-
-def _named(path: str) -> tuple[str, str]:
-    """Repository and digest of a blob's path."""
-    name, _, digest = path.partition("?")[0].rpartition("/blobs/")
-    return name, digest
