@@ -49,7 +49,8 @@ from ociproxy.store.store import Store, is_store, temporary_store
     "--admin-port",
     envvar="OCIPROXY_ADMIN_PORT",
     type=click.IntRange(0, 65535),
-    help="The port for metrics, probes and state; 0 turns it off.  [default: 8081]",
+    help="The port for the page, metrics, probes and the admin API; 0 turns it off.  "
+    "[default: 8081]",
 )
 @click.option(
     "--offline",
