@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import IntegrityError, NoRoom, OciProxyError
 from ociproxy.oci.manifest import Index, parse_manifest
+from ociproxy.store.room import free_space
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
+    from ociproxy.store.store import Store
 
 _INCOMPLETE: Final = 3
 _TRANSIENT: Final = 75
@@ -171,6 +173,29 @@ class LoadProgress:
             max(size - max(self._arrived(where, digest), held(where, digest)), 0)
             for digest, (where, size) in coming.items()
         )
+
+    def check_disk(
+        self,
+        missing: Mapping[Digest, int],
+        repository: Repository,
+        store: Store,
+        partition: Callable[[str], str],
+    ) -> None:
+        """Raises NoRoom where the disk lacks room for these blobs, and those that other images
+        fetch. `partition` is `Config.partition`."""
+
+        def held(where: Repository, digest: Digest) -> int:
+            return store.staging.held(digest, partition(where.registry))
+
+        needed, free = self.coming(missing, held, repository), free_space(store.root)
+        if needed >= free:
+            reason = f"no space left on device: {needed} bytes to come, {free} free"
+            raise NoRoom(store.root, reason)
+
+    def unstored(self, missing: Mapping[Digest, int]) -> int:
+        """Bytes that the store will get: of these blobs, and of those that other images fetch."""
+        pending = {digest: size for digest, (_, size) in self._pending.items()}
+        return sum((pending | dict(missing)).values())
 
     def found(self, active: ActiveImage, image: UpstreamImage, missing: dict[Digest, int]) -> None:
         """The manifests of an image are known, and `missing` are the blobs to fetch."""

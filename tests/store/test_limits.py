@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import threading
@@ -14,7 +15,8 @@ from ociproxy.config.local_settings import Store as Settings
 from ociproxy.errors import StoreFull
 from ociproxy.oci.digest import Digest
 from ociproxy.store.ingest import Ingest
-from ociproxy.store.limits import Limits, Room
+from ociproxy.store.limits import Limits
+from ociproxy.store.room import Room
 from ociproxy.store.store import Store
 from ociproxy.store.usage import WANTED, Usage
 from tests.images import random_blob
@@ -109,6 +111,27 @@ def test_a_download_goes_on_once_the_store_was_reduced(tmp_path: Path) -> None:
     assert room.keep(arrived[2], 100, threading.Event())
     for each in arrived:
         each.close()
+
+
+def test_a_download_that_was_refused_though_it_fits_gets_its_room_without_a_run(
+    tmp_path: Path,
+) -> None:
+    """Another process had the file just when it asked."""
+    store = Store(tmp_path)
+    store.usage.record(0, Usage(), freed=0, stuck=False)
+    ingest, kept = arriving(store, 100), []
+    room = Room(store, Settings(max_size=1000, min_free=0))
+    waiting = threading.Thread(
+        target=lambda: kept.append(room.keep(ingest, 100, threading.Event()))
+    )
+    with (tmp_path / "locks/usage").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+    waiting.join(5)
+    assert kept == [True]
+    ingest.close()
 
 
 def test_a_full_disk_is_tried_again_after_each_run(tmp_path: Path) -> None:
