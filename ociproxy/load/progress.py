@@ -200,16 +200,23 @@ async def watched(
 ) -> None:
     """Wait for work while it gets on, which is while `signs` changes; None of it says nothing.
     Raises TimeoutError after `limit` seconds without, and what the work raises."""
-    task = asyncio.create_task(work)
-    seen, since = None, time.monotonic()
-    try:
-        while not (await asyncio.wait([task], timeout=limit / _LOOKS))[0]:
-            fresh = signs()
-            if fresh is None or fresh != seen:
-                seen, since = fresh, time.monotonic()
-            elif time.monotonic() - since > limit:
-                raise TimeoutError
-        await task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    loop = asyncio.get_running_loop()
+    seen: object = None
+    looking: asyncio.TimerHandle
+
+    def look() -> None:
+        nonlocal seen, looking
+        if timeout.expired():
+            return
+        fresh = signs()
+        if fresh is None or fresh != seen:
+            seen = fresh
+            timeout.reschedule(loop.time() + limit)
+        looking = loop.call_later(limit / _LOOKS, look)
+
+    async with asyncio.timeout(limit) as timeout:
+        looking = loop.call_later(limit / _LOOKS, look)
+        try:
+            await work
+        finally:
+            looking.cancel()
