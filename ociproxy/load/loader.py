@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -38,7 +37,7 @@ from ociproxy.store.image import platform_of
 from ociproxy.store.limits import free_space
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Config
@@ -129,13 +128,19 @@ class Loader:
         self.progress = LoadProgress(engine.blobs.arrived)
         self._stopped = False
         self._admits = admits
+        self._renew: Callable[[float], None] = lambda _: None
 
     async def run(self, wanted: Iterable[Wanted]) -> Summary:
         """Load each image; the failure of one does not stop the others, unless `fail_fast`.
 
         Raises StoreError at once, for then no image can be stored.
         """
-        return await self._each(wanted, self._load)
+        using, threads = self._store.staging.using(self._clock.now()), self._engine.threads
+        self._renew = await threads.run(using.__enter__)
+        try:
+            return await self._each(wanted, self._load)
+        finally:
+            await threads.run(lambda: using.__exit__(None, None, None))
 
     async def find(self, wanted: Iterable[Wanted]) -> Summary:
         """Fetch the manifests of each image, and the configs that tell platforms; tell the watcher.
@@ -167,7 +172,7 @@ class Loader:
                 state = self._engine.upstreams.state(wanted.reference.repository.registry)
                 if not self._admits(wanted, state):
                     continue
-            active = ActiveImage(wanted, Progress(self._clock.monotonic()))
+            active = ActiveImage(wanted, Progress(self._clock.monotonic()), self._clock.now())
             self.progress.active.append(active)
             try:
                 image = await work(active)
@@ -192,39 +197,22 @@ class Loader:
             # Before any layer: a wrong platform must not cost the whole image.
             await all_of(self._fetch_config(active, *each) for each in image.reached)
             await self._engine.threads.run(lambda: self._find_platforms(active.wanted, image))
-        missing = {
-            digest: blob.size
-            for digest, blob in image.blobs.items()
-            if self._store.blobs.find_size(digest) != blob.size
-        }
         async with self._admitting:
-            if not plan:
-                # Before the link is spent.
-                await self._engine.threads.run(lambda: self._check_room(active, missing))
+            # Before the link is spent.
+            missing = await self._engine.threads.run(lambda: self._missing(active, image, plan))
             self.progress.found(active, image, missing)
         return image
 
     async def _load(self, active: ActiveImage) -> UpstreamImage:
-        async with self._using():
-            image = await self._find(active)
-            missing = list(image.blobs.values())
-            for _ in range(_ROUNDS):
-                await all_of(self._fill(active, blob) for blob in missing)
-                missing = await self._engine.threads.run(lambda: self._publish(active, image))
-                if not missing:
-                    return image
+        image = await self._find(active)
+        missing = list(image.blobs.values())
+        for _ in range(_ROUNDS):
+            await all_of(self._fill(active, blob) for blob in missing)
+            missing = await self._engine.threads.run(lambda: self._publish(active, image))
+            if not missing:
+                return image
         path = self._store.blobs.path(missing[0].digest)
         raise StoreError(path, "another process removes it while it is loaded")
-
-    @asynccontextmanager
-    async def _using(self) -> AsyncIterator[None]:
-        """Inside, what is seen in the store is not removed from it."""
-        using = self._store.staging.using(self._clock.now())
-        await self._engine.threads.run(using.__enter__)
-        try:
-            yield
-        finally:
-            await self._engine.threads.run(lambda: using.__exit__(None, None, None))
 
     async def _fill(self, active: ActiveImage, blob: Descriptor) -> None:
         repository = active.wanted.reference.repository
@@ -278,16 +266,30 @@ class Loader:
         commit.wait()
         return []
 
+    def _missing(self, active: ActiveImage, image: UpstreamImage, plan: bool) -> dict[Digest, int]:
+        """Bytes of each blob that the store lacks. Raises StoreError; NoRoom, unless for a plan."""
+        # What only images that have ended saw may be removed.
+        self._renew(min(each.since for each in tuple(self.progress.active)))
+        missing = {
+            digest: blob.size
+            for digest, blob in image.blobs.items()
+            if self._store.blobs.find_size(digest) != blob.size
+        }
+        if missing and not plan:
+            self._check_room(active, missing)
+        return missing
+
     def _check_room(self, active: ActiveImage, missing: dict[Digest, int]) -> None:
-        """Raises NoRoom, or another StoreError."""
         repository, root = active.wanted.reference.repository, self._store.root
 
         def held(where: Repository, digest: Digest) -> int:
             return self._store.staging.held(digest, self._partition(where.registry))
 
-        needed = self.progress.coming(missing, held, repository)
         free = free_space(root)
-        if missing and needed >= free:
+        if self.progress.coming(missing, lambda *_: 0, repository) < free:
+            return  # so is what is left of it: no need to look what the disk has already
+        needed = self.progress.coming(missing, held, repository)
+        if needed >= free:
             reason = f"no space left on device: {needed} bytes to come, {free} free"
             raise NoRoom(root, reason)
 

@@ -37,6 +37,8 @@ class ActiveImage:
 
     wanted: Wanted
     progress: Progress
+    since: float
+    """When it began, in seconds since the epoch: what it saw in the store since must stay there."""
     began: float = field(default_factory=time.monotonic)
     image: UpstreamImage | None = None
     """None until all its manifests are known."""

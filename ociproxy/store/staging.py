@@ -35,7 +35,7 @@ from ociproxy.store.files import (
 from ociproxy.store.ingest import JOURNAL_SUFFIX, Ingest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _WRITING: Final = ".write-"
 _USING: Final = f"{_WRITING}using-"
@@ -110,22 +110,27 @@ class Staging:
         return found
 
     @contextmanager
-    def using(self, now: float) -> Iterator[None]:
+    def using(self, now: float) -> Iterator[Callable[[float], None]]:
         """Inside, no other process removes what was used or stored since `now` (seconds since the
-        epoch): a load or an import may need it long after it looked. A store that cannot be written
-        keeps nothing, and nothing is removed from it. Raises StoreError."""
+        epoch): a load or an import may need it long after it looked. The function that it gives
+        names a later time. A store that cannot be written keeps nothing, and nothing is removed
+        from it. Raises StoreError."""
         try:
             file, path = stage(self.root, _USING)
         except OSError as exc:
             if exc.errno in (errno.EROFS, errno.EACCES):
-                yield
+                yield lambda _: None
                 return
             with store_errors(self.root):
                 raise
-        try:
+
+        def renew(since: float) -> None:
             with store_errors(path):
-                os.utime(file, (now, now))
-            yield
+                os.utime(file, (since, since))
+
+        try:
+            renew(now)
+            yield renew
         finally:
             os.close(file)
             path.unlink(missing_ok=True)
