@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -37,7 +37,7 @@ from ociproxy.store.image import platform_of
 from ociproxy.store.limits import free_space
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Config
@@ -76,14 +76,14 @@ class Result:
 
     `missing` has the bytes of each blob that the store lacks, after a load only those that the
     upstream refuses and that the image may lack. `withheld` are the layers among them, which need
-    not be distributed. `fetched` are bytes that came for this image.
+    not be distributed, with the upstream's reason. `fetched` are bytes that came for this image.
     """
 
     image: UpstreamImage
     missing: dict[Digest, int]
     fetched: int
     seconds: float
-    withheld: tuple[Descriptor, ...] = ()
+    withheld: Mapping[Descriptor, str] = field(default_factory=dict)
 
 
 class Loader:
@@ -183,7 +183,7 @@ class Loader:
                 self._stopped = self._fail_fast
                 self._watcher.failed(wanted, exc)
             else:
-                withheld = tuple(active.withheld)
+                withheld = dict(active.withheld)
                 self.progress.summary.add_loaded(complete=not withheld)
                 seconds = time.monotonic() - active.began
                 result = Result(image, active.missing, active.fetched, seconds, withheld)

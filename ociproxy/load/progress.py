@@ -17,8 +17,9 @@ from ociproxy.oci.manifest import Index, parse_manifest
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
+    from ociproxy.errors import BlobUnknown, UpstreamDenied
+    from ociproxy.fetch.backend import Quota
     from ociproxy.fetch.retry import Progress
-    from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.load.image import UpstreamImage
     from ociproxy.load.imagelist import Wanted
     from ociproxy.oci.descriptor import Descriptor
@@ -46,13 +47,13 @@ class ActiveImage:
     """Bytes of each blob that the store still lacks."""
     size: int = 0
     """Bytes of all blobs that the store lacked when the manifests became known."""
-    withheld: list[Descriptor] = field(default_factory=list)
-    """Layers that need not be distributed, and that the upstream does not have."""
+    withheld: dict[Descriptor, str] = field(default_factory=dict)
+    """Layers that need not be distributed, and why the upstream does not give them."""
     fetched: int = 0
     """Bytes that the upstream sent for this image; bytes of a shared blob that another image
     fetched are not among them."""
 
-    def may_lack(self, blob: Descriptor, error: OciProxyError) -> bool:
+    def may_lack(self, blob: Descriptor, error: BlobUnknown | UpstreamDenied) -> bool:
         """Whether the image is of use without this blob, which the upstream refuses with `error`.
         Referrers and signatures that need it are left out then."""
         image = self.image
@@ -60,7 +61,7 @@ class ActiveImage:
             _leave_out(image, blob.digest, error)
         elif blob.is_nondistributable:
             # Registries need not have such layers: a client may have them.
-            self.withheld.append(blob)
+            self.withheld[blob] = error.reason
         else:
             return False
         return True
