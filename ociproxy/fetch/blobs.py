@@ -269,7 +269,7 @@ class BlobPuller:
 
     async def _look(self, digest: Digest) -> BlobFile | None:
         """The event loop looks where the disk is not asked: for most blobs that are asked for."""
-        found = None if self._store.is_remote else self._store.blobs.find_cached(digest)
+        found = self._store.blobs.find_cached(digest)
         if found is not None:
             return found
         late = lambda blob: blob and blob.file.close()  # noqa: E731
@@ -315,7 +315,7 @@ class BlobPuller:
 
     def _start_missing(self, repository: Repository, blob: Descriptor) -> Fill | None:
         # The thread of a download looks again, before it asks the upstream.
-        if not self._store.is_remote and self._store.blobs.find_size(blob.digest) is not None:
+        if not self._threads.is_remote and self._store.blobs.find_size(blob.digest) is not None:
             return None
         return self._start(repository, blob.digest, background=True)
 

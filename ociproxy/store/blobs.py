@@ -62,8 +62,11 @@ class Blobs:
         below: Sequence[ReadOnlyContent] = (),
         *,
         keep_names: Callable[[], None] = lambda: None,
+        is_remote: bool = False,
     ) -> None:
-        """`keep_names` is called after each commit: the folder has to be flushed soon."""
+        """`keep_names` is called after each commit: the folder has to be flushed soon. `is_remote`
+        is that of the store."""
+        self._is_remote = is_remote
         self._keep_names = keep_names
         self.folder = root
         self._prefix = f"{root}{os.sep}"
@@ -100,8 +103,9 @@ class Blobs:
     def find_cached(self, digest: Digest) -> BlobFile | None:
         """The same without waiting for the disk. None where it would be asked, for the blob or to
         record the use, and where the store has no such blob."""
-        name = file_name(digest)
-        descriptor = _open_cached(self._prefix + name)
+        if self._is_remote:
+            return None
+        descriptor = _open_cached(self._prefix + file_name(digest))
         if descriptor is None:
             return None
         file = open(descriptor, "rb", buffering=0)  # noqa: PTH123, SIM115 the caller closes it

@@ -110,6 +110,7 @@ class Store:
             self.usage,
             below,
             keep_names=self.commits.keep_names,
+            is_remote=self.is_remote,
         )
         self.manifests = Manifests(
             root / _INDEXES,
