@@ -1,4 +1,4 @@
-"""What a command gives its user: bars on standard error, JSON on standard output, files.
+"""What a command gives its user beside lines: JSON on standard output, files, and what bars show.
 Tests: tests/cli/test_progress.py, tests/load/test_loader.py.
 """
 
