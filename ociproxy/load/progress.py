@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
     from ociproxy.errors import BlobUnknown, UpstreamDenied
+    from ociproxy.fetch.backend import Quota
     from ociproxy.fetch.retry import Progress
-    from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.load.image import UpstreamImage
     from ociproxy.load.imagelist import Wanted
     from ociproxy.oci.descriptor import Descriptor

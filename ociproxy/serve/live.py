@@ -19,8 +19,8 @@ from ociproxy.bounded import BoundedCache
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from ociproxy.fetch.backend import Quota
     from ociproxy.fetch.download.fill import Fill
-    from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.fetch.upstreams.upstreams import UpstreamState
     from ociproxy.metrics.tally import Tally
     from ociproxy.serve.api import RegistryApi

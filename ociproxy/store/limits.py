@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -22,7 +22,7 @@ from ociproxy.errors import StoreFull
 from ociproxy.store.files import store_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
     from pathlib import Path
     from threading import Event
 
@@ -101,7 +101,9 @@ class Limits:
         keeps the limits as it is."""
         found = []
         if self.max_size is not None and self._is_near_cap(stored + wanted):
-            found.append(min(self.max_size * _DOWN_TO // 100, self.max_size - wanted))
+            # With what is wanted, it is no more than what begins the next run.
+            early = self.max_size * _EARLY // 100
+            found.append(min(self.max_size * _DOWN_TO // 100, early - wanted))
         if self._is_free_short(wanted):
             lacking = self.min_free * (100 + _SPARE) // 100 + wanted - self.free
             found.append(stored - lacking)
@@ -143,7 +145,7 @@ class Room:
         the file open. Raises StoreError."""
         limits, _ = self._look()
         if limits is None or limits.max_size is None:
-            ingest.commit(self._store.blobs)
+            ingest.commit(self._store.blobs.commit)
             return True
         promised = self._promise(size, limits, stopped)
         usage = self._store.usage.read()
@@ -151,7 +153,7 @@ class Room:
             ingest.discard()
             return False
         try:
-            ingest.commit(self._store.blobs)
+            ingest.commit(self._store.blobs.commit)
         finally:
             if promised:
                 self._store.usage.release(size)
@@ -167,37 +169,40 @@ class Room:
             limits, _ = self._look()
             if limits is None or not limits.exist:
                 raise
-            for _ in self._runs(size, limits, stopped):
-                with suppress(StoreFull):
-                    return begin(size)
+            with closing(self._runs(size, limits, stopped)) as runs:
+                for _ in runs:
+                    with suppress(StoreFull):
+                        return begin(size)
             raise
 
     def _promise(self, size: int, limits: Limits, stopped: Event) -> bool:
         """Whether the store has room for so many bytes in the end."""
         cap, file = limits.max_size or 0, self._store.usage
-        return file.reserve(size, cap) or any(
-            file.reserve(size, cap) for _ in self._runs(size, limits, stopped)
-        )
+        if file.reserve(size, cap):
+            return True
+        with closing(self._runs(size, limits, stopped)) as runs:
+            return any(file.reserve(size, cap) for _ in runs)
 
-    def _runs(self, size: int, limits: Limits, stopped: Event) -> Iterator[Usage]:
+    def _runs(self, size: int, limits: Limits, stopped: Event) -> Generator[Usage]:
         """Ask for room, and yield once each time that the store was reduced, until it may not be
-        reduced any more or `_WAIT` is over."""
+        reduced any more or `_WAIT` is over. Close it: then the room is not wanted any more."""
         file = self._store.usage
         before = file.read()
         if not limits.can_fit(size) or (before is not None and before.stuck):
             return
-        file.want(size)
-        runs = 0 if before is None else before.runs
-        end = time.monotonic() + _WAIT
-        while time.monotonic() < end and not stopped.wait(_LOOK):
-            usage = file.read()
-            if usage is not None and usage.runs > runs:
-                yield usage
-                if usage.stuck:
-                    return
-                # Other downloads were faster.
-                runs = usage.runs
-                file.want(size)
+        runs, end = file.want(size), time.monotonic() + _WAIT
+        try:
+            while time.monotonic() < end and not stopped.wait(_LOOK):
+                usage = file.read()
+                if runs is None:
+                    runs = file.want(size)
+                elif usage is not None and usage.runs > runs:
+                    yield usage
+                    if usage.stuck:
+                        return
+                    runs = file.want(size)  # other downloads were faster
+        finally:
+            file.take_back(size, runs)
 
     def _look(self) -> tuple[Limits | None, Usage | None]:
         if self._settings is None:

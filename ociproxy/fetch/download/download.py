@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from ociproxy.config.settings import Fetch
-    from ociproxy.fetch.backend import Fetcher
     from ociproxy.fetch.download.assembly import Segment
+    from ociproxy.fetch.download.state import Fetcher
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
     from ociproxy.store.hashing import InOrderHasher

@@ -25,7 +25,7 @@ from ociproxy.errors import (
 from ociproxy.fetch.backend import Listing, passed_on
 from ociproxy.fetch.download.connections import Connections
 from ociproxy.fetch.oras.client import HttpBlobStream, RegistryClient
-from ociproxy.fetch.oras.errors import refuse, translated
+from ociproxy.fetch.oras.errors import FOREIGN, refuse, translate
 from ociproxy.fetch.oras.session import (
     content_encoding,
     content_length,
@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     import requests
 
     from ociproxy.config.settings import Fetch, Upstream
+    from ociproxy.fetch.backend import Quota
     from ociproxy.fetch.download.download import Download
-    from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Reference, Repository
 
@@ -301,8 +301,10 @@ class OrasBackend:
         if length is not None and length > MANIFEST_MAX_SIZE:
             response.close()
             raise ManifestInvalid(self._name, f"a document of {length} bytes is too large")
-        with translated(self._name, self._upstream.timeouts, body=True):
+        try:
             raw = read_bounded(response, MANIFEST_MAX_SIZE + 1)
+        except FOREIGN as exc:
+            raise translate(exc, self._name, self._upstream.timeouts, body=True) from exc
         UPSTREAM_BYTES.add(self._upstream.label, by=len(raw))
         if len(raw) > MANIFEST_MAX_SIZE:
             reason = f"a document of more than {MANIFEST_MAX_SIZE} bytes is too large"

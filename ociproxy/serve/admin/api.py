@@ -192,9 +192,10 @@ def _disk(config: Config, store: Store) -> list[Family]:
 
 def _page_class() -> type[Page]:
     # As above; and its templates are read.
+    from ociproxy.serve.admin import render
     from ociproxy.serve.admin.page import Page
 
-    Page.read()
+    render.read_all()
     return Page
 
 

@@ -27,10 +27,10 @@ from ociproxy.errors import (
     UpstreamRateLimited,
     UpstreamUnavailable,
 )
+from ociproxy.fetch.backend import Quota
 from ociproxy.fetch.oras.backend import OrasBackend
 from ociproxy.fetch.oras.client import api_base
 from ociproxy.fetch.retry import retrying
-from ociproxy.fetch.upstreams.health import Quota
 from ociproxy.oci.descriptor import DOCKER_SCHEMA1_SIGNED
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Reference, Repository
