@@ -22,10 +22,10 @@ from ociproxy.cli.options import (
     log_format,
     quiet_log_level,
 )
-from ociproxy.cli.pins_command import all_pins
 from ociproxy.cli.prune_report import Report
 from ociproxy.cli.terminal import sigterm_as_sigint
 from ociproxy.errors import StoreError, StoreFull
+from ociproxy.load.pins import all_pins
 from ociproxy.store.limits import Limits
 from ociproxy.store.pruning.carry_out import carry_out
 from ociproxy.store.pruning.pins import Pins

@@ -162,9 +162,9 @@ class Systemd:
         values = dict(line.split("=", 1) for line in told.stdout.decode().splitlines())
         return [values[name] for name in names]
 
-    def journal(self, unit: str) -> str:
+    def journal(self, unit: str, *options: str) -> str:
         self.run("journalctl", "--sync")
-        told = self.run("journalctl", "--no-pager", "--output=cat", f"--unit={unit}")
+        told = self.run("journalctl", "--no-pager", "--output=cat", f"--unit={unit}", *options)
         return told.stdout.decode(errors="replace")
 
 

@@ -146,3 +146,12 @@ def test_a_stuck_server_is_started_anew_with_all_its_workers(service: Service) -
         time.sleep(0.1)
     assert service.get("/readyz")
     assert "Watchdog timeout" in systemd.console
+
+    (pid,) = systemd.show("ociproxy", "MainPID")
+    worker = systemd.run("cat", f"/proc/{pid}/task/{pid}/children").stdout.split()[0].decode()
+    systemd.run("kill", "-KILL", worker)
+    end = time.monotonic() + 10
+    while "worker died" not in systemd.journal("ociproxy", "--priority=err"):
+        assert time.monotonic() < end, systemd.journal("ociproxy")
+    assert "listening" not in systemd.journal("ociproxy", "--priority=err")
+    assert systemd.show("ociproxy", "ActiveState", "MainPID") == ["active", pid]

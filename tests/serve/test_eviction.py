@@ -95,7 +95,7 @@ def test_a_capped_store_keeps_what_is_pinned_and_what_was_pulled_last(
     # The page says what went and why, also after a restart.
     server.restart()
     page = server.admin("/store").body.decode()
-    row = rf"<td[^>]*>{upstream.registry}/app1:v1</td>.*<td[^>]*>store\.max_size</td>"
+    row = rf">{upstream.registry}/app1:v1</a></td>.*<td[^>]*>store\.max_size</td>"
     assert re.search(row, page)
     # Of two workers one keeps house.
     assert log.count(f"evicted image={upstream.registry}/app1:v1") == 1
