@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ociproxy.cli.child import command_maker
-from ociproxy.cli.pins_command import all_pins
+from ociproxy.load.pins import all_pins
 from ociproxy.serve.eviction import Eviction
 from ociproxy.serve.housekeeping import Housekeeper
 from ociproxy.store.limits import Limits
@@ -39,7 +39,7 @@ def capped(store: Store, config: Config, config_path: Path | None) -> Iterator[N
         yield
         return
     offline = config.serve.offline
-    store.room = Room(store, config.store, must_keep=True, evicts=not offline)
+    store.room = Room(store.root, store.usage, config.store, must_keep=True, evicts=not offline)
     if offline:  # nothing is removed, nor counted
         _count(store)
         yield

@@ -61,7 +61,10 @@ class Report(Watcher):
             digest=str(image.top.descriptor.digest),
             platforms=[str(platform) for platform in image.platforms],
             lacking=[str(platform) for platform in image.lacking],
-            withheld=[{"digest": str(e.digest), "urls": e.urls} for e in result.withheld],
+            withheld=[
+                {"digest": str(layer.digest), "urls": layer.urls, "reason": reason}
+                for layer, reason in result.withheld.items()
+            ],
             size=image.size,
             fetched=result.fetched,
             seconds=round(result.seconds, 3),
@@ -157,10 +160,8 @@ def _loaded_line(event: dict[str, Any], *, verbose: bool) -> Iterator[str]:
     )
     for layer in event["withheld"]:
         where = f"; it may be at {layer['urls'][0]}" if layer["urls"] else ""
-        yield (
-            f"  incomplete: the registry does not have the non-distributable layer "
-            f"{layer['digest']}{where}"
-        )
+        what = f"no non-distributable layer {layer['digest']}: {layer['reason']}"
+        yield f"  incomplete: {what}{where}"
 
 
 def _failed_line(event: dict[str, Any], *, verbose: bool) -> Iterator[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, Final
@@ -38,7 +38,7 @@ from ociproxy.oci.reference import Reference
 from ociproxy.store.image import platform_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Config
@@ -76,14 +76,14 @@ class Result:
 
     `missing` has the bytes of each blob that the store lacks, after a load only those that the
     upstream refuses and that the image may lack. `withheld` are the layers among them, which need
-    not be distributed. `fetched` are bytes that came for this image.
+    not be distributed, with the upstream's reason. `fetched` are bytes that came for this image.
     """
 
     image: UpstreamImage
     missing: dict[Digest, int]
     fetched: int
     seconds: float
-    withheld: tuple[Descriptor, ...] = ()
+    withheld: Mapping[Descriptor, str] = field(default_factory=dict)
 
 
 class Loader:
@@ -183,7 +183,7 @@ class Loader:
                 self._stopped = self._fail_fast
                 self._watcher.failed(wanted, exc)
             else:
-                withheld = tuple(active.withheld)
+                withheld = dict(active.withheld)
                 self.progress.summary.add_loaded(complete=not withheld)
                 seconds = time.monotonic() - active.began
                 result = Result(image, active.missing, active.fetched, seconds, withheld)
@@ -197,15 +197,9 @@ class Loader:
             # Before any layer: a wrong platform must not cost the whole image.
             await all_of(self._fetch_config(active, *each) for each in image.reached)
             await self._engine.threads.run(lambda: self._find_platforms(active.wanted, image))
-        missing = {
-            digest: blob.size
-            for digest, blob in image.blobs.items()
-            if self._store.blobs.find_size(digest) != blob.size
-        }
         async with self._admitting:
-            if not plan:
-                # Before the link is spent.
-                await self._engine.threads.run(lambda: self._check_room(active, missing))
+            # Before the link is spent.
+            missing = await self._engine.threads.run(lambda: self._missing(active, image, plan))
             self.progress.found(active, image, missing)
         return image
 
@@ -288,12 +282,18 @@ class Loader:
             if top := self._store.refs.find(each.reference):
                 self._store.manifests.keep(top.digest)
 
-    def _check_room(self, active: ActiveImage, missing: dict[Digest, int]) -> None:
-        """Blocks. Raises NoRoom, or another StoreError."""
-        if missing:
+    def _missing(self, active: ActiveImage, image: UpstreamImage, plan: bool) -> dict[Digest, int]:
+        """Bytes of each blob that the store lacks. Raises StoreError; NoRoom, unless for a plan."""
+        missing = {
+            digest: blob.size
+            for digest, blob in image.blobs.items()
+            if self._store.blobs.find_size(digest) != blob.size
+        }
+        if missing and not plan:
             repository = active.wanted.reference.repository
             self.progress.check_disk(missing, repository, self._store, self._partition)
             self._engine.room.make(self.progress.unstored(missing), self._ended)
+        return missing
 
     # Platforms
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ociproxy import log
 from ociproxy.errors import StoreError
-from ociproxy.metrics.counters import CHILDREN
+from ociproxy.metrics.counters import CHILDREN, inherited
 from ociproxy.store.removal import is_read_only
 
 if TYPE_CHECKING:
@@ -184,6 +184,7 @@ class Housekeeper:
                     [*_low_priority(), *self._make_command(self._store.root, self._config, words)],
                     stdin=subprocess.PIPE,  # never written to: see the module's docstring
                     stdout=subprocess.PIPE,
+                    pass_fds=inherited(),
                 )
             except OSError as exc:
                 reason = f"no process: {(exc.strerror or str(exc)).lower()}"

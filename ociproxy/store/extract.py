@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ociproxy.clock import SystemClock
 from ociproxy.errors import DigestMismatch, IntegrityError, LayoutInvalid, NoRoom
@@ -25,7 +25,6 @@ from ociproxy.store.reader import PeekableReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from ociproxy.oci.image import Key
     from ociproxy.oci.manifest import Manifest, ManifestHolder
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from ociproxy.store.group_commit import Commit
     from ociproxy.store.reader import BlobFolder, Reader
     from ociproxy.store.store import Store
+    from ociproxy.store.writer import BlobWriter
 
 _ABSENT: Final = "neither here nor in the store"
 _REMOVED: Final = "another process removed it from the store: import again"
@@ -59,20 +59,16 @@ class Extractor:
         """Verified content that came. The spool also has manifests that were only stored."""
         self._clock = SystemClock()
         self._stack = ExitStack()
+        self._writer: BlobWriter | None = None
+        """None until a blob comes that the store lacks."""
 
     def __enter__(self) -> Extractor:
         self._stack.enter_context(self._store.staging.using(self._clock.now()))
         self._spool = self._stack.enter_context(self._store.document_spool())
-        self._writer = self._stack.enter_context(self._store.blob_writer())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, traceback)
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     # Taking in
 
@@ -89,7 +85,7 @@ class Extractor:
             if size <= MANIFEST_MAX_SIZE and peeked.peek(min(size, _PEEK)).lstrip()[:1] == b"{":
                 self.take_document(peeked.read(size, digest), digest)
             else:
-                self._writer.write(peeked, size, digest)
+                self._write(peeked, size, digest)
                 self._came.add(digest)
         except IntegrityError as exc:
             self.damaged[digest] = f"expected {exc.quantity} {exc.expected}, got {exc.actual}"
@@ -102,7 +98,7 @@ class Extractor:
 
     def take_unnamed(self, size: int, source: Reader) -> Digest:
         """Take in a blob whose digest is not known. Raises SizeMismatch where it ends early."""
-        digest = self._writer.write(source, size)
+        digest = self._write(source, size)
         self._came.add(digest)
         return digest
 
@@ -150,9 +146,7 @@ class Extractor:
         raw = self._spool.find(digest)
         if raw is not None:
             return raw[:_HEAD], len(raw)
-        if not self._is_stored_blob(digest):
-            return None
-        found = self._store.blobs.find(digest)
+        found = self._store.blobs.find(digest) if self._is_stored_blob(digest) else None
         if found is None:
             return None
         with found.file:
@@ -166,7 +160,13 @@ class Extractor:
 
     def drain(self) -> None:
         """Wait until every blob that came is in the store. Raises StoreError."""
-        self._writer.drain()
+        if self._writer is not None:
+            self._writer.drain()
+
+    def _write(self, source: Reader, size: int, digest: Digest | None = None) -> Digest:
+        if self._writer is None:
+            self._writer = self._stack.enter_context(self._store.blob_writer())
+        return self._writer.write(source, size, digest)
 
     # Examining
 
@@ -261,7 +261,7 @@ class Extractor:
             if self._store.blobs.find_size(digest) is None:
                 raw = self.find_document(digest)
                 if raw is not None:
-                    self._writer.write(io.BytesIO(raw), len(raw), digest)
+                    self._write(io.BytesIO(raw), len(raw), digest)
 
     def reveal(
         self, repository: Repository, examined: Examined, tag: str | None = None

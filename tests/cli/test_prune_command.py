@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ociproxy.oci.manifest import ManifestHolder
 from ociproxy.oci.reference import Reference
 from ociproxy.store.pruning.carry_out import carry_out
 from ociproxy.store.pruning.plan import Selection, make_plan
+from ociproxy.store.pruning.removed import add_removed, read_removed
 from ociproxy.store.pruning.survey import Survey
 from ociproxy.store.store import Store
 from ociproxy.store.usage import Usage
@@ -356,3 +358,27 @@ def test_a_person_reads_what_went(store: Store) -> None:
     assert lines[1].startswith("removed 1 image, 1 manifest, 2 blobs: ")
     lines = run(store.root, "prune", "--dry-run", "quay.io/team/old:v1").stdout.splitlines()
     assert lines[0].startswith("would remove nothing: 0 bytes")
+
+
+def test_the_images_that_were_removed_last_are_written_down_with_the_reason(store: Store) -> None:
+    prune(store.root, "*", "--unused-for", "30d", "--dry-run")
+    assert read_removed(store) == []
+    prune(store.root, "*", "--unused-for", "50d")
+    (old,) = read_removed(store)
+    assert (old.reference, old.reason) == ("quay.io/team/old:v1", "prune by an operator")
+    assert old.size == sum(each.size for each in OLD.all_content())
+    assert time.time() - old.last_used == pytest.approx(60 * DAY, abs=600)
+
+    # The last fifty stay; a damaged file is begun anew.
+    many = [replace(old, reference=f"quay.io/team/{number}:v1") for number in range(50)]
+    add_removed(store, many[:49])
+    assert [each.reference for each in read_removed(store)] == [
+        each.reference for each in (old, *many[:49])
+    ]
+    add_removed(store, many[49:])
+    assert read_removed(store) == many
+    for text in ("", "{}", '[{"at": 1}]', "[null]", "[" * 100_000):
+        (store.root / "removed.json").write_text(text)
+        assert read_removed(store) == []
+    prune(store.root, "*", "--unused-for", "30d")
+    assert [each.reference for each in read_removed(store)] == ["quay.io/team/other:v1"]

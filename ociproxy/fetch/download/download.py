@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from ociproxy.config.settings import Fetch
-    from ociproxy.fetch.backend import Fetcher
     from ociproxy.fetch.download.assembly import Segment
+    from ociproxy.fetch.download.state import Fetcher
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
     from ociproxy.store.hashing import InOrderHasher
@@ -284,7 +284,7 @@ class Download:
             hasher.stop()
         self._reach(State.VERIFIED)
         ingest.set_size(hasher.position)  # an earlier leader may not have known it
-        kept = self.room.keep(ingest, hasher.position, self.stopped)
+        kept = self.room.keep(ingest, self._store.blobs.commit, hasher.position, self.stopped)
         log.event(
             logging.INFO,
             "filled",

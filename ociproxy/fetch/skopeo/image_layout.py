@@ -4,7 +4,7 @@ store's way of emptying it. skopeo copies images and cannot fetch a single blob.
 Blobs that the store has are in the layout as hard links before skopeo starts, so skopeo does not
 fetch them. A blob enters the store as soon as it is whole, and the image once skopeo has ended.
 
-Tests: tests/fetch/skopeo/test_backend.py.
+Tests: tests/fetch/skopeo/test_backend.py, test_image_layout.py.
 """
 
 from __future__ import annotations
@@ -66,13 +66,15 @@ class Image:
 
 
 class BlobIndex:
-    """The image of each known blob. Thread-safe."""
+    """The image of each known blob, and why skopeo does not bring some. Thread-safe."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known: BoundedCache[tuple[Repository, Digest], tuple[Image, int]] = BoundedCache(
             _KNOWN
         )
+        self._refused: BoundedCache[tuple[Repository, Digest], str] = BoundedCache(_KNOWN)
+        """Why skopeo does not bring a blob, for those that a manifest names."""
 
     def learn(self, repository: Repository, holder: ManifestHolder) -> None:
         """Remember the blobs of a manifest."""
@@ -80,10 +82,17 @@ class BlobIndex:
             manifest = holder.manifest
         except MalformedManifest:
             return
-        if isinstance(manifest, ImageManifest):
-            blobs = tuple(blob for blob in manifest.blobs if not blob.urls)
-            image = Image(repository, holder.descriptor, blobs)
-            for blob in image.blobs:
+        if not isinstance(manifest, ImageManifest):
+            for blob in manifest.blobs:
+                reason = f"no blobs of {holder.descriptor.media_type}"
+                self._refused.put((repository, blob.digest), reason)
+            return
+        blobs = tuple(blob for blob in manifest.blobs if not blob.urls)
+        image = Image(repository, holder.descriptor, blobs)
+        for blob in manifest.blobs:
+            if blob.urls:
+                self._refused.put((repository, blob.digest), "no layers that have URLs")
+            else:
                 self._known.put((repository, blob.digest), (image, blob.size))
 
     def get(self, repository: Repository, digest: Digest) -> tuple[Image, int]:
@@ -100,11 +109,9 @@ class BlobIndex:
                 known = self._known.get((repository, digest))
                 if known is not None:
                     return known
-        reason = (
-            f"skopeo copies images, without layers that have URLs, and no manifest pulled from "
-            f"{repository} names it"
-        )
-        raise BlobUnknown(digest, reason)
+        why = self._refused.get((repository, digest))
+        unnamed = f"no blob that no manifest pulled from {repository} names"
+        raise BlobUnknown(digest, f"skopeo brings {why or unnamed}: use the backend oras")
 
 
 _TEMPORARY: Final = "oci-put-blob*"
