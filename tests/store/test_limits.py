@@ -215,7 +215,7 @@ def test_a_download_waits_no_longer_than_its_server_lives(tmp_path: Path) -> Non
 def test_a_command_waits_once_for_what_gets_no_room_and_not_for_each_image(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.usage.record(990, Usage(), freed=0, stuck=True)  # long ago, for all that it knows
-    room = Room(store, Settings(max_size=1000, min_free=0), must_keep=True)
+    room = Room(store.root, store.usage, Settings(max_size=1000, min_free=0), must_keep=True)
     refused: list[NoRoom] = []
 
     def make() -> None:
