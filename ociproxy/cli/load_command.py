@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import click
 
 from ociproxy import log
 from ociproxy.cli.backends import BACKENDS, backends
+from ociproxy.cli.capped import capped, room_for
 from ociproxy.cli.load_lock import LockWriter, obey
 from ociproxy.cli.load_pins import PinLoaded
 from ociproxy.cli.load_report import PlanReport, Report
@@ -198,9 +200,18 @@ def load(
     for target in (lock, failures):
         if target is not None:
             check_target(target)
-    outcome = PlanReport(report, config.store.path, as_json=as_json) if plan else report
     with ExitStack() as stack:
         store, known = _stores(config, stack, plan=plan)
+        outcome = (
+            PlanReport(
+                report,
+                config.store.path,
+                partial(room_for, known, config, {each.reference for each in wanted}),
+                as_json=as_json,
+            )
+            if known is not None
+            else report
+        )
         writer = LockWriter(PinLoaded(store, outcome) if pin and not plan else outcome)
         run = LoadRun(
             config,
@@ -211,6 +222,8 @@ def load(
             fail_fast=fail_fast,
         )
         try:
+            if not plan:
+                stack.enter_context(capped(store, config, config_path))
             asyncio.run(run.run(store, wanted, only_find=plan, known=known))
             if lock is not None:
                 if run.summary.loaded == len(wanted):

@@ -40,8 +40,11 @@ _COMMANDS: Final = {
 class _Failure(click.ClickException):
     def __init__(self, error: OciProxyError) -> None:
         hint = ""
-        if isinstance(error, StoreError) and isinstance(error.__cause__, PermissionError):
+        cause = error.__cause__ if isinstance(error, StoreError) else None
+        if isinstance(cause, PermissionError):
             hint = "; run as the user it belongs to, or say another store with --image-path"
+        elif isinstance(cause, FileExistsError | NotADirectoryError):
+            hint = "; say a folder with --image-path"
         # The text may quote an archive or an upstream: no control character may reach the terminal.
         said = "".join(c if c.isprintable() or c == "\n" else "?" for c in str(error))
         super().__init__(f"{said}{hint}")

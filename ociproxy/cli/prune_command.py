@@ -155,7 +155,7 @@ def prune(
         selection = replace(selection, patterns=tuple(filter(None, patterns)))
     elif not all(patterns) or (selection.is_unlimited and not patterns):
         raise click.UsageError("say what to remove, or --all for every image")
-    report = Report(as_json=as_json, dry_run=dry_run, keep_recent=selection.keep_recent)
+    report = Report(selection, before, as_json=as_json, dry_run=dry_run)
     with ExitStack() as stack:
         stack.enter_context(sigterm_as_sigint())
         # First, so that nothing else removes what the survey sees.
@@ -165,7 +165,6 @@ def prune(
         plan = make_plan(store, survey, selection, is_pinned=pins.match, now=time.time())
         if plan.takes_all and not everything:
             raise click.UsageError("the patterns match every image of the store: say --all, too")
-        report.pins(plan.pinned, pins.unmet())
         done: Removed = plan
         if remover is not None:
             recent = selection.keep_recent
@@ -178,7 +177,9 @@ def prune(
                 store.usage.record(size, before, freed=done.freed, stuck=stuck)
             with suppress(StoreError):  # such as a disk that is full: the images are gone
                 _write_down(store, plan, done)
-        report.end(plan, done)
+    # Later than that: a reader that takes no more would keep every other prune off.
+    report.pins(plan.pinned, pins.unmet())
+    report.end(plan, done)
     ctx.exit(_NOT_REACHED if _is_too_large(selection, plan, done) else 0)
 
 

@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import IntegrityError, NoRoom, OciProxyError
 from ociproxy.oci.manifest import Index, parse_manifest
+from ociproxy.store.room import free_space
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
+    from ociproxy.errors import BlobUnknown, UpstreamDenied
+    from ociproxy.fetch.backend import Quota
     from ociproxy.fetch.retry import Progress
-    from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.load.image import UpstreamImage
     from ociproxy.load.imagelist import Wanted
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
+    from ociproxy.store.store import Store
 
 _INCOMPLETE: Final = 3
 _TRANSIENT: Final = 75
@@ -44,13 +47,13 @@ class ActiveImage:
     """Bytes of each blob that the store still lacks."""
     size: int = 0
     """Bytes of all blobs that the store lacked when the manifests became known."""
-    withheld: list[Descriptor] = field(default_factory=list)
-    """Layers that need not be distributed, and that the upstream does not have."""
+    withheld: dict[Descriptor, str] = field(default_factory=dict)
+    """Layers that need not be distributed, and why the upstream does not give them."""
     fetched: int = 0
     """Bytes that the upstream sent for this image; bytes of a shared blob that another image
     fetched are not among them."""
 
-    def may_lack(self, blob: Descriptor, error: OciProxyError) -> bool:
+    def may_lack(self, blob: Descriptor, error: BlobUnknown | UpstreamDenied) -> bool:
         """Whether the image is of use without this blob, which the upstream refuses with `error`.
         Referrers and signatures that need it are left out then."""
         image = self.image
@@ -58,7 +61,7 @@ class ActiveImage:
             _leave_out(image, blob.digest, error)
         elif blob.is_nondistributable:
             # Registries need not have such layers: a client may have them.
-            self.withheld.append(blob)
+            self.withheld[blob] = error.reason
         else:
             return False
         return True
@@ -170,6 +173,29 @@ class LoadProgress:
             max(size - max(self._arrived(where, digest), held(where, digest)), 0)
             for digest, (where, size) in coming.items()
         )
+
+    def check_disk(
+        self,
+        missing: Mapping[Digest, int],
+        repository: Repository,
+        store: Store,
+        partition: Callable[[str], str],
+    ) -> None:
+        """Raises NoRoom where the disk lacks room for these blobs, and those that other images
+        fetch. `partition` is `Config.partition`."""
+
+        def held(where: Repository, digest: Digest) -> int:
+            return store.staging.held(digest, partition(where.registry))
+
+        needed, free = self.coming(missing, held, repository), free_space(store.root)
+        if needed >= free:
+            reason = f"no space left on device: {needed} bytes to come, {free} free"
+            raise NoRoom(store.root, reason)
+
+    def unstored(self, missing: Mapping[Digest, int]) -> int:
+        """Bytes that the store will get: of these blobs, and of those that other images fetch."""
+        pending = {digest: size for digest, (_, size) in self._pending.items()}
+        return sum((pending | dict(missing)).values())
 
     def found(self, active: ActiveImage, image: UpstreamImage, missing: dict[Digest, int]) -> None:
         """The manifests of an image are known, and `missing` are the blobs to fetch."""

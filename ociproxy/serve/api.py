@@ -100,7 +100,11 @@ class RegistryApi:
             return _text(200, "ok\n")
         if path == "/readyz":
             return await self._ready()
-        return error_response(Unsupported("nothing here: the API is below /v2/", status=404))
+        return error_response(
+            Unsupported(
+                "nothing here: the API is below /v2/, the page on the admin port", status=404
+            )
+        )
 
     async def _ready(self) -> web.Response:
         try:

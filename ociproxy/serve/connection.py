@@ -19,6 +19,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from ociproxy import log
+from ociproxy.bounded import BoundedCache
 from ociproxy.serve.errors import RequestInvalid, error_response, internal_error, last_words
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ _WRITE_BUFFER: Final = 64 * 1024
 _SLICE: Final = 16 * 1024
 """Bytes that are parsed at once of a piece larger than a head may be: a too large head is noticed
 before aiohttp has parsed all of it."""
+_HELLO: Final = b"\x16\x03"
+"""A TLS handshake begins so, and no HTTP request does."""
+_KNOWN: Final = 1024
+"""Clients that the log has named for speaking HTTPS to a port of plain HTTP."""
 
 
 class Connection(web.RequestHandler):
@@ -53,6 +58,7 @@ class Connection(web.RequestHandler):
         "_leaving",
         "_limits",
         "_paused_here",
+        "_said_hello",
         "_server",
         "_unparsed",
         "host",
@@ -78,6 +84,7 @@ class Connection(web.RequestHandler):
         self._deadline: asyncio.TimerHandle | None = None
         self._paused_here = False
         self._leaving = False
+        self._said_hello = False
         self.host = ""
         """The client's address, once it is known."""
         self.left = asyncio.Event()
@@ -140,6 +147,7 @@ class Connection(web.RequestHandler):
         heads = self._request_count
         super().data_received(data)
         if self._request_count != heads:
+            self._said_hello = not heads and data.startswith(_HELLO)
             self._unparsed = 0
             self._stop_clock()
         elif data and self.transport is not None:
@@ -217,12 +225,16 @@ class Connection(web.RequestHandler):
             if exc is not None:
                 log.failure("request failed", exc)
             return _LastResponse(self, internal_error())
-        too_long = isinstance(exc, LineTooLong)
-        error = RequestInvalid(
-            "a line or a header that is too long" if too_long else "not an HTTP/1.1 request",
-            status=431 if too_long else 400,
-        )
-        log.event(logging.INFO, "client refused", client=self._client(), reason=error)
+        level = logging.INFO
+        if isinstance(exc, LineTooLong):
+            error = RequestInvalid("a line or a header that is too long", status=431)
+        elif self._said_hello:
+            # skopeo, podman and docker begin so with each registry, and go on over plain HTTP.
+            error = RequestInvalid("HTTPS on a port of plain HTTP", status=400)
+            level = self._server.level_of_hello(self._client() or "")
+        else:
+            error = RequestInvalid("not an HTTP/1.1 request", status=400)
+        log.event(level, "client refused", client=self._client(), reason=error)
         return _LastResponse(self, error_response(error))
 
     def _client(self) -> str | None:
@@ -262,6 +274,7 @@ class ConnectionServer(web.Server):
         """The limits of new connections."""
         self.cutting = False
         """Whether `cut` has been called."""
+        self._known: BoundedCache[str, bool] = BoundedCache(_KNOWN)
         self._open: dict[web.RequestHandler, None] = {}  # in the order in which they came
 
     @property
@@ -298,6 +311,14 @@ class ConnectionServer(web.Server):
         """End the responses that are running. aiohttp waits twice for each, so many seconds."""
         self.cutting = True
         await self.shutdown(seconds)
+
+    def level_of_hello(self, client: str) -> int:
+        """The level of the line about a client that speaks HTTPS here: one line a client is enough,
+        for some try it before each pull."""
+        if self._known.get(client):
+            return logging.DEBUG
+        self._known.put(client, True)
+        return logging.INFO
 
     def forget(self, connection: web.RequestHandler) -> None:
         """The connection has ended, or was never established."""

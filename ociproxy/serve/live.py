@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 from ociproxy.bounded import BoundedCache
 
 if TYPE_CHECKING:
+    from ociproxy.fetch.backend import Quota
     from ociproxy.fetch.download.fill import Fill
-    from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.fetch.upstreams.upstreams import UpstreamState
     from ociproxy.metrics.tally import Tally
     from ociproxy.serve.api import RegistryApi

@@ -133,7 +133,6 @@ class Blobs:
         self,
         staged: Path,
         digest: Digest,
-        *,
         sealing: Callable[[], None] = lambda: None,
     ) -> None:
         """Publish a staged file whose bytes the caller verified. Raises StoreError.
