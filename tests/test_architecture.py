@@ -356,3 +356,9 @@ def test_archives_are_not_kept_waiting_for_what_terminals_and_config_files_need(
     loaded = loaded_with("import_command", "export_command", "diff_command")
     assert "ociproxy.archive.export.export" in loaded
     assert loaded & {"rich.console", "yaml", "ssl", "asyncio"} == set()
+
+
+def test_a_load_does_not_wait_for_the_validation_of_what_is_pushed() -> None:
+    loaded = loaded_with("load_command")
+    assert "oras.provider" in loaded
+    assert "referencing" not in loaded  # which jsonschema imports first

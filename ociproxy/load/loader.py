@@ -197,15 +197,9 @@ class Loader:
             # Before any layer: a wrong platform must not cost the whole image.
             await all_of(self._fetch_config(active, *each) for each in image.reached)
             await self._engine.threads.run(lambda: self._find_platforms(active.wanted, image))
-        missing = {
-            digest: blob.size
-            for digest, blob in image.blobs.items()
-            if self._store.blobs.find_size(digest) != blob.size
-        }
         async with self._admitting:
-            if not plan:
-                # Before the link is spent.
-                await self._engine.threads.run(lambda: self._check_room(active, missing))
+            # Before the link is spent.
+            missing = await self._engine.threads.run(lambda: self._missing(active, image, plan))
             self.progress.found(active, image, missing)
         return image
 
@@ -288,12 +282,18 @@ class Loader:
             if top := self._store.refs.find(each.reference):
                 self._store.manifests.keep(top.digest)
 
-    def _check_room(self, active: ActiveImage, missing: dict[Digest, int]) -> None:
-        """Blocks. Raises NoRoom, or another StoreError."""
-        if missing:
+    def _missing(self, active: ActiveImage, image: UpstreamImage, plan: bool) -> dict[Digest, int]:
+        """Bytes of each blob that the store lacks. Raises StoreError; NoRoom, unless for a plan."""
+        missing = {
+            digest: blob.size
+            for digest, blob in image.blobs.items()
+            if self._store.blobs.find_size(digest) != blob.size
+        }
+        if missing and not plan:
             repository = active.wanted.reference.repository
             self.progress.check_disk(missing, repository, self._store, self._partition)
             self._engine.room.make(self.progress.unstored(missing), self._ended)
+        return missing
 
     # Platforms
 

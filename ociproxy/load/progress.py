@@ -187,7 +187,10 @@ class LoadProgress:
         def held(where: Repository, digest: Digest) -> int:
             return store.staging.held(digest, partition(where.registry))
 
-        needed, free = self.coming(missing, held, repository), free_space(store.root)
+        free = free_space(store.root)
+        if self.coming(missing, lambda *_: 0, repository) < free:
+            return  # so is what is left of it: no need to look what the disk has already
+        needed = self.coming(missing, held, repository)
         if needed >= free:
             reason = f"no space left on device: {needed} bytes to come, {free} free"
             raise NoRoom(store.root, reason)
@@ -226,16 +229,23 @@ async def watched(
 ) -> None:
     """Wait for work while it gets on, which is while `signs` changes; None of it says nothing.
     Raises TimeoutError after `limit` seconds without, and what the work raises."""
-    task = asyncio.create_task(work)
-    seen, since = None, time.monotonic()
-    try:
-        while not (await asyncio.wait([task], timeout=limit / _LOOKS))[0]:
-            fresh = signs()
-            if fresh is None or fresh != seen:
-                seen, since = fresh, time.monotonic()
-            elif time.monotonic() - since > limit:
-                raise TimeoutError
-        await task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    loop = asyncio.get_running_loop()
+    seen: object = None
+    looking: asyncio.TimerHandle
+
+    def look() -> None:
+        nonlocal seen, looking
+        if timeout.expired():
+            return
+        fresh = signs()
+        if fresh is None or fresh != seen:
+            seen = fresh
+            timeout.reschedule(loop.time() + limit)
+        looking = loop.call_later(limit / _LOOKS, look)
+
+    async with asyncio.timeout(limit) as timeout:
+        looking = loop.call_later(limit / _LOOKS, look)
+        try:
+            await work
+        finally:
+            looking.cancel()

@@ -6,6 +6,7 @@ A file is right for certain while it is sealed, or while this process remembers 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import time
 from contextlib import suppress
@@ -62,8 +63,11 @@ class Blobs:
         below: Sequence[ReadOnlyContent] = (),
         *,
         keep_names: Callable[[], None] = lambda: None,
+        is_remote: bool = False,
     ) -> None:
-        """`keep_names` is called after each commit: the folder has to be flushed soon."""
+        """`keep_names` is called after each commit: the folder has to be flushed soon. `is_remote`
+        is that of the store."""
+        self._is_remote = is_remote
         self._keep_names = keep_names
         self.folder = root
         self._prefix = f"{root}{os.sep}"
@@ -97,19 +101,23 @@ class Blobs:
         touch(file.fileno(), state, self._clock.now())
         return BlobFile(file, state.st_size, self._is_verified(digest, state))
 
-    def find_cached(self, digest: Digest) -> BlobFile | None:
-        """The same without waiting for the disk. None where it would be asked, for the blob or to
-        record the use, and where the store has no such blob."""
-        name = file_name(digest)
-        descriptor = _open_cached(self._prefix + name)
+    def find_cached(self, digest: Digest) -> tuple[BlobFile | None, bool]:
+        """The same without waiting for the disk, and whether that is the answer: False where the
+        disk would be asked, for the blob or to record the use."""
+        if self._is_remote:
+            return None, False
+        try:
+            descriptor = _open_cached(self._prefix + file_name(digest))
+        except FileNotFoundError:
+            return None, not self._below
         if descriptor is None:
-            return None
+            return None, False
         file = open(descriptor, "rb", buffering=0)  # noqa: PTH123, SIM115 the caller closes it
         state = os.fstat(descriptor)
         if is_use_due(state, self._clock.now()):
             file.close()
-            return None
-        return BlobFile(file, state.st_size, self._is_verified(digest, state))
+            return None, False
+        return BlobFile(file, state.st_size, self._is_verified(digest, state)), True
 
     def find_size(self, digest: Digest) -> int | None:
         """Bytes of a stored blob; records no use. Raises StoreError."""
@@ -242,7 +250,7 @@ class _OpenHow(ctypes.Structure):
     )
 
 
-_syscall: Final = ctypes.CDLL(None).syscall
+_syscall: Final = ctypes.CDLL(None, use_errno=True).syscall
 _syscall.argtypes = (
     *(ctypes.c_long, ctypes.c_int, ctypes.c_char_p),
     *(ctypes.POINTER(_OpenHow), ctypes.c_size_t),
@@ -256,7 +264,10 @@ _FROM_CACHE: Final = _OpenHow(os.O_RDONLY | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
 
 def _open_cached(path: str) -> int | None:
     """Open a file to read it, if the kernel finds it without asking the disk: the event loop may
-    call this. None else, and where the kernel is older than 5.12 or lets no program ask so."""
+    call this. None else, and where the kernel is older than 5.12 or lets no program ask so. Raises
+    FileNotFoundError where the kernel knows as much that there is none."""
     where, size = os.fsencode(path), ctypes.sizeof(_OpenHow)
     file: int = _syscall(_OPENAT2, _AT_FDCWD, where, ctypes.byref(_FROM_CACHE), size)
+    if file < 0 and ctypes.get_errno() == errno.ENOENT:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     return None if file < 0 else file

@@ -104,7 +104,8 @@ class Relay(Fill):
 
     async def available(self, offset: int, *, early: bool = False) -> int:
         self._passing.free(offset)
-        while (stop := self.download.assembly.available(offset, early=early)) <= offset:
-            self._check_end(offset)
-            await self._change()
+        with self.listening():
+            while (stop := self.download.assembly.available(offset, early=early)) <= offset:
+                self._check_end(offset)
+                await self.change()
         return stop

@@ -21,7 +21,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode, urljoin, urlsplit
 
-from oras.provider import Registry
 from requests.exceptions import ConnectionError
 
 from ociproxy.clock import time_left
@@ -38,6 +37,7 @@ from ociproxy.fetch.credential_helper import CredentialSource
 from ociproxy.fetch.oras.auth import RepositoryAuth, RepositorySession
 from ociproxy.fetch.oras.challenges import Challenge, find_challenge
 from ociproxy.fetch.oras.errors import FOREIGN, translate
+from ociproxy.fetch.oras.library import Registry
 from ociproxy.fetch.oras.session import (
     content_encoding,
     content_length,
