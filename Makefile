@@ -104,8 +104,9 @@ $(VENV)/serve.stamp: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/dev.stamp: $(VENV)/serve.stamp
+$(VENV)/dev.stamp: $(VENV)/serve.stamp tools/helm.txt
 	$(BIN)/python -m pip install --quiet --use-pep517 --editable '.[test,dev,chart,docs,release]'
+	@$(BIN)/python -m tools.helm
 	@touch $@
 
 $(VENV)/bench.stamp: $(VENV)/dev.stamp

@@ -5,6 +5,7 @@ Tests: tests/test_docs.py, tests/real/test_bad_start.py.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import resource
 from typing import Any, Final
@@ -60,6 +61,9 @@ class _Commands(click.Group):
             return super().get_command(ctx, cmd_name)
         module, _, name = _COMMANDS[cmd_name].partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
+        if not gc.isenabled():  # by `__main__`
+            gc.freeze()
+            gc.enable()
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

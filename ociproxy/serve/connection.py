@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -60,6 +61,7 @@ class Connection(web.RequestHandler):
         "_said_hello",
         "_server",
         "_unparsed",
+        "host",
         "left",
     )
 
@@ -83,6 +85,8 @@ class Connection(web.RequestHandler):
         self._paused_here = False
         self._leaving = False
         self._said_hello = False
+        self.host = ""
+        """The client's address, once it is known."""
         self.left = asyncio.Event()
         """Set when the connection is lost."""
 
@@ -108,8 +112,14 @@ class Connection(web.RequestHandler):
     def close(self) -> None:
         """End after the response that is running. aiohttp alone leaves an idle connection open."""
         super().close()
-        if self._is_idle and not self._request_in_progress and self.transport is not None:
+        if self.is_free and self.transport is not None:
             self.transport.close()
+
+    def end_now(self) -> None:
+        """Whatever it does, and whether the client reads what it was sent or not."""
+        if self.transport is not None:
+            self.transport.abort()
+        self._server.forget(self)
 
     def answered(self) -> None:
         """Called by the server when a handler has returned."""
@@ -121,6 +131,11 @@ class Connection(web.RequestHandler):
     @property
     def is_cut(self) -> bool:
         return self._server.cutting
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no request is being answered, and no answer is being sent."""
+        return self._is_idle and not self._request_in_progress
 
     @property
     def _is_idle(self) -> bool:
@@ -259,8 +274,8 @@ class ConnectionServer(web.Server):
         """The limits of new connections."""
         self.cutting = False
         """Whether `cut` has been called."""
-        self._open: set[web.RequestHandler] = set()
         self._known: BoundedCache[str, bool] = BoundedCache(_KNOWN)
+        self._open: dict[web.RequestHandler, None] = {}  # in the order in which they came
 
     @property
     def count(self) -> int:
@@ -269,8 +284,19 @@ class ConnectionServer(web.Server):
 
     def __call__(self) -> Connection:
         connection = Connection(self, self.serve)
-        self._open.add(connection)
+        self._open[connection] = None
         return connection
+
+    def end_one(self) -> bool:
+        """End a connection of the client that has the most: the oldest that is free, or else the
+        oldest. False where none is established yet."""
+        made = [each for each in self._open if isinstance(each, Connection)]
+        of_host = Counter(each.host for each in made)
+        made = [each for each in made if each.transport is not None]
+        if not made:
+            return False
+        min(made, key=lambda each: (-of_host[each.host], not each.is_free)).end_now()
+        return True
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         response = await self._handler(request)
@@ -296,4 +322,4 @@ class ConnectionServer(web.Server):
 
     def forget(self, connection: web.RequestHandler) -> None:
         """The connection has ended, or was never established."""
-        self._open.discard(connection)
+        self._open.pop(connection, None)

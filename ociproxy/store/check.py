@@ -16,6 +16,7 @@ from ociproxy.store.files import file_name
 from ociproxy.store.image import read_contents
 from ociproxy.store.inventory import references_in
 from ociproxy.store.look import Look
+from ociproxy.store.records import RecordFiles
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.reference import Repository
     from ociproxy.store.damage import Damage
     from ociproxy.store.image import ImageContents
-    from ociproxy.store.refs import Record
+    from ociproxy.store.records import Record
     from ociproxy.store.store import Store
 
 MOST_IMAGES: Final = 1000
@@ -88,6 +89,7 @@ class _Check:
         self, store: Store, damaged: Mapping[str, Damage], unsealed: Collection[str]
     ) -> None:
         self._store = store
+        self._records = RecordFiles(store.refs)
         self._damaged = damaged
         self._unsealed = unsealed
         self._folders = [folder.name for folder in store.manifests.folders]
@@ -106,8 +108,8 @@ class _Check:
                 if self._faults(contents):
                     suspects.append((reference, top))
             # Now, while what was read of the repository is in memory.
-            records += filter(self._is_suspect, self._store.refs.records(repository))
-        records += filter(self._is_suspect, self._store.refs.referrer_records())
+            records += filter(self._is_suspect, self._records.of(repository))
+        records += filter(self._is_suspect, self._records.of_referrers())
         for reference, top in suspects:
             if self._still_means(reference, top):
                 contents = read_contents(self._store, reference.repository, top)
@@ -203,7 +205,7 @@ class _Check:
         return self._store.manifests.last_used(digest) is not None
 
     def _judge_record(self, record: Record) -> None:
-        if not self._store.refs.still_says(record):
+        if not self._records.still_says(record):
             return
         digest, repository = record.digest, record.repository
         if digest is None:

@@ -198,27 +198,32 @@ class FileCheck:
             self._look(*found[1:])
 
     def _look(self, folder: Path, name: str) -> None:
-        digest, path = digest_of(name), folder / name
+        digest = digest_of(name)
         shown = f"{folder.name}/{name}"
-        if digest is None or path.is_dir():
+        if digest is None:
             self.strays.append(shown)
             return
-        is_blob = folder == self._store.blobs.folder
-        with store_errors(path):
-            try:
-                with open_unused(path) as file:
-                    if is_blob and self._quick:
-                        if not is_sealed(os.fstat(file.fileno()), name):
-                            self.unsealed.add(shown)
-                        reason = ""
-                    else:
-                        reason = self._fault(file, digest, is_blob=is_blob)
-                    if reason and not is_at(file.fileno(), path):
+        is_blob, reason, out = folder is self._store.blobs.folder, "", False
+        try:
+            with open_unused(f"{folder}/{name}") as file:
+                if is_blob and self._quick:
+                    if not is_sealed(os.fstat(file.fileno()), name):
+                        self.unsealed.add(shown)
+                else:
+                    reason = self._fault(file, digest, is_blob=is_blob)
+                if reason:
+                    path = folder / name
+                    if not is_at(file.fileno(), path):
                         return  # Another process has just replaced or removed it.
-                    out = bool(reason) and self._take_out
-                    out = out and take_out(file.fileno(), path, self._store.quarantine)
-            except FileNotFoundError:
-                return
+                    out = self._take_out and take_out(file.fileno(), path, self._store.quarantine)
+        except FileNotFoundError:
+            return
+        except IsADirectoryError:
+            self.strays.append(shown)
+            return
+        except OSError:
+            with store_errors(folder / name):
+                raise
         with self._lock:
             if is_blob:
                 self.blobs += 1
@@ -235,10 +240,11 @@ class FileCheck:
                 hash_file(file, hasher, self._hashed)
                 actual = Digest.finish(hasher, digest.algorithm)
             else:
-                raw = file.read(MANIFEST_MAX_SIZE + 1)
-                self._hashed(len(raw))
-                if len(raw) > MANIFEST_MAX_SIZE:
+                if os.fstat(file.fileno()).st_size > MANIFEST_MAX_SIZE:
                     return f"is larger than {MANIFEST_MAX_SIZE} bytes, as no manifest is"
+                # Not `read` with that limit: its buffer alone took longer than the file.
+                raw = file.readall()
+                self._hashed(len(raw))
                 actual = Digest.of(raw, digest.algorithm)
                 if actual == digest:
                     guess_media_type(raw)

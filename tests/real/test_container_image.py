@@ -22,7 +22,7 @@ from ociproxy import __version__
 from tests.images import OCI_LAYER, Image, Layer, content, image_of, multi_platform
 from tests.parts.builder import Builder
 from tests.parts.registry import Registry
-from tests.parts.tools import require_module, require_root, require_tool, run
+from tests.parts.tools import require_root, require_tool, run
 from tests.real.conftest import TAG
 from tests.server import LISTENING, Mirror, upstream_entry
 from tests.test_wheel import CHECKOUT, SOURCES, run_pip
@@ -195,11 +195,11 @@ def test_what_the_chart_runs_answers_its_own_probes(
     builder: Builder, tmp_path: Path, kind: str
 ) -> None:
     """Its command, user, rights, files and read-only root, with the ports of this machine."""
-    require_module("helm_python")
+    require_tool("helm")
     port = free_port()
-    rendered = chart.render({"kind": kind, "port": port, "config": {"log": {"level": "debug"}}})
-    (workload,) = yaml.safe_load_all(rendered["templates/workload.yaml"])
-    (config_map,) = yaml.safe_load_all(rendered["templates/configmap.yaml"])
+    given = {"kind": kind, "port": port, "config": {"log": {"level": "debug"}}}
+    rendered = {each["kind"]: each for each in yaml.safe_load_all(chart.manifests(given)) if each}
+    workload, config_map = rendered[kind], rendered["ConfigMap"]
     pod = workload["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     files = tmp_path / "config"
