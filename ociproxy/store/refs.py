@@ -13,11 +13,10 @@ import logging
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from math import inf
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
 
 from ociproxy import log
 from ociproxy.bounded import BoundedCache
@@ -48,16 +47,19 @@ _TAGS: Final = "_tags"
 _MANIFESTS: Final = "_manifests"
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A file that leads to the manifest `digest`, which is None where the file cannot be parsed, or
     leads to another manifest than its name says. Only the record of a tag has a `tag`, that of a
     referrer no `repository`."""
 
-    path: Path
+    file: str
     digest: Digest | None
     repository: Repository | None = None
     tag: str | None = None
+
+    @property
+    def path(self) -> Path:
+        return Path(self.file)
 
 
 class Refs:
@@ -152,11 +154,13 @@ class Refs:
             descriptor = self._find(f"{directory}/{name}", _descriptor)
             if descriptor:
                 found[descriptor.digest] = descriptor
-        return [
-            descriptor
-            for _, descriptor in sorted(found.items(), key=lambda pair: str(pair[0]))
-            if self.find_manifest(repository, descriptor.digest)
-        ]
+        ordered = (found[digest] for digest in sorted(found))
+        return [each for each in ordered if self.find_manifest(repository, each.digest)]
+
+    def subjects(self) -> set[str]:
+        """All that `referrers` may have an answer for, as text. Raises StoreError."""
+        below = (str(each) for records in self._below for each in records.referrers)
+        return {*self._names(str(self._referrers_root)), *below}
 
     def tags(self, repository: Repository) -> list[str]:
         """The tags of a repository, sorted. Raises StoreError."""
@@ -252,8 +256,8 @@ class Refs:
         """The records of a repository in the store's own files. Raises StoreError."""
         folder = self._path(repository, _TAGS, "")
         for name in self._names(folder):
-            digest = self._digest(f"{folder}{name}", name, is_tag=True)
-            yield Record(Path(folder, name), digest, repository, name)
+            file = f"{folder}{name}"
+            yield Record(file, self._digest(file, name, is_tag=True), repository, name)
         yield from self._described(self._path(repository, _MANIFESTS, ""), repository)
 
     def referrer_records(self) -> Iterator[Record]:
@@ -263,20 +267,20 @@ class Refs:
 
     def still_says(self, record: Record) -> bool:
         """Whether the file of a record is there, and says what it said. Raises StoreError."""
-        found = self._digest(str(record.path), record.path.name, is_tag=record.tag is not None)
+        found = self._digest(record.file, record.path.name, is_tag=record.tag is not None)
         return found == record.digest and record.path.exists()
 
     def _described(self, folder: str, repository: Repository | None) -> Iterator[Record]:
         for name in self._names(folder):
-            digest = self._digest(f"{folder}{name}", name, is_tag=False)
-            yield Record(Path(folder, name), digest, repository)
+            file = f"{folder}{name}"
+            yield Record(file, self._digest(file, name, is_tag=False), repository)
 
     def _digest(self, path: str, name: str, *, is_tag: bool) -> Digest | None:
         """The manifest that the record at a path leads to; `name` is that of its place."""
         if is_tag:
             tagged = self._find(path, TagRecord.from_json)
             return tagged.descriptor.digest if tagged else None
-        found = self._find(path, _descriptor)
+        found = self._find(path, _descriptor, remember=False)  # a caller looks at all, once
         return found.digest if found and str(found.digest) == name else None
 
     def _path(self, repository: Repository, kind: str, name: str) -> str:
@@ -284,7 +288,9 @@ class Refs:
         # '_', so none is taken for a folder of records.
         return f"{self._root}/{repository.registry}/{repository.name}/{kind}/{name}"
 
-    def _find(self, path: str, parse: Callable[[dict[str, object]], T | None]) -> T | None:
+    def _find(
+        self, path: str, parse: Callable[[dict[str, object]], T | None], *, remember: bool = True
+    ) -> T | None:
         """The record at a path; None if there is none, or it is damaged. It is parsed once while
         its file stays the same, so callers give a path always the same `parse`."""
         # Before the file: a commit that ends just now takes it out after it has its name.
@@ -306,7 +312,7 @@ class Refs:
         if not isinstance(document, dict):
             return None
         record = parse(document)
-        if record is not None:
+        if remember and record is not None:
             self._hot.put(path, (identity(state), record))
         return record
 
