@@ -12,6 +12,8 @@ VERSION =
 BUILDER = buildah bud --format docker
 
 BIN = $(VENV)/bin
+# An option wins over the config file: with CONFIG, only what the operator says on make's command line is one.
+said = $(or $(if $(CONFIG),,always),$(filter command,$(origin $(1))))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help serve test coverage fuzz stress crashes check format bench clean
@@ -22,7 +24,7 @@ help: ## this list
 	@echo '  variables: PYTHON=$(PYTHON) PORT=$(PORT) STORE=$(STORE) CONFIG=FILE ARGS="more arguments" JOBS=$(JOBS)'
 
 serve: $(VENV)/serve.stamp ## run the server: PORT=, STORE=, CONFIG=, ARGS=
-	@exec $(BIN)/ociproxy serve --image-path '$(STORE)' --port '$(PORT)' \
+	@exec $(BIN)/ociproxy serve $(if $(call said,STORE),--image-path '$(STORE)') $(if $(call said,PORT),--port '$(PORT)') \
 	    $(if $(CONFIG),--config-path '$(CONFIG)') $(ARGS)
 
 test: $(VENV)/dev.stamp ## install what the tests need, then run them: ARGS= goes to pytest
@@ -65,7 +67,7 @@ chart: $(VENV)/dev.stamp ## what is made from the Helm chart: expected output, p
 docs: $(VENV)/dev.stamp ## the documentation as a site, in site/
 	$(BIN)/python -m tools.site
 
-release: $(VENV)/dev.stamp ## wheel, sdist, bill of materials and checksums, in dist/
+release: audit ## wheel, sdist, bill of materials and checksums, in dist/
 	$(BIN)/python -m tools.release
 
 audit: $(VENV)/dev.stamp ## look the pinned dependencies up among known vulnerabilities
@@ -102,8 +104,9 @@ $(VENV)/serve.stamp: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/dev.stamp: $(VENV)/serve.stamp
+$(VENV)/dev.stamp: $(VENV)/serve.stamp tools/helm.txt
 	$(BIN)/python -m pip install --quiet --use-pep517 --editable '.[test,dev,chart,docs,release]'
+	@$(BIN)/python -m tools.helm
 	@touch $@
 
 $(VENV)/bench.stamp: $(VENV)/dev.stamp

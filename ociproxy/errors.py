@@ -297,7 +297,7 @@ class Incomplete(OciProxyError):
         self.gaps = gaps
         self.remedy = remedy
         count = len(gaps)
-        lines = [f"{count} {'image is' if count == 1 else 'images are'} incomplete; {remedy}"]
+        lines = [f"incomplete images: {count}; {remedy}"]
         for reference, lacks in islice(gaps.items(), _NAMED_AT_ONCE):
             more = f" and {len(lacks) - 1} more" if len(lacks) > 1 else ""
             lines.append(f"  {reference} lacks {lacks[0]}{more}")

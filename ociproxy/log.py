@@ -38,6 +38,15 @@ _NAMES: Final = {
     logging.ERROR: "ERROR",
     logging.CRITICAL: "ERROR",
 }
+_PRIORITIES: Final = {
+    TRACE: "<7>",
+    logging.DEBUG: "<7>",
+    logging.INFO: "<6>",
+    logging.WARNING: "<4>",
+    logging.ERROR: "<3>",
+    logging.CRITICAL: "<3>",
+}
+"""Before a line, these tell systemd's journal how much the line matters: see sd-daemon(3)."""
 _QUEUE: Final = 4096
 """Lines that wait to be written; further ones are dropped, and counted."""
 _FLUSH_TIME: Final = 1.0
@@ -47,6 +56,7 @@ _BATCH: Final = 4096
 so that the lines of several processes do not mix."""
 _threshold: int = logging.WARNING
 _style: str = "text"
+_to_journal: bool = False
 
 
 def event(level: int, name: str, **fields: object) -> None:
@@ -66,8 +76,8 @@ def enabled(level: int) -> bool:
 
 def set_up(level: str, style: str) -> None:
     """Log this level and above to stderr, as `text` or `json`. A second call replaces the first."""
-    global _threshold, _style, _queued
-    _threshold, _style = LEVELS[level], style
+    global _threshold, _style, _to_journal, _queued
+    _threshold, _style, _to_journal = LEVELS[level], style, _is_journal()
     if not _queued:
         _queued = True
         atexit.register(flush)
@@ -75,6 +85,18 @@ def set_up(level: str, style: str) -> None:
     root.handlers[:] = [_Foreign()]
     # Of libraries only warnings and errors are logged: the rest is of no use to the operator.
     root.setLevel(max(LEVELS[level], logging.WARNING))
+
+
+def _is_journal() -> bool:
+    """Whether stderr is systemd's journal: a command's output that goes elsewhere is not."""
+    named = os.environ.get("JOURNAL_STREAM")
+    if named is None or sys.__stderr__ is None:
+        return False
+    try:
+        found = os.fstat(sys.__stderr__.fileno())
+    except (OSError, ValueError):
+        return False
+    return named == f"{found.st_dev}:{found.st_ino}"
 
 
 class _Foreign(logging.Handler):
@@ -105,7 +127,11 @@ def _write(
 
 def _line(created: float, level: int, name: str, fields: Mapping[str, object], trace: str) -> str:
     style = _json if _style == "json" else _text
-    return style(created, _NAMES.get(level, "INFO"), name, fields, trace) + "\n"
+    text = style(created, _NAMES.get(level, "INFO"), name, fields, trace) + "\n"
+    if not _to_journal:
+        return text
+    priority = _PRIORITIES.get(level, "<6>")
+    return "".join(priority + each for each in text.splitlines(keepends=True))
 
 
 def _trace(exc: BaseException | None) -> str:

@@ -8,7 +8,7 @@ from ociproxy.oci.descriptor import Descriptor
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import ManifestHolder
 from ociproxy.oci.reference import Reference, Repository
-from ociproxy.store.read_only import TagRecord
+from ociproxy.store.refs import TagRecord
 from ociproxy.store.store import Store
 from tests.images import Content, Image
 

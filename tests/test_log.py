@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -202,3 +203,35 @@ def test_a_traceback_is_made_outside_the_event_loop() -> None:
     assert done.returncode == 0, done.stderr
     assert "JSONDecodeError: Expecting value" in done.stderr
     assert done.stderr.splitlines()[-1].endswith("ERROR next")
+
+
+TO_THE_JOURNAL = """
+import logging
+from ociproxy import log
+
+log.set_up("info", "text")
+log.event(logging.WARNING, "before")
+try:
+    raise RuntimeError
+except RuntimeError as exc:
+    log.failure("broken", exc)
+"""
+
+
+@pytest.mark.parametrize("is_journal", [True, False])
+def test_the_journal_is_told_how_much_a_line_matters(tmp_path: Path, is_journal: bool) -> None:
+    """`journalctl --priority=warning` finds warnings; no other reader sees a prefix."""
+    path = tmp_path / "log"
+    with path.open("wb") as journal:
+        at = os.fstat(journal.fileno())
+        named = f"{at.st_dev}:{at.st_ino if is_journal else at.st_ino + 1}"
+        subprocess.run(
+            [sys.executable, "-c", TO_THE_JOURNAL],
+            stderr=journal,
+            env={**os.environ, "JOURNAL_STREAM": named},
+            check=True,
+        )
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) > 3
+    starts = [line[:3] for line in lines]
+    assert starts == ["<4>", *["<3>"] * (len(lines) - 1)] if is_journal else "<" not in str(starts)

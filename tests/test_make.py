@@ -1,8 +1,9 @@
-"""`make` and continuous integration: which Python runs the tests."""
+"""`make` and continuous integration: which Python runs the tests, and what a target runs."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -33,6 +34,19 @@ def planned(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+def dry_run(*arguments: str) -> str:
+    done = subprocess.run(
+        ["make", "--dry-run", *arguments],
+        cwd=CHECKOUT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout
+
+
 @pytest.mark.skipif(not SYSTEM.exists(), reason="a system without a Python of its own")
 def test_make_takes_the_python_of_the_system(tmp_path: Path) -> None:
     assert f"\n{SYSTEM} -m venv" in planned(tmp_path)
@@ -40,6 +54,29 @@ def test_make_takes_the_python_of_the_system(tmp_path: Path) -> None:
 
 def test_make_takes_the_python_that_it_is_told(tmp_path: Path) -> None:
     assert "\npython3.12 -m venv" in planned(tmp_path, "PYTHON=python3.12")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["serve", "--image-path", ".store", "--port", "8080"]),
+        (["CONFIG=a.yaml"], ["serve", "--config-path", "a.yaml"]),
+        (
+            ["CONFIG=a.yaml", "PORT=9000", "STORE=/srv/a b"],
+            ["serve", "--image-path", "/srv/a b", "--port", "9000", "--config-path", "a.yaml"],
+        ),
+    ],
+)
+def test_a_config_file_says_where_the_store_is_unless_make_is_told(
+    arguments: list[str], words: list[str]
+) -> None:
+    _, _, line = dry_run("serve", *arguments).partition("bin/ociproxy ")
+    assert shlex.split(line.replace("\\\n", " ")) == words
+
+
+def test_a_release_looks_for_known_vulnerabilities_first() -> None:
+    lines = [line for line in dry_run("release").splitlines() if "-m tools." in line]
+    assert [line.rpartition(".")[2] for line in lines] == ["audit", "release"]
 
 
 def test_ci_reads_files_with_the_newest_supported_python_too(tmp_path: Path) -> None:

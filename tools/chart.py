@@ -8,7 +8,10 @@ repository.
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,6 +45,10 @@ metadata:
 """
 
 
+class HelmRefused(Exception):
+    """Values that the schema or a template of the chart refuses, or no helm."""
+
+
 def value_files() -> dict[str, Path]:
     """By name; each is a use of the chart, and has an expected output."""
     return {path.stem.removesuffix("-values"): path for path in sorted(CHART.glob("ci/*.yaml"))}
@@ -52,30 +59,38 @@ def values(path: Path) -> dict[str, Any]:
     return found or {}
 
 
-def render(given: Mapping[str, Any]) -> dict[str, str]:
-    """What Helm makes of the chart, by template; without those that come out empty. Raises
-    `helm_python.HelmError` for values that the schema or a template refuses."""
-    # Only the extra `chart` has it: it is large.
-    import helm_python
-
-    with helm_python.Chart.load(CHART) as chart:
-        chart.validate_schema(chart.merge_values(dict(given)))
-        rendered = chart.render(dict(given), name=NAME, namespace=NAME)
-    return {
-        path.removeprefix(f"{NAME}/"): text.strip() + "\n"
-        for path, text in sorted(rendered.items())
-        if text.strip()
-    }
+def helm(*words: str | Path, given: Mapping[str, Any] | None = None) -> str:
+    """What `helm` prints, with these values. Raises `HelmRefused` with what it said."""
+    program = shutil.which(
+        "helm", path=f"{Path(sys.executable).parent}{os.pathsep}{os.getenv('PATH')}"
+    )
+    if program is None:
+        raise HelmRefused(f"no helm: {CHECKOUT / 'tools/helm.txt'} says which")
+    if given is not None:
+        words = (*words, "--values", "-")
+    done = subprocess.run(
+        [program, *words],
+        input=yaml.safe_dump(given) if given else "",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if done.returncode:
+        raise HelmRefused(done.stdout + done.stderr)
+    return done.stdout
 
 
 def manifests(given: Mapping[str, Any]) -> str:
     """One text, with a line that names the template before each part."""
-    parts = [
-        f"---\n# Source: {path}\n{text.removeprefix('---').lstrip()}"
-        for path, text in render(given).items()
-        if path.endswith(".yaml")
-    ]
-    return "".join(parts)
+    text = helm("template", NAME, CHART, "--namespace", NAME, given=given)
+    return re.sub(r"\n+---\n", "\n---\n", text)  # not all versions of Helm part them alike
+
+
+def notes(given: Mapping[str, Any]) -> str:
+    """What an operator reads who installs the chart."""
+    installed = helm("install", NAME, CHART, "--namespace", NAME, "--dry-run=client", given=given)
+    return installed.partition("\nNOTES:\n")[2]
 
 
 def plain(kind: str) -> str:

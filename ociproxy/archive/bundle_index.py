@@ -40,7 +40,7 @@ from ociproxy.oci.manifest import (
     referrer_descriptor,
 )
 from ociproxy.store.manifests import with_media_type
-from ociproxy.store.read_only import Records, TagRecord
+from ociproxy.store.refs import Records, TagRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.config.skopeo import MISSING, PROGRAM
 from ociproxy.errors import ConfigError
 from ociproxy.fetch.oras.backend import OrasBackend
-from ociproxy.fetch.skopeo.backend import SkopeoBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,9 +20,16 @@ if TYPE_CHECKING:
     from ociproxy.fetch.upstreams.upstreams import MakeBackend
     from ociproxy.store.store import Store
 
+
+def _skopeo(upstream: Upstream, fetch: Fetch, store: Store) -> Backend:
+    from ociproxy.fetch.skopeo.backend import SkopeoBackend  # few use it
+
+    return SkopeoBackend(upstream, fetch, store)
+
+
 BACKENDS: Final[Mapping[str, Callable[[Upstream, Fetch, Store], Backend]]] = {
     "oras": lambda upstream, fetch, _: OrasBackend(upstream, fetch),
-    "skopeo": SkopeoBackend,
+    "skopeo": _skopeo,
 }
 
 

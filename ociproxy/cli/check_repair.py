@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ociproxy.errors import Busy, UpstreamError
     from ociproxy.fetch.upstreams.upstreams import MakeBackend
     from ociproxy.store.check import BrokenImage, Findings
-    from ociproxy.store.refs import Record
+    from ociproxy.store.records import Record
     from ociproxy.store.store import Store
 
 

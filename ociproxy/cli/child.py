@@ -1,8 +1,8 @@
-"""`python -m ociproxy.cli.child COMMAND ...`: a command that a server runs beside itself.
+"""`python -m ociproxy.cli.child FILE COMMAND ...`: a command that a server runs beside itself.
 
 It yields the processor to the server, and ends when its standard input does: then the server has
 ended, in order or not. A command that reads `-` gets what the server sends there before a zero
-byte.
+byte. FILE is the descriptor of the server's counters, in which it counts; -1 where there are none.
 Tests: tests/serve/test_housekeeping.py, tests/serve/admin/test_load.py.
 """
 
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from ociproxy.cli.main import main
+from ociproxy.metrics import counters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +43,8 @@ def command_maker(config_path: Path | None) -> MakeCommand:
         if config_path is not None:
             options += ["--config-path", str(config_path)]
         # -P: the program is the installed one, whatever the folder of the server has.
-        return [sys.executable, "-P", "-m", __name__, *words, "--json", *options]
+        program = [sys.executable, "-P", "-m", __name__, *map(str, counters.inherited() or (-1,))]
+        return [*program, *words, "--json", *options]
 
     return make
 
@@ -51,10 +53,17 @@ def _run() -> None:
     os.nice(_NICE)
     with suppress(OSError):  # where memory runs out, it ends before the server does
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    _join(int(sys.argv.pop(1)))
     lifeline = _take_input() if sys.argv[2:3] == ["-"] else sys.stdin.fileno()
     Thread(target=_end_with_server, args=(lifeline,), name="lifeline", daemon=True).start()
     _forget_options(sys.argv[1])
     main()
+
+
+def _join(file: int) -> None:
+    with suppress(OSError):  # no such file: what this process does is not counted
+        os.set_inheritable(file, False)  # skopeo and credential helpers count nothing
+        counters.join(file)
 
 
 def _take_input() -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,6 @@ import click
 
 from ociproxy import log
 from ociproxy.cli.backends import BACKENDS, backends
-from ociproxy.cli.load_lock import LockWriter, obey
 from ociproxy.cli.load_pins import PinLoaded
 from ociproxy.cli.load_report import PlanReport, Report
 from ociproxy.cli.load_run import LoadRun, leave
@@ -41,6 +41,7 @@ from ociproxy.store.store import Store, is_store, temporary_store
 
 if TYPE_CHECKING:
     from ociproxy.config.settings import BackendName, Config
+    from ociproxy.load.loader import Watcher
     from ociproxy.oci.platform import Platform
 
 
@@ -183,6 +184,8 @@ def load(
                 write_file(failures, report.failure_list(wanted).encode())
         ctx.exit(code)
     if locked and lock is not None:
+        from ociproxy.cli.load_lock import obey
+
         wanted = obey(lock, wanted, chosen, everything=not (lists or manifests))
         lock = None
     config = configuration(
@@ -198,21 +201,36 @@ def load(
     for target in (lock, failures):
         if target is not None:
             check_target(target)
-    outcome = PlanReport(report, config.store.path, as_json=as_json) if plan else report
     with ExitStack() as stack:
         store, known = _stores(config, stack, plan=plan)
-        writer = LockWriter(PinLoaded(store, outcome) if pin and not plan else outcome)
+        outcome: Report | PlanReport = report
+        if known is not None:
+            from ociproxy.cli.capped import room_for  # few plan
+
+            images = {each.reference for each in wanted}
+            room = partial(room_for, known, config, images)
+            outcome = PlanReport(report, config.store.path, room, as_json=as_json)
+        watcher: Watcher = PinLoaded(store, outcome) if pin and not plan else outcome
+        writer = None
+        if lock is not None:
+            from ociproxy.cli.load_lock import LockWriter  # few write or read one
+
+            watcher = writer = LockWriter(watcher)
         run = LoadRun(
             config,
             backends(store, config, everywhere=backend),
             screen,
-            writer,
+            watcher,
             referrers=referrers,
             fail_fast=fail_fast,
         )
         try:
+            if not plan and config.store.max_size is not None:
+                from ociproxy.cli.capped import capped  # few stores have a limit
+
+                stack.enter_context(capped(store, config, config_path))
             asyncio.run(run.run(store, wanted, only_find=plan, known=known))
-            if lock is not None:
+            if lock is not None and writer is not None:
                 if run.summary.loaded == len(wanted):
                     write_file(lock, writer.encode())
                 else:

@@ -5,6 +5,7 @@ Tests: tests/test_docs.py, tests/real/test_bad_start.py.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import resource
 from typing import Any, Final
@@ -40,8 +41,11 @@ _COMMANDS: Final = {
 class _Failure(click.ClickException):
     def __init__(self, error: OciProxyError) -> None:
         hint = ""
-        if isinstance(error, StoreError) and isinstance(error.__cause__, PermissionError):
+        cause = error.__cause__ if isinstance(error, StoreError) else None
+        if isinstance(cause, PermissionError):
             hint = "; run as the user it belongs to, or say another store with --image-path"
+        elif isinstance(cause, FileExistsError | NotADirectoryError):
+            hint = "; say a folder with --image-path"
         # The text may quote an archive or an upstream: no control character may reach the terminal.
         said = "".join(c if c.isprintable() or c == "\n" else "?" for c in str(error))
         super().__init__(f"{said}{hint}")
@@ -57,6 +61,9 @@ class _Commands(click.Group):
             return super().get_command(ctx, cmd_name)
         module, _, name = _COMMANDS[cmd_name].partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
+        if not gc.isenabled():  # by `__main__`
+            gc.freeze()
+            gc.enable()
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

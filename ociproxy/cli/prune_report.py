@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ociproxy.cli.terminal import counted, print_event, utc_time
-from ociproxy.config.units import show_duration
+from ociproxy.cli.terminal import counted, print_event
+from ociproxy.config.units import show_duration, show_size, utc_time
 from ociproxy.store.files import digest_of
 from ociproxy.store.pruning.carry_out import Pruned
 
@@ -18,15 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from ociproxy.store.pruning.pins import Pin
-    from ociproxy.store.pruning.plan import Plan, Removed
+    from ociproxy.store.pruning.plan import Plan, Removed, Selection
     from ociproxy.store.pruning.survey import StoredFile, SurveyedImage
+    from ociproxy.store.usage import Usage
 
 
 class Report:
-    def __init__(self, *, as_json: bool, dry_run: bool, keep_recent: float) -> None:
+    def __init__(self, selection: Selection, usage: Usage, *, as_json: bool, dry_run: bool) -> None:
+        """`usage` was read before."""
+        self._selection = selection
+        self._usage = usage
         self._json = as_json
         self._dry_run = dry_run
-        self._recent = keep_recent
 
     def pins(self, images: list[SurveyedImage], unmet: list[Pin]) -> None:
         """Say which images are pinned, but would not come up without an upstream."""
@@ -70,7 +73,14 @@ class Report:
             size=plan.size - done.freed,
             target=plan.target,
             cause=plan.cause,
-            kept={"pinned": plan.pinned_fit, "recent": plan.recent, "usedMeanwhile": len(kept)},
+            wanted=self._selection.wanted,
+            kept={
+                "pinned": plan.pinned_fit,
+                "recent": plan.recent,
+                "reading": plan.reading,
+                "recentFiles": plan.recent_files,
+                "usedMeanwhile": len(kept),
+            },
             dryRun=self._dry_run,
         )
 
@@ -96,13 +106,42 @@ class Report:
         ]
         left = f"{decimal(plan.size - done.freed)} stay"
         click.echo(f"{verb} {', '.join(parts) or 'nothing'}: {decimal(done.freed)}; {left}")
-        if plan.recent:
-            recent = show_duration(self._recent)
-            images = counted(plan.recent, "image stays that was", "images stay that were")
-            click.echo(f"{images} used or stored within {recent}")
-        if plan.pinned_fit:
-            images = counted(plan.pinned_fit, "image stays that is", "images stay that are")
-            click.echo(f"{images} pinned")
+        for line in (*self._limits(plan), *self._reasons(plan)):
+            click.echo(line)
+
+    def _limits(self, plan: Plan) -> Iterator[str]:
+        """What `--to-limits` is to reach, and why."""
+        from rich.filesize import decimal
+
+        limits, wanted, usage = self._selection.limits, self._selection.wanted, self._usage
+        if limits is None:
+            return
+        waiting = f"; downloads wait for room for {decimal(wanted)}" if wanted else ""
+        if plan.target is None:
+            cap = "" if limits.max_size is None else f" of {show_size(limits.max_size)}"
+            free = f", {decimal(limits.free)} of the disk are free" if limits.total else ""
+            yield f"the limits are kept: {decimal(plan.size)}{cap} stored{free}{waiting}"
+        else:
+            yield f"{plan.cause} wants the store at {decimal(plan.target)}{waiting}"
+        if usage.stuck:
+            unmet = f", room for {decimal(usage.unmet)} was wanted" if usage.unmet else ""
+            yield f"since {utc_time(usage.stuck)} downloads pass through: nothing could go{unmet}"
+
+    def _reasons(self, plan: Plan) -> Iterator[str]:
+        """Why there is more that fits, and stays."""
+        recent = show_duration(self._selection.keep_recent)
+        needed = "arriving, or needed by a load, an import or an export"
+        for count, one, many, reason in (
+            (plan.recent, "was", "were", f"used or stored within {recent}"),
+            (plan.pinned_fit, "is", "are", "pinned"),
+            (plan.reading, "is", "are", needed),
+        ):
+            if count:
+                stay = counted(count, f"image stays that {one}", f"images stay that {many}")
+                yield f"{stay} {reason}"
+        if plan.recent_files:
+            stay = counted(plan.recent_files, "file stays", "files stay")
+            yield f"{stay} that no image needs yet: used or stored a moment ago"
 
 
 def _content(done: Removed) -> Iterator[tuple[str, str, StoredFile]]:

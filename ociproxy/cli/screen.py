@@ -36,7 +36,7 @@ class Screen:
     def line(self, text: str) -> None:
         """Print one line. An upstream or an archive may have put control characters and line
         breaks into the text: they are replaced."""
-        shown = "".join(map(_shown, text))
+        shown = text if text.isprintable() else "".join(map(_shown, text))
         if self._bars is None:
             click.echo(shown, err=True)
         else:

@@ -14,8 +14,8 @@ import click
 
 from ociproxy.cli.list_command import document
 from ociproxy.cli.options import config_path, configuration, image_path, json_events, log_format
-from ociproxy.cli.pins_command import all_pins
 from ociproxy.cli.terminal import print_event
+from ociproxy.load.pins import all_pins
 from ociproxy.store.files import store_errors
 from ociproxy.store.inventory import inventory
 from ociproxy.store.pruning.pins import Pins

@@ -85,7 +85,9 @@ _ADMIN: Final = Section(
         "host": Key(Text(), "Address of the admin listener."),
         "port": Key(Number(0, 65535), "Its port; 0 turns it off."),
         "auth": Key(_AUTH, "Who may use it; without it every client that reaches it."),
-        "connections": Key(Number(1, 10_000), "Connections to it at once; more are answered 503."),
+        "connections": Key(
+            Number(1, 10_000), "Connections to it at once; a newer one ends an older one."
+        ),
         "survey_every": Key(
             Duration(at_least=10.0, at_most=30 * 86400.0),
             "How often what the store holds is counted for it, by a child process.",

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ociproxy.fetch.download.download import Download
-    from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Reference, Repository
@@ -56,6 +55,19 @@ class Listing:
     media_type: str
     next_query: str = ""
     filters_applied: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What an upstream says of its rate limit: requests per `window` seconds, None if not said."""
+
+    limit: int
+    remaining: int
+    window: int | None = None
+
+    @property
+    def is_low(self) -> bool:
+        return self.remaining * 10 < self.limit
 
 
 class Backend(Protocol):
@@ -146,16 +158,3 @@ class OpenBlob(Protocol):
     """Ask for the bytes [start, stop) of the blob; to its end where stop is None."""
 
     def __call__(self, *, start: int, stop: int | None) -> BlobStream: ...
-
-
-class Fetcher(Protocol):
-    """What brings the bytes of a download that leads: the connections of the HTTP backend."""
-
-    def run(self) -> None:
-        """Return when all bytes are in the file. Raises what ended it."""
-
-    def abort(self) -> None:
-        """Make `run` end soon; any thread."""
-
-    def help(self) -> None:
-        """A reader waits for bytes that no connection is on its way to; any thread."""

@@ -268,10 +268,12 @@ class BlobPuller:
         raise StoreError(self._store.blobs.path(digest), "changes while it is read")
 
     async def _look(self, digest: Digest) -> BlobFile | None:
-        """The event loop looks where the disk is not asked: for most blobs that are asked for."""
-        found = None if self._store.is_remote else self._store.blobs.find_cached(digest)
-        if found is not None:
-            return found
+        """The event loop looks where the disk is not asked: for most blobs that are asked for, and
+        for those that a load has just missed."""
+        if not self._store.is_remote:
+            found, known = self._store.blobs.find_cached(digest)
+            if known:
+                return found
         late = lambda blob: blob and blob.file.close()  # noqa: E731
         return await self._threads.look(partial(self._store.blobs.find, digest), late)
 

@@ -36,7 +36,7 @@ from ociproxy.fetch.hits import HitRecords
 from ociproxy.fetch.upstreams.threads import take_error
 from ociproxy.oci.reference import Reference
 from ociproxy.store.manifests import with_media_type
-from ociproxy.store.read_only import TagRecord
+from ociproxy.store.refs import TagRecord
 
 if TYPE_CHECKING:
     from ociproxy.clock import Clock

@@ -91,15 +91,17 @@ class Resumption:
         tries: int,
         limits: Fetch,
         sleep: Callable[[float], object],
+        began: float | None = None,
         clock: Clock | None = None,
     ) -> None:
+        """`began` is when the first try began (monotonic seconds); None for now."""
         self._tries = tries
         self._limits = limits
         self._sleep = sleep
         self._clock = clock or SystemClock()
         self._empty = 0
         self._short = 0
-        self._since = self._clock.monotonic()
+        self._since = self._clock.monotonic() if began is None else began
         self._crawled = 0
 
     def brought(self, count: int) -> None:

@@ -338,7 +338,8 @@ async def all_of(works: Iterable[Coroutine[object, object, T]]) -> list[T]:
     tasks = [asyncio.create_task(work) for work in works]
     try:
         return await asyncio.gather(*tasks)
-    finally:
+    except BaseException:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from threading import Event
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import SystemClock
@@ -35,10 +36,9 @@ from ociproxy.oci.image import lacking_in, platforms_of
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.reference import Reference
 from ociproxy.store.image import platform_of
-from ociproxy.store.limits import free_space
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Config
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.platform import Platform
-    from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
 
 
@@ -77,14 +76,14 @@ class Result:
 
     `missing` has the bytes of each blob that the store lacks, after a load only those that the
     upstream refuses and that the image may lack. `withheld` are the layers among them, which need
-    not be distributed. `fetched` are bytes that came for this image.
+    not be distributed, with the upstream's reason. `fetched` are bytes that came for this image.
     """
 
     image: UpstreamImage
     missing: dict[Digest, int]
     fetched: int
     seconds: float
-    withheld: tuple[Descriptor, ...] = ()
+    withheld: Mapping[Descriptor, str] = field(default_factory=dict)
 
 
 class Loader:
@@ -128,6 +127,8 @@ class Loader:
         )
         self.progress = LoadProgress(engine.blobs.arrived)
         self._stopped = False
+        self._ended = Event()
+        """So that a thread waits for room no longer."""
         self._admits = admits
 
     async def run(self, wanted: Iterable[Wanted]) -> Summary:
@@ -135,7 +136,10 @@ class Loader:
 
         Raises StoreError at once, for then no image can be stored.
         """
-        return await self._each(wanted, self._load)
+        images = list(wanted)
+        async with self._using():
+            await self._engine.threads.run(lambda: self._use(images))
+            return await self._each(images, self._load)
 
     async def find(self, wanted: Iterable[Wanted]) -> Summary:
         """Fetch the manifests of each image, and the configs that tell platforms; tell the watcher.
@@ -152,6 +156,7 @@ class Loader:
         try:
             await all_of(self._work(turn, work) for _ in range(min(self._jobs, len(images))))
         finally:
+            self._ended.set()
             summary.fetched = self._configs_fetched + self._engine.blobs.bytes_fetched
             states = self._engine.upstreams.states()
             summary.quotas = {each.registry: each.quota for each in states if each.quota}
@@ -178,7 +183,7 @@ class Loader:
                 self._stopped = self._fail_fast
                 self._watcher.failed(wanted, exc)
             else:
-                withheld = tuple(active.withheld)
+                withheld = dict(active.withheld)
                 self.progress.summary.add_loaded(complete=not withheld)
                 seconds = time.monotonic() - active.began
                 result = Result(image, active.missing, active.fetched, seconds, withheld)
@@ -192,27 +197,20 @@ class Loader:
             # Before any layer: a wrong platform must not cost the whole image.
             await all_of(self._fetch_config(active, *each) for each in image.reached)
             await self._engine.threads.run(lambda: self._find_platforms(active.wanted, image))
-        missing = {
-            digest: blob.size
-            for digest, blob in image.blobs.items()
-            if self._store.blobs.find_size(digest) != blob.size
-        }
         async with self._admitting:
-            if not plan:
-                # Before the link is spent.
-                await self._engine.threads.run(lambda: self._check_room(active, missing))
+            # Before the link is spent.
+            missing = await self._engine.threads.run(lambda: self._missing(active, image, plan))
             self.progress.found(active, image, missing)
         return image
 
     async def _load(self, active: ActiveImage) -> UpstreamImage:
-        async with self._using():
-            image = await self._find(active)
-            missing = list(image.blobs.values())
-            for _ in range(_ROUNDS):
-                await all_of(self._fill(active, blob) for blob in missing)
-                missing = await self._engine.threads.run(lambda: self._publish(active, image))
-                if not missing:
-                    return image
+        image = await self._find(active)
+        missing = list(image.blobs.values())
+        for _ in range(_ROUNDS):
+            await all_of(self._fill(active, blob) for blob in missing)
+            missing = await self._engine.threads.run(lambda: self._publish(active, image))
+            if not missing:
+                return image
         path = self._store.blobs.path(missing[0].digest)
         raise StoreError(path, "another process removes it while it is loaded")
 
@@ -278,18 +276,24 @@ class Loader:
         commit.wait()
         return []
 
-    def _check_room(self, active: ActiveImage, missing: dict[Digest, int]) -> None:
-        """Raises NoRoom, or another StoreError."""
-        repository, root = active.wanted.reference.repository, self._store.root
+    def _use(self, images: Iterable[Wanted]) -> None:
+        """What is stored of these is not removed to make room for the others."""
+        for each in images:
+            if top := self._store.refs.find(each.reference):
+                self._store.manifests.keep(top.digest)
 
-        def held(where: Repository, digest: Digest) -> int:
-            return self._store.staging.held(digest, self._partition(where.registry))
-
-        needed = self.progress.coming(missing, held, repository)
-        free = free_space(root)
-        if missing and needed >= free:
-            reason = f"no space left on device: {needed} bytes to come, {free} free"
-            raise NoRoom(root, reason)
+    def _missing(self, active: ActiveImage, image: UpstreamImage, plan: bool) -> dict[Digest, int]:
+        """Bytes of each blob that the store lacks. Raises StoreError; NoRoom, unless for a plan."""
+        missing = {
+            digest: blob.size
+            for digest, blob in image.blobs.items()
+            if self._store.blobs.find_size(digest) != blob.size
+        }
+        if missing and not plan:
+            repository = active.wanted.reference.repository
+            self.progress.check_disk(missing, repository, self._store, self._partition)
+            self._engine.room.make(self.progress.unstored(missing), self._ended)
+        return missing
 
     # Platforms
 

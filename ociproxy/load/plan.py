@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ociproxy.fetch.upstreams.health import Quota
+    from ociproxy.fetch.backend import Quota
     from ociproxy.load.image import UpstreamImage
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.platform import Platform

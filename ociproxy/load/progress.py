@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import IntegrityError, NoRoom, OciProxyError
 from ociproxy.oci.manifest import Index, parse_manifest
+from ociproxy.store.room import free_space
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
+    from ociproxy.errors import BlobUnknown, UpstreamDenied
+    from ociproxy.fetch.backend import Quota
     from ociproxy.fetch.retry import Progress
-    from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.load.image import UpstreamImage
     from ociproxy.load.imagelist import Wanted
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
+    from ociproxy.store.store import Store
 
 _INCOMPLETE: Final = 3
 _TRANSIENT: Final = 75
@@ -44,13 +47,13 @@ class ActiveImage:
     """Bytes of each blob that the store still lacks."""
     size: int = 0
     """Bytes of all blobs that the store lacked when the manifests became known."""
-    withheld: list[Descriptor] = field(default_factory=list)
-    """Layers that need not be distributed, and that the upstream does not have."""
+    withheld: dict[Descriptor, str] = field(default_factory=dict)
+    """Layers that need not be distributed, and why the upstream does not give them."""
     fetched: int = 0
     """Bytes that the upstream sent for this image; bytes of a shared blob that another image
     fetched are not among them."""
 
-    def may_lack(self, blob: Descriptor, error: OciProxyError) -> bool:
+    def may_lack(self, blob: Descriptor, error: BlobUnknown | UpstreamDenied) -> bool:
         """Whether the image is of use without this blob, which the upstream refuses with `error`.
         Referrers and signatures that need it are left out then."""
         image = self.image
@@ -58,7 +61,7 @@ class ActiveImage:
             _leave_out(image, blob.digest, error)
         elif blob.is_nondistributable:
             # Registries need not have such layers: a client may have them.
-            self.withheld.append(blob)
+            self.withheld[blob] = error.reason
         else:
             return False
         return True
@@ -171,6 +174,32 @@ class LoadProgress:
             for digest, (where, size) in coming.items()
         )
 
+    def check_disk(
+        self,
+        missing: Mapping[Digest, int],
+        repository: Repository,
+        store: Store,
+        partition: Callable[[str], str],
+    ) -> None:
+        """Raises NoRoom where the disk lacks room for these blobs, and those that other images
+        fetch. `partition` is `Config.partition`."""
+
+        def held(where: Repository, digest: Digest) -> int:
+            return store.staging.held(digest, partition(where.registry))
+
+        free = free_space(store.root)
+        if self.coming(missing, lambda *_: 0, repository) < free:
+            return  # so is what is left of it: no need to look what the disk has already
+        needed = self.coming(missing, held, repository)
+        if needed >= free:
+            reason = f"no space left on device: {needed} bytes to come, {free} free"
+            raise NoRoom(store.root, reason)
+
+    def unstored(self, missing: Mapping[Digest, int]) -> int:
+        """Bytes that the store will get: of these blobs, and of those that other images fetch."""
+        pending = {digest: size for digest, (_, size) in self._pending.items()}
+        return sum((pending | dict(missing)).values())
+
     def found(self, active: ActiveImage, image: UpstreamImage, missing: dict[Digest, int]) -> None:
         """The manifests of an image are known, and `missing` are the blobs to fetch."""
         active.image, active.missing, active.size = image, missing, sum(missing.values())
@@ -200,16 +229,23 @@ async def watched(
 ) -> None:
     """Wait for work while it gets on, which is while `signs` changes; None of it says nothing.
     Raises TimeoutError after `limit` seconds without, and what the work raises."""
-    task = asyncio.create_task(work)
-    seen, since = None, time.monotonic()
-    try:
-        while not (await asyncio.wait([task], timeout=limit / _LOOKS))[0]:
-            fresh = signs()
-            if fresh is None or fresh != seen:
-                seen, since = fresh, time.monotonic()
-            elif time.monotonic() - since > limit:
-                raise TimeoutError
-        await task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    loop = asyncio.get_running_loop()
+    seen: object = None
+    looking: asyncio.TimerHandle
+
+    def look() -> None:
+        nonlocal seen, looking
+        if timeout.expired():
+            return
+        fresh = signs()
+        if fresh is None or fresh != seen:
+            seen = fresh
+            timeout.reschedule(loop.time() + limit)
+        looking = loop.call_later(limit / _LOOKS, look)
+
+    async with asyncio.timeout(limit) as timeout:
+        looking = loop.call_later(limit / _LOOKS, look)
+        try:
+            await work
+        finally:
+            looking.cancel()

@@ -30,7 +30,7 @@ from ociproxy.oci.manifest import referrer_descriptor
 from ociproxy.oci.reference import Reference
 from ociproxy.store.files import make_folder, store_errors
 from ociproxy.store.image import read_contents
-from ociproxy.store.refs import Record
+from ociproxy.store.records import Record, RecordFiles
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -78,6 +78,7 @@ class Repair:
     def __init__(self, engine: Engine, config: Config, watcher: Watcher) -> None:
         self._engine = engine
         self._store = engine.store
+        self._records = RecordFiles(engine.store.refs)
         self._watcher = watcher
         self._clock = SystemClock()
         self._jobs = config.load.jobs
@@ -204,7 +205,7 @@ class Repair:
         repository = image.reference.repository
         return [
             record
-            for record in self._store.refs.records(repository)
+            for record in self._records.of(repository)
             if record.digest == image.top and record.tag in (None, image.reference.tag)
         ]
 
@@ -213,10 +214,10 @@ class Repair:
         damaged one moves to `quarantine/`, and is written anew if its name says of which manifest
         it was. Runs in a thread. Raises Busy or StoreError."""
         gone = []
-        refs, folder = self._store.refs, self._store.quarantine
+        folder = self._store.quarantine
         with self._store.removals.remover() as remover, remover.batch():
             for record in records:
-                if not refs.still_says(record):
+                if not self._records.still_says(record):
                     continue
                 if record.digest is None:
                     with store_errors(record.path):

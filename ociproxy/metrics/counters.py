@@ -26,8 +26,21 @@ def share(rows: int) -> Tally:
     """Count in memory that forked processes share from now on, with a row for each of them. The
     caller is the first row; each other process calls `Tally.use`."""
     global _tally
-    _tally = Tally(rows)
+    _tally = Tally.shared(rows)
     return _tally
+
+
+def join(file: int) -> None:
+    """Count in the memory of the server that this process is a child of: `file` is its tally's."""
+    global _tally
+    joined = Tally.joined(file)
+    if joined is not None:
+        _tally = joined
+
+
+def inherited() -> tuple[int, ...]:
+    """The file descriptors that a child process needs to `join`."""
+    return () if _tally.file < 0 else (_tally.file,)
 
 
 @dataclass(frozen=True, slots=True)

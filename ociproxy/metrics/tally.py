@@ -4,12 +4,17 @@ The rows are made before the workers fork. A row outlives its process: a worker 
 killed one goes on where that stopped, so no count is lost and none is made twice. The reader adds
 the rows up. A row is an append-only table of keys, an array of numbers, and two buffers for what
 the process is doing now.
+
+The last rows are for child processes, such as a sync. A child inherits the memory as a file and
+takes the first row that no other child has locked; the kernel frees the row at its end.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import mmap
+import os
 import struct
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
@@ -35,15 +40,43 @@ _SCRAP: Final[Key] = ("",)
 """Its numbers are those of keys that found no room: no reader looks at them."""
 _WIDEST: Final = 32
 """Numbers of one key at most."""
+_FOR_CHILDREN: Final = 16
+"""Rows of child processes: more than run at once, also while those of a killed worker end."""
 
 
 class Tally:
     """The rows of one server. `use` says which one this process counts in."""
 
-    def __init__(self, rows: int) -> None:
-        self._memory = memoryview(mmap.mmap(-1, rows * _ROW))
+    def __init__(self, rows: int, *, file: int = -1, row: int = 0) -> None:
+        self.file = file
+        """The memory as a file descriptor, for child processes; -1 where these cannot join."""
+        self._memory = memoryview(mmap.mmap(file, rows * _ROW))
         self._rows = [_Row(self._memory[n * _ROW : (n + 1) * _ROW]) for n in range(rows)]
-        self.use(0)
+        self.use(row)
+
+    @classmethod
+    def shared(cls, rows: int) -> Tally:
+        """With so many rows for forked processes, and those of child processes."""
+        file = os.memfd_create("tally")
+        rows += _FOR_CHILDREN
+        os.ftruncate(file, rows * _ROW)
+        return cls(rows, file=file)
+
+    @classmethod
+    def joined(cls, file: int) -> Tally | None:
+        """What the server shares that this process is a child of, whose `file` it inherited. None
+        where no row is free, or the server is of a version with other rows."""
+        rows, rest = divmod(os.fstat(file).st_size, _ROW)
+        if rest:
+            return None
+        for row in range(rows - _FOR_CHILDREN, rows):
+            try:
+                # Of this process, whatever else has the file open: the kernel ends it with it.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, row * _ROW)
+            except OSError:
+                continue
+            return cls(rows, file=file, row=row)
+        return None
 
     def use(self, row: int) -> None:
         """Count in this row from now on, after what it holds. Forgets the state it holds."""

@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from ociproxy import log
+from ociproxy.bounded import BoundedCache
 from ociproxy.serve.errors import RequestInvalid, error_response, internal_error, last_words
 
 if TYPE_CHECKING:
@@ -38,6 +40,10 @@ _WRITE_BUFFER: Final = 64 * 1024
 _SLICE: Final = 16 * 1024
 """Bytes that are parsed at once of a piece larger than a head may be: a too large head is noticed
 before aiohttp has parsed all of it."""
+_HELLO: Final = b"\x16\x03"
+"""A TLS handshake begins so, and no HTTP request does."""
+_KNOWN: Final = 1024
+"""Clients that the log has named for speaking HTTPS to a port of plain HTTP."""
 
 
 class Connection(web.RequestHandler):
@@ -52,8 +58,10 @@ class Connection(web.RequestHandler):
         "_leaving",
         "_limits",
         "_paused_here",
+        "_said_hello",
         "_server",
         "_unparsed",
+        "host",
         "left",
     )
 
@@ -76,6 +84,9 @@ class Connection(web.RequestHandler):
         self._deadline: asyncio.TimerHandle | None = None
         self._paused_here = False
         self._leaving = False
+        self._said_hello = False
+        self.host = ""
+        """The client's address, once it is known."""
         self.left = asyncio.Event()
         """Set when the connection is lost."""
 
@@ -101,8 +112,14 @@ class Connection(web.RequestHandler):
     def close(self) -> None:
         """End after the response that is running. aiohttp alone leaves an idle connection open."""
         super().close()
-        if self._is_idle and not self._request_in_progress and self.transport is not None:
+        if self.is_free and self.transport is not None:
             self.transport.close()
+
+    def end_now(self) -> None:
+        """Whatever it does, and whether the client reads what it was sent or not."""
+        if self.transport is not None:
+            self.transport.abort()
+        self._server.forget(self)
 
     def answered(self) -> None:
         """Called by the server when a handler has returned."""
@@ -116,6 +133,11 @@ class Connection(web.RequestHandler):
         return self._server.cutting
 
     @property
+    def is_free(self) -> bool:
+        """Whether no request is being answered, and no answer is being sent."""
+        return self._is_idle and not self._request_in_progress
+
+    @property
     def _is_idle(self) -> bool:
         return self._answered == self._request_count
 
@@ -125,6 +147,7 @@ class Connection(web.RequestHandler):
         heads = self._request_count
         super().data_received(data)
         if self._request_count != heads:
+            self._said_hello = not heads and data.startswith(_HELLO)
             self._unparsed = 0
             self._stop_clock()
         elif data and self.transport is not None:
@@ -202,12 +225,16 @@ class Connection(web.RequestHandler):
             if exc is not None:
                 log.failure("request failed", exc)
             return _LastResponse(self, internal_error())
-        too_long = isinstance(exc, LineTooLong)
-        error = RequestInvalid(
-            "a line or a header that is too long" if too_long else "not an HTTP/1.1 request",
-            status=431 if too_long else 400,
-        )
-        log.event(logging.INFO, "client refused", client=self._client(), reason=error)
+        level = logging.INFO
+        if isinstance(exc, LineTooLong):
+            error = RequestInvalid("a line or a header that is too long", status=431)
+        elif self._said_hello:
+            # skopeo, podman and docker begin so with each registry, and go on over plain HTTP.
+            error = RequestInvalid("HTTPS on a port of plain HTTP", status=400)
+            level = self._server.level_of_hello(self._client() or "")
+        else:
+            error = RequestInvalid("not an HTTP/1.1 request", status=400)
+        log.event(level, "client refused", client=self._client(), reason=error)
         return _LastResponse(self, error_response(error))
 
     def _client(self) -> str | None:
@@ -247,7 +274,8 @@ class ConnectionServer(web.Server):
         """The limits of new connections."""
         self.cutting = False
         """Whether `cut` has been called."""
-        self._open: set[web.RequestHandler] = set()
+        self._known: BoundedCache[str, bool] = BoundedCache(_KNOWN)
+        self._open: dict[web.RequestHandler, None] = {}  # in the order in which they came
 
     @property
     def count(self) -> int:
@@ -256,8 +284,19 @@ class ConnectionServer(web.Server):
 
     def __call__(self) -> Connection:
         connection = Connection(self, self.serve)
-        self._open.add(connection)
+        self._open[connection] = None
         return connection
+
+    def end_one(self) -> bool:
+        """End a connection of the client that has the most: the oldest that is free, or else the
+        oldest. False where none is established yet."""
+        made = [each for each in self._open if isinstance(each, Connection)]
+        of_host = Counter(each.host for each in made)
+        made = [each for each in made if each.transport is not None]
+        if not made:
+            return False
+        min(made, key=lambda each: (-of_host[each.host], not each.is_free)).end_now()
+        return True
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         response = await self._handler(request)
@@ -273,6 +312,14 @@ class ConnectionServer(web.Server):
         self.cutting = True
         await self.shutdown(seconds)
 
+    def level_of_hello(self, client: str) -> int:
+        """The level of the line about a client that speaks HTTPS here: one line a client is enough,
+        for some try it before each pull."""
+        if self._known.get(client):
+            return logging.DEBUG
+        self._known.put(client, True)
+        return logging.INFO
+
     def forget(self, connection: web.RequestHandler) -> None:
         """The connection has ended, or was never established."""
-        self._open.discard(connection)
+        self._open.pop(connection, None)

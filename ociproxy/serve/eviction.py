@@ -133,6 +133,7 @@ class Eviction:
                 wanted=self._wanted,
                 pinned=done["kept"]["pinned"],
                 recent=done["kept"]["recent"],
+                reading=done["kept"]["reading"] or None,
             )
         elif self._cause and not done["freed"]:
             # The command reads the file anew: it may know another limit than this server does.

@@ -2,16 +2,15 @@
 
 What a command needs of memory goes back to the system when it ends, and the event loop neither
 walks the store nor waits for it. Each job has a thread in each server process. Of all processes
-that serve one store, the one whose thread has the claim runs the job; where it ends, another takes
-over. A child ends with its server: it reads a pipe that nothing writes to, whose end it sees even
-where the server was killed.
+that serve one store, the one whose thread has the claim runs the job; where it ends or was stopped,
+another takes over. A child ends with its server: it reads a pipe that nothing writes to, whose end
+it sees even where the server was killed.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import subprocess
 import time
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ociproxy import log
 from ociproxy.errors import StoreError
-from ociproxy.metrics.counters import CHILDREN
+from ociproxy.metrics.counters import CHILDREN, inherited
 from ociproxy.store.removal import is_read_only
 
 if TYPE_CHECKING:
@@ -80,6 +79,7 @@ class Housekeeper:
         self._job = job
         self._make_command = make_command
         self._config = config
+        self._claim = store.removals.claim(f"housekeeping-{job.name}")
         self._ending = Event()
         self._lock = Lock()
         """Guards `_child`, so that none starts after `stop`."""
@@ -110,35 +110,40 @@ class Housekeeper:
 
     def _run(self) -> None:
         name = self._job.name
-        while not self._ending.is_set():
-            try:
-                claim = self._store.removals.claim(f"housekeeping-{name}")
-            except StoreError as exc:
-                if is_read_only(exc.__cause__):  # as an offline mirror's store may be
-                    log.event(logging.INFO, "no housekeeping", job=name, reason=exc)
-                    return
-                self._failed(exc)
-                continue
-            if claim is not None:
+        claim = self._claim
+        try:
+            while not self._ending.is_set():
                 try:
-                    self._keep_house()
-                finally:
-                    os.close(claim)
-            self._ending.wait(LOOK)
+                    if claim.take():
+                        self._keep_house()
+                except StoreError as exc:
+                    if is_read_only(exc.__cause__):  # as an offline mirror's store may be
+                        log.event(logging.INFO, "no housekeeping", job=name, reason=exc)
+                        return
+                    self._failed(exc)
+                self._ending.wait(LOOK)
+        finally:
+            claim.close()
 
     def _keep_house(self) -> None:
-        while not self._ending.is_set():
+        """For as long as this process has the claim. Raises StoreError where that cannot be
+        seen."""
+        while not self._ending.is_set() and self._claim.is_held():
             try:
                 words = self._job.due()
                 if words is None:
                     self._ending.wait(LOOK)
-                else:
-                    self._run_child(words)
+                    continue
+                # It may have been stopped since it asked.
+                if self._claim.is_held():
+                    with self._claim.working():
+                        self._run_child(words)
             except StoreError as exc:
                 self._failed(exc)
             except Exception as exc:  # noqa: BLE001 a thread's loop: the next run may go well
                 log.failure("housekeeping failed", exc, job=self._job.name)
-                self._ending.wait(_FAILED_PAUSE)
+                with self._claim.working():
+                    self._ending.wait(_FAILED_PAUSE)
 
     def _run_child(self, words: Sequence[str]) -> None:
         name, began = self._job.name, time.monotonic()
@@ -166,7 +171,8 @@ class Housekeeper:
 
     def _failed(self, reason: object) -> None:
         log.event(logging.WARNING, "housekeeping failed", job=self._job.name, reason=reason)
-        self._ending.wait(_FAILED_PAUSE)
+        with self._claim.working():
+            self._ending.wait(_FAILED_PAUSE)
 
     def _start_child(self, words: Sequence[str]) -> subprocess.Popen[bytes] | None:
         """None where the server ends."""
@@ -178,6 +184,7 @@ class Housekeeper:
                     [*_low_priority(), *self._make_command(self._store.root, self._config, words)],
                     stdin=subprocess.PIPE,  # never written to: see the module's docstring
                     stdout=subprocess.PIPE,
+                    pass_fds=inherited(),
                 )
             except OSError as exc:
                 reason = f"no process: {(exc.strerror or str(exc)).lower()}"

@@ -2,9 +2,11 @@
 
 A client outside `serve.networks` is disconnected before a byte is exchanged. Above
 `serve.connections` a few clients are answered 503; the rest are disconnected. Each process counts
-for itself: workers share the port, not their counts.
+for itself: workers share the port, not their counts. The admin listener disconnects an older client
+instead: strangers that hold connections open must not keep probes out.
 
-Tests: tests/serve/test_limits.py, tests/serve/test_networks.py, tests/serve/test_tls.py.
+Tests: tests/serve/test_limits.py, tests/serve/test_networks.py, tests/serve/test_tls.py,
+tests/serve/admin/test_listener.py.
 """
 
 from __future__ import annotations
@@ -53,6 +55,8 @@ _CUT_TIME: Final = 0.25
 """Seconds that the handler of a response has to end once it is told to."""
 _SPARE_FILES: Final = 256
 """Files kept free for the store and for connections to upstreams."""
+_SAY_AGAIN: Final = 60.0
+"""Seconds between two warnings that older connections end for newer ones."""
 
 
 def listen(host: str, port: int, *, client_stall: float) -> socket.socket:
@@ -97,7 +101,12 @@ class Listener:
         handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
         serve: Serve,
         context: ssl.SSLContext | None,
+        *,
+        newest_first: bool = False,
     ) -> None:
+        """With `newest_first` a connection above the cap takes the place of an older one."""
+        self._newest_first = newest_first
+        self._say_from = 0.0
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._server = ConnectionServer(handler, serve)
@@ -152,7 +161,8 @@ class Listener:
         await asyncio.gather(self._server.cut(_CUT_TIME), self._busy.cut(_CUT_TIME))
 
     def _accept(self) -> None:
-        for _ in range(_AT_ONCE):
+        # One at a time where a newer one ends an older one: that has to be established by then.
+        for _ in range(1 if self._newest_first else _AT_ONCE):
             try:
                 client, address = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -173,6 +183,8 @@ class Listener:
             log.event(logging.INFO, "client refused", client=host, reason="not in serve.networks")
             return
         server = self._server
+        if self._newest_first and server.count >= self._limit and server.end_one():
+            self._say_full(host)
         if server.count >= self._limit:
             server = self._busy
             if server.count >= _TOLD_BUSY:
@@ -182,9 +194,20 @@ class Listener:
                 )
                 return
         client.setblocking(False)
-        task = self._loop.create_task(self._establish(client, host, server, server()))
+        connection = server()
+        connection.host = host
+        task = self._loop.create_task(self._establish(client, host, server, connection))
         self._arriving.add(task)
         task.add_done_callback(self._arriving.discard)
+
+    def _say_full(self, host: str) -> None:
+        now = self._loop.time()
+        if now >= self._say_from:
+            self._say_from = now + _SAY_AGAIN
+            reason = "each newer connection ends an older one"
+            log.event(
+                logging.WARNING, "too many connections", port=self.port, client=host, reason=reason
+            )
 
     async def _establish(
         self,

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +17,7 @@ from ociproxy.errors import OciProxyError
 from ociproxy.fetch.engine import Engine
 from ociproxy.load.loader import Loader, Watcher
 from ociproxy.load.ready import ReadyCheck
+from ociproxy.store.room import Room
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 _AGAIN: Final = 60.0
 """Seconds between two tries of failed images, and between two looks at whether the process that
 loads them still runs."""
+_HOLD: Final = 5.0
+"""Seconds between two looks of the process that has loaded them at whether it is still that one."""
 
 
 async def preload(
@@ -55,23 +56,25 @@ async def _preload(
         return
     # One process for each list. When it ends, its lock is free and another process takes over.
     name = sha256("\n".join(map(str, wanted)).encode()).hexdigest()[:16]
-    claim = partial(store.removals.claim, f"preload-{name}")
+    claim = store.removals.claim(f"preload-{name}")
     loop = asyncio.get_running_loop()
-    # Another process holds it, and does not tell when it ends.
-    while (claimed := await loop.run_in_executor(None, claim)) is None:  # noqa: ASYNC110
-        await asyncio.sleep(_AGAIN)
     try:
-        await _load(store, config, make_backend, wanted)
-        await asyncio.Event().wait()
+        # Another process holds it, and does not tell when it ends.
+        while not await loop.run_in_executor(None, claim.take):  # noqa: ASYNC110
+            await asyncio.sleep(_AGAIN)
+        with claim.working():
+            await _load(store, config, make_backend, wanted)
+        while await loop.run_in_executor(None, claim.is_held):  # noqa: ASYNC110 as above
+            await asyncio.sleep(_HOLD)
     finally:
-        os.close(claimed)
+        claim.close()
 
 
 async def _load(
     store: Store, config: Config, make_backend: MakeBackend, wanted: Sequence[Wanted]
 ) -> None:
     while wanted:
-        engine = Engine(store, config, make_backend)
+        engine = Engine(store, config, make_backend, room=Room(store, config.store, must_keep=True))
         watcher = _Log()
         try:
             summary = await Loader(engine, config, watcher).run(wanted)

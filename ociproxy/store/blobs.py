@@ -6,6 +6,7 @@ A file is right for certain while it is sealed, or while this process remembers 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import time
 from contextlib import suppress
@@ -97,19 +98,22 @@ class Blobs:
         touch(file.fileno(), state, self._clock.now())
         return BlobFile(file, state.st_size, self._is_verified(digest, state))
 
-    def find_cached(self, digest: Digest) -> BlobFile | None:
-        """The same without waiting for the disk. None where it would be asked, for the blob or to
-        record the use, and where the store has no such blob."""
+    def find_cached(self, digest: Digest) -> tuple[BlobFile | None, bool]:
+        """The same without waiting for the disk, and whether that is the answer: False where the
+        disk would be asked, for the blob or to record the use."""
         name = file_name(digest)
-        descriptor = _open_cached(self._prefix + name)
+        try:
+            descriptor = _open_cached(self._prefix + name)
+        except FileNotFoundError:
+            return None, not self._below
         if descriptor is None:
-            return None
+            return None, False
         file = open(descriptor, "rb", buffering=0)  # noqa: PTH123, SIM115 the caller closes it
         state = os.fstat(descriptor)
         if is_use_due(state, self._clock.now()):
             file.close()
-            return None
-        return BlobFile(file, state.st_size, self._is_verified(digest, state))
+            return None, False
+        return BlobFile(file, state.st_size, self._is_verified(digest, state)), True
 
     def find_size(self, digest: Digest) -> int | None:
         """Bytes of a stored blob; records no use. Raises StoreError."""
@@ -133,7 +137,6 @@ class Blobs:
         self,
         staged: Path,
         digest: Digest,
-        *,
         sealing: Callable[[], None] = lambda: None,
     ) -> None:
         """Publish a staged file whose bytes the caller verified. Raises StoreError.
@@ -243,7 +246,7 @@ class _OpenHow(ctypes.Structure):
     )
 
 
-_syscall: Final = ctypes.CDLL(None).syscall
+_syscall: Final = ctypes.CDLL(None, use_errno=True).syscall
 _syscall.argtypes = (
     *(ctypes.c_long, ctypes.c_int, ctypes.c_char_p),
     *(ctypes.POINTER(_OpenHow), ctypes.c_size_t),
@@ -257,7 +260,10 @@ _FROM_CACHE: Final = _OpenHow(os.O_RDONLY | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
 
 def _open_cached(path: str) -> int | None:
     """Open a file to read it, if the kernel finds it without asking the disk: the event loop may
-    call this. None else, and where the kernel is older than 5.12 or lets no program ask so."""
+    call this. None else, and where the kernel is older than 5.12 or lets no program ask so. Raises
+    FileNotFoundError where the kernel knows as much that there is none."""
     where, size = os.fsencode(path), ctypes.sizeof(_OpenHow)
     file: int = _syscall(_OPENAT2, _AT_FDCWD, where, ctypes.byref(_FROM_CACHE), size)
+    if file < 0 and ctypes.get_errno() == errno.ENOENT:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     return None if file < 0 else file

@@ -16,6 +16,7 @@ from ociproxy.store.files import file_name
 from ociproxy.store.image import read_contents
 from ociproxy.store.inventory import references_in
 from ociproxy.store.look import Look
+from ociproxy.store.records import RecordFiles
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.reference import Repository
     from ociproxy.store.damage import Damage, FileCheck
     from ociproxy.store.image import ImageContents
-    from ociproxy.store.refs import Record
+    from ociproxy.store.records import Record
     from ociproxy.store.store import Store
 
 MOST_IMAGES: Final = 1000
@@ -100,6 +101,7 @@ class _Check:
         self, store: Store, damaged: Mapping[str, Damage], unsealed: Collection[str]
     ) -> None:
         self._store = store
+        self._records = RecordFiles(store.refs)
         self._damaged = damaged
         self._unsealed = unsealed
         self._folders = [folder.name for folder in store.manifests.folders]
@@ -107,34 +109,34 @@ class _Check:
         self._findings = Findings()
         self._known: set[tuple[Repository, Digest]] = set()
         """Manifests that a broken image is known to lack: its finding is enough."""
-        self._images: list[tuple[Reference, Descriptor]] = []
+        self._suspects: list[tuple[Reference, Descriptor]] = []
         """What the walk has found that may be wrong."""
-        self._records: list[Record] = []
+        self._doubtful: list[Record] = []
 
     def walk(self, look: Look) -> None:
         for repository in self._store.refs.repositories():
             there: set[Digest] = set()
-            for reference, top, contents in self._walk_images(repository, look):
+            for reference, top, contents in self._images(repository, look):
                 self._findings.images += 1
                 there.update(contents.manifests)
                 if self._faults(contents):
-                    self._images.append((reference, top))
-            found = self._store.refs.records(repository)
-            self._records += (each for each in found if self._is_suspect(each, there))
-        found = self._store.refs.referrer_records()
-        self._records += (each for each in found if self._is_suspect(each))
+                    self._suspects.append((reference, top))
+            found = self._records.of(repository)
+            self._doubtful += (each for each in found if self._is_suspect(each, there))
+        found = self._records.of_referrers()
+        self._doubtful += (each for each in found if self._is_suspect(each))
 
     def judge(self) -> Findings:
         """Look once more at what may be wrong."""
-        for reference, top in self._images:
+        for reference, top in self._suspects:
             if self._still_means(reference, top):
                 contents = read_contents(self._store, reference.repository, top)
                 self._judge(reference, top.digest, self._faults(contents))
-        for record in self._records:
+        for record in self._doubtful:
             self._judge_record(record)
         return self._findings
 
-    def _walk_images(
+    def _images(
         self, repository: Repository, look: Look
     ) -> Iterator[tuple[Reference, Descriptor, ImageContents]]:
         """Tags, images that no tag reaches, and referrers, each once."""
@@ -225,7 +227,7 @@ class _Check:
         return self._store.manifests.last_used(digest) is not None
 
     def _judge_record(self, record: Record) -> None:
-        if not self._store.refs.still_says(record):
+        if not self._records.still_says(record):
             return
         digest, repository = record.digest, record.repository
         if digest is None:

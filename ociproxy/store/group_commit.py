@@ -148,6 +148,8 @@ class GroupCommit:
 
     def __init__(self, staging: Path, blobs: Path, manifests: Sequence[Path]) -> None:
         self.staging = staging
+        self.made: Callable[[str, int], None] = lambda _path, _size: None
+        """Called for each file that was not there before."""
         self.pending = Pending()
         self._blobs = blobs
         self._folders = manifests
@@ -196,7 +198,7 @@ class GroupCommit:
         with self._changed:
             if not self._running:
                 return True
-        last = self.submit(Commit(self, lambda: _nothing))
+        last = self.submit(Commit(self, lambda: lambda: None))
         with suppress(StoreError):
             try:
                 last.result(seconds)
@@ -229,9 +231,8 @@ class GroupCommit:
                     self._running = False
                     self._changed.notify_all()
                     return
-                files = sum(len(commit.staged) for commit, _ in batch)
-                size = sum(each.size for commit, _ in batch for each in commit.staged)
             commits = [commit for commit, _ in batch]
+            sizes = [each.size for commit in commits for each in commit.staged]
             bug: BaseException | None = None
             try:
                 # The blobs that a manifest needs are there by name before it is.
@@ -243,16 +244,15 @@ class GroupCommit:
             for commit in commits:
                 self._end(commit, bug)
             with self._changed:
-                self._files -= files
-                self._bytes -= size
+                self._files -= len(sizes)
+                self._bytes -= sum(sizes)
                 self._changed.notify_all()
             for commit, done in batch:
-                failure = bug or commit.failure
-                if failure is None:
-                    done.set_result(None)
-                else:
+                if failure := bug or commit.failure:
                     done.set_exception(failure)
                     log.event(logging.WARNING, "not kept", reason=failure)
+                else:
+                    done.set_result(None)
 
     def _flush_blobs(self, batch: list[Commit]) -> None:
         try:
@@ -293,12 +293,16 @@ class GroupCommit:
                 if commit.failure is not None:
                     _drop(each)
                     continue
+                target = Path(each.target)
                 try:
-                    folders = publish(each.path, Path(each.target))
+                    made = not target.exists()
+                    folders = publish(each.path, target)
                 except OSError as exc:
-                    _fail(commit, Path(each.target), exc)
+                    _fail(commit, target, exc)
                     _drop(each)
                     continue
+                if made:
+                    self.made(each.target, each.size)
                 for folder in folders:
                     changed.setdefault(folder, []).append(commit)
         for folder, error in self._in_parallel(fsync_directory, list(changed)).items():
@@ -328,10 +332,6 @@ class GroupCommit:
         for future in futures:
             future.result()
         return errors
-
-
-def _nothing() -> None:
-    """Nothing is kept from being removed."""
 
 
 def _drop(staged: _Staged) -> None:

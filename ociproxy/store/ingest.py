@@ -23,11 +23,13 @@ from ociproxy.metrics.counters import FILLS
 from ociproxy.store.files import READ_SIZE, heartbeat, store_errors, try_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from ociproxy.oci.digest import Digest
-    from ociproxy.store.blobs import Blobs
+
+    Publish = Callable[[Path, Digest, Callable[[], None]], None]
+    """`Blobs.commit`: a staged file, its digest, and what to call before it is sealed."""
 
 
 class ByteRanges:
@@ -192,14 +194,15 @@ class Ingest:
     def is_same_file(self, other: Ingest) -> bool:
         return os.path.samestat(os.fstat(self.file), os.fstat(other.file))
 
-    def commit(self, blobs: Blobs) -> None:
-        """Leader: publish the bytes, which the caller has verified. Raises StoreError."""
+    def commit(self, publish: Publish) -> None:
+        """Leader: publish the bytes, which the caller has verified, with `Blobs.commit`. Raises
+        StoreError."""
         if self.size is not None:
             with store_errors(self.path):
                 # An earlier leader, killed since, may have written bytes beyond the end.
                 os.ftruncate(self.file, self.size)
         # A touch would break the seal; followers wait for the flush of a large blob before it.
-        blobs.commit(self.path, self.digest, sealing=lambda: heartbeat.stop(self.file))
+        publish(self.path, self.digest, lambda: heartbeat.stop(self.file))
         FILLS.add()
         self._unlink_journal()
 

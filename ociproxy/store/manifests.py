@@ -126,12 +126,18 @@ class Manifests:
         if self.keep(digest) and self._find_own(digest, use=False) is not None:
             return
         # Also where another commit has it: that one may fail.
-        is_index = holder.descriptor.is_index
-        root = self._index_root if is_index else self._image_root
+        root = self._index_root if holder.descriptor.is_index else self._image_root
         path = f"{root}{os.sep}{file_name(digest)}"
         commit.stage(path, holder.raw, holder.raw, record=False)
-        count_stored("index" if is_index else "manifest", len(holder.raw))
-        self._usage.add(len(holder.raw))
+
+    def count(self, path: str, size: int) -> None:
+        """This file is there now. It is counted here and not where it is staged: a commit may
+        fail."""
+        kinds = {str(self._index_root): "index", str(self._image_root): "manifest"}
+        kind = kinds.get(path.rpartition(os.sep)[0])
+        if kind is not None:
+            count_stored(kind, size)
+            self._usage.add(size)
 
     def put_again(self, digest: Digest, commit: Commit) -> None:
         """Publish what another commit of this process has staged: for a record in this commit,

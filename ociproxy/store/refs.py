@@ -13,27 +13,27 @@ import logging
 import os
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from math import inf
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ociproxy import log
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import DigestInvalid, NameInvalid
-from ociproxy.oci.descriptor import Descriptor, MalformedManifest
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest, text_in
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
-from ociproxy.store.files import file_name, identity, keep, read_unused, store_errors
-from ociproxy.store.read_only import TagRecord
+from ociproxy.store.files import identity, keep, read_unused, store_errors
 from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ociproxy.oci.reference import Reference
     from ociproxy.store.group_commit import Commit, Pending
-    from ociproxy.store.read_only import ReadOnlyContent
 
 T = TypeVar("T")
 
@@ -43,23 +43,62 @@ REFERRERS_OF_ONE: Final = 1000
 """Records of one subject. Manifests of any repository may name it, and each is read for a list."""
 _RECORD: Final = 1024 * 1024
 """Bytes of a record. Annotations of a referrer may be long; a longer file is no record."""
-_TAGS: Final = "_tags"
-_MANIFESTS: Final = "_manifests"
+_LEFT: Final = 64
+"""Manifests that a tag meant before: of one that moves daily, two months."""
+TAGS: Final = "_tags"
+MANIFESTS: Final = "_manifests"
 
 
-class Record(NamedTuple):
-    """A file that leads to the manifest `digest`, which is None where the file cannot be parsed, or
-    leads to another manifest than its name says. Only the record of a tag has a `tag`, that of a
-    referrer no `repository`."""
+@dataclass(frozen=True, slots=True)
+class TagRecord:
+    """The manifest that a tag meant at this upstream; `resolved` is seconds since the epoch. `left`
+    are the manifests that it meant before, the newest first."""
 
-    file: str
-    digest: Digest | None
-    repository: Repository | None = None
-    tag: str | None = None
+    descriptor: Descriptor
+    resolved: float
+    upstream: str
+    left: tuple[Digest, ...] = ()
 
-    @property
-    def path(self) -> Path:
-        return Path(self.file)
+    @staticmethod
+    def from_json(document: dict[str, object]) -> TagRecord | None:
+        """None for a damaged one."""
+        try:
+            descriptor = Descriptor.from_json(document.get("descriptor"))
+            resolved = datetime.fromisoformat(text_in(document.get("resolved"))).timestamp()
+        except ValueError:  # MalformedManifest is one
+            return None
+        left = document.get("left")
+        digests: list[Digest] = []
+        for each in left if isinstance(left, list) else ():
+            with suppress(DigestInvalid):
+                digests.append(Digest.parse(str(each)))
+        upstream = str(document.get("upstream", ""))
+        return TagRecord(descriptor, resolved, upstream, tuple(digests))
+
+    def to_json(self) -> dict[str, object]:
+        when = datetime.fromtimestamp(self.resolved, UTC)
+        return {
+            "descriptor": self.descriptor.to_json(),
+            "resolved": when.isoformat(timespec="milliseconds"),
+            "upstream": self.upstream,
+            **({"left": list(map(str, self.left))} if self.left else {}),
+        }
+
+    def after(self, before: TagRecord | None) -> TagRecord:
+        """This record in the place of another one, whose manifest it remembers."""
+        left = () if before is None else (before.descriptor.digest, *before.left)
+        moved = dict.fromkeys(each for each in left if each != self.descriptor.digest)
+        return replace(self, left=tuple(moved)[:_LEFT])
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Tags by repository and tag, manifests by repository and digest, referrers by subject and
+    digest."""
+
+    tags: dict[Repository, dict[str, TagRecord]] = field(default_factory=dict)
+    manifests: dict[Repository, dict[Digest, Descriptor]] = field(default_factory=dict)
+    referrers: dict[Digest, dict[Digest, Descriptor]] = field(default_factory=dict)
 
 
 class Refs:
@@ -70,35 +109,35 @@ class Refs:
         *,
         staging: Path,
         pending: Pending,
-        below: Sequence[ReadOnlyContent] = (),
+        below: Sequence[Records] = (),
     ) -> None:
         """`pending` are records that a commit of this process has not published yet. Each `put_`
         method writes its record at once, or as a part of the commit that it is given."""
         self._pending = pending
-        self._root = root
-        self._referrers_root = referrers_root
+        self.root = root
+        self.referrers_root = referrers_root
         self._staging = staging
-        self._below = [content.records for content in below]
+        self._below = below
         self._hot: BoundedCache[str, tuple[tuple[int, int, int], object]] = BoundedCache(
             _HOT_RECORDS
         )
 
     def folder(self, repository: Repository) -> Path:
         """Where the records of a repository are: `_tags/<tag>` and `_manifests/<digest>`."""
-        return self._root / repository.registry / repository.name
+        return self.root / repository.registry / repository.name
 
     def remembered_tag(self, repository: Repository, tag: str) -> Digest | None:
         """The manifest of a tag whose record was read before; takes no look at the disk."""
-        hot = self._hot.get(self._path(repository, _TAGS, tag))
+        hot = self._hot.get(self._path(repository, TAGS, tag))
         return None if hot is None else cast("TagRecord", hot[1]).descriptor.digest
 
     def remembers(self, repository: Repository, digest: Digest) -> bool:
         """Whether the record of a manifest was read before; takes no look at the disk."""
-        return self._hot.get(self._path(repository, _MANIFESTS, str(digest))) is not None
+        return self._hot.get(self._path(repository, MANIFESTS, str(digest))) is not None
 
     def find_tag(self, repository: Repository, tag: str) -> TagRecord | None:
         """The record of a tag; None if there is none, or it is damaged. Raises StoreError."""
-        own = self._find(self._path(repository, _TAGS, tag), TagRecord.from_json)
+        own = self.tag_at(self._path(repository, TAGS, tag))
         if own is not None or not self._below:
             return own
         found = (records.tags.get(repository, {}).get(tag) for records in self._below)
@@ -108,8 +147,8 @@ class Refs:
         self, repository: Repository, tag: str, record: TagRecord, commit: Commit | None = None
     ) -> None:
         """What the tag meant before is remembered in the record. Raises StoreError."""
-        path = self._path(repository, _TAGS, tag)
-        record = record.after(self._find(path, TagRecord.from_json))
+        path = self._path(repository, TAGS, tag)
+        record = record.after(self.tag_at(path))
         self._put(path, record.to_json(), record, commit)
 
     def left_behind(self, repository: Repository) -> set[Digest]:
@@ -120,7 +159,7 @@ class Refs:
     def find_manifest(self, repository: Repository, digest: Digest) -> Descriptor | None:
         """The descriptor under which this repository has this manifest, or None. Raises
         StoreError."""
-        own = self._find(self._path(repository, _MANIFESTS, str(digest)), _descriptor)
+        own = self.descriptor_at(self._path(repository, MANIFESTS, str(digest)))
         if own is not None or not self._below:
             return own
         found = (records.manifests.get(repository, {}).get(digest) for records in self._below)
@@ -129,16 +168,16 @@ class Refs:
     def put_manifest(
         self, repository: Repository, descriptor: Descriptor, commit: Commit | None = None
     ) -> None:
-        path = self._path(repository, _MANIFESTS, str(descriptor.digest))
+        path = self._path(repository, MANIFESTS, str(descriptor.digest))
         self._put_descriptor(path, descriptor, commit)
 
     def put_referrer(
         self, subject: Digest, referrer: Descriptor, commit: Commit | None = None
     ) -> None:
         """Blocks. Above `REFERRERS_OF_ONE` records of the subject no more are kept."""
-        folder = f"{self._referrers_root}/{subject}"
+        folder = f"{self.referrers_root}/{subject}"
         path = f"{folder}/{referrer.digest}"
-        if not os.path.exists(path) and len(self._names(folder)) >= REFERRERS_OF_ONE:  # noqa: PTH110
+        if not os.path.exists(path) and len(self.names(folder)) >= REFERRERS_OF_ONE:  # noqa: PTH110
             log.event(logging.WARNING, "too many referrers", digest=subject, kept=REFERRERS_OF_ONE)
             return
         self._put_descriptor(path, referrer, commit)
@@ -149,9 +188,9 @@ class Refs:
         found: dict[Digest, Descriptor] = {}
         for records in self._below:
             found.update(records.referrers.get(subject, {}))
-        directory = f"{self._referrers_root}/{subject}"
-        for name in self._names(directory)[:REFERRERS_OF_ONE]:
-            descriptor = self._find(f"{directory}/{name}", _descriptor)
+        directory = f"{self.referrers_root}/{subject}"
+        for name in self.names(directory)[:REFERRERS_OF_ONE]:
+            descriptor = self.descriptor_at(f"{directory}/{name}")
             if descriptor:
                 found[descriptor.digest] = descriptor
         ordered = (found[digest] for digest in sorted(found))
@@ -160,11 +199,11 @@ class Refs:
     def subjects(self) -> set[str]:
         """All that `referrers` may have an answer for, as text. Raises StoreError."""
         below = (str(each) for records in self._below for each in records.referrers)
-        return {*self._names(str(self._referrers_root)), *below}
+        return {*self.names(str(self.referrers_root)), *below}
 
     def tags(self, repository: Repository) -> list[str]:
         """The tags of a repository, sorted. Raises StoreError."""
-        own = self._names(self._path(repository, _TAGS, "."))
+        own = self.names(self._path(repository, TAGS, "."))
         below = (records.tags.get(repository, {}) for records in self._below)
         return sorted({*own, *(tag for tags in below for tag in tags)}) if self._below else own
 
@@ -178,43 +217,24 @@ class Refs:
         return self.find_manifest(repository, reference.digest) if reference.digest else None
 
     def has_repository(self, repository: Repository) -> bool:
-        folder = self._root / repository.registry / repository.name
+        folder = self.root / repository.registry / repository.name
         return (
             folder.is_dir()
-            or any(self._pending.names(f"{folder}/{kind}") for kind in (_TAGS, _MANIFESTS))
+            or any(self._pending.names(f"{folder}/{kind}") for kind in (TAGS, MANIFESTS))
             or any(repository in records.manifests for records in self._below)
         )
 
     def manifests(self, repository: Repository) -> list[Digest]:
         """The manifests of a repository in the store's own files, sorted. Raises StoreError."""
         found = []
-        for name in self._names(self._path(repository, _MANIFESTS, ".")):
+        for name in self.names(self._path(repository, MANIFESTS, ".")):
             with suppress(DigestInvalid):
                 found.append(Digest.parse(name))
         return found
 
-    def records_of_referrers(self, manifests: Container[str]) -> Iterator[tuple[str, Path]]:
-        """The records of referrers that are named in `manifests`, by file name, with those names.
-        Raises StoreError."""
-        for subject in self._names(str(self._referrers_root)):
-            for name in self._names(f"{self._referrers_root}/{subject}"):
-                with suppress(DigestInvalid):
-                    referrer = file_name(Digest.parse(name))
-                    if referrer in manifests:
-                        yield referrer, self._referrers_root / subject / name
-
-    def folders(self) -> list[Path]:
-        """All folders for records, each after those inside it. Raises StoreError."""
-        found = []
-        for root in (self._root, self._referrers_root):
-            with store_errors(root):
-                walked = [Path(folder) for folder, _, _ in os.walk(root, topdown=False)]
-            found += walked[:-1]
-        return found
-
     def newest_manifests(self, repository: Repository) -> list[Digest]:
         """The same, the newest first."""
-        folder = Path(self._path(repository, _MANIFESTS, "."))
+        folder = Path(self._path(repository, MANIFESTS, "."))
         found: list[tuple[float, Digest]] = []
         for name in self._pending.names(str(folder)):
             with suppress(DigestInvalid):
@@ -230,7 +250,7 @@ class Refs:
         """Inode and time of modification (ns) of a folder: they change when a manifest of the
         repository comes or goes. None if it has none, one is about to come, or the folder cannot be
         read."""
-        folder = self._path(repository, _MANIFESTS, ".")
+        folder = self._path(repository, MANIFESTS, ".")
         if self._pending and self._pending.names(folder[:-2]):
             return None
         try:
@@ -241,58 +261,36 @@ class Refs:
 
     def repositories(self) -> Iterator[Repository]:
         """Every repository of every registry, sorted; reads the store while the caller iterates."""
-        for directory, folders, _ in os.walk(self._root):
+        for directory, folders, _ in os.walk(self.root):
             folders.sort()
-            if _TAGS not in folders and _MANIFESTS not in folders:
+            if TAGS not in folders and MANIFESTS not in folders:
                 continue
-            folders[:] = [name for name in folders if name not in (_TAGS, _MANIFESTS)]
-            registry, *name = Path(directory).relative_to(self._root).parts or ("",)
+            folders[:] = [name for name in folders if name not in (TAGS, MANIFESTS)]
+            registry, *name = Path(directory).relative_to(self.root).parts or ("",)
             try:
                 yield Repository.parse(registry, "/".join(name))
             except NameInvalid:
                 continue
 
-    def records(self, repository: Repository) -> Iterator[Record]:
-        """The records of a repository in the store's own files. Raises StoreError."""
-        folder = self._path(repository, _TAGS, "")
-        for name in self._names(folder):
-            file = f"{folder}{name}"
-            yield Record(file, self._digest(file, name, is_tag=True), repository, name)
-        yield from self._described(self._path(repository, _MANIFESTS, ""), repository)
-
-    def referrer_records(self) -> Iterator[Record]:
-        """The records of all referrers, in the same way."""
-        for subject in self._names(str(self._referrers_root)):
-            yield from self._described(f"{self._referrers_root}/{subject}/", None)
-
-    def still_says(self, record: Record) -> bool:
-        """Whether the file of a record is there, and says what it said. Raises StoreError."""
-        found = self._digest(record.file, record.path.name, is_tag=record.tag is not None)
-        return found == record.digest and record.path.exists()
-
-    def _described(self, folder: str, repository: Repository | None) -> Iterator[Record]:
-        for name in self._names(folder):
-            file = f"{folder}{name}"
-            yield Record(file, self._digest(file, name, is_tag=False), repository)
-
-    def _digest(self, path: str, name: str, *, is_tag: bool) -> Digest | None:
-        """The manifest that the record at a path leads to; `name` is that of its place."""
-        if is_tag:
-            tagged = self._find(path, TagRecord.from_json)
-            return tagged.descriptor.digest if tagged else None
-        found = self._find(path, _descriptor, remember=False)  # a caller looks at all, once
-        return found.digest if found and str(found.digest) == name else None
-
     def _path(self, repository: Repository, kind: str, name: str) -> str:
         # Parsed names cannot hold '..' or begin with '/'. No component of a repository begins with
         # '_', so none is taken for a folder of records.
-        return f"{self._root}/{repository.registry}/{repository.name}/{kind}/{name}"
+        return f"{self.root}/{repository.registry}/{repository.name}/{kind}/{name}"
+
+    def tag_at(self, path: str) -> TagRecord | None:
+        """The record of a tag in this file; None if there is none, or it is damaged. Raises
+        StoreError."""
+        return self._find(path, TagRecord.from_json)
+
+    def descriptor_at(self, path: str, *, remember: bool = True) -> Descriptor | None:
+        """The record of a manifest or a referrer in this file, in the same way. A caller that looks
+        through all files has none remembered."""
+        return self._find(path, _descriptor, remember=remember)
 
     def _find(
         self, path: str, parse: Callable[[dict[str, object]], T | None], *, remember: bool = True
     ) -> T | None:
-        """The record at a path; None if there is none, or it is damaged. It is parsed once while
-        its file stays the same, so callers give a path always the same `parse`."""
+        """It is parsed once while its file stays the same: a path has always the same `parse`."""
         # Before the file: a commit that ends just now takes it out after it has its name.
         if self._pending and path in self._pending:
             pending = self._pending.get(path)
@@ -318,7 +316,7 @@ class Refs:
 
     def _put_descriptor(self, path: str, descriptor: Descriptor, commit: Commit | None) -> None:
         # A record that is written again counts as new: it is not removed as the old one.
-        if self._find(path, _descriptor) != descriptor or not keep(path, time.time()):
+        if self.descriptor_at(path) != descriptor or not keep(path, time.time()):
             self._put(path, descriptor.to_json(), descriptor, commit)
 
     def _put(
@@ -331,7 +329,8 @@ class Refs:
         else:
             commit.stage(path, data, value, record=True)
 
-    def _names(self, directory: str) -> list[str]:
+    def names(self, directory: str) -> list[str]:
+        """The records in a folder, sorted; none where there is no folder. Raises StoreError."""
         # Callers end a folder with `/` or `/.` as well.
         pending = self._pending.names(os.path.normpath(directory)) if self._pending else []
         try:

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ociproxy import log
 from ociproxy.errors import Busy, StoreError
+from ociproxy.store.claim import Claim
 from ociproxy.store.files import Silence, heartbeat, is_at, store_errors, try_lock
 
 if TYPE_CHECKING:
@@ -118,17 +119,10 @@ class Removals:
         if ended:
             os.close(hold.lock)
 
-    def claim(self, name: str) -> int | None:
-        """Become the one process that does the work of this name; None while another one is. The
-        caller closes the file descriptor to give it up. Raises StoreError."""
-        path = self._folder / name
-        with store_errors(path):
-            # Not to write, which would keep an operator from mounting the disk read-only.
-            file = self._open(name)
-        if try_lock(file):
-            return file
-        os.close(file)
-        return None
+    def claim(self, name: str) -> Claim:
+        """To do the work of this name in one process at a time."""
+        # Opened to read, for an open to write keeps an operator from mounting the disk read-only.
+        return Claim(self._folder / name, self._open)
 
     def remover(self) -> Remover:
         """Become the one process that removes; close it. Raises Busy where another one is, or

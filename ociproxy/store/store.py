@@ -11,6 +11,7 @@
     locks/                                            files to lock; `usage` says the store's size
     pins/                                             what no prune removes
     scrub.json check.json                             how far a pass over all files has come
+    removed.json                                      the images that prunes removed last
     store.json                                        the format version
 
 Opening a store makes the folders that are missing and reads no content.
@@ -36,9 +37,9 @@ from ociproxy.store.group_commit import PATIENCE, Commit, GroupCommit
 from ociproxy.store.manifests import Manifests, check_manifest
 from ociproxy.store.mounts import is_remote
 from ociproxy.store.pruning.pins import PinFiles
-from ociproxy.store.read_only import TagRecord
-from ociproxy.store.refs import Refs
+from ociproxy.store.refs import Refs, TagRecord
 from ociproxy.store.removal import Removals
+from ociproxy.store.room import Room
 from ociproxy.store.staging import Staging, stage, write_atomically
 from ociproxy.store.usage import UsageFile
 from ociproxy.store.writer import BlobWriter
@@ -97,6 +98,8 @@ class Store:
         self.staging = Staging(staging)
         self.removals = Removals(root / "locks", staging)
         self.usage = UsageFile(root / "locks" / "usage")
+        self.room = Room(self)
+        """What is asked before a blob is kept. A command that has to keep limits sets another."""
         self.pins = PinFiles(root / "pins", staging)
         self.commits = GroupCommit(staging, root / "blobs", (root / _IMAGES, root / _INDEXES))
         pending = self.commits.pending
@@ -117,9 +120,14 @@ class Store:
             clock=clock,
             below=below,
         )
+        self.commits.made = self.manifests.count
         self.below = below
         self.refs = Refs(
-            root / "refs", root / "referrers", staging=staging, pending=pending, below=below
+            root / "refs",
+            root / "referrers",
+            staging=staging,
+            pending=pending,
+            below=[content.records for content in below],
         )
 
     def remembers(self, reference: Reference) -> bool:
@@ -184,7 +192,7 @@ class Store:
 
     def blob_writer(self) -> BlobWriter:
         """A writer for blobs that come from front to end, as out of an archive."""
-        return BlobWriter(self.staging.root, self.blobs)
+        return BlobWriter(self.staging.root, self.blobs, self.room)
 
     def commit_config(self, digest: Digest, raw: bytes) -> None:
         """Publish a blob of a few kilobytes, whose bytes the caller verified. Raises StoreError."""

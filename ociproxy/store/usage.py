@@ -28,6 +28,9 @@ _TRIES: Final = 20
 """For the lock, which is held for microseconds. A process that was stopped holds up no other."""
 _INTERVAL: Final = 0.002
 """Seconds between two tries."""
+WANTED: Final = 10.0
+"""Seconds for which room stays wanted after a download asked for it last: longer than one waits
+without asking again. What a killed process wanted is void by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,9 @@ class Usage:
     counted: float = 0.0
     """When the store was counted."""
     wanted: int = 0
-    """Room that downloads wait for."""
+    """Room that downloads wait for. A count ends it: those that got none ask again."""
+    asked: float = 0.0
+    """When a download asked for room last."""
     reserved: int = 0
     """What is being committed, and has been promised room."""
     runs: int = 0
@@ -49,6 +54,8 @@ class Usage:
     stuck: float = 0.0
     """Since when the limits are exceeded, or would be by what is wanted, though next to
     nothing may go; 0 if they are not."""
+    unmet: int = 0
+    """While it is stuck: the room that was wanted, and could not be made."""
     evicted: int = 0
     """Bytes that were removed since the file was made."""
 
@@ -108,15 +115,36 @@ class UsageFile:
         with suppress(OSError):
             self._change(lambda usage: replace(usage, reserved=max(0, usage.reserved - size)))
 
-    def want(self, size: int) -> None:
-        """A download waits for room. Raises StoreError."""
+    def want(self, size: int) -> int | None:
+        """A download waits for room: until the store was counted, for `WANTED` seconds, or until it
+        calls `take_back` with what is returned. None where another process has the file: ask again.
+        Raises StoreError."""
+        runs = 0
+
+        def wanting(usage: Usage) -> Usage:
+            nonlocal runs
+            runs = usage.runs
+            return replace(usage, wanted=usage.wanted + size, asked=time.time())
+
         with store_errors(self._path):
-            self._change(lambda usage: replace(usage, wanted=usage.wanted + size), make=True)
+            return runs if self._change(wanting, make=True) else None
+
+    def take_back(self, size: int, runs: int | None) -> None:
+        """The room is not wanted any more. Raises nothing: at worst it is wanted for `WANTED`
+        seconds."""
+
+        def without(usage: Usage) -> Usage:
+            # A count has ended what was wanted before: what is wanted now, others want.
+            left = max(0, usage.wanted - size)
+            return replace(usage, wanted=left) if usage.runs == runs else usage
+
+        with suppress(OSError):
+            self._change(without)
 
     def retry(self) -> None:
         """The limits may be kept by now. Raises StoreError."""
         with store_errors(self._path):
-            self._change(lambda usage: replace(usage, stuck=0.0))
+            self._change(lambda usage: replace(usage, stuck=0.0, unmet=0))
 
     def record(self, size: int, before: Usage, *, freed: int, stuck: bool | None = None) -> None:
         """The store was counted, and has this size after so much was freed; `before` was read
@@ -129,10 +157,11 @@ class UsageFile:
                 usage,
                 stored=size + max(0, usage.written - before.written),
                 counted=now,
-                wanted=max(0, usage.wanted - before.wanted),
+                wanted=0,
                 reserved=0,
                 runs=usage.runs + 1,
                 stuck=since,
+                unmet=usage.unmet if stuck is None else before.wanted if stuck else 0,
                 evicted=usage.evicted + freed,
             )
 
@@ -169,9 +198,12 @@ def _parse(data: bytes) -> Usage | None:
     try:
         document = json.loads(data)
         whole = all(type(value) in (int, float) and value >= 0 for value in document.values())
-        return Usage(**document) if whole else None
+        usage = Usage(**document) if whole else None
     except (ValueError, TypeError, AttributeError):
         return None
+    if usage is not None and abs(time.time() - usage.asked) > WANTED:
+        return replace(usage, wanted=0)
+    return usage
 
 
 def _give_to_owner(file: int, path: Path) -> None:

@@ -153,11 +153,12 @@ def test_a_delta_needs_its_base(source: Store, job: Import, tmp_path: Path) -> N
     done = job.run(tmp_path / "delta.tar")
     assert done.code == 5
     assert set(done.statuses.values()) == {"incomplete"}
-    assert "import the base first" in done.problems[0]
+    told = [problem for problem in done.problems if "import the base first" in problem]
+    assert len(told) == len(done.statuses)
     named = [problem for problem in done.problems if problem.startswith("sha256:")]
     assert len(named) == len(set(named)), "each blob once, not once an image"
-    assert all("import the base first" in problem for problem in named)
-    assert len(done.problems) == len(named) + len(done.statuses) - 1
+    assert named
+    assert len(done.problems) == len(named) + len(told)
     assert job.listed() == {}
     assert job.run(tmp_path / "base.tar").code == 0
     assert job.run(tmp_path / "delta.tar").code == 0
@@ -175,7 +176,7 @@ def test_a_base_that_rots_is_no_base(source: Store, job: Import, tmp_path: Path)
     layer.write_bytes(bytes(newer.layers[0].size))
     done = job.run(tmp_path / "delta.tar")
     assert done.code == 5
-    assert newer.layers[0].digest in done.problems[0]
+    assert any(newer.layers[0].digest in problem for problem in done.problems)
     assert "docker.io/library/plain:4" not in job.listed()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def test_what_is_pinned_stays_until_its_pin_is_removed(store: Store) -> None:
     table = run(store.root, "pins", "list").stdout
     assert "*/team/two:*" in table
     assert "docker.io/library/one:v1" in table
+    assert re.search(r"pins add +\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$", table, re.MULTILINE)
     done = prune_all(store)
     assert done.images == [NAMES[2]]
     assert done.summary["kept"]["pinned"] == 2

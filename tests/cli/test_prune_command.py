@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from ociproxy.oci.manifest import ManifestHolder
 from ociproxy.oci.reference import Reference
 from ociproxy.store.pruning.carry_out import carry_out
 from ociproxy.store.pruning.plan import Selection, make_plan
+from ociproxy.store.pruning.removed import add_removed, read_removed
 from ociproxy.store.pruning.survey import Survey
 from ociproxy.store.store import Store
+from ociproxy.store.usage import Usage
 from tests.images import Image, artifact, content, image, multi_platform, random_blob
 from tests.pruning import (
     DAY,
@@ -94,6 +97,45 @@ def test_to_limits_keeps_those_of_the_configuration(store: Store, tmp_path: Path
     assert usage.stored == done.summary["size"] - names_size(OTHER)
 
 
+def test_a_dry_run_knows_the_room_that_downloads_wait_for_and_says_why_nothing_goes(
+    store: Store, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    size = sum(path.stat().st_size for n in ("blobs", "img") for path in (store.root / n).iterdir())
+    words = ("--to-limits", "--config-path", str(config))
+
+    def lines(*more: str, code: int) -> list[str]:
+        done = run(store.root, "prune", *words, *more, code=code)
+        return done.stdout.replace("would remove", "removed").splitlines()
+
+    config.write_text(f"store: {{max_size: {2 * size}, min_free: 0}}")
+    [removed, kept, *more] = lines("--dry-run", code=0)
+    assert removed.startswith("removed nothing")
+    assert kept.startswith("the limits are kept: ")
+    assert more == []
+    # A download waits for more than is left, and nothing may go.
+    store.usage.record(size, Usage(), freed=0, stuck=False)
+    store.usage.want(size)
+    store.staging.lead(Digest.parse(OTHER.blobs[-1].digest))  # another one arrives
+    stay = ("--keep-recent", "50d", "--pinned", str(tmp_path / "names.txt"))
+    (tmp_path / "names.txt").write_text("quay.io/team/old:v1\n")
+    planned = lines("--dry-run", *stay, code=3)
+    assert planned[1].startswith("store.max_size wants the store at ")
+    assert "downloads wait for room for " in planned[1]
+    assert planned[2:] == [
+        "2 images stay that were used or stored within 50d",
+        "1 image stays that is pinned",
+    ]
+    assert lines(*stay, code=3) == planned
+    # What waited got no room; the next dry run says so.
+    assert lines("--dry-run", *stay, code=0)[2].endswith("was wanted")
+    store.usage.want(size)
+    planned = lines("--dry-run", code=0)
+    assert "removed quay.io/team/old:v1" in planned[0]
+    assert "1 image stays that is arriving, or needed by a load, an import or an export" in planned
+    assert lines(code=0) == planned
+
+
 def names_size(made: Image) -> int:
     """Bytes of what an image shares with no other."""
     return sum(each.size for each in made.all_content() if each.encoded in own(made))
@@ -105,7 +147,7 @@ def test_an_image_that_is_arriving_stays(store: Store) -> None:
     selection = Selection(unused_for=30 * DAY)
     plan = make_plan(store, Survey(store), selection, is_pinned=lambda *_: False, now=time.time())
     assert [str(each.reference) for each in plan.images] == ["quay.io/team/other:v1"]
-    assert plan.recent == 1
+    assert (plan.recent, plan.reading) == (0, 1)
     ingest.close()
 
 
@@ -316,3 +358,27 @@ def test_a_person_reads_what_went(store: Store) -> None:
     assert lines[1].startswith("removed 1 image, 1 manifest, 2 blobs: ")
     lines = run(store.root, "prune", "--dry-run", "quay.io/team/old:v1").stdout.splitlines()
     assert lines[0].startswith("would remove nothing: 0 bytes")
+
+
+def test_the_images_that_were_removed_last_are_written_down_with_the_reason(store: Store) -> None:
+    prune(store.root, "*", "--unused-for", "30d", "--dry-run")
+    assert read_removed(store) == []
+    prune(store.root, "*", "--unused-for", "50d")
+    (old,) = read_removed(store)
+    assert (old.reference, old.reason) == ("quay.io/team/old:v1", "prune by an operator")
+    assert old.size == sum(each.size for each in OLD.all_content())
+    assert time.time() - old.last_used == pytest.approx(60 * DAY, abs=600)
+
+    # The last fifty stay; a damaged file is begun anew.
+    many = [replace(old, reference=f"quay.io/team/{number}:v1") for number in range(50)]
+    add_removed(store, many[:49])
+    assert [each.reference for each in read_removed(store)] == [
+        each.reference for each in (old, *many[:49])
+    ]
+    add_removed(store, many[49:])
+    assert read_removed(store) == many
+    for text in ("", "{}", '[{"at": 1}]', "[null]", "[" * 100_000):
+        (store.root / "removed.json").write_text(text)
+        assert read_removed(store) == []
+    prune(store.root, "*", "--unused-for", "30d")
+    assert [each.reference for each in read_removed(store)] == ["quay.io/team/other:v1"]

@@ -108,6 +108,21 @@ def test_an_image_is_loaded_again_from_an_upstream_that_refuses_each_head(
     assert load.has(app)
 
 
+@pytest.mark.parametrize("status", [403, 503])
+def test_an_image_is_planned_and_loaded_from_an_upstream_that_refuses_heads_of_blobs(
+    upstream: FakeUpstream, load: Load, status: int
+) -> None:
+    app = upstream.add("team/app", image("app"), tag="v1")
+    upstream.fault("/blobs/", Fault(status=status), method="HEAD")
+    listed = load.write(f"{upstream.registry}/team/app:v1")
+    (plan,) = load.run(listed, "--plan", "--json").events("plan")
+    assert plan["new"] == sum(blob.size for blob in app.blobs)
+    for _ in range(2):
+        done = load.run(listed)
+        assert done.code == 0, done.stderr
+    assert load.has(app)
+
+
 def test_moved_tag_is_followed(upstream: FakeUpstream, load: Load) -> None:
     name = f"{upstream.registry}/team/app:v1"
     upstream.add("team/app", image("old"), tag="v1")
@@ -544,7 +559,10 @@ def test_a_foreign_layer_that_the_registry_lacks_is_named_and_the_image_not_comp
     name = f"{upstream.registry}/team/app:v1"
     done = load.run(load.write(name), "--lock", str(load.folder / "lock"))
     assert done.code == 3
-    assert f"non-distributable layer {layer.digest}; it may be at https://elsewhere" in done.stderr
+    assert (
+        f"non-distributable layer {layer.digest}: unknown to the upstream; it may be at https://els"
+        in done.stderr
+    )
     assert load.complete() == set()
     assert load.tag(name) == made.digest
     assert load.has(made)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 
 from ociproxy.metrics.tally import LOST, Tally
@@ -74,6 +75,58 @@ def test_a_state_that_is_too_long_leaves_the_one_before() -> None:
     assert tally.set_state({"fills": 1})
     assert not tally.set_state({"fills": "x" * 200_000})
     assert tally.states() == [{"fills": 1}]
+
+
+def test_children_count_in_rows_of_their_own_and_a_killed_one_leaves_its_counts() -> None:
+    tally = Tally.shared(1)
+    tally.add(HITS, 1)
+    ready, told = os.pipe(), os.pipe()
+
+    def join() -> Tally:
+        joined = Tally.joined(tally.file)
+        assert joined is not None
+        return joined
+
+    def live() -> None:
+        join().add(HITS, 10)
+        os.write(ready[1], b"x")
+        os.read(told[0], 1)
+
+    def die() -> None:
+        join().add(HITS, 100)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    living = os.fork()
+    if not living:
+        try:
+            live()
+        finally:
+            os._exit(0)
+    os.read(ready[0], 1)
+    for _ in range(20):  # more than there are rows: each takes that of the one before
+        assert in_process(die) == -signal.SIGKILL
+    os.write(told[1], b"x")
+    os.waitpid(living, 0)
+    assert tally.totals()[HITS] == [2011]
+
+
+def test_a_child_without_a_free_row_counts_nowhere() -> None:
+    tally = Tally.shared(1)
+    children, ready = [], os.pipe()
+    for _ in range(17):
+        pid = os.fork()
+        if not pid:
+            joined = Tally.joined(tally.file)
+            os.write(ready[1], b"." if joined else b"x")
+            time.sleep(60)
+            os._exit(0)
+        children.append(pid)
+        if os.read(ready[0], 1) == b"x":
+            break
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert len(children) == 17
 
 
 def test_full_memory_counts_what_it_cannot_name() -> None:

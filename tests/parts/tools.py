@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,9 +22,10 @@ RUN_LIMIT = 60.0
 
 def require_tool(name: str) -> str:
     """Its path. Without it a user's test is skipped; where `CI` is set the test fails."""
-    path = shutil.which(name, path=os.environ.get("PATH", "") + os.pathsep + SBIN)
+    folders = (str(Path(sys.executable).parent), os.environ.get("PATH", ""), SBIN)
+    path = shutil.which(name, path=os.pathsep.join(folders))
     if path is None:
-        reason = f"needs {name}: see tools/test-packages.txt"
+        reason = f"needs {name}: see tools/test-packages.txt and tools/helm.txt"
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)

@@ -44,13 +44,15 @@ def assert_one_line(done: subprocess.CompletedProcess[bytes], code: int, *parts:
 def test_a_store_below_a_regular_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder", encoding="utf-8")
     store = tmp_path / "file" / "store"
-    assert_one_line(serve("--port", "0", "--image-path", store), STORE, str(store))
+    hint = "say a folder with --image-path"
+    assert_one_line(serve("--port", "0", "--image-path", store), STORE, str(store), hint)
 
 
 def test_a_store_that_is_a_regular_file(tmp_path: Path) -> None:
     store = tmp_path / "file"
     store.write_text("no folder", encoding="utf-8")
-    assert_one_line(serve("--port", "0", "--image-path", store), STORE, str(store))
+    hint = "say a folder with --image-path"
+    assert_one_line(serve("--port", "0", "--image-path", store), STORE, str(store), hint)
     assert store.read_text(encoding="utf-8") == "no folder"
 
 

@@ -30,6 +30,21 @@ def test_a_head_of_a_cold_blob_asks_and_fetches_nothing(scene: Scene) -> None:
     assert (unknown.status, unknown.body) == (404, b"")
 
 
+@pytest.mark.parametrize("status", [403, 503])
+def test_a_blob_whose_heads_the_upstream_refuses_is_served_and_its_upstream_not_paused(
+    scene: Scene, status: int
+) -> None:
+    """A registry is left alone after three failures in a row."""
+    blobs = [scene.blob(1000 + each) for each in range(4)]
+    scene.upstream.fault("/blobs/", Fault(status=status), method="HEAD")
+    scene.start()
+    for blob in blobs:
+        answer = scene.server.head(scene.path("blobs", blob.digest))
+        assert (answer.status, answer.headers["content-length"]) == (200, str(blob.size))
+    for blob in blobs:
+        assert scene.get(blob).body == blob.data
+
+
 def test_a_head_of_an_arriving_and_of_a_stored_blob_asks_nobody(scene: Scene) -> None:
     blob = scene.blob(4 * MIB, Fault(stall_after=MIB))
     scene.start()

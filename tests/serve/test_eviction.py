@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,10 +40,13 @@ def size_of(store: Path) -> int:
 
 @pytest.fixture
 def start(mirror: Callable[..., Mirror], upstream: FakeUpstream) -> Callable[..., Mirror]:
-    def make(folder: Path | None = None, *, workers: int = 1, **store: object) -> Mirror:
+    def make(
+        folder: Path | None = None, *, workers: int = 1, admin: bool = False, **store: object
+    ) -> Mirror:
         entry = upstream_entry(upstream.url)
         serve = {"workers": workers}
-        return mirror({"store": store, "upstreams": [entry], "serve": serve}, store=folder)
+        config = {"store": store, "upstreams": [entry], "serve": serve}
+        return mirror(config, store=folder, admin=admin)
 
     return make
 
@@ -73,7 +77,7 @@ def test_a_capped_store_keeps_what_is_pinned_and_what_was_pulled_last(
     names = [f"app{number}" for number in range(10)]
     made = {name: add(upstream, name, 130 * KIB) for name in names}
     pins = [f"{upstream.registry}/app0:*", f"{upstream.registry}/absent:v1"]
-    server = start(workers=2, max_size=CAP, keep_recent="0s", pins=pins)
+    server = start(workers=2, admin=True, max_size=CAP, keep_recent="0s", pins=pins)
     for name in names:
         pull(server, upstream, name, made[name])
         wait_until_stored(server, made[name])
@@ -88,6 +92,11 @@ def test_a_capped_store_keeps_what_is_pinned_and_what_was_pulled_last(
     assert "reason=store.max_size" in log
     assert f'incomplete images=1 first="{upstream.registry}/absent:v1 (not stored)"' in log
     assert log.count("pinned images incomplete") <= 2  # app0 may be arriving when first counted
+    # The page says what went and why, also after a restart.
+    server.restart()
+    page = server.admin("/store").body.decode()
+    row = rf">{upstream.registry}/app1:v1</a></td>.*<td[^>]*>store\.max_size</td>"
+    assert re.search(row, page)
     # Of two workers one keeps house.
     assert log.count(f"evicted image={upstream.registry}/app1:v1") == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -20,9 +21,11 @@ from ociproxy.config.settings import Config
 from ociproxy.oci.digest import Digest
 from ociproxy.serve import housekeeping
 from ociproxy.serve.housekeeping import Housekeeper
+from ociproxy.store import claim
 from ociproxy.store.store import Store
 from tests.images import random_blob
 from tests.server import ROOT
+from tests.store.test_removal import process
 
 LIMIT = 60.0
 """Seconds: the commands yield the processor, which other tests need at the same time."""
@@ -116,6 +119,52 @@ def test_one_process_runs_a_job_and_another_takes_over(keep: Callable[..., House
     keeper.stop()
     second.wait_for(lambda: second.heard_events)
     assert not is_running(first.heard_events[0]["pid"])
+
+
+SERVER = """
+import sys, threading
+from pathlib import Path
+from ociproxy.config.settings import Config
+from ociproxy.serve.housekeeping import Housekeeper
+from ociproxy.store.store import Store
+class Errand:
+    name = "errand"
+    def use(self, config): pass
+    def due(self): return []
+    def heard(self, event): pass
+    def ended(self, code): pass
+def command(store, *_):
+    with (store / "begun").open("a") as file:
+        print("begun", file=file)
+    return ["true"]
+Housekeeper(Store(Path(sys.argv[1])), Errand(), command, Config()).start()
+threading.Event().wait()
+"""
+
+
+def test_a_stopped_server_is_relieved_and_begins_no_work_when_it_goes_on(
+    keep: Callable[..., Housekeeper], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "SILENT", 2.0)
+    path = Store(tmp_path / "store").root / "begun"
+
+    def begun() -> int:
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    with process(SERVER, tmp_path / "store") as server:
+        while not begun():
+            time.sleep(0.02)
+        server.send_signal(signal.SIGSTOP)
+        errand = Errand("other")
+        keep(errand, LISTEN)
+        errand.wait_for(lambda: errand.heard_events)
+        before = begun()
+        server.send_signal(signal.SIGCONT)
+        time.sleep(1.0)
+        # One was about to begin: of two that remove, one waits for the other or gives up.
+        assert (after := begun()) <= before + 1
+        time.sleep(1.0)
+        assert begun() == after
 
 
 def test_a_child_that_does_not_end_is_killed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -108,6 +109,28 @@ def test_a_connection_without_a_request_is_closed_in_silence(mirror: MakeMirror)
         began = time.monotonic()
         assert wire.read_to_end() == b""
         assert 0.9 < time.monotonic() - began < 5
+
+
+def test_a_client_that_tries_https_first_is_named_once(mirror: MakeMirror) -> None:
+    """The answer is plain HTTP: by that skopeo and containerd know to do without TLS."""
+    server = serving(mirror)
+    for _ in range(3):
+        hello = ssl.MemoryBIO()
+        client = ssl.create_default_context().wrap_bio(
+            ssl.MemoryBIO(), hello, server_hostname="mirror.example"
+        )
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        with Wire(server) as wire:
+            wire.send(hello.read())
+            assert error_of(wire.read_to_end()) == (400, "REQUEST_INVALID")
+    with Wire(server) as wire:
+        wire.send(b"\x17\x03\x03 neither\r\n\r\n")
+        wire.read_to_end()
+    server.wait_for_log('reason="not an HTTP/1.1 request"')
+    told = 'client refused client=127.0.0.1 reason="HTTPS on a port of plain HTTP'
+    assert server.log().count(told) == 1
+    assert server.log().count("client refused") == 2
 
 
 def test_an_idle_connection_is_kept_for_keepalive(mirror: MakeMirror) -> None:

@@ -88,6 +88,18 @@ def test_a_blob_that_is_not_stored_is_not_found(store: Store) -> None:
     assert store.blobs.find_size(digest) is None
 
 
+def test_the_kernel_knows_of_a_blob_that_was_just_missed_that_it_is_not_there(
+    store: Store,
+) -> None:
+    found, _ = store.blobs.find_cached(commit(store))
+    if found is None:
+        pytest.skip("this kernel, or its file system, does not tell what it knows")
+    found.file.close()
+    digest = Digest.of(b"another")
+    assert store.blobs.find_size(digest) is None
+    assert store.blobs.find_cached(digest) == (None, True)
+
+
 def test_a_sha512_blob_lies_beside_the_others_under_its_own_name(store: Store) -> None:
     digest = commit(store, algorithm="sha512")
     assert store.blobs.path(digest) == store.root / "blobs" / f"sha512-{digest.encoded}"

@@ -93,7 +93,7 @@ def test_the_next_leader_goes_on_where_the_last_one_stopped(store: Store) -> Non
     second = lead(Store(store.root))
     assert (second.size, list(second.ranges)) == (len(DATA), [(0, 400)])
     receive(second, 400, 1000)
-    second.commit(store.blobs)
+    second.commit(store.blobs.commit)
     second.close()
     assert store.blobs.path(DIGEST).read_bytes() == DATA
     assert staged(store) == []
@@ -129,7 +129,7 @@ def test_the_journal_of_a_committed_blob_says_nothing_of_the_next_one(store: Sto
     receive(first, 0, 1000)
     journal = store.staging.root / f"{DIGEST.encoded}.spans"
     kept = journal.read_bytes()
-    first.commit(store.blobs)
+    first.commit(store.blobs.commit)
     first.close()
     journal.write_bytes(kept)
     store.blobs.path(DIGEST).unlink()
@@ -174,7 +174,7 @@ def test_discarding_leaves_nothing(store: Store, leader: Ingest) -> None:
 def test_a_committed_blob_looks_like_one_that_arrived(store: Store) -> None:
     first = lead(store)
     receive(first, 0, 1000)
-    first.commit(store.blobs)
+    first.commit(store.blobs.commit)
     first.close()
     ingest = store.staging.open_committed(store.blobs.path(DIGEST), DIGEST)
     assert os.pread(ingest.file, 1000, 0) == DATA
@@ -217,7 +217,7 @@ def test_a_leader_that_flushes_a_large_blob_is_not_silent(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", slow)
-        leader.commit(store.blobs)
+        leader.commit(store.blobs.commit)
     time.sleep(1.5)
     found = store.blobs.find(DIGEST)
     assert found is not None
@@ -233,7 +233,7 @@ def test_a_disk_that_is_full_just_at_the_journal_ends_no_download(store: Store) 
     leader.set_size(len(DATA))
     receive(leader, 0, 600)
     receive(leader, 600, len(DATA))
-    leader.commit(store.blobs)
+    leader.commit(store.blobs.commit)
     leader.close()
     assert store.blobs.path(DIGEST).read_bytes() == DATA
     assert staged(store) == []

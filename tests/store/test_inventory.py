@@ -14,7 +14,7 @@ from ociproxy.oci.manifest import ManifestHolder
 from ociproxy.oci.reference import Repository
 from ociproxy.store.inventory import Entry, inventory
 from ociproxy.store.look import Look
-from ociproxy.store.read_only import TagRecord
+from ociproxy.store.refs import TagRecord
 from ociproxy.store.store import Store
 from tests.images import (
     OCI_CONFIG,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import json
 import threading
 from pathlib import Path
 
@@ -13,9 +15,10 @@ from ociproxy.config.local_settings import Store as Settings
 from ociproxy.errors import StoreFull
 from ociproxy.oci.digest import Digest
 from ociproxy.store.ingest import Ingest
-from ociproxy.store.limits import Limits, Room
+from ociproxy.store.limits import Limits
+from ociproxy.store.room import Room
 from ociproxy.store.store import Store
-from ociproxy.store.usage import Usage
+from ociproxy.store.usage import WANTED, Usage
 from tests.images import random_blob
 
 GIB = 1024**3
@@ -45,7 +48,8 @@ def limits(
         (limits(), 10**9, 10**9, None),
         (limits(max_size=1000), 980, 0, None),
         (limits(max_size=1000), 981, 0, 900),
-        (limits(max_size=1000), 900, 200, 800),
+        (limits(max_size=1000), 900, 200, 780),
+        (limits(max_size=1000), 780, 200, None),  # after that run
         (limits(max_size=1000), 900, 5000, 0),
         (limits(min_free=500), 400, 0, None),
         (limits(min_free=520), 400, 0, 400 - 20 - 52),
@@ -109,6 +113,27 @@ def test_a_download_goes_on_once_the_store_was_reduced(tmp_path: Path) -> None:
         each.close()
 
 
+def test_a_download_that_was_refused_though_it_fits_gets_its_room_without_a_run(
+    tmp_path: Path,
+) -> None:
+    """Another process had the file just when it asked."""
+    store = Store(tmp_path)
+    store.usage.record(0, Usage(), freed=0, stuck=False)
+    ingest, kept = arriving(store, 100), []
+    room = Room(store, Settings(max_size=1000, min_free=0))
+    waiting = threading.Thread(
+        target=lambda: kept.append(room.keep(ingest, 100, threading.Event()))
+    )
+    with (tmp_path / "locks/usage").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+    waiting.join(5)
+    assert kept == [True]
+    ingest.close()
+
+
 def test_a_full_disk_is_tried_again_after_each_run(tmp_path: Path) -> None:
     """One that had begun before the download asked makes too little room for it."""
     store, begun = Store(tmp_path), threading.Event()
@@ -130,6 +155,50 @@ def test_a_full_disk_is_tried_again_after_each_run(tmp_path: Path) -> None:
         store.usage.record(1000, usage, freed=0, stuck=False)
     waiting.join(10)
     assert begun.is_set()
+
+
+@pytest.mark.parametrize("ends", ["the server stops", "nothing may go", "the disk has room"])
+def test_what_a_download_no_longer_waits_for_is_not_wanted(tmp_path: Path, ends: str) -> None:
+    store, stopped = Store(tmp_path), threading.Event()
+    store.usage.record(990, Usage(), freed=0, stuck=False)
+    assert store.usage.want(7) == 1  # of another download
+    room = Room(store, Settings(max_size=1000, min_free=1))
+    if ends == "the disk has room":
+        refused = [StoreFull(tmp_path, "no space left on device")]
+
+        def begin(_: int) -> None:
+            if refused:
+                raise refused.pop()
+
+        waiting = threading.Thread(target=room.wait_for_disk, args=(begin, 100, stopped))
+    else:
+        ingest = arriving(store, 100)
+        waiting = threading.Thread(target=room.keep, args=(ingest, 100, stopped))
+    waiting.start()
+    while (usage := store.usage.read() or Usage()).wanted != 107:
+        waiting.join(0.01)
+    if ends == "the server stops":
+        stopped.set()
+    else:
+        store.usage.record(990, usage, freed=0, stuck=ends == "nothing may go")
+        store.usage.want(7)
+    waiting.join(10)
+    assert not waiting.is_alive()
+    usage = store.usage.read() or Usage()
+    assert usage.wanted == 7
+
+
+def test_what_a_killed_process_waited_for_is_not_wanted_for_long(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.usage.want(100)
+    path = tmp_path / "locks/usage"
+    written = json.loads(path.read_bytes())
+    assert (store.usage.read() or Usage()).wanted == written["wanted"] == 100
+    written["asked"] -= WANTED + 1
+    path.write_text(json.dumps(written))
+    assert (store.usage.read() or Usage()).wanted == 0
+    store.usage.want(7)
+    assert (store.usage.read() or Usage()).wanted == 7
 
 
 def test_a_download_waits_no_longer_than_its_server_lives(tmp_path: Path) -> None:

@@ -15,8 +15,7 @@ from ociproxy.oci.manifest import ManifestHolder
 from ociproxy.oci.platform import Platform
 from ociproxy.oci.reference import Repository
 from ociproxy.store.inventory import references
-from ociproxy.store.read_only import TagRecord
-from ociproxy.store.refs import REFERRERS_OF_ONE
+from ociproxy.store.refs import REFERRERS_OF_ONE, TagRecord
 from ociproxy.store.store import Store
 from tests.images import Content, artifact, image
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import multiprocessing
 from pathlib import Path
 
+import pytest
+
+from ociproxy.errors import StoreError
 from ociproxy.oci.digest import Digest
+from ociproxy.oci.manifest import ManifestHolder
+from ociproxy.oci.reference import Reference
 from ociproxy.store.store import Store
 from ociproxy.store.usage import Usage, UsageFile
 from tests.images import image, random_blob
@@ -52,6 +57,29 @@ def test_blobs_and_manifests_are_counted_and_what_came_meanwhile(tmp_path: Path)
     usage = store.usage.read()
     assert usage is not None
     assert usage.stored == 5000 + size
+
+
+def test_a_manifest_counts_once_and_not_before_it_is_published(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.usage.record(0, Usage(), freed=0, stuck=False)
+    here = Reference.parse("quay.io/a/b:v1").repository
+    one, other = (ManifestHolder.of(b'{"layers":[],"n":%d}' % number) for number in (1, 2))
+
+    def stored() -> int:
+        return (store.usage.read() or Usage()).stored
+
+    with store.publishing() as commit:
+        store.put_manifest(here, one, commit)
+        commit.manifests[0].path.unlink()  # so it gets no name
+    with pytest.raises(StoreError):
+        commit.wait()
+    assert stored() == 0
+    with store.publishing() as first, store.publishing() as second:
+        for commit in (first, second):
+            store.put_manifest(here, other, commit)
+    for commit in (first, second):
+        commit.wait()
+    assert stored() == len(other.raw)
 
 
 def test_a_damaged_file_is_one_that_says_nothing(tmp_path: Path) -> None:

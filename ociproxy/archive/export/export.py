@@ -138,7 +138,10 @@ def _check_overwritten(path: Path, lock: Lock) -> None:
     except (LockInvalid, LayoutInvalid):
         return  # no archive of ours: nothing builds on it
     if old.digest != lock.digest:
-        reason = "is an archive of other content, which a delta may need: see --force"
+        reason = (
+            "is an archive of other content, which a delta may need: name another file,"
+            " or say --force to overwrite this one"
+        )
         raise ConfigError(reason, file=str(path))
 
 

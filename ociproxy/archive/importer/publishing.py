@@ -62,9 +62,10 @@ class Publisher:
         """Raises StoreError."""
         base = self._missing_base()
         if base:
+            needed = "the base of this delta is not in the store: import the base first"
             for image in self._received.images:
-                self._refuse(image, Status.INCOMPLETE, base)
-                base = ["the base of this delta is not in the store: import it first"]
+                self._refuse(image, Status.INCOMPLETE, [needed, *base])
+                base = []
             return
         entries = sort_entries(self._received.images, self._extractor.find_manifest)
         for image in entries.refused:
@@ -83,7 +84,7 @@ class Publisher:
     def _missing_base(self) -> list[str]:
         """The blobs that a delta leaves out and the store does not have."""
         return [
-            f"{digest}: of the base of this delta, and not in the store; import the base first"
+            f"{digest}: of the base"
             for digest in sorted(self._lock.omitted, key=str)
             if not self._extractor.holds(digest)
         ]
@@ -106,7 +107,8 @@ class Publisher:
             examined = self._examine(image, reference.repository)
             problems = [*map(str, examined.problems), *self._broken_lock(reference, examined)]
             if problems:
-                self._refuse(image, Status.INCOMPLETE, problems)
+                no_room = any(each.no_room for each in examined.problems)
+                self._refuse(image, Status.NO_ROOM if no_room else Status.INCOMPLETE, problems)
                 continue
             digest, previous = image.descriptor.digest, self._previous(reference)
             result = ImportResult(self._source, str(reference), digest, Status.IMPORTED, previous)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from functools import partial
 from threading import Condition, Event
 from typing import TYPE_CHECKING, Final
 
@@ -67,8 +68,10 @@ class Connections:
         self._upstream = upstream
         self._open_blob = open_blob
         self._most_helpers = most - 1
-        self._tries = tries
         self._ended = Event()
+        self._resumption = partial(
+            Resumption, tries=tries, limits=download.limits, sleep=self._ended.wait
+        )
         self._idle = Condition()
         """Guards what follows; told whenever a helper or a segment has ended."""
         self._streams: set[BlobStream] = set()
@@ -134,29 +137,28 @@ class Connections:
     # One connection
 
     def _work(self, *, helping: bool) -> None:
-        resumption = Resumption(
-            tries=self._tries, limits=self._download.limits, sleep=self._ended.wait
-        )
+        resumption: Resumption | None = None
         while (segment := self._take_segment()) is not None:
             try:
                 while segment.start < segment.stop:
-                    self._try_request(segment, helping, resumption)
+                    resumption = self._try_request(segment, helping, resumption)
             finally:
                 self._assembly.release(segment)
                 with self._idle:
                     self._idle.notify_all()
 
-    def _try_request(self, segment: Segment, helping: bool, resumption: Resumption) -> None:
-        """A request that breaks returns, too, where another one is to follow."""
-        first = segment.start
+    def _try_request(
+        self, segment: Segment, helping: bool, resumption: Resumption | None
+    ) -> Resumption | None:
+        """A request that breaks returns, too, where another one is to follow: the tries so far."""
+        first, began = segment.start, time.monotonic()
         try:
             self._request(segment, helping)
         except (UpstreamError, BlobUnknown, NameUnknown) as exc:
+            resumption = resumption or self._resumption(began=began)
             resumption.brought(segment.start - first)
-            odd = not isinstance(exc, UpstreamUnavailable)
-            if self._ended.is_set() or isinstance(exc, BlobTooLarge):
-                raise
-            if odd and (helping or not self._fetched):
+            odd = not isinstance(exc, UpstreamUnavailable) and (helping or not self._fetched)
+            if odd or self._ended.is_set() or isinstance(exc, BlobTooLarge):
                 raise
             resumption.wait(exc)
             log.event(
@@ -168,7 +170,9 @@ class Connections:
                 reason=exc.reason,
             )
         else:
-            resumption.brought(segment.start - first)
+            if resumption is not None:
+                resumption.brought(segment.start - first)
+        return resumption
 
     def _take_segment(self) -> Segment | None:
         most = self._rate() * _SEGMENT_SECONDS / (1 + self._helper_count)
@@ -256,15 +260,12 @@ class Connections:
         if segment.start < segment.stop:
             return True
         # Bytes that are here are skipped only where the upstream would send them again anyway.
-        end = self._end(stream)
-        return self._assembly.move(
-            segment, offset, min(end, offset + READ) if self._ranges_work else end
-        )
+        skipped = offset + READ if self._ranges_work else UNKNOWN
+        return self._assembly.move(segment, offset, min(self._end(stream), skipped))
 
     def _end(self, stream: BlobStream) -> int:
         """Where the body ends in the blob."""
-        ends = (UNKNOWN, self._download.size, stream.stop)
-        return min(end for end in ends if end is not None)
+        return min(end for end in (UNKNOWN, self._download.size, stream.stop) if end is not None)
 
     # Helping connections
 
@@ -273,9 +274,8 @@ class Connections:
         bring in a moment."""
         if self._assembly.far_awaited(0) is not None:
             self.help()
-        if time.monotonic() - began < _PATIENCE or self._download.size is None:
-            return
-        if self._assembly.bytes_left > self._rate() * _WORTH_HELP:
+        patient = time.monotonic() - began < _PATIENCE or self._download.size is None
+        if not patient and self._assembly.bytes_left > self._rate() * _WORTH_HELP:
             self.help()
 
     def _run_helper(self) -> None:

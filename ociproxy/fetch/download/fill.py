@@ -36,6 +36,9 @@ class Fill:
         self.error: Exception | None = None
         self.done = False
         self._changed = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._listening = 0
+        """Readers that want to hear of news before the end."""
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
         self._running: Future[None] | None = None
@@ -83,10 +86,11 @@ class Fill:
         """Wait until the size is known, and not doubted; or until bytes arrive for a while without
         it. Raises what ended the fill before that."""
         told = self.download
-        while not self.done and (
-            told.state is State.STARTING or (told.doubted and told.state is not State.VERIFIED)
-        ):
-            await self._change()
+        with self.listening():
+            while not self.done and (
+                told.state is State.STARTING or (told.doubted and told.state is not State.VERIFIED)
+            ):
+                await self.change()
 
     async def available(self, offset: int, *, early: bool = False) -> int:
         """Wait for the byte at offset; return the end of the bytes that are there. The last byte
@@ -97,9 +101,10 @@ class Fill:
             return stop
         self.download.want(offset)
         try:
-            while (stop := available()) <= offset:
-                self._check_end(offset)
-                await self._change()
+            with self.listening():
+                while (stop := available()) <= offset:
+                    self._check_end(offset)
+                    await self.change()
         finally:
             self.download.assembly.unwant(offset)
         return stop
@@ -121,15 +126,14 @@ class Fill:
 
     async def finished(self) -> None:
         """Wait until the blob is in the store. Raises what ended the fill."""
-        while not self.done:
-            await self._change()
+        await self._wait(self._ended)
 
     def leave(self) -> None:
         """A response that read it has ended. The fill goes on: other clients may read it."""
 
     def notify(self) -> None:
         """Thread-safe. Coalesces wake-ups of the readers; never drops the final one."""
-        if not self._scheduled or self._is_whole:
+        if self._listening and (not self._scheduled or self._is_whole):
             self._scheduled = True
             try:
                 self._loop.call_soon_threadsafe(self._wake)
@@ -141,6 +145,7 @@ class Fill:
         self.error = error
         self.done = error is None
         self.download.close()
+        self._ended.set()
         self._wake()
         if error is None and self.download.bytes_resumed:
             FILLS_RESUMED.add()
@@ -150,6 +155,7 @@ class Fill:
     def abandon(self, error: Exception) -> None:
         """Give readers this error. The download's thread goes on, and its end will be unknown."""
         self.error = error
+        self._ended.set()
         self._wake()
 
     def _wake(self) -> None:
@@ -172,7 +178,21 @@ class Fill:
     def _is_whole(self) -> bool:
         return self.download.state >= State.WHOLE
 
-    async def _change(self) -> None:
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While a reader looks and waits for a `change` in turn. The download's thread tells no
+        news without one; it makes them before it looks whether there is one."""
+        self._listening += 1
+        try:
+            yield
+        finally:
+            self._listening -= 1
+
+    async def change(self) -> None:
+        """Wait for news. Raises what ended the fill."""
+        await self._wait(self._changed)
+
+    async def _wait(self, event: asyncio.Event) -> None:
         if self.error is not None:
             raise self.error.with_traceback(None)
         if self.done:
@@ -180,7 +200,7 @@ class Fill:
         self._waiting += 1
         try:
             with waiting_for_upstream():
-                await self._changed.wait()
+                await event.wait()
         finally:
             self._waiting -= 1
             if not self._waiting and self._running is not None:

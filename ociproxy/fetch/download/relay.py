@@ -23,7 +23,7 @@ from ociproxy.store.ingest import Ingest
 if TYPE_CHECKING:
     from ociproxy.fetch.download.download import Download
     from ociproxy.oci.reference import Repository
-    from ociproxy.store.blobs import Blobs
+    from ociproxy.store.ingest import Publish
 
 _WINDOW: Final = 4 * 1024 * 1024
 """Bytes in memory of one blob."""
@@ -81,7 +81,7 @@ class PassingIngest(Ingest):
     def check_room(self, size: int) -> None:
         """There is always room for the window."""
 
-    def commit(self, blobs: Blobs) -> None:
+    def commit(self, publish: Publish) -> None:
         """Nothing is kept."""
 
     def discard(self) -> None:
@@ -104,7 +104,8 @@ class Relay(Fill):
 
     async def available(self, offset: int, *, early: bool = False) -> int:
         self._passing.free(offset)
-        while (stop := self.download.assembly.available(offset, early=early)) <= offset:
-            self._check_end(offset)
-            await self._change()
+        with self.listening():
+            while (stop := self.download.assembly.available(offset, early=early)) <= offset:
+                self._check_end(offset)
+                await self.change()
         return stop

@@ -1,8 +1,12 @@
-"""How far a download is. Tests: tests/fetch/download/test_fill.py."""
+"""How far a download is, and what it asks of the connections that bring it.
+
+Tests: tests/fetch/download/test_fill.py.
+"""
 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Protocol
 
 
 class State(IntEnum):
@@ -16,3 +20,16 @@ class State(IntEnum):
     """All bytes are in the file. The digest is not compared yet."""
     VERIFIED = 3
     """The bytes are right; readers may read the last byte."""
+
+
+class Fetcher(Protocol):
+    """What brings the bytes of a download that leads: the connections of the HTTP backend."""
+
+    def run(self) -> None:
+        """Return when all bytes are in the file. Raises what ended it."""
+
+    def abort(self) -> None:
+        """Make `run` end soon; any thread."""
+
+    def help(self) -> None:
+        """A reader waits for bytes that no connection is on its way to; any thread."""

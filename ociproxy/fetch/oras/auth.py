@@ -14,7 +14,7 @@ import time
 from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import requests
@@ -24,7 +24,7 @@ from ociproxy.bounded import BoundedCache
 from ociproxy.clock import time_left
 from ociproxy.errors import UpstreamDenied, UpstreamForbidden, UpstreamUnavailable
 from ociproxy.fetch.oras.challenges import Demand, find_challenge
-from ociproxy.fetch.oras.errors import refuse, translated
+from ociproxy.fetch.oras.errors import FOREIGN, refuse, translate
 from ociproxy.fetch.oras.session import Session, discard, origin, read_bounded, upstream_url
 
 if TYPE_CHECKING:
@@ -219,13 +219,15 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         headers = {} if credentials is None else {"Authorization": _basic(credentials)}
         if not self._elsewhere:
             self.session.certify_realm(demand.realm)
-        with translated(self._upstream, self._timeouts):
+        try:
             response = self.session.get(
                 demand.realm, params=parameters, headers=headers, stream=True
             )
             if response.status_code != 200:
                 raise refuse(response, self._upstream)
             raw = read_bounded(response, _TOKEN_LIMIT)
+        except FOREIGN as exc:
+            raise translate(exc, self._upstream, self._timeouts) from exc
         try:
             answer = json.loads(raw)
         except (ValueError, RecursionError) as exc:
@@ -267,10 +269,10 @@ class RepositorySession:
         self._auths: BoundedCache[object, RepositoryAuth] = BoundedCache(_ORIGINS)
 
     def request(
-        self, method: str, url: str, *, headers: dict[str, str], **options: Any
+        self, method: str, url: str, *, headers: dict[str, str], **_: object
     ) -> requests.Response:
         """Called by oras. Raises UpstreamDenied where no anonymous token is to be had."""
-        response = self._session.request(method, url, headers=headers, **options)
+        response = self._session.ask(method, url, headers)
         if response.status_code != 401 or not _is_elsewhere(response):
             return response
         auth, url = self._auth(response.url), response.url
@@ -278,11 +280,10 @@ class RepositorySession:
         known = {**headers, **auth.get_auth_header(url)}
         if known != headers:
             discard(response)
-            response = self._session.request(method, url, headers=known, **options)
+            response = self._session.ask(method, url, known)
             if response.status_code != 401 or _is_elsewhere(response):
                 return response
-        headers = auth.renew(response, known, url)
-        return self._session.request(method, url, headers=headers, **options)
+        return self._session.ask(method, url, auth.renew(response, known, url))
 
     def _auth(self, url: str) -> RepositoryAuth:
         place = origin(url)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ociproxy.clock import Deadline
 from ociproxy.errors import (
@@ -25,7 +25,7 @@ from ociproxy.errors import (
 from ociproxy.fetch.backend import Listing, passed_on
 from ociproxy.fetch.download.connections import Connections
 from ociproxy.fetch.oras.client import HttpBlobStream, RegistryClient
-from ociproxy.fetch.oras.errors import refuse, translated
+from ociproxy.fetch.oras.errors import FOREIGN, refuse, translate
 from ociproxy.fetch.oras.session import (
     content_encoding,
     content_length,
@@ -51,11 +51,12 @@ if TYPE_CHECKING:
     import requests
 
     from ociproxy.config.settings import Fetch, Upstream
+    from ociproxy.fetch.backend import Quota
     from ociproxy.fetch.download.download import Download
-    from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Reference, Repository
 
+T = TypeVar("T")
 _MANIFESTS: Final = {"Accept": ", ".join(ACCEPTED_MEDIA_TYPES)}
 _LISTINGS: Final = {"Accept": f"{OCI_INDEX}, application/json"}
 _FILTERS: Final = re.compile(r"[A-Za-z]{1,32}(?:, ?[A-Za-z]{1,32}){0,7}")
@@ -75,6 +76,46 @@ redirects and refusals included. The client of a download may leave before."""
 _UNKNOWN: Final = "unknown to the upstream"
 
 
+class _Heads:
+    """Whether an upstream answers HEADs of one kind: of manifests, or of blobs."""
+
+    def __init__(self) -> None:
+        self._from = 0.0
+        """When a HEAD may be sent (monotonic seconds)."""
+        self._broken = 0
+        """HEADs in a row that were answered 5xx where a GET was answered well."""
+        self._gets_from = 0.0
+        """When a GET may follow a HEAD that was answered 5xx (monotonic seconds)."""
+
+    @property
+    def refused(self) -> bool:
+        return time.monotonic() < self._from
+
+    def answered(self) -> None:
+        self._broken = 0
+
+    def decided(self, answer: OciProxyError, get: Callable[[], T]) -> T:
+        """What `get` returns or raises, after a HEAD with this answer. Raises `answer` if it is a
+        5xx and a GET failed, too, within `_OUTAGE`.
+
+        A 5xx may be a moment's: only from the second in a row on GETs alone cost their quota."""
+        broken = isinstance(answer, UpstreamUnavailable)
+        if broken:
+            if time.monotonic() < self._gets_from:
+                raise answer
+            self._gets_from = time.monotonic() + _OUTAGE  # for other threads, too: one finds out
+        try:
+            found = get()
+        except _GET_DECIDES:
+            self._gets_from = 0.0
+            raise
+        self._gets_from = 0.0
+        self._broken += broken
+        if not broken or self._broken > 1:
+            self._from = time.monotonic() + _WITHOUT_HEAD
+        return found
+
+
 class OrasBackend:
     """A `Backend` for one upstream."""
 
@@ -84,35 +125,27 @@ class OrasBackend:
         self._name = upstream.name
         connections = fetch.fills * upstream.connections + fetch.requests
         self._client = RegistryClient(upstream, connections=connections)
-        self._heads_from = 0.0
-        """When a manifest may be asked for by HEAD (monotonic seconds)."""
-        self._broken_heads = 0
-        """HEADs in a row that were answered 5xx where a GET was answered well."""
-        self._gets_from = 0.0
-        """When a GET may follow a HEAD that was answered 5xx (monotonic seconds)."""
+        self._manifest_heads, self._blob_heads = _Heads(), _Heads()
 
     @property
     def quota(self) -> Quota | None:
         return self._client.quota
 
     def resolve(self, reference: Reference) -> Descriptor:
-        if time.monotonic() < self._heads_from:
+        heads = self._manifest_heads
+        if heads.refused:
             return self.fetch_manifest(reference).descriptor
         repository, path = reference.repository, _manifest_path(reference)
         response = None
         try:
             response = self._client.request("HEAD", repository, path, _MANIFESTS)
             self._expect_ok(response, repository, ManifestUnknown(reference, _UNKNOWN))
-        except _GET_DECIDES:
-            found = self.fetch_manifest(reference).descriptor
-            self._heads_from = time.monotonic() + _WITHOUT_HEAD
-            return found
-        except UpstreamUnavailable:
-            if response is None or time.monotonic() < self._gets_from:
+        except (*_GET_DECIDES, UpstreamUnavailable) as exc:
+            if response is None and isinstance(exc, UpstreamUnavailable):
                 raise
-            return self._resolve_broken(reference)
+            return heads.decided(exc, lambda: self.fetch_manifest(reference).descriptor)
         discard(response)
-        self._broken_heads = 0
+        heads.answered()
         digest = _digest_header(response)
         media_type = _content_type(response)
         if digest is None or is_generic(media_type):
@@ -122,21 +155,6 @@ class OrasBackend:
         if expected is not None and expected.algorithm == digest.algorithm and expected != digest:
             raise DigestMismatch(f"manifest {reference}", expected, digest)
         return Descriptor(media_type, expected or digest, content_length(response) or 0)
-
-    def _resolve_broken(self, reference: Reference) -> Descriptor:
-        """By GET, after a HEAD that was answered 5xx, as some registries answer each. That may have
-        been a moment's: only from the second in a row on GETs alone cost their quota."""
-        self._gets_from = time.monotonic() + _OUTAGE  # for other threads, too: one GET finds out
-        try:
-            found = self.fetch_manifest(reference).descriptor
-        except _GET_DECIDES:
-            self._gets_from = 0.0
-            raise
-        self._gets_from = 0.0
-        self._broken_heads += 1
-        if self._broken_heads > 1:
-            self._heads_from = time.monotonic() + _WITHOUT_HEAD
-        return found
 
     def fetch_manifest(self, reference: Reference) -> ManifestHolder:
         response, raw = self._get_document(
@@ -190,28 +208,29 @@ class OrasBackend:
         )
 
     def stat_blob(self, repository: Repository, digest: Digest) -> int:
-        size = self._size_by_head(repository, digest)
-        if size is None:
-            stream = self.open_blob(repository, digest, stop=1)
-            stream.close()
-            size = stream.size
-        if size is None:
-            raise UpstreamUnavailable(self._name, f"does not state the size of blob {digest}")
-        return size
-
-    def _size_by_head(self, repository: Repository, digest: Digest) -> int | None:
-        """The size in bytes; None where only a GET can tell."""
+        if self._blob_heads.refused:
+            return self._size_by_get(repository, digest)
+        response = None
         try:
             response = self._client.request("HEAD", repository, f"blobs/{digest}", {})
             self._expect_ok(response, repository, BlobUnknown(digest, _UNKNOWN))
-        except (BlobUnknown, NameUnknown):
-            if time.monotonic() < self._heads_from:
-                return None  # it refuses every HEAD
-            raise  # a mirror behind this one would begin to fetch it for a GET
-        except _GET_DECIDES:
-            return None
+        except (*_GET_DECIDES, UpstreamUnavailable) as exc:
+            if isinstance(exc, BlobUnknown | NameUnknown) and not self._manifest_heads.refused:
+                raise  # a mirror behind this one would begin to fetch it for a GET
+            if response is None and isinstance(exc, UpstreamUnavailable):
+                raise
+            return self._blob_heads.decided(exc, lambda: self._size_by_get(repository, digest))
         discard(response)
-        return content_length(response)
+        self._blob_heads.answered()
+        size = content_length(response)
+        return self._size_by_get(repository, digest) if size is None else size
+
+    def _size_by_get(self, repository: Repository, digest: Digest) -> int:
+        stream = self.open_blob(repository, digest, stop=1)
+        stream.close()
+        if stream.size is None:
+            raise UpstreamUnavailable(self._name, f"does not state the size of blob {digest}")
+        return stream.size
 
     def open_blob(
         self, repository: Repository, digest: Digest, *, start: int = 0, stop: int | None = None
@@ -282,8 +301,10 @@ class OrasBackend:
         if length is not None and length > MANIFEST_MAX_SIZE:
             response.close()
             raise ManifestInvalid(self._name, f"a document of {length} bytes is too large")
-        with translated(self._name, self._upstream.timeouts, body=True):
+        try:
             raw = read_bounded(response, MANIFEST_MAX_SIZE + 1)
+        except FOREIGN as exc:
+            raise translate(exc, self._name, self._upstream.timeouts, body=True) from exc
         UPSTREAM_BYTES.add(self._upstream.label, by=len(raw))
         if len(raw) > MANIFEST_MAX_SIZE:
             reason = f"a document of more than {MANIFEST_MAX_SIZE} bytes is too large"

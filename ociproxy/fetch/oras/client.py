@@ -21,7 +21,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode, urljoin, urlsplit
 
-from oras.provider import Registry
 from requests.exceptions import ConnectionError
 
 from ociproxy.clock import time_left
@@ -37,9 +36,15 @@ from ociproxy.fetch.backend import NAMESPACE
 from ociproxy.fetch.credential_helper import CredentialSource
 from ociproxy.fetch.oras.auth import RepositoryAuth, RepositorySession
 from ociproxy.fetch.oras.challenges import Challenge, find_challenge
-from ociproxy.fetch.oras.errors import FOREIGN, translate, translated
-from ociproxy.fetch.oras.session import content_encoding, content_length, discard, open_session
-from ociproxy.fetch.upstreams.health import Quota
+from ociproxy.fetch.oras.errors import FOREIGN, translate
+from ociproxy.fetch.oras.library import Registry
+from ociproxy.fetch.oras.session import (
+    content_encoding,
+    content_length,
+    discard,
+    open_session,
+    quota_in,
+)
 from ociproxy.metrics.counters import UPSTREAM_BYTES, UPSTREAM_REQUESTS, UPSTREAM_SECONDS
 from ociproxy.oci.reference import Repository
 
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
     import requests
 
     from ociproxy.config.settings import Upstream
+    from ociproxy.fetch.backend import Quota
 
 
 _REPOSITORIES: Final = 1024
@@ -85,7 +91,7 @@ class RegistryClient:
     ) -> requests.Response:
         """The answer to one request, of any status, its body not read. `path` follows the
         repository's name and may have a query. Raises UpstreamError kinds."""
-        with translated(self._name, self._upstream.timeouts):
+        try:
             url = f"{self._base_url()}{repository.name}/{path}"
             if self._upstream.namespace is not None:
                 separator = "&" if "?" in path else "?"
@@ -93,7 +99,9 @@ class RegistryClient:
             with self._making:  # two threads must not make a token each
                 registry = self._registry_of(repository)
             response = self._ask(registry, method, url, headers)
-        self.quota = Quota.parse(response.headers) or self.quota
+        except FOREIGN as exc:
+            raise translate(exc, self._name, self._upstream.timeouts) from exc
+        self.quota = quota_in(response.headers) or self.quota
         return response
 
     def close(self) -> None:

@@ -9,7 +9,6 @@ Tests: tests/fetch/oras/test_backend.py, tests/fetch/oras/test_tls.py.
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import socket
@@ -74,15 +73,6 @@ _SENT: Final = {
 }
 """Why a 401 came, by the scheme of the Authorization that was sent. A refused token tells nothing:
 the realm may have given it with or without credentials."""
-
-
-@contextlib.contextmanager
-def translated(upstream: str, timeouts: Timeouts, *, body: bool = False) -> Iterator[None]:
-    """Raises the libraries' exceptions as domain errors; `body` says that the headers have come."""
-    try:
-        yield
-    except FOREIGN as exc:
-        raise translate(exc, upstream, timeouts, body=body) from exc
 
 
 def translate(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import ssl
 from dataclasses import replace
 from functools import lru_cache
@@ -24,6 +25,7 @@ from urllib.request import getproxies_environment
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
 from requests.utils import select_proxy
 from urllib3.exceptions import InsecureRequestWarning
 
@@ -31,9 +33,12 @@ from ociproxy import __version__
 from ociproxy.clock import time_left
 from ociproxy.config.settings import Tls
 from ociproxy.errors import UpstreamForbidden, UpstreamInvalid, UpstreamUntrusted
+from ociproxy.fetch.backend import Quota
 from ociproxy.fetch.oras.connect import Policy, policy_of, pool_classes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from requests.adapters import BaseAdapter
     from urllib3.poolmanager import PoolManager
 
@@ -50,6 +55,7 @@ _DISCARD_LIMIT: Final = 64 * 1024
 """Bytes of an unwanted body read to keep its connection. Beyond, a new connection is cheaper."""
 _NAME_LIMIT: Final = 80
 """Characters kept of a header that names something."""
+_QUOTA_FIELD: Final = re.compile(r"(\d{1,15})\s*(?:;\s*w\s*=\s*(\d{1,9}))?(?:[;,].*)?")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 _Origin = tuple[str, str | None, int | None]
@@ -67,9 +73,30 @@ class Session(requests.Session):
         # This keeps requests from ~/.netrc. `trust_env = False` would also turn off the proxies.
         self.auth = lambda request: request
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        self.headers.update(
-            {"User-Agent": f"ociproxy/{__version__}", "Accept-Encoding": "identity"}
-        )
+        self._headers = {
+            "User-Agent": f"ociproxy/{__version__}",
+            "Accept-Encoding": "identity",
+            "Accept": "*/*",
+        }
+        self.headers = CaseInsensitiveDict(self._headers)
+
+    def ask(self, method: str, url: str, headers: dict[str, str]) -> requests.Response:
+        """The answer to a request without a body, redirects followed, its own body not read. `url`
+        needs no quoting. As `request`, which takes the processor for longer than all below it: it
+        merges settings, looks for cookies, and parses the URL four times."""
+        asked = requests.PreparedRequest()
+        asked.method, asked.url = method, url
+        asked.headers = CaseInsensitiveDict({**self._headers, **headers})
+        settings = self.merge_environment_settings(url, {}, True, None, None)
+        response = self.get_adapter(url).send(asked, **settings)
+        if not response.is_redirect:
+            return response
+        # From here on as requests does it, with a request that has all that it copies.
+        asked = self.prepare_request(requests.Request(method, url, headers=headers))
+        followed: Iterator[requests.Response] = self.resolve_redirects(response, asked, **settings)
+        *before, last = response, *followed
+        last.history = before
+        return last
 
     def certify(self, adapter: HTTPAdapter, urls: tuple[str, ...]) -> None:
         """Use `adapter`, which offers a client certificate, for the origins of `urls` alone."""
@@ -171,13 +198,38 @@ class Adapter(HTTPAdapter):
         # The second part would replace our context's verification by that of requests.
         return host, {}
 
+    def get_connection_with_tls_context(
+        self, request: requests.PreparedRequest, verify: Any, proxies: Any = None, cert: Any = None
+    ) -> Any:
+        """Called by requests. The original looks for a proxy where there is none."""
+        if proxies:
+            return super().get_connection_with_tls_context(request, verify, proxies, cert)
+        host, _ = self.build_connection_pool_key_attributes(request, verify)
+        return self.poolmanager.connection_from_host(**host)
+
+    def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
+        """Called by requests. The original parses the URL three times."""
+        url = request.url or ""
+        if proxies or "#" in url:
+            return str(super().request_url(request, proxies))
+        return url[url.index("/", url.index("//") + 2) :]
+
+    def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
+        """Called by requests. The original looks for cookies, and for the encoding of a text."""
+        response = requests.Response()
+        response.status_code, response.reason = resp.status, resp.reason
+        response.headers = CaseInsensitiveDict(resp.headers)
+        response.raw, response.request, response.url = resp, req, req.url or ""
+        response.connection = self
+        return response
+
     def cert_verify(self, conn: object, url: str, verify: object, cert: object) -> None:
         """Does nothing. The original adds certifi's bundle or REQUESTS_CA_BUNDLE to the context."""
 
     def send(  # type: ignore[override] # requests names all arguments but the first
         self, request: requests.PreparedRequest, *, stream: bool, proxies: Any, **_: object
     ) -> requests.Response:
-        if proxy := select_proxy(request.url or "", proxies):
+        if proxies and (proxy := select_proxy(request.url or "", proxies)):
             self._check_proxy(proxy)
             self._policy.check_literal(urlsplit(request.url or "").hostname or "")
         connect, headers = self._timeout
@@ -260,6 +312,17 @@ def content_encoding(response: requests.Response) -> str:
     repeats the header of an upload with bytes that are as they were."""
     said: str = response.headers.get("Content-Encoding", "").strip().lower()[:_NAME_LIMIT]
     return "" if said == "identity" else said
+
+
+def quota_in(headers: Mapping[str, str]) -> Quota | None:
+    """From Docker Hub's headers `ratelimit-limit: 100;w=21600` and `ratelimit-remaining`; None if
+    one is absent or no number. `headers` must ignore case."""
+    limit = _QUOTA_FIELD.fullmatch(headers.get("ratelimit-limit", "").strip())
+    remaining = _QUOTA_FIELD.fullmatch(headers.get("ratelimit-remaining", "").strip())
+    if limit is None or remaining is None:
+        return None
+    window = remaining[2] or limit[2]
+    return Quota(int(limit[1]), int(remaining[1]), None if window is None else int(window))
 
 
 def read_bounded(response: requests.Response, limit: int) -> bytes:

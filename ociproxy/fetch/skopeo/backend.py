@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ociproxy.config.settings import Fetch, Upstream
+    from ociproxy.fetch.backend import Quota
     from ociproxy.fetch.download.download import Download
-    from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder

@@ -4,7 +4,7 @@ store's way of emptying it. skopeo copies images and cannot fetch a single blob.
 Blobs that the store has are in the layout as hard links before skopeo starts, so skopeo does not
 fetch them. A blob enters the store as soon as it is whole, and the image once skopeo has ended.
 
-Tests: tests/fetch/skopeo/test_backend.py.
+Tests: tests/fetch/skopeo/test_backend.py, test_image_layout.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.errors import BlobUnknown, DigestMismatch, LayoutInvalid, UpstreamUnavailable
+from ociproxy.errors import (
+    BlobUnknown,
+    DigestMismatch,
+    LayoutInvalid,
+    StoreFull,
+    UpstreamUnavailable,
+)
 from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.layout import LayoutDirectory, blob_path
 from ociproxy.oci.manifest import ImageManifest
@@ -25,11 +31,13 @@ from ociproxy.store.manifests import with_media_type
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from threading import Event
 
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Repository
+    from ociproxy.store.room import Room
     from ociproxy.store.store import Store
 
 
@@ -58,13 +66,15 @@ class Image:
 
 
 class BlobIndex:
-    """The image of each known blob. Thread-safe."""
+    """The image of each known blob, and why skopeo does not bring some. Thread-safe."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known: BoundedCache[tuple[Repository, Digest], tuple[Image, int]] = BoundedCache(
             _KNOWN
         )
+        self._refused: BoundedCache[tuple[Repository, Digest], str] = BoundedCache(_KNOWN)
+        """Why skopeo does not bring a blob, for those that a manifest names."""
 
     def learn(self, repository: Repository, holder: ManifestHolder) -> None:
         """Remember the blobs of a manifest."""
@@ -72,10 +82,17 @@ class BlobIndex:
             manifest = holder.manifest
         except MalformedManifest:
             return
-        if isinstance(manifest, ImageManifest):
-            blobs = tuple(blob for blob in manifest.blobs if not blob.urls)
-            image = Image(repository, holder.descriptor, blobs)
-            for blob in image.blobs:
+        if not isinstance(manifest, ImageManifest):
+            for blob in manifest.blobs:
+                reason = f"no blobs of {holder.descriptor.media_type}"
+                self._refused.put((repository, blob.digest), reason)
+            return
+        blobs = tuple(blob for blob in manifest.blobs if not blob.urls)
+        image = Image(repository, holder.descriptor, blobs)
+        for blob in manifest.blobs:
+            if blob.urls:
+                self._refused.put((repository, blob.digest), "no layers that have URLs")
+            else:
                 self._known.put((repository, blob.digest), (image, blob.size))
 
     def get(self, repository: Repository, digest: Digest) -> tuple[Image, int]:
@@ -92,11 +109,9 @@ class BlobIndex:
                 known = self._known.get((repository, digest))
                 if known is not None:
                     return known
-        reason = (
-            f"skopeo copies images, without layers that have URLs, and no manifest pulled from "
-            f"{repository} names it"
-        )
-        raise BlobUnknown(digest, reason)
+        why = self._refused.get((repository, digest))
+        unnamed = f"no blob that no manifest pulled from {repository} names"
+        raise BlobUnknown(digest, f"skopeo brings {why or unnamed}: use the backend oras")
 
 
 _TEMPORARY: Final = "oci-put-blob*"
@@ -133,16 +148,21 @@ class ImageLayout:
                 sizes[path.name] = path.stat().st_size
         return sizes
 
-    def collect(self) -> bool:
+    def collect(self, room: Room, stopped: Event) -> bool:
         """Put into the store what has come; True if that was something. skopeo gives a blob its
-        name when all of it is there. Raises SizeMismatch, DigestMismatch or StoreError."""
+        name when all of it is there. Raises SizeMismatch, DigestMismatch, StoreFull where `room`
+        has none, or StoreError."""
         brought = False
         for blob in self._image.missing(self._store).values():
             path = self.path / blob_path(blob.digest)
-            if path.is_file():
+            if not path.is_file():
+                continue
+            with room.held(blob.size, stopped) as has_room:
+                if not has_room:
+                    raise StoreFull(self._store.root, f"no room for blob {blob.digest}")
                 # The layout keeps the file: skopeo looks there for a layer that occurs twice.
                 self._store.blobs.adopt(path, blob)
-                brought = True
+            brought = True
         return brought
 
     def publish(self, upstream: str) -> None:

@@ -35,9 +35,8 @@ if TYPE_CHECKING:
 
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Fetch, Upstream
-    from ociproxy.fetch.backend import Backend, Listing
+    from ociproxy.fetch.backend import Backend, Listing, Quota
     from ociproxy.fetch.download.download import Download
-    from ociproxy.fetch.upstreams.health import Quota
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder

@@ -8,10 +8,8 @@ probes; the others fail at once.
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from ociproxy.errors import (
     Interrupted,
@@ -20,9 +18,6 @@ from ociproxy.errors import (
     UpstreamRateLimited,
     UpstreamUnavailable,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 Condition = Literal["available", "unreachable", "probing", "limited"]
 
@@ -35,32 +30,6 @@ _PROBE_LIMIT: Final = 20.0
 """Seconds that one probe may take, as long as a client waits; then another request may probe."""
 PROBE_WAIT: Final = 0.7
 """Seconds that a client waits for a probe. A miss must fail fast, so that the client falls back."""
-
-_QUOTA_FIELD: Final = re.compile(r"(\d{1,15})\s*(?:;\s*w\s*=\s*(\d{1,9}))?(?:[;,].*)?")
-
-
-@dataclass(frozen=True, slots=True)
-class Quota:
-    """What an upstream says of its rate limit: requests per `window` seconds, None if not said."""
-
-    limit: int
-    remaining: int
-    window: int | None = None
-
-    @property
-    def is_low(self) -> bool:
-        return self.remaining * 10 < self.limit
-
-    @staticmethod
-    def parse(headers: Mapping[str, str]) -> Quota | None:
-        """From Docker Hub's headers `ratelimit-limit: 100;w=21600` and `ratelimit-remaining`; None
-        if one is absent or no number. `headers` must ignore case."""
-        limit = _QUOTA_FIELD.fullmatch(headers.get("ratelimit-limit", "").strip())
-        remaining = _QUOTA_FIELD.fullmatch(headers.get("ratelimit-remaining", "").strip())
-        if limit is None or remaining is None:
-            return None
-        window = remaining[2] or limit[2]
-        return Quota(int(limit[1]), int(remaining[1]), None if window is None else int(window))
 
 
 class Health:

@@ -27,9 +27,9 @@ from ociproxy.errors import (
     UpstreamUnavailable,
     UpstreamUntrusted,
 )
-from ociproxy.fetch.backend import Backend
+from ociproxy.fetch.backend import Backend, Quota
 from ociproxy.fetch.upstreams.endpoints import Endpoints
-from ociproxy.fetch.upstreams.health import PROBE_WAIT, Condition, Health, Quota
+from ociproxy.fetch.upstreams.health import PROBE_WAIT, Condition, Health
 
 if TYPE_CHECKING:
     from ociproxy.clock import Clock
@@ -205,8 +205,11 @@ class Upstreams:
         return self._state(registry, backend)
 
     def _state(self, registry: str, backend: Backend | None) -> UpstreamState:
-        health = self._healths.get(registry) or Health(registry, 0.0)
-        condition, seconds = health.condition(self._clock.monotonic())
+        condition: Condition = "available"
+        seconds = 0.0
+        health = self._healths.get(registry)
+        if health is not None:
+            condition, seconds = health.condition(self._clock.monotonic())
         listed = registry in self._config.upstreams
         quota = backend.quota if backend else None
         return UpstreamState(registry, listed, condition, seconds, quota)

@@ -22,7 +22,7 @@ from ociproxy import log
 from ociproxy.config.reading import decode
 from ociproxy.errors import Busy, ConfigError, NameInvalid, shorten
 from ociproxy.load.imagelist import ImageListInvalid, parse_list
-from ociproxy.metrics.counters import CHILDREN
+from ociproxy.metrics.counters import CHILDREN, inherited
 from ociproxy.oci.platform import Platform
 from ociproxy.serve.errors import SERVER, LoadRefused, RequestInvalid
 
@@ -183,7 +183,7 @@ class _Load:
 
 def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603 no shell; words of this program
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=inherited()
     )
 
 

@@ -7,107 +7,89 @@ of a view once a second. Nothing comes from other hosts.
 from __future__ import annotations
 
 import asyncio
-import re
 import shutil
 import time
 from contextlib import suppress
-from datetime import UTC, datetime
-from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ociproxy import __version__
-from ociproxy.errors import NameInvalid
+from ociproxy.errors import DigestInvalid, NameInvalid, OciProxyError, StoreError
 from ociproxy.oci.reference import Reference
 from ociproxy.serve.admin.history import History, Sample, plot
-from ociproxy.serve.errors import SERVER, Unsupported
+from ociproxy.serve.admin.render import HEADERS, html, static, template
+from ociproxy.serve.errors import Unsupported, status_and_code
 from ociproxy.serve.exchange import RECENT
 from ociproxy.serve.live import alive
 from ociproxy.store.image import read_contents
+from ociproxy.store.pruning.removed import read_removed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ociproxy.config.settings import Config
     from ociproxy.metrics.tally import Tally
+    from ociproxy.serve.admin.explaining import Explainer
     from ociproxy.serve.admin.survey import Surveyor
+    from ociproxy.store.pruning.removed import RemovedImage
     from ociproxy.store.store import Store
 
-VIEWS: Final = {"now": "Now", "contents": "Contents", "store": "Store", "log": "Log"}
 _PATHS: Final = {"/": "now", "/contents": "contents", "/store": "store", "/log": "log"}
-_STATIC: Final = {
-    "/style.css": "text/css",
-    "/live.js": "text/javascript",
-    "/icon.svg": "image/svg+xml",
-}
 _STREAM: Final = 600.0
 """Seconds of a live view; then the browser asks again."""
 _PER_PAGE: Final = 100
 """Images of one page of the list."""
 _SHOWN: Final = 500
 """Manifests, layers and referrers of one image that are shown, of each."""
-_DIGEST: Final = re.compile(r"(:[0-9a-f]{12})[0-9a-f]{20,}")
-HEADERS: Final = {
-    "Server": SERVER,
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; "
-    "connect-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 class Page:
     """Belongs to one event loop."""
 
     def __init__(
-        self, config: Config, store: Store, tally: Tally, surveyor: Surveyor, history: History
+        self,
+        config: Config,
+        store: Store,
+        tally: Tally,
+        surveyor: Surveyor,
+        history: History,
+        explainer: Explainer,
     ) -> None:
         self.config = config
+        self._explainer = explainer
         self._store = store
         self._tally = tally
         self._surveyor = surveyor
         self._history = history
         self._rates: dict[int, tuple[float, int, float]] = {}
 
-    @staticmethod
-    def read() -> None:
-        """Read all templates and files. Blocks; nothing does afterwards."""
-        for name in _environment().list_templates():
-            _environment().get_template(name)
-        for path in _STATIC:
-            _static(path)
-
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Raises Unsupported for a path that is none of the page's."""
         path = request.path
-        if path in _STATIC:
-            return web.Response(
-                text=_static(path), headers={**HEADERS, "Content-Type": _STATIC[path]}
-            )
+        file = static(path)
+        if file is not None:
+            return file
         if path == "/events":
             return await self._stream(request)
         if path == "/image":
             values = await self._in_thread(self._image, request)
-            return self._html("image", values)
+            return html("image", values)
+        if path == "/why":
+            return await self._why(request.rel_url.query.get("reference", ""))
         view = _PATHS.get(path)
         if view is None:
             raise Unsupported("no such path on the admin listener", status=404)
-        return self._html(view, await self._values(view, request))
+        return html(view, await self._values(view, request))
 
-    def _html(self, view: str, values: Mapping[str, Any]) -> web.Response:
-        text = (
-            _environment()
-            .get_template(f"{view}.html")
-            .render(view=view, views=VIEWS, version=__version__, **values)
-        )
-        return web.Response(
-            text=text, headers={**HEADERS, "Content-Type": "text/html; charset=utf-8"}
-        )
+    async def _why(self, reference: str) -> web.Response:
+        values: dict[str, Any] = {"asked": reference, "explained": None, "problem": ""}
+        status = 200
+        try:
+            if reference.strip():
+                values["explained"] = await self._explainer.explain(reference)
+        except OciProxyError as exc:
+            values["problem"], status = str(exc), status_and_code(exc)[0]
+        return html("why", values, status=status)
 
     async def _stream(self, request: web.BaseRequest) -> web.StreamResponse:
         """Server-sent events: the live part of a view, whenever it changes."""
@@ -116,11 +98,11 @@ class Page:
             raise Unsupported("view is now, store or log", status=404)
         response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
         await response.prepare(request)
-        template = _environment().get_template(f"_{view}.html")
+        live = template(f"_{view}")
         last, end = "", time.monotonic() + _STREAM
         with suppress(ConnectionError):
             while time.monotonic() < end:
-                text = template.render(await self._values(view, request))
+                text = live.render(await self._values(view, request))
                 if text != last:
                     last = text
                     data = "".join(f"data: {line}\n" for line in text.splitlines())
@@ -171,7 +153,7 @@ class Page:
 
     def _pull(self, pull: dict[str, Any], fills: Mapping[str, Any]) -> dict[str, Any]:
         """With its rate over the last seconds, and the time that is left by it."""
-        name, digest = _named(pull["name"])
+        name, _, digest = pull["name"].partition("@")
         now = time.monotonic()
         sent, size = pull["sent"], pull["size"]
         began, first, rate = self._rates.setdefault(pull["id"], (now, sent, 0.0))
@@ -190,7 +172,7 @@ class Page:
     def _log(self) -> dict[str, Any]:
         recent = [tuple(each) for state in alive(self._tally) for each in state["recent"]]
         newest = sorted(recent, key=lambda each: each[0], reverse=True)
-        return {"requests": newest[:RECENT]}
+        return {"requests": [(_explainable(each[2]), *each) for each in newest[:RECENT]]}
 
     def _contents(self, query: Mapping[str, str]) -> dict[str, Any]:
         self._surveyor.ask()
@@ -215,13 +197,17 @@ class Page:
 
     def _stored(self) -> dict[str, Any]:
         survey, disk = self._surveyor.held, None
+        removed: list[RemovedImage] = []
         with suppress(OSError):
             disk = shutil.disk_usage(self._store.root)
+        with suppress(StoreError):
+            removed = read_removed(self._store)
         ratios, sizes = self._history.hit_ratios(), self._history.sizes()
         largest = max((size for _, size in sizes), default=0.0)
         return {
             "root": self._store.root,
             "survey": survey,
+            "removed": removed[::-1],
             "disk": disk,
             "total": sum(each.bytes for each in survey.held.values()) if survey else 0,
             "totals": Sample.of(self._tally.totals(), None),
@@ -271,79 +257,9 @@ def _commands(mirror: str, reference: Reference, *, plain: bool) -> dict[str, st
     }
 
 
-def _named(path: str) -> tuple[str, str]:
-    """Repository and digest of a blob's path."""
-    name, _, digest = path.partition("?")[0].rpartition("/blobs/")
-    return name, digest
-
-
-@cache
-def _static(path: str) -> str:
-    return files("ociproxy.serve.admin").joinpath("static", path[1:]).read_text(encoding="utf-8")
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("ociproxy.serve.admin"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        auto_reload=False,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        size=_size,
-        ago=_ago,
-        duration=_duration,
-        short=_short,
-        clock=_clock,
-        percent=_percent,
-        brief=_brief,
-    )
-    return environment
-
-
-def _size(value: float | None) -> str:
-    if value is None:
-        return "?"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(value) < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-
-
-def _percent(value: float | None) -> str:
-    return "—" if value is None else f"{100 * value:.1f} %"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "—"
-    for limit, unit, size in ((120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
-        if seconds < limit:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86400:.0f} d"
-
-
-def _ago(when: float | str | None) -> str:
-    """Of epoch seconds, or a time as `list` writes it."""
-    if not when:
-        return "—"
-    at = datetime.fromisoformat(when).timestamp() if isinstance(when, str) else when
-    return f"{_duration(max(0.0, time.time() - at))} ago"
-
-
-def _clock(when: float) -> str:
-    return datetime.fromtimestamp(when, UTC).strftime("%H:%M:%S")
-
-
-def _brief(name: str) -> str:
-    """A name whose digest is cut short."""
-    return _DIGEST.sub(r"\1", name)
-
-
-def _short(digest: object) -> str:
-    algorithm, _, encoded = str(digest).partition(":")
-    return f"{algorithm}:{encoded[:12]}" if encoded else algorithm
+def _explainable(name: str) -> bool:
+    """Whether a request of the log named what `why` can explain: `NAME:list` asked for tags."""
+    try:
+        return not name.endswith(":list") and bool(Reference.parse(name))
+    except (NameInvalid, DigestInvalid):
+        return False

@@ -86,7 +86,8 @@ class AdminServer:
             auth,
             loopback=loopback,
         )
-        self._listener = Listener(listener, self._api, _limits(config.serve), None)
+        limits = _limits(config.serve)
+        self._listener = Listener(listener, self._api, limits, None, newest_first=True)
         self._warn(auth, loopback=loopback)
 
     def open(self) -> None:

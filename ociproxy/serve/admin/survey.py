@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ociproxy import log
-from ociproxy.metrics.counters import CHILDREN
+from ociproxy.metrics.counters import CHILDREN, inherited
 
 if TYPE_CHECKING:
     from ociproxy.config.settings import Config
@@ -130,7 +130,11 @@ class Surveyor:
             if self._closed:
                 return
             self._child = child = subprocess.Popen(  # noqa: S603 no shell; words of this program
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                pass_fds=inherited(),
             )
         limit = threading.Timer(_TIME_LIMIT, child.kill)
         limit.daemon = True

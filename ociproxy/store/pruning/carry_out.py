@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from ociproxy.store.files import fsync_directory, store_errors
 from ociproxy.store.pruning.plan import Removed
+from ociproxy.store.records import RecordFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -136,7 +137,8 @@ class _Work:
             if item[0] not in self._stored:  # it has not come back
                 self._take(item[1])
 
-        self._in_batches(self._store.refs.records_of_referrers(self.pruned.manifests), forget)
+        records = RecordFiles(self._store.refs)
+        self._in_batches(records.of_these_referrers(self.pruned.manifests), forget)
         self._flush()
 
     def remove_empty_folders(self) -> None:
@@ -144,7 +146,7 @@ class _Work:
             with suppress(OSError):  # not empty
                 folder.rmdir()
 
-        self._in_batches(self._store.refs.folders(), remove)
+        self._in_batches(RecordFiles(self._store.refs).folders(), remove)
 
     def remove_blobs(self) -> None:
         def remove(item: tuple[str, StoredFile]) -> None:

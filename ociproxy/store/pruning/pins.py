@@ -105,7 +105,7 @@ class PinFiles:
         path = self._path(pin.pattern)
         if path.exists():
             return
-        added = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
+        added = f"{datetime.fromtimestamp(now, UTC):%Y-%m-%dT%H:%M:%SZ}"
         document = {"pattern": pin.pattern, "by": pin.by, "added": added}
         data = json.dumps(document, indent=1).encode() + b"\n"
         write_atomically(path, data, staging=self._staging)

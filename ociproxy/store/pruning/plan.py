@@ -109,8 +109,11 @@ class Plan(Removed):
     """All images that are pinned, with their signatures."""
     pinned_fit: int = 0
     recent: int = 0
-    """Images that fit the selection, but are pinned, or were used within `keep_recent` or are
-    arriving."""
+    reading: int = 0
+    """Images that fit the selection, but are pinned, were used within `keep_recent`, or are
+    arriving or needed by a load, an import or an export."""
+    recent_files: int = 0
+    """Files that no image needs, and that would go if they were not recent or needed so."""
     takes_all: bool = False
     """Whether a pattern with a wildcard matches every image, and nothing else limits it."""
     target: int | None = None
@@ -131,8 +134,8 @@ def make_plan(
     with store_errors(store.root):
         planning = _Planning(store, survey, selection, now)
     planning.find_pinned(is_pinned)
-    if selection.limits is None or planning.plan.target is not None:
-        planning.choose_images()
+    planning.choose_images()
+    if not planning.is_kept:
         planning.choose_content()
     return planning.plan
 
@@ -143,8 +146,9 @@ class _Planning:
         self._selection = selection
         self._used_by = now - selection.unused_for
         self._stored_by = now - selection.older_than
+        self._kept_since = now - selection.keep_recent
         # What a running load or import may have seen counts as recent.
-        self._recent = min(now - selection.keep_recent, store.staging.used_since())
+        self._recent = min(self._kept_since, store.staging.used_since())
         self._arriving = store.staging.arriving()
         self._of_images = needs_of_all(survey.images)
         # Manifests that no image has keep what they need, unless they go, too.
@@ -164,6 +168,11 @@ class _Planning:
         subjects = subjects_of(survey.images)
         self.plan = Plan(size=size, target=target, cause=cause, subjects=subjects)
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the store keeps the limits as it is, so that nothing goes."""
+        return self._selection.limits is not None and self.plan.target is None
+
     def find_pinned(self, is_pinned: Callable[[Reference, Digest], bool]) -> None:
         plan, images = self.plan, self._survey.images
         pinned = {id(each) for each in images if is_pinned(each.reference, each.digest)}
@@ -178,7 +187,9 @@ class _Planning:
         wild = any(map(is_glob, selection.patterns))
         everything = len(matching) == len(self._survey.images) > 0
         plan.takes_all = selection.is_unlimited and wild and everything
-        plan.rubbish = [each for each in self._rubbish if self._is_loose(each)]
+        if not self.is_kept:
+            plan.rubbish = [each for each in self._rubbish if self._is_loose(each)]
+        plan.recent_files = self._recent_files()
         pinned = set(map(id, plan.pinned))
         following = self._following(matching)
         candidates = []
@@ -187,8 +198,10 @@ class _Planning:
                 continue
             if id(image) in pinned:
                 plan.pinned_fit += 1
-            elif self._is_in_use(image):
+            elif image.used > self._kept_since:
                 plan.recent += 1
+            elif self._is_in_use(image):
+                plan.reading += 1
             else:
                 candidates.append(image)
         candidates.sort(key=lambda each: (each.used, each.top_used, str(each.reference)))
@@ -269,11 +282,19 @@ class _Planning:
             return False
         return max(each.used, each.stored) <= min(self._recent, self._used_by)
 
+    def _recent_files(self) -> int:
+        if not self._selection.takes_loose:
+            return 0
+        needed = self._of_images
+        files = [f for n, f in self._survey.manifests.items() if n not in needed.manifests]
+        files += [f for n, f in self._survey.blobs.items() if n not in needed.blobs]
+        return sum(max(each.used, each.stored) > self._recent for each in files)
+
     def _count(self, candidates: list[SurveyedImage]) -> int:
         """How many of the candidates go, from the first one on."""
         target, survey = self.plan.target, self._survey
         if target is None:
-            return len(candidates)
+            return 0 if self.is_kept else len(candidates)
         users = Counter((*self._kept_loose.manifests, *self._kept_loose.blobs))
         for image in survey.images:
             users.update((*image.needs.manifests, *image.needs.blobs))

@@ -27,10 +27,10 @@ from ociproxy.errors import (
     UpstreamRateLimited,
     UpstreamUnavailable,
 )
+from ociproxy.fetch.backend import Quota
 from ociproxy.fetch.oras.backend import OrasBackend
 from ociproxy.fetch.oras.client import api_base
 from ociproxy.fetch.retry import retrying
-from ociproxy.fetch.upstreams.health import Quota
 from ociproxy.oci.descriptor import DOCKER_SCHEMA1_SIGNED
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Reference, Repository
@@ -378,6 +378,38 @@ def test_stat_without_a_useful_head(
     upstream.fault("/blobs/", fault, method="HEAD")
     assert backend.stat_blob(repository(upstream), digest(blob)) == 1000
     assert upstream.bytes_sent() <= 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 405, 500, 501, 503])
+def test_a_blob_whose_heads_are_refused_or_break_has_its_size_by_get_alone(
+    upstream: FakeUpstream, backend: OrasBackend, status: int
+) -> None:
+    """From the second time on where it is a 5xx: one may be a moment's."""
+    held = upstream.add("team/app", image(), tag="v1")
+    blob = held.blobs[0]
+    upstream.fault("/blobs/", Fault(status=status), method="HEAD")
+    for _ in range(3):
+        assert backend.stat_blob(repository(upstream), digest(blob)) == blob.size
+    heads = upstream.count("/blobs/", "HEAD")
+    assert heads == (2 if status in (500, 503) else 1)
+    assert upstream.count("/blobs/", "GET") == 3
+    assert upstream.bytes_sent("/blobs/") <= 3
+    # HEADs of manifests are another matter: they save a quota.
+    backend.resolve(reference(upstream))
+    assert methods(upstream) == ["HEAD"]
+
+
+def test_an_outage_does_not_double_the_requests_for_blobs(
+    upstream: FakeUpstream, backend: OrasBackend
+) -> None:
+    blob = upstream.add_content("team/app", random_blob(1000))
+    upstream.fault("/blobs/", Fault(status=503))
+    for _ in range(3):
+        with pytest.raises(UpstreamUnavailable):
+            backend.stat_blob(repository(upstream), digest(blob))
+    assert [each.method for each in upstream.requests] == ["HEAD", "GET", "HEAD", "HEAD"]
+    upstream.heal()
+    assert backend.stat_blob(repository(upstream), digest(blob)) == 1000
 
 
 def test_stat_where_storage_signed_for_get_only(

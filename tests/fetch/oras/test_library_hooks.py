@@ -11,6 +11,8 @@ import io
 import json
 import logging
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,12 +20,12 @@ import pytest
 import requests
 import urllib3
 from oras.auth.base import AuthBackend
-from oras.provider import Registry
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from ociproxy.config.settings import Auth, Secret, Upstream
 from ociproxy.errors import UpstreamDenied
+from ociproxy.fetch.oras.library import Registry
 from ociproxy.fetch.oras.session import Session, open_session
 from ociproxy.oci.reference import Reference
 from tests.fetch.conftest import TIMEOUTS, OpenBackend
@@ -37,6 +39,22 @@ from tests.upstream_auth import BasicAuth
 @pytest.fixture
 def session() -> Session:
     return open_session(Upstream(name="registry.invalid", timeouts=TIMEOUTS), connections=1)
+
+
+def test_oras_still_has_jsonschema_where_it_validates() -> None:
+    """And so have other modules of the program, whichever is imported first."""
+    code = """
+import sys
+from ociproxy.fetch.oras.library import Registry
+assert "jsonschema" not in sys.modules
+import jsonschema, oras.oci
+try:
+    oras.oci.jsonschema.validate({}, schema={"type": "array"})
+except jsonschema.ValidationError:
+    print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "refused\n"
 
 
 def test_oras_has_the_undecorated_request() -> None:

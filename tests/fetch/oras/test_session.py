@@ -15,6 +15,8 @@ from ociproxy.errors import (
     UpstreamUnavailable,
     UpstreamUntrusted,
 )
+from ociproxy.fetch.backend import Quota
+from ociproxy.fetch.oras.session import quota_in
 from ociproxy.oci.reference import Reference
 from tests.fetch.conftest import OpenBackend
 from tests.fetch.contract import digest, read_all, reference, repository
@@ -203,3 +205,28 @@ def test_password_does_not_show_in_an_error(
     with pytest.raises(UpstreamUnavailable) as caught:
         open_backend(upstream, scheme="http", auth=auth).fetch_manifest(reference(upstream))
     assert "hunter2" not in repr(caught.value)
+
+
+# Headers
+
+
+@pytest.mark.parametrize(
+    ("limit", "remaining", "expected"),
+    [
+        ("100;w=21600", "76;w=21600", Quota(100, 76, 21600)),
+        ("100", "9", Quota(100, 9)),
+        ("100, 100;w=60", "9;w=60", Quota(100, 9, 60)),
+        (" 200 ; w = 60 ", "0", Quota(200, 0, 60)),
+        ("many", "9", None),
+        ("100", "-1", None),
+        ("", "", None),
+        ("9" * 4000, "1", None),
+    ],
+)
+def test_quota_headers(limit: str, remaining: str, expected: Quota | None) -> None:
+    given = {"ratelimit-limit": limit, "ratelimit-remaining": remaining}
+    assert quota_in(given) == expected
+
+
+def test_quota_is_low_below_a_tenth() -> None:
+    assert [Quota(100, left).is_low for left in (0, 9, 10, 100)] == [True, True, False, False]

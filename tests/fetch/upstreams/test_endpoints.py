@@ -302,7 +302,7 @@ def test_a_blob_that_another_process_brings_says_nothing_of_an_endpoint_that_is_
 
     def commit() -> None:
         leader.set_size(blob.size)
-        leader.commit(store.blobs)
+        leader.commit(store.blobs.commit)
 
     timer = threading.Timer(0.2, commit)
     timer.start()

@@ -14,7 +14,7 @@ from ociproxy.errors import (
     UpstreamRateLimited,
     UpstreamUnavailable,
 )
-from ociproxy.fetch.upstreams.health import Health, Quota
+from ociproxy.fetch.upstreams.health import Health
 
 AWAY = UpstreamUnavailable("r", "connection refused", unreachable=True)
 LATE = UpstreamUnavailable("r", "timed out", timed_out=True)
@@ -124,28 +124,6 @@ def test_a_429_lasts_as_long_as_it_says() -> None:
     assert caught.value.retry_after == 5
     assert health.condition(2.5) == ("limited", 4.5)
     assert [health.admit(7.0), health.admit(7.0)] == [False, False]
-
-
-@pytest.mark.parametrize(
-    ("limit", "remaining", "expected"),
-    [
-        ("100;w=21600", "76;w=21600", Quota(100, 76, 21600)),
-        ("100", "9", Quota(100, 9)),
-        ("100, 100;w=60", "9;w=60", Quota(100, 9, 60)),
-        (" 200 ; w = 60 ", "0", Quota(200, 0, 60)),
-        ("many", "9", None),
-        ("100", "-1", None),
-        ("", "", None),
-        ("9" * 4000, "1", None),
-    ],
-)
-def test_quota_headers(limit: str, remaining: str, expected: Quota | None) -> None:
-    given = {"ratelimit-limit": limit, "ratelimit-remaining": remaining}
-    assert Quota.parse(given) == expected
-
-
-def test_quota_is_low_below_a_tenth() -> None:
-    assert [Quota(100, left).is_low for left in (0, 9, 10, 100)] == [True, True, False, False]
 
 
 def test_the_request_that_finds_out_does_not_refuse_itself_when_it_has_waited() -> None:

@@ -11,8 +11,8 @@ import pytest
 from ociproxy.clock import Deadline
 from ociproxy.config.settings import Config, Fetch, Upstream
 from ociproxy.errors import OciProxyError, UpstreamForbidden, UpstreamUnavailable
+from ociproxy.fetch.backend import Quota
 from ociproxy.fetch.oras.backend import OrasBackend
-from ociproxy.fetch.upstreams.health import Quota
 from ociproxy.fetch.upstreams.requests import Requests
 from ociproxy.fetch.upstreams.upstreams import Upstreams, UpstreamState
 from ociproxy.oci.reference import Reference, Repository

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.client
 import os
 import signal
 import socket
@@ -93,3 +95,37 @@ def test_without_a_password_beyond_this_machine_the_log_says_so(
     server = mirror({"serve": {"admin": {"host": "0.0.0.0"}}}, admin=True)
     server.wait_for_log("admin listener beyond this machine")
     assert server.admin("/metrics", {"Host": "mirror.example"}).status == 200
+
+
+def test_connections_that_strangers_hold_open_keep_no_probe_out(
+    mirror: Callable[..., Mirror], tmp_path: Path
+) -> None:
+    users = tmp_path / "users"
+    users.write_bytes(b"op:" + bcrypt.hashpw(b"pass", bcrypt.gensalt(4)))
+    server = mirror({"serve": {"admin": {"auth": {"htpasswd": str(users)}}}}, admin=True)
+    password = {"Authorization": "Basic " + base64.b64encode(b"op:pass").decode()}
+    assert server.admin("/healthz").status == 200
+    with contextlib.ExitStack() as stack:
+        watching = http.client.HTTPConnection(server.host, server.admin_port, timeout=10)
+        stack.callback(watching.close)
+        watching.request("GET", "/events?view=now", headers=password)
+        seen = watching.getresponse()
+        for number in range(100):
+            held = stack.enter_context(socket.create_connection((server.host, server.admin_port)))
+            if number % 3 == 0:
+                held.sendall(b"GET /healthz HTTP/1.1\r\nHost: loc")
+            elif number % 3 == 1:  # an answer, and then nothing
+                held.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        for path, headers, status in (
+            ("/healthz", {}, 200),
+            ("/readyz", {}, 200),
+            ("/metrics", password, 200),
+            ("/metrics", {}, 401),
+        ):
+            assert server.admin(path, headers).status == status
+        # What is being answered stays: those that wait for a request went.
+        while seen.readline() != b"\n":  # the first event
+            pass
+        assert seen.readline() != b""
+    server.wait_for_log("too many connections")
+    assert server.log().count("too many connections") == 1

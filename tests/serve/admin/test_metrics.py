@@ -25,6 +25,8 @@ from tests.upstream_faults import Fault
 
 CLIENTS = 8
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+LIMIT = 60.0
+"""Seconds for what a child process does: it yields to all others, of a busy machine too."""
 BROKEN = (OSError, http.client.HTTPException)
 
 
@@ -167,6 +169,64 @@ def test_a_pull_is_seen_in_every_number(
     declared = {each.name for each in (*COUNTERS, *HISTOGRAMS, *GAUGES)}
     assert declared - families == {"ociproxy_store_limit_bytes"}
     assert families <= declared | {"ociproxy_build"}
+
+
+def test_what_children_ask_of_upstreams_is_counted_also_of_a_killed_one(
+    mirror: Callable[..., Mirror], upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    """A sync, a load that is killed, and a load."""
+    small = upstream.add("small", image("small"), tag="1")
+    large = upstream.add("large", image("large", layers=1, layer_size=400_000), tag="1")
+    blob = f"/blobs/{large.layers[0].digest}"
+    upstream.fault(blob, Fault(stall_after=100_000))
+    wanted = tmp_path / "wanted.txt"
+    wanted.write_text(f"{upstream.registry}/small:1\n")
+    config = {
+        "upstreams": [upstream_entry(upstream.url)],
+        "sync": [{"images": str(wanted), "every": "1h"}],
+    }
+    server = mirror(config, args=["--workers", "2"], admin=True)
+    server.wait_for_log("sync ended", LIMIT)
+    body = f'["{upstream.registry}/large:1"]'
+    headers = {"Content-Type": "application/json"}
+    held = [http.client.HTTPConnection(server.host, server.admin_port) for _ in range(2)]
+
+    def fetched() -> float:
+        name = f'ociproxy_upstream_bytes_total{{registry="{upstream.registry}"}}'
+        return server.metrics().get(name, 0)
+
+    with closing(held[0]), closing(held[1]):
+        before = fetched()
+        assert before == small.top.size + sum(each.size for each in small.blobs)
+        held[0].request("POST", "/api/load", body, headers)
+        head = large.top.size + large.blobs[0].size
+        server.wait_for(lambda: fetched() == before + head + 100_000, "the part", LIMIT)
+        assert server.process is not None
+        (load,) = children(server.process.pid, "load")
+        os.kill(load, signal.SIGKILL)
+        held[0].getresponse().read()
+        assert fetched() == before + head + 100_000
+        upstream.heal()
+        asked = len(upstream.requests)
+        held[1].request("POST", "/api/load", body, headers)
+        assert b'"exitCode": 0' in held[1].getresponse().read()
+    rest = upstream.requests[asked:]
+    assert fetched() == before + head + 100_000 + sum(each.sent for each in rest)
+    requests = 'ociproxy_upstream_requests_total{registry="'
+    counted = [value for name, value in server.metrics().items() if name.startswith(requests)]
+    assert sum(counted) == len(upstream.requests)
+
+
+def children(parent: int, command: str) -> list[int]:
+    """The processes below this one that run a command of the program."""
+    found = []
+    for task in Path(f"/proc/{parent}/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            found += children(int(pid), command)
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"ociproxy.cli.child" in words and command.encode() in words:
+                found.append(int(pid))
+    return found
 
 
 def test_a_failed_download_is_counted_with_its_reason(

@@ -1,0 +1,23 @@
+"""How a command starts: what its user waits for before it begins to work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+_CODE = """
+import gc, sys
+from ociproxy.__main__ import main
+
+sys.argv = ["ociproxy", *sys.argv[1:]]
+try:
+    main()
+except SystemExit:
+    print("collects" if gc.isenabled() else "does not collect", gc.get_freeze_count() > 1000)
+"""
+
+
+def test_no_garbage_is_looked_for_among_what_was_imported_but_later_there_is() -> None:
+    program = [sys.executable, "-c", _CODE, "diff", "--help"]
+    done = subprocess.run(program, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "collects True"

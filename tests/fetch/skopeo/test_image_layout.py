@@ -1,0 +1,118 @@
+"""What skopeo cannot bring, since it copies images: each is refused by name, with what to do."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from ociproxy.config.settings import Fetch
+from ociproxy.errors import BlobUnknown
+from ociproxy.fetch.skopeo.backend import SkopeoBackend
+from ociproxy.oci.descriptor import OCI_ARTIFACT
+from ociproxy.store.store import Store
+from tests.fetch.conftest import entry
+from tests.fetch.contract import digest, fetch_blob, reference, repository
+from tests.images import (
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Content,
+    Image,
+    content,
+    image_of,
+    layer,
+    random_blob,
+)
+from tests.load.loading import Load
+from tests.parts.tools import require_tool
+from tests.upstream import FakeUpstream
+
+ELSEWHERE = {"urls": ["https://elsewhere.example/layer"]}
+NONDISTRIBUTABLE = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+
+
+@pytest.fixture(autouse=True)
+def _skopeo() -> None:
+    require_tool("skopeo")
+
+
+def document(media_type: str, **fields: object) -> Content:
+    made = {"schemaVersion": 2, "mediaType": media_type, **fields}
+    return content(json.dumps(made).encode(), media_type)
+
+
+BLOB = random_blob(1000)
+ODD = {
+    f"no blobs of {OCI_INDEX}": document(OCI_INDEX, manifests=[BLOB.descriptor()]),
+    f"no blobs of {OCI_ARTIFACT}": document(
+        OCI_ARTIFACT, artifactType="application/x.thing", blobs=[BLOB.descriptor()]
+    ),
+    "no layers that have URLs": document(
+        OCI_MANIFEST,
+        config=content(b"{}", OCI_CONFIG).descriptor(),
+        layers=[BLOB.descriptor(**ELSEWHERE)],
+    ),
+    "no blob that no manifest pulled from": document(OCI_INDEX, manifests=[]),
+}
+"""By what is said of the blob."""
+
+
+@pytest.mark.parametrize("said", ODD)
+def test_a_blob_that_skopeo_does_not_copy_is_refused_with_what_to_do(
+    upstream: FakeUpstream, tmp_path: Path, said: str
+) -> None:
+    """Also where the store alone knows the document, as after a restart."""
+    store, where = Store(tmp_path / "store"), repository(upstream, "team/odd")
+    made = upstream.add("team/odd", Image(ODD[said], blobs=(BLOB,)), tag="v1")
+    words = f"skopeo brings {re.escape(said)}.*: use the backend oras"
+    for _ in range(2):
+        with closing(SkopeoBackend(entry(upstream), Fetch(), store)) as backend:
+            if store.manifests.find(digest(made.top)) is None:
+                holder = backend.fetch_manifest(reference(upstream, "team/odd:v1"))
+                store.commit_manifest(where, holder)
+            with pytest.raises(BlobUnknown, match=words):
+                backend.stat_blob(where, digest(BLOB))
+            with pytest.raises(BlobUnknown, match=words):
+                fetch_blob(backend, where, digest(BLOB), store)
+    assert upstream.count("/blobs/") == 0
+
+
+def test_an_image_that_skopeo_cannot_bring_whole_is_not_stored_in_part(
+    upstream: FakeUpstream, load: Load
+) -> None:
+    made = image_of([layer({"a": b"a"})])
+    manifest = made.top.json()
+    manifest["layers"].append(BLOB.descriptor(**ELSEWHERE))
+    top = content(json.dumps(manifest).encode(), OCI_MANIFEST)
+    upstream.add("team/app", Image(top, blobs=(*made.blobs, BLOB)), tag="v1")
+    name = f"{upstream.registry}/team/app:v1"
+    done = load.run(load.write(name), "--backend", "skopeo")
+    assert done.code == 3
+    assert f"{BLOB.digest}: skopeo brings no layers that have URLs: use the backend" in done.stderr
+    assert load.tag(name) is None
+    assert load.run(load.write(name), "--backend", "oras").code == 0
+    assert load.complete() == {name}
+
+
+def test_a_layer_that_need_not_be_distributed_and_skopeo_does_not_bring_is_named(
+    upstream: FakeUpstream, load: Load
+) -> None:
+    """The registry has it. skopeo would never ask."""
+    kept = content(b"not to be distributed", NONDISTRIBUTABLE)
+    made = image_of([layer({"a": b"a"})])
+    manifest = made.top.json()
+    manifest["layers"].append(kept.descriptor(**ELSEWHERE))
+    top = content(json.dumps(manifest).encode(), OCI_MANIFEST)
+    upstream.add("team/app", Image(top, blobs=(*made.blobs, kept)), tag="v1")
+    name = f"{upstream.registry}/team/app:v1"
+    done = load.run(load.write(name), "--backend", "skopeo")
+    assert done.code == 3
+    assert (
+        f"incomplete: no non-distributable layer {kept.digest}: skopeo brings no layers that have "
+        "URLs: use the backend oras; it may be at https://elsewhere.example/layer" in done.stderr
+    )
+    assert load.complete() == set()
