@@ -84,6 +84,12 @@ def normalised(media_type: str) -> str:
 def is_manifest(media_type: str) -> bool:
     """Whether an entry of an index with this media type is a manifest. BuildKit exports its cache
     as an index of layers, which a registry has as blobs."""
+    short = len(media_type) <= _LONGEST
+    return _is_manifest(media_type) if short else _is_manifest.__wrapped__(media_type)
+
+
+@lru_cache(maxsize=1024)
+def _is_manifest(media_type: str) -> bool:
     plain = _plain(media_type)
     return plain in _GENERIC_MEDIA_TYPES or (
         plain not in IMAGE_CONFIGS and _SOUNDS_LIKE_A_MANIFEST.search(plain) is not None

@@ -44,6 +44,7 @@ MANIFEST_MAX_SIZE: Final = 4 * 1024 * 1024
 _LONG: Final = 256 * 1024
 """Bytes of a document of which one at a time is parsed."""
 _parsing = Lock()
+_FREE: Final = nullcontext()
 _MAX_DESCRIPTORS: Final = 20_000
 """Entries of one list, a guard against hostile documents: 4 MiB have room for more, but no index or
 image in use comes near."""
@@ -152,7 +153,7 @@ def parsing(raw: bytes) -> AbstractContextManager[object]:
     """Held while a document is parsed and the parsed one is in use. A long one swells to twenty
     times its bytes, and threads take no less time for two at once than for one after the other. The
     event loop parses no long one."""
-    return _parsing if len(raw) > _LONG else nullcontext()
+    return _parsing if len(raw) > _LONG else _FREE
 
 
 def parse_document(document: dict[str, object], media_type: str) -> Manifest:
