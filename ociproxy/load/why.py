@@ -50,6 +50,7 @@ class Explanation:
     absent_platforms: tuple[Platform, ...] = ()
     """Those that the index offers, and of which the store has nothing."""
     last_used: float | None = None
+    """Of any part of the image, as `list` and `prune` have it."""
     resolved: float | None = None
     ttl: float | None = None
     """Seconds that the tag is fresh after it was resolved; None is for ever, as for a digest."""
@@ -146,13 +147,13 @@ def _add_content(found: Explanation, store: Store, config: Config, now: float) -
         else:
             found.state = "absent"
         return
-    found.last_used = store.manifests.last_used(top.digest)
     if config.isolated and store.refs.find_manifest(repository, top.digest) is None:
         found.state = "withheld"
         return
     contents = found.contents = read_contents(
         store, repository, top, referrers=True, isolated=config.isolated
     )
+    found.last_used = contents.used or None
     found.state = "whole" if contents.complete else "incomplete"
     absent = (each for each in contents.unstored.values() if not is_attestation(each))
     found.absent_platforms = platforms_of(each.platform for each in absent)

@@ -346,3 +346,17 @@ def test_a_running_server_adds_what_the_last_request_got(
     assert situation.why(name)["server"] is None
     done = situation.run(name, "--server", url)
     assert (done.exit_code, "connection refused" in done.stderr) == (75, True)
+
+
+def test_the_last_use_is_that_of_any_part_of_the_image_as_in_a_list(situation: Situation) -> None:
+    made = multi_platform("used")
+    situation.add("used", made)
+    root = situation.store.root
+    for path in (each for folder in ("img", "fat", "blobs") for each in (root / folder).iterdir()):
+        os.utime(path, ns=(10**18, path.stat().st_mtime_ns))
+    layer = stored(situation.store, made.layers[0])
+    os.utime(layer, ns=(10**18 + 500 * 10**9, layer.stat().st_mtime_ns))
+    words = ["list", "--format", "json", "--image-path", str(root)]
+    [listed] = json.loads(CliRunner().invoke(main, words).stdout)
+    told = situation.why(situation.name("used"))["lastUsed"]
+    assert told == listed["lastUsed"] == "2001-09-09T01:55:00Z"
