@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, Final
@@ -338,7 +338,7 @@ class Loader:
         top = image.top.manifest
         if not isinstance(top, ImageManifest) or not image.platforms:
             return
-        itself = Index((replace(image.top.descriptor, platform=image.platforms[0]),))
+        itself = Index((image.top.descriptor._replace(platform=image.platforms[0]),))
         image.lacking = lacking_in(itself, wanted.platforms)
         if image.lacking and wanted.strict:
             lacking = ", ".join(map(str, image.lacking))

@@ -170,7 +170,7 @@ def flatten(store: Store, chosen: Iterable[Chosen], *, referrers: bool) -> Itera
                 key="--platform",
             )
         [image] = images
-        child = replace(each.contents.manifests[image.digest], platform=image.platform)
+        child = each.contents.manifests[image.digest]._replace(platform=image.platform)
         repository, tag = each.reference.repository, each.reference.tag
         yield Chosen(
             Reference(repository, tag) if tag else Reference(repository, digest=child.digest),
@@ -186,7 +186,7 @@ def is_of_another_platform(chosen: Chosen) -> bool:
         i.digest for i in chosen.contents.images
     }:
         return False
-    itself = Index(tuple(replace(top, platform=place) for place in places))
+    itself = Index(tuple(top._replace(platform=place) for place in places))
     return not choose(itself, chosen.wanted)
 
 
