@@ -102,13 +102,13 @@ class Room:
         try:
             usage = self._usage.read()
             known = usage is not None and usage.counted > 0
-            has_room = promised or not known or stopped.is_set()
+            has_room = promised is not None or not known or stopped.is_set()
             if self._must_keep and not has_room:
                 raise NoRoom(self._root, _no_room(size, limits))
             yield has_room
         finally:
-            if promised:
-                self._usage.release(size)
+            if promised is not None:
+                self._usage.release(size, promised)
 
     def keep(self, ingest: Ingest, publish: Publish, size: int, stopped: Event) -> bool:
         """Commit what has arrived, of `size` bytes and verified, as `held` allows. Where there is
@@ -139,14 +139,16 @@ class Room:
                             return begin(size)
             raise
 
-    def _promise(self, size: int, limits: Limits, stopped: Event) -> bool:
-        """Whether the store has room for so many bytes in the end."""
+    def _promise(self, size: int, limits: Limits, stopped: Event) -> int | None:
+        """What `UsageFile.reserve` says in the end."""
         cap, file = limits.max_size or 0, self._usage
-        if file.reserve(size, cap):
-            return True
+        promised = file.reserve(size, cap)
+        if promised is not None:
+            return promised
         with closing(self._looks(size, limits, stopped)) as looks:
             # A promise may fail though it fits: where another process has the file just then.
-            return any(_fits(size, each, cap) and file.reserve(size, cap) for each in looks)
+            tries = (file.reserve(size, cap) for each in looks if _fits(size, each, cap))
+            return next((each for each in tries if each is not None), None)
 
     def _looks(self, size: int, limits: Limits, stopped: Event) -> Generator[Usage]:
         """Ask for room, and look every `_LOOK` seconds, until the store may not be reduced any more
