@@ -112,12 +112,17 @@ class Room:
 
     def keep(self, ingest: Ingest, publish: Publish, size: int, stopped: Event) -> bool:
         """Commit what has arrived, of `size` bytes and verified, as `held` allows. Where there is
-        no room, nothing is kept: readers have the file open. Raises as that does."""
-        with self.held(size, stopped) as has_room:
-            if has_room:
-                ingest.commit(publish)
-            else:
-                ingest.discard()
+        no room, nothing is kept: readers have the file open. Raises as that does; what has arrived
+        stays in `pulls/` then, for the next run of the command."""
+        try:
+            with self.held(size, stopped) as has_room:
+                if has_room:
+                    ingest.commit(publish)
+                else:
+                    ingest.discard()
+        except NoRoom:
+            ingest.flush()  # here, for it is the event loop that closes the file
+            raise
         return has_room
 
     def wait_for_disk(self, begin: Callable[[int], None], size: int, stopped: Event) -> None:
