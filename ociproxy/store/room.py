@@ -75,17 +75,17 @@ class Room:
             if reason is not None:
                 raise self._refusal(f"{reason}, and nothing may be removed")
 
-    def make(self, size: int, stopped: Event) -> None:
-        """Return once the store has room for so many bytes that are to come, or `stopped` is set.
-        Raises NoRoom where it gets none, or StoreError."""
+    def make(self, coming: Callable[[], int], stopped: Event) -> None:
+        """Return once the store has room for the bytes that are to come, or `stopped` is set: fewer
+        are, the more of them it has. Raises NoRoom where it gets none, or StoreError."""
         limits, _ = self._look()
         if limits is None or limits.max_size is None:
             return
-        usage = self._usage.read()
+        size, usage = coming(), self._usage.read()
         if usage is not None and _fits(size, usage, limits.max_size):
             return
         with closing(self._looks(size, limits, stopped)) as looks:
-            found = any(_fits(size, each, limits.max_size) for each in looks)
+            found = any(_fits(coming(), each, limits.max_size) for each in looks)
             if not found and not stopped.is_set():
                 raise NoRoom(self._root, _no_room(size, limits))
 
