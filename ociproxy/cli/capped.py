@@ -39,7 +39,7 @@ def capped(store: Store, config: Config, config_path: Path | None) -> Iterator[N
         yield
         return
     offline = config.serve.offline
-    store.room = Room(store, config.store, must_keep=True, evicts=not offline)
+    store.room = Room(store.root, store.usage, config.store, must_keep=True, evicts=not offline)
     if offline:  # nothing is removed, nor counted
         _count(store)
         yield

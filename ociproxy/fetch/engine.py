@@ -64,7 +64,7 @@ class Engine:
         self.fills = Fills(store, config, room=self.room)
         self.upstreams = Upstreams(config, make_backend, clock=clock)
         self.requests = Requests(self.upstreams, config, clock=clock)
-        self.threads = StoreThreads(config.fetch.requests)
+        self.threads = StoreThreads(config.fetch.requests, is_remote=store.is_remote)
         self._verifiers = StoreThreads(_VERIFICATIONS, "verify")
         isolation = (
             Isolation(store, self.upstreams, self.requests, self.threads, self._verifiers)

@@ -19,6 +19,7 @@ from ociproxy.oci.reference import DEFAULT_TAG, Reference
 from ociproxy.store.files import file_name
 from ociproxy.store.image import read_contents
 from ociproxy.store.inventory import is_only_named
+from ociproxy.store.membership import Membership
 from ociproxy.store.pruning.pins import Pins
 
 if TYPE_CHECKING:
@@ -134,9 +135,8 @@ def _add_rules(found: Explanation, config: Config) -> None:
 def _add_content(found: Explanation, store: Store, config: Config, now: float) -> None:
     reference, top = found.reference, _top(found, store, now)
     if top is None:
-        if reference.digest is not None and not config.isolated:
-            found.blob_size = store.blobs.find_size(reference.digest)
-            found.state = "absent" if found.blob_size is None else "blob"
+        if reference.digest is not None:
+            _add_blob(found, store, config, reference.digest)
         return
     repository, found.digest = reference.repository, top.digest
     if store.manifests.find(top.digest, use=False) is None:
@@ -157,6 +157,17 @@ def _add_content(found: Explanation, store: Store, config: Config, now: float) -
     found.state = "whole" if contents.complete else "incomplete"
     absent = (each for each in contents.unstored.values() if not is_attestation(each))
     found.absent_platforms = platforms_of(each.platform for each in absent)
+
+
+def _add_blob(found: Explanation, store: Store, config: Config, digest: Digest) -> None:
+    size = store.blobs.find_size(digest)
+    if size is None:
+        return
+    members = Membership(store.refs, store.manifests, store.below)
+    if config.isolated and not members.read(found.reference.repository, digest):
+        found.state = "withheld"
+    else:
+        found.state, found.blob_size = "blob", size
 
 
 def _top(found: Explanation, store: Store, now: float) -> Descriptor | None:

@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from ociproxy.serve.exchange import DistributionPath, Target
     from ociproxy.serve.sendfile import Senders
 
-
 _STOPPING: Final = "the server stops"
 _API_VERSION: Final = ("Docker-Distribution-Api-Version", "registry/2.0")
 
@@ -100,11 +99,8 @@ class RegistryApi:
             return _text(200, "ok\n")
         if path == "/readyz":
             return await self._ready()
-        return error_response(
-            Unsupported(
-                "nothing here: the API is below /v2/, the page on the admin port", status=404
-            )
-        )
+        reason = "nothing here: the API is below /v2/, the page on the admin port"
+        return error_response(Unsupported(reason, status=404))
 
     async def _ready(self) -> web.Response:
         try:

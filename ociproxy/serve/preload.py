@@ -74,7 +74,12 @@ async def _load(
     store: Store, config: Config, make_backend: MakeBackend, wanted: Sequence[Wanted]
 ) -> None:
     while wanted:
-        engine = Engine(store, config, make_backend, room=Room(store, config.store, must_keep=True))
+        engine = Engine(
+            store,
+            config,
+            make_backend,
+            room=Room(store.root, store.usage, config.store, must_keep=True),
+        )
         watcher = _Log()
         try:
             summary = await Loader(engine, config, watcher).run(wanted)

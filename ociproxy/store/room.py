@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import closing, contextmanager, suppress
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.config.units import show_size
@@ -23,15 +24,17 @@ if TYPE_CHECKING:
     from threading import Event
 
     from ociproxy.config.local_settings import Store as Settings
-    from ociproxy.store.ingest import Ingest
-    from ociproxy.store.store import Store
-    from ociproxy.store.usage import Usage
+    from ociproxy.store.ingest import Ingest, Publish
+    from ociproxy.store.usage import Usage, UsageFile
 
 _WAIT: Final = 8.0
 """Seconds that a download waits for room. On a full disk its client waits for the first byte with
 it, has `fetch.timeouts.answer` (18 s) in all, and needs the upstream once more where none comes."""
 _LONG_WAIT: Final = 120.0
 """Seconds that an operator's command waits for room: longer than a run on a large store takes."""
+_REMEMBERED: Final = 60.0
+"""Seconds in which a command does not wait again for as much as it was refused: a list may have a
+thousand images that do not fit."""
 _ASK_AGAIN: Final = 5.0
 """Seconds: less than `usage.WANTED`."""
 _LOOK: Final = 0.1
@@ -47,17 +50,21 @@ class Room:
 
     def __init__(
         self,
-        store: Store,
+        root: Path,
+        usage: UsageFile,
         settings: Settings | None = None,
         *,
         must_keep: bool = False,
         evicts: bool = True,
     ) -> None:
-        self._store = store
+        self._root = root
+        self._usage = usage
         self._settings = settings
         self._must_keep = must_keep
         self._evicts = evicts
         self._began = time.time()
+        self._refused = inf, 0.0
+        """The bytes that a command got no room for last, and until when that is remembered."""
 
     def check(self, size: int) -> None:
         """Raises StoreFull where the store has no room for so many bytes, and nothing may be
@@ -74,13 +81,13 @@ class Room:
         limits, _ = self._look()
         if limits is None or limits.max_size is None:
             return
-        usage = self._store.usage.read()
+        usage = self._usage.read()
         if usage is not None and _fits(size, usage, limits.max_size):
             return
         with closing(self._looks(size, limits, stopped)) as looks:
             found = any(_fits(size, each, limits.max_size) for each in looks)
             if not found and not stopped.is_set():
-                raise NoRoom(self._store.root, _no_room(size, limits))
+                raise NoRoom(self._root, _no_room(size, limits))
 
     @contextmanager
     def held(self, size: int, stopped: Event) -> Iterator[bool]:
@@ -93,22 +100,22 @@ class Room:
             return
         promised = self._promise(size, limits, stopped)
         try:
-            usage = self._store.usage.read()
+            usage = self._usage.read()
             known = usage is not None and usage.counted > 0
             has_room = promised or not known or stopped.is_set()
             if self._must_keep and not has_room:
-                raise NoRoom(self._store.root, _no_room(size, limits))
+                raise NoRoom(self._root, _no_room(size, limits))
             yield has_room
         finally:
             if promised:
-                self._store.usage.release(size)
+                self._usage.release(size)
 
-    def keep(self, ingest: Ingest, size: int, stopped: Event) -> bool:
+    def keep(self, ingest: Ingest, publish: Publish, size: int, stopped: Event) -> bool:
         """Commit what has arrived, of `size` bytes and verified, as `held` allows. Where there is
         no room, nothing is kept: readers have the file open. Raises as that does."""
         with self.held(size, stopped) as has_room:
             if has_room:
-                ingest.commit(self._store.blobs.commit)
+                ingest.commit(publish)
             else:
                 ingest.discard()
         return has_room
@@ -123,7 +130,7 @@ class Room:
             limits, _ = self._look()
             if limits is None or not limits.exist:
                 raise
-            seen = self._store.usage.read()
+            seen = self._usage.read()
             with closing(self._looks(size, limits, stopped)) as looks:
                 for usage in looks:
                     if seen is None or usage.runs > seen.runs:
@@ -134,7 +141,7 @@ class Room:
 
     def _promise(self, size: int, limits: Limits, stopped: Event) -> bool:
         """Whether the store has room for so many bytes in the end."""
-        cap, file = limits.max_size or 0, self._store.usage
+        cap, file = limits.max_size or 0, self._usage
         if file.reserve(size, cap):
             return True
         with closing(self._looks(size, limits, stopped)) as looks:
@@ -144,10 +151,12 @@ class Room:
     def _looks(self, size: int, limits: Limits, stopped: Event) -> Generator[Usage]:
         """Ask for room, and look every `_LOOK` seconds, until the store may not be reduced any more
         or the wait is over. Close it: then the room is not wanted any more."""
-        file = self._store.usage
+        file = self._usage
         before = file.read()
         is_stuck = before is not None and self._is_stuck(before)
-        if not self._evicts or not limits.can_fit(size) or is_stuck:
+        least, until = self._refused
+        is_refused = self._must_keep and size >= least and time.monotonic() < until
+        if not self._evicts or not limits.can_fit(size) or is_stuck or is_refused:
             return
         first = 0 if before is None else before.runs
         began = asked = time.monotonic()
@@ -156,15 +165,16 @@ class Room:
             while not stopped.wait(_LOOK):
                 now, usage = time.monotonic(), file.read()
                 if now - began > (_LONG_WAIT if self._must_keep else _WAIT):
-                    return
+                    break
                 if usage is not None:
                     yield usage
                     if usage.stuck and usage.runs > first:
-                        return
+                        break
                 ended = usage is not None and usage.runs != runs
                 if ended or now - asked > _ASK_AGAIN:  # others were faster, or it becomes void
                     file.take_back(size, runs)
                     runs, asked = file.want(size), now
+            self._refused = size, time.monotonic() + _REMEMBERED
         finally:
             file.take_back(size, runs)
 
@@ -174,12 +184,12 @@ class Room:
         return usage.stuck > 0 and (not self._must_keep or usage.counted > self._began)
 
     def _refusal(self, reason: str) -> StoreFull:
-        return (NoRoom if self._must_keep else StoreFull)(self._store.root, reason)
+        return (NoRoom if self._must_keep else StoreFull)(self._root, reason)
 
     def _look(self) -> tuple[Limits | None, Usage | None]:
         if self._settings is None:
             return None, None
-        return Limits.of(self._settings, self._store.root), self._store.usage.read()
+        return Limits.of(self._settings, self._root), self._usage.read()
 
 
 def _fits(size: int, usage: Usage, cap: int) -> bool:

@@ -98,7 +98,7 @@ class Store:
         self.staging = Staging(staging)
         self.removals = Removals(root / "locks", staging)
         self.usage = UsageFile(root / "locks" / "usage")
-        self.room = Room(self)
+        self.room = Room(root, self.usage)
         """What is asked before a blob is kept. A command that has to keep limits sets another."""
         self.pins = PinFiles(root / "pins", staging)
         self.commits = GroupCommit(staging, root / "blobs", (root / _IMAGES, root / _INDEXES))
@@ -110,6 +110,7 @@ class Store:
             self.usage,
             below,
             keep_names=self.commits.keep_names,
+            is_remote=self.is_remote,
         )
         self.manifests = Manifests(
             root / _INDEXES,

@@ -126,7 +126,7 @@ def test_what_skopeo_brings_has_to_fit(upstream: FakeUpstream, tmp_path: Path) -
     store = Store(tmp_path / "store")
     made = upstream.add("team/app", image(layers=1, layer_size=LAYER), tag="v1")
     store.usage.record(CAP - LAYER // 2, Usage(), freed=0, stuck=False)
-    store.room = Room(store, Settings(max_size=CAP), must_keep=True, evicts=False)
+    store.room = Room(store.root, store.usage, Settings(max_size=CAP), must_keep=True, evicts=False)
     backend = SkopeoBackend(entry(upstream), Fetch(), store)
     try:
         backend.fetch_manifest(reference(upstream))
@@ -144,7 +144,7 @@ def test_what_skopeo_brings_has_to_fit(upstream: FakeUpstream, tmp_path: Path) -
 def test_room_that_is_promised_is_not_promised_twice(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.usage.record(0, Usage(), freed=0, stuck=False)
-    room = Room(store, Settings(max_size=CAP), must_keep=True, evicts=False)
+    room = Room(store.root, store.usage, Settings(max_size=CAP), must_keep=True, evicts=False)
     size, stopped = CAP * 6 // 10, threading.Event()
     with room.held(size, stopped), pytest.raises(NoRoom), room.held(size, stopped):
         pass

@@ -285,6 +285,12 @@ def test_isolation_withholds_what_another_repository_has(situation: Situation) -
     theirs = f"{situation.upstream.registry}/team/theirs@{many.digest}"
     assert situation.why(theirs)["state"] == "withheld"
     assert "other repositories" in situation.screen(theirs)["cached"]
+    layer = image("app").layers[0]
+    put(situation.store, situation.name("one"), image("app"))
+    own = f"{situation.repository('one')}@{layer.digest}"
+    assert situation.why(own)["state"] == "blob"
+    assert situation.screen(own)["next"].startswith("The blob is answered from the store")
+    assert situation.why(own.replace("/one@", "/other@"))["state"] == "withheld"
 
 
 def test_a_platform_cannot_write_to_the_terminal(situation: Situation) -> None:

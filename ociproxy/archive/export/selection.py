@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.errors import ConfigError, DigestMismatch, Incomplete, ManifestUnknown, NothingMatches
 from ociproxy.oci.image import choose
 from ociproxy.oci.manifest import Index
-from ociproxy.oci.reference import TAG_OF_SUBJECT, Reference, is_referrers_tag
+from ociproxy.oci.reference import Reference, subject_prefix
 from ociproxy.store.image import read_contents
 from ociproxy.store.inventory import is_only_named, references
 
@@ -131,7 +131,7 @@ def reach(
     while waiting:
         image = waiting.pop()
         reference = image.reference
-        if reference in chosen or (not referrers and is_referrers_tag(reference.tag or "")):
+        if reference in chosen or (not referrers and subject_prefix(reference.tag or "")):
             continue
         found = read_contents(
             store, reference.repository, image.descriptor, image.platforms, referrers=referrers
@@ -200,10 +200,9 @@ def _tagged_referrers(
     store: Store, repository: Repository, found: ImageContents
 ) -> Iterator[Selected]:
     for tag in store.refs.tags(repository):
-        match = TAG_OF_SUBJECT.match(tag)
-        # The specification limits the digits to 64, so that a tag for a sha512 has half of them.
-        if match is None or not any(
-            digest.algorithm == match["algorithm"] and digest.encoded.startswith(match["hex"])
+        algorithm, digits = subject_prefix(tag) or ("", "")
+        if not any(
+            digest.algorithm == algorithm and digest.encoded.startswith(digits)
             for digest in found.manifests
         ):
             continue

@@ -284,7 +284,7 @@ class Download:
             hasher.stop()
         self._reach(State.VERIFIED)
         ingest.set_size(hasher.position)  # an earlier leader may not have known it
-        kept = self.room.keep(ingest, hasher.position, self.stopped)
+        kept = self.room.keep(ingest, self._store.blobs.commit, hasher.position, self.stopped)
         log.event(
             logging.INFO,
             "filled",
