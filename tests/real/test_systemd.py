@@ -135,6 +135,12 @@ def test_the_unit_serves_when_started_reloads_and_stops(
     assert "Traceback" not in said
     assert not re.search(r"\b(WARN|ERROR)\b", said), said
 
+    # What the operator has to mend is not tried again and again.
+    systemd.write(CONFIG, "serve: {prot: 80}\n")
+    assert systemd.run("systemctl", "start", "ociproxy", check=False).returncode != 0
+    assert systemd.show("ociproxy", "ActiveState", "NRestarts") == ["failed", "0"]
+    assert f"Error: {CONFIG}:1: serve.prot: unknown key" in systemd.journal("ociproxy")
+
 
 def has_a_new_process(systemd: Systemd, old: str) -> bool:
     state, pid = systemd.show("ociproxy", "ActiveState", "MainPID")
