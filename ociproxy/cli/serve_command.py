@@ -20,6 +20,7 @@ from ociproxy.archive.volumes import grouped
 from ociproxy.cli.backends import backends
 from ociproxy.cli.child import command_maker
 from ociproxy.cli.environment import misspelt
+from ociproxy.cli.memory import keep_pieces
 from ociproxy.cli.options import common, configuration, pull_timeout
 from ociproxy.cli.sources import machine_platform, read_wanted
 from ociproxy.config.settings import Config
@@ -124,6 +125,7 @@ def serve(
         fresh = read()
         return fresh, server_context(fresh.serve)
 
+    keep_pieces()
     supervisor = Supervisor()
     config = read()
     log.set_up(config.log.level, config.log.format)

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from ociproxy.store.read_only import ReadOnlyContent
     from ociproxy.store.store import Store
 
+    Received = Callable[[int, bool], None]
+
 _KNOWN_SIZES: Final = 65_536
 _OTHERS_TIME: Final = 1.0
 """Seconds that a client of one upstream waits for what another one was asked."""
@@ -120,9 +122,9 @@ class BlobPuller:
         return fill
 
     async def _pull(
-        self, repository: Repository, digest: Digest
+        self, repository: Repository, digest: Digest, *, missing: bool = False
     ) -> tuple[BlobFile | Fill, CacheStatus]:
-        found = await self._find(digest)
+        found = None if missing else await self._find(digest)
         if found is not None:
             return found, HIT
         fill = self._running(repository, digest)
@@ -164,18 +166,16 @@ class BlobPuller:
         return False
 
     async def ensure(
-        self, repository: Repository, blob: Descriptor, received: Callable[[int, bool], None]
+        self, repository: Repository, blob: Descriptor, received: Received, *, missing: bool
     ) -> None:
         """Wait until the blob is stored and verified, also through the second try of a fill whose
-        bytes were wrong.
-
-        `received` is told how many bytes an ended fill has brought, and whether this call began
-        it. Raises what `pull` does, and SizeMismatch where the descriptor's size is wrong.
-        """
+        bytes were wrong. One that the caller found `missing` just now is not looked for. `received`
+        is told how many bytes an ended fill has brought, and whether this call began it. Raises
+        what `pull` does, and SizeMismatch where the descriptor's size is wrong."""
         self._sizes.put((repository, blob.digest), blob.size)
         found: BlobFile | Fill | None
         try:
-            found, status = await self._pull(repository, blob.digest)
+            found, status = await self._pull(repository, blob.digest, missing=missing)
             if not isinstance(found, BlobFile):
                 await _finished(found, status, received)
         except IntegrityError:
@@ -269,7 +269,7 @@ class BlobPuller:
 
     async def _look(self, digest: Digest) -> BlobFile | None:
         """The event loop looks where the disk is not asked: for most blobs that are asked for, and
-        for those that a load has just missed."""
+        for those that are not there."""
         found, known = self._store.blobs.find_cached(digest)
         if known:
             return found
@@ -341,7 +341,7 @@ class BlobPuller:
             self._upstreams.record_result(registry, None)
 
 
-async def _finished(fill: Fill, status: CacheStatus, received: Callable[[int, bool], None]) -> None:
+async def _finished(fill: Fill, status: CacheStatus, received: Received) -> None:
     try:
         with fill.reading():
             await fill.finished()

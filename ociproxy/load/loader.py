@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, Final
@@ -241,10 +241,11 @@ class Loader:
                 if not waited:
                     # The wait for a slot is not the upstream's fault: its time begins here.
                     waited, active.progress.when = True, self._clock.monotonic()
-                blobs = self._engine.blobs
+                blobs, missing = self._engine.blobs, blob.digest in active.absent
                 signs = partial(blobs.signs, repository, blob.digest)
+                ensured = blobs.ensure(repository, blob, received, missing=missing)
                 try:
-                    await watched(blobs.ensure(repository, blob, received), signs, self._limit)
+                    await watched(ensured, signs, self._limit)
                 except TimeoutError as exc:
                     reason = f"blob {blob.digest} got no further in {self._limit:g} s"
                     raise UpstreamUnavailable(repository.registry, reason, timed_out=True) from exc
@@ -284,11 +285,9 @@ class Loader:
 
     def _missing(self, active: ActiveImage, image: UpstreamImage, plan: bool) -> dict[Digest, int]:
         """Bytes of each blob that the store lacks. Raises StoreError; NoRoom, unless for a plan."""
-        missing = {
-            digest: blob.size
-            for digest, blob in image.blobs.items()
-            if self._store.blobs.find_size(digest) != blob.size
-        }
+        stored = {digest: self._store.blobs.find_size(digest) for digest in image.blobs}
+        active.absent = {digest for digest, size in stored.items() if size is None}
+        missing = {d: blob.size for d, blob in image.blobs.items() if stored[d] != blob.size}
         if missing and not plan:
             repository = active.wanted.reference.repository
             self.progress.check_disk(missing, repository, self._store, self._partition)
@@ -338,7 +337,7 @@ class Loader:
         top = image.top.manifest
         if not isinstance(top, ImageManifest) or not image.platforms:
             return
-        itself = Index((replace(image.top.descriptor, platform=image.platforms[0]),))
+        itself = Index((image.top.descriptor._replace(platform=image.platforms[0]),))
         image.lacking = lacking_in(itself, wanted.platforms)
         if image.lacking and wanted.strict:
             lacking = ", ".join(map(str, image.lacking))

@@ -45,6 +45,8 @@ class ActiveImage:
     """None until all its manifests are known."""
     missing: dict[Digest, int] = field(default_factory=dict)
     """Bytes of each blob that the store still lacks."""
+    absent: set[Digest] = field(default_factory=set)
+    """Blobs that the store did not have at all when it was looked through."""
     size: int = 0
     """Bytes of all blobs that the store lacked when the manifests became known."""
     withheld: dict[Descriptor, str] = field(default_factory=dict)

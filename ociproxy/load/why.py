@@ -19,6 +19,7 @@ from ociproxy.oci.reference import DEFAULT_TAG, Reference
 from ociproxy.store.files import file_name
 from ociproxy.store.image import read_contents
 from ociproxy.store.inventory import is_only_named
+from ociproxy.store.membership import Membership
 from ociproxy.store.pruning.pins import Pins
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Explanation:
     absent_platforms: tuple[Platform, ...] = ()
     """Those that the index offers, and of which the store has nothing."""
     last_used: float | None = None
+    """Of any part of the image, as `list` and `prune` have it."""
     resolved: float | None = None
     ttl: float | None = None
     """Seconds that the tag is fresh after it was resolved; None is for ever, as for a digest."""
@@ -133,9 +135,8 @@ def _add_rules(found: Explanation, config: Config) -> None:
 def _add_content(found: Explanation, store: Store, config: Config, now: float) -> None:
     reference, top = found.reference, _top(found, store, now)
     if top is None:
-        if reference.digest is not None and not config.isolated:
-            found.blob_size = store.blobs.find_size(reference.digest)
-            found.state = "absent" if found.blob_size is None else "blob"
+        if reference.digest is not None:
+            _add_blob(found, store, config, reference.digest)
         return
     repository, found.digest = reference.repository, top.digest
     if store.manifests.find(top.digest, use=False) is None:
@@ -146,16 +147,27 @@ def _add_content(found: Explanation, store: Store, config: Config, now: float) -
         else:
             found.state = "absent"
         return
-    found.last_used = store.manifests.last_used(top.digest)
     if config.isolated and store.refs.find_manifest(repository, top.digest) is None:
         found.state = "withheld"
         return
     contents = found.contents = read_contents(
         store, repository, top, referrers=True, isolated=config.isolated
     )
+    found.last_used = contents.used or None
     found.state = "whole" if contents.complete else "incomplete"
     absent = (each for each in contents.unstored.values() if not is_attestation(each))
     found.absent_platforms = platforms_of(each.platform for each in absent)
+
+
+def _add_blob(found: Explanation, store: Store, config: Config, digest: Digest) -> None:
+    size = store.blobs.find_size(digest)
+    if size is None:
+        return
+    members = Membership(store.refs, store.manifests, store.below)
+    if config.isolated and not members.read(found.reference.repository, digest):
+        found.state = "withheld"
+    else:
+        found.state, found.blob_size = "blob", size
 
 
 def _top(found: Explanation, store: Store, now: float) -> Descriptor | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import closing, contextmanager, suppress
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.config.units import show_size
@@ -31,6 +32,9 @@ _WAIT: Final = 8.0
 it, has `fetch.timeouts.answer` (18 s) in all, and needs the upstream once more where none comes."""
 _LONG_WAIT: Final = 120.0
 """Seconds that an operator's command waits for room: longer than a run on a large store takes."""
+_REMEMBERED: Final = 60.0
+"""Seconds in which a command does not wait again for as much as it was refused: a list may have a
+thousand images that do not fit."""
 _ASK_AGAIN: Final = 5.0
 """Seconds: less than `usage.WANTED`."""
 _LOOK: Final = 0.1
@@ -59,6 +63,8 @@ class Room:
         self._must_keep = must_keep
         self._evicts = evicts
         self._began = time.time()
+        self._refused = inf, 0.0
+        """The bytes that a command got no room for last, and until when that is remembered."""
 
     def check(self, size: int) -> None:
         """Raises StoreFull where the store has no room for so many bytes, and nothing may be
@@ -148,7 +154,9 @@ class Room:
         file = self._usage
         before = file.read()
         is_stuck = before is not None and self._is_stuck(before)
-        if not self._evicts or not limits.can_fit(size) or is_stuck:
+        least, until = self._refused
+        is_refused = self._must_keep and size >= least and time.monotonic() < until
+        if not self._evicts or not limits.can_fit(size) or is_stuck or is_refused:
             return
         first = 0 if before is None else before.runs
         began = asked = time.monotonic()
@@ -157,15 +165,16 @@ class Room:
             while not stopped.wait(_LOOK):
                 now, usage = time.monotonic(), file.read()
                 if now - began > (_LONG_WAIT if self._must_keep else _WAIT):
-                    return
+                    break
                 if usage is not None:
                     yield usage
                     if usage.stuck and usage.runs > first:
-                        return
+                        break
                 ended = usage is not None and usage.runs != runs
                 if ended or now - asked > _ASK_AGAIN:  # others were faster, or it becomes void
                     file.take_back(size, runs)
                     runs, asked = file.want(size), now
+            self._refused = size, time.monotonic() + _REMEMBERED
         finally:
             file.take_back(size, runs)
 

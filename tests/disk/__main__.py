@@ -21,7 +21,7 @@ from ociproxy.store.store import Store
 from tests.disk.disk import faulty_disk
 from tests.disk.examine import faults_of, left_behind
 from tests.disk.operations import Entries, Operation, Write, crash
-from tests.disk.runs import Runs, some_images, upstream_of
+from tests.disk.runs import Runs, kill_parent, some_images, upstream_of
 from tests.images import Content, Image
 from tests.stores import damage, stored
 
@@ -151,7 +151,7 @@ def kill_parents(runs: Runs, table: Table, times: int) -> None:
         runs.new_store(filled=True)
         step = random.randint(0, 60)
         with runs.serving(runs.capped) as (process, _):
-            runs.kill_parent(process, step)
+            kill_parent(runs.disk, process, step)
         found = faults_of(runs.store, rest)
         with runs.serving() as (_, port):
             found += pull(runs, port)

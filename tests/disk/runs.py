@@ -21,7 +21,7 @@ from tests.server import LISTENING, upstream_entry
 from tests.stores import put
 from tests.upstream import FakeUpstream
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds that one run may take."""
 
 
@@ -61,6 +61,28 @@ def is_running(process: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
+
+
+def children_of(process: int) -> set[int]:
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    return {int(number) for task in tasks for number in task.read_text().split()}
+
+
+def kill_parent(disk: Disk, process: int, step: int) -> None:
+    """Kill a server once its children have made so many changes and flushes, or have ended; return
+    when they have."""
+    end = time.monotonic() + PATIENCE
+    while not (children := children_of(process)):
+        assert time.monotonic() < end, "the server begins no child"
+        time.sleep(0.01)
+    disk.kill_at(0)  # counts from here on
+    while disk.steps() < step and any(map(is_running, children)):
+        assert time.monotonic() < end, "a child does not end"
+        time.sleep(0.002)
+    os.kill(process, signal.SIGKILL)
+    while any(map(is_running, children)):
+        assert time.monotonic() < end, "a child outlives its server"
+        time.sleep(0.01)
 
 
 class Runs:
@@ -149,26 +171,6 @@ class Runs:
                 os.kill(process, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(process, 0)
-
-    def children_of(self, process: int) -> set[int]:
-        tasks = Path(f"/proc/{process}/task").glob("*/children")
-        return {int(number) for task in tasks for number in task.read_text().split()}
-
-    def kill_parent(self, process: int, step: int) -> None:
-        """Kill a server once its children have made so many changes and flushes, or have ended;
-        return when they have."""
-        end = time.monotonic() + PATIENCE
-        while not (children := self.children_of(process)):
-            assert time.monotonic() < end, self.said()
-            time.sleep(0.01)
-        self.disk.kill_at(0)  # counts from here on
-        while self.disk.steps() < step and any(map(is_running, children)):
-            assert time.monotonic() < end, self.said()
-            time.sleep(0.002)
-        os.kill(process, signal.SIGKILL)
-        while any(map(is_running, children)):
-            assert time.monotonic() < end, "a child outlives its server"
-            time.sleep(0.01)
 
     def reported(self, said: str) -> Sequence[Image]:
         """The images that a load said it has loaded."""

@@ -13,7 +13,7 @@ from selenium import webdriver
 
 from tests.images import image
 from tests.parts.containerd import Containerd
-from tests.server import Mirror, upstream_entry
+from tests.server import Mirror
 from tests.upstream import FakeUpstream
 from tests.upstream_faults import Fault
 
@@ -33,10 +33,11 @@ def test_a_pull_by_containerd_is_seen_on_the_page_while_it_runs(
     tmp_path: Path,
 ) -> None:
     """The picture is kept in the folder that ARTIFACTS names."""
-    large = upstream.add("team/large", image("large", layers=LAYERS, layer_size=LAYER), tag="v1")
-    name = f"{upstream.registry}/team/large"
+    repository, name = "vendor/model-server", "ghcr.io/vendor/model-server"
+    large = upstream.add(repository, image("large", layers=LAYERS, layer_size=LAYER), tag="2.1")
     upstream.fault("/blobs/", Fault(rate=PACE))
-    server = mirror({"upstreams": [upstream_entry(upstream.url)]}, admin=True)
+    entry = {"name": "ghcr.io", "endpoint": upstream.url}
+    server = mirror({"upstreams": [entry]}, admin=True)
     containerd.use_mirror(server.url)
     browser.get(f"http://127.0.0.1:{server.admin_port}/")
     picture = Path(os.environ.get("ARTIFACTS", tmp_path)) / "first-pull.png"
@@ -63,7 +64,7 @@ def test_a_pull_by_containerd_is_seen_on_the_page_while_it_runs(
         )
 
     with ThreadPoolExecutor(1) as thread:
-        pulling = thread.submit(containerd.pull, f"{name}:v1")
+        pulling = thread.submit(containerd.pull, f"{name}:2.1")
         server.wait_for(lambda: is_told() or pulling.done(), "the pull on the page", limit=60)
         assert not pulling.done(), pulling.result()
         assert browser.save_screenshot(str(picture))

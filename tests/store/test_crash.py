@@ -19,7 +19,9 @@ from ociproxy.store.store import Store
 from tests.disk.disk import Disk, faulty_disk
 from tests.disk.examine import faults_of, left_behind
 from tests.disk.operations import crash
+from tests.disk.runs import kill_parent
 from tests.images import image, multi_platform
+from tests.server import Mirror
 from tests.stores import put
 
 KEPT = image("kept")
@@ -103,3 +105,22 @@ def test_a_power_cut_at_any_point_leaves_a_store_that_may_be_believed(
         left = tmp_path / f"left-{at}"
         crash(operations[:at], random.Random(at), left, ordered=ordered)
         assert faults_of(left / "store", promised) == [], at
+
+
+def test_an_eviction_whose_server_is_killed_leaves_a_store_that_may_be_believed(
+    disk: Disk, mirror: Callable[..., Mirror]
+) -> None:
+    root = disk.root / "store"
+    put(Store(root), "reg.example/app:kept", KEPT)
+    write(root)
+    limit = {"max_size": 1000, "min_free": 0, "keep_recent": "0s", "pins": ["*:kept"]}
+    server = mirror({"store": limit}, store=root)
+    assert server.process is not None
+    kill_parent(disk, server.process.pid, 6)
+    server.kill()  # waits for it
+    assert faults_of(root, [KEPT]) == []
+    evict(root)
+    assert faults_of(root, [KEPT]) == []
+    assert not any((root / "blobs" / each.encoded).exists() for each in OTHER.blobs)
+    Store(root).staging.sweep(time.time() + 1)
+    assert left_behind(root) == []

@@ -12,7 +12,7 @@ import pytest
 
 from ociproxy.config.local_settings import Share
 from ociproxy.config.local_settings import Store as Settings
-from ociproxy.errors import StoreFull
+from ociproxy.errors import NoRoom, StoreFull
 from ociproxy.oci.digest import Digest
 from ociproxy.store.ingest import Ingest
 from ociproxy.store.limits import Limits
@@ -210,6 +210,33 @@ def test_a_download_waits_no_longer_than_its_server_lives(tmp_path: Path) -> Non
     ingest = arriving(store, 100)
     assert room.keep(ingest, store.blobs.commit, 100, stopped)  # in a store that was never counted
     ingest.close()
+
+
+def test_a_command_waits_once_for_what_gets_no_room_and_not_for_each_image(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.usage.record(990, Usage(), freed=0, stuck=True)  # long ago, for all that it knows
+    room = Room(store.root, store.usage, Settings(max_size=1000, min_free=0), must_keep=True)
+    refused: list[NoRoom] = []
+
+    def make() -> None:
+        try:
+            room.make(100, threading.Event())
+        except NoRoom as exc:
+            refused.append(exc)
+
+    waiting = threading.Thread(target=make)
+    waiting.start()
+    while not (usage := store.usage.read() or Usage()).wanted:
+        waiting.join(0.01)
+    store.usage.record(990, usage, freed=0, stuck=True)
+    waiting.join(10)
+    assert "leaves no room for 100 bytes more" in str(refused[0])
+    store.usage.retry()
+    before = store.usage.read()
+    make()
+    assert len(refused) == 2
+    assert store.usage.read() == before  # it was not asked for
+    room.make(10, threading.Event())
 
 
 def test_a_download_is_refused_where_nothing_may_be_removed(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ociproxy.errors import Busy, DigestInvalid, NameInvalid
+from ociproxy.fetch.upstreams.threads import take_error
 from ociproxy.load.imagelist import parse_reference
 from ociproxy.load.why import explain, pins_of
 from ociproxy.load.why_server import ServerView
@@ -71,14 +72,16 @@ class Explainer:
         loop = asyncio.get_running_loop()
         explaining = loop.run_in_executor(self._thread, self._explain, text[:_LONGEST])
         self._waiting += 1
-        explaining.add_done_callback(self._done)
-        try:
-            return await asyncio.wait_for(explaining, _TIME_LIMIT)
-        except TimeoutError as exc:
-            raise Busy(f"not explained within {_TIME_LIMIT:g} s: the disk may hang") from exc
+        explaining.add_done_callback(self._ended)
+        # Not `wait_for`: where the disk hangs, what is given up waits for it all the same.
+        done, _ = await asyncio.wait({explaining}, timeout=_TIME_LIMIT)
+        if not done:
+            raise Busy(f"not explained within {_TIME_LIMIT:g} s: the disk may hang")
+        return explaining.result()
 
-    def _done(self, _: object) -> None:
+    def _ended(self, explaining: asyncio.Future[Explained]) -> None:
         self._waiting -= 1
+        take_error(explaining)
 
     def _explain(self, text: str) -> Explained:
         try:

@@ -18,6 +18,7 @@ from ociproxy.errors import DigestInvalid, NameInvalid, OciProxyError, StoreErro
 from ociproxy.oci.reference import Reference
 from ociproxy.serve.admin.history import History, Sample, plot
 from ociproxy.serve.admin.render import HEADERS, html, static, template
+from ociproxy.serve.admin.survey import Images
 from ociproxy.serve.errors import Unsupported, status_and_code
 from ociproxy.serve.exchange import RECENT
 from ociproxy.serve.live import alive
@@ -122,7 +123,7 @@ class Page:
             case "store":
                 return await self._in_thread(self._stored)
             case _:
-                return self._contents(request.rel_url.query)
+                return await self._in_thread(self._contents, request.rel_url.query)
 
     async def _in_thread(self, work: Any, *arguments: Any) -> dict[str, Any]:
         found: dict[str, Any] = await asyncio.get_running_loop().run_in_executor(
@@ -178,8 +179,8 @@ class Page:
         self._surveyor.ask()
         found = self._surveyor.contents
         wanted = query.get("q", "").strip()[:200]
-        images = [] if found is None or found.images is None else found.images
-        matching = [each for each in images if wanted.lower() in each["reference"].lower()]
+        images = Images() if found is None or found.images is None else found.images
+        matching = images.matching(wanted)
         page = query.get("page", "1")
         number = int(page) if page.isascii() and page.isdecimal() and len(page) < 6 else 1
         pages = max(1, -(-len(matching) // _PER_PAGE))
@@ -190,7 +191,9 @@ class Page:
             "q": wanted,
             "count": len(images),
             "matching": len(matching),
-            "images": matching[(number - 1) * _PER_PAGE : number * _PER_PAGE],
+            "images": [
+                images[each] for each in matching[(number - 1) * _PER_PAGE : number * _PER_PAGE]
+            ],
             "page": number,
             "pages": pages,
         }

@@ -24,7 +24,7 @@ from ociproxy.serve.admin.explaining import Explainer
 from ociproxy.serve.admin.history import History, Sample, plot
 from ociproxy.serve.admin.page import Page
 from ociproxy.serve.admin.render import read_all
-from ociproxy.serve.admin.survey import Findings, Held, Surveyor
+from ociproxy.serve.admin.survey import Findings, Held, Images, Surveyor
 from ociproxy.store.store import Store
 from tests.images import artifact, image, multi_platform
 from tests.server import Mirror, upstream_entry
@@ -166,9 +166,10 @@ async def test_ten_thousand_images_are_listed_page_by_page(tmp_path: Path) -> No
     assert "Page 2 of 2" in texts[2]
 
 
-def many(count: int) -> list[dict[str, object]]:
-    return [
-        {
+def many(count: int) -> Images:
+    found = Images()
+    for number in range(count):
+        told = {
             "reference": f"registry.example/app-{number}:1",
             "platforms": [{"platform": "linux/amd64", "complete": True}],
             "complete": True,
@@ -177,8 +178,8 @@ def many(count: int) -> list[dict[str, object]]:
             "lastUsed": "2026-01-01T00:00:00Z",
             "pinned": False,
         }
-        for number in range(count)
-    ]
+        assert found.add(f"registry.example/app-{number}:1", json.dumps(told).encode())
+    return found
 
 
 def test_the_plots_show_what_changed_between_two_samples() -> None:
