@@ -56,8 +56,8 @@ ln -s pts/ptmx dev/ptmx
 rm -rf usr/lib/systemd/system/*.target.wants etc/systemd/system etc/default/ociproxy opt/ociproxy
 rm -rf var/lib/ociproxy var/lib/private/ociproxy
 mkdir -p etc/systemd/system opt/ociproxy opt/checkout opt/packages
-mount --bind "$checkout" opt/checkout
-mount --bind "$packages" opt/packages
+mount --bind -o ro "$checkout" opt/checkout
+mount --bind -o ro "$packages" opt/packages
 printf '[Unit]\nAllowIsolate=yes\nWants=systemd-journald.socket\n' >etc/systemd/system/tests.target
 mkdir run/old
 pivot_root . run/old
