@@ -101,7 +101,8 @@ class Systemd:
         leader, console = pty.openpty()
         # The group that this shell is in becomes the root of the new namespace. What is killed
         # takes all that it began with it, and so does the end of these tests.
-        script = f'echo $$ >{self._group}/cgroup.procs; exec setpriv --pdeathsig KILL unshare "$@"'
+        enter = f"echo $$ >{self._group}/cgroup.procs || exit"
+        script = f'{enter}; exec setpriv --pdeathsig KILL unshare "$@"'
         apart = ("--mount", "--pid", "--ipc", "--uts", "--cgroup", "--fork", "--kill-child")
         packages = sysconfig.get_paths()["purelib"]
         boot = ("sh", "-c", _BOOT, "boot", self._folder, os.ttyname(console), ROOT, packages)
