@@ -31,7 +31,6 @@ from ociproxy.errors import StoreError
 from ociproxy.oci.descriptor import MalformedManifest, OddManifest
 from ociproxy.oci.manifest import referrer_descriptor
 from ociproxy.store.blobs import Blobs
-from ociproxy.store.document_spool import DocumentSpool
 from ociproxy.store.files import file_name, keep, make_folder, store_errors
 from ociproxy.store.group_commit import PATIENCE, Commit, GroupCommit
 from ociproxy.store.manifests import Manifests, check_manifest
@@ -236,10 +235,6 @@ class Store:
                         if each.digest == blob:
                             return each.size or None
         return None
-
-    def document_spool(self) -> DocumentSpool:
-        """A spool for documents that may turn out not to belong in the store."""
-        return DocumentSpool(self.staging.root)
 
     def put_manifest(self, repository: Repository, holder: ManifestHolder, commit: Commit) -> None:
         """Publish a manifest that the caller verified; no other way leads into the store.
