@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from bench.archive import archives
+from bench.counting import counting
 from bench.images import push_images
 from bench.load import loading
 from bench.neighbours import neighbours
@@ -32,7 +33,8 @@ LOAD = "load"
 ARCHIVE = "archive"
 NEIGHBOURS = "neighbours"
 SCALE = "scale"
-GROUPS = (*SERVING, NEIGHBOURS, LOAD, ARCHIVE, SCALE)
+COUNTING = "counting"
+GROUPS = (*SERVING, NEIGHBOURS, LOAD, ARCHIVE, SCALE, COUNTING)
 FULL = Plan(
     rounds=4,
     cold_rounds=9,
@@ -49,6 +51,7 @@ FULL = Plan(
     archive_rounds=5,
     neighbour_blobs=40,
     scale_manifests=100_000,
+    counting_rounds=60,
 )
 QUICK = Plan(
     rounds=1,
@@ -66,6 +69,7 @@ QUICK = Plan(
     archive_rounds=1,
     neighbour_blobs=10,
     scale_manifests=10_000,
+    counting_rounds=10,
 )
 
 
@@ -109,6 +113,9 @@ def run(options: argparse.Namespace, work: Path, results: Results) -> None:
     if SCALE in groups:
         with timed(SCALE):
             scale(work, plan, results)
+    if COUNTING in groups:
+        with timed(COUNTING):
+            counting(work, plan, results)
 
 
 def serve(

@@ -94,6 +94,10 @@ class ServerProcess:
     def rss(self) -> float:
         return sum(_status_megabytes(pid, "VmRSS") for pid in self.pids())
 
+    def own_rss(self) -> float:
+        """Of the first process alone, without what it runs as children for a while."""
+        return _status_megabytes(self.popen.pid, "VmRSS")
+
     def peak(self) -> float:
         return sum(_status_megabytes(pid, "VmHWM") for pid in self.pids())
 

@@ -90,12 +90,25 @@ SCALE = (
     Row("scale_idle_p99", "warm manifest, p99, server idle", "ms", 2),
     Row("scale_p99", "  beside these commands", "ms", 2),
     Row("scale_rss", "server's RSS beside them, above idle", "MB", 1),
+    Row("scale_scrape_idle", "scrape of the metrics, median, server idle", "ms", 1),
+    Row("scale_scrape_idle_worst", "  worst", "ms", 1),
+    Row("scale_scrape", "  median, beside these commands", "ms", 1),
+    Row("scale_scrape_worst", "  worst", "ms", 1),
+    Row("scale_page", "page of the contents: until it lists them", "s", 1),
+    Row("scale_page_worst", "  longest answer", "ms", 1),
+    Row("scale_page_rss", "  server's RSS for it, above idle", "MB", 1),
+)
+COUNTING = (
+    Row("counted", "warm manifest, server CPU", "us/req", 1),
+    Row("uncounted", "  of a server that counts nothing", "us/req", 1),
+    Row("counting", "  what counting takes of it, median of rounds", "%", 1),
 )
 SECTIONS = (
     Section((OCIPROXY, REGISTRY, DRAYAGE, NGINX, UPSTREAM), SERVING),
     Section((OCIPROXY, SKOPEO_COPY, SKOPEO_SYNC), LOADING),
     Section((OCIPROXY, *TOOLS), ARCHIVES),
     Section((OCIPROXY,), SCALE),
+    Section((OCIPROXY,), COUNTING),
 )
 
 
@@ -208,6 +221,9 @@ TARGETS = (
         2,
     ),
     Target("large store, server's RSS above idle", _own("scale_rss"), "<=", 5, "MB"),
+    Target("large store, scrape of the metrics, idle", _own("scale_scrape_idle"), "<=", 50, "ms"),
+    Target("large store, scrape beside these commands", _own("scale_scrape"), "<=", 50, "ms"),
+    Target("counting, of a warm manifest's CPU", _own("counting"), "<=", 3, "%"),
     Target("import, peak RSS", _own("import_peak"), "<=", 90, "MB"),
     Target("export, peak RSS", _own("export_peak"), "<=", 90, "MB"),
 )

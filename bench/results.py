@@ -31,6 +31,7 @@ class Plan:
     archive_rounds: int
     neighbour_blobs: int
     scale_manifests: int
+    counting_rounds: int
     started: float = field(default_factory=time.perf_counter)
 
     def rounds_of(self, count: int) -> Iterator[int]:

@@ -48,7 +48,8 @@ class BoundedCache(Generic[K, V]):
             old = self._entries.get(key)
             if old is not None:
                 self._weight -= old.weight
-            self._make_room(weight, key)
+            if self._weight + weight > self._limit:
+                self._make_room(weight, key)
             # Replaced in place: a thread that calls `get` now finds the old entry or the new one.
             self._entries[key] = entry = _Entry(value, weight)
             self._weight += weight

@@ -23,7 +23,7 @@ import yaml
 
 from tests import forked
 
-START_LIMIT = 20.0
+START_LIMIT = 60.0
 STOP_LIMIT = 40.0
 ROOT = Path(__file__).parents[1]
 PROGRAM = Path(sys.executable).with_name("ociproxy")

@@ -61,9 +61,8 @@ def values(path: Path) -> dict[str, Any]:
 
 def helm(*words: str | Path, given: Mapping[str, Any] | None = None) -> str:
     """What `helm` prints, with these values. Raises `HelmRefused` with what it said."""
-    program = shutil.which(
-        "helm", path=f"{Path(sys.executable).parent}{os.pathsep}{os.getenv('PATH')}"
-    )
+    folders = (str(Path(sys.executable).parent), os.environ.get("PATH", ""))
+    program = shutil.which("helm", path=os.pathsep.join(folders))
     if program is None:
         raise HelmRefused(f"no helm: {CHECKOUT / 'tools/helm.txt'} says which")
     if given is not None:
@@ -128,11 +127,14 @@ def made() -> Iterator[tuple[Path, str]]:
 
 
 def main() -> None:
-    for path, text in made():
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-            print(path.relative_to(CHECKOUT), file=sys.stderr)
+    try:
+        for path, text in made():
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+                print(path.relative_to(CHECKOUT), file=sys.stderr)
+    except HelmRefused as exc:
+        sys.exit(str(exc))
 
 
 if __name__ == "__main__":

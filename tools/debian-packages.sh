@@ -49,7 +49,7 @@ install_from_release() { # NAME/RELEASE
     mkdir -p "$folder/lists/partial" "$folder/download"
     chmod 755 "$folder"
     chmod 777 "$folder/download" # apt downloads as a user of its own
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main')
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' 'Component: main')
     echo "deb ${mirror%%$'\n'*} ${1#*/} main" >"$folder/sources.list"
     options=(-o Dir::Etc::SourceList="$folder/sources.list" -o Dir::Etc::SourceParts=/dev/null
         -o Dir::State::Lists="$folder/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=

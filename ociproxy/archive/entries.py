@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.oci.descriptor import is_generic
 from ociproxy.oci.manifest import Index
-from ociproxy.oci.reference import Reference, referrers_tag
+from ociproxy.oci.reference import SIGNATURES, Reference, referrers_tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     Find = Callable[[Descriptor], Manifest | None]
 
-_SUFFIXES: Final = {"sigs": ".sig", "atts": ".att", "sboms": ".sbom"}
-"""The kinds that cosign stores under a tag made of the image's digest; the end of that tag."""
 _REFERRERS: Final = "referrers"
 
 
@@ -85,7 +83,7 @@ def _without_artifacts(
         return group
     images = []
     for each in group:
-        if each.kind in _SUFFIXES:
+        if each.kind in SIGNATURES:
             continue
         manifest = find(each.descriptor)
         if manifest is not None and manifest.subject is not None:
@@ -104,11 +102,11 @@ def _sign(group: list[NamedImage], images: list[NamedImage], entries: Entries) -
     taken = set(map(id, images))
     signed = {each.descriptor.digest: each for each in images}
     for each in group:
-        if each.kind not in _SUFFIXES or id(each) in taken:
+        if each.kind not in SIGNATURES or id(each) in taken:
             continue
         if len(signed) == 1:
             [(digest, image)] = signed.items()
-            tag = referrers_tag(digest) + _SUFFIXES[each.kind]
+            tag = referrers_tag(digest) + SIGNATURES[each.kind]
             entries.signatures.append(Signature(each, image, tag))
         else:
             reason = f"the archive does not say of which of {len(signed)} images"

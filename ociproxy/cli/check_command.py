@@ -24,7 +24,7 @@ from ociproxy.cli.options import (
 from ociproxy.cli.screen import Screen
 from ociproxy.cli.terminal import INTERRUPTED, Step, sigterm_as_sigint
 from ociproxy.errors import LayoutInvalid
-from ociproxy.store.check import Findings, check
+from ociproxy.store.check import Findings, check, check_quickly
 from ociproxy.store.damage import JOBS, FileCheck, Throttle
 from ociproxy.store.passes import START
 from ociproxy.store.store import is_store, open_existing
@@ -170,13 +170,16 @@ def _check_store(
     try:
         size = files.size()
         with screen.watching_work(lambda: Step("all", "check", files.read, size)):
-            if progress is None:
-                files.run()
+            if files.quick:
+                findings = check_quickly(store, files)
             else:
-                if part := progress.found.part:
-                    report.resumed(part)
-                progress.run(files)
-            findings = check(store, files.damaged, files.unsealed)
+                if progress is None:
+                    files.run()
+                else:
+                    if part := progress.found.part:
+                        report.resumed(part)
+                    progress.run(files)
+                findings = check(store, files.damaged)
     except KeyboardInterrupt:
         pass
     report.store(str(store.root), files, findings)

@@ -14,6 +14,7 @@ from ociproxy.archive.importer.decompress import MAX_SIZE
 from ociproxy.archive.importer.importer import Importer, Rules
 from ociproxy.archive.importer.naming import GivenName
 from ociproxy.archive.importer.results import OnExisting
+from ociproxy.cli.capped import capped
 from ociproxy.cli.import_report import PinImported, Report
 from ociproxy.cli.options import (
     SizeType,
@@ -108,7 +109,7 @@ def import_command(
     interrupted = False
     bar = screen.watching_work(lambda: Step("all", "import", importer.consumed, importer.size))
     try:
-        with sigterm_as_sigint(), bar:
+        with sigterm_as_sigint(), capped(store, config, config_path), bar:
             importer.run(sources)
     except KeyboardInterrupt:
         interrupted = True

@@ -13,7 +13,8 @@ from rich.filesize import decimal
 
 from ociproxy.cli.options import config_path, existing_store, image_path
 from ociproxy.cli.table import print_table
-from ociproxy.cli.terminal import counted, printable, short, utc_time
+from ociproxy.cli.terminal import counted, printable, short
+from ociproxy.config.units import utc_time
 from ociproxy.store.image import ReachedImage
 from ociproxy.store.inventory import Entry, inventory
 from ociproxy.store.store import is_store

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -200,9 +201,15 @@ def load(
     for target in (lock, failures):
         if target is not None:
             check_target(target)
-    outcome = PlanReport(report, config.store.path, as_json=as_json) if plan else report
     with ExitStack() as stack:
         store, known = _stores(config, stack, plan=plan)
+        outcome: Report | PlanReport = report
+        if known is not None:
+            from ociproxy.cli.capped import room_for  # few plan
+
+            images = {each.reference for each in wanted}
+            room = partial(room_for, known, config, images)
+            outcome = PlanReport(report, config.store.path, room, as_json=as_json)
         watcher: Watcher = PinLoaded(store, outcome) if pin and not plan else outcome
         writer = None
         if lock is not None:
@@ -218,6 +225,10 @@ def load(
             fail_fast=fail_fast,
         )
         try:
+            if not plan and config.store.max_size is not None:
+                from ociproxy.cli.capped import capped  # few stores have a limit
+
+                stack.enter_context(capped(store, config, config_path))
             asyncio.run(run.run(store, wanted, only_find=plan, known=known))
             if lock is not None and writer is not None:
                 if run.summary.loaded == len(wanted):

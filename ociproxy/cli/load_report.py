@@ -14,16 +14,16 @@ from rich.filesize import decimal
 
 from ociproxy.cli.table import print_table
 from ociproxy.cli.terminal import counted, print_event, short
-from ociproxy.config.units import show_duration
+from ociproxy.config.units import show_duration, show_size
 from ociproxy.errors import UpstreamRateLimited
 from ociproxy.load.loader import Watcher
 from ociproxy.load.plan import Plan, PlannedImage, PlannedPulls
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Reference
-from ociproxy.store.limits import free_space
+from ociproxy.store.room import free_space
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from ociproxy.cli.screen import Screen
@@ -207,13 +207,22 @@ _IN_WORDS: Final = {
 class PlanReport(Watcher):
     """Prints what a load would fetch into the store at `root`; `report` prints the failures."""
 
-    def __init__(self, report: Report, root: Path, *, as_json: bool) -> None:
+    def __init__(
+        self,
+        report: Report,
+        root: Path,
+        room_for: Callable[[int], tuple[int, int] | None],
+        *,
+        as_json: bool,
+    ) -> None:
+        """`room_for` is told how many bytes are to come: see `capped`."""
         self._report = report
         self._root = root
+        self._room_for = room_for
         self._json = as_json
         self._plan = Plan()
         self.fits = True
-        """Whether the disk has room for all; known after `end`."""
+        """Whether the disk and the store's limit have room for all; known after `end`."""
 
     def loaded(self, result: Result) -> None:
         self._report.ended(result.image)
@@ -232,7 +241,8 @@ class PlanReport(Watcher):
             return
         plan, free = self._plan, free_space(self._root)
         pulls = plan.pulls(summary.quotas)
-        self.fits = plan.new < free
+        capped = self._room_for(plan.new)
+        self.fits = plan.new < free and (capped is None or plan.new <= capped[1])
         if self._json:
             print_event(
                 "plan",
@@ -241,6 +251,7 @@ class PlanReport(Watcher):
                 size=plan.size,
                 new=plan.new,
                 free=free,
+                room=None if capped is None else capped[1],
                 pulls=[dataclasses.asdict(each) for each in pulls],
             )
             return
@@ -257,6 +268,13 @@ class PlanReport(Watcher):
             f"{counted(summary.loaded, 'image')}{failed}: {decimal(plan.size)} in different blobs, "
             f"{decimal(plan.new)} to fetch, {decimal(free)} free in {self._root}{enough}"
         )
+        if capped is not None:
+            cap, room = capped
+            enough = "" if plan.new <= room else ": NOT ENOUGH"
+            click.echo(
+                f"store.max_size ({show_size(cap)}) leaves room for {decimal(room)}, once all has "
+                f"been removed that may be{enough}"
+            )
         for each in pulls:
             click.echo(_quota(each))
 

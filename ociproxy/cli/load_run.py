@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from ociproxy import log
+from ociproxy.cli.memory import keep_pieces
 from ociproxy.cli.terminal import Step
 from ociproxy.fetch.engine import Engine
 from ociproxy.load.loader import Loader
@@ -65,6 +66,7 @@ class LoadRun:
     ) -> None:
         """Load into the store; or with `only_find` fetch manifests and configs, and only the
         configs are stored. What `known` has counts as here then. Raises StoreError."""
+        keep_pieces()
         engine = Engine(store, self._config, self._make_backend)
         loader = Loader(
             engine,

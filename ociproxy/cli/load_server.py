@@ -41,10 +41,13 @@ _LOCAL_ONLY: Final = (
     "jobs",
     "pull_timeout",
     "backend",
-    "plan",
-    "lock",
-    "locked",
 )
+_BESIDE_STORE: Final = {
+    "plan": "run it without --server, beside the server's store",
+    "lock": "run it without --server, beside the server's store; or list the digests, for a line "
+    "NAME:TAG@sha256:... loads just that one",
+}
+"""Options that need the store at hand, and what to do instead."""
 _LINE_NUMBER: Final = re.compile(r":(\d+)$")
 
 
@@ -59,11 +62,14 @@ class LoadFailed(OciProxyError):
 def check_options(ctx: click.Context) -> None:
     """Raises click.UsageError for an option that only a load in this process obeys."""
     for parameter in ctx.command.params:
-        source = ctx.get_parameter_source(parameter.name or "")
-        if parameter.name in _LOCAL_ONLY and source is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(
-                f"{max(parameter.opts, key=len)} is up to the server: leave it out with --server"
-            )
+        name = parameter.name or ""
+        if ctx.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        option = max(parameter.opts, key=len)
+        if name in _BESIDE_STORE:
+            raise click.UsageError(f"{option} excludes --server: {_BESIDE_STORE[name]}")
+        if name in _LOCAL_ONLY:
+            raise click.UsageError(f"{option} is up to the server: leave it out with --server")
 
 
 class ServerLoad:

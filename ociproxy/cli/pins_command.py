@@ -1,57 +1,19 @@
-"""`ociproxy pins`: list, add and remove what no prune removes; and all pins that hold."""
+"""`ociproxy pins`: list, add and remove what no prune removes."""
 
 from __future__ import annotations
 
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from ociproxy.archive.lock import read_lock_file
 from ociproxy.cli.options import config_path, configuration, image_path
-from ociproxy.cli.sources import read_wanted
 from ociproxy.cli.table import print_table
-from ociproxy.config.local_settings import PinSource
 from ociproxy.errors import ConfigError
-from ociproxy.oci.reference import Reference
+from ociproxy.load.pins import all_pins
 from ociproxy.store.pruning.pins import Pin
 from ociproxy.store.store import open_existing
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ociproxy.config.settings import Config
-    from ociproxy.store.store import Store
-
-
-def all_pins(store: Store, config: Config, more: Path | None = None) -> Iterator[Pin]:
-    """Those of the store and of the configuration, and what the image list `more` names. Raises
-    ConfigError for a list that cannot be read, LockInvalid or StoreError."""
-    yield from store.pins
-    yield from configured_pins(config)
-    if more is not None:
-        yield from _pins_of(PinSource(list=more))
-
-
-def configured_pins(config: Config) -> Iterator[Pin]:
-    """Those of `store.pins`, and what `serve.preload_images` names. Raises ConfigError for a list
-    that cannot be read, or LockInvalid."""
-    yield from _pins_of(*config.store.pins, PinSource(list=config.serve.preload_images))
-
-
-def _pins_of(*sources: str | PinSource) -> Iterator[Pin]:
-    for each in sources:
-        if isinstance(each, str):
-            yield Pin.parse(each, "store.pins")
-        elif each.list is not None:
-            for wanted in read_wanted([str(each.list)], [], ()):
-                yield Pin.of(wanted.reference, wanted.place)
-        elif each.lock is not None:
-            for image in read_lock_file(each.lock).images:
-                digest = image.descriptor.digest
-                yield Pin.of(Reference(image.reference.repository, None, digest), str(each.lock))
 
 
 @click.group("pins")

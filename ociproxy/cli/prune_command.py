@@ -22,22 +22,20 @@ from ociproxy.cli.options import (
     log_format,
     quiet_log_level,
 )
-from ociproxy.cli.pins_command import all_pins
 from ociproxy.cli.prune_report import Report
 from ociproxy.cli.terminal import sigterm_as_sigint
-from ociproxy.errors import StoreError, StoreFull
+from ociproxy.errors import StoreFull
+from ociproxy.load.pins import all_pins
 from ociproxy.store.limits import Limits
 from ociproxy.store.pruning.carry_out import carry_out
 from ociproxy.store.pruning.pins import Pins
 from ociproxy.store.pruning.plan import Selection, make_plan
-from ociproxy.store.pruning.removed import BY_OPERATOR, RemovedImage, add_removed
 from ociproxy.store.pruning.survey import Survey
 from ociproxy.store.store import open_existing
 from ociproxy.store.usage import Usage
 
 if TYPE_CHECKING:
     from ociproxy.store.pruning.plan import Plan, Removed
-    from ociproxy.store.store import Store
 
 _NOT_REACHED: Final = 3
 """Exit code where what is pinned or in use keeps the store larger than it is to be."""
@@ -175,18 +173,10 @@ def prune(
             size = plan.size - done.freed
             with suppress(StoreFull):  # then servers know nothing, and count again
                 store.usage.record(size, before, freed=done.freed, stuck=stuck)
-            with suppress(StoreError):  # such as a disk that is full: the images are gone
-                _write_down(store, plan, done)
     # Later than that: a reader that takes no more would keep every other prune off.
     report.pins(plan.pinned, pins.unmet())
     report.end(plan, done)
     ctx.exit(_NOT_REACHED if _is_too_large(selection, plan, done) else 0)
-
-
-def _write_down(store: Store, plan: Plan, done: Removed) -> None:
-    now, reason = time.time(), plan.cause or BY_OPERATOR
-    images = [RemovedImage(now, str(e.reference), e.size, e.used, reason) for e in done.images]
-    add_removed(store, images)
 
 
 def _is_too_large(selection: Selection, plan: Plan, done: Removed) -> bool:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ociproxy.cli.terminal import counted, print_event, utc_time
-from ociproxy.config.units import show_duration, show_size
+from ociproxy.cli.terminal import counted, print_event
+from ociproxy.config.units import show_duration, show_size, utc_time
 from ociproxy.store.files import digest_of
 from ociproxy.store.pruning.carry_out import Pruned
 

@@ -20,12 +20,13 @@ from ociproxy.archive.volumes import grouped
 from ociproxy.cli.backends import backends
 from ociproxy.cli.child import command_maker
 from ociproxy.cli.environment import misspelt
+from ociproxy.cli.memory import keep_pieces
 from ociproxy.cli.options import common, configuration, pull_timeout
-from ociproxy.cli.pins_command import configured_pins
 from ociproxy.cli.sources import machine_platform, read_wanted
 from ociproxy.config.settings import Config
 from ociproxy.errors import ConfigError, StoreError
 from ociproxy.load.imagelist import Wanted
+from ociproxy.load.pins import configured_pins
 from ociproxy.metrics.counters import share
 from ociproxy.serve.admin.server import admin_socket, serve_admin
 from ociproxy.serve.listener import listen
@@ -49,7 +50,8 @@ from ociproxy.store.store import Store, is_store, temporary_store
     "--admin-port",
     envvar="OCIPROXY_ADMIN_PORT",
     type=click.IntRange(0, 65535),
-    help="The port for metrics, probes and state; 0 turns it off.  [default: 8081]",
+    help="The port for the page, metrics, probes and the admin API; 0 turns it off.  "
+    "[default: 8081]",
 )
 @click.option(
     "--offline",
@@ -123,6 +125,7 @@ def serve(
         fresh = read()
         return fresh, server_context(fresh.serve)
 
+    keep_pieces()
     supervisor = Supervisor()
     config = read()
     log.set_up(config.log.level, config.log.format)

@@ -14,10 +14,10 @@ import click
 
 from ociproxy.cli.list_command import document
 from ociproxy.cli.options import config_path, configuration, image_path, json_events, log_format
-from ociproxy.cli.pins_command import all_pins
 from ociproxy.cli.terminal import print_event
+from ociproxy.load.pins import all_pins
 from ociproxy.store.files import store_errors
-from ociproxy.store.inventory import inventory
+from ociproxy.store.inventory import Entry, inventory
 from ociproxy.store.pruning.pins import Pins
 from ociproxy.store.store import open_existing
 
@@ -86,9 +86,17 @@ def _print_images(store: Store, config: Config) -> None:
             digest = known.setdefault(digest, digest)
             users[digest] = users.get(digest, 0) + 1
         sizes = tuple((known[digest], size) for digest, size in entry.contents.items())
-        found.append((document(entry), entry.reference, entry.digest, sizes))
+        found.append((_shown(entry), entry.reference, entry.digest, sizes))
     pins = Pins(all_pins(store, config))
     for told, reference, top, sizes in found:
         shared = sum(size for digest, size in sizes if users[digest] > 1)
         pinned = pins.match(reference, top)
         print_event("image", **told, shared=shared, pinned=pinned)
+
+
+def _shown(entry: Entry) -> dict[str, object]:
+    """What the page shows of an image in its list: a server keeps it in memory."""
+    told = document(entry)
+    places = [{"platform": str(e.platform or ""), "complete": e.complete} for e in entry.images]
+    wanted = ("reference", "complete", "size", "lastUsed")
+    return {**{name: told[name] for name in wanted}, "platforms": places}

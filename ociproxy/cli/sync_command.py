@@ -14,6 +14,7 @@ import click
 
 from ociproxy import log
 from ociproxy.cli.backends import backends
+from ociproxy.cli.capped import capped
 from ociproxy.cli.load_run import LoadRun, leave
 from ociproxy.cli.options import common, configuration, json_events, pull_timeout
 from ociproxy.cli.screen import Screen
@@ -74,7 +75,8 @@ def sync_command(
             admits=running.admits,
         )
         wanted = running.ordered(_wanted(store, sync))
-        asyncio.run(run.run(store, wanted, only_find=False))
+        with capped(store, config, config_path):
+            asyncio.run(run.run(store, wanted, only_find=False))
         if run.interrupted:
             leave(INTERRUPTED)
         running.end(run.summary)

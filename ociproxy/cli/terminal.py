@@ -11,7 +11,6 @@ import stat
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -28,9 +27,6 @@ AS_JSON: Final = "ociproxy.as_json"
 """In the context's `meta`: whether an error that ends the command is printed as an event, too."""
 INTERRUPTED: Final = 130
 """Exit code of a command that SIGINT or SIGTERM ended: 128 and SIGINT's number, as in shells."""
-
-_DIGITS: Final = 12
-"""Hex digits of a digest that a person reads: as many as Docker shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +62,12 @@ def counted(number: int, one: str, many: str = "") -> str:
 
 def short(digest: Digest) -> str:
     """A digest cut short for a person; JSON has all of it."""
-    return f"{digest.algorithm}:{digest.encoded[:_DIGITS]}"
+    return digest.short
 
 
 def printable(text: str) -> str:
     """Without control characters, which an archive or an upstream may have put into a platform."""
     return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def utc_time(seconds: float | None) -> str | None:
-    """Seconds since the epoch, as a person and a program read them."""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def write_file(path: Path, data: bytes, *, secret: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them, and back.
+"""Durations, sizes and times as people write them, and back.
 
 Tests: tests/config/test_config.py.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final
 
@@ -61,3 +62,21 @@ def show_size(size: int) -> str:
         if count and not rest:
             return f"{count}{unit}"
     return str(size)
+
+
+def show_bytes(size: float | None) -> str:
+    """For a person, in decimal units; `?` where it is unknown."""
+    if size is None:
+        return "?"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(size) < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def utc_time(seconds: float | None) -> str | None:
+    """Seconds since the epoch, as a person and a program read them."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -90,7 +90,8 @@ class Backend(Protocol):
         sends (DigestMismatch)."""
 
     def stat_blob(self, repository: Repository, digest: Digest) -> int:
-        """HEAD of a blob: its size in bytes."""
+        """HEAD of a blob: its size in bytes. Where that is refused or breaks, or states no size, it
+        is a GET of one byte."""
 
     def fetch_blob(
         self,

@@ -269,10 +269,9 @@ class BlobPuller:
 
     async def _look(self, digest: Digest) -> BlobFile | None:
         """The event loop looks where the disk is not asked: for most blobs that are asked for."""
-        if not self._store.is_remote:
-            found, known = self._store.blobs.find_cached(digest)
-            if known:
-                return found
+        found, known = self._store.blobs.find_cached(digest)
+        if known:
+            return found
         late = lambda blob: blob and blob.file.close()  # noqa: E731
         return await self._threads.look(partial(self._store.blobs.find, digest), late)
 
@@ -316,7 +315,7 @@ class BlobPuller:
 
     def _start_missing(self, repository: Repository, blob: Descriptor) -> Fill | None:
         # The thread of a download looks again, before it asks the upstream.
-        if not self._store.is_remote and self._store.blobs.find_size(blob.digest) is not None:
+        if not self._threads.is_remote and self._store.blobs.find_size(blob.digest) is not None:
             return None
         return self._start(repository, blob.digest, background=True)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Config
     from ociproxy.fetch.upstreams.upstreams import MakeBackend
+    from ociproxy.store.room import Room
     from ociproxy.store.store import Store
 
 _ABANDONED_AFTER: Final = 24 * 3600.0
@@ -51,18 +52,19 @@ class Engine:
         config: Config,
         make_backend: MakeBackend,
         *,
-        limited: bool = False,
+        room: Room | None = None,
         clock: Clock | None = None,
         sweep_interval: float = _SWEEP_INTERVAL,
     ) -> None:
-        """`limited` is that of `Fills`."""
+        """`room` is that of `Fills`."""
         self.store = store
         self._sweep_interval = sweep_interval
         self._clock = clock or SystemClock()
-        self.fills = Fills(store, config, limited=limited)
+        self.room = room or store.room
+        self.fills = Fills(store, config, room=self.room)
         self.upstreams = Upstreams(config, make_backend, clock=clock)
         self.requests = Requests(self.upstreams, config, clock=clock)
-        self.threads = StoreThreads(config.fetch.requests)
+        self.threads = StoreThreads(config.fetch.requests, is_remote=store.is_remote)
         self._verifiers = StoreThreads(_VERIFICATIONS, "verify")
         isolation = (
             Isolation(store, self.upstreams, self.requests, self.threads, self._verifiers)

@@ -77,7 +77,7 @@ class LookAhead:
             or self._offline
         ):
             return
-        if len(image.raw) <= _SHORT and not self._store.is_remote:
+        if len(image.raw) <= _SHORT and not self._threads.is_remote:
             with self._logged(digest):
                 for blob in self._remember(digest, self._look(image)):
                     self._fetch(repository, blob)

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field, replace
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
+from threading import Event
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import SystemClock
@@ -34,10 +36,9 @@ from ociproxy.oci.image import lacking_in, platforms_of
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.reference import Reference
 from ociproxy.store.image import platform_of
-from ociproxy.store.limits import free_space
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Config
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.platform import Platform
-    from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
 
 
@@ -127,20 +127,19 @@ class Loader:
         )
         self.progress = LoadProgress(engine.blobs.arrived)
         self._stopped = False
+        self._ended = Event()
+        """So that a thread waits for room no longer."""
         self._admits = admits
-        self._renew: Callable[[float], None] = lambda _: None
 
     async def run(self, wanted: Iterable[Wanted]) -> Summary:
         """Load each image; the failure of one does not stop the others, unless `fail_fast`.
 
         Raises StoreError at once, for then no image can be stored.
         """
-        using, threads = self._store.staging.using(self._clock.now()), self._engine.threads
-        self._renew = await threads.run(using.__enter__)
-        try:
-            return await self._each(wanted, self._load)
-        finally:
-            await threads.run(lambda: using.__exit__(None, None, None))
+        images = list(wanted)
+        async with self._using():
+            await self._engine.threads.run(lambda: self._use(images))
+            return await self._each(images, self._load)
 
     async def find(self, wanted: Iterable[Wanted]) -> Summary:
         """Fetch the manifests of each image, and the configs that tell platforms; tell the watcher.
@@ -157,6 +156,7 @@ class Loader:
         try:
             await all_of(self._work(turn, work) for _ in range(min(self._jobs, len(images))))
         finally:
+            self._ended.set()
             summary.fetched = self._configs_fetched + self._engine.blobs.bytes_fetched
             states = self._engine.upstreams.states()
             summary.quotas = {each.registry: each.quota for each in states if each.quota}
@@ -172,7 +172,7 @@ class Loader:
                 state = self._engine.upstreams.state(wanted.reference.repository.registry)
                 if not self._admits(wanted, state):
                     continue
-            active = ActiveImage(wanted, Progress(self._clock.monotonic()), self._clock.now())
+            active = ActiveImage(wanted, Progress(self._clock.monotonic()))
             self.progress.active.append(active)
             try:
                 image = await work(active)
@@ -213,6 +213,16 @@ class Loader:
                 return image
         path = self._store.blobs.path(missing[0].digest)
         raise StoreError(path, "another process removes it while it is loaded")
+
+    @asynccontextmanager
+    async def _using(self) -> AsyncIterator[None]:
+        """Inside, what is seen in the store is not removed from it."""
+        using = self._store.staging.using(self._clock.now())
+        await self._engine.threads.run(using.__enter__)
+        try:
+            yield
+        finally:
+            await self._engine.threads.run(lambda: using.__exit__(None, None, None))
 
     async def _fill(self, active: ActiveImage, blob: Descriptor) -> None:
         repository = active.wanted.reference.repository
@@ -267,30 +277,22 @@ class Loader:
         commit.wait()
         return []
 
+    def _use(self, images: Iterable[Wanted]) -> None:
+        """What is stored of these is not removed to make room for the others."""
+        for each in images:
+            if top := self._store.refs.find(each.reference):
+                self._store.manifests.keep(top.digest)
+
     def _missing(self, active: ActiveImage, image: UpstreamImage, plan: bool) -> dict[Digest, int]:
         """Bytes of each blob that the store lacks. Raises StoreError; NoRoom, unless for a plan."""
-        # What only images that have ended saw may be removed.
-        self._renew(min(each.since for each in tuple(self.progress.active)))
         stored = {digest: self._store.blobs.find_size(digest) for digest in image.blobs}
         active.absent = {digest for digest, size in stored.items() if size is None}
         missing = {d: blob.size for d, blob in image.blobs.items() if stored[d] != blob.size}
         if missing and not plan:
-            self._check_room(active, missing)
+            repository = active.wanted.reference.repository
+            self.progress.check_disk(missing, repository, self._store, self._partition)
+            self._engine.room.make(self.progress.unstored(missing), self._ended)
         return missing
-
-    def _check_room(self, active: ActiveImage, missing: dict[Digest, int]) -> None:
-        repository, root = active.wanted.reference.repository, self._store.root
-
-        def held(where: Repository, digest: Digest) -> int:
-            return self._store.staging.held(digest, self._partition(where.registry))
-
-        free = free_space(root)
-        if self.progress.coming(missing, lambda *_: 0, repository) < free:
-            return  # so is what is left of it: no need to look what the disk has already
-        needed = self.progress.coming(missing, held, repository)
-        if needed >= free:
-            reason = f"no space left on device: {needed} bytes to come, {free} free"
-            raise NoRoom(root, reason)
 
     # Platforms
 
@@ -335,7 +337,7 @@ class Loader:
         top = image.top.manifest
         if not isinstance(top, ImageManifest) or not image.platforms:
             return
-        itself = Index((replace(image.top.descriptor, platform=image.platforms[0]),))
+        itself = Index((image.top.descriptor._replace(platform=image.platforms[0]),))
         image.lacking = lacking_in(itself, wanted.platforms)
         if image.lacking and wanted.strict:
             lacking = ", ".join(map(str, image.lacking))

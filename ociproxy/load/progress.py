@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import IntegrityError, NoRoom, OciProxyError
 from ociproxy.oci.manifest import Index, parse_manifest
+from ociproxy.store.room import free_space
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
+    from ociproxy.store.store import Store
 
 _INCOMPLETE: Final = 3
 _TRANSIENT: Final = 75
@@ -38,8 +40,6 @@ class ActiveImage:
 
     wanted: Wanted
     progress: Progress
-    since: float
-    """When it began, in seconds since the epoch: what it saw in the store since must stay there."""
     began: float = field(default_factory=time.monotonic)
     image: UpstreamImage | None = None
     """None until all its manifests are known."""
@@ -175,6 +175,32 @@ class LoadProgress:
             max(size - max(self._arrived(where, digest), held(where, digest)), 0)
             for digest, (where, size) in coming.items()
         )
+
+    def check_disk(
+        self,
+        missing: Mapping[Digest, int],
+        repository: Repository,
+        store: Store,
+        partition: Callable[[str], str],
+    ) -> None:
+        """Raises NoRoom where the disk lacks room for these blobs, and those that other images
+        fetch. `partition` is `Config.partition`."""
+
+        def held(where: Repository, digest: Digest) -> int:
+            return store.staging.held(digest, partition(where.registry))
+
+        free = free_space(store.root)
+        if self.coming(missing, lambda *_: 0, repository) < free:
+            return  # so is what is left of it: no need to look what the disk has already
+        needed = self.coming(missing, held, repository)
+        if needed >= free:
+            reason = f"no space left on device: {needed} bytes to come, {free} free"
+            raise NoRoom(store.root, reason)
+
+    def unstored(self, missing: Mapping[Digest, int]) -> int:
+        """Bytes that the store will get: of these blobs, and of those that other images fetch."""
+        pending = {digest: size for digest, (_, size) in self._pending.items()}
+        return sum((pending | dict(missing)).values())
 
     def found(self, active: ActiveImage, image: UpstreamImage, missing: dict[Digest, int]) -> None:
         """The manifests of an image are known, and `missing` are the blobs to fetch."""

@@ -9,7 +9,7 @@ Tests: tests/cli/test_ready_command.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ociproxy.oci.descriptor import MalformedManifest
@@ -113,7 +113,7 @@ class ReadyCheck:
             self._add(found, top, None, None)
             (only,) = found.platforms
             if only.platform is not None:
-                itself = Index((replace(top, platform=only.platform),))
+                itself = Index((top._replace(platform=only.platform),))
                 found.lacking = lacking_in(itself, wanted.platforms)
                 if wanted.strict:
                     _refuse(found.lacking, itself)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from ociproxy.load.pins import all_pins
 from ociproxy.load.sync import last_run
 from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.image import is_attestation, platforms_of
@@ -18,6 +19,8 @@ from ociproxy.oci.reference import DEFAULT_TAG, Reference
 from ociproxy.store.files import file_name
 from ociproxy.store.image import read_contents
 from ociproxy.store.inventory import is_only_named
+from ociproxy.store.membership import Membership
+from ociproxy.store.pruning.pins import Pins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,11 +30,13 @@ if TYPE_CHECKING:
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.platform import Platform
     from ociproxy.store.image import ImageContents
+    from ociproxy.store.pruning.pins import Pin
     from ociproxy.store.store import Store
 
-State = Literal["whole", "incomplete", "only the tag", "damaged", "withheld", "absent"]
+State = Literal["whole", "incomplete", "only the tag", "damaged", "withheld", "absent", "blob"]
 """Of a manifest and what it needs. `only the tag` is known from a HEAD; a `damaged` manifest does
-not match its digest; a `withheld` one is stored for other repositories only, which are isolated."""
+not match its digest; a `withheld` one is stored for other repositories only, which are isolated.
+A digest may also be that of a stored `blob`."""
 
 
 @dataclass(slots=True)
@@ -45,6 +50,7 @@ class Explanation:
     absent_platforms: tuple[Platform, ...] = ()
     """Those that the index offers, and of which the store has nothing."""
     last_used: float | None = None
+    """Of any part of the image, as `list` and `prune` have it."""
     resolved: float | None = None
     ttl: float | None = None
     """Seconds that the tag is fresh after it was resolved; None is for ever, as for a digest."""
@@ -58,10 +64,14 @@ class Explanation:
     unasked: str | None = None
     """Why the upstream is not asked."""
     listed: bool = False
+    blob_size: int | None = None
+    """Where it is a stored blob."""
     same: list[Reference] = field(default_factory=list)
     """Other tags that mean the same digest."""
     within: list[Digest] = field(default_factory=list)
     """Indexes of the repository that list it."""
+    left_out: bool = False
+    """Whether `same` and `within` may lack some, for there were too many to look at."""
     next_sync: list[tuple[str, float]] = field(default_factory=list)
     """Entries of `sync` whose globs match the tag, and when the next run of each is due."""
     steps: list[str] = field(default_factory=list)
@@ -73,22 +83,34 @@ class Explanation:
         return self.refusal is None and self.contents is not None
 
 
-def explain(store: Store, config: Config, reference: Reference, *, now: float) -> Explanation:
+def explain(
+    store: Store, config: Config, reference: Reference, *, now: float, most: int | None = None
+) -> Explanation:
     """Explain one reference; of a tag with a digest the digest, as clients ask for that. Blocks: it
-    reads the records of all tags. Raises StoreError."""
+    reads the records of all tags, and the manifests of the repository, but `most` of each at most.
+    Raises StoreError."""
     if reference.digest is not None:
         reference = Reference(reference.repository, digest=reference.digest)
     found = Explanation(reference)
     _add_rules(found, config)
     _add_content(found, store, config, now)
     if found.digest is not None:
-        found.same = list(_same(store, reference, found.digest))
-        found.within = list(_within(store, reference, found.digest))
+        found.same = list(_same(found, store, found.digest, most))
+        found.within = list(_within(found, store, found.digest, most))
     for sync in config.sync:
         if isinstance(sync.images, tuple) and any(map(reference.matches, sync.images)):
             found.next_sync.append((str(sync), sync.next_run(last_run(store, sync), now)))
     found.steps = list(_steps(found, config))
     return found
+
+
+def pins_of(found: Explanation, store: Store, config: Config) -> list[Pin]:
+    """Those that keep it. Blocks. Raises ConfigError for a list of the configuration that cannot be
+    read, LockInvalid or StoreError."""
+    if found.digest is None:
+        return []
+    met = (found.reference, found.digest)
+    return [pin for pin in all_pins(store, config) if Pins([pin]).match(*met)]
 
 
 def _add_rules(found: Explanation, config: Config) -> None:
@@ -113,6 +135,8 @@ def _add_rules(found: Explanation, config: Config) -> None:
 def _add_content(found: Explanation, store: Store, config: Config, now: float) -> None:
     reference, top = found.reference, _top(found, store, now)
     if top is None:
+        if reference.digest is not None:
+            _add_blob(found, store, config, reference.digest)
         return
     repository, found.digest = reference.repository, top.digest
     if store.manifests.find(top.digest, use=False) is None:
@@ -123,16 +147,27 @@ def _add_content(found: Explanation, store: Store, config: Config, now: float) -
         else:
             found.state = "absent"
         return
-    found.last_used = store.manifests.last_used(top.digest)
     if config.isolated and store.refs.find_manifest(repository, top.digest) is None:
         found.state = "withheld"
         return
     contents = found.contents = read_contents(
         store, repository, top, referrers=True, isolated=config.isolated
     )
+    found.last_used = contents.used or None
     found.state = "whole" if contents.complete else "incomplete"
     absent = (each for each in contents.unstored.values() if not is_attestation(each))
     found.absent_platforms = platforms_of(each.platform for each in absent)
+
+
+def _add_blob(found: Explanation, store: Store, config: Config, digest: Digest) -> None:
+    size = store.blobs.find_size(digest)
+    if size is None:
+        return
+    members = Membership(store.refs, store.manifests, store.below)
+    if config.isolated and not members.read(found.reference.repository, digest):
+        found.state = "withheld"
+    else:
+        found.state, found.blob_size = "blob", size
 
 
 def _top(found: Explanation, store: Store, now: float) -> Descriptor | None:
@@ -150,17 +185,26 @@ def _top(found: Explanation, store: Store, now: float) -> Descriptor | None:
     return record.descriptor
 
 
-def _same(store: Store, reference: Reference, digest: Digest) -> Iterator[Reference]:
-    for repository in store.refs.repositories():
-        for tag in store.refs.tags(repository):
-            record = store.refs.find_tag(repository, tag)
-            other = Reference(repository, tag)
-            if record is not None and record.descriptor.digest == digest and other != reference:
-                yield other
+def _same(
+    found: Explanation, store: Store, digest: Digest, most: int | None
+) -> Iterator[Reference]:
+    repositories = store.refs.repositories()
+    tags = ((repository, tag) for repository in repositories for tag in store.refs.tags(repository))
+    for number, (repository, tag) in enumerate(tags):
+        if number == most:
+            found.left_out = True
+            return
+        record = store.refs.find_tag(repository, tag)
+        other = Reference(repository, tag)
+        if record is not None and record.descriptor.digest == digest and other != found.reference:
+            yield other
 
 
-def _within(store: Store, reference: Reference, digest: Digest) -> Iterator[Digest]:
-    for each in store.refs.manifests(reference.repository):
+def _within(found: Explanation, store: Store, digest: Digest, most: int | None) -> Iterator[Digest]:
+    for number, each in enumerate(store.refs.manifests(found.reference.repository)):
+        if number == most:
+            found.left_out = True
+            return
         holder = store.manifests.peek(each)
         try:
             manifest = None if holder is None else holder.manifest
@@ -175,6 +219,9 @@ def _steps(found: Explanation, config: Config) -> Iterator[str]:
     url = " or ".join(found.upstream)
     if found.refusal is not None:
         yield f"403 DENIED: {found.refusal}."
+        return
+    if found.state == "blob":
+        yield "The blob is answered from the store, and no upstream is asked about it."
         return
     if not found.is_served:
         if found.unasked is not None:

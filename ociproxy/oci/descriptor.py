@@ -6,9 +6,8 @@ Tests: tests/oci/test_manifest.py."""
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from ociproxy.errors import DigestInvalid, DigestMismatch, SizeMismatch
 from ociproxy.oci.digest import Digest
@@ -85,6 +84,12 @@ def normalised(media_type: str) -> str:
 def is_manifest(media_type: str) -> bool:
     """Whether an entry of an index with this media type is a manifest. BuildKit exports its cache
     as an index of layers, which a registry has as blobs."""
+    short = len(media_type) <= _LONGEST
+    return _is_manifest(media_type) if short else _is_manifest.__wrapped__(media_type)
+
+
+@lru_cache(maxsize=1024)
+def _is_manifest(media_type: str) -> bool:
     plain = _plain(media_type)
     return plain in _GENERIC_MEDIA_TYPES or (
         plain not in IMAGE_CONFIGS and _SOUNDS_LIKE_A_MANIFEST.search(plain) is not None
@@ -123,10 +128,10 @@ class OddManifest(MalformedManifest):
     do with it, so it is served as it is. It cannot be walked."""
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(NamedTuple):
     """Media type, digest and size (bytes) of a manifest or blob. They stay together: the size is
-    the first check of the content, the digest the second."""
+    the first check of the content, the digest the second. A tuple as a digest is, which is made in
+    a fifth of the time."""
 
     media_type: str
     digest: Digest
@@ -233,11 +238,14 @@ def platform_in(value: object) -> Platform | None:
     the config of a signature."""
     if not isinstance(value, dict):
         return None
-    parts = [value.get(name, "") for name in ("os", "architecture", "variant", OS_VERSION)]
+    system, architecture = value.get("os"), value.get("architecture")
+    variant, version = value.get("variant", ""), value.get(OS_VERSION, "")
     # An artifact's config is a blob of any content, with other JSON types in these fields.
-    if not all(isinstance(part, str) for part in parts) or not all(parts[:2]):
+    if not (isinstance(system, str) and isinstance(architecture, str)):
         return None
-    return Platform(*parts)
+    if not (isinstance(variant, str) and isinstance(version, str) and system and architecture):
+        return None
+    return Platform(system, architecture, variant, version)
 
 
 def annotations_in(value: object) -> tuple[tuple[str, str], ...]:

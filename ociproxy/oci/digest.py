@@ -19,6 +19,10 @@ _ENCODED: Final = {
 }
 
 
+_DIGITS: Final = 12
+"""Hex digits of a digest that a person reads: as many as Docker shows."""
+
+
 class Hasher(Protocol):
     """An object that `hashlib.new` returns."""
 
@@ -55,6 +59,11 @@ class Digest(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.algorithm}:{self.encoded}"
+
+    @property
+    def short(self) -> str:
+        """For a person; programs get all of it."""
+        return f"{self.algorithm}:{self.encoded[:_DIGITS]}"
 
 
 @lru_cache(maxsize=4096)

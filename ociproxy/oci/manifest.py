@@ -44,6 +44,7 @@ MANIFEST_MAX_SIZE: Final = 4 * 1024 * 1024
 _LONG: Final = 256 * 1024
 """Bytes of a document of which one at a time is parsed."""
 _parsing = Lock()
+_FREE: Final = nullcontext()
 _MAX_DESCRIPTORS: Final = 20_000
 """Entries of one list, a guard against hostile documents: 4 MiB have room for more, but no index or
 image in use comes near."""
@@ -152,19 +153,19 @@ def parsing(raw: bytes) -> AbstractContextManager[object]:
     """Held while a document is parsed and the parsed one is in use. A long one swells to twenty
     times its bytes, and threads take no less time for two at once than for one after the other. The
     event loop parses no long one."""
-    return _parsing if len(raw) > _LONG else nullcontext()
+    return _parsing if len(raw) > _LONG else _FREE
 
 
 def parse_document(document: dict[str, object], media_type: str) -> Manifest:
     """The same for a document whose JSON is parsed."""
-    kind = _checked_kind(document, media_type)
-    own = {media_type, media_type_of(document)}
-    return _parse(document, kind, is_artifact=not ARTIFACT_MEDIA_TYPES.isdisjoint(own))
-
-
-def _checked_kind(document: dict[str, object], media_type: str) -> type[Manifest]:
-    """Raises MalformedManifest for a document of another kind."""
     own = media_type_of(document)
+    kind = _kind(own) if own == media_type else _checked_kind(document, media_type, own)
+    is_artifact = not ARTIFACT_MEDIA_TYPES.isdisjoint((media_type, own))
+    return _parse(document, kind, is_artifact=is_artifact)
+
+
+def _checked_kind(document: dict[str, object], media_type: str, own: str) -> type[Manifest]:
+    """Raises MalformedManifest for a document of another kind; `own` is its `media_type_of`."""
     kind, own_kind = _kind(own if is_generic(media_type) else media_type), _kind(own)
     says = _kind(own_media_type(document))
     if own_kind not in (kind, OtherManifest) and (kind, says) != (OtherManifest, OtherManifest):

@@ -28,9 +28,11 @@ NO_TAG: Final = "a tag is up to 128 letters, digits, '_', '.' or '-'"
 _TAG_PATTERN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _WILD: Final = frozenset("*?[")
 _IMAGE_ID: Final = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
-TAG_OF_SUBJECT: Final = re.compile(r"(?P<algorithm>sha256|sha512)-(?P<hex>[a-f0-9]{64,128})")
+_TAG_OF_SUBJECT: Final = re.compile(r"(?P<algorithm>sha256|sha512)-(?P<hex>[a-f0-9]{64,128})")
 """The beginning of a tag that leads to what refers to a digest: the fallback tag of the referrers
 API (distribution-spec, referrers tag schema), or one of cosign's with a suffix."""
+SIGNATURES: Final = {"sigs": ".sig", "atts": ".att", "sboms": ".sbom"}
+"""The kinds that cosign stores under a tag made of the image's digest; the end of that tag."""
 _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _REGISTRY_PATTERN: Final = re.compile(
     rf"(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]{{2,45}}\])(?::(?P<port>[0-9]{{1,5}}))?"
@@ -185,9 +187,11 @@ def referrers_tag(subject: Digest) -> str:
 
 def signature_tags(subject: Digest) -> tuple[str, ...]:
     """The tags that cosign makes of a subject's digest at a registry without the referrers API."""
-    return tuple(referrers_tag(subject) + suffix for suffix in (".sig", ".att", ".sbom"))
+    return tuple(referrers_tag(subject) + suffix for suffix in SIGNATURES.values())
 
 
-def is_referrers_tag(tag: str) -> bool:
-    """Whether a tag is such a one, or one of cosign's, which has a suffix."""
-    return TAG_OF_SUBJECT.match(tag) is not None
+def subject_prefix(tag: str) -> tuple[str, str] | None:
+    """The algorithm and the first hexadecimal digits of the digest in such a tag, or in one of
+    cosign's: 64 at most, which are not all of a sha512. None for any other tag."""
+    match = _TAG_OF_SUBJECT.match(tag)
+    return None if match is None else (match["algorithm"], match["hex"])

@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from ociproxy.serve.exchange import DistributionPath, Target
     from ociproxy.serve.sendfile import Senders
 
-
 _STOPPING: Final = "the server stops"
 _API_VERSION: Final = ("Docker-Distribution-Api-Version", "registry/2.0")
 
@@ -72,7 +71,7 @@ class RegistryApi:
         self._senders = senders
         self._current = Generation(engine, config, auth)
         self._readiness = Readiness(engine.store)
-        self.sending: dict[BlobResponse, web.BaseRequest] = {}
+        self.sending: dict[BlobResponse, tuple[str, str | None]] = {}
         self.recent: deque[Recent] = deque(maxlen=RECENT)
 
     @property
@@ -100,11 +99,8 @@ class RegistryApi:
             return _text(200, "ok\n")
         if path == "/readyz":
             return await self._ready()
-        return error_response(
-            Unsupported(
-                "nothing here: the API is below /v2/, the page on the admin port", status=404
-            )
-        )
+        reason = "nothing here: the API is below /v2/, the page on the admin port"
+        return error_response(Unsupported(reason, status=404))
 
     async def _ready(self) -> web.Response:
         try:
@@ -173,9 +169,11 @@ class RegistryApi:
         if request.body_exists:
             # The body is not read, so no request behind it can be told from it.
             response.force_close()
+        name = target.name if target else request.path[:200]
+        status, client = response.status, request.remote
         try:
             if isinstance(response, BlobResponse):
-                self.sending[response] = request
+                self.sending[response] = name, client
             if isinstance(response, BlobResponse | DocumentResponse):
                 error = await _send(request, response, self._senders)
         except asyncio.CancelledError:
@@ -187,8 +185,6 @@ class RegistryApi:
             self.sending.pop(response, None)  # type: ignore[call-overload] # any response may be asked for
             seconds, sent = time.perf_counter() - began, _sent(request, response)
             count_end(kind, outcome, sent, seconds)
-            name = target.name if target else request.path[:200]
-            status, client = response.status, request.remote
             ended = Recent(
                 time.time(), request.method, name, status, outcome, sent, seconds, client
             )

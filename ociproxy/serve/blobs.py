@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ociproxy.fetch.cache_status import CacheStatus
     from ociproxy.fetch.download.fill import Fill
     from ociproxy.fetch.engine import Engine
+    from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.oci.digest import Digest
     from ociproxy.serve.exchange import BlobPath
     from ociproxy.serve.sendfile import Senders
@@ -64,7 +65,8 @@ async def blob(engine: Engine, request: web.BaseRequest, target: BlobPath) -> An
         headers["Content-Length"] = str(size)
         return Answer(web.Response(headers=headers), status, digest)
     source, status = await engine.blobs.pull(repository, digest)
-    response = BlobResponse(source, headers, partial(engine.blobs.relay, repository, digest))
+    relay = partial(engine.blobs.relay, repository, digest)
+    response = BlobResponse(source, headers, relay, engine.threads)
     if client_has(request, digest):
         response.close()
         return _not_modified(headers, status, digest)
@@ -101,10 +103,12 @@ class BlobResponse(web.StreamResponse):
         source: BlobFile | Fill,
         headers: Mapping[str, str],
         relay: Callable[[StoreError], Awaitable[Fill]],
+        threads: StoreThreads,
     ) -> None:
         """`relay` gets the blob past the store, where that fails while the blob arrives."""
         super().__init__(headers=headers)
         self._relay = relay
+        self._threads = threads
         self.sent = 0
         self._source = source
         self._parts: list[tuple[bytes, int, int | None]] = [(b"", 0, source.size)]
@@ -209,7 +213,7 @@ class BlobResponse(web.StreamResponse):
                 stop = await source.available(position, early=early)
                 end = source.size if end is None else end
                 stop = stop if end is None else min(stop, end)
-                file = self._fill_file(source)
+                file = await self._fill_file(source)
             start, size = offset + position, stop - position
             try:
                 if size > _CHUNK and in_clear and self._sized:
@@ -231,16 +235,14 @@ class BlobResponse(web.StreamResponse):
         _, position, end = self._parts[0]
         self._parts[0] = (b"", position + size, end)
 
-    def _fill_file(self, fill: Fill) -> BinaryIO:
+    async def _fill_file(self, fill: Fill) -> BinaryIO:
         if self._file is None or self._file_number != fill.files:
             self._close_file()
             self._file_number = fill.files
-            with os.fdopen(fill.duplicate_file(), "rb", 0) as shared:
-                # Opened anew: a duplicate shares its position with those of other responses.
-                try:
-                    self._file = open(f"/proc/self/fd/{shared.fileno()}", "rb", 0)  # noqa: PTH123, SIM115 no disk is asked; `close` closes it
-                except OSError as exc:  # of a network file system, when the fill has failed
-                    raise self._unreadable(exc) from exc
+            try:
+                self._file = await self._threads.open(partial(_open_anew, fill), _close)
+            except OSError as exc:  # of a network file system, when the fill has failed
+                raise self._unreadable(exc) from exc
         return self._file
 
     def _unreadable(self, error: OSError) -> StoreError:
@@ -294,6 +296,17 @@ class BlobResponse(web.StreamResponse):
             # With a fast client and cached bytes nothing above has let other tasks run.
             await asyncio.sleep(0)
         return sent
+
+
+def _open_anew(fill: Fill) -> BinaryIO:
+    """The arriving bytes; the caller closes the file. A duplicate would share its position with
+    those of other responses."""
+    with os.fdopen(fill.duplicate_file(), "rb", 0) as shared:
+        return open(f"/proc/self/fd/{shared.fileno()}", "rb", 0)  # noqa: PTH123 a number
+
+
+def _close(file: BinaryIO) -> None:
+    file.close()
 
 
 def _transport(request: web.BaseRequest) -> asyncio.Transport:

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 from ociproxy.bounded import BoundedCache
 
 if TYPE_CHECKING:
-    from aiohttp import web
-
     from ociproxy.fetch.backend import Quota
     from ociproxy.fetch.download.fill import Fill
     from ociproxy.fetch.upstreams.upstreams import UpstreamState
@@ -65,7 +63,10 @@ class Live:
             "connections": self._main_port.count,
             "fills": {"running": len(fills), "queued": len(engine.fills.queued)},
             "upstreams": [self._upstream(each) for each in states[:_UPSTREAMS]],
-            "sending": [_sending(*each) for each in islice(self._api.sending.items(), _PULLS)],
+            "sending": [
+                _sending(response, *told)
+                for response, told in islice(self._api.sending.items(), _PULLS)
+            ],
             "filling": [_filling(each) for each in fills[:_PULLS]],
             "recent": [(*each[:2], each.name[:_LONGEST], *each[3:]) for each in self._api.recent],
         }
@@ -96,11 +97,11 @@ class Live:
         return found
 
 
-def _sending(response: BlobResponse, request: web.BaseRequest) -> dict[str, Any]:
+def _sending(response: BlobResponse, name: str, client: str | None) -> dict[str, Any]:
     return {
         "id": id(response),
-        "name": request.path.removeprefix("/v2/")[:_LONGEST],
-        "client": request.remote,
+        "name": name[:_LONGEST],
+        "client": client,
         "sent": response.sent,
         "size": response.content_length,
         "cache": response.headers.get("Cache-Status", ""),

@@ -63,8 +63,11 @@ class Blobs:
         below: Sequence[ReadOnlyContent] = (),
         *,
         keep_names: Callable[[], None] = lambda: None,
+        is_remote: bool = False,
     ) -> None:
-        """`keep_names` is called after each commit: the folder has to be flushed soon."""
+        """`keep_names` is called after each commit: the folder has to be flushed soon. `is_remote`
+        is that of the store."""
+        self._is_remote = is_remote
         self._keep_names = keep_names
         self.folder = root
         self._prefix = f"{root}{os.sep}"
@@ -101,9 +104,10 @@ class Blobs:
     def find_cached(self, digest: Digest) -> tuple[BlobFile | None, bool]:
         """The same without waiting for the disk, and whether that is the answer: False where the
         disk would be asked, for the blob or to record the use."""
-        name = file_name(digest)
+        if self._is_remote:
+            return None, False
         try:
-            descriptor = _open_cached(self._prefix + name)
+            descriptor = _open_cached(self._prefix + file_name(digest))
         except FileNotFoundError:
             return None, not self._below
         if descriptor is None:

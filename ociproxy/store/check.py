@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
-    from ociproxy.store.damage import Damage
+    from ociproxy.store.damage import Damage, FileCheck
     from ociproxy.store.image import ImageContents
     from ociproxy.store.records import Record
     from ociproxy.store.store import Store
@@ -81,7 +81,19 @@ class Findings:
 def check(store: Store, damaged: Mapping[str, Damage], unsealed: Collection[str] = ()) -> Findings:
     """Look at each image and each record. `damaged` are the damaged files, `unsealed` blobs that
     were not hashed and have no seal, both by path in the store. Raises StoreError."""
-    return _Check(store, damaged, unsealed).run()
+    checking = _Check(store, damaged, unsealed)
+    checking.walk(Look(store))
+    return checking.judge()
+
+
+def check_quickly(store: Store, files: FileCheck) -> Findings:
+    """The same, and of `files` those that the images do not lead to: so each manifest is read once.
+    Raises StoreError."""
+    checking = _Check(store, files.damaged, files.unsealed)
+    checking.walk(Look(store, hashed=files.hashed))
+    files.run()
+    # Only the walk tells what a damaged manifest is needed for: a second one, in the rare case.
+    return check(store, files.damaged, files.unsealed) if files.damaged else checking.judge()
 
 
 class _Check:
@@ -97,24 +109,30 @@ class _Check:
         self._findings = Findings()
         self._known: set[tuple[Repository, Digest]] = set()
         """Manifests that a broken image is known to lack: its finding is enough."""
+        self._suspects: list[tuple[Reference, Descriptor]] = []
+        """What the walk has found that may be wrong."""
+        self._doubtful: list[Record] = []
 
-    def run(self) -> Findings:
-        suspects: list[tuple[Reference, Descriptor]] = []
-        records: list[Record] = []
-        look = Look(self._store)
+    def walk(self, look: Look) -> None:
         for repository in self._store.refs.repositories():
+            there: set[Digest] = set()
             for reference, top, contents in self._images(repository, look):
                 self._findings.images += 1
+                there.update(contents.manifests)
                 if self._faults(contents):
-                    suspects.append((reference, top))
-            # Now, while what was read of the repository is in memory.
-            records += filter(self._is_suspect, self._records.of(repository))
-        records += filter(self._is_suspect, self._records.of_referrers())
-        for reference, top in suspects:
+                    self._suspects.append((reference, top))
+            found = self._records.of(repository)
+            self._doubtful += (each for each in found if self._is_suspect(each, there))
+        found = self._records.of_referrers()
+        self._doubtful += (each for each in found if self._is_suspect(each))
+
+    def judge(self) -> Findings:
+        """Look once more at what may be wrong."""
+        for reference, top in self._suspects:
             if self._still_means(reference, top):
                 contents = read_contents(self._store, reference.repository, top)
                 self._judge(reference, top.digest, self._faults(contents))
-        for record in records:
+        for record in self._doubtful:
             self._judge_record(record)
         return self._findings
 
@@ -129,7 +147,7 @@ class _Check:
                 contents = read_contents(self._store, repository, descriptor, look=look)
                 yield each, descriptor, contents
                 for subject in contents.manifests:
-                    for referrer in self._store.refs.referrers(repository, subject):
+                    for referrer in look.referrers(repository, subject):
                         if referrer.digest not in seen and self._is_there(referrer.digest):
                             seen.add(referrer.digest)
                             own = Reference(repository, digest=referrer.digest)
@@ -165,6 +183,8 @@ class _Check:
         return f"{self._store.blobs.folder.name}/{file_name(digest)}"
 
     def _damaged_manifest(self, digest: Digest) -> str | None:
+        if not self._damaged:
+            return None
         files = (f"{folder}/{file_name(digest)}" for folder in self._folders)
         return next((file for file in files if file in self._damaged), None)
 
@@ -192,13 +212,15 @@ class _Check:
         found = self._store.refs.find(reference)
         return found is not None and found.digest == top.digest
 
-    def _is_suspect(self, record: Record) -> bool:
+    def _is_suspect(self, record: Record, there: Collection[Digest] = ()) -> bool:
+        """`there` are manifests that were just read."""
         digest = record.digest
         if digest is None:
             return True
         # A tag that leads nowhere is an image that lacks its manifest.
         return record.tag is None and (
-            self._damaged_manifest(digest) is not None or not self._is_there(digest)
+            self._damaged_manifest(digest) is not None
+            or not (digest in there or self._is_there(digest))
         )
 
     def _is_there(self, digest: Digest) -> bool:

@@ -41,6 +41,9 @@ JOBS: Final = min(os.cpu_count() or 1, 8)
 """Files that are hashed at once: more than eight wait for the disk, or for each other."""
 _BAD_DISK: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
 """Errors of a read that say the bytes are lost. All others say nothing about the bytes."""
+_KNOWN: Final = 250_000
+"""Manifests of which a check remembers that they were hashed: 40 MB. Those above it are hashed a
+second time."""
 
 
 class Throttle:
@@ -110,9 +113,11 @@ class FileCheck:
         self.manifests = 0
         self.read = 0
         """Bytes that were read."""
+        self._known: set[str] = set()
+        """Paths of manifests that the caller has hashed."""
         self._store = store
         self._jobs = jobs
-        self._quick = quick
+        self.quick = quick
         self._take_out = take_out
         self._throttle = Throttle(rate)
         self._lock = threading.Lock()
@@ -128,9 +133,16 @@ class FileCheck:
         with self._lock:
             return min((self._next, *self._looking.values()))
 
+    def hashed(self, path: str, size: int) -> None:
+        """The caller has read this manifest, and its bytes are right: `run` does not read it."""
+        if path not in self._known:
+            self._hashed(size)
+            if len(self._known) < _KNOWN:
+                self._known.add(path)
+
     def size(self) -> int:
-        """Bytes that `run` will read."""
-        folders = self._store.manifests.folders if self._quick else self._folders
+        """Bytes that `run` will read, or the caller for it."""
+        folders = self._store.manifests.folders if self.quick else self._folders
         sizes = 0
         for folder in folders:
             with store_errors(folder), os.scandir(folder) as entries:
@@ -198,34 +210,47 @@ class FileCheck:
             self._look(*found[1:])
 
     def _look(self, folder: Path, name: str) -> None:
-        digest, path = digest_of(name), folder / name
+        digest = digest_of(name)
         shown = f"{folder.name}/{name}"
-        if digest is None or path.is_dir():
+        if digest is None:
             self.strays.append(shown)
             return
-        is_blob = folder == self._store.blobs.folder
-        with store_errors(path):
-            try:
-                with open_unused(path) as file:
-                    if is_blob and self._quick:
-                        if not is_sealed(os.fstat(file.fileno()), name):
-                            self.unsealed.add(shown)
-                        reason = ""
-                    else:
-                        reason = self._fault(file, digest, is_blob=is_blob)
-                    if reason and not is_at(file.fileno(), path):
+        path = f"{folder}/{name}"
+        if path in self._known:
+            self._count(is_blob=False)
+            return
+        is_blob, reason, out = folder is self._store.blobs.folder, "", False
+        try:
+            with open_unused(path) as file:
+                if is_blob and self.quick:
+                    if not is_sealed(os.fstat(file.fileno()), name):
+                        self.unsealed.add(shown)
+                else:
+                    reason = self._fault(file, digest, is_blob=is_blob)
+                if reason:
+                    here = folder / name
+                    if not is_at(file.fileno(), here):
                         return  # Another process has just replaced or removed it.
-                    out = bool(reason) and self._take_out
-                    out = out and take_out(file.fileno(), path, self._store.quarantine)
-            except FileNotFoundError:
-                return
+                    out = self._take_out and take_out(file.fileno(), here, self._store.quarantine)
+        except FileNotFoundError:
+            return
+        except IsADirectoryError:
+            self.strays.append(shown)
+            return
+        except OSError:
+            with store_errors(path):
+                raise
+        self._count(is_blob=is_blob)
+        if reason:
+            with self._lock:
+                self.damaged[shown] = Damage(shown, digest, reason, out)
+
+    def _count(self, *, is_blob: bool) -> None:
         with self._lock:
             if is_blob:
                 self.blobs += 1
             else:
                 self.manifests += 1
-            if reason:
-                self.damaged[shown] = Damage(shown, digest, reason, out)
 
     def _fault(self, file: FileIO, digest: Digest, *, is_blob: bool) -> str:
         """What is wrong with the bytes of a file; empty if they are right."""
@@ -235,10 +260,11 @@ class FileCheck:
                 hash_file(file, hasher, self._hashed)
                 actual = Digest.finish(hasher, digest.algorithm)
             else:
-                raw = file.read(MANIFEST_MAX_SIZE + 1)
-                self._hashed(len(raw))
-                if len(raw) > MANIFEST_MAX_SIZE:
+                if os.fstat(file.fileno()).st_size > MANIFEST_MAX_SIZE:
                     return f"is larger than {MANIFEST_MAX_SIZE} bytes, as no manifest is"
+                # Not `read` with that limit: its buffer alone took longer than the file.
+                raw = file.readall()
+                self._hashed(len(raw))
                 actual = Digest.of(raw, digest.algorithm)
                 if actual == digest:
                     guess_media_type(raw)

@@ -27,13 +27,15 @@ _DAMAGED: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why content is not usable: it is absent, or it is `damaged`, not what it has to be."""
+    """Why content is not usable: it is absent, or it is `damaged`, not what it has to be, or the
+    store has `no_room` for it."""
 
     descriptor: Descriptor
     what: str
     """manifest, config, layer or blob."""
     reason: str
     damaged: bool = False
+    no_room: bool = False
 
     def __str__(self) -> str:
         return f"{self.what} {self.descriptor.digest}: {self.reason}"

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import io
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from ociproxy.clock import SystemClock
-from ociproxy.errors import DigestMismatch, IntegrityError, LayoutInvalid
+from ociproxy.errors import DigestMismatch, IntegrityError, LayoutInvalid, NoRoom
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, key_of, lost_layers
@@ -25,14 +25,12 @@ from ociproxy.store.reader import PeekableReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from io import FileIO
 
-    from ociproxy.clock import Clock
     from ociproxy.oci.image import Key
     from ociproxy.oci.manifest import Manifest, ManifestHolder
     from ociproxy.oci.reference import Repository
     from ociproxy.store.group_commit import Commit
-    from ociproxy.store.reader import Reader
+    from ociproxy.store.reader import BlobFolder, Reader
     from ociproxy.store.store import Store
     from ociproxy.store.writer import BlobWriter
 
@@ -44,26 +42,22 @@ _PEEK: Final = 512
 """Bytes of which the first that is no space is `{` in a manifest or a config, not in a layer."""
 
 
-class BlobFolder(Protocol):
-    """A folder with a file for each blob. `open_blob` raises LayoutInvalid."""
-
-    def open_blob(self, digest: Digest) -> FileIO | None: ...
-
-
 class Extractor:
     """One import into one store. Use as a context manager, and in one thread.
 
     With `isolated`, what comes is hashed though the store has it: a name in an archive is no proof.
     """
 
-    def __init__(self, store: Store, *, isolated: bool = False, clock: Clock | None = None) -> None:
+    def __init__(self, store: Store, *, isolated: bool = False) -> None:
         self.damaged: dict[Digest, str] = {}
         """Why the content that came under a digest was not kept."""
+        self._refused: dict[Digest, str] = {}
+        """The same of content for which the store has no room."""
         self._store = store
         self._membership = Membership(store.refs, store.manifests) if isolated else None
         self._came: set[Digest] = set()
         """Verified content that came. The spool also has manifests that were only stored."""
-        self._clock = clock or SystemClock()
+        self._clock = SystemClock()
         self._stack = ExitStack()
         self._writer: BlobWriter | None = None
         """None until a blob comes that the store lacks."""
@@ -95,8 +89,11 @@ class Extractor:
                 self._came.add(digest)
         except IntegrityError as exc:
             self.damaged[digest] = f"expected {exc.quantity} {exc.expected}, got {exc.actual}"
+        except NoRoom as exc:
+            self._refused[digest] = exc.reason
         else:
             self.damaged.pop(digest, None)
+            self._refused.pop(digest, None)
         return True
 
     def take_unnamed(self, size: int, source: Reader) -> Digest:
@@ -221,17 +218,18 @@ class Extractor:
         return lost_layers(manifest, self.find_document(manifest.config.digest) or b"")
 
     def _check_blob(self, blob: Descriptor, what: str, part: Examined) -> None:
-        size = self._size(blob.digest)
+        size, damage = self._size(blob.digest), self.damaged.get(blob.digest)
         if size == blob.size:
             part.blobs[blob.digest] = blob
-            return
-        reason, damaged = self.damaged.get(blob.digest, _ABSENT), blob.digest in self.damaged
-        if size is None and not damaged and blob.is_nondistributable:
+        elif size is not None:
+            reason = f"the manifest says {blob.size} bytes, it has {size}"
+            part.problems.append(Problem(blob, what, reason, damaged=True))
+        elif reason := self._refused.get(blob.digest, ""):
+            part.problems.append(Problem(blob, what, reason, no_room=True))
+        elif damage is None and blob.is_nondistributable:
             part.left_out.append(blob)
-            return
-        if size is not None:
-            reason, damaged = f"the manifest says {blob.size} bytes, it has {size}", True
-        part.problems.append(Problem(blob, what, reason, damaged))
+        else:
+            part.problems.append(Problem(blob, what, damage or _ABSENT, damage is not None))
 
     def _check_owner(self, repository: Repository, holder: ManifestHolder) -> None:
         """Any manifest may name what another repository has. Raises Unusable where repositories

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 READ_SIZE: Final = 1024 * 1024
 """Bytes read in one call from a file that is read as a whole."""
 
-
 UNREADABLE: Final = frozenset(
     {errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODATA, errno.ESTALE}
 )
@@ -316,22 +315,18 @@ def open_unused(path: str | Path, flags: int = 0) -> FileIO:
     The kernel would record one, once a day at least, and what a command looks through every day
     would never be unused. Only the file's owner may ask the kernel not to.
     """
-    flags |= os.O_RDONLY | os.O_CLOEXEC
+    file = _open_unused(path, flags)
     try:
-        file = os.open(path, flags | os.O_NOATIME)
-    except PermissionError:
-        file = os.open(path, flags)
-    return os.fdopen(file, "rb", buffering=0)
+        return os.fdopen(file, "rb", buffering=0)
+    except OSError:  # a folder
+        os.close(file)
+        raise
 
 
 def read_unused(path: str, most: int) -> tuple[bytes, os.stat_result]:
     """The bytes of a small file, and its state before they were read, without a use. Of a file with
     more than `most` bytes one byte more than that. Raises OSError."""
-    flags = os.O_RDONLY | os.O_CLOEXEC
-    try:
-        file = os.open(path, flags | os.O_NOATIME)
-    except PermissionError:
-        file = os.open(path, flags)
+    file = _open_unused(path)
     try:
         state = os.fstat(file)
         # A read in one call may be short: of a network file system, or where a signal arrives.
@@ -341,6 +336,13 @@ def read_unused(path: str, most: int) -> tuple[bytes, os.stat_result]:
         return data, state
     finally:
         os.close(file)
+
+
+def _open_unused(path: str | Path, flags: int = 0) -> int:
+    try:
+        return os.open(path, flags | os.O_NOATIME)
+    except PermissionError:
+        return os.open(path, flags)
 
 
 def _seal_microseconds(name: str, size: int, seconds: int) -> int:

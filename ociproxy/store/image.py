@@ -27,7 +27,7 @@ from ociproxy.oci.image import (
     platforms_of,
 )
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
-from ociproxy.store.files import open_unused
+from ociproxy.store.files import read_unused
 from ociproxy.store.look import Look
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class _Reading:
         """Add referrers of referrers too: a signature may refer to a bill of materials."""
         subjects = list(self.contents.manifests)
         for subject in subjects:
-            for referrer in self._store.refs.referrers(self._repository, subject):
+            for referrer in self._look.referrers(self._repository, subject):
                 digest = referrer.digest
                 # The record of a referrer may be left when its manifest is gone.
                 if digest not in self.contents.manifests and self._is_stored(referrer):
@@ -270,8 +270,8 @@ def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
     if manifest.config.size > MANIFEST_MAX_SIZE:
         return None
     try:
-        with open_unused(store.blobs.path(manifest.config.digest)) as file:
-            document = json.load(file)
+        path = str(store.blobs.path(manifest.config.digest))
+        document = json.loads(read_unused(path, MANIFEST_MAX_SIZE)[0])
     except (OSError, ValueError, RecursionError):
         return None
     return platform_in(document)

@@ -54,7 +54,7 @@ def inventory(store: Store) -> Iterator[Entry]:
         repository = reference.repository
         found = read_contents(store, repository, descriptor, look=look)
         used = found.used
-        if any(store.refs.referrers(repository, each) for each in found.manifests):
+        if any(look.referrers(repository, each) for each in found.manifests):
             # What refers to an image is no part of it here, but is used and pruned with it.
             used = read_contents(store, repository, descriptor, referrers=True, look=look).used
         yield Entry(

@@ -6,17 +6,19 @@ Tests: tests/store/test_image.py, tests/store/test_inventory.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.store.manifests import with_media_type
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import Manifest
+    from ociproxy.oci.reference import Repository
     from ociproxy.store.store import Store
 
 _MANIFESTS: Final = 8 * 1024 * 1024
@@ -24,10 +26,11 @@ _MANIFESTS: Final = 8 * 1024 * 1024
 _OVERHEAD: Final = 256
 _BLOBS: Final = 65536
 """Blobs whose sizes are remembered: images share them."""
+_QUESTIONS: Final = 1000
+"""For referrers. 20,000 subjects are listed in the same time, and take 3 MB."""
 
 
-@dataclass(frozen=True, slots=True)
-class SeenManifest:
+class SeenManifest(NamedTuple):
     """A stored manifest under the media type it is described with; `used` is its last use in
     seconds since the epoch, 0 if unknown."""
 
@@ -46,9 +49,17 @@ class SeenManifest:
 class Look:
     """Records no use. Belongs to one thread."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self, store: Store, *, hashed: Callable[[str, int], object] = lambda _path, _size: None
+    ) -> None:
+        """`hashed` is told the path and the bytes of each manifest that was read in the store's own
+        files and is right."""
+        self._hashed = hashed
         self._find_manifest = store.manifests.look
         self._find_blob = store.blobs.look
+        self._refs = store.refs
+        self._subjects: set[str] | None = None
+        self._asked = 0
         self._manifests: BoundedCache[tuple[Digest, str], SeenManifest] = BoundedCache(_MANIFESTS)
         self._blobs: BoundedCache[Digest, tuple[int, float]] = BoundedCache(_BLOBS)
 
@@ -62,16 +73,29 @@ class Look:
         found = self._find_manifest(digest)
         if found is None:
             return None
-        holder, used = found
+        holder, used, path = found
+        if path:
+            self._hashed(path, len(holder.raw))
         holder = with_media_type(holder, described)
-        parsed: Manifest | MalformedManifest
-        try:
-            parsed = holder.manifest
-        except MalformedManifest as exc:
-            parsed = exc.with_traceback(None)
+        parsed: Manifest | MalformedManifest | None = holder.parsed
+        if parsed is None:
+            try:
+                parsed = holder.manifest
+            except MalformedManifest as exc:
+                parsed = exc.with_traceback(None)
         seen = SeenManifest(holder.descriptor, parsed, used)
         self._manifests.put(key, seen, len(holder.raw) + _OVERHEAD)
         return seen
+
+    def referrers(self, repository: Repository, subject: Digest) -> list[Descriptor]:
+        """As `Refs.referrers`. Most images have none: after some questions one look at a folder
+        tells of which. Raises StoreError."""
+        self._asked += 1
+        if self._asked == _QUESTIONS:
+            self._subjects = self._refs.subjects()
+        if self._subjects is not None and str(subject) not in self._subjects:
+            return []
+        return self._refs.referrers(repository, subject)
 
     def blob(self, digest: Digest) -> tuple[int, float] | None:
         """Bytes of a stored blob, and its last use. Raises StoreError."""

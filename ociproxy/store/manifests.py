@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -106,18 +106,18 @@ class Manifests:
         found = self._read(digest, parse=True)
         return None if found is None else found[0]
 
-    def look(self, digest: Digest) -> tuple[ManifestHolder, float] | None:
-        """The same of all that `find` finds, and the last use in seconds since the epoch, 0 if
-        unknown."""
+    def look(self, digest: Digest) -> tuple[ManifestHolder, float, str] | None:
+        """The same of all that `find` finds, the last use in seconds since the epoch, 0 if unknown,
+        and the path of the file that was read, empty where none was."""
         pending = self._find_pending(file_name(digest))
         if pending is not None:
             holder = _as_read(digest, pending[1], parse=True)
-            return None if holder is None else (holder, self._clock.now())
+            return None if holder is None else (holder, self._clock.now(), "")
         found = self._read(digest, parse=True)
         if found is not None:
-            return found[0], found[2].st_atime
+            return found[0], found[2].st_atime, found[1]
         below = (content.find_manifest(digest) for content in self._below)
-        return next(((holder, 0.0) for holder in below if holder is not None), None)
+        return next(((holder, 0.0, "") for holder in below if holder is not None), None)
 
     def put(self, holder: ManifestHolder, commit: Commit) -> None:
         """Publish verified bytes under their digest, unless they are there: that counts as a use.
@@ -259,7 +259,7 @@ def with_media_type(holder: ManifestHolder, descriptor: Descriptor | None) -> Ma
         return holder
     if is_generic(descriptor.media_type):
         return holder
-    return ManifestHolder(replace(holder.descriptor, media_type=descriptor.media_type), holder.raw)
+    return ManifestHolder(holder.descriptor._replace(media_type=descriptor.media_type), holder.raw)
 
 
 def check_manifest(holder: ManifestHolder, upstream: str) -> None:

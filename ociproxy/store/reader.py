@@ -7,12 +7,20 @@ from typing import TYPE_CHECKING, Protocol
 from ociproxy.errors import SizeMismatch
 
 if TYPE_CHECKING:
+    from io import FileIO
+
     from ociproxy.oci.digest import Digest
 
 
 class Reader(Protocol):
     def readinto(self, buffer: memoryview, /) -> int | None:
         """Fill the front of the buffer; returns the number of bytes, 0 or None at the end."""
+
+
+class BlobFolder(Protocol):
+    """A folder with a file for each blob. `open_blob` raises LayoutInvalid."""
+
+    def open_blob(self, digest: Digest) -> FileIO | None: ...
 
 
 def fill(source: Reader, view: memoryview) -> int:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ociproxy.errors import DigestInvalid
 from ociproxy.oci.digest import Digest
@@ -23,16 +22,19 @@ if TYPE_CHECKING:
     from ociproxy.store.refs import Refs
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A file that leads to the manifest `digest`, which is None where the file cannot be parsed, or
     leads to another manifest than its name says. Only the record of a tag has a `tag`, that of a
     referrer no `repository`."""
 
-    path: Path
+    file: str
     digest: Digest | None
     repository: Repository | None = None
     tag: str | None = None
+
+    @property
+    def path(self) -> Path:
+        return Path(self.file)
 
 
 class RecordFiles:
@@ -45,8 +47,8 @@ class RecordFiles:
         """The records of a repository's tags, then those of its manifests."""
         folder = self._refs.folder(repository)
         for name in self._refs.names(str(folder / TAGS)):
-            path = folder / TAGS / name
-            yield Record(path, self._digest(path, is_tag=True), repository, name)
+            file = f"{folder}/{TAGS}/{name}"
+            yield Record(file, self._digest(file, name, is_tag=True), repository, name)
         yield from self._described(folder / MANIFESTS, repository)
 
     def of_referrers(self) -> Iterator[Record]:
@@ -68,8 +70,9 @@ class RecordFiles:
 
     def still_says(self, record: Record) -> bool:
         """Whether the file of a record is there, and says what it said."""
-        found = self._digest(record.path, is_tag=record.tag is not None)
-        return found == record.digest and record.path.exists()
+        path = record.path
+        found = self._digest(record.file, path.name, is_tag=record.tag is not None)
+        return found == record.digest and path.exists()
 
     def folders(self) -> list[Path]:
         """All folders for records, each after those inside it."""
@@ -82,13 +85,13 @@ class RecordFiles:
 
     def _described(self, folder: Path, repository: Repository | None) -> Iterator[Record]:
         for name in self._refs.names(str(folder)):
-            path = folder / name
-            yield Record(path, self._digest(path, is_tag=False), repository)
+            file = f"{folder}/{name}"
+            yield Record(file, self._digest(file, name, is_tag=False), repository)
 
-    def _digest(self, path: Path, *, is_tag: bool) -> Digest | None:
+    def _digest(self, file: str, name: str, *, is_tag: bool) -> Digest | None:
         """The manifest that a record leads to; None where that is not the one of its name."""
         if is_tag:
-            tagged = self._refs.tag_at(str(path))
+            tagged = self._refs.tag_at(file)
             return tagged.descriptor.digest if tagged else None
-        found = self._refs.descriptor_at(str(path))
-        return found.digest if found and str(found.digest) == path.name else None
+        found = self._refs.descriptor_at(file, remember=False)
+        return found.digest if found and str(found.digest) == name else None

@@ -193,11 +193,13 @@ class Refs:
             descriptor = self.descriptor_at(f"{directory}/{name}")
             if descriptor:
                 found[descriptor.digest] = descriptor
-        return [
-            descriptor
-            for _, descriptor in sorted(found.items(), key=lambda pair: str(pair[0]))
-            if self.find_manifest(repository, descriptor.digest)
-        ]
+        ordered = (found[digest] for digest in sorted(found))
+        return [each for each in ordered if self.find_manifest(repository, each.digest)]
+
+    def subjects(self) -> set[str]:
+        """All that `referrers` may have an answer for, as text. Raises StoreError."""
+        below = (str(each) for records in self._below for each in records.referrers)
+        return {*self.names(str(self.referrers_root)), *below}
 
     def tags(self, repository: Repository) -> list[str]:
         """The tags of a repository, sorted. Raises StoreError."""
@@ -280,11 +282,14 @@ class Refs:
         StoreError."""
         return self._find(path, TagRecord.from_json)
 
-    def descriptor_at(self, path: str) -> Descriptor | None:
-        """The record of a manifest or a referrer in this file, in the same way."""
-        return self._find(path, _descriptor)
+    def descriptor_at(self, path: str, *, remember: bool = True) -> Descriptor | None:
+        """The record of a manifest or a referrer in this file, in the same way. A caller that looks
+        through all files has none remembered."""
+        return self._find(path, _descriptor, remember=remember)
 
-    def _find(self, path: str, parse: Callable[[dict[str, object]], T | None]) -> T | None:
+    def _find(
+        self, path: str, parse: Callable[[dict[str, object]], T | None], *, remember: bool = True
+    ) -> T | None:
         """It is parsed once while its file stays the same: a path has always the same `parse`."""
         # Before the file: a commit that ends just now takes it out after it has its name.
         if self._pending and path in self._pending:
@@ -305,7 +310,7 @@ class Refs:
         if not isinstance(document, dict):
             return None
         record = parse(document)
-        if record is not None:
+        if remember and record is not None:
             self._hot.put(path, (identity(state), record))
         return record
 

@@ -35,7 +35,7 @@ from ociproxy.store.files import (
 from ociproxy.store.ingest import JOURNAL_SUFFIX, Ingest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 _WRITING: Final = ".write-"
 _USING: Final = f"{_WRITING}using-"
@@ -110,27 +110,22 @@ class Staging:
         return found
 
     @contextmanager
-    def using(self, now: float) -> Iterator[Callable[[float], None]]:
+    def using(self, now: float) -> Iterator[None]:
         """Inside, no other process removes what was used or stored since `now` (seconds since the
-        epoch): a load or an import may need it long after it looked. The function that it gives
-        names a later time. A store that cannot be written keeps nothing, and nothing is removed
-        from it. Raises StoreError."""
+        epoch): a load or an import may need it long after it looked. A store that cannot be written
+        keeps nothing, and nothing is removed from it. Raises StoreError."""
         try:
             file, path = stage(self.root, _USING)
         except OSError as exc:
             if exc.errno in (errno.EROFS, errno.EACCES):
-                yield lambda _: None
+                yield
                 return
             with store_errors(self.root):
                 raise
-
-        def renew(since: float) -> None:
-            with store_errors(path):
-                os.utime(file, (since, since))
-
         try:
-            renew(now)
-            yield renew
+            with store_errors(path):
+                os.utime(file, (now, now))
+            yield
         finally:
             os.close(file)
             path.unlink(missing_ok=True)

@@ -39,6 +39,7 @@ from ociproxy.store.mounts import is_remote
 from ociproxy.store.pruning.pins import PinFiles
 from ociproxy.store.refs import Refs, TagRecord
 from ociproxy.store.removal import Removals
+from ociproxy.store.room import Room
 from ociproxy.store.staging import Staging, stage, write_atomically
 from ociproxy.store.usage import UsageFile
 from ociproxy.store.writer import BlobWriter
@@ -97,6 +98,8 @@ class Store:
         self.staging = Staging(staging)
         self.removals = Removals(root / "locks", staging)
         self.usage = UsageFile(root / "locks" / "usage")
+        self.room = Room(root, self.usage)
+        """What is asked before a blob is kept. A command that has to keep limits sets another."""
         self.pins = PinFiles(root / "pins", staging)
         self.commits = GroupCommit(staging, root / "blobs", (root / _IMAGES, root / _INDEXES))
         pending = self.commits.pending
@@ -107,6 +110,7 @@ class Store:
             self.usage,
             below,
             keep_names=self.commits.keep_names,
+            is_remote=self.is_remote,
         )
         self.manifests = Manifests(
             root / _INDEXES,
@@ -189,7 +193,7 @@ class Store:
 
     def blob_writer(self) -> BlobWriter:
         """A writer for blobs that come from front to end, as out of an archive."""
-        return BlobWriter(self.staging.root, self.blobs)
+        return BlobWriter(self.staging.root, self.blobs, self.room)
 
     def commit_config(self, digest: Digest, raw: bytes) -> None:
         """Publish a blob of a few kilobytes, whose bytes the caller verified. Raises StoreError."""

@@ -7,6 +7,9 @@ the disk. Staged files are locked, so the next writer can remove those of a kill
 from __future__ import annotations
 
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from functools import partial
+from threading import Event
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy.errors import DigestMismatch, SizeMismatch
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
     from ociproxy.store.blobs import Blobs
     from ociproxy.store.reader import Reader
+    from ociproxy.store.room import Room
 
 _COMMITTERS: Final = 4
 """Threads that commit: a disk serves several fsyncs at once."""
@@ -43,10 +47,12 @@ class Sink(Protocol):
 class BlobWriter:
     """Use as a context manager, which ends the threads and drains. Belongs to one thread."""
 
-    def __init__(self, staging: Path, blobs: Blobs) -> None:
+    def __init__(self, staging: Path, blobs: Blobs, room: Room | None = None) -> None:
+        """`room` says what fits the store; without it, everything does."""
         remove_abandoned(staging)
         self._staging = staging
         self._blobs = blobs
+        self._room = room
         self._buffers = tuple(read_buffer(_BUFFER_SIZE) for _ in range(_BUFFERS))
         self._hashing = Hashing("hash")
         self._committing = ThreadPoolExecutor(_COMMITTERS, "commit")
@@ -68,23 +74,27 @@ class BlobWriter:
 
         The blob is in the store for certain once `drain` has returned. Nothing is kept on an error:
         SizeMismatch if the source ends early, DigestMismatch if the bytes have another digest than
-        the one given, StoreError.
+        the one given, NoRoom before anything is read, StoreError.
         """
         self._collect(_MAX_COMMITS - 1)
-        with store_errors(self._staging):
-            file, staged = stage(self._staging)
-        writing = SequentialWriter(file)
-        kept = False
-        try:
-            actual = self.copy(source, size, writing, digest)
-            kept = not self._is_stored(actual)
-        finally:
-            if not kept:
-                writing.close()
-                staged.unlink(missing_ok=True)
-        if kept:
-            self._unflushed = True
-            self._commits.add(self._committing.submit(self._commit, writing, staged, actual))
+        with ExitStack() as held:
+            if self._room is not None:
+                held.enter_context(self._room.held(size, Event()))
+            with store_errors(self._staging):
+                file, staged = stage(self._staging)
+            writing = SequentialWriter(file)
+            kept = False
+            try:
+                actual = self.copy(source, size, writing, digest)
+                kept = not self._is_stored(actual)
+            finally:
+                if not kept:
+                    writing.close()
+                    staged.unlink(missing_ok=True)
+            if kept:
+                self._unflushed = True
+                work = partial(self._commit, writing, staged, actual, held.pop_all())
+                self._commits.add(self._committing.submit(work))
         return actual
 
     def drain(self) -> None:
@@ -137,7 +147,10 @@ class BlobWriter:
         found.file.close()
         return found.sealed
 
-    def _commit(self, writing: SequentialWriter, staged: Path, digest: Digest) -> None:
+    def _commit(
+        self, writing: SequentialWriter, staged: Path, digest: Digest, held: ExitStack
+    ) -> None:
+        """`held` is the room that it was promised."""
         try:
             with store_errors(staged):
                 writing.settle()
@@ -147,3 +160,4 @@ class BlobWriter:
             raise
         finally:
             writing.close()
+            held.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ociproxy.errors import StoreError
 from ociproxy.oci.descriptor import Descriptor
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import ManifestHolder
@@ -16,7 +17,7 @@ from ociproxy.oci.reference import Reference
 from ociproxy.store.pruning.carry_out import carry_out
 from ociproxy.store.pruning.plan import Selection, make_plan
 from ociproxy.store.pruning.removed import add_removed, read_removed
-from ociproxy.store.pruning.survey import Survey
+from ociproxy.store.pruning.survey import StoredFile, Survey
 from ociproxy.store.store import Store
 from ociproxy.store.usage import Usage
 from tests.images import Image, artifact, content, image, multi_platform, random_blob
@@ -382,3 +383,18 @@ def test_the_images_that_were_removed_last_are_written_down_with_the_reason(stor
         assert read_removed(store) == []
     prune(store.root, "*", "--unused-for", "30d")
     assert [each.reference for each in read_removed(store)] == ["quay.io/team/other:v1"]
+
+
+def test_a_prune_that_fails_half_way_has_written_down_what_it_removed(store: Store) -> None:
+    left = store.root / "quarantine" / "left"
+    left.parent.mkdir()
+    left.write_bytes(b"damaged")
+    survey, selection = Survey(store), Selection(unreferenced=False, unused_for=50 * DAY)
+    plan = make_plan(store, survey, selection, is_pinned=lambda *_: False, now=time.time())
+    plan.rubbish = [StoredFile.of(left, left.stat())]
+    left.unlink()
+    left.parent.rmdir()
+    left.parent.write_text("no folder")
+    with store.removals.remover() as remover, pytest.raises(StoreError):
+        carry_out(store, survey, plan, remover, keep_recent=0)
+    assert [each.reference for each in read_removed(store)] == ["quay.io/team/old:v1"]

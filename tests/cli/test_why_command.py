@@ -285,6 +285,12 @@ def test_isolation_withholds_what_another_repository_has(situation: Situation) -
     theirs = f"{situation.upstream.registry}/team/theirs@{many.digest}"
     assert situation.why(theirs)["state"] == "withheld"
     assert "other repositories" in situation.screen(theirs)["cached"]
+    layer = image("app").layers[0]
+    put(situation.store, situation.name("one"), image("app"))
+    own = f"{situation.repository('one')}@{layer.digest}"
+    assert situation.why(own)["state"] == "blob"
+    assert situation.screen(own)["next"].startswith("The blob is answered from the store")
+    assert situation.why(own.replace("/one@", "/other@"))["state"] == "withheld"
 
 
 def test_a_platform_cannot_write_to_the_terminal(situation: Situation) -> None:
@@ -340,3 +346,17 @@ def test_a_running_server_adds_what_the_last_request_got(
     assert situation.why(name)["server"] is None
     done = situation.run(name, "--server", url)
     assert (done.exit_code, "connection refused" in done.stderr) == (75, True)
+
+
+def test_the_last_use_is_that_of_any_part_of_the_image_as_in_a_list(situation: Situation) -> None:
+    made = multi_platform("used")
+    situation.add("used", made)
+    root = situation.store.root
+    for path in (each for folder in ("img", "fat", "blobs") for each in (root / folder).iterdir()):
+        os.utime(path, ns=(10**18, path.stat().st_mtime_ns))
+    layer = stored(situation.store, made.layers[0])
+    os.utime(layer, ns=(10**18 + 500 * 10**9, layer.stat().st_mtime_ns))
+    words = ["list", "--format", "json", "--image-path", str(root)]
+    [listed] = json.loads(CliRunner().invoke(main, words).stdout)
+    told = situation.why(situation.name("used"))["lastUsed"]
+    assert told == listed["lastUsed"] == "2001-09-09T01:55:00Z"

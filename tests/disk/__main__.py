@@ -21,7 +21,7 @@ from ociproxy.store.store import Store
 from tests.disk.disk import faulty_disk
 from tests.disk.examine import faults_of, left_behind
 from tests.disk.operations import Entries, Operation, Write, crash
-from tests.disk.runs import Runs, some_images, upstream_of
+from tests.disk.runs import Runs, kill_parent, some_images, upstream_of
 from tests.images import Content, Image
 from tests.stores import damage, stored
 
@@ -99,6 +99,12 @@ def kill_commands(runs: Runs, table: Table, share: float) -> None:
             lambda: runs.run("prune", "*:multi", "--keep-recent", "0s"),
             rest,
         ),
+        (
+            "evict",
+            lambda: runs.new_store(filled=True),
+            lambda: runs.run("prune", "--to-limits", "--config-path", str(runs.capped)),
+            rest,
+        ),
         ("check --repair", lambda: damaged(runs), lambda: runs.run(*repair), ()),
     ]
     for name, prepare, run, promised in cases:
@@ -136,6 +142,20 @@ def kill_servers(runs: Runs, table: Table, times: int) -> None:
         with runs.serving() as (_, port):
             found += pull(runs, port)
         table.add("serve", "killed", found + after_kill(runs, ()), f"{number}: {step}")
+
+
+def kill_parents(runs: Runs, table: Table, times: int) -> None:
+    """Servers whose eviction is at work, at a random step of that."""
+    rest = [runs.images["small"], runs.images["layers"]]
+    for number in range(times):
+        runs.new_store(filled=True)
+        step = random.randint(0, 60)
+        with runs.serving(runs.capped) as (process, _):
+            kill_parent(runs.disk, process, step)
+        found = faults_of(runs.store, rest)
+        with runs.serving() as (_, port):
+            found += pull(runs, port)
+        table.add("evict", "server killed", found + after_kill(runs, rest), f"{number}: {step}")
 
 
 def cut_power(runs: Runs, folder: Path, table: Table, times: int) -> None:
@@ -210,8 +230,9 @@ def main(kills: int, cuts: int) -> int:
         runs = Runs(disk, Path(name), url, images)
         cut_power(runs, Path(name), table, cuts // 2)
         servers = kills // 5
-        kill_commands(runs, table, min(1.0, (kills - servers) / 450))
+        kill_commands(runs, table, min(1.0, (kills - servers) / 550))
         kill_servers(runs, table, servers)
+        kill_parents(runs, table, max(1, kills // 30))
     print(f"{table}\n{time.monotonic() - began:.0f} s")
     return 1 if any(counts["faults"] for counts in table.rows.values()) else 0
 

@@ -21,7 +21,7 @@ from tests.server import LISTENING, upstream_entry
 from tests.stores import put
 from tests.upstream import FakeUpstream
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds that one run may take."""
 
 
@@ -56,6 +56,35 @@ def upstream_of(images: dict[str, Image]) -> Iterator[str]:
         os.close(writing)
 
 
+def is_running(process: int) -> bool:
+    """Whether it has not ended, as a zombie or for good."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def children_of(process: int) -> set[int]:
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    return {int(number) for task in tasks for number in task.read_text().split()}
+
+
+def kill_parent(disk: Disk, process: int, step: int) -> None:
+    """Kill a server once its children have made so many changes and flushes, or have ended; return
+    when they have."""
+    end = time.monotonic() + PATIENCE
+    while not (children := children_of(process)):
+        assert time.monotonic() < end, "the server begins no child"
+        time.sleep(0.01)
+    disk.kill_at(0)  # counts from here on
+    while disk.steps() < step and any(map(is_running, children)):
+        assert time.monotonic() < end, "a child does not end"
+        time.sleep(0.002)
+    os.kill(process, signal.SIGKILL)
+    while any(map(is_running, children)):
+        assert time.monotonic() < end, "a child outlives its server"
+        time.sleep(0.01)
+
+
 class Runs:
     """Commands on a store, on a disk, from one upstream."""
 
@@ -64,6 +93,11 @@ class Runs:
         self.registry = url.partition("://")[2]
         self.config, self.listed = folder / "config.yaml", folder / "images.txt"
         self.config.write_text(yaml.safe_dump({"upstreams": [upstream_entry(url)]}))
+        self.capped = folder / "capped.yaml"
+        """The same with a store that is too small for all: `multi` has to go."""
+        pins = [f"{self.registry}/app:{tag}" for tag in images if tag != "multi"]
+        store = {"max_size": 1000, "min_free": 0, "keep_recent": "0s", "pins": pins}
+        self.capped.write_text(yaml.safe_dump({"upstreams": [upstream_entry(url)], "store": store}))
         self.listed.write_text("".join(f"{self.registry}/app:{tag}\n" for tag in images))
         self.output = folder / "output"
         self._stores = 0
@@ -120,10 +154,10 @@ class Runs:
         return self.run("load", *words, output=output)
 
     @contextlib.contextmanager
-    def serving(self) -> Iterator[tuple[int, int]]:
+    def serving(self, config: Path | None = None) -> Iterator[tuple[int, int]]:
         """A server: its process and its port. Killed in the end, where it still runs."""
         self.output.unlink(missing_ok=True)
-        where = ("--config-path", str(self.config), "--host", "127.0.0.1", "--port", "0")
+        where = ("--config-path", str(config or self.config), "--host", "127.0.0.1", "--port", "0")
         process = self.begin("serve", *where)
         try:
             end = time.monotonic() + PATIENCE

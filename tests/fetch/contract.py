@@ -7,7 +7,6 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -248,7 +247,7 @@ class BackendContract(ABC):
         assert backend.fetch_config(where, described) == config.data
         assert upstream.bytes_sent("/blobs/") == config.size
         with pytest.raises(SizeMismatch):
-            backend.fetch_config(where, replace(described, size=config.size + 1))
+            backend.fetch_config(where, described._replace(size=config.size + 1))
 
     def test_empty_blob(self, upstream: FakeUpstream, backend: Backend) -> None:
         blob = hold(upstream, backend, content(b"", OCI_LAYER))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ociproxy.store.files import TOUCH_AFTER
-from ociproxy.store.store import Store
 from tests.images import image, multi_platform
 from tests.load.loading import LIMIT, Load
 from tests.parts.tools import small_disk
@@ -43,28 +40,6 @@ def test_running_server_sees_an_image_as_soon_as_it_is_whole(
         assert (answer.status, answer.cache_status) == (200, "ociproxy; hit")
     assert server.blob(upstream.registry, "team/app", layer).cache_status == "ociproxy; hit"
     assert upstream.requests == []
-
-
-def test_a_prune_beside_a_load_may_remove_what_only_images_before_have_used(
-    upstream: FakeUpstream, load: Load
-) -> None:
-    upstream.add("team/first", image("first"), tag="v1")
-    second = upstream.add("team/second", image("second", layer_size=300_000), tag="v1")
-    names = [f"{upstream.registry}/team/{name}:v1" for name in ("first", "second")]
-    (layer,) = second.layers
-    upstream.fault(f"/blobs/{layer.digest}", Fault(stall_after=100_000))
-    process = load.start(load.write(*names), "--jobs", "1")
-    limit = time.monotonic() + LIMIT
-    while upstream.bytes_sent(layer.digest) < 100_000:
-        assert time.monotonic() < limit
-        time.sleep(0.01)
-    (tag,) = load.store.glob("refs/*/team/first/_tags/v1")
-    kept_since = Store(load.store).staging.used_since() + TOUCH_AFTER
-    upstream.heal()
-    _, err = process.communicate(timeout=LIMIT)
-    assert process.returncode == 0, err
-    assert tag.stat().st_mtime <= kept_since < time.time()
-    assert Store(load.store).staging.used_since() == math.inf
 
 
 def test_full_disk_ends_the_load_with_4_and_what_is_whole_stays(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import pytest
 
@@ -55,7 +54,7 @@ def test_parents_come_first_on_the_way_down_and_children_on_the_way_up(
 
 def test_a_digest_that_is_described_in_two_ways_is_walked_in_both() -> None:
     top = described("a")
-    image_of_it = replace(top, media_type=OCI_MANIFEST)
+    image_of_it = top._replace(media_type=OCI_MANIFEST)
     walking = ImageWalk(top)
     walking.advance([[top, image_of_it]])
     assert walking.level == [image_of_it]

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from ociproxy.errors import DigestInvalid, NameInvalid
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.reference import Reference, Repository, check_tag, parse_registry, referrers_tag
+from ociproxy.oci.reference import (
+    Reference,
+    Repository,
+    check_tag,
+    parse_registry,
+    referrers_tag,
+    signature_tags,
+    subject_prefix,
+)
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -216,3 +224,11 @@ def test_a_registry_without_a_dot_is_not_taken_for_a_repository_of_docker_hub() 
     assert Repository.parse("harbor:5000", "team/app").registry == "harbor:5000"
     for registry in ("localhost", "quay.io", "quay.io:443"):
         assert str(Repository.parse(registry, "a/b")) == f"{registry}/a/b"
+
+
+def test_the_tag_of_a_referrer_tells_of_what_it_is() -> None:
+    for algorithm in ("sha256", "sha512"):
+        subject = Digest.of(b"", algorithm)
+        for tag in (referrers_tag(subject), *signature_tags(subject)):
+            assert subject_prefix(tag) == (algorithm, subject.encoded[:64])
+    assert [subject_prefix(tag) for tag in ("", "latest", "sha256-beef")] == [None] * 3

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -25,11 +25,14 @@ def require_tool(name: str) -> str:
     folders = (str(Path(sys.executable).parent), os.environ.get("PATH", ""), SBIN)
     path = shutil.which(name, path=os.pathsep.join(folders))
     if path is None:
-        reason = f"needs {name}: see tools/test-packages.txt and tools/helm.txt"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        _missing(f"needs {name}: see tools/test-packages.txt and tools/helm.txt")
     return path
+
+
+def _missing(reason: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def require_module(name: str) -> Any:
@@ -41,13 +44,13 @@ def require_module(name: str) -> Any:
 
 def go_install(package: str, folder: Path) -> Path:
     """The program that Go makes of a package of the Go module proxy, in `folder`. Without Go, or
-    without that proxy, the test is skipped."""
+    without that proxy, a user's test is skipped; where `CI` is set the test fails."""
     go = shutil.which("go", path=os.environ.get("PATH", "") + os.pathsep + "/usr/local/go/bin")
     if go is None:
-        pytest.skip("needs Go")
+        _missing("needs Go, on PATH or in /usr/local/go/bin")
     done = run(go, "install", package, env={"GOBIN": str(folder)}, check=False, limit=570)
     if done.returncode:
-        pytest.skip(f"go install {package}: {done.stderr.decode(errors='replace')[-500:]}")
+        _missing(f"go install {package}: {done.stderr.decode(errors='replace')[-500:]}")
     return folder / package.partition("@")[0].rpartition("/")[2]
 
 

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
 
 from tests.images import Image, image, multi_platform
 from tests.parts.certificates import Authority
 from tests.parts.clients import Podman, Skopeo
 from tests.parts.containerd import Containerd
 from tests.parts.registry import Registry
+from tests.parts.tools import require_tool
 
 TAG = "V1.0-rc_1"
+BROWSER_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1200,900",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,3 +77,18 @@ def skopeo(tmp_path: Path) -> Skopeo:
 @pytest.fixture
 def podman(tmp_path: Path) -> Podman:
     return Podman(tmp_path / "podman")
+
+
+@pytest.fixture
+def browser() -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = require_tool("chromium")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        for flag in (*BROWSER_FLAGS, f"--user-data-dir={folder}"):
+            options.add_argument(flag)
+        driver = webdriver.Chrome(options=options, service=Service(require_tool("chromedriver")))
+        try:
+            yield driver
+        finally:
+            driver.quit()

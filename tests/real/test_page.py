@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from tests.images import multi_platform
-from tests.parts.tools import require_tool
 from tests.server import Mirror, upstream_entry
 from tests.upstream import FakeUpstream
 
 AXE = Path(__file__).with_name("axe") / "axe.min.js"
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1200,900",
-)
 SERIOUS = """
 const done = arguments[arguments.length - 1];
 axe.run().then(found => done(found.violations
@@ -37,21 +23,6 @@ axe.run().then(found => done(found.violations
 """
 
 pytestmark = pytest.mark.real
-
-
-@pytest.fixture
-def browser() -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = require_tool("chromium")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        for flag in (*FLAGS, f"--user-data-dir={folder}"):
-            options.add_argument(flag)
-        driver = webdriver.Chrome(options=options, service=Service(require_tool("chromedriver")))
-        try:
-            yield driver
-        finally:
-            driver.quit()
 
 
 def test_each_view_is_sound_in_light_and_dark_and_the_keyboard_reaches_all(
@@ -65,7 +36,8 @@ def test_each_view_is_sound_in_light_and_dark_and_the_keyboard_reaches_all(
     server.wait_for(
         lambda: name.encode() in server.admin("/contents").body, "the image listed", limit=60
     )
-    for path in ("/", "/contents", f"/image?reference={name}", "/store", "/log"):
+    views = ("/", "/contents", f"/image?reference={name}", "/store", "/log")
+    for path in (*views, "/why", f"/why?reference={name}"):
         browser.get(url + path)
         browser.execute_script(AXE.read_text(encoding="utf-8"))
         for scheme in ("light", "dark"):
@@ -83,6 +55,12 @@ def test_each_view_is_sound_in_light_and_dark_and_the_keyboard_reaches_all(
     assert stops == ["Skip to the content", "Now", "Contents", "Store"]
     browser.switch_to.active_element.send_keys(Keys.ENTER)
     server.wait_for(lambda: browser.current_url == f"{url}/store", "the store's view")
+
+    # A reference is typed, and explained.
+    browser.get(f"{url}/why")
+    field = browser.find_element(By.NAME, "reference")
+    field.send_keys(name, Keys.ENTER)
+    wait_for_text(browser, server, "main", "answered from the store")
 
     # What happens is seen without a reload.
     browser.get(f"{url}/log")

@@ -48,6 +48,9 @@ class Service:
             body: bytes = answer.read()
         return body
 
+    def metrics(self) -> str:
+        return self.get("/metrics", self.admin_port).decode()
+
     def ctl(self, verb: str) -> None:
         self.systemd.run("systemctl", verb, "ociproxy")
 
@@ -113,6 +116,12 @@ def test_the_unit_serves_when_started_reloads_and_stops(
             assert time.monotonic() < end, systemd.journal("ociproxy")
         assert systemd.show("ociproxy", "ActiveState", "MainPID") == ["active", pid]
         assert_serves(service, registry, each, repository)
+
+    # A child process has looked through the store, and the counters are in shared memory.
+    end = time.monotonic() + 20
+    while "\nociproxy_store_survey_timestamp_seconds " not in (told := service.metrics()):
+        assert time.monotonic() < end, told
+    assert re.search(r'^ociproxy_requests_total\{kind="blob",.*status="2xx"\} ', told, re.MULTILINE)
 
     systemd.write(f"{UNITS}/beside.service", beside_the_service("list", "--format=json"))
     systemd.run("systemctl", "start", "beside")

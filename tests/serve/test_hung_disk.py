@@ -16,6 +16,7 @@ from tests.images import image
 from tests.serve.scene import Scene
 from tests.server import Answer, Mirror
 from tests.stores import put
+from tests.upstream_faults import Fault
 
 ANSWER_LIMIT = 20.0
 LOOKS = ("getattr", "open", "read", "opendir")
@@ -99,6 +100,27 @@ def test_repositories_that_are_isolated_get_their_blobs_from_the_upstream_while_
     for blob in app.blobs:
         assert timed(partial(scene.get, blob)).body == blob.data
         assert timed(lambda: server.get("/healthz")).status == 200
+
+
+def test_a_client_that_joins_a_download_while_the_disk_hangs_holds_up_no_other(
+    scene: Scene, disk: Disk
+) -> None:
+    """It opens the growing file, for which a program is asked that does not answer."""
+    app = scene.upstream.add("app", HERE, tag="v1")
+    layer = app.layers[0]
+    server = scene.start(store=disk.root / "store")
+    scene.upstream.fault(f"/blobs/{layer.digest}", Fault(stall_after=100_000))
+    with ThreadPoolExecutor(1) as pool:
+        assert scene.manifest("v1").body == app.top.data  # and it fetches ahead
+        server.wait_for(lambda: scene.upstream.bytes_sent(layer.digest) >= 100_000, "begun")
+        disk.hang("open", pattern="*/pulls/*")
+        joined = pool.submit(timed, partial(scene.get, layer))
+        server.wait_for(lambda: disk.waiting() > 0, "an open that hangs")
+        for _ in range(5):
+            assert server.get("/healthz").status == 200
+        disk.release()
+        scene.upstream.heal()
+        assert joined.result().body == layer.data
 
 
 def test_metrics_leave_out_what_a_disk_that_hangs_does_not_tell(

@@ -21,6 +21,7 @@ from aiohttp import web
 
 from ociproxy.errors import StoreError
 from ociproxy.fetch.download.fill import Fill
+from ociproxy.fetch.upstreams.threads import StoreThreads
 from ociproxy.serve.blobs import BlobResponse
 from ociproxy.serve.sendfile import Senders
 from ociproxy.store.read_only import BlobFile
@@ -62,7 +63,7 @@ class Responding:
             request.transport.write(self._noise)
             self.noise_sent += len(self._noise)
         headers = {"Content-Length": str(self._source.size)}
-        response = BlobResponse(self._source, headers, no_relay)
+        response = BlobResponse(self._source, headers, no_relay, StoreThreads(1))
         response.force_close()
         try:
             await response.send(request, self._senders)

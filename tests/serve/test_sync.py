@@ -145,7 +145,7 @@ def test_patterns_mean_the_platforms_that_are_stored_and_no_tag_that_is_only_nam
     holder = Reference.parse(syncing.name("named"))
     top = syncing.store.refs.find(Reference.parse(syncing.name("app")))
     assert top is not None
-    descriptor = replace(top, digest=Digest.parse(named.digest), size=named.top.size)
+    descriptor = top._replace(digest=Digest.parse(named.digest), size=named.top.size)
     record_tag(syncing.store, holder.repository, "v1", descriptor, now=0.0)
     syncing.run(Sync(images=("*/team/app:*", "*/team/named:*")))
     assert syncing.asked() == ["app"]

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from ociproxy.oci.digest import Digest
-from ociproxy.store.check import Findings, check
+from ociproxy.store.check import Findings, check, check_quickly
 from ociproxy.store.damage import FileCheck
 from ociproxy.store.inventory import inventory
 from ociproxy.store.store import Store
 from tests.images import artifact, image, image_of, layer, multi_platform
+from tests.parts.tools import run
+from tests.server import ROOT
 from tests.stores import damage, put, stored
+
+READ_ONCE = ("img", "fat", "refs")
 
 
 @pytest.fixture
@@ -23,6 +29,8 @@ def store(tmp_path: Path) -> Store:
 
 def checked(store: Store, *, quick: bool = False) -> Findings:
     files = FileCheck(store, quick=quick)
+    if quick:
+        return check_quickly(store, files)
     files.run()
     return check(store, files.damaged, files.unsealed)
 
@@ -213,3 +221,54 @@ def test_quick_finds_what_is_missing(store: Store) -> None:
     put(store, "quay.io/a/b:1", made)
     stored(store, made.blobs[0]).unlink()
     assert list(broken(checked(store, quick=True))) == ["quay.io/a/b:1"]
+
+
+def test_quick_says_the_same_of_manifests_and_records_as_a_whole_check(store: Store) -> None:
+    for number in range(6):
+        put(store, f"quay.io/a/b{number}:1", multi_platform(f"each-{number}"))
+    other = multi_platform("each-1")
+    damage(stored(store, other.manifests[1]))
+    child = stored(store, multi_platform("each-2").manifests[1])
+    store.quarantine.mkdir()
+    child.rename(store.quarantine / child.name)
+    stored(store, multi_platform("each-3").layers[0]).unlink()
+    stored(store, multi_platform("each-4").top).unlink()
+    record(store, "quay.io", "a", "b5", "_tags", "broken").write_text("{")
+    whole, quick = checked(store), checked(store, quick=True)
+    assert quick == whole
+    assert (len(whole.broken), len(whole.damaged_records)) == (4, 1)
+    assert list(whole.hit) == [f"img/{other.manifests[1].encoded}"]
+
+
+def test_quick_finds_damage_that_no_image_leads_to(store: Store) -> None:
+    put(store, "quay.io/a/b:1", image())
+    lone = image("lone")
+    path = store.root / "img" / lone.top.encoded
+    path.write_bytes(lone.top.data + b" ")
+    files = FileCheck(store, quick=True)
+    check_quickly(store, files)
+    assert (list(files.damaged), files.manifests) == ([f"img/{lone.top.encoded}"], 2)
+
+
+def test_quick_opens_each_manifest_and_record_once(store: Store) -> None:
+    """Of a store of 100,000 manifests that is the most of the time."""
+    for number in range(6):
+        put(store, f"quay.io/a/b{number}:1", multi_platform(f"each-{number}"))
+    program = (
+        "import collections, sys\n"
+        "opened = collections.Counter()\n"
+        "sys.addaudithook(lambda name, args: name == 'open' and opened.update([str(args[0])]))\n"
+        "from pathlib import Path\n"
+        "from ociproxy.store.check import check_quickly\n"
+        "from ociproxy.store.damage import FileCheck\n"
+        "from ociproxy.store.store import Store\n"
+        "store = Store(Path(sys.argv[1]))\n"
+        "opened.clear()\n"
+        "check_quickly(store, FileCheck(store, quick=True))\n"
+        "print(*opened.elements(), sep='\\n')\n"
+    )
+    done = run(sys.executable, "-c", program, str(store.root), cwd=ROOT)
+    opened = Counter(done.stdout.decode().splitlines())
+    files = [path for path in store.root.rglob("*") if path.is_file()]
+    read = [path for path in files if path.relative_to(store.root).parts[0] in READ_ONCE]
+    assert {path: opened[str(path)] for path in read} == dict.fromkeys(read, 1)

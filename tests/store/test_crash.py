@@ -19,7 +19,9 @@ from ociproxy.store.store import Store
 from tests.disk.disk import Disk, faulty_disk
 from tests.disk.examine import faults_of, left_behind
 from tests.disk.operations import crash
+from tests.disk.runs import kill_parent
 from tests.images import image, multi_platform
+from tests.server import Mirror
 from tests.stores import put
 
 KEPT = image("kept")
@@ -41,6 +43,15 @@ def prune(root: Path) -> None:
     assert CliRunner().invoke(main, words).exit_code == 0
 
 
+def evict(root: Path) -> None:
+    """As the child of a server does it. One image is pinned, the other has to go."""
+    config = root.parent / f"{root.name}.yaml"
+    config.write_text("store: {max_size: 1000, min_free: 0, pins: ['*:kept']}")
+    words = ["prune", "--to-limits", "--keep-recent", "0s", "--config-path", str(config)]
+    done = CliRunner().invoke(main, [*words, "--image-path", str(root)])
+    assert done.exit_code == 3  # what is pinned is larger
+
+
 def in_child(work: Callable[[Path], None], root: Path) -> int:
     """How it ended: 0, or the signal as a negative number."""
     child = os.fork()
@@ -53,14 +64,14 @@ def in_child(work: Callable[[Path], None], root: Path) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.parametrize("work", [write, prune])
+@pytest.mark.parametrize("work", [write, prune, evict])
 def test_a_kill_at_any_step_leaves_a_store_that_may_be_believed(
     disk: Disk, work: Callable[[Path], None]
 ) -> None:
-    for step in range(1, 200, 3):
+    for step in range(1, 200, 5 if work is evict else 3):
         root = disk.root / str(step)
         put(Store(root), "reg.example/app:kept", KEPT)
-        if work is prune:
+        if work is not write:
             write(root)
         disk.kill_at(step)
         code = in_child(work, root)
@@ -94,3 +105,22 @@ def test_a_power_cut_at_any_point_leaves_a_store_that_may_be_believed(
         left = tmp_path / f"left-{at}"
         crash(operations[:at], random.Random(at), left, ordered=ordered)
         assert faults_of(left / "store", promised) == [], at
+
+
+def test_an_eviction_whose_server_is_killed_leaves_a_store_that_may_be_believed(
+    disk: Disk, mirror: Callable[..., Mirror]
+) -> None:
+    root = disk.root / "store"
+    put(Store(root), "reg.example/app:kept", KEPT)
+    write(root)
+    limit = {"max_size": 1000, "min_free": 0, "keep_recent": "0s", "pins": ["*:kept"]}
+    server = mirror({"store": limit}, store=root)
+    assert server.process is not None
+    kill_parent(disk, server.process.pid, 6)
+    server.kill()  # waits for it
+    assert faults_of(root, [KEPT]) == []
+    evict(root)
+    assert faults_of(root, [KEPT]) == []
+    assert not any((root / "blobs" / each.encoded).exists() for each in OTHER.blobs)
+    Store(root).staging.sweep(time.time() + 1)
+    assert left_behind(root) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import threading
@@ -11,10 +12,11 @@ import pytest
 
 from ociproxy.config.local_settings import Share
 from ociproxy.config.local_settings import Store as Settings
-from ociproxy.errors import StoreFull
+from ociproxy.errors import NoRoom, StoreFull
 from ociproxy.oci.digest import Digest
 from ociproxy.store.ingest import Ingest
-from ociproxy.store.limits import Limits, Room
+from ociproxy.store.limits import Limits
+from ociproxy.store.room import Room
 from ociproxy.store.store import Store
 from ociproxy.store.usage import WANTED, Usage
 from tests.images import random_blob
@@ -81,13 +83,13 @@ def test_what_is_larger_than_may_ever_be_kept_removes_nothing() -> None:
 def test_a_download_goes_on_once_the_store_was_reduced(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.usage.record(1000, Usage(), freed=0, stuck=False)
-    room = Room(store, Settings(max_size=1000, min_free=0))
+    room = Room(store.root, store.usage, Settings(max_size=1000, min_free=0))
 
     arrived = [arriving(store, 100), arriving(store, 450), arriving(store, 100)]
     kept: list[bool] = []
 
     def keep() -> None:
-        kept.append(room.keep(arrived[0], 100, threading.Event()))
+        kept.append(room.keep(arrived[0], store.blobs.commit, 100, threading.Event()))
 
     waiting = threading.Thread(target=keep)
     waiting.start()
@@ -104,11 +106,32 @@ def test_a_download_goes_on_once_the_store_was_reduced(tmp_path: Path) -> None:
     assert (usage.stored, usage.reserved) == (600, 0)
     room.check(400)
     store.usage.record(600, usage, freed=0, stuck=True)
-    assert not room.keep(arrived[1], 450, threading.Event())
+    assert not room.keep(arrived[1], store.blobs.commit, 450, threading.Event())
     assert not arrived[1].path.exists()
-    assert room.keep(arrived[2], 100, threading.Event())
+    assert room.keep(arrived[2], store.blobs.commit, 100, threading.Event())
     for each in arrived:
         each.close()
+
+
+def test_a_download_that_was_refused_though_it_fits_gets_its_room_without_a_run(
+    tmp_path: Path,
+) -> None:
+    """Another process had the file just when it asked."""
+    store = Store(tmp_path)
+    store.usage.record(0, Usage(), freed=0, stuck=False)
+    ingest, kept = arriving(store, 100), []
+    room = Room(store.root, store.usage, Settings(max_size=1000, min_free=0))
+    waiting = threading.Thread(
+        target=lambda: kept.append(room.keep(ingest, store.blobs.commit, 100, threading.Event()))
+    )
+    with (tmp_path / "locks/usage").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+    waiting.join(5)
+    assert kept == [True]
+    ingest.close()
 
 
 def test_a_full_disk_is_tried_again_after_each_run(tmp_path: Path) -> None:
@@ -122,7 +145,7 @@ def test_a_full_disk_is_tried_again_after_each_run(tmp_path: Path) -> None:
             raise StoreFull(tmp_path, f"no space left on device for {size} bytes more")
         begun.set()
 
-    room = Room(store, Settings(min_free=1))
+    room = Room(store.root, store.usage, Settings(min_free=1))
     waiting = threading.Thread(target=room.wait_for_disk, args=(begin, 100, threading.Event()))
     waiting.start()
     for _ in range(2):
@@ -139,7 +162,7 @@ def test_what_a_download_no_longer_waits_for_is_not_wanted(tmp_path: Path, ends:
     store, stopped = Store(tmp_path), threading.Event()
     store.usage.record(990, Usage(), freed=0, stuck=False)
     assert store.usage.want(7) == 1  # of another download
-    room = Room(store, Settings(max_size=1000, min_free=1))
+    room = Room(store.root, store.usage, Settings(max_size=1000, min_free=1))
     if ends == "the disk has room":
         refused = [StoreFull(tmp_path, "no space left on device")]
 
@@ -150,7 +173,9 @@ def test_what_a_download_no_longer_waits_for_is_not_wanted(tmp_path: Path, ends:
         waiting = threading.Thread(target=room.wait_for_disk, args=(begin, 100, stopped))
     else:
         ingest = arriving(store, 100)
-        waiting = threading.Thread(target=room.keep, args=(ingest, 100, stopped))
+        waiting = threading.Thread(
+            target=room.keep, args=(ingest, store.blobs.commit, 100, stopped)
+        )
     waiting.start()
     while (usage := store.usage.read() or Usage()).wanted != 107:
         waiting.join(0.01)
@@ -180,11 +205,38 @@ def test_what_a_killed_process_waited_for_is_not_wanted_for_long(tmp_path: Path)
 
 def test_a_download_waits_no_longer_than_its_server_lives(tmp_path: Path) -> None:
     store, stopped = Store(tmp_path), threading.Event()
-    room = Room(store, Settings(max_size=1000, min_free=0))
+    room = Room(store.root, store.usage, Settings(max_size=1000, min_free=0))
     stopped.set()
     ingest = arriving(store, 100)
-    assert room.keep(ingest, 100, stopped)  # in a store that was never counted
+    assert room.keep(ingest, store.blobs.commit, 100, stopped)  # in a store that was never counted
     ingest.close()
+
+
+def test_a_command_waits_once_for_what_gets_no_room_and_not_for_each_image(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.usage.record(990, Usage(), freed=0, stuck=True)  # long ago, for all that it knows
+    room = Room(store.root, store.usage, Settings(max_size=1000, min_free=0), must_keep=True)
+    refused: list[NoRoom] = []
+
+    def make() -> None:
+        try:
+            room.make(100, threading.Event())
+        except NoRoom as exc:
+            refused.append(exc)
+
+    waiting = threading.Thread(target=make)
+    waiting.start()
+    while not (usage := store.usage.read() or Usage()).wanted:
+        waiting.join(0.01)
+    store.usage.record(990, usage, freed=0, stuck=True)
+    waiting.join(10)
+    assert "leaves no room for 100 bytes more" in str(refused[0])
+    store.usage.retry()
+    before = store.usage.read()
+    make()
+    assert len(refused) == 2
+    assert store.usage.read() == before  # it was not asked for
+    room.make(10, threading.Event())
 
 
 def test_a_download_is_refused_where_nothing_may_be_removed(tmp_path: Path) -> None:
@@ -192,6 +244,6 @@ def test_a_download_is_refused_where_nothing_may_be_removed(tmp_path: Path) -> N
     store.usage.record(1001, Usage(), freed=0, stuck=True)
     settings = Settings(max_size=1000, min_free=0)
     with pytest.raises(StoreFull, match="nothing may be removed"):
-        Room(store, settings).check(0)
-    Room(store).check(0)  # what an operator loads
-    Room(store, Settings(max_size=2000, min_free=0)).check(0)
+        Room(store.root, store.usage, settings).check(0)
+    Room(store.root, store.usage).check(0)  # what an operator loads
+    Room(store.root, store.usage, Settings(max_size=2000, min_free=0)).check(0)

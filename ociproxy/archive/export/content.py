@@ -8,7 +8,7 @@ Tests: tests/archive/export/test_export.py.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.archive.lock import Lock, LockedImage
@@ -177,7 +177,7 @@ def _described(chosen: Chosen) -> Descriptor:
     """The descriptor of the image's top, with the media type that its upstream gave."""
     top = chosen.contents.top
     stored = chosen.contents.manifests.get(top.digest, top)
-    return stored if chosen.flattened_from is None else replace(stored, platform=top.platform)
+    return stored if chosen.flattened_from is None else stored._replace(platform=top.platform)
 
 
 def _entry(descriptor: Descriptor, reference: Reference) -> dict[str, object]:
@@ -186,7 +186,7 @@ def _entry(descriptor: Descriptor, reference: Reference) -> dict[str, object]:
 
 
 def _json(descriptor: Descriptor, annotations: dict[str, str]) -> dict[str, object]:
-    return replace(descriptor, annotations=tuple(annotations.items())).to_json()
+    return descriptor._replace(annotations=tuple(annotations.items())).to_json()
 
 
 def _canonical(document: object) -> bytes:

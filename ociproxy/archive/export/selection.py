@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.errors import ConfigError, DigestMismatch, Incomplete, ManifestUnknown, NothingMatches
 from ociproxy.oci.image import choose
 from ociproxy.oci.manifest import Index
-from ociproxy.oci.reference import TAG_OF_SUBJECT, Reference, is_referrers_tag
+from ociproxy.oci.reference import Reference, subject_prefix
 from ociproxy.store.image import read_contents
 from ociproxy.store.inventory import is_only_named, references
 
@@ -131,7 +131,7 @@ def reach(
     while waiting:
         image = waiting.pop()
         reference = image.reference
-        if reference in chosen or (not referrers and is_referrers_tag(reference.tag or "")):
+        if reference in chosen or (not referrers and subject_prefix(reference.tag or "")):
             continue
         found = read_contents(
             store, reference.repository, image.descriptor, image.platforms, referrers=referrers
@@ -170,7 +170,7 @@ def flatten(store: Store, chosen: Iterable[Chosen], *, referrers: bool) -> Itera
                 key="--platform",
             )
         [image] = images
-        child = replace(each.contents.manifests[image.digest], platform=image.platform)
+        child = each.contents.manifests[image.digest]._replace(platform=image.platform)
         repository, tag = each.reference.repository, each.reference.tag
         yield Chosen(
             Reference(repository, tag) if tag else Reference(repository, digest=child.digest),
@@ -186,7 +186,7 @@ def is_of_another_platform(chosen: Chosen) -> bool:
         i.digest for i in chosen.contents.images
     }:
         return False
-    itself = Index(tuple(replace(top, platform=place) for place in places))
+    itself = Index(tuple(top._replace(platform=place) for place in places))
     return not choose(itself, chosen.wanted)
 
 
@@ -200,10 +200,9 @@ def _tagged_referrers(
     store: Store, repository: Repository, found: ImageContents
 ) -> Iterator[Selected]:
     for tag in store.refs.tags(repository):
-        match = TAG_OF_SUBJECT.match(tag)
-        # The specification limits the digits to 64, so that a tag for a sha512 has half of them.
-        if match is None or not any(
-            digest.algorithm == match["algorithm"] and digest.encoded.startswith(match["hex"])
+        algorithm, digits = subject_prefix(tag) or ("", "")
+        if not any(
+            digest.algorithm == algorithm and digest.encoded.startswith(digits)
             for digest in found.manifests
         ):
             continue

@@ -25,7 +25,7 @@ from ociproxy.archive.importer.publishing import Publisher
 from ociproxy.archive.importer.results import OnExisting, Received
 from ociproxy.archive.importer.tar_import import TarImport
 from ociproxy.archive.volumes import VolumeLabel, grouped, read_label
-from ociproxy.errors import ConfigError, LayoutInvalid
+from ociproxy.errors import ConfigError, LayoutInvalid, NoRoom
 from ociproxy.oci.layout import BLOBS, INDEX, MARKER, NO_IMAGES, LayoutDirectory
 from ociproxy.store.extract import Extractor
 from ociproxy.store.store import is_store
@@ -142,7 +142,7 @@ class Importer(Sources):
         for volumes in self.groups(sources):
             try:
                 self._import(volumes)
-            except LayoutInvalid as exc:
+            except (LayoutInvalid, NoRoom) as exc:
                 self._watcher.failed(str(volumes[0]), exc)
         if self._rules.name is not None and not self._nameless:
             self._watcher.note(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ociproxy.errors import NameInvalid
-from ociproxy.oci.reference import DEFAULT_TAG, Reference, Repository, check_tag, is_referrers_tag
+from ociproxy.oci.reference import DEFAULT_TAG, Reference, Repository, check_tag, subject_prefix
 
 if TYPE_CHECKING:
     from ociproxy.archive.entries import Entries
@@ -80,7 +80,7 @@ def _given_name(image: NamedImage, given: GivenName | None) -> Reference:
             str(image), f"has {what} in the archive; say --name REGISTRY/REPOSITORY[:TAG]"
         )
     tag = given.tag or image.tag or DEFAULT_TAG
-    if is_referrers_tag(image.tag):
+    if subject_prefix(image.tag):
         tag = image.tag  # as regctl has signatures in a layout: the tag says of what
     check_tag(tag)
     return Reference(given.repository, tag)

@@ -107,7 +107,8 @@ class Publisher:
             examined = self._examine(image, reference.repository)
             problems = [*map(str, examined.problems), *self._broken_lock(reference, examined)]
             if problems:
-                self._refuse(image, Status.INCOMPLETE, problems)
+                no_room = any(each.no_room for each in examined.problems)
+                self._refuse(image, Status.NO_ROOM if no_room else Status.INCOMPLETE, problems)
                 continue
             digest, previous = image.descriptor.digest, self._previous(reference)
             result = ImportResult(self._source, str(reference), digest, Status.IMPORTED, previous)

@@ -51,11 +51,13 @@ class Status(StrEnum):
     EXISTS = "exists"
     UNNAMED = "unnamed"
     INCOMPLETE = "incomplete"
+    NO_ROOM = "no room"
 
 
 PUBLISHED: Final = (Status.IMPORTED, Status.REPLACED, Status.UNCHANGED)
 EXIT_CODES: Final = {
     Status.INCOMPLETE: 5,
+    Status.NO_ROOM: 4,
     Status.EXISTS: 3,
     Status.HELD_BACK: 3,
     Status.UNNAMED: 2,

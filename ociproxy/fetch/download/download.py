@@ -31,7 +31,6 @@ from ociproxy.errors import (
 from ociproxy.fetch.download.assembly import Assembly
 from ociproxy.fetch.download.state import State
 from ociproxy.store.files import Silence, store_errors
-from ociproxy.store.limits import Room
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.reference import Repository
     from ociproxy.store.hashing import InOrderHasher
     from ociproxy.store.ingest import Ingest
+    from ociproxy.store.room import Room
     from ociproxy.store.store import Store
 
 _FOLLOW_INTERVAL: Final = 0.02
@@ -99,7 +99,7 @@ class Download:
         self._subject = "blob"
         self._leaders_stopped = 0
         self._store = store
-        self._room = room or Room(store)
+        self.room = room or store.room
         self._believes = believes
         self._notify = notify
         self._began = inf
@@ -148,7 +148,7 @@ class Download:
         """Return when the blob is in the store. `fetch` is a backend's `fetch_blob`. Raises what
         ended the download."""
         self._began = time.monotonic()
-        self._room.check(self.size or 0)
+        self.room.check(self.size or 0)
         fetch(self)
         if self.state is not State.VERIFIED and not self._take_committed():
             raise self._interrupted("the blob has gone from the store again")
@@ -177,7 +177,7 @@ class Download:
         self._subject = f"blob sent as {encoding!r}" if encoding else "blob"
         odd = (size <= _WORTH_A_THREAD, self.size not in (None, size), bool(encoding))
         self.doubted = self.doubted or size == 0 or sum(odd) > 1
-        self._room.wait_for_disk(partial(self.assembly.learn_size, told=told), size, self.stopped)
+        self.room.wait_for_disk(partial(self.assembly.learn_size, told=told), size, self.stopped)
         self._reach(State.ARRIVING)
         self._start_hasher()
 
@@ -284,7 +284,7 @@ class Download:
             hasher.stop()
         self._reach(State.VERIFIED)
         ingest.set_size(hasher.position)  # an earlier leader may not have known it
-        kept = self._room.keep(ingest, hasher.position, self.stopped)
+        kept = self.room.keep(ingest, self._store.blobs.commit, hasher.position, self.stopped)
         log.event(
             logging.INFO,
             "filled",

@@ -23,7 +23,6 @@ from ociproxy.fetch.download.fill import Fill
 from ociproxy.fetch.download.relay import PassingIngest, Relay
 from ociproxy.fetch.upstreams.threads import UpstreamThreads
 from ociproxy.store.files import store_errors
-from ociproxy.store.limits import Room
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
+    from ociproxy.store.room import Room
     from ociproxy.store.store import Store
 
 _Key = tuple[str, "Digest"]
@@ -53,10 +53,10 @@ _WATCH_INTERVAL: Final = 1.0
 class Fills:
     """Owns the threads and tasks of all fills; `close` ends them."""
 
-    def __init__(self, store: Store, config: Config, *, limited: bool = False) -> None:
-        """With `limited`, what is downloaded has to fit the limits of the store."""
+    def __init__(self, store: Store, config: Config, *, room: Room | None = None) -> None:
+        """`room` says what fits the store; without it, that of the store does."""
         self._store = store
-        self._room = Room(store, config.store if limited else None)
+        self._room = room
         limits = self._limits = config.fetch
         is_listed = config.upstreams.__contains__
         self._running: dict[_Key, Fill] = {}

@@ -32,27 +32,22 @@ from ociproxy.errors import (
     UpstreamUnavailable,
     UpstreamUntrusted,
 )
-from ociproxy.fetch.backend import NAMESPACE
+from ociproxy.fetch.backend import NAMESPACE, Quota
 from ociproxy.fetch.credential_helper import CredentialSource
 from ociproxy.fetch.oras.auth import RepositoryAuth, RepositorySession
 from ociproxy.fetch.oras.challenges import Challenge, find_challenge
 from ociproxy.fetch.oras.errors import FOREIGN, translate
 from ociproxy.fetch.oras.library import Registry
-from ociproxy.fetch.oras.session import (
-    content_encoding,
-    content_length,
-    discard,
-    open_session,
-    quota_in,
-)
+from ociproxy.fetch.oras.session import content_encoding, content_length, discard, open_session
 from ociproxy.metrics.counters import UPSTREAM_BYTES, UPSTREAM_REQUESTS, UPSTREAM_SECONDS
 from ociproxy.oci.reference import Repository
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import requests
 
     from ociproxy.config.settings import Upstream
-    from ociproxy.fetch.backend import Quota
 
 
 _REPOSITORIES: Final = 1024
@@ -61,6 +56,7 @@ _PING_INTERVAL: Final = 600.0
 """Seconds for which the answer of `/v2/` is used."""
 
 
+_QUOTA_FIELD: Final = re.compile(r"(\d{1,15})\s*(?:;\s*w\s*=\s*(\d{1,9}))?(?:[;,].*)?")
 _UNCHALLENGED: Final = (400, 404, 405)
 """Besides 401 and 403: answers to a request that may lack credentials."""
 
@@ -242,6 +238,17 @@ def api_base(url: str) -> str:
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _READ_LIMIT: Final = 1024 * 1024
 """Bytes that a read allocates. More cost more than the saved calls bring (measured, loopback)."""
+
+
+def quota_in(headers: Mapping[str, str]) -> Quota | None:
+    """From Docker Hub's headers `ratelimit-limit: 100;w=21600` and `ratelimit-remaining`; None if
+    one is absent or no number. `headers` must ignore case."""
+    limit = _QUOTA_FIELD.fullmatch(headers.get("ratelimit-limit", "").strip())
+    remaining = _QUOTA_FIELD.fullmatch(headers.get("ratelimit-remaining", "").strip())
+    if limit is None or remaining is None:
+        return None
+    window = remaining[2] or limit[2]
+    return Quota(int(limit[1]), int(remaining[1]), None if window is None else int(window))
 
 
 class HttpBlobStream:

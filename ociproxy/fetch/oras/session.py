@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 import ssl
 from dataclasses import replace
 from functools import lru_cache
@@ -33,11 +32,10 @@ from ociproxy import __version__
 from ociproxy.clock import time_left
 from ociproxy.config.settings import Tls
 from ociproxy.errors import UpstreamForbidden, UpstreamInvalid, UpstreamUntrusted
-from ociproxy.fetch.backend import Quota
 from ociproxy.fetch.oras.connect import Policy, policy_of, pool_classes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from requests.adapters import BaseAdapter
     from urllib3.poolmanager import PoolManager
@@ -55,7 +53,6 @@ _DISCARD_LIMIT: Final = 64 * 1024
 """Bytes of an unwanted body read to keep its connection. Beyond, a new connection is cheaper."""
 _NAME_LIMIT: Final = 80
 """Characters kept of a header that names something."""
-_QUOTA_FIELD: Final = re.compile(r"(\d{1,15})\s*(?:;\s*w\s*=\s*(\d{1,9}))?(?:[;,].*)?")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 _Origin = tuple[str, str | None, int | None]
@@ -312,17 +309,6 @@ def content_encoding(response: requests.Response) -> str:
     repeats the header of an upload with bytes that are as they were."""
     said: str = response.headers.get("Content-Encoding", "").strip().lower()[:_NAME_LIMIT]
     return "" if said == "identity" else said
-
-
-def quota_in(headers: Mapping[str, str]) -> Quota | None:
-    """From Docker Hub's headers `ratelimit-limit: 100;w=21600` and `ratelimit-remaining`; None if
-    one is absent or no number. `headers` must ignore case."""
-    limit = _QUOTA_FIELD.fullmatch(headers.get("ratelimit-limit", "").strip())
-    remaining = _QUOTA_FIELD.fullmatch(headers.get("ratelimit-remaining", "").strip())
-    if limit is None or remaining is None:
-        return None
-    window = remaining[2] or limit[2]
-    return Quota(int(limit[1]), int(remaining[1]), None if window is None else int(window))
 
 
 def read_bounded(response: requests.Response, limit: int) -> bytes:

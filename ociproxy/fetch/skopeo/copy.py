@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ociproxy.fetch.skopeo.process import Program, Run
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
+    from ociproxy.store.room import Room
     from ociproxy.store.store import Store
 
 _AT_ONCE: Final = 4
@@ -53,8 +54,9 @@ _FLUSH_LIMIT: Final = 600.0
 class Copy:
     """One image that is being copied. `error` is set before `done`."""
 
-    def __init__(self, image: Image) -> None:
+    def __init__(self, image: Image, room: Room) -> None:
         self.image = image
+        self.room = room
         self.signs = 0
         """Changes while the copy gets on."""
         self.done = False
@@ -103,7 +105,7 @@ class CopyJobs:
             while self._store.blobs.find_size(blob) is None:
                 if download.stopped.is_set() or self._stopped.is_set():
                     raise self._shutting_down()
-                copy = copy or self._join(image)
+                copy = copy or self._join(image, download.room)
                 if copy.done:
                     raise copy.error_for(blob, self._upstream.name)
                 download.copied = copy.signs
@@ -118,11 +120,11 @@ class CopyJobs:
             self._threads.submit(last)
         self._threads.shutdown(wait=False)
 
-    def _join(self, image: Image) -> Copy:
+    def _join(self, image: Image, room: Room) -> Copy:
         """The running copy of this image, else a new one; the caller holds `_changed`."""
         copy = self._running.get(image.key)
         if copy is None:
-            copy = Copy(image)
+            copy = Copy(image, room)
             try:
                 self._threads.submit(self._run, copy)
             except RuntimeError as exc:
@@ -193,10 +195,11 @@ class CopyJobs:
         image, began = copy.image, time.monotonic()
         # A process that died may have left whole layers, and damaged ones.
         with suppress(IntegrityError):
-            self._collect(layout)
+            self._collect(copy, layout)
         missing = image.missing(self._store)
         if not missing:
             return
+        copy.room.check(sum(blob.size for blob in missing.values()))
         for blob in missing.values():
             if blob.size > self._blob_limit:
                 raise BlobTooLarge(self._upstream.name, blob.digest, self._blob_limit)
@@ -211,7 +214,7 @@ class CopyJobs:
                 self._watch(run, copy, layout)
                 run.check(unknown)
         finally:
-            self._collect(layout)
+            self._collect(copy, layout)
         layout.publish(self._upstream.name)
         log.event(
             logging.INFO,
@@ -232,7 +235,7 @@ class CopyJobs:
         sizes = {blob.size for blob in image.blobs if blob.size}
         largest = max(sizes, default=0)
         while run.pump():
-            self._collect(layout)
+            self._collect(copy, layout)
             arriving = layout.arriving()
             if (most := max(arriving.values(), default=0)) > largest:
                 raise SizeMismatch(f"a blob of {image.descriptor.digest}", largest, most)
@@ -248,8 +251,8 @@ class CopyJobs:
             if now - seen > (max(limit, _FLUSH_LIMIT) if flushing else limit):
                 raise run.timed_out(limit, "without data")
 
-    def _collect(self, layout: ImageLayout) -> None:
-        if layout.collect():
+    def _collect(self, copy: Copy, layout: ImageLayout) -> None:
+        if layout.collect(copy.room, self._stopped):
             with self._changed:
                 self._changed.notify_all()
 

@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.bounded import BoundedCache
-from ociproxy.errors import BlobUnknown, DigestMismatch, LayoutInvalid, UpstreamUnavailable
+from ociproxy.errors import (
+    BlobUnknown,
+    DigestMismatch,
+    LayoutInvalid,
+    StoreFull,
+    UpstreamUnavailable,
+)
 from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.layout import LayoutDirectory, blob_path
 from ociproxy.oci.manifest import ImageManifest
@@ -25,11 +31,13 @@ from ociproxy.store.manifests import with_media_type
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from threading import Event
 
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Repository
+    from ociproxy.store.room import Room
     from ociproxy.store.store import Store
 
 
@@ -140,16 +148,21 @@ class ImageLayout:
                 sizes[path.name] = path.stat().st_size
         return sizes
 
-    def collect(self) -> bool:
+    def collect(self, room: Room, stopped: Event) -> bool:
         """Put into the store what has come; True if that was something. skopeo gives a blob its
-        name when all of it is there. Raises SizeMismatch, DigestMismatch or StoreError."""
+        name when all of it is there. Raises SizeMismatch, DigestMismatch, StoreFull where `room`
+        has none, or StoreError."""
         brought = False
         for blob in self._image.missing(self._store).values():
             path = self.path / blob_path(blob.digest)
-            if path.is_file():
+            if not path.is_file():
+                continue
+            with room.held(blob.size, stopped) as has_room:
+                if not has_room:
+                    raise StoreFull(self._store.root, f"no room for blob {blob.digest}")
                 # The layout keeps the file: skopeo looks there for a layer that occurs twice.
                 self._store.blobs.adopt(path, blob)
-                brought = True
+            brought = True
         return brought
 
     def publish(self, upstream: str) -> None:

@@ -163,7 +163,9 @@ def take_error(ended: asyncio.Future[Any]) -> None:
 class StoreThreads:
     """Threads for work that blocks on the disk and asks no upstream: no upstream can hold it up."""
 
-    def __init__(self, size: int, name: str = "store") -> None:
+    def __init__(self, size: int, name: str = "store", *, is_remote: bool = False) -> None:
+        """`is_remote` is that of the store."""
+        self.is_remote = is_remote
         self._pool = ThreadPoolExecutor(size, thread_name_prefix=name)
         self._size = size
         self._left = 0
@@ -190,6 +192,11 @@ class StoreThreads:
             if not looking.done():
                 self._left += 1
                 looking.add_done_callback(partial(self._take_late, late))
+
+    async def open(self, work: Callable[[], T], late: Callable[[T], None]) -> T:
+        """The same for an open of what is open already: the event loop does it, unless the open may
+        wait for a network or a program."""
+        return await self.look(work, late) if self.is_remote else work()
 
     def _take_late(self, late: Callable[[T], None], looked: asyncio.Future[T]) -> None:
         self._left -= 1

@@ -1,5 +1,5 @@
 """What the admin listener answers: probes, metrics, the state of this server as JSON, the page,
-and loads that a client begins.
+what `why` says, and loads that a client begins.
 
 Nothing here asks a worker or an upstream, and no path of the main port leads here.
 
@@ -20,6 +20,7 @@ from aiohttp import web
 from ociproxy import log
 from ociproxy.errors import OciProxyError, StoreError
 from ociproxy.fetch.upstreams.threads import take_error
+from ociproxy.serve.admin.explaining import Explainer
 from ociproxy.serve.errors import (
     SERVER,
     LoadRefused,
@@ -82,7 +83,9 @@ class AdminApi:
             "/readyz": self._ready,
             "/metrics": self._metrics,
             "/api/state": self._state,
+            "/api/why": self._why,
         }
+        self._explainer = Explainer(config, store, tally)
         self.use(config, auth)
 
     def use(self, config: Config, auth: BasicAuth | None) -> None:
@@ -91,10 +94,12 @@ class AdminApi:
         self._config = config
         self._auth = auth
         self._page: Page | None = None
+        self._explainer.use(config)
 
     def close(self) -> None:
         self._readiness.close()
         self._disk_thread.shutdown(wait=False, cancel_futures=True)
+        self._explainer.close()
         if self._auth is not None:
             self._auth.close()
 
@@ -121,7 +126,12 @@ class AdminApi:
         if self._page is None:
             read = asyncio.get_running_loop().run_in_executor(None, _page_class)
             page = (await read)(
-                self._config, self._store, self._tally, self._surveyor, self._history
+                self._config,
+                self._store,
+                self._tally,
+                self._surveyor,
+                self._history,
+                self._explainer,
             )
             self._page = page
         return self._page
@@ -169,6 +179,10 @@ class AdminApi:
                 "serve.admin.auth is not set: beyond this machine a load needs a password"
             )
         return await self._loads.answer(request)
+
+    async def _why(self, request: web.BaseRequest) -> web.Response:
+        reference = request.rel_url.query.get("reference", "")
+        return _json((await self._explainer.explain(reference)).document)
 
     async def _state(self, _: web.BaseRequest) -> web.Response:
         return _json({"store": str(self._store.root.absolute()), "workers": alive(self._tally)})

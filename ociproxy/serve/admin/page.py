@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
-from ociproxy.errors import NameInvalid, StoreError
+from ociproxy.errors import DigestInvalid, NameInvalid, OciProxyError, StoreError
 from ociproxy.oci.reference import Reference
 from ociproxy.serve.admin.history import History, Sample, plot
 from ociproxy.serve.admin.render import HEADERS, html, static, template
-from ociproxy.serve.errors import Unsupported
+from ociproxy.serve.admin.survey import Images
+from ociproxy.serve.errors import Unsupported, status_and_code
 from ociproxy.serve.exchange import RECENT
 from ociproxy.serve.live import alive
 from ociproxy.store.image import read_contents
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from ociproxy.config.settings import Config
     from ociproxy.metrics.tally import Tally
+    from ociproxy.serve.admin.explaining import Explainer
     from ociproxy.serve.admin.survey import Surveyor
     from ociproxy.store.pruning.removed import RemovedImage
     from ociproxy.store.store import Store
@@ -46,9 +48,16 @@ class Page:
     """Belongs to one event loop."""
 
     def __init__(
-        self, config: Config, store: Store, tally: Tally, surveyor: Surveyor, history: History
+        self,
+        config: Config,
+        store: Store,
+        tally: Tally,
+        surveyor: Surveyor,
+        history: History,
+        explainer: Explainer,
     ) -> None:
         self.config = config
+        self._explainer = explainer
         self._store = store
         self._tally = tally
         self._surveyor = surveyor
@@ -66,10 +75,22 @@ class Page:
         if path == "/image":
             values = await self._in_thread(self._image, request)
             return html("image", values)
+        if path == "/why":
+            return await self._why(request.rel_url.query.get("reference", ""))
         view = _PATHS.get(path)
         if view is None:
             raise Unsupported("no such path on the admin listener", status=404)
         return html(view, await self._values(view, request))
+
+    async def _why(self, reference: str) -> web.Response:
+        values: dict[str, Any] = {"asked": reference, "explained": None, "problem": ""}
+        status = 200
+        try:
+            if reference.strip():
+                values["explained"] = await self._explainer.explain(reference)
+        except OciProxyError as exc:
+            values["problem"], status = str(exc), status_and_code(exc)[0]
+        return html("why", values, status=status)
 
     async def _stream(self, request: web.BaseRequest) -> web.StreamResponse:
         """Server-sent events: the live part of a view, whenever it changes."""
@@ -102,7 +123,7 @@ class Page:
             case "store":
                 return await self._in_thread(self._stored)
             case _:
-                return self._contents(request.rel_url.query)
+                return await self._in_thread(self._contents, request.rel_url.query)
 
     async def _in_thread(self, work: Any, *arguments: Any) -> dict[str, Any]:
         found: dict[str, Any] = await asyncio.get_running_loop().run_in_executor(
@@ -133,7 +154,7 @@ class Page:
 
     def _pull(self, pull: dict[str, Any], fills: Mapping[str, Any]) -> dict[str, Any]:
         """With its rate over the last seconds, and the time that is left by it."""
-        name, digest = _named(pull["name"])
+        name, _, digest = pull["name"].partition("@")
         now = time.monotonic()
         sent, size = pull["sent"], pull["size"]
         began, first, rate = self._rates.setdefault(pull["id"], (now, sent, 0.0))
@@ -152,14 +173,14 @@ class Page:
     def _log(self) -> dict[str, Any]:
         recent = [tuple(each) for state in alive(self._tally) for each in state["recent"]]
         newest = sorted(recent, key=lambda each: each[0], reverse=True)
-        return {"requests": newest[:RECENT]}
+        return {"requests": [(_explainable(each[2]), *each) for each in newest[:RECENT]]}
 
     def _contents(self, query: Mapping[str, str]) -> dict[str, Any]:
         self._surveyor.ask()
         found = self._surveyor.contents
         wanted = query.get("q", "").strip()[:200]
-        images = [] if found is None or found.images is None else found.images
-        matching = [each for each in images if wanted.lower() in each["reference"].lower()]
+        images = Images() if found is None or found.images is None else found.images
+        matching = images.matching(wanted)
         page = query.get("page", "1")
         number = int(page) if page.isascii() and page.isdecimal() and len(page) < 6 else 1
         pages = max(1, -(-len(matching) // _PER_PAGE))
@@ -170,7 +191,9 @@ class Page:
             "q": wanted,
             "count": len(images),
             "matching": len(matching),
-            "images": matching[(number - 1) * _PER_PAGE : number * _PER_PAGE],
+            "images": [
+                images[each] for each in matching[(number - 1) * _PER_PAGE : number * _PER_PAGE]
+            ],
             "page": number,
             "pages": pages,
         }
@@ -237,7 +260,9 @@ def _commands(mirror: str, reference: Reference, *, plain: bool) -> dict[str, st
     }
 
 
-def _named(path: str) -> tuple[str, str]:
-    """Repository and digest of a blob's path."""
-    name, _, digest = path.partition("?")[0].rpartition("/blobs/")
-    return name, digest
+def _explainable(name: str) -> bool:
+    """Whether a request of the log named what `why` can explain: `NAME:list` asked for tags."""
+    try:
+        return not name.endswith(":list") and bool(Reference.parse(name))
+    except (NameInvalid, DigestInvalid):
+        return False

@@ -16,12 +16,19 @@ from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ociproxy import __version__
+from ociproxy.config.units import show_bytes
 from ociproxy.serve.errors import SERVER
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-VIEWS: Final = {"now": "Now", "contents": "Contents", "store": "Store", "log": "Log"}
+VIEWS: Final = {
+    "now": "Now",
+    "contents": "Contents",
+    "store": "Store",
+    "log": "Log",
+    "why": "Why",
+}
 _STATIC: Final = {
     "/style.css": "text/css",
     "/live.js": "text/javascript",
@@ -54,9 +61,10 @@ def static(path: str) -> web.Response | None:
     return web.Response(text=_static(path), headers={**HEADERS, "Content-Type": _STATIC[path]})
 
 
-def html(view: str, values: dict[str, Any]) -> web.Response:
+def html(view: str, values: dict[str, Any], *, status: int = 200) -> web.Response:
     text = template(view).render(view=view, views=VIEWS, version=__version__, **values)
-    return web.Response(text=text, headers={**HEADERS, "Content-Type": "text/html; charset=utf-8"})
+    headers = {**HEADERS, "Content-Type": "text/html; charset=utf-8"}
+    return web.Response(status=status, text=text, headers=headers)
 
 
 def template(name: str) -> Template:
@@ -79,26 +87,15 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        size=_size,
+        size=show_bytes,
         ago=_ago,
         duration=_duration,
-        short=_short,
         clock=_clock,
         date=_date,
         percent=_percent,
         brief=_brief,
     )
     return environment
-
-
-def _size(value: float | None) -> str:
-    if value is None:
-        return "?"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(value) < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def _percent(value: float | None) -> str:
@@ -130,11 +127,6 @@ def _date(when: float) -> str:
     return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _brief(name: str) -> str:
-    """A name whose digest is cut short."""
-    return _DIGEST.sub(r"\1", name)
-
-
-def _short(digest: object) -> str:
-    algorithm, _, encoded = str(digest).partition(":")
-    return f"{algorithm}:{encoded[:12]}" if encoded else algorithm
+def _brief(name: object) -> str:
+    """A digest cut short, or a name that has one."""
+    return _DIGEST.sub(r"\1", str(name))

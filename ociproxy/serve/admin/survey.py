@@ -19,12 +19,17 @@ from ociproxy import log
 from ociproxy.metrics.counters import CHILDREN, inherited
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ociproxy.config.settings import Config
     from ociproxy.metrics.tally import Key, Tally
     from ociproxy.serve.housekeeping import MakeCommand
 
-IMAGES: Final = 20_000
-"""Images that are kept; further ones are counted."""
+KEPT: Final = 16 * 1024 * 1024
+"""Bytes of memory for the images that are kept, some 30,000; further ones are counted. While they
+are looked for again, those of the last walk are kept as well."""
+_OVERHEAD: Final = 160
+"""Of these for each image, beside its line and its name: objects and places in lists."""
 _FRESH: Final = 60.0
 """Seconds for which the images are not looked for again."""
 _FIRST: Final = 2.0
@@ -43,13 +48,49 @@ class Held:
     bytes: int
 
 
+class Images:
+    """Images as the walk told them, in its order. They are kept as lines, which take a tenth of the
+    memory of what they say. One thread adds; any thread may look."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._lines: list[bytes] = []
+        self.size = 0
+        """Bytes of memory."""
+
+    def add(self, reference: str, line: bytes) -> bool:
+        """False where there is no room for it."""
+        name = reference.lower()
+        size = len(name.encode()) + len(line) + _OVERHEAD
+        if self.size + size > KEPT:
+            return False
+        self.size += size
+        self._names.append(name)
+        self._lines.append(line)
+        return True
+
+    def matching(self, text: str) -> Sequence[int]:
+        """Which of them have this text in their reference, in lower or upper case."""
+        text = text.lower()
+        if not text:
+            return range(len(self))
+        return [number for number, name in enumerate(self._names) if text in name]
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._lines[number])
+        return found
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+
 @dataclass(slots=True)
 class Findings:
     """Of one walk. `at` is epoch seconds; `images` is None where they were not looked for."""
 
     at: float
     held: dict[str, Held] = field(default_factory=dict)
-    images: list[dict[str, Any]] | None = None
+    images: Images | None = None
     left_out: int = 0
     stored: dict[Key, list[float]] = field(default_factory=dict)
     """What this server had stored when the walk began."""
@@ -125,7 +166,7 @@ class Surveyor:
         words = ["survey", "--images"] if images else ["survey"]
         command = self._make_command(config.store.path, config, words)
         before = self._tally.totals()
-        found = Findings(time.time(), images=[] if images else None, stored=before)
+        found = Findings(time.time(), images=Images() if images else None, stored=before)
         with self._changed:
             if self._closed:
                 return
@@ -169,11 +210,11 @@ def _take(found: Findings, line: bytes) -> None:
     kind = event.get("event")
     if kind == "kind":
         found.held[event["kind"]] = Held(event["objects"], event["bytes"])
-    elif kind == "image" and found.images is not None and len(found.images) < IMAGES:
-        found.images.append(event)
+    elif kind == "image" and found.images is not None:
+        found.left_out += not found.images.add(str(event.get("reference", "")), line)
     elif kind == "end":
         found.whole = True
     elif kind == "error":
         found.error = str(event.get("reason", ""))
-    elif kind == "image" or not line.endswith(b"\n"):
+    elif not line.endswith(b"\n"):
         found.left_out += 1

@@ -13,8 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from ociproxy.errors import StoreError
 from ociproxy.store.files import fsync_directory, store_errors
 from ociproxy.store.pruning.plan import Removed
+from ociproxy.store.pruning.removed import BY_OPERATOR, RemovedImage, add_removed
 from ociproxy.store.records import RecordFiles
 
 if TYPE_CHECKING:
@@ -45,20 +47,17 @@ def carry_out(
 ) -> Pruned:
     """Raises Busy or StoreError; what went until then is gone."""
     work = _Work(store, survey, plan, remover)
-    work.remove_images()
-    work.remove_records()
-    work.remove_manifests()
-    work.remove_blobs()
-    work.remove_empty_folders()
-    for each in plan.rubbish:
-        if each.path.parent == store.staging.root:
-            removed = store.staging.remove(each.path, time.time() - keep_recent)
-        else:
-            with store_errors(each.path):
-                each.path.unlink(missing_ok=True)
-            removed = True
-        if removed:
-            work.pruned.rubbish.append(each)
+    try:
+        work.remove_images()
+        work.remove_records()
+        work.remove_manifests()
+        work.remove_blobs()
+        work.remove_empty_folders()
+        work.remove_rubbish(time.time() - keep_recent)
+    finally:
+        # Now, and also after an interruption: before, the disk may have been full.
+        with suppress(StoreError):
+            work.write_down()
     return work.pruned
 
 
@@ -155,6 +154,25 @@ class _Work:
                 self.pruned.blobs[name] = each
 
         self._in_batches(list(self._plan.blobs.items()), remove)
+
+    def remove_rubbish(self, older_than: float) -> None:
+        for each in self._plan.rubbish:
+            if each.path.parent == self._store.staging.root:
+                removed = self._store.staging.remove(each.path, older_than)
+            else:
+                with store_errors(each.path):
+                    each.path.unlink(missing_ok=True)
+                removed = True
+            if removed:
+                self.pruned.rubbish.append(each)
+
+    def write_down(self) -> None:
+        now, reason = time.time(), self._plan.cause or BY_OPERATOR
+        images = self.pruned.images
+        add_removed(
+            self._store,
+            [RemovedImage(now, str(e.reference), e.size, e.used, reason) for e in images],
+        )
 
     def _in_batches(self, items: Iterable[T], remove: Callable[[T], object]) -> None:
         waiting = list(items)

@@ -1,7 +1,7 @@
 """`removed.json`: the images that prunes removed last, and why, for an operator who misses one.
 
-Each prune writes it at its end, under the lock that no two prunes hold. One that is killed leaves
-its images out.
+Each prune writes it at its end, also where it was interrupted, under the lock that no two prunes
+hold. One that is killed leaves its images out.
 Tests: tests/cli/test_prune_command.py, tests/serve/test_eviction.py.
 """
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ociproxy.oci.reference import TAG_OF_SUBJECT
+from ociproxy.oci.reference import subject_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,11 +24,12 @@ def subjects_of(images: Sequence[SurveyedImage]) -> dict[Reference, list[Surveye
     left out: it is an image as any other."""
     signatures: dict[Repository, list[tuple[str, SurveyedImage]]] = {}
     for image in images:
-        match = TAG_OF_SUBJECT.match(image.reference.tag or "")
-        if match is not None:
+        subject = subject_prefix(image.reference.tag or "")
+        if subject is not None:
             # Such a name begins with the digits of the tag, of which a sha512 has not all.
-            prefix = "" if match["algorithm"] == "sha256" else f"{match['algorithm']}-"
-            named = (f"{prefix}{match['hex']}", image)
+            algorithm, digits = subject
+            prefix = "" if algorithm == "sha256" else f"{algorithm}-"
+            named = (f"{prefix}{digits}", image)
             signatures.setdefault(image.reference.repository, []).append(named)
     found: dict[Reference, list[SurveyedImage]] = {}
     for image in images:

@@ -16,7 +16,7 @@ from ociproxy.errors import (
     UpstreamUntrusted,
 )
 from ociproxy.fetch.backend import Quota
-from ociproxy.fetch.oras.session import quota_in
+from ociproxy.fetch.oras.client import quota_in
 from ociproxy.oci.reference import Reference
 from tests.fetch.conftest import OpenBackend
 from tests.fetch.contract import digest, read_all, reference, repository

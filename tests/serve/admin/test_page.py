@@ -3,27 +3,81 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import http.client
+import json
 import re
 import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import unquote
 
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
+from click.testing import CliRunner
 
+from ociproxy.cli.main import main
 from ociproxy.config.settings import Config
 from ociproxy.metrics.tally import Tally
+from ociproxy.serve.admin.explaining import Explainer
 from ociproxy.serve.admin.history import History, Sample, plot
 from ociproxy.serve.admin.page import Page
 from ociproxy.serve.admin.render import read_all
-from ociproxy.serve.admin.survey import Findings, Held, Surveyor
+from ociproxy.serve.admin.survey import Findings, Held, Images, Surveyor
 from ociproxy.store.store import Store
-from tests.images import artifact, multi_platform
+from tests.images import artifact, image, multi_platform
 from tests.server import Mirror, upstream_entry
 from tests.upstream import FakeUpstream
 from tests.upstream_faults import Fault
+
+
+def test_why_says_on_the_page_what_the_command_says(
+    mirror: Callable[..., Mirror], upstream: FakeUpstream
+) -> None:
+    app = upstream.add("app", image("app"), tag="1")
+    config = {"upstreams": [upstream_entry(upstream.url)], "store": {"pins": ["*/app:*"]}}
+    server = mirror(config, admin=True)
+    name = f"{upstream.registry}/app:1"
+    layer = f"{upstream.registry}/app@{app.layers[0].digest}"
+    assert server.manifest(upstream.registry, "app", "1").status == 200
+    assert server.blob(upstream.registry, "app", app.layers[0].digest).status == 200
+    assert server.get(f"/v2/app/tags/list?ns={upstream.registry}").status == 200
+    server.wait_for(lambda: layer[:-52] in view(server, "/log"), "the requests told of")
+
+    # A link leads there from each line that names an image or its content, and from the image.
+    links = re.findall(r'href="(/why[^"]+)"', view(server, "/log"))
+    assert {unquote(each).partition("=")[2] for each in links} == {name, layer}
+    (from_image,) = re.findall(r'href="(/why\?[^"]+)"', view(server, f"/image?reference={name}"))
+    assert from_image in links
+
+    url = f"http://127.0.0.1:{server.admin_port}"
+    where = ["--image-path", str(server.store), "--config-path", str(server.config_path)]
+    for reference in (name, layer, f"{upstream.registry}/absent:2"):
+        words = ["why", reference, *where, "--server", url]
+        answer = server.admin(f"/api/why?reference={reference}")
+        assert answer.status == 200
+        told = answer.json()
+        command = json.loads(CliRunner().invoke(main, [*words, "--json"]).stdout)
+        told["server"]["upstream"] = command["server"]["upstream"] = told["server"]["url"] = None
+        command["server"]["url"] = None
+        assert told == command
+        page = html.unescape(re.sub(r"<[^>]*>", "", view(server, f"/why?reference={reference}")))
+        printed = CliRunner().invoke(main, words).stdout.splitlines()
+        assert len(printed) > 4
+        assert [line for line in printed if line[12:] not in page] == []
+    assert server.admin(f"/api/why?reference={layer}").json()["state"] == "blob"
+    # A name as docker knows it, typed into the form.
+    assert "docker.io/library/nginx:1.27" in view(server, "/why?reference=nginx%3A1.27")
+
+    assert '<form role="search" action="/why">' in view(server, "/why")
+    for path in ("/why", "/api/why"):
+        refused = server.admin(f"{path}?reference=%3Cscript%3E")
+        assert (refused.status, b"<script>" in refused.body) == (400, path == "/api/why")
+        assert b"not a reference" in refused.body
+    # The configuration that the server runs with decides, and not one that it has not read yet.
+    server.write_config({**config, "store": {"pins": [{"list": "/nonexistent"}]}})
+    assert b"by store.pins" in server.admin(f"/why?reference={name}").body
 
 
 def test_a_pull_is_on_every_view(mirror: Callable[..., Mirror], upstream: FakeUpstream) -> None:
@@ -94,7 +148,9 @@ def view(server: Mirror, path: str) -> str:
 async def test_ten_thousand_images_are_listed_page_by_page(tmp_path: Path) -> None:
     surveyor = Surveyor(lambda *_: [], Config(), Tally(1))
     surveyor.contents = Findings(time.time(), {"blob": Held(1, 1)}, images=many(10_000), whole=True)
-    page = Page(Config(), Store(tmp_path / "store"), Tally(1), surveyor, History())
+    config, store, tally = Config(), Store(tmp_path / "store"), Tally(1)
+    explainer = Explainer(config, store, tally)
+    page = Page(config, store, tally, surveyor, History(), explainer)
     await asyncio.get_running_loop().run_in_executor(None, read_all)
     texts = []
     began = time.process_time()
@@ -110,9 +166,10 @@ async def test_ten_thousand_images_are_listed_page_by_page(tmp_path: Path) -> No
     assert "Page 2 of 2" in texts[2]
 
 
-def many(count: int) -> list[dict[str, object]]:
-    return [
-        {
+def many(count: int) -> Images:
+    found = Images()
+    for number in range(count):
+        told = {
             "reference": f"registry.example/app-{number}:1",
             "platforms": [{"platform": "linux/amd64", "complete": True}],
             "complete": True,
@@ -121,8 +178,8 @@ def many(count: int) -> list[dict[str, object]]:
             "lastUsed": "2026-01-01T00:00:00Z",
             "pinned": False,
         }
-        for number in range(count)
-    ]
+        assert found.add(f"registry.example/app-{number}:1", json.dumps(told).encode())
+    return found
 
 
 def test_the_plots_show_what_changed_between_two_samples() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import tracemalloc
 
 import pytest
 from click.testing import CliRunner
@@ -13,7 +14,7 @@ from ociproxy.cli.main import main
 from ociproxy.config.settings import Config
 from ociproxy.metrics.tally import Tally
 from ociproxy.serve.admin import survey
-from ociproxy.serve.admin.survey import Findings, Surveyor
+from ociproxy.serve.admin.survey import Findings, Images, Surveyor
 from tests.images import image
 from tests.load.loading import Load
 from tests.upstream import FakeUpstream
@@ -56,13 +57,35 @@ def test_bytes_by_kind_and_images_with_what_they_share(load: Load, upstream: Fak
     assert events[-1] == {"event": "end"}
 
 
-def test_images_beyond_the_limit_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey, "IMAGES", 2)
-    lines = [json.dumps({"event": "image", "reference": str(n)}) for n in range(5)]
+def test_images_are_kept_up_to_so_many_bytes_and_the_others_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(survey, "KEPT", 10_000)
+    lines = [
+        json.dumps({"event": "image", "reference": f"Name-{n}", "platforms": "x" * 1000})
+        for n in range(20)
+    ]
     found = walked(surveyor(*lines, '{"event": "end"}'))
     assert found is not None
     assert found.images is not None
-    assert (len(found.images), found.left_out) == (2, 3)
+    assert (len(found.images), found.left_out) == (8, 12)
+    assert found.images.size <= 10_000
+    assert [found.images[each]["reference"] for each in found.images.matching("NAME-7")] == [
+        "Name-7"
+    ]
+
+
+def test_the_bytes_of_images_are_those_of_memory() -> None:
+    tracemalloc.start()
+    try:
+        images = Images()
+        for number in range(3000):
+            line = json.dumps({"reference": f"registry.example/app-{number}:1", "size": number})
+            assert images.add(f"registry.example/app-{number}:1", line.encode())
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0.7 * used < images.size < 1.5 * used
 
 
 def test_a_walk_that_ends_too_soon_is_none(capfd: pytest.CaptureFixture[str]) -> None:
@@ -74,4 +97,5 @@ def test_a_line_that_is_too_long_is_left_out() -> None:
     long = json.dumps({"event": "image", "reference": "x" * 100_000})
     found = walked(surveyor(long, '{"event": "image", "reference": "y"}', '{"event": "end"}'))
     assert found is not None
-    assert found.images == [{"event": "image", "reference": "y"}]
+    assert found.images is not None
+    assert (len(found.images), found.images[0]) == (1, {"event": "image", "reference": "y"})
