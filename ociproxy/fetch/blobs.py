@@ -268,7 +268,8 @@ class BlobPuller:
         raise StoreError(self._store.blobs.path(digest), "changes while it is read")
 
     async def _look(self, digest: Digest) -> BlobFile | None:
-        """The event loop looks where the disk is not asked: for most blobs that are asked for."""
+        """The event loop looks where the disk is not asked: for most blobs that are asked for, and
+        for those that are not there."""
         found, known = self._store.blobs.find_cached(digest)
         if known:
             return found
