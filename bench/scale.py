@@ -32,7 +32,7 @@ IDLE_SECONDS = 5.0
 PAUSE = 0.002
 """Seconds between two requests: the client must not take a processor for itself."""
 SCRAPE_EVERY = 0.2
-PAGE_LIMIT = 120.0
+PAGE_LIMIT = 300.0
 MANIFEST = "/v2/team-0/app-0/manifests/1.0?ns=docker.io"
 
 

@@ -127,8 +127,7 @@ class Loader:
         )
         self.progress = LoadProgress(engine.blobs.arrived)
         self._stopped = False
-        self._ended = Event()
-        """So that a thread waits for room no longer."""
+        self._ended = Event()  # so that a thread waits for room no longer
         self._admits = admits
 
     async def run(self, wanted: Iterable[Wanted]) -> Summary:
@@ -291,7 +290,8 @@ class Loader:
         if missing and not plan:
             repository = active.wanted.reference.repository
             self.progress.check_disk(missing, repository, self._store, self._partition)
-            self._engine.room.make(self.progress.unstored(missing), self._ended)
+            coming = partial(self.progress.unstored, missing, self._store)
+            self._engine.room.make(coming, self._ended)
         return missing
 
     # Platforms

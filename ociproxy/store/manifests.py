@@ -77,6 +77,7 @@ class Manifests:
         self._clock = clock
         self._below = below
         self._hot: BoundedCache[Digest, _Hot] = BoundedCache(hot_bytes)
+        self._hot_below: BoundedCache[Digest, ManifestHolder] = BoundedCache(hot_bytes)
 
     def find(self, digest: Digest, *, use: bool = True) -> ManifestHolder | None:
         """A stored manifest; None also if its bytes do not match the digest. With `use`, records
@@ -88,8 +89,13 @@ class Manifests:
         own = self._find_own(digest, use=use)
         if own is not None or not self._below:
             return own
-        found = (content.find_manifest(digest) for content in self._below)
-        return next((holder for holder in found if holder is not None), None)
+        hot = self._hot_below.get(digest)
+        if hot is None:
+            found = (content.find_manifest(digest) for content in self._below)
+            hot = next((holder for holder in found if holder is not None), None)
+            if hot is not None:
+                self._hot_below.put(digest, hot, len(hot.raw))
+        return hot
 
     def remembers(self, digest: Digest) -> bool:
         """Whether `find` takes one stat, of a file that was looked at in the last minute: the event

@@ -7,8 +7,9 @@ import html
 import http.client
 import json
 import re
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote
@@ -164,6 +165,23 @@ async def test_ten_thousand_images_are_listed_page_by_page(tmp_path: Path) -> No
     assert "10000 images" in texts[0]
     assert "app-9999:1" in texts[1]
     assert "Page 2 of 2" in texts[2]
+
+
+async def test_the_images_are_searched_outside_the_event_loop(tmp_path: Path) -> None:
+    class Noting(Images):
+        def matching(self, text: str) -> Sequence[int]:
+            threads.append(threading.get_ident())
+            return super().matching(text)
+
+    threads: list[int] = []
+    surveyor = Surveyor(lambda *_: [], Config(), Tally(1))
+    surveyor.contents = Findings(time.time(), images=Noting(), whole=True)
+    config, store, tally = Config(), Store(tmp_path / "store"), Tally(1)
+    page = Page(config, store, tally, surveyor, History(), Explainer(config, store, tally))
+    await asyncio.get_running_loop().run_in_executor(None, read_all)
+    await page.answer(make_mocked_request("GET", "/contents?q=app"))
+    assert len(threads) == 1
+    assert threads != [threading.get_ident()]
 
 
 def many(count: int) -> Images:
