@@ -108,8 +108,8 @@ SCALE = (
 )
 COUNTING = (
     Row("counted", "warm manifest, server CPU", "us/req", 1),
-    Row("uncounted", "  of a server that counts nothing", "us/req", 1),
-    Row("counting", "  what counting takes of it, median of rounds", "%", 1),
+    Row("uncounted", "  while it counts nothing", "us/req", 1),
+    Row("counting", "  what counting takes of it", "%", 1),
 )
 SECTIONS = (
     Section((OCIPROXY, REGISTRY, DRAYAGE, NGINX, UPSTREAM), SERVING),
