@@ -15,9 +15,12 @@ import click
 from ociproxy.cli.list_command import document
 from ociproxy.cli.options import config_path, configuration, image_path, json_events, log_format
 from ociproxy.cli.terminal import print_event
+from ociproxy.errors import OciProxyError
 from ociproxy.load.pins import all_pins
 from ociproxy.store.files import store_errors
-from ociproxy.store.inventory import Entry, inventory
+from ociproxy.store.image import read_contents
+from ociproxy.store.inventory import Entry, inventory, references
+from ociproxy.store.look import Look
 from ociproxy.store.pruning.pins import Pins
 from ociproxy.store.store import open_existing
 
@@ -42,12 +45,13 @@ def survey_command(
     as_json: bool,
     images: bool,
 ) -> None:
-    """Print what the store holds, an event a line: bytes by kind, then images."""
+    """Print what the store holds, an event a line: bytes by kind, what is pinned, then images."""
     config = configuration(config_path, image_path=image_path, log_format=log_format)
     store = open_existing(config.store.path)
     for kind, folder in KINDS.items():
         objects, size = _size_of(store.root / folder)
         print_event("kind", kind=kind, objects=objects, bytes=size)
+    _print_pinned(store, config)
     if images:
         _print_images(store, config)
     print_event("end")
@@ -74,6 +78,23 @@ def _size_of(folder: Path) -> tuple[int, int]:
                         continue
                     objects += 1
     return objects, size
+
+
+def _print_pinned(store: Store, config: Config) -> None:
+    """Pinned images, and their bytes: those of a shared blob once. Nothing is looked for where
+    nothing is pinned."""
+    try:
+        found = list(all_pins(store, config))
+    except OciProxyError:  # each prune says so
+        return
+    pins, look = Pins(found), Look(store)
+    images = 0
+    parts: dict[Digest, int] = {}
+    for reference, top, _ in references(store, look) if found else ():
+        if pins.match(reference, top.digest):
+            images += 1
+            parts |= read_contents(store, reference.repository, top, look=look).sizes
+    print_event("pinned", objects=images, bytes=sum(parts.values()))
 
 
 def _print_images(store: Store, config: Config) -> None:

@@ -103,7 +103,12 @@ class ImageContents:
     @property
     def size(self) -> int:
         """Bytes stored, each blob counted once."""
-        return sum(each.size for each in self.manifests.values()) + sum(self.blobs.values())
+        return sum(self.sizes.values())
+
+    @property
+    def sizes(self) -> dict[Digest, int]:
+        """Bytes of each manifest and blob that is stored."""
+        return {each.digest: each.size for each in self.manifests.values()} | self.blobs
 
     @property
     def platforms(self) -> tuple[Platform, ...]:

@@ -64,7 +64,7 @@ def inventory(store: Store) -> Iterator[Entry]:
             tuple(found.missing.values()),
             tuple(each.digest for each in found.unstored_attestations),
             found.size,
-            {each.digest: each.size for each in found.manifests.values()} | found.blobs,
+            found.sizes,
             resolved,
             used or None,
         )

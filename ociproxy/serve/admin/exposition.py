@@ -80,6 +80,10 @@ STORE_OBJECTS: Final = Metric(
     "Files in the store at the last survey, and what this server stored since",
     ("kind",),
 )
+PINNED_IMAGES: Final = Metric(
+    "ociproxy_pinned_images", "Images that no prune removes, at the last survey"
+)
+PINNED_BYTES: Final = Metric("ociproxy_pinned_bytes", "Bytes of these images, at the last survey")
 STORE_LIMIT: Final = Metric(
     "ociproxy_store_limit_bytes", "How large store.max_size lets the store be"
 )
@@ -110,6 +114,8 @@ GAUGES: Final[tuple[Metric, ...]] = (
     QUOTA_REMAINING,
     STORE_BYTES,
     STORE_OBJECTS,
+    PINNED_IMAGES,
+    PINNED_BYTES,
     STORE_LIMIT,
     STORE_STUCK,
     SURVEYED,
@@ -222,6 +228,9 @@ def _store(survey: Findings | None, totals: Mapping[Key, list[float]]) -> Iterat
     held = survey.held.items()
     yield _gauge(STORE_BYTES, {(k,): each.bytes + grown(STORED_BYTES, k) for k, each in held})
     yield _gauge(STORE_OBJECTS, {(k,): each.objects + grown(STORED_OBJECTS, k) for k, each in held})
+    if survey.pinned is not None:
+        yield _gauge(PINNED_IMAGES, {(): survey.pinned.objects})
+        yield _gauge(PINNED_BYTES, {(): survey.pinned.bytes})
     yield _gauge(SURVEYED, {(): survey.at})
 
 

@@ -90,6 +90,8 @@ class Findings:
 
     at: float
     held: dict[str, Held] = field(default_factory=dict)
+    pinned: Held | None = None
+    """Images and their bytes; None where a list of pins cannot be read."""
     images: Images | None = None
     left_out: int = 0
     stored: dict[Key, list[float]] = field(default_factory=dict)
@@ -211,6 +213,8 @@ def _take(found: Findings, line: bytes) -> None:
     kind = event.get("event")
     if kind == "kind":
         found.held[event["kind"]] = Held(event["objects"], event["bytes"])
+    elif kind == "pinned":
+        found.pinned = Held(event["objects"], event["bytes"])
     elif kind == "image" and found.images is not None:
         found.left_out += not found.images.add(str(event.get("reference", "")), line)
     elif kind == "end":

@@ -123,6 +123,7 @@ def test_a_pull_is_seen_in_every_number(
     config = {
         "upstreams": [upstream_entry(upstream.url), upstream_entry(away.url)],
         "tags": [{"match": "*/late:*", "ttl": "0"}],
+        "store": {"pins": [f"{upstream.registry}/app:1"]},
     }
     server = mirror(config, admin=True)
     held = http.client.HTTPConnection(server.host, server.port)
@@ -165,6 +166,8 @@ def test_a_pull_is_seen_in_every_number(
     manifests = 'ociproxy_store_objects{kind="manifest"}'
     server.wait_for(lambda: server.metrics().get(manifests) == 2, "the store surveyed", limit=60)
     surveyed = server.metrics()
+    assert surveyed["ociproxy_pinned_images"] == 1
+    assert surveyed["ociproxy_pinned_bytes"] == pulled.top.size + blobs
     # Those of the other image may have come before its upstream went away.
     more = sum(each.size for each in late.blobs)
     assert blobs <= surveyed['ociproxy_store_bytes{kind="blob"}'] <= blobs + more

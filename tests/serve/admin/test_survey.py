@@ -44,6 +44,7 @@ def test_bytes_by_kind_and_images_with_what_they_share(load: Load, upstream: Fak
     upstream.add("app", one, tag="1")
     upstream.add("app", two, tag="2")
     load.run(load.write(f"{upstream.registry}/app:1", f"{upstream.registry}/app:2"))
+    load.run(load.write(f"{upstream.registry}/app:1"), "--pin")
     result = CliRunner().invoke(
         main, ["survey", "--json", "--images", "--image-path", str(load.store)]
     )
@@ -53,7 +54,13 @@ def test_bytes_by_kind_and_images_with_what_they_share(load: Load, upstream: Fak
     assert kinds["manifest"]["bytes"] == one.top.size + two.top.size
     blobs = {blob.digest: blob.size for each in (one, two) for blob in each.blobs}
     assert (kinds["blob"]["objects"], kinds["blob"]["bytes"]) == (len(blobs), sum(blobs.values()))
+    (pinned,) = (each for each in events if each["event"] == "pinned")
+    assert (pinned["objects"], pinned["bytes"]) == (
+        1,
+        one.top.size + sum(each.size for each in one.blobs),
+    )
     images = [each for each in events if each["event"] == "image"]
+    assert [each["pinned"] for each in images] == [True, False]
     assert [each["reference"].rpartition("/")[2] for each in images] == ["app:1", "app:2"]
     (layer,) = two.layers
     assert images[0]["shared"] == layer.size
