@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
 from ociproxy.bounded import BoundedCache
-from ociproxy.errors import OciProxyError, StoreError
+from ociproxy.errors import StoreError
 from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.manifest import parse_manifest
 
@@ -158,13 +158,14 @@ class LookAhead:
                     fill = self._blobs.start_missing(repository, blob)
                     if fill is not None:
                         await fill.finished()
-                except OciProxyError:
-                    continue  # logged where it happened
+                except Exception:  # noqa: BLE001, S112 logged where it happened; others wait here
+                    continue
         finally:
             self._workers[registry] -= 1
             if not self._workers[registry]:
                 del self._workers[registry]
-                self._queues.pop(registry, None)
+                left = self._queues.pop(registry, ())
+                self.queued.difference_update(key for _, _, key in left)
 
     def hand_over(self, successor: LookAhead) -> None:
         """From now on `successor` fetches ahead, beginning with what waits here for its turn."""

@@ -32,6 +32,8 @@ _LONGEST: Final = 60.0
 _PAUSE: Final = 5.0
 """Seconds until then at least. Also after a run that freed disk: the kernel frees what a response
 still reads when that ends."""
+_VOID: Final = 3.0
+"""Seconds for which what was promised may not change while others wait for it."""
 _SAY_AGAIN: Final = 3600.0
 """Seconds between two warnings of the same state."""
 
@@ -50,6 +52,7 @@ class Eviction:
         self._done: dict[str, Any] = {}
         self._cause: str | None = None
         self._wanted = 0
+        self._promised: tuple[tuple[int, int], float] = (0, 0), 0.0
         self._warned: dict[str, tuple[object, float]] = {}
 
     def use(self, config: Config) -> None:
@@ -71,6 +74,7 @@ class Eviction:
         counts = limits.max_size is not None or bool(config.store.pins)
         is_old = abs(time.time() - usage.counted) > config.store.evict_every
         self._cause = limits.cause(usage.stored, usage.wanted)
+        is_old = is_old or self._is_promise_void(limits, usage, now)
         if self._cause is None and usage.stuck:
             # What was used just now may go by now: the next download asks for room again.
             self._store.usage.retry()
@@ -80,6 +84,16 @@ class Eviction:
         self._wanted = usage.wanted
         preload = config.serve.preload_images
         return ["prune", "--to-limits", *(["--pinned", str(preload)] if preload else [])]
+
+    def _is_promise_void(self, limits: Limits, usage: Usage, now: float) -> bool:
+        """Whether downloads wait for room that was promised to others, who do nothing with it: to
+        a process that was killed. A count ends its promises."""
+        seen = usage.reserved, usage.written
+        if seen != self._promised[0] or not (usage.reserved and usage.wanted):
+            self._promised = seen, now
+        needed = usage.stored + usage.reserved + usage.wanted
+        is_short = limits.max_size is not None and needed > limits.max_size
+        return is_short and now - self._promised[1] > _VOID
 
     def heard(self, event: dict[str, Any]) -> None:
         match event:

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from ociproxy.store.store import Store
 
 _AGAIN: Final = 60.0
-"""Seconds between two tries of failed images, and between two looks at whether the process that
-loads them still runs."""
+"""Seconds between two tries of failed images."""
+_LOOK: Final = 1.0
+"""Seconds between two looks at whether the process that loads them still runs: of a longer pause
+`Silence` counts no more than this."""
 _HOLD: Final = 5.0
 """Seconds between two looks of the process that has loaded them at whether it is still that one."""
 
@@ -61,7 +63,7 @@ async def _preload(
     try:
         # Another process holds it, and does not tell when it ends.
         while not await loop.run_in_executor(None, claim.take):  # noqa: ASYNC110
-            await asyncio.sleep(_AGAIN)
+            await asyncio.sleep(_LOOK)
         with claim.working():
             await _load(store, config, make_backend, wanted)
         while await loop.run_in_executor(None, claim.is_held):  # noqa: ASYNC110 as above

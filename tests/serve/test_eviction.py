@@ -15,6 +15,7 @@ from ociproxy.cli.main import main
 from ociproxy.config.local_settings import Serve
 from ociproxy.config.local_settings import Store as Settings
 from ociproxy.config.settings import Config
+from ociproxy.serve import eviction
 from ociproxy.serve.eviction import Eviction
 from ociproxy.store.store import Store
 from ociproxy.store.usage import Usage
@@ -197,6 +198,24 @@ def test_an_offline_mirror_removes_nothing(tmp_path: Path) -> None:
     assert Eviction(store, Config(store=settings)).due() == ["prune", "--to-limits"]
     offline = Config(store=settings, serve=Serve(offline=True))
     assert Eviction(store, offline).due() is None
+
+
+def test_room_that_was_promised_to_a_killed_process_is_given_to_those_who_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, settings = Store(tmp_path / "store"), Settings(max_size=1000, min_free=0)
+    job = Eviction(store, Config(store=settings))
+    store.usage.record(400, Usage(), freed=0, stuck=False)
+    assert store.usage.reserve(500, 1000)  # and the process that was promised it is killed
+    assert job.due() is None
+    store.usage.want(200)
+    assert job.due() is None
+    monkeypatch.setattr(eviction, "_VOID", 0.0)
+    assert job.due() == ["prune", "--to-limits"]
+    before = store.usage.read()
+    assert before is not None
+    store.usage.record(400, before, freed=0, stuck=False)  # what that command does
+    assert store.usage.reserve(200, 1000)
 
 
 def test_a_command_that_knows_another_limit_than_its_server_is_not_run_again_at_once(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ociproxy.serve import preload
+from ociproxy.store import files
 from tests.images import image, multi_platform
 from tests.load.loading import Load
 from tests.server import Mirror, upstream_entry
@@ -79,3 +81,7 @@ def test_bad_list_ends_the_start(load: Load, tmp_path: Path, mirror: MakeMirror)
     with pytest.raises(AssertionError, match="ended with 2") as failure:
         mirror({}, args=["--preload-images", names])
     assert f"{names}:2: " in str(failure.value)
+
+
+def test_a_process_that_waits_for_the_claim_looks_so_often_that_each_pause_counts() -> None:
+    assert preload._LOOK <= files._BEAT

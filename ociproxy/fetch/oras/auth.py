@@ -196,7 +196,7 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         started = time.monotonic()
         answer = self._request_token(demand, credentials)
         text = answer.get("token") or answer.get("access_token")
-        if not isinstance(text, str):
+        if not (isinstance(text, str) and text.isascii() and text.isprintable()):
             raise UpstreamUnavailable(self._upstream, "its token realm answers without a token")
         life = answer.get("expires_in")
         if isinstance(life, bool) or not isinstance(life, (int, float)) or life <= 0:

@@ -207,9 +207,10 @@ class Adapter(HTTPAdapter):
     def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
         """Called by requests. The original parses the URL three times."""
         url = request.url or ""
-        if proxies or "#" in url:
+        host, slash, path = url.partition("//")[2].partition("/")
+        if proxies or not slash or "?" in host or "#" in url:
             return str(super().request_url(request, proxies))
-        return url[url.index("/", url.index("//") + 2) :]
+        return f"/{path}"
 
     def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
         """Called by requests. The original looks for cookies, and for the encoding of a text."""

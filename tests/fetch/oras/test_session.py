@@ -9,6 +9,7 @@ import pytest
 
 from ociproxy.config.settings import Auth, Secret, Tls
 from ociproxy.errors import (
+    BlobUnknown,
     OciProxyError,
     UpstreamForbidden,
     UpstreamInvalid,
@@ -59,6 +60,20 @@ def test_redirect_with_a_large_body(
     upstream.fault("/blobs/", moved)
     backend = open_backend(upstream, scheme="http")
     assert read_all(backend.open_blob(repository(upstream), digest(blob))) == blob.data
+
+
+@pytest.mark.parametrize("query", ["", "?sig=a/secret", "?sig=a#b/c"])
+def test_redirect_to_a_url_without_a_path(
+    make_upstream: Callable[..., FakeUpstream], open_backend: OpenBackend, query: str
+) -> None:
+    storage, upstream = make_upstream(), make_upstream()
+    blob = upstream.add_content("team/app", random_blob(10))
+    moved = Fault(status=307, body=b"", headers={"Location": f"{storage.url}{query}"})
+    upstream.fault("/blobs/", moved)
+    with pytest.raises(BlobUnknown):
+        open_backend(upstream, scheme="http").open_blob(repository(upstream), digest(blob))
+    (asked,) = storage.seen()
+    assert (asked.path, asked.query) == ("/", query.partition("#")[0].removeprefix("?"))
 
 
 # Proxies
