@@ -10,8 +10,10 @@ import hashlib
 import http.client
 import json
 import os
+from collections import ChainMap
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode, urlsplit
@@ -90,17 +92,28 @@ def lay_out_manifests(static: Path, count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Family:
-    """Images that share layers; `size` is that of all different blobs, in bytes."""
+    """Images that share layers: for each repository the bytes of the blobs of its image."""
 
-    repositories: list[str]
-    size: int
+    blobs: dict[str, dict[str, int]]
+
+    @property
+    def repositories(self) -> list[str]:
+        return list(self.blobs)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all different blobs."""
+        return sum(ChainMap(*self.blobs.values()).values())
+
+    def first(self, count: int) -> Family:
+        return Family(dict(islice(self.blobs.items(), count)))
 
 
 def push_family(upstream: Target, count: int) -> Family:
     """Each has one of five large bases, one of twenty middle layers, and a layer of its own."""
     push = _Push(upstream)
     layers: dict[str, tuple[str, str, int]] = {}
-    sizes: dict[str, int] = {}
+    blobs: dict[str, dict[str, int]] = {}
 
     def layer(repository: str, name: str, size: int) -> tuple[str, int]:
         """Pushed once, mounted where it is wanted again."""
@@ -109,13 +122,12 @@ def push_family(upstream: Target, count: int) -> Family:
             # Compressed, or skopeo would do it, and then share nothing.
             data = gzip.compress(os.urandom(size), 1)
             known = layers[name] = repository, push.blob(repository, data), len(data)
-            sizes[known[1]] = known[2]
         else:
             push.mount(repository, known[1], source=known[0])
         return known[1:]
 
-    repositories = [f"family/member{number}" for number in range(count)]
-    for number, repository in enumerate(repositories):
+    for number in range(count):
+        repository = f"family/member{number}"
         raw = _manifest(
             [
                 layer(repository, f"base{number % 5}", 8_000_000),
@@ -126,11 +138,12 @@ def push_family(upstream: Target, count: int) -> Family:
             repository,
             layer_type=COMPRESSED_LAYER_TYPE,
         )
-        config = json.loads(raw)["config"]
-        sizes[config["digest"]] = config["size"]
+        document = json.loads(raw)
+        described = (document["config"], *document["layers"])
+        blobs[repository] = {each["digest"]: each["size"] for each in described}
         push.manifest(repository, TAG, raw)
     push.close()
-    return Family(repositories, sum(sizes.values()))
+    return Family(blobs)
 
 
 def verify(target: Target, images: Images) -> None:

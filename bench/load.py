@@ -1,4 +1,4 @@
-"""Loading: many images with shared layers into a store, against skopeo.
+"""Loading: images with shared layers into a store, against skopeo and ociregistry.
 
 The upstream is a real docker-registry; its own access log counts the bytes. Rounds go over all
 rivals before the next one begins; times are medians.
@@ -7,6 +7,7 @@ rivals before the next one begins; times are medians.
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -18,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 
-from bench.images import TAG, push_family
-from bench.processes import BenchError
+from bench.images import TAG, Family, push_family
+from bench.processes import CHECKOUT, BenchError, environment
 from bench.results import Plan, Results
 from bench.servers import OCIPROXY, Upstream, find
 
@@ -28,6 +29,7 @@ PARALLEL = 4
 POLICY = '{"default": [{"type": "insecureAcceptAnything"}]}'
 SKOPEO_COPY = f"skopeo copy, {PARALLEL} at once"
 SKOPEO_SYNC = "skopeo sync"
+OCIREGISTRY = "ociregistry"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Rival:
 @dataclass(frozen=True)
 class Round:
     seconds: float
+    cpu_seconds: float
     upstream_bytes: int
 
 
@@ -49,6 +52,8 @@ def rivals(work: Path, upstream: Upstream, repositories: list[str]) -> list[Riva
     (work / "images.txt").write_text("".join(f"{name}\n" for name in names))
     (work / "config.yaml").write_text(f'- {{name: "{upstream.host}", scheme: http}}\n')
     (work / "policy.json").write_text(POLICY)
+    registry = f'registries: [{{name: "{upstream.host}", scheme: http}}]\n'
+    (work / "ociregistry.yaml").write_text(registry)
     wanted = "".join(f'    {repository}: ["{TAG}"]\n' for repository in repositories)
     sync = f'"{upstream.host}":\n  tls-verify: false\n  images:\n{wanted}'
     (work / "sync.yaml").write_text(sync)
@@ -75,8 +80,13 @@ def rivals(work: Path, upstream: Upstream, repositories: list[str]) -> list[Riva
         program = [find("skopeo"), "--policy", f"{work}/policy.json", "sync"]
         return [*program, "--src", "yaml", "--dest", "dir", f"{work}/sync.yaml", str(folder)]
 
+    def ociregistry(folder: Path) -> list[str]:
+        settings = ["--config-file", str(work / "ociregistry.yaml"), "--image-path", str(folder)]
+        return [find(OCIREGISTRY), *settings, "load", "--image-file", str(work / "images.txt")]
+
     return [
         Rival(OCIPROXY, ours),
+        Rival(OCIREGISTRY, ociregistry),
         Rival(SKOPEO_COPY, copies),
         Rival(SKOPEO_SYNC, synchronised),
     ]
@@ -85,10 +95,16 @@ def rivals(work: Path, upstream: Upstream, repositories: list[str]) -> list[Riva
 def measure(rival: Rival, work: Path, upstream: Upstream) -> Round:
     folder = Path(mkdtemp(prefix="store-", dir=work))
     mark = upstream.mark()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     try:
         begun = time.perf_counter()
         done = subprocess.run(
-            rival.command(folder), capture_output=True, timeout=LIMIT, check=False
+            rival.command(folder),
+            cwd=CHECKOUT,
+            env=environment(),
+            capture_output=True,
+            timeout=LIMIT,
+            check=False,
         )
         seconds = time.perf_counter() - begun
         if done.returncode != 0:
@@ -97,25 +113,39 @@ def measure(rival: Rival, work: Path, upstream: Upstream) -> Round:
         raise BenchError(f"{rival.name}: not done within {LIMIT:.0f} s") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     # The log line of a request is written when it has ended.
     time.sleep(0.3)
-    return Round(seconds, upstream.blob_bytes(mark))
+    return Round(seconds, cpu, upstream.blob_bytes(mark))
 
 
 def loading(work: Path, upstream: Upstream, plan: Plan, results: Results) -> None:
-    """Upstream bytes are to those of all different blobs, in the worst round."""
-    family = push_family(upstream.target, plan.load_images)
+    """Of the same images a few, and then more. Upstream bytes are to those of all different blobs,
+    in the worst round."""
+    family = push_family(upstream.target, max(plan.load_images))
     os.sync()
+    for count in plan.load_images:
+        _loading(work, upstream, family.first(count), plan, results)
+
+
+def _loading(work: Path, upstream: Upstream, family: Family, plan: Plan, results: Results) -> None:
     rounds: dict[str, list[Round]] = defaultdict(list)
+    failures: set[str] = set()
     for _ in range(plan.load_rounds):
         for rival in rivals(work, upstream, family.repositories):
             try:
                 rounds[rival.name].append(measure(rival, work, upstream))
             except BenchError as error:
-                results.note(f"load, {error}")
+                failures.add(str(error))
+    count = len(family.repositories)
     for name, done in rounds.items():
         if done:
-            results.put("load", name, statistics.median(each.seconds for each in done))
+            results.put(f"load_{count}", name, statistics.median(each.seconds for each in done))
+            cpu = statistics.median(each.cpu_seconds for each in done)
+            results.put(f"load_{count}_cpu", name, cpu)
             most = max(each.upstream_bytes for each in done)
-            results.put("load_upstream", name, most / family.size)
-    results.note(f"load: {plan.load_images} images, {family.size / 1e6:.1f} MB in different blobs")
+            results.put(f"load_{count}_upstream", name, most / family.size)
+    for failure in sorted(failures):
+        results.note(f"load of {count}: {failure}")
+    results.note(f"load of {count}: {family.size / 1e6:.1f} MB in different blobs")

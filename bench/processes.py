@@ -122,15 +122,24 @@ class ServerProcess:
             os.killpg(self.popen.pid, number)
 
 
+def environment() -> dict[str, str]:
+    """Without settings for ociproxy; and its checkout may keep its byte code, as an installation
+    has it."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("OCIPROXY_") and name != "PYTHONDONTWRITEBYTECODE"
+    }
+
+
 def spawn(name: str, argv: Sequence[str], port: int, log: Path) -> ServerProcess:
     """Start without waiting; output goes to `log`, the way a service's goes to a journal."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("OCIPROXY_")}
     with log.open("ab") as output:
         started = time.perf_counter()
         popen = subprocess.Popen(
             argv,
             cwd=CHECKOUT,
-            env=environment,
+            env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

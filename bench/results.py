@@ -25,7 +25,7 @@ class Plan:
     # drayage takes longer over the stampede than everybody else together, and no target needs it.
     stampede_of_drayage: bool
     limit: float
-    load_images: int
+    load_images: tuple[int, ...]
     load_rounds: int
     archive_images: int
     archive_rounds: int

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parent.parent / "ociproxy"
 CHECKOUT = PACKAGE.parent
 MAX_LINES = 350
-MAX_ARROWS = 51
+MAX_ARROWS = 50
 """Pairs of parts of which one imports the other: a reader must be able to keep them in mind."""
 RIDDLES = re.compile(r"whoever|nobody|somebody|anybody", re.IGNORECASE)
 """Words that hide who acts: a client, a reader, an upstream, a worker, an operator, a caller."""

@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ociproxy.archive.bundle_index import BundleIndex
 from ociproxy.archive.importer.decompress import GZIP, ZSTD
-from ociproxy.bounded import BoundedCache
 from ociproxy.errors import ConfigError, DigestMismatch, LayoutInvalid
 from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.digest import Digest
@@ -24,9 +23,6 @@ from ociproxy.store.read_only import BlobFile
 if TYPE_CHECKING:
     from io import FileIO
     from pathlib import Path
-
-_HOT_BYTES: Final = 4 * 1024 * 1024
-"""Bytes of manifests that are kept in memory: some thousand, the ones that clients ask for most."""
 
 
 class Bundle:
@@ -45,7 +41,6 @@ class Bundle:
         self._damaged: dict[Digest, DigestMismatch] = {}
         self._verifying: dict[Digest, threading.Lock] = {}
         self._guard = threading.Lock()
-        self._hot: BoundedCache[Digest, ManifestHolder] = BoundedCache(_HOT_BYTES)
         try:
             index = BundleIndex(self._file, str(path))
         except BaseException:
@@ -101,9 +96,6 @@ class Bundle:
 
     def find_manifest(self, digest: Digest) -> ManifestHolder | None:
         """None also for bytes that no longer match the digest, or are no manifest."""
-        hot = self._hot.get(digest)
-        if hot is not None:
-            return hot
         extent = self._extent(digest)
         if extent is None or extent[1] > MANIFEST_MAX_SIZE:
             return None
@@ -112,11 +104,9 @@ class Bundle:
         if Digest.of(raw, digest.algorithm) != digest:
             return None
         try:
-            holder = ManifestHolder.of(raw, algorithm=digest.algorithm)
+            return ManifestHolder.of(raw, algorithm=digest.algorithm)
         except MalformedManifest:
             return None
-        self._hot.put(digest, holder, len(raw))
-        return holder
 
     def _extent(self, digest: Digest) -> tuple[int, int] | None:
         return None if digest in self._damaged else self._extents.get(digest)

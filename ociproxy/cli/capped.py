@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from ociproxy.cli.child import command_maker
 from ociproxy.load.pins import all_pins
 from ociproxy.serve.eviction import Eviction
 from ociproxy.serve.housekeeping import Housekeeper
+from ociproxy.store.files import store_errors
 from ociproxy.store.limits import Limits
 from ociproxy.store.pruning.pins import Pins
 from ociproxy.store.pruning.plan import Selection, make_plan
@@ -56,8 +57,10 @@ def _count(store: Store) -> None:
     before = store.usage.read() or Usage()
     size = 0
     for name in ("blobs", "fat", "img"):
-        with os.scandir(store.root / name) as entries:
-            size += sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
+        with store_errors(store.root / name), os.scandir(store.root / name) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    size += entry.stat(follow_symlinks=False).st_size
     store.usage.record(size, before, freed=0, stuck=False)
 
 

@@ -18,7 +18,7 @@ from ociproxy.cli.terminal import print_event
 from ociproxy.store.check import Findings, check
 from ociproxy.store.damage import Damage, FileCheck
 from ociproxy.store.files import digest_of
-from ociproxy.store.passes import END, Pass, PassFile, position_at, turn_of
+from ociproxy.store.passes import END, SCRUB, Pass, PassFile, position_at, turn_of
 
 if TYPE_CHECKING:
     from ociproxy.cli.check_report import Report
@@ -43,8 +43,7 @@ class Progress:
         if found is None:
             found = Pass(now)
         elif found.position == END or found.began > now:
-            ended = found.saved if found.position == END else found.finished
-            found = Pass(now, finished=ended, damaged=found.damaged)
+            found = Pass(now, finished=found.ended, damaged=found.damaged)
         self.now = now
         self.found = found
         self._saved = time.monotonic()
@@ -102,7 +101,7 @@ def scrub(
     length = config.store.scrub
     if length is None:
         raise click.UsageError("--scrub: store.scrub is never, so nothing is due")
-    progress = Progress(store, "scrub")
+    progress = Progress(store, SCRUB)
     elapsed = progress.now + turn_of(length) - progress.found.began
     files = FileCheck(
         store,

@@ -13,7 +13,6 @@ import click
 from rich.filesize import decimal
 
 from ociproxy.archive.diff import Difference, diff, open_lock
-from ociproxy.cli.terminal import short
 
 if TYPE_CHECKING:
     from ociproxy.archive.lock import LockedImage
@@ -90,7 +89,7 @@ def _contents(sizes: dict[Digest, int]) -> dict[str, object]:
 
 
 def _short(image: LockedImage) -> str:
-    return short(image.descriptor.digest)
+    return image.descriptor.digest.short
 
 
 def _state(image: LockedImage) -> str:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.archive.importer.importer import Watcher
 from ociproxy.archive.importer.results import EXIT_CODES, PUBLISHED, ImportResult, Status
-from ociproxy.cli.terminal import print_event, short
+from ociproxy.cli.terminal import print_event
 from ociproxy.store.pruning.pins import Pin
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _SHOWN: Final = 10
 class Report(Watcher):
     def __init__(self, screen: Screen, *, as_json: bool, verbose: bool = False) -> None:
         self._screen = screen
-        self._show = str if verbose else short
+        self._show: Callable[[Digest], str] = str if verbose else attrgetter("short")
         self._json = as_json
         self._began = time.monotonic()
         self._counts: Counter[Status] = Counter()

@@ -13,7 +13,7 @@ from rich.filesize import decimal
 
 from ociproxy.cli.options import config_path, existing_store, image_path
 from ociproxy.cli.table import print_table
-from ociproxy.cli.terminal import counted, printable, short
+from ociproxy.cli.terminal import counted, printable
 from ociproxy.config.units import utc_time
 from ociproxy.store.image import ReachedImage
 from ociproxy.store.inventory import Entry, inventory
@@ -136,7 +136,7 @@ def document(entry: Entry) -> dict[str, object]:
 def _row(entry: Entry) -> tuple[str, ...]:
     return (
         str(entry.reference),
-        short(entry.digest),
+        entry.digest.short,
         ",".join(_platform(image) or "-" for image in entry.images) or "-",
         decimal(entry.size),
         _completeness(entry),

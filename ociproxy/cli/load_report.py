@@ -13,7 +13,7 @@ import click
 from rich.filesize import decimal
 
 from ociproxy.cli.table import print_table
-from ociproxy.cli.terminal import counted, print_event, short
+from ociproxy.cli.terminal import counted, print_event
 from ociproxy.config.units import show_duration, show_size
 from ociproxy.errors import UpstreamRateLimited
 from ociproxy.load.loader import Watcher
@@ -152,7 +152,7 @@ def _loaded_line(event: dict[str, Any], *, verbose: bool) -> Iterator[str]:
     reference = Reference.parse(event["reference"])
     digest = Digest.parse(event["digest"])
     lacking = f", lacks {', '.join(event['lacking'])}" if event["lacking"] else ""
-    named = digest if verbose else short(digest)
+    named = digest if verbose else digest.short
     shown = f"{reference}" if reference.digest else f"{reference}@{named}"
     yield (
         f"loaded {shown} {decimal(event['size'])}, {decimal(event['fetched'])} fetched, "
@@ -302,7 +302,7 @@ def _quota(pulls: PlannedPulls) -> str:
 def _row(image: PlannedImage) -> tuple[str, ...]:
     return (
         str(image.reference),
-        short(image.digest),
+        image.digest.short,
         ",".join(map(str, image.platforms)) or "-",
         decimal(image.size),
         decimal(image.new),

@@ -5,8 +5,10 @@ Tests: tests/test_docs.py, tests/real/test_bad_start.py.
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
+import os
 import resource
 from typing import Any, Final
 
@@ -38,6 +40,10 @@ _COMMANDS: Final = {
 }
 
 
+_UNIT: Final = "INVOCATION_ID"
+"""A variable that systemd gives to each process of a unit, which may be kept from most folders."""
+
+
 class _Failure(click.ClickException):
     def __init__(self, error: OciProxyError) -> None:
         hint = ""
@@ -46,6 +52,8 @@ class _Failure(click.ClickException):
             hint = "; run as the user it belongs to, or say another store with --image-path"
         elif isinstance(cause, FileExistsError | NotADirectoryError):
             hint = "; say a folder with --image-path"
+        elif isinstance(cause, OSError) and cause.errno == errno.EROFS and _UNIT in os.environ:
+            hint = "; the unit needs a line ReadWritePaths= that names the store"
         # The text may quote an archive or an upstream: no control character may reach the terminal.
         said = "".join(c if c.isprintable() or c == "\n" else "?" for c in str(error))
         super().__init__(f"{said}{hint}")

@@ -19,7 +19,7 @@ from ociproxy.cli.options import (
 )
 from ociproxy.cli.sources import chosen_platforms, machine_platform, read_wanted
 from ociproxy.cli.table import Row, print_table
-from ociproxy.cli.terminal import counted, print_event, short
+from ociproxy.cli.terminal import counted, print_event
 from ociproxy.load.ready import ReadyCheck
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _row(found: Readiness) -> Row:
     return (
         str(found.wanted.reference),
         "yes" if found.ready else "no",
-        "-" if found.digest is None else short(found.digest),
+        "-" if found.digest is None else found.digest.short,
         ",".join(_shown(each) for each in found.platforms) or "-",
         decimal(found.size),
         _why(found),
@@ -157,5 +157,5 @@ def _why(found: Readiness) -> str:
     if found.refusal is not None:
         return found.refusal
     first, *more = found.missing
-    reason = f"{first.reason} ({short(first.descriptor.digest)})"
+    reason = f"{first.reason} ({first.descriptor.digest.short})"
     return f"{reason}, and {len(more)} more" if more else reason

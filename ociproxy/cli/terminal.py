@@ -1,4 +1,4 @@
-"""What a command gives its user: bars on standard error, JSON on standard output, files.
+"""What a command gives its user beside lines: JSON on standard output, files, and what bars show.
 Tests: tests/cli/test_progress.py, tests/load/test_loader.py.
 """
 
@@ -20,8 +20,6 @@ from ociproxy.errors import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from ociproxy.oci.digest import Digest
 
 AS_JSON: Final = "ociproxy.as_json"
 """In the context's `meta`: whether an error that ends the command is printed as an event, too."""
@@ -58,11 +56,6 @@ def print_event(name: str, **fields: object) -> None:
 def counted(number: int, one: str, many: str = "") -> str:
     """The number and what it counts: `many` is for all numbers but 1, else `one` with an s."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
-
-
-def short(digest: Digest) -> str:
-    """A digest cut short for a person; JSON has all of it."""
-    return digest.short
 
 
 def printable(text: str) -> str:

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from ociproxy.store.read_only import ReadOnlyContent
     from ociproxy.store.store import Store
 
+    Received = Callable[[int, bool], None]
+
 _KNOWN_SIZES: Final = 65_536
 _OTHERS_TIME: Final = 1.0
 """Seconds that a client of one upstream waits for what another one was asked."""
@@ -82,7 +84,6 @@ class BlobPuller:
         self._config = config
         self._sizes: BoundedCache[tuple[Repository, Digest], int] = BoundedCache(_KNOWN_SIZES)
         self._verifying: dict[Digest, asyncio.Task[None]] = {}
-        self._successor: BlobPuller | None = None
 
     async def pull(
         self, repository: Repository, digest: Digest
@@ -120,12 +121,12 @@ class BlobPuller:
         return fill
 
     async def _pull(
-        self, repository: Repository, digest: Digest
+        self, repository: Repository, digest: Digest, *, missing: bool = False
     ) -> tuple[BlobFile | Fill, CacheStatus]:
-        found = await self._find(digest)
+        found = None if missing else await self._find(digest)
         if found is not None:
             return found, HIT
-        fill = self._running(repository, digest)
+        fill = self.running(repository, digest)
         status = FILL if fill is None else FOLLOW
         if fill is None:
             fill = self._start(repository, digest)
@@ -147,7 +148,7 @@ class BlobPuller:
                 return found, status
         return fill, status
 
-    def _running(self, repository: Repository, digest: Digest) -> Fill | None:
+    def running(self, repository: Repository, digest: Digest) -> Fill | None:
         """The fill from this repository's own upstream, else the one that others share with it."""
         registry = repository.registry
         own = self._fills.running(digest, registry)
@@ -164,22 +165,20 @@ class BlobPuller:
         return False
 
     async def ensure(
-        self, repository: Repository, blob: Descriptor, received: Callable[[int, bool], None]
+        self, repository: Repository, blob: Descriptor, received: Received, *, missing: bool
     ) -> None:
         """Wait until the blob is stored and verified, also through the second try of a fill whose
-        bytes were wrong.
-
-        `received` is told how many bytes an ended fill has brought, and whether this call began
-        it. Raises what `pull` does, and SizeMismatch where the descriptor's size is wrong.
-        """
-        self._sizes.put((repository, blob.digest), blob.size)
+        bytes were wrong. One that the caller found `missing` just now is not looked for. `received`
+        is told how many bytes an ended fill has brought, and whether this call began it. Raises
+        what `pull` does, and SizeMismatch where the descriptor's size is wrong."""
+        self.expect(repository, blob)
         found: BlobFile | Fill | None
         try:
-            found, status = await self._pull(repository, blob.digest)
+            found, status = await self._pull(repository, blob.digest, missing=missing)
             if not isinstance(found, BlobFile):
                 await _finished(found, status, received)
         except IntegrityError:
-            found = self._running(repository, blob.digest)
+            found = self.running(repository, blob.digest)
             if found is None:
                 raise
             await _finished(found, FILL, received)
@@ -190,13 +189,13 @@ class BlobPuller:
 
     def arrived(self, repository: Repository, digest: Digest) -> int:
         """Bytes that have arrived of a blob that this process is fetching; 0 for any other blob."""
-        fill = self._running(repository, digest)
+        fill = self.running(repository, digest)
         return 0 if fill is None else fill.download.bytes_resumed + fill.download.bytes_fetched
 
     def signs(self, repository: Repository, digest: Digest) -> object:
         """Changes while a blob that this process is fetching gets on. None where no upstream is
         waited for."""
-        fill = self._running(repository, digest)
+        fill = self.running(repository, digest)
         return None if fill is None else fill.download.signs
 
     @property
@@ -220,7 +219,7 @@ class BlobPuller:
             size = None
         if size is not None:
             return size, HIT
-        fill = self._running(repository, digest)
+        fill = self.running(repository, digest)
         if fill is not None:
             await self._started(fill, repository.registry)
             if fill.size is not None:
@@ -236,20 +235,10 @@ class BlobPuller:
         self._sizes.put((repository, digest), size)
         return size, PASSED_ON
 
-    def hand_over(self, successor: BlobPuller) -> None:
-        """From now on `successor` fetches ahead, beginning with what waits here for its turn."""
-        self._successor = successor
-        for repository, blob in self._fills.take_queue():
-            successor.fetch_ahead(repository, blob)
-
-    def fetch_ahead(self, repository: Repository, blob: Descriptor) -> None:
-        """Fetch a blob in the background when it is its turn, unless it is stored by then."""
-        if self._successor is not None:
-            self._successor.fetch_ahead(repository, blob)
-            return
-        partition = self._config.partition(repository.registry)
+    def expect(self, repository: Repository, blob: Descriptor) -> None:
+        """A manifest of the repository names this blob: its size is known before the upstream
+        tells it."""
         self._sizes.put((repository, blob.digest), blob.size)
-        self._fills.queue(repository, blob, partition, self._start_missing)
 
     async def _find(self, digest: Digest) -> BlobFile | None:
         """A verified blob, open. Raises StoreError for one that is written to all the time."""
@@ -269,7 +258,7 @@ class BlobPuller:
 
     async def _look(self, digest: Digest) -> BlobFile | None:
         """The event loop looks where the disk is not asked: for most blobs that are asked for, and
-        for those that a load has just missed."""
+        for those that are not there."""
         found, known = self._store.blobs.find_cached(digest)
         if known:
             return found
@@ -314,7 +303,9 @@ class BlobPuller:
             ended=partial(self._learn, repository.registry, key),
         )
 
-    def _start_missing(self, repository: Repository, blob: Descriptor) -> Fill | None:
+    def start_missing(self, repository: Repository, blob: Descriptor) -> Fill | None:
+        """Begin to fetch a blob in the background; None where it is stored. Raises what `pull`
+        does."""
         # The thread of a download looks again, before it asks the upstream.
         if not self._threads.is_remote and self._store.blobs.find_size(blob.digest) is not None:
             return None
@@ -341,7 +332,7 @@ class BlobPuller:
             self._upstreams.record_result(registry, None)
 
 
-async def _finished(fill: Fill, status: CacheStatus, received: Callable[[int, bool], None]) -> None:
+async def _finished(fill: Fill, status: CacheStatus, received: Received) -> None:
     try:
         with fill.reading():
             await fill.finished()

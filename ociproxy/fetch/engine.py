@@ -81,15 +81,15 @@ class Engine:
             isolation,
             config,
         )
-        self._ahead = LookAhead(
-            store, self.threads, self.blobs.fetch_ahead, offline=self.upstreams.offline
+        self.ahead = LookAhead(
+            store, self.threads, self.blobs, config, offline=self.upstreams.offline
         )
         self.manifests = ManifestPuller(
             store,
             self.upstreams,
             self.requests,
             self.threads,
-            self._ahead,
+            self.ahead,
             isolation,
             config,
             clock=clock,
@@ -108,11 +108,11 @@ class Engine:
             self._preparing,
             self._watching,
             self.manifests.close(),
-            self._ahead.close(),
+            self.ahead.close(),
             self.fills.close(),
             return_exceptions=True,
         )
-        await self.requests.close()
+        self.requests.close()
         await self._settle()
         self.threads.close()
         self._verifiers.close()
@@ -133,13 +133,13 @@ class Engine:
         """Begin nothing more in the background: `successor` does, also what waits for its turn.
         Requests are answered as before."""
         self._preparing.cancel()
-        self.blobs.hand_over(successor.blobs)
+        self.ahead.hand_over(successor.ahead)
 
     async def drain(self) -> None:
         """Return when the requests to upstreams and the downloads that are running have ended."""
         await self.manifests.drain()
         await self.requests.drain()
-        await self._ahead.drain()
+        await self.ahead.drain()
         await self.fills.drain()
 
     async def _prepare(self) -> None:

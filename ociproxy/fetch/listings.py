@@ -61,7 +61,8 @@ class ListingPuller:
         self._threads = threads
 
     async def tags(self, repository: Repository, query: str) -> tuple[Listing, CacheStatus]:
-        """The query is passed on as it is. Raises NameUnknown, UpstreamError kinds, StoreError."""
+        """The query is passed on as it is. Raises NameUnknown, UpstreamError kinds, StoreError, or
+        Busy where as many requests wait as may."""
         async with self._upstreams.answer_time(repository.registry):
             return await self._tags(repository, query)
 

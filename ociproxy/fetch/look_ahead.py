@@ -1,5 +1,7 @@
 """Fetching ahead: the blobs of an image that a client pulls, before the client asks for them.
 
+They wait for their turn among those of their registry: `fetch.background_fills` at once.
+
 Tests: tests/serve/test_blobs.py, tests/serve/test_fills.py.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter, deque
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -14,13 +17,15 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
 from ociproxy.bounded import BoundedCache
-from ociproxy.errors import StoreError
+from ociproxy.errors import OciProxyError, StoreError
 from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.manifest import parse_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
+    from ociproxy.config.settings import Config
+    from ociproxy.fetch.blobs import BlobPuller
     from ociproxy.fetch.upstreams.threads import StoreThreads
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
@@ -39,6 +44,10 @@ _SHORT: Final = 16 * 1024
 """Bytes of a manifest that the event loop looks through: about a hundred blobs, a millisecond."""
 _BATCH: Final = 64
 """Blobs that are queued before other tasks have their turn."""
+_QUEUE: Final = 10_000
+"""Blobs that may wait for a background fill. Further ones are fetched when a client asks."""
+
+_Key = tuple[str, "Digest"]
 
 
 class LookAhead:
@@ -48,15 +57,23 @@ class LookAhead:
         self,
         store: Store,
         threads: StoreThreads,
-        fetch: Callable[[Repository, Descriptor], None],
+        blobs: BlobPuller,
+        config: Config,
         *,
         offline: bool,
     ) -> None:
-        """`fetch` begins to fetch a blob in the background."""
+        self.queued: set[_Key] = set()
+        """The blobs that wait for their turn, by partition (`Config.partition`) and digest."""
         self._store = store
         self._threads = threads
-        self._fetch = fetch
+        self._blobs = blobs
+        self._partition = config.partition
+        self._most = config.fetch.background_fills
         self._offline = offline
+        self._queues: dict[str, deque[tuple[Repository, Descriptor, _Key]]] = {}
+        self._workers: Counter[str] = Counter()
+        self._working: set[asyncio.Task[None]] = set()
+        self._successor: LookAhead | None = None
         self._lacking: BoundedCache[Digest, tuple[Descriptor, ...]] = BoundedCache(_LACKING)
         self._looking: dict[Digest, asyncio.Task[None]] = {}
 
@@ -80,7 +97,7 @@ class LookAhead:
         if len(image.raw) <= _SHORT and not self._threads.is_remote:
             with self._logged(digest):
                 for blob in self._remember(digest, self._look(image)):
-                    self._fetch(repository, blob)
+                    self.queue(repository, blob)
             return
         looking = asyncio.create_task(self._look_ahead(repository, image))
         self._looking[digest] = looking
@@ -92,7 +109,7 @@ class LookAhead:
             lacking = self._remember(digest, await self._threads.run(partial(self._look, image)))
             for first in range(0, len(lacking), _BATCH):
                 for blob in lacking[first : first + _BATCH]:
-                    self._fetch(repository, blob)
+                    self.queue(repository, blob)
                 await asyncio.sleep(0)
 
     def _look(self, image: ManifestHolder) -> tuple[Descriptor, ...]:
@@ -109,15 +126,71 @@ class LookAhead:
         except StoreError as exc:
             log.event(logging.WARNING, "not fetched ahead", digest=digest, reason=exc)
 
+    def queue(self, repository: Repository, blob: Descriptor) -> None:
+        """Fetch a blob when it is its turn, unless it is stored by then."""
+        if self._successor is not None:
+            self._successor.queue(repository, blob)
+            return
+        self._blobs.expect(repository, blob)
+        registry = repository.registry
+        key = (self._partition(registry), blob.digest)
+        if (
+            self._most == 0
+            or key in self.queued
+            or self._blobs.running(repository, blob.digest) is not None
+            or len(self.queued) >= _QUEUE
+        ):
+            return
+        self._queues.setdefault(registry, deque()).append((repository, blob, key))
+        self.queued.add(key)
+        if self._workers[registry] < self._most:
+            self._workers[registry] += 1
+            working = asyncio.create_task(self._work(registry))
+            self._working.add(working)
+            working.add_done_callback(self._working.discard)
+
+    async def _work(self, registry: str) -> None:
+        try:
+            while queue := self._queues.get(registry):
+                repository, blob, key = queue.popleft()
+                self.queued.discard(key)
+                try:
+                    fill = self._blobs.start_missing(repository, blob)
+                    if fill is not None:
+                        await fill.finished()
+                except OciProxyError:
+                    continue  # logged where it happened
+        finally:
+            self._workers[registry] -= 1
+            if not self._workers[registry]:
+                del self._workers[registry]
+                self._queues.pop(registry, None)
+
+    def hand_over(self, successor: LookAhead) -> None:
+        """From now on `successor` fetches ahead, beginning with what waits here for its turn."""
+        self._successor = successor
+        waiting = [each for queue in self._queues.values() for each in queue]
+        self._drop_queues()
+        for repository, blob, _ in waiting:
+            successor.queue(repository, blob)
+
+    def _drop_queues(self) -> None:
+        self._queues.clear()
+        self.queued.clear()
+
     async def drain(self) -> None:
-        """Return when no image is being looked through."""
-        while self._looking:
-            await asyncio.wait(self._looking.values())
+        """Return when no image is being looked through, and no blob waits for its turn or is
+        fetched ahead."""
+        while running := {*self._looking.values(), *self._working}:
+            await asyncio.wait(running)
 
     async def close(self) -> None:
-        for looking in self._looking.values():
-            looking.cancel()
-        await asyncio.gather(*self._looking.values(), return_exceptions=True)
+        self._most = 0
+        self._drop_queues()
+        running = [*self._looking.values(), *self._working]
+        for each in running:
+            each.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 def _lacking_of(

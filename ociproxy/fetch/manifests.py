@@ -99,7 +99,7 @@ class ManifestPuller:
         """The manifest of a tag or digest; with `body` False its descriptor is enough.
 
         What is in memory and fresh is answered without a task switch, all else within
-        `fetch.timeouts.answer`. A store that cannot be read, or hangs, is passed by. Raises
+        `fetch.timeouts.answer`. A store that cannot be read, or hangs, is passed by. Raises Busy,
         ManifestUnknown, NameUnknown, UpstreamError or IntegrityError kinds; StoreError if offline.
         """
         try:

@@ -127,8 +127,7 @@ class Loader:
         )
         self.progress = LoadProgress(engine.blobs.arrived)
         self._stopped = False
-        self._ended = Event()
-        """So that a thread waits for room no longer."""
+        self._ended = Event()  # so that a thread waits for room no longer
         self._admits = admits
 
     async def run(self, wanted: Iterable[Wanted]) -> Summary:
@@ -241,10 +240,11 @@ class Loader:
                 if not waited:
                     # The wait for a slot is not the upstream's fault: its time begins here.
                     waited, active.progress.when = True, self._clock.monotonic()
-                blobs = self._engine.blobs
+                blobs, missing = self._engine.blobs, blob.digest in active.absent
                 signs = partial(blobs.signs, repository, blob.digest)
+                ensured = blobs.ensure(repository, blob, received, missing=missing)
                 try:
-                    await watched(blobs.ensure(repository, blob, received), signs, self._limit)
+                    await watched(ensured, signs, self._limit)
                 except TimeoutError as exc:
                     reason = f"blob {blob.digest} got no further in {self._limit:g} s"
                     raise UpstreamUnavailable(repository.registry, reason, timed_out=True) from exc
@@ -284,15 +284,14 @@ class Loader:
 
     def _missing(self, active: ActiveImage, image: UpstreamImage, plan: bool) -> dict[Digest, int]:
         """Bytes of each blob that the store lacks. Raises StoreError; NoRoom, unless for a plan."""
-        missing = {
-            digest: blob.size
-            for digest, blob in image.blobs.items()
-            if self._store.blobs.find_size(digest) != blob.size
-        }
+        stored = {digest: self._store.blobs.find_size(digest) for digest in image.blobs}
+        active.absent = {digest for digest, size in stored.items() if size is None}
+        missing = {d: blob.size for d, blob in image.blobs.items() if stored[d] != blob.size}
         if missing and not plan:
             repository = active.wanted.reference.repository
             self.progress.check_disk(missing, repository, self._store, self._partition)
-            self._engine.room.make(self.progress.unstored(missing), self._ended)
+            coming = partial(self.progress.unstored, missing, self._store)
+            self._engine.room.make(coming, self._ended)
         return missing
 
     # Platforms

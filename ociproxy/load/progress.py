@@ -45,6 +45,8 @@ class ActiveImage:
     """None until all its manifests are known."""
     missing: dict[Digest, int] = field(default_factory=dict)
     """Bytes of each blob that the store still lacks."""
+    absent: set[Digest] = field(default_factory=set)
+    """Blobs that the store did not have at all when it was looked through."""
     size: int = 0
     """Bytes of all blobs that the store lacked when the manifests became known."""
     withheld: dict[Descriptor, str] = field(default_factory=dict)
@@ -195,10 +197,13 @@ class LoadProgress:
             reason = f"no space left on device: {needed} bytes to come, {free} free"
             raise NoRoom(store.root, reason)
 
-    def unstored(self, missing: Mapping[Digest, int]) -> int:
-        """Bytes that the store will get: of these blobs, and of those that other images fetch."""
-        pending = {digest: size for digest, (_, size) in self._pending.items()}
-        return sum((pending | dict(missing)).values())
+    def unstored(self, missing: Mapping[Digest, int], store: Store) -> int:
+        """Bytes that the store will get: of these blobs, and of those that other images fetch. Any
+        thread may call it. Raises StoreError."""
+        pending = {digest: size for digest, (_, size) in dict(self._pending).items()}
+        coming = pending | dict(missing)
+        # One that has just come is counted there already.
+        return sum(s for digest, s in coming.items() if store.blobs.find_size(digest) is None)
 
     def found(self, active: ActiveImage, image: UpstreamImage, missing: dict[Digest, int]) -> None:
         """The manifests of an image are known, and `missing` are the blobs to fetch."""

@@ -188,7 +188,7 @@ class Repair:
 
         async def work() -> None:
             async with self._slots:
-                await self._engine.blobs.ensure(repository, blob, received)
+                await self._engine.blobs.ensure(repository, blob, received, missing=False)
 
         await self._retry.run(repository.registry, progress, work)
 

@@ -61,7 +61,7 @@ class Live:
             "at": time.monotonic(),
             "port": self._port,
             "connections": self._main_port.count,
-            "fills": {"running": len(fills), "queued": len(engine.fills.queued)},
+            "fills": {"running": len(fills), "queued": len(engine.ahead.queued)},
             "upstreams": [self._upstream(each) for each in states[:_UPSTREAMS]],
             "sending": [
                 _sending(response, *told)

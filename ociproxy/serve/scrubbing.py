@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from ociproxy import log
-from ociproxy.store.passes import PassFile, turn_of
+from ociproxy.store.passes import SCRUB, PassFile, turn_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ class Scrub:
     def __init__(self, store: Store, config: Config) -> None:
         self._store = store
         self._config = config
-        self._passes = PassFile(store, "scrub")
+        self._passes = PassFile(store, SCRUB)
         length = config.store.scrub
         self._not_before = time.monotonic() + (min(_START, turn_of(length)) if length else 0.0)
 

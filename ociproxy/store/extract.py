@@ -19,6 +19,7 @@ from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, key_of, lost_layers
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index, parse_manifest
+from ociproxy.store.document_spool import DocumentSpool
 from ociproxy.store.examined import Examined, Problem, Unusable, check_document, join
 from ociproxy.store.membership import Membership, named_blobs
 from ociproxy.store.reader import PeekableReader
@@ -64,7 +65,7 @@ class Extractor:
 
     def __enter__(self) -> Extractor:
         self._stack.enter_context(self._store.staging.using(self._clock.now()))
-        self._spool = self._stack.enter_context(self._store.document_spool())
+        self._spool = self._stack.enter_context(DocumentSpool(self._store.staging.root))
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -1,10 +1,10 @@
 """One arriving blob: its file in `pulls/`, and the journal of the byte ranges that are in it.
 
 `pulls/<name>` holds the bytes, each at its final offset. `pulls/<name>.spans` is a journal that
-only grows. Its lines are `size <bytes>`, `<start> <stop>` once those bytes are written, and `empty`
-where all bytes before are gone. The leader writes both files, followers in other processes read
-them. After a crash the next leader goes on from the journal. A journal that is wrong does no harm:
-the leader hashes all bytes before it commits.
+only grows; a blob that is known to be short has none. Its lines are `size <bytes>`, `<start>
+<stop>` once those bytes are written, and `empty` where all bytes before are gone. The leader writes
+both files, followers in other processes read them. After a crash the next leader goes on from the
+journal. A journal that is wrong does no harm: the leader hashes all bytes before it commits.
 """
 
 from __future__ import annotations
@@ -85,6 +85,9 @@ JOURNAL_SUFFIX: Final = ".spans"
 _JOURNAL_INTERVAL: Final = 0.02
 """Seconds between two writes of the journal, as long as bytes come: where the upstream stalls, the
 last ones wait for the next."""
+_SHORT: Final = 64 * 1024
+"""Bytes that are there in one moment or two: making a journal would take longer than to fetch them
+again."""
 
 
 class Ingest:
@@ -99,6 +102,7 @@ class Ingest:
         self.ranges = ByteRanges()
         self._journal_path = path.with_name(path.name + JOURNAL_SUFFIX)
         self._journal: int | None = None
+        self._is_short = False
         self._torn = False
         self._read = 0
         self._pending = ByteRanges()
@@ -131,6 +135,7 @@ class Ingest:
     def set_size(self, size: int) -> None:
         """Leader: tell followers the size of the blob, in bytes."""
         if self.size != size:
+            self._is_short = size <= _SHORT and not self._read and self._journal is None
             self.size = size
             self._note(f"size {size}\n")
 
@@ -235,7 +240,7 @@ class Ingest:
         """A journal that cannot be written ends no download. The next leader fetches some bytes
         again, and followers in other processes wait for the whole blob."""
         try:
-            if not self._torn:
+            if not (self._torn or self._is_short):
                 self._append(text)
         except StoreError as exc:
             self._torn = True  # a line may lack its end: nothing may follow it

@@ -77,6 +77,7 @@ class Manifests:
         self._clock = clock
         self._below = below
         self._hot: BoundedCache[Digest, _Hot] = BoundedCache(hot_bytes)
+        self._hot_below: BoundedCache[Digest, ManifestHolder] = BoundedCache(hot_bytes)
 
     def find(self, digest: Digest, *, use: bool = True) -> ManifestHolder | None:
         """A stored manifest; None also if its bytes do not match the digest. With `use`, records
@@ -88,8 +89,13 @@ class Manifests:
         own = self._find_own(digest, use=use)
         if own is not None or not self._below:
             return own
-        found = (content.find_manifest(digest) for content in self._below)
-        return next((holder for holder in found if holder is not None), None)
+        hot = self._hot_below.get(digest)
+        if hot is None:
+            found = (content.find_manifest(digest) for content in self._below)
+            hot = next((holder for holder in found if holder is not None), None)
+            if hot is not None:
+                self._hot_below.put(digest, hot, len(hot.raw))
+        return hot
 
     def remembers(self, digest: Digest) -> bool:
         """Whether `find` takes one stat, of a file that was looked at in the last minute: the event
@@ -130,20 +136,23 @@ class Manifests:
         path = f"{root}{os.sep}{file_name(digest)}"
         commit.stage(path, holder.raw, holder.raw, record=False)
 
-    def count(self, path: str, size: int) -> None:
-        """This file is there now. It is counted here and not where it is staged: a commit may
-        fail."""
-        kinds = {str(self._index_root): "index", str(self._image_root): "manifest"}
-        kind = kinds.get(path.rpartition(os.sep)[0])
-        if kind is not None:
-            count_stored(kind, size)
-            self._usage.add(size)
+    def count(self, made: Sequence[tuple[str, int]]) -> None:
+        """These files, of so many bytes, are there now. They are counted here and not where they
+        are staged: a commit may fail."""
+        index = str(self._index_root)
+        for path, size in made:
+            count_stored("index" if path.startswith(index) else "manifest", size)
+        self._usage.add(sum(size for _, size in made))
 
-    def put_again(self, digest: Digest, commit: Commit) -> None:
-        """Publish what another commit of this process has staged: for a record in this commit,
-        which may not come without its manifest. Raises StoreError."""
-        pending = self._find_pending(file_name(digest))
-        if pending is not None and pending[0] not in commit and not self.keep(digest):
+    def use(self, digest: Digest, commit: Commit) -> None:
+        """Keep a manifest for a record in this commit, which may not come without it: record a use
+        now, and publish here, too, what another commit of this process has staged. Raises
+        StoreError."""
+        name = file_name(digest)
+        if any(f"{prefix}{name}" in commit for prefix in self._prefixes) or self.keep(digest):
+            return
+        pending = self._find_pending(name)
+        if pending is not None:
             path, raw = pending
             commit.stage(path, raw, raw, record=False)
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from ociproxy.store.store import Store
 
+SCRUB: Final = "scrub"
+"""The pass that the servers of a store share."""
 START: Final = ""
 END: Final = "g"
 """After all hexadecimal digits."""
@@ -51,6 +53,11 @@ class Pass:
         if self.position in (START, END):
             return 1.0 if self.position else 0.0
         return int(self.position, 16) / 16**_DIGITS
+
+    @property
+    def ended(self) -> float:
+        """When a pass last came to its end; 0 if none has."""
+        return self.saved if self.position == END else self.finished
 
 
 def key_of(name: str) -> str:

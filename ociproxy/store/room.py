@@ -75,17 +75,17 @@ class Room:
             if reason is not None:
                 raise self._refusal(f"{reason}, and nothing may be removed")
 
-    def make(self, size: int, stopped: Event) -> None:
-        """Return once the store has room for so many bytes that are to come, or `stopped` is set.
-        Raises NoRoom where it gets none, or StoreError."""
+    def make(self, coming: Callable[[], int], stopped: Event) -> None:
+        """Return once the store has room for the bytes that are to come, or `stopped` is set: fewer
+        are, the more of them it has. Raises NoRoom where it gets none, or StoreError."""
         limits, _ = self._look()
         if limits is None or limits.max_size is None:
             return
-        usage = self._usage.read()
+        size, usage = coming(), self._usage.read()
         if usage is not None and _fits(size, usage, limits.max_size):
             return
         with closing(self._looks(size, limits, stopped)) as looks:
-            found = any(_fits(size, each, limits.max_size) for each in looks)
+            found = any(_fits(coming(), each, limits.max_size) for each in looks)
             if not found and not stopped.is_set():
                 raise NoRoom(self._root, _no_room(size, limits))
 
@@ -102,22 +102,27 @@ class Room:
         try:
             usage = self._usage.read()
             known = usage is not None and usage.counted > 0
-            has_room = promised or not known or stopped.is_set()
+            has_room = promised is not None or not known or stopped.is_set()
             if self._must_keep and not has_room:
                 raise NoRoom(self._root, _no_room(size, limits))
             yield has_room
         finally:
-            if promised:
-                self._usage.release(size)
+            if promised is not None:
+                self._usage.release(size, promised)
 
     def keep(self, ingest: Ingest, publish: Publish, size: int, stopped: Event) -> bool:
         """Commit what has arrived, of `size` bytes and verified, as `held` allows. Where there is
-        no room, nothing is kept: readers have the file open. Raises as that does."""
-        with self.held(size, stopped) as has_room:
-            if has_room:
-                ingest.commit(publish)
-            else:
-                ingest.discard()
+        no room, nothing is kept: readers have the file open. Raises as that does; what has arrived
+        stays in `pulls/` then, for the next run of the command."""
+        try:
+            with self.held(size, stopped) as has_room:
+                if has_room:
+                    ingest.commit(publish)
+                else:
+                    ingest.discard()
+        except NoRoom:
+            ingest.flush()  # here, for it is the event loop that closes the file
+            raise
         return has_room
 
     def wait_for_disk(self, begin: Callable[[int], None], size: int, stopped: Event) -> None:
@@ -139,14 +144,16 @@ class Room:
                             return begin(size)
             raise
 
-    def _promise(self, size: int, limits: Limits, stopped: Event) -> bool:
-        """Whether the store has room for so many bytes in the end."""
+    def _promise(self, size: int, limits: Limits, stopped: Event) -> int | None:
+        """What `UsageFile.reserve` says in the end."""
         cap, file = limits.max_size or 0, self._usage
-        if file.reserve(size, cap):
-            return True
+        promised = file.reserve(size, cap)
+        if promised is not None:
+            return promised
         with closing(self._looks(size, limits, stopped)) as looks:
             # A promise may fail though it fits: where another process has the file just then.
-            return any(_fits(size, each, cap) and file.reserve(size, cap) for each in looks)
+            tries = (file.reserve(size, cap) for each in looks if _fits(size, each, cap))
+            return next((each for each in tries if each is not None), None)
 
     def _looks(self, size: int, limits: Limits, stopped: Event) -> Generator[Usage]:
         """Ask for room, and look every `_LOOK` seconds, until the store may not be reduced any more

@@ -31,7 +31,6 @@ from ociproxy.errors import StoreError
 from ociproxy.oci.descriptor import MalformedManifest, OddManifest
 from ociproxy.oci.manifest import referrer_descriptor
 from ociproxy.store.blobs import Blobs
-from ociproxy.store.document_spool import DocumentSpool
 from ociproxy.store.files import file_name, keep, make_folder, store_errors
 from ociproxy.store.group_commit import PATIENCE, Commit, GroupCommit
 from ociproxy.store.manifests import Manifests, check_manifest
@@ -237,10 +236,6 @@ class Store:
                             return each.size or None
         return None
 
-    def document_spool(self) -> DocumentSpool:
-        """A spool for documents that may turn out not to belong in the store."""
-        return DocumentSpool(self.staging.root)
-
     def put_manifest(self, repository: Repository, holder: ManifestHolder, commit: Commit) -> None:
         """Publish a manifest that the caller verified; no other way leads into the store.
 
@@ -267,8 +262,7 @@ class Store:
     ) -> None:
         """Record the manifest that a tag means at `now` (seconds since the epoch). The manifest
         need not be stored; one that is counts as used. Raises StoreError."""
-        self.manifests.keep(descriptor.digest)
-        self.manifests.put_again(descriptor.digest, commit)
+        self.manifests.use(descriptor.digest, commit)
         record = TagRecord(descriptor, now, repository.registry)
         self.refs.put_tag(repository, tag, record, commit)
 
@@ -284,7 +278,7 @@ class Store:
         digest = descriptor.digest
         with self.publishing() as commit:
             if self.manifests.keep(digest) or self.manifests.find(digest, use=False) is not None:
-                self.manifests.put_again(digest, commit)
+                self.manifests.use(digest, commit)
                 self.refs.put_manifest(repository, descriptor, commit)
 
 

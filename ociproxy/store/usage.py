@@ -94,26 +94,35 @@ class UsageFile:
                 if self._change(grown, tries=1):
                     self._pending = 0
 
-    def reserve(self, size: int, limit: int) -> bool:
-        """Promise room for so many bytes in a store of at most `limit`; False where there is none,
-        or the store was never counted. The caller commits them, then calls `release`. A process
-        that is killed meanwhile holds them until the store is counted. Raises StoreError."""
-        promised = False
+    def reserve(self, size: int, limit: int) -> int | None:
+        """Promise room for so many bytes in a store of at most `limit`; None where there is none,
+        or the store was never counted. The caller commits them, then calls `release` with what is
+        returned. A count ends the promise: a process may have been killed that had it. Raises
+        StoreError."""
+        runs: int | None = None
 
         def reserved(usage: Usage) -> Usage:
-            nonlocal promised
+            nonlocal runs
             more = usage.reserved + size
-            promised = usage.counted > 0 and usage.stored + more <= limit
-            return replace(usage, reserved=more) if promised else usage
+            if not usage.counted or usage.stored + more > limit:
+                return usage
+            runs = usage.runs
+            return replace(usage, reserved=more)
 
         with store_errors(self._path):
             self._change(reserved)
-        return promised
+        return runs
 
-    def release(self, size: int) -> None:
+    def release(self, size: int, runs: int) -> None:
         """Raises nothing: at worst room for so many bytes is missed until the next count."""
+
+        def released(usage: Usage) -> Usage:
+            # What is promised after a count, others were promised.
+            left = max(0, usage.reserved - size)
+            return replace(usage, reserved=left) if usage.runs == runs else usage
+
         with suppress(OSError):
-            self._change(lambda usage: replace(usage, reserved=max(0, usage.reserved - size)))
+            self._change(released)
 
     def want(self, size: int) -> int | None:
         """A download waits for room: until the store was counted, for `WANTED` seconds, or until it

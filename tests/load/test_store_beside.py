@@ -104,7 +104,8 @@ def test_memory_does_not_grow_with_what_is_loaded(upstream: FakeUpstream, load: 
         peak_memory(load, load.write(f"{upstream.registry}/team/{name}:v1"))
         for name in ("small", "big")
     )
-    assert big - small < 24 * MIB
+    # Each of four downloads has a few pieces of 1 MiB in hand, where hashing is behind.
+    assert big - small < 40 * MIB
 
 
 def peak_memory(load: Load, listed: str) -> int:

@@ -56,17 +56,19 @@ ln -s pts/ptmx dev/ptmx
 rm -rf usr/lib/systemd/system/*.target.wants etc/systemd/system etc/default/ociproxy opt/ociproxy
 rm -rf var/lib/ociproxy var/lib/private/ociproxy
 mkdir -p etc/systemd/system opt/ociproxy opt/checkout opt/packages
-mount --bind "$checkout" opt/checkout
-mount --bind "$packages" opt/packages
+mount --bind -o ro "$checkout" opt/checkout
+mount --bind -o ro "$packages" opt/packages
 printf '[Unit]\nAllowIsolate=yes\nWants=systemd-journald.socket\n' >etc/systemd/system/tests.target
 mkdir run/old
 pivot_root . run/old
 umount -l /run/old
+# As a container's manager has to: a unit's credentials are mounted by another process.
+mount --make-rshared /
 exec env -i container=tests PATH=/usr/sbin:/usr/bin:/sbin:/bin \
     /lib/systemd/systemd --unit=tests.target --log-target=console --show-status=0
 """
 _STARTED = "Startup finished"
-_START_LIMIT = 20.0
+_START_LIMIT = 60.0
 
 
 class Systemd:
@@ -76,6 +78,7 @@ class Systemd:
         require_root()
         self._nsenter = require_tool("nsenter")
         require_tool("unshare")
+        require_tool("setpriv")
         require_tool("systemctl")
         _require_python()
         self._group = _control_groups() / f"tests-{uuid.uuid4().hex}"
@@ -85,10 +88,21 @@ class Systemd:
         self._pid = 0
 
     def __enter__(self) -> Self:
+        try:
+            self._start()
+            self._install()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self) -> None:
         self._group.mkdir()
         leader, console = pty.openpty()
-        # The name of the group is the root of the new namespace: this shell has to be in it before.
-        script = f'echo $$ >{self._group}/cgroup.procs; exec unshare "$@"'
+        # The group that this shell is in becomes the root of the new namespace. What is killed
+        # takes all that it began with it, and so does the end of these tests.
+        enter = f"echo $$ >{self._group}/cgroup.procs || exit"
+        script = f'{enter}; exec setpriv --pdeathsig KILL unshare "$@"'
         apart = ("--mount", "--pid", "--ipc", "--uts", "--cgroup", "--fork", "--kill-child")
         packages = sysconfig.get_paths()["purelib"]
         boot = ("sh", "-c", _BOOT, "boot", self._folder, os.ttyname(console), ROOT, packages)
@@ -103,15 +117,11 @@ class Systemd:
         end = time.monotonic() + _START_LIMIT
         while _STARTED not in self.console:
             if self._process.poll() is not None or time.monotonic() > end:
-                said = self.console
-                self.__exit__()
-                pytest.fail(f"systemd does not start:\n{said}")
+                pytest.fail(f"systemd does not start:\n{self.console}")
             time.sleep(0.02)
         os.close(console)
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         self._pid = int(children.read_text().split()[0])
-        self._install()
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._process is not None:

@@ -48,7 +48,9 @@ def go_install(package: str, folder: Path) -> Path:
     go = shutil.which("go", path=os.environ.get("PATH", "") + os.pathsep + "/usr/local/go/bin")
     if go is None:
         _missing("needs Go, on PATH or in /usr/local/go/bin")
-    done = run(go, "install", package, env={"GOBIN": str(folder)}, check=False, limit=570)
+    # Without inlining and symbols a build takes a quarter less.
+    flags = ("-gcflags=all=-l", "-ldflags=-s -w")
+    done = run(go, "install", *flags, package, env={"GOBIN": str(folder)}, check=False, limit=570)
     if done.returncode:
         _missing(f"go install {package}: {done.stderr.decode(errors='replace')[-500:]}")
     return folder / package.partition("@")[0].rpartition("/")[2]

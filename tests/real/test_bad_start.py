@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ociproxy.store.store import Store
-from tests.parts.tools import require_root, run
+from tests.parts.tools import read_only, require_root, run
 from tests.server import PROGRAM, ROOT
 
 USAGE, STORE = 2, 4
@@ -19,7 +19,7 @@ USAGE, STORE = 2, 4
 
 def serve(*words: str | Path) -> subprocess.CompletedProcess[bytes]:
     command = [PROGRAM, "serve", "--host", "127.0.0.1", *words]
-    return run(*command, check=False, cwd=ROOT, limit=20)
+    return run(*command, check=False, cwd=ROOT)
 
 
 def as_nobody(*words: str) -> subprocess.CompletedProcess[bytes]:
@@ -30,7 +30,7 @@ def as_nobody(*words: str) -> subprocess.CompletedProcess[bytes]:
     code += "os.setgroups([]); os.setgid(65534); os.setuid(65534); main(sys.argv[1:])"
     # Nor to leave there what coverage has measured.
     env = {"COVERAGE_PROCESS_CONFIG": ""}
-    return run(sys.executable, "-c", code, *words, env=env, check=False, cwd=ROOT, limit=20)
+    return run(sys.executable, "-c", code, *words, env=env, check=False, cwd=ROOT)
 
 
 def assert_one_line(done: subprocess.CompletedProcess[bytes], code: int, *parts: str) -> None:
@@ -54,6 +54,13 @@ def test_a_store_that_is_a_regular_file(tmp_path: Path) -> None:
     hint = "say a folder with --image-path"
     assert_one_line(serve("--port", "0", "--image-path", store), STORE, str(store), hint)
     assert store.read_text(encoding="utf-8") == "no folder"
+
+
+def test_a_store_that_the_unit_keeps_from_the_service(tmp_path: Path) -> None:
+    words = ("serve", "--port", "0", "--image-path", tmp_path / "store")
+    with read_only(tmp_path):
+        done = run(PROGRAM, *words, env={"INVOCATION_ID": "1"}, check=False, cwd=ROOT, limit=60)
+    assert_one_line(done, STORE, "read-only file system; the unit needs a line ReadWritePaths=")
 
 
 def test_a_store_where_nothing_can_be_made() -> None:

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.timeout(180)
 UNIT = ROOT / "deploy/systemd/ociproxy.service"
 CONFIG = "/etc/ociproxy.yaml"
 PROGRAM = "/opt/ociproxy/bin/ociproxy"
+PASSWORD = "/run/credentials/ociproxy.service/hub"
+CREDENTIAL = "[Service]\nLoadCredential=hub:/etc/ociproxy/hub\n"
 IMPATIENT = "[Service]\nWatchdogSec=3\n"
 
 
@@ -56,11 +58,11 @@ class Service:
 
 
 def beside_the_service(*words: str) -> str:
-    """The unit that systemd-run makes of the command in docs/operations.md: it speaks to systemd by
+    """The unit that systemd-run makes of the options in docs/operations.md: it speaks to systemd by
     D-Bus, which is not here."""
     text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-    (command,) = re.findall(r"^systemd-run((?:.*\\\n)+.*)$", text, re.MULTILINE)
-    settings = "\n".join(re.findall(r"--property=(\S+)", command))
+    _, _, section = text.partition("## Commands beside the service\n")
+    settings = "\n".join(re.findall(r"--property=([^\s`]+)", section.partition("\n## ")[0]))
     return f"[Service]\nType=oneshot\n{settings}\nExecStart={PROGRAM} {' '.join(words)}\n"
 
 
@@ -94,6 +96,8 @@ def test_the_unit_serves_when_started_reloads_and_stops(
     """The sandbox leaves room for all that a server does, child processes too."""
     require_tool("skopeo")
     systemd = service.systemd
+    systemd.write("/etc/ociproxy/hub", "a password")
+    systemd.write(f"{UNITS}/{UNIT.name}.d/credential.conf", CREDENTIAL)
     service.install({"fetch": {"unlisted": "deny"}, "store": {"scrub": "1d"}})
     service.ctl("start")
     # Ready is when it serves: no waiting here.
@@ -108,7 +112,9 @@ def test_the_unit_serves_when_started_reloads_and_stops(
 
     # Reloading is over when systemctl returns, or the log says so a little later.
     for backend, (repository, each) in zip(("oras", "skopeo"), held.items(), strict=False):
-        service.configure({"upstreams": [upstream_entry(registry.url, backend=backend)]})
+        auth = {"user": "mirror", "password_file": PASSWORD}
+        entry = upstream_entry(registry.url, backend=backend, auth=auth)
+        service.configure({"upstreams": [entry]})
         before = systemd.journal("ociproxy").count("configuration reloaded")
         service.ctl("reload")
         end = time.monotonic() + 10
@@ -123,9 +129,10 @@ def test_the_unit_serves_when_started_reloads_and_stops(
         assert time.monotonic() < end, told
     assert re.search(r'^ociproxy_requests_total\{kind="blob",.*status="2xx"\} ', told, re.MULTILINE)
 
-    systemd.write(f"{UNITS}/beside.service", beside_the_service("list", "--format=json"))
-    systemd.run("systemctl", "start", "beside")
-    listed = json.loads(systemd.journal("beside"))
+    beside = beside_the_service("list", "--format=json")
+    systemd.write(f"{UNITS}/ociproxy-command.service", beside)
+    systemd.run("systemctl", "start", "ociproxy-command")
+    listed = json.loads(systemd.journal("ociproxy-command"))
     assert len(listed) == 2, listed
 
     service.ctl("stop")
@@ -134,6 +141,12 @@ def test_the_unit_serves_when_started_reloads_and_stops(
     said = systemd.journal("ociproxy")
     assert "Traceback" not in said
     assert not re.search(r"\b(WARN|ERROR)\b", said), said
+
+    # What the operator has to mend is not tried again and again.
+    systemd.write(CONFIG, "serve: {prot: 80}\n")
+    assert systemd.run("systemctl", "start", "ociproxy", check=False).returncode != 0
+    assert systemd.show("ociproxy", "ActiveState", "NRestarts") == ["failed", "0"]
+    assert f"Error: {CONFIG}:1: serve.prot: unknown key" in systemd.journal("ociproxy")
 
 
 def has_a_new_process(systemd: Systemd, old: str) -> bool:

@@ -16,7 +16,8 @@ from ociproxy.store.ingest import Ingest
 from ociproxy.store.store import Store
 from tests.images import random_bytes
 
-DATA = random_bytes(1000, seed="staging")
+DATA = random_bytes(100_000, seed="staging")
+"""Longer than a short blob, which has no journal."""
 DIGEST = Digest.of(DATA)
 
 
@@ -92,11 +93,26 @@ def test_the_next_leader_goes_on_where_the_last_one_stopped(store: Store) -> Non
     first.close()
     second = lead(Store(store.root))
     assert (second.size, list(second.ranges)) == (len(DATA), [(0, 400)])
-    receive(second, 400, 1000)
+    receive(second, 400, len(DATA))
     second.commit(store.blobs.commit)
     second.close()
     assert store.blobs.path(DIGEST).read_bytes() == DATA
     assert staged(store) == []
+
+
+def test_a_blob_that_is_known_to_be_short_has_no_journal_and_is_fetched_anew(store: Store) -> None:
+    first = lead(store)
+    first.set_size(1000)
+    receive(first, 0, 400)
+    assert staged(store) == [DIGEST.encoded]
+    first.close()
+    second = lead(store)
+    assert (second.size, list(second.ranges)) == (None, [])
+    second.set_size(len(DATA))  # the upstream told a wrong one
+    receive(second, 0, 400)
+    assert staged(store) == [DIGEST.encoded, f"{DIGEST.encoded}.spans"]
+    second.discard()
+    second.close()
 
 
 def test_what_the_journal_did_not_have_yet_is_written_at_the_end(store: Store) -> None:
@@ -125,8 +141,8 @@ def test_a_journal_that_claims_more_than_the_file_holds_is_cut(store: Store) -> 
 def test_the_journal_of_a_committed_blob_says_nothing_of_the_next_one(store: Store) -> None:
     """A process was killed after it had given the blob its name and before the journal went."""
     first = lead(store)
-    first.set_size(1000)
-    receive(first, 0, 1000)
+    first.set_size(len(DATA))
+    receive(first, 0, len(DATA))
     journal = store.staging.root / f"{DIGEST.encoded}.spans"
     kept = journal.read_bytes()
     first.commit(store.blobs.commit)
@@ -173,11 +189,11 @@ def test_discarding_leaves_nothing(store: Store, leader: Ingest) -> None:
 
 def test_a_committed_blob_looks_like_one_that_arrived(store: Store) -> None:
     first = lead(store)
-    receive(first, 0, 1000)
+    receive(first, 0, len(DATA))
     first.commit(store.blobs.commit)
     first.close()
     ingest = store.staging.open_committed(store.blobs.path(DIGEST), DIGEST)
-    assert os.pread(ingest.file, 1000, 0) == DATA
+    assert os.pread(ingest.file, len(DATA), 0) == DATA
     ingest.close()
     assert store.blobs.find_size(DIGEST) == len(DATA)
 

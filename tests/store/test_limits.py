@@ -220,7 +220,7 @@ def test_a_command_waits_once_for_what_gets_no_room_and_not_for_each_image(tmp_p
 
     def make() -> None:
         try:
-            room.make(100, threading.Event())
+            room.make(lambda: 100, threading.Event())
         except NoRoom as exc:
             refused.append(exc)
 
@@ -236,7 +236,30 @@ def test_a_command_waits_once_for_what_gets_no_room_and_not_for_each_image(tmp_p
     make()
     assert len(refused) == 2
     assert store.usage.read() == before  # it was not asked for
-    room.make(10, threading.Event())
+    room.make(lambda: 10, threading.Event())
+
+
+def test_a_command_that_waits_for_room_counts_no_blob_twice(tmp_path: Path) -> None:
+    """A blob of another image that arrives meanwhile is of the store's size then."""
+    store = Store(tmp_path)
+    store.usage.record(850, Usage(), freed=0, stuck=False)
+    room = Room(store.root, store.usage, Settings(max_size=1000, min_free=0), must_keep=True)
+    coming = [100, 100]
+    done = threading.Event()
+
+    def make() -> None:
+        room.make(lambda: sum(coming), threading.Event())
+        done.set()
+
+    waiting = threading.Thread(target=make)
+    waiting.start()
+    while not (store.usage.read() or Usage()).wanted:
+        waiting.join(0.01)
+    assert not done.is_set()
+    coming.pop()
+    store.usage.add(50)
+    assert done.wait(10)
+    waiting.join(10)
 
 
 def test_a_download_is_refused_where_nothing_may_be_removed(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from ociproxy.errors import StoreError
 from ociproxy.oci.digest import Digest
+from ociproxy.oci.manifest import ManifestHolder
 from ociproxy.store.ingest import Ingest
 from ociproxy.store.staging import Staging, remove_abandoned, stage, write_atomically
 from ociproxy.store.store import Store
@@ -71,7 +72,7 @@ def test_a_sweep_takes_what_is_old_and_without_a_leader(store: Store) -> None:
     receive(first, 0, 10)
     led = store.staging.lead(Digest.of(b"led", "sha512"))
     assert led is not None
-    led.set_size(3)
+    led.set_size(100_000)
     (store.staging.root / "lone.spans").write_text("size 1\n")
     first.close()
     assert store.staging.sweep(time.time() - 3600) == 0
@@ -125,6 +126,19 @@ def test_an_atomic_write_replaces_the_whole_file_for_everyone(tmp_path: Path) ->
     assert target.read_bytes() == b"new"
     assert target.stat().st_mode & 0o777 == 0o644
     assert list(staging.iterdir()) == []
+
+
+def test_other_users_may_read_a_file_whatever_the_umask_of_the_process(store: Store) -> None:
+    holder = ManifestHolder.of(b'{"layers": []}')
+    before = os.umask(0o077)
+    try:
+        with store.publishing() as commit:
+            store.manifests.put(holder, commit)
+        commit.wait()
+    finally:
+        os.umask(before)
+    path = store.root / "img" / holder.descriptor.digest.encoded
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_an_atomic_write_that_fails_leaves_nothing_staged(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_manifest_counts_once_and_not_before_it_is_published(tmp_path: Path) -
 
     with store.publishing() as commit:
         store.put_manifest(here, one, commit)
-        commit.manifests[0].path.unlink()  # so it gets no name
+        Path(commit.manifests[0].path).unlink()  # so it gets no name
     with pytest.raises(StoreError):
         commit.wait()
     assert stored() == 0
@@ -80,6 +80,21 @@ def test_a_manifest_counts_once_and_not_before_it_is_published(tmp_path: Path) -
     for commit in (first, second):
         commit.wait()
     assert stored() == len(other.raw)
+
+
+def test_a_promise_that_a_count_has_ended_takes_none_from_others(tmp_path: Path) -> None:
+    usage = Store(tmp_path).usage
+    usage.record(0, Usage(), freed=0, stuck=False)
+    old = usage.reserve(60, 100)
+    assert old is not None
+    assert usage.reserve(60, 100) is None
+    usage.record(0, Usage(), freed=0, stuck=False)
+    new = usage.reserve(50, 100)
+    assert new is not None
+    usage.release(60, old)
+    assert (usage.read() or Usage()).reserved == 50
+    usage.release(50, new)
+    assert (usage.read() or Usage()).reserved == 0
 
 
 def test_a_damaged_file_is_one_that_says_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The running fills, and the blobs that wait to be fetched in the background.
+"""The running fills.
 
 At most one download runs per digest and partition, whichever repository it is asked for.
 
@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, deque
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,22 +23,18 @@ from ociproxy.fetch.upstreams.threads import UpstreamThreads
 from ociproxy.store.files import store_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from concurrent.futures import Future
 
     from ociproxy.config.settings import Config
     from ociproxy.fetch.backend import Backend
-    from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
     from ociproxy.store.room import Room
     from ociproxy.store.store import Store
 
 _Key = tuple[str, "Digest"]
-_Start = Callable[["Repository", "Descriptor"], "Fill | None"]
 
-_BACKGROUND_QUEUE: Final = 10_000
-"""Blobs that may wait for a background fill. Further ones are fetched when a client asks."""
 _RELAYS: Final = 16
 """Blobs that may pass through memory at the same time, each with a window of its own."""
 _LONG_WAIT: Final = 1.0
@@ -69,9 +63,6 @@ class Fills:
         self._helpers = UpstreamThreads(
             "helpers", share=limits.fills, queue=limits.queue, is_listed=is_listed
         )
-        self._queues: dict[str, deque[tuple[_Start, Repository, Descriptor, _Key]]] = {}
-        self.queued: set[_Key] = set()
-        self._workers: Counter[str] = Counter()
         self._watcher: asyncio.Task[None] | None = None
         self._closed = False
         self._ended_bytes = 0
@@ -229,7 +220,7 @@ class Fills:
         try:
             await asyncio.wrap_future(future)
         except OciProxyError as exc:
-            # Where the store has no room, a client that waits hears `passing through`.
+            # Where the store has no room, the log says `passing through` for a client that waits.
             level = logging.DEBUG if isinstance(exc, StoreFull) else logging.WARNING
             log.event(level, "fill failed", digest=fill.digest, reason=exc)
             return exc
@@ -249,38 +240,8 @@ class Fills:
         if self._watcher is None or self._watcher.done():
             self._watcher = asyncio.create_task(self._watch())
 
-    def queue(
-        self, repository: Repository, blob: Descriptor, partition: str, start: _Start
-    ) -> None:
-        """Fetch this blob in the background, when it is its turn among those of its registry.
-        `start` begins it, and returns None where it is stored by then."""
-        key, registry = (partition, blob.digest), repository.registry
-        if (
-            self._closed
-            or self._limits.background_fills == 0
-            or key in self.queued
-            or key in self._running
-            or len(self.queued) >= _BACKGROUND_QUEUE
-        ):
-            return
-        self._queues.setdefault(registry, deque()).append((start, repository, blob, key))
-        self.queued.add(key)
-        if self._workers[registry] < self._limits.background_fills:
-            self._workers[registry] += 1
-            self._own(asyncio.create_task(self._work_queue(registry)))
-
-    def take_queue(self) -> list[tuple[Repository, Descriptor]]:
-        """Empty the queues. Returns the blobs that waited in them."""
-        taken = [
-            (repository, blob)
-            for queue in self._queues.values()
-            for _, repository, blob, _ in queue
-        ]
-        self._drop_queues()
-        return taken
-
     async def drain(self) -> None:
-        """Return when the running fills have ended, and those that wait in the queue."""
+        """Return when the running fills have ended."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -288,7 +249,6 @@ class Fills:
         """End every fill soon, keeping what arrived. Return when their tasks have ended, after
         `fetch.timeouts.stall` at the latest."""
         self._closed = True
-        self._drop_queues()
         if self._watcher is not None:
             self._watcher.cancel()
         for fill in self.under_way():
@@ -318,27 +278,6 @@ class Fills:
                         reason=f"no client reads it, and it is slower than {rate} bytes a second",
                     )
                     fill.download.abort()
-
-    async def _work_queue(self, registry: str) -> None:
-        try:
-            while (queue := self._queues.get(registry)) and not self._closed:
-                start, repository, blob, key = queue.popleft()
-                self.queued.discard(key)
-                try:
-                    fill = start(repository, blob)
-                    if fill is not None:
-                        await fill.finished()
-                except OciProxyError:
-                    continue  # logged where it happened
-        finally:
-            self._workers[registry] -= 1
-            if not self._workers[registry]:
-                del self._workers[registry]
-                self._queues.pop(registry, None)
-
-    def _drop_queues(self) -> None:
-        self._queues.clear()
-        self.queued.clear()
 
     def _own(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)

@@ -15,7 +15,7 @@ import logging
 import os
 import ssl
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -35,12 +35,14 @@ from ociproxy.errors import UpstreamForbidden, UpstreamInvalid, UpstreamUntruste
 from ociproxy.fetch.oras.connect import Policy, policy_of, pool_classes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from requests.adapters import BaseAdapter
     from urllib3.poolmanager import PoolManager
 
     from ociproxy.config.settings import Upstream
+
+    _Context = Callable[[], ssl.SSLContext]
 
 # urllib3's warnings quote whole URLs, which may be signed. What matters of them is raised as well.
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
@@ -153,23 +155,20 @@ class Adapter(HTTPAdapter):
     the time-outs are shorter where the request has less time left."""
 
     def __init__(
-        self, policy: Policy, context: ssl.SSLContext, timeout: tuple[float, float], size: int
+        self, policy: Policy, context: _Context, timeout: tuple[float, float], size: int
     ) -> None:
+        """`context` is called for each connection over TLS, and returns the same one."""
         self._policy = policy
         self._context = context
         self._timeout = timeout
         super().__init__(pool_connections=_POOLS, pool_maxsize=size, max_retries=0)
 
-    def init_poolmanager(
-        self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: object
-    ) -> None:
-        super().init_poolmanager(
-            connections, maxsize, block, ssl_context=self._context, **pool_kwargs
-        )
+    def init_poolmanager(self, *sizes: Any, **pool_kwargs: Any) -> None:
+        super().init_poolmanager(*sizes, **pool_kwargs)
         self._police(self.poolmanager)
 
     def proxy_manager_for(self, proxy: str, **proxy_kwargs: object) -> PoolManager:
-        proxy_kwargs = {"ssl_context": self._context, **proxy_kwargs}
+        proxy_kwargs = {"ssl_context": self._context(), **proxy_kwargs}
         if urlsplit(proxy).scheme == "https":
             # The upstream's CA and client certificate are not the proxy's business.
             proxy_kwargs["proxy_ssl_context"] = ssl.create_default_context()
@@ -202,7 +201,8 @@ class Adapter(HTTPAdapter):
         if proxies:
             return super().get_connection_with_tls_context(request, verify, proxies, cert)
         host, _ = self.build_connection_pool_key_attributes(request, verify)
-        return self.poolmanager.connection_from_host(**host)
+        secure = {"ssl_context": self._context()} if host["scheme"] == "https" else None
+        return self.poolmanager.connection_from_host(**host, pool_kwargs=secure)
 
     def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
         """Called by requests. The original parses the URL three times."""
@@ -249,13 +249,21 @@ def open_session(upstream: Upstream, *, connections: int) -> Session:
     session = Session(upstream.name)
     tls = upstream.tls
     if tls.cert is not None:
-        context = tls_context(tls, upstream.name)
+        context = _context_of(tls, upstream)
         session.certify(Adapter(policy, context, timeouts, connections), upstream.urls)
         tls = replace(tls, cert=None, key=None)
-    adapter = Adapter(policy, tls_context(tls, upstream.name), timeouts, connections)
+    adapter = Adapter(policy, _context_of(tls, upstream), timeouts, connections)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     return session
+
+
+def _context_of(tls: Tls, upstream: Upstream) -> _Context:
+    """Made now, unless it is the system's and plain HTTP is spoken: a redirect may need it yet."""
+    if tls == Tls() and not any(url.startswith("https:") for url in upstream.urls):
+        return partial(tls_context, tls, upstream.name)
+    context = tls_context(tls, upstream.name)
+    return lambda: context
 
 
 def tls_context(tls: Tls, upstream: str) -> ssl.SSLContext:

@@ -31,6 +31,7 @@ from ociproxy.metrics.counters import (
 )
 from ociproxy.serve.live import alive
 from ociproxy.store.limits import Limits
+from ociproxy.store.passes import SCRUB, Pass, PassFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -90,6 +91,12 @@ SURVEYED: Final = Metric(
 )
 DISK: Final = Metric("ociproxy_disk_bytes", "Size of the file system that the store is on")
 DISK_FREE: Final = Metric("ociproxy_disk_free_bytes", "Bytes free for the store")
+SCRUBBED: Final = Metric(
+    "ociproxy_scrub_ratio", "How much of the store the running scrub has read, 0 to 1"
+)
+SCRUB_ENDED: Final = Metric(
+    "ociproxy_scrub_finished_timestamp_seconds", "When a scrub last came to the end of the store"
+)
 
 GAUGES: Final[tuple[Metric, ...]] = (
     BUILD,
@@ -108,6 +115,8 @@ GAUGES: Final[tuple[Metric, ...]] = (
     SURVEYED,
     DISK,
     DISK_FREE,
+    SCRUBBED,
+    SCRUB_ENDED,
 )
 
 
@@ -195,6 +204,10 @@ def _disk(config: Config, store: Store) -> Iterator[Family]:
             yield _gauge(STORE_LIMIT, {(): limits.max_size})
         usage = store.usage.read()
         yield _gauge(STORE_STUCK, {(): int(usage is not None and usage.stuck > 0)})
+        scrub = PassFile(store, SCRUB).read() or Pass()
+        yield _gauge(SCRUBBED, {(): scrub.part})
+        if scrub.ended:
+            yield _gauge(SCRUB_ENDED, {(): scrub.ended})
 
 
 def _store(survey: Findings | None, totals: Mapping[Key, list[float]]) -> Iterator[Family]:

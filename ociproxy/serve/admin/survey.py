@@ -158,7 +158,8 @@ class Surveyor:
             except Exception as exc:  # noqa: BLE001 a thread's loop: the next walk may go well
                 log.failure("survey failed", exc)
             with self._changed:
-                self._wanted = False
+                # Asked for during a walk without images: the next one looks for them.
+                self._wanted = self._wanted and not images
             due = time.monotonic() + self._config.serve.admin.survey_every
 
     def _walk(self, *, images: bool) -> None:

@@ -179,7 +179,7 @@ def test_requests_takes_tls_from_us_alone(session: Session) -> None:
     request = requests.Request("GET", "https://registry.invalid/").prepare()
     for verify in (True, False, "/some/bundle.pem"):
         pool = adapter.get_connection_with_tls_context(request, verify)
-        assert pool.conn_kw["ssl_context"] is adapter._context  # type: ignore[attr-defined]
+        assert pool.conn_kw["ssl_context"] is adapter._context()  # type: ignore[attr-defined]
         assert pool.cert_reqs is None  # type: ignore[attr-defined]
         assert pool.ca_certs is None  # type: ignore[attr-defined]
 

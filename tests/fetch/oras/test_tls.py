@@ -16,7 +16,7 @@ import pytest
 
 from ociproxy.config.settings import Tls, Upstream
 from ociproxy.errors import UpstreamUnavailable, UpstreamUntrusted
-from ociproxy.fetch.oras.session import open_session, tls_context
+from ociproxy.fetch.oras.session import _default_context, open_session, tls_context
 from ociproxy.oci.reference import Reference
 from tests.fetch.conftest import TIMEOUTS, OpenBackend
 from tests.fetch.contract import digest, read_all, reference, repository
@@ -183,8 +183,24 @@ def test_no_other_certificate_is_trusted_after_a_request(
     upstream = make_upstream(tls=authority.server())
     session = open_session(Upstream(name=upstream.registry), connections=1)
     assert session.get(f"{upstream.url}/v2/").status_code == 200
-    context = session.get_adapter(upstream.url)._context  # type: ignore[attr-defined]
+    context = session.get_adapter(upstream.url)._context()  # type: ignore[attr-defined]
     assert len(context.get_ca_certs()) == 1
+    session.close()
+
+
+def test_the_trust_store_is_not_read_for_plain_http_until_a_redirect_needs_it(
+    make_upstream: Callable[..., FakeUpstream],
+    authority: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca))
+    plain, secure = make_upstream(), make_upstream(tls=authority.server())
+    _default_context.cache_clear()
+    session = open_session(Upstream(name=plain.registry, scheme="http"), connections=1)
+    assert session.get(f"{plain.url}/v2/").status_code == 200
+    assert _default_context.cache_info().currsize == 0
+    assert session.get(f"{secure.url}/v2/").status_code == 200
+    assert _default_context.cache_info().currsize == 1
     session.close()
 
 

@@ -6,6 +6,9 @@ import json
 import sys
 import time
 import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Event
 
 import pytest
 from click.testing import CliRunner
@@ -99,3 +102,22 @@ def test_a_line_that_is_too_long_is_left_out() -> None:
     assert found is not None
     assert found.images is not None
     assert (len(found.images), found.images[0]) == (1, {"event": "image", "reference": "y"})
+
+
+def test_images_that_are_asked_for_during_a_walk_without_them_are_looked_for_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(survey, "_FIRST", 0.0)
+    looked = Event()
+
+    def make(store: Path, config: Config, words: Sequence[str]) -> list[str]:
+        if "--images" in words:
+            looked.set()
+        else:
+            found.ask()
+        return [sys.executable, "-c", ""]
+
+    found = Surveyor(make, Config(), Tally(1))
+    found.start()
+    assert looked.wait(10)
+    found.close()
