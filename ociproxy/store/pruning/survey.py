@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ociproxy.errors import DigestInvalid
 from ociproxy.oci.digest import Digest
@@ -32,24 +33,30 @@ if TYPE_CHECKING:
 _DIGEST: Final = re.compile(rb"(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})")
 
 
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """A file as it was at one moment; `used` and `stored` are seconds since the epoch."""
+class StoredFile(NamedTuple):
+    """A file as it was at one moment; `used` and `stored` are seconds since the epoch. There are
+    hundreds of thousands, so the path is a text: it takes less time and memory."""
 
-    path: Path
+    file: str
     size: int
     state: tuple[int, int, int]
     used: float
     stored: float
 
     @staticmethod
-    def of(path: Path, state: os.stat_result) -> StoredFile:
-        return StoredFile(path, state.st_size, _state(state), state.st_atime, state.st_mtime)
+    def of(file: str | Path, state: os.stat_result) -> StoredFile:
+        return StoredFile(
+            os.fspath(file), state.st_size, _state(state), state.st_atime, state.st_mtime
+        )
+
+    @property
+    def path(self) -> Path:
+        return Path(self.file)
 
     def is_unchanged(self) -> bool:
         """Whether it is there, and was neither used nor written again since."""
         try:
-            return _state(self.path.stat()) == self.state
+            return _state(os.stat(self.file)) == self.state  # noqa: PTH116 of each in a batch
         except FileNotFoundError:
             return False
 
@@ -150,17 +157,22 @@ class Survey:
 
     def _needs(self, contents: ImageContents) -> Needs:
         # What is stored in a wrong size is needed all the same: the descriptor may be wrong.
-        lacking = [file_name(digest) for digest in contents.missing]
-        needs = Needs(dict.fromkeys([*map(file_name, contents.manifests), *lacking]))
-        needs.blobs.update(map(file_name, contents.blobs), lacking)
+        lacking = [_name(digest) for digest in contents.missing]
+        needs = Needs(dict.fromkeys([*map(_name, contents.manifests), *lacking]))
+        needs.blobs.update(map(_name, contents.blobs), lacking)
         # Nothing says which blobs a manifest of an unknown kind has: all that it names is needed.
         for other in contents.others:
             holder = self._store.manifests.find(other, use=False)
             named = _DIGEST.findall(holder.raw) if holder is not None else ()
-            names = [file_name(Digest.parse(each.decode())) for each in named]
+            names = [_name(Digest.parse(each.decode())) for each in named]
             needs.manifests.update(dict.fromkeys(names))
             needs.blobs.update(names)
         return needs
+
+
+def _name(digest: Digest) -> str:
+    """Images share most of what they need: one text in memory for each name."""
+    return sys.intern(file_name(digest))
 
 
 def needs_of_all(images: Iterable[SurveyedImage]) -> Needs:
@@ -181,5 +193,5 @@ def _files(folder: Path) -> dict[str, StoredFile]:
         for entry in os.scandir(folder):
             with suppress(FileNotFoundError):
                 state = entry.stat(follow_symlinks=False)
-                found[entry.name] = StoredFile.of(Path(entry.path), state)
+                found[sys.intern(entry.name)] = StoredFile.of(entry.path, state)
     return dict(sorted(found.items()))
