@@ -240,7 +240,10 @@ class BlobResponse(web.StreamResponse):
             self._close_file()
             self._file_number = fill.files
             try:
-                self._file = await self._threads.open(partial(_open_anew, fill), _close)
+                # What passes through does so since the disk fails: it must not be asked.
+                opening = partial(_open_anew, fill)
+                in_memory = fill.in_memory
+                self._file = opening() if in_memory else await self._threads.open(opening, _close)
             except OSError as exc:  # of a network file system, when the fill has failed
                 raise self._unreadable(exc) from exc
         return self._file
