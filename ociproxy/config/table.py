@@ -135,7 +135,7 @@ _FETCH: Final = Section(
         "fills": Key(Number(1, 1024), "Blobs that may be arriving from one upstream at once."),
         "background_fills": Key(
             Number(0, 1024),
-            "Blobs of a manifest that may be fetched at once before a client asks; 0 fetches none.",
+            "Blobs of a registry that may be fetched at once before a client asks; 0 fetches none.",
         ),
         "requests": Key(
             Number(1, 256), "Short requests to one upstream that may be running at once."

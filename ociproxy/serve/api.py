@@ -298,8 +298,8 @@ def _log_unanswered(request: web.BaseRequest, target: Target | None, seconds: fl
 
 
 async def manifest(engine: Engine, request: web.BaseRequest, target: ManifestPath) -> Answer:
-    """The upstream's exact bytes under its media type. A fresh stored manifest is answered without
-    a task switch: most requests are for one."""
+    """The upstream's exact bytes under its media type. A fresh manifest in memory is answered
+    without a task switch, where the store is on this machine: most requests are for one."""
     found = await engine.manifests.pull(target.reference, body=request.method == "GET")
     descriptor = found.descriptor
     digest = str(descriptor.digest)

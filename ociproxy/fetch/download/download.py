@@ -82,8 +82,8 @@ class Download:
         self.spawn = spawn
         self.stopped = Event()
         self.doubted = False
-        """Readers hear of the size once the bytes are verified: it is 0, so that no last byte could
-        wait for that; or two signs say that they are wrong, as those of a page (`learn_size`)."""
+        """Readers do not hear the size until the bytes are verified. That is so for a blob of 0
+        bytes, and where two signs say "this is a page" (`learn_size`)."""
         self.bytes_fetched = 0
         """Bytes that the upstream has sent for this download, those it sent twice included."""
         self.bytes_resumed = 0
@@ -145,8 +145,8 @@ class Download:
     # For the owner
 
     def run(self, fetch: Callable[[Download], None]) -> None:
-        """Return when the blob is in the store. `fetch` is a backend's `fetch_blob`. Raises what
-        ended the download."""
+        """Return when the blob is verified, and in the store: but where `room` has none, and for a
+        relay. `fetch` is a backend's `fetch_blob`. Raises what ended the download."""
         self._began = time.monotonic()
         self.room.check(self.size or 0)
         fetch(self)
@@ -189,7 +189,7 @@ class Download:
         return self.size
 
     def check_limit(self, size: int) -> None:
-        """Raises BlobTooLarge for a blob of at least this many bytes."""
+        """`size` is the least that it has. Raises BlobTooLarge above `fetch.blob_limit` bytes."""
         if size > self.limits.blob_limit:
             raise BlobTooLarge(self.repository.registry, self.digest, self.limits.blob_limit)
 

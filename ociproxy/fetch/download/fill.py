@@ -30,8 +30,8 @@ sends. More wake-ups take processor time from the hashing, which the last byte w
 class Fill:
     """One blob arriving. All methods belong to the event loop's thread."""
 
-    in_memory = False
-    """Whether its file is there, and not on the disk of the store."""
+    on_disk = True
+    """Whether an open of its file may wait for the disk."""
 
     def __init__(self, download: Download, repository: Repository) -> None:
         self.repository = repository

@@ -220,7 +220,7 @@ class Fills:
         try:
             await asyncio.wrap_future(future)
         except OciProxyError as exc:
-            # Where the store has no room, a client that waits hears `passing through`.
+            # Where the store has no room, the log says `passing through` for a client that waits.
             level = logging.DEBUG if isinstance(exc, StoreFull) else logging.WARNING
             log.event(level, "fill failed", digest=fill.digest, reason=exc)
             return exc

@@ -94,7 +94,7 @@ class PassingIngest(Ingest):
 class Relay(Fill):
     """A fill with one reader, who reads on from one offset."""
 
-    in_memory = True
+    on_disk = False
 
     def __init__(self, download: Download, repository: Repository, passing: PassingIngest) -> None:
         super().__init__(download, repository)

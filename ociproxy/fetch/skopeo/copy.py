@@ -1,7 +1,7 @@
 """The images that skopeo is copying into the store: each once, however many clients wait for blobs.
 
 One run of skopeo writes one image into an OCI layout in `pulls/` (see `image_layout`). Images that
-share layers are copied one after the other, and so are those that another process copies.
+share layers are copied one after the other. An image that another process copies is waited for.
 
 Tests: tests/fetch/skopeo/test_backend.py.
 """
@@ -28,6 +28,7 @@ from ociproxy.errors import (
     UpstreamUnavailable,
 )
 from ociproxy.fetch.skopeo.image_layout import ImageLayout
+from ociproxy.metrics.counters import FILLS
 from ociproxy.store.files import file_name
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class CopyJobs:
                     raise copy.error_for(blob, self._upstream.name)
                 download.copied = copy.signs
                 self._changed.wait(_LOOK)
+        FILLS.add()
 
     def close(self, last: Callable[[], None]) -> None:
         """Returns without waiting; the caller has set the `stopped` given to `__init__`. `last`

@@ -2,7 +2,7 @@
 
 Before a file goes, its last use is looked at again, and whether a manifest needs it that came
 since: docs/internals.md says why that is enough. Killed at any moment, it leaves content that no
-ref names, never a ref whose content is gone.
+ref names, never a tag or a repository's record whose manifest is gone.
 Tests: tests/cli/test_prune_command.py, tests/store/test_removal.py.
 """
 
@@ -206,7 +206,8 @@ class _Work:
         return self._remover.take(path)
 
     def _flush(self) -> None:
-        """A power cut must not bring back a ref whose manifest is gone, or a manifest so."""
+        """A power cut must not bring back a ref whose manifest is gone, or a manifest whose blobs
+        are."""
         for folder in self._folders:
             with store_errors(folder), suppress(FileNotFoundError):
                 fsync_directory(folder)

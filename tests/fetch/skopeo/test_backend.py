@@ -33,6 +33,7 @@ from ociproxy.errors import (
 )
 from ociproxy.fetch.backend import Backend
 from ociproxy.fetch.skopeo.backend import SkopeoBackend
+from ociproxy.metrics.counters import FILLS, share
 from ociproxy.oci.manifest import ManifestHolder
 from ociproxy.store.store import Store
 from tests.fetch.conftest import TIMEOUTS, entry
@@ -148,6 +149,18 @@ def test_image_is_stored_whole_with_its_digest(
             assert found.file.read() == blob.data
             assert found.sealed
     assert upstream.count("/blobs/") == len(held.blobs)
+
+
+def test_a_blob_that_skopeo_brings_is_counted_as_a_download_that_ended_well(
+    upstream: FakeUpstream, store: Store, open_skopeo: OpenSkopeo
+) -> None:
+    """Else an alert compares the failures of skopeo with nothing."""
+    counts = share(1)
+    held = upstream.add("team/app", image(layers=1), tag="v1")
+    backend = open_skopeo(upstream)
+    backend.fetch_manifest(reference(upstream))
+    assert fetch_blob(backend, repository(upstream), digest(held.layers[0]), store)
+    assert counts.totals()[FILLS.name,] == [1]
 
 
 def test_stored_layer_is_not_fetched(
