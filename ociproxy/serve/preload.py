@@ -32,7 +32,7 @@ _AGAIN: Final = 60.0
 """Seconds between two tries of failed images, and between two looks at whether the process that
 loads them still runs."""
 _HOLD: Final = 5.0
-"""Seconds between two looks of the process that has loaded them at whether it is still that one."""
+"""Seconds between two looks of the claim's owner, after the load, at whether it still owns it."""
 
 
 async def preload(
