@@ -51,7 +51,7 @@ FULL = Plan(
     archive_rounds=5,
     neighbour_blobs=40,
     scale_manifests=100_000,
-    counting_rounds=60,
+    counting_rounds=240,
 )
 QUICK = Plan(
     rounds=1,
@@ -69,7 +69,7 @@ QUICK = Plan(
     archive_rounds=1,
     neighbour_blobs=10,
     scale_manifests=10_000,
-    counting_rounds=10,
+    counting_rounds=60,
 )
 
 

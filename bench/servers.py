@@ -206,6 +206,15 @@ def _ociproxy(directory: Path, port: int, upstream: Upstream) -> list[str]:
     return ociproxy_command(directory, port)
 
 
+def two_workers() -> Rival:
+    """Both cores, as the others use them: one process of Python keeps little more than one busy."""
+    return Rival(
+        OCIPROXY,
+        lambda *where: [*_ociproxy(*where), "--workers", "2"],
+        by_namespace=True,
+    )
+
+
 def ociproxy_command(directory: Path, port: int) -> list[str]:
     """`directory` has the `config.yaml`, and gets the store."""
     store = directory / "store"

@@ -20,6 +20,7 @@ from bench.processes import BenchError, settle
 from bench.results import Plan, Results, say
 from bench.servers import (
     DRAYAGE,
+    OCIPROXY,
     UPSTREAM,
     Rival,
     Running,
@@ -27,6 +28,7 @@ from bench.servers import (
     Upstream,
     start_static_upstream,
     start_tls_upstream,
+    two_workers,
 )
 
 STAMPEDE_CLIENTS = 32
@@ -171,11 +173,14 @@ def cold_manifests(bench: Bench) -> None:
     static = bench.work / "many"
     tags = lay_out_manifests(static, bench.plan.cold_manifests)
     upstream = start_static_upstream(bench.work / "many-upstream", static)
-    rates: dict[str, list[float]] = defaultdict(list)
-    cost: dict[str, list[float]] = defaultdict(list)
+    rates: dict[tuple[str, str], list[float]] = defaultdict(list)
+    cost: dict[tuple[str, str], list[float]] = defaultdict(list)
+    servers = [("cold_manifests", rival) for rival in bench.proxies]
+    if any(rival.name == OCIPROXY for rival in bench.proxies):
+        servers.append(("cold_manifests_2", two_workers()))
     try:
         for _ in bench.plan.rounds_of(bench.plan.rounds):
-            for rival in bench.proxies:
+            for row, rival in servers:
                 with (
                     bench.attempt("cold manifests", rival.name),
                     rival.cold(bench.work, upstream) as running,
@@ -187,13 +192,14 @@ def cold_manifests(bench: Bench) -> None:
                         running.target.port, paths, connections=32, limit=DOWNLOAD_LIMIT
                     )
                     settle(running.process, upstream.process)
-                    cost[rival.name].append((running.process.cpu_seconds() - cpu) / len(tags))
-                    rates[rival.name].append(len(tags) / seconds)
+                    spent = running.process.cpu_seconds() - cpu
+                    cost[row, rival.name].append(spent / len(tags))
+                    rates[row, rival.name].append(len(tags) / seconds)
     finally:
         upstream.process.stop()
-    for name, values in rates.items():
-        bench.results.put("cold_manifests", name, max(values))
-        bench.results.put("cold_manifests_cpu", name, min(cost[name]) * 1e6)
+    for (row, name), values in rates.items():
+        bench.results.put(row, name, max(values))
+        bench.results.put(f"{row}_cpu", name, min(cost[row, name]) * 1e6)
 
 
 def cold_blob(bench: Bench) -> None:

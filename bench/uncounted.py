@@ -1,4 +1,5 @@
-"""`python -m bench.uncounted serve ...`: ociproxy that counts nothing, for the bench to compare.
+"""`python -m bench.uncounted serve ...`: ociproxy that counts nothing from SIGUSR1 on, and counts
+again from SIGUSR2 on. In one process, for two of the same kind differ by more than counting takes.
 
 What a server does so that it can count, such as reading the clock, it does all the same: the log
 needs it, too.
@@ -6,23 +7,30 @@ needs it, too.
 
 from __future__ import annotations
 
-import sys
-from typing import Any
+import gc
+import signal
+from types import FrameType
 
-from ociproxy.metrics import counters
-from ociproxy.metrics.tally import Tally
+gc.disable()  # as the program does before its imports, which it then keeps from the collector
+
+from ociproxy.__main__ import main  # noqa: E402 after that line
+from ociproxy.metrics.counters import count_answer, count_end  # noqa: E402
+from ociproxy.serve import api  # noqa: E402
+
+COUNTS = {"count_answer": count_answer, "count_end": count_end}
+"""All that is counted of a warm manifest, by its name there."""
 
 
-def nothing(*_: Any, **__: Any) -> None:
-    """In the place of what counts. Before anything imports it by name."""
+def nothing(*_: object) -> None:
+    """In the place of what counts."""
 
 
-counters.count_answer = nothing
-counters.count_end = nothing
-Tally.add = nothing  # type: ignore[method-assign]  # this module is for that
-Tally.observe = nothing  # type: ignore[method-assign]
+def turn(number: int, _: FrameType | None) -> None:
+    for name, count in COUNTS.items():
+        setattr(api, name, nothing if number == signal.SIGUSR1 else count)
+
 
 if __name__ == "__main__":
-    from ociproxy.cli.main import main
-
-    sys.exit(main())
+    signal.signal(signal.SIGUSR1, turn)
+    signal.signal(signal.SIGUSR2, turn)
+    main()

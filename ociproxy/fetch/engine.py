@@ -112,7 +112,7 @@ class Engine:
             self.fills.close(),
             return_exceptions=True,
         )
-        await self.requests.close()
+        self.requests.close()
         await self._settle()
         self.threads.close()
         self._verifiers.close()

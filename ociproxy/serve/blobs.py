@@ -239,8 +239,12 @@ class BlobResponse(web.StreamResponse):
         if self._file is None or self._file_number != fill.files:
             self._close_file()
             self._file_number = fill.files
+            opening = partial(_open_anew, fill)
             try:
-                self._file = await self._threads.open(partial(_open_anew, fill), _close)
+                if fill.on_disk:
+                    self._file = await self._threads.open(opening, _close)
+                else:
+                    self._file = opening()
             except OSError as exc:  # of a network file system, when the fill has failed
                 raise self._unreadable(exc) from exc
         return self._file

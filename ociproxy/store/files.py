@@ -84,16 +84,16 @@ def store_error(path: Path, error: OSError) -> StoreError:
     return StoreError(path, reason)
 
 
-def publish(staged: Path, target: Path) -> set[Path]:
+def publish(staged: str | Path, target: str | Path) -> set[str]:
     """Move a verified and fsynced file to the name that readers look for, and make the folders on
     the way. The name survives a power cut once the folders that are returned were fsynced. Raises
     OSError."""
-    changed = {target.parent}
+    changed = {os.fspath(target).rpartition(os.sep)[0]}
     try:
-        staged.replace(target)
+        os.replace(staged, target)  # noqa: PTH105 an object for a path takes as long as this
     except FileNotFoundError:
-        changed |= _make(target.parent)
-        staged.replace(target)
+        changed |= set(map(str, _make(Path(*changed))))
+        os.replace(staged, target)  # noqa: PTH105
     return changed
 
 
@@ -239,7 +239,7 @@ def _make(path: Path) -> set[Path]:
     return changed
 
 
-def fsync_directory(path: Path) -> None:
+def fsync_directory(path: str | Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

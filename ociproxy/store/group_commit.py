@@ -30,7 +30,7 @@ from typing import Final, TypeVar
 from ociproxy import log
 from ociproxy.errors import StoreError
 from ociproxy.store.files import fsync_directory, publish, store_error, store_errors
-from ociproxy.store.staging import stage
+from ociproxy.store.staging import stage_as_text
 
 T = TypeVar("T", bound=Hashable)
 
@@ -54,7 +54,7 @@ minute, and many seconds beside a large download."""
 @dataclass(slots=True)
 class _Staged:
     file: int
-    path: Path
+    path: str
     target: str
     size: int
     value: object
@@ -100,16 +100,16 @@ class Commit:
             self.manifests, self.records = [], []
             self._done = None
         with store_errors(target):
-            file, path = stage(self._group.staging)
+            file, path = stage_as_text(self._group.folder, mode=0o644)
             try:
                 _write_all(file, data)
-                os.fchmod(file, 0o644)
                 with suppress(OSError):
                     # The kernel begins to write: then one flush of the journal serves many files.
                     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
             except BaseException:
                 os.close(file)
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    os.unlink(path)  # noqa: PTH108
                 raise
         staged = _Staged(file, path, target, len(data), value)
         (self.records if record else self.manifests).append(staged)
@@ -148,8 +148,9 @@ class GroupCommit:
 
     def __init__(self, staging: Path, blobs: Path, manifests: Sequence[Path]) -> None:
         self.staging = staging
-        self.made: Callable[[str, int], None] = lambda _path, _size: None
-        """Called for each file that was not there before."""
+        self.folder = str(staging)
+        self.made: Callable[[list[tuple[str, int]]], None] = lambda _: None
+        """Called with the path and the size of each manifest that was not there before."""
         self.pending = Pending()
         self._blobs = blobs
         self._folders = manifests
@@ -269,8 +270,8 @@ class GroupCommit:
         for commit, each in files:
             if each.file in errors:
                 _fail(commit, Path(each.target), errors[each.file])
-        self._rename(batch, lambda commit: commit.manifests, always=self._folders)
-        self._rename(batch, lambda commit: commit.records)
+        self._rename(batch, manifests=True)
+        self._rename(batch, manifests=False)
 
     def _end(self, commit: Commit, bug: BaseException | None) -> None:
         """Also after a bug: a lock that is held for ever would end all removal."""
@@ -281,33 +282,32 @@ class GroupCommit:
         with suppress(OSError):
             commit.release()
 
-    def _rename(
-        self,
-        batch: list[Commit],
-        which: Callable[[Commit], list[_Staged]],
-        always: Sequence[Path] = (),
-    ) -> None:
-        changed: dict[Path, list[Commit]] = {folder: list(batch) for folder in always}
+    def _rename(self, batch: list[Commit], *, manifests: bool) -> None:
+        changed: dict[str, list[Commit]] = {}
+        if manifests:
+            changed = {str(folder): list(batch) for folder in self._folders}
+        made: list[tuple[str, int]] = []
         for commit in batch:
-            for each in which(commit):
+            for each in commit.manifests if manifests else commit.records:
                 if commit.failure is not None:
                     _drop(each)
                     continue
-                target = Path(each.target)
                 try:
-                    made = not target.exists()
-                    folders = publish(each.path, target)
+                    new = manifests and not os.path.exists(each.target)  # noqa: PTH110 hot path
+                    folders = publish(each.path, each.target)
                 except OSError as exc:
-                    _fail(commit, target, exc)
+                    _fail(commit, Path(each.target), exc)
                     _drop(each)
                     continue
-                if made:
-                    self.made(each.target, each.size)
+                if new:
+                    made.append((each.target, each.size))
                 for folder in folders:
                     changed.setdefault(folder, []).append(commit)
+        if made:
+            self.made(made)
         for folder, error in self._in_parallel(fsync_directory, list(changed)).items():
             for commit in changed[folder]:
-                _fail(commit, folder, error)
+                _fail(commit, Path(folder), error)
 
     def _in_parallel(self, work: Callable[[T], None], items: list[T]) -> dict[T, OSError]:
         """The errors, by item."""
@@ -336,7 +336,7 @@ class GroupCommit:
 
 def _drop(staged: _Staged) -> None:
     with suppress(OSError):
-        staged.path.unlink(missing_ok=True)
+        os.unlink(staged.path)  # noqa: PTH108
 
 
 def _fail(commit: Commit, path: Path, error: OSError) -> None:

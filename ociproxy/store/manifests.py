@@ -136,20 +136,23 @@ class Manifests:
         path = f"{root}{os.sep}{file_name(digest)}"
         commit.stage(path, holder.raw, holder.raw, record=False)
 
-    def count(self, path: str, size: int) -> None:
-        """This file is there now. It is counted here and not where it is staged: a commit may
-        fail."""
-        kinds = {str(self._index_root): "index", str(self._image_root): "manifest"}
-        kind = kinds.get(path.rpartition(os.sep)[0])
-        if kind is not None:
-            count_stored(kind, size)
-            self._usage.add(size)
+    def count(self, made: Sequence[tuple[str, int]]) -> None:
+        """These files, of so many bytes, are there now. They are counted here and not where they
+        are staged: a commit may fail."""
+        index = str(self._index_root)
+        for path, size in made:
+            count_stored("index" if path.startswith(index) else "manifest", size)
+        self._usage.add(sum(size for _, size in made))
 
-    def put_again(self, digest: Digest, commit: Commit) -> None:
-        """Publish what another commit of this process has staged: for a record in this commit,
-        which may not come without its manifest. Raises StoreError."""
-        pending = self._find_pending(file_name(digest))
-        if pending is not None and pending[0] not in commit and not self.keep(digest):
+    def use(self, digest: Digest, commit: Commit) -> None:
+        """Keep a manifest for a record in this commit, which may not come without it: record a use
+        now, and publish here, too, what another commit of this process has staged. Raises
+        StoreError."""
+        name = file_name(digest)
+        if any(f"{prefix}{name}" in commit for prefix in self._prefixes) or self.keep(digest):
+            return
+        pending = self._find_pending(name)
+        if pending is not None:
             path, raw = pending
             commit.stage(path, raw, raw, record=False)
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_ENCODER: Final = json.JSONEncoder(separators=(",\n ", ": "))
+"""A line for each field, as with `indent`, which would keep json from its fast encoder."""
 _HOT_RECORDS: Final = 8192
 """Parsed records kept in memory: each saves a read and a parse, not the stat."""
 REFERRERS_OF_ONE: Final = 1000
@@ -322,8 +324,7 @@ class Refs:
     def _put(
         self, path: str, document: dict[str, object], value: object, commit: Commit | None
     ) -> None:
-        # A line each, as with `indent`, which would keep json from its fast encoder.
-        data = json.dumps(document, separators=(",\n ", ": ")).encode() + b"\n"
+        data = _ENCODER.encode(document).encode() + b"\n"
         if commit is None:
             write_atomically(Path(path), data, staging=self._staging)
         else:

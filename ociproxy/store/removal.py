@@ -4,7 +4,7 @@ A process *publishes* under a shared lock: it looks that an image's blobs are th
 manifests and tags that need them. One process at a time *removes*, in short batches under an
 exclusive lock: it looks that a file is neither used nor needed, and moves it out of the store. So
 no image is published whose blobs are being removed, and what a publisher saw is there until it is
-done.
+done. Threads of a process that publish at the same time share the lock.
 
 A process that waits for its turn to remove holds a second lock, the gate, at which new publishers
 wait: else a busy server would never let it in.
@@ -49,10 +49,10 @@ _PAUSE: Final = 0.5
 """Seconds between two turns of a remover."""
 _INTERVAL: Final = 0.003
 """Seconds between two tries, for flock itself cannot wait with a limit."""
-
+_JOINED: Final = 0.1
+"""Seconds for which further publishers share a lock: those that come later wait at the gate."""
 _LOOK: Final = 0.1
 """Seconds between two looks at whether the process that has the claim works."""
-
 _GATE: Final = "gate"
 _LOCK: Final = "publishing"
 _REMOVER: Final = "remover"
@@ -61,9 +61,10 @@ _REMOVED: Final = ".removed-"
 
 @dataclass(slots=True)
 class _Hold:
-    """The shared lock of one publisher."""
+    """The shared lock of publishers of this process, since when (monotonic seconds)."""
 
     lock: int
+    since: float
     users: int = 1
 
 
@@ -77,6 +78,7 @@ class Removals:
         """An empty folder, while no process removes."""
         self._held = local()
         self._counting = Lock()
+        self._last: _Hold | None = None
 
     @contextmanager
     def kept_off(self) -> Iterator[None]:
@@ -86,21 +88,31 @@ class Removals:
             yield
             return
         try:
-            gate = self._await(_GATE)
+            hold = self._held.hold = self._hold()
         except StoreError as exc:
             if not is_read_only(exc.__cause__):
                 raise
             yield
             return
         try:
-            hold = self._held.hold = _Hold(self._await(_LOCK))
-        finally:
-            os.close(gate)
-        try:
             yield
         finally:
             self._held.hold = None
             self._let_go(hold)
+
+    def _hold(self) -> _Hold:
+        """The lock that another thread took just now, else one of its own. Blocks."""
+        with self._counting:
+            last = self._last
+            if last and last.users and time.monotonic() - last.since <= _JOINED:
+                last.users += 1
+                return last
+        gate = self._await(_GATE)
+        try:
+            self._last = hold = _Hold(self._await(_LOCK), time.monotonic())
+            return hold
+        finally:
+            os.close(gate)
 
     def prolong(self) -> Callable[[], None]:
         """Inside `kept_off`: nothing is removed until the function that is returned was called, by
@@ -115,9 +127,9 @@ class Removals:
     def _let_go(self, hold: _Hold) -> None:
         with self._counting:
             hold.users -= 1
-            ended = hold.users == 0
-        if ended:
-            os.close(hold.lock)
+            if hold.users:
+                return
+        os.close(hold.lock)
 
     def claim(self, name: str) -> Claim:
         """To do the work of this name in one process at a time."""
@@ -177,8 +189,7 @@ class Removals:
 
     def _await(self, name: str) -> int:
         """A shared lock, once no remover has it."""
-        path = f"{self._folder}{os.sep}{name}"
-        limit = time.monotonic() + _PATIENCE
+        path, limit = f"{self._folder}{os.sep}{name}", time.monotonic() + _PATIENCE
         silence = Silence(path, STOPPED)
         while time.monotonic() < limit:
             with store_errors(path):
@@ -213,8 +224,7 @@ class Removals:
         raise Busy(f"images were being published all the time for {_PATIENCE:g} s")
 
     def _try(self, name: str, seconds: float) -> int | None:
-        path = self._folder / name
-        limit = time.monotonic() + seconds
+        path, limit = self._folder / name, time.monotonic() + seconds
         with store_errors(path):
             file = self._open(name)
         locked = False

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import random
 import shutil
 import stat
 from contextlib import contextmanager, suppress
@@ -229,12 +230,11 @@ class Workspace:
 def write_atomically(target: Path, data: bytes, *, staging: Path) -> None:
     """Write a small file so that readers see all of it or none. Raises StoreError."""
     with store_errors(target):
-        descriptor, staged = stage(staging)
+        descriptor, staged = stage(staging, mode=0o644)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fchmod(descriptor, 0o644)
                 os.fsync(descriptor)
                 # While the file is open and so locked: else the sweep could remove it.
                 for changed in publish(staged, target):
@@ -244,18 +244,28 @@ def write_atomically(target: Path, data: bytes, *, staging: Path) -> None:
             raise
 
 
-def stage(staging: Path, prefix: str = _WRITING) -> tuple[int, Path]:
+def stage(staging: Path, prefix: str = _WRITING, *, mode: int = 0o600) -> tuple[int, Path]:
     """A new temporary file, open and locked; the lock keeps `remove_abandoned` off. Raises
     OSError."""
+    file, path = stage_as_text(str(staging), prefix, mode=mode)
+    return file, Path(path)
+
+
+def stage_as_text(staging: str, prefix: str = _WRITING, *, mode: int = 0o600) -> tuple[int, str]:
+    """The same for many small files: an object for the path takes as long as the file."""
     while True:
-        # Not `tempfile`, which takes three times as long; a name that is taken fails.
-        path = f"{staging}{os.sep}{prefix}{os.urandom(8).hex()}"
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # Not `tempfile`, which takes three times as long; a name that is taken fails. Each call of
+        # the system costs a thread its turn: so neither names nor modes ask for one of their own.
+        path = f"{staging}{os.sep}{prefix}{random.getrandbits(64):016x}"
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
+            state = os.fstat(file)
+            if mode & ~state.st_mode:  # the umask of the process took bits away
+                os.fchmod(file, mode)
             # Another process may have removed it before we locked it.
-            if os.fstat(file).st_nlink:
-                return file, Path(path)
+            if state.st_nlink:
+                return file, path
         except BaseException:
             os.close(file)
             raise

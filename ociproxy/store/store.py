@@ -262,8 +262,7 @@ class Store:
     ) -> None:
         """Record the manifest that a tag means at `now` (seconds since the epoch). The manifest
         need not be stored; one that is counts as used. Raises StoreError."""
-        self.manifests.keep(descriptor.digest)
-        self.manifests.put_again(descriptor.digest, commit)
+        self.manifests.use(descriptor.digest, commit)
         record = TagRecord(descriptor, now, repository.registry)
         self.refs.put_tag(repository, tag, record, commit)
 
@@ -279,7 +278,7 @@ class Store:
         digest = descriptor.digest
         with self.publishing() as commit:
             if self.manifests.keep(digest) or self.manifests.find(digest, use=False) is not None:
-                self.manifests.put_again(digest, commit)
+                self.manifests.use(digest, commit)
                 self.refs.put_manifest(repository, descriptor, commit)
 
 

@@ -156,7 +156,7 @@ def test_an_export_finds_all_that_it_began_to_write(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         begun = process.stdout.read(1)  # it waits for a reader now
-        assert prune(store.root, *prune_all).summary["kept"]["recent"] == 1
+        assert prune(store.root, *prune_all).summary["kept"]["reading"] == 1
         rest, errors = process.communicate(timeout=LIMIT)
         assert process.returncode == 0, errors
     archive = tmp_path / "archive.tar"

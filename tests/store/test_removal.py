@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from ociproxy.errors import Busy
+from ociproxy.store import removal
 from ociproxy.store.removal import Removals
 from ociproxy.store.store import Store
 from tests.server import ROOT
@@ -136,6 +137,32 @@ def test_a_thread_that_publishes_an_image_publishes_its_parts_inside(store: Stor
             go_on(remover)
             time.sleep(0.5)
             assert (store.root / "blobs" / "victim").exists()
+
+
+def test_threads_that_publish_at_once_share_a_lock(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removal, "_JOINED", LIMIT)
+    inside, leaving = threading.Barrier(9), threading.Event()
+
+    def publish() -> None:
+        with store.removals.kept_off():
+            inside.wait(LIMIT)
+            leaving.wait(LIMIT)
+
+    with store.removals.kept_off():  # so that no thread has to take one
+        threads = [threading.Thread(target=publish) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        inside.wait(LIMIT)
+        lock = store.root / "locks" / "publishing"
+        links = [Path(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]  # noqa: PTH208
+        assert [link.readlink() for link in links if link.is_symlink()].count(lock) == 1
+        leaving.set()
+    for thread in threads:
+        thread.join(LIMIT)
+    with store.removals.remover() as remover, remover.batch():
+        pass
 
 
 def test_publishers_without_a_pause_do_not_keep_a_remover_out(store: Store) -> None:

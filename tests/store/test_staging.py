@@ -11,6 +11,7 @@ import pytest
 
 from ociproxy.errors import StoreError
 from ociproxy.oci.digest import Digest
+from ociproxy.oci.manifest import ManifestHolder
 from ociproxy.store.ingest import Ingest
 from ociproxy.store.staging import Staging, remove_abandoned, stage, write_atomically
 from ociproxy.store.store import Store
@@ -125,6 +126,19 @@ def test_an_atomic_write_replaces_the_whole_file_for_everyone(tmp_path: Path) ->
     assert target.read_bytes() == b"new"
     assert target.stat().st_mode & 0o777 == 0o644
     assert list(staging.iterdir()) == []
+
+
+def test_other_users_may_read_a_file_whatever_the_umask_of_the_process(store: Store) -> None:
+    holder = ManifestHolder.of(b'{"layers": []}')
+    before = os.umask(0o077)
+    try:
+        with store.publishing() as commit:
+            store.manifests.put(holder, commit)
+        commit.wait()
+    finally:
+        os.umask(before)
+    path = store.root / "img" / holder.descriptor.digest.encoded
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_an_atomic_write_that_fails_leaves_nothing_staged(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_manifest_counts_once_and_not_before_it_is_published(tmp_path: Path) -
 
     with store.publishing() as commit:
         store.put_manifest(here, one, commit)
-        commit.manifests[0].path.unlink()  # so it gets no name
+        Path(commit.manifests[0].path).unlink()  # so it gets no name
     with pytest.raises(StoreError):
         commit.wait()
     assert stored() == 0

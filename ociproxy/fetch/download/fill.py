@@ -30,6 +30,9 @@ sends. More wake-ups take processor time from the hashing, which the last byte w
 class Fill:
     """One blob arriving. All methods belong to the event loop's thread."""
 
+    on_disk = True
+    """Whether an open of its file may wait for the disk."""
+
     def __init__(self, download: Download, repository: Repository) -> None:
         self.repository = repository
         self.download = download

@@ -94,6 +94,8 @@ class PassingIngest(Ingest):
 class Relay(Fill):
     """A fill with one reader, who reads on from one offset."""
 
+    on_disk = False
+
     def __init__(self, download: Download, repository: Repository, passing: PassingIngest) -> None:
         super().__init__(download, repository)
         self._passing = passing

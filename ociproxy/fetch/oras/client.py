@@ -220,6 +220,17 @@ def _send(registry: Registry, method: str, url: str, headers: dict[str, str]) ->
     return response
 
 
+def quota_in(headers: Mapping[str, str]) -> Quota | None:
+    """From Docker Hub's headers `ratelimit-limit: 100;w=21600` and `ratelimit-remaining`; None if
+    one is absent or no number. `headers` must ignore case."""
+    limit = _QUOTA_FIELD.fullmatch(headers.get("ratelimit-limit", "").strip())
+    remaining = _QUOTA_FIELD.fullmatch(headers.get("ratelimit-remaining", "").strip())
+    if limit is None or remaining is None:
+        return None
+    window = remaining[2] or limit[2]
+    return Quota(int(limit[1]), int(remaining[1]), None if window is None else int(window))
+
+
 def _status_class(status: int) -> str:
     return "429" if status == 429 else f"{status // 100}xx"
 
@@ -238,17 +249,6 @@ def api_base(url: str) -> str:
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _READ_LIMIT: Final = 1024 * 1024
 """Bytes that a read allocates. More cost more than the saved calls bring (measured, loopback)."""
-
-
-def quota_in(headers: Mapping[str, str]) -> Quota | None:
-    """From Docker Hub's headers `ratelimit-limit: 100;w=21600` and `ratelimit-remaining`; None if
-    one is absent or no number. `headers` must ignore case."""
-    limit = _QUOTA_FIELD.fullmatch(headers.get("ratelimit-limit", "").strip())
-    remaining = _QUOTA_FIELD.fullmatch(headers.get("ratelimit-remaining", "").strip())
-    if limit is None or remaining is None:
-        return None
-    window = remaining[2] or limit[2]
-    return Quota(int(limit[1]), int(remaining[1]), None if window is None else int(window))
 
 
 class HttpBlobStream:

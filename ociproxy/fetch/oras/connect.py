@@ -22,7 +22,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 from urllib3.util.connection import allowed_gai_family, create_connection
 
-from ociproxy.clock import current_deadline, time_left
+from ociproxy.clock import time_left
 from ociproxy.errors import UpstreamForbidden
 from ociproxy.fetch.oras.addresses import literal_addresses, refused_kind
 
@@ -188,15 +188,17 @@ class _SocketFile(io.RawIOBase):
     buffer of `BufferedReader`, because http.client looks there for the size of a chunk.
     """
 
-    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
-        """The time-out of `sock` is that of the headers; whole headers change it to the stall's."""
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket, stall: float) -> None:
+        """The time-out of `sock` is that of the headers, `stall` that of each read of a body."""
         self._raw = raw
         self._sock = sock
+        self._stall = stall
         self._body_began = False
         self._failure: OSError | None = None
         timeout = sock.gettimeout()
         self.deadline = None if timeout is None else time.monotonic() + timeout
         """When the headers must be complete (monotonic seconds); None once they are."""
+        self._began = False
 
     def readable(self) -> bool:
         return True
@@ -204,37 +206,33 @@ class _SocketFile(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer)
         if self.deadline is not None:
-            left = self.deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("headers are not complete")
-            self._sock.settimeout(left)
+            if self._began:
+                left = self.deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError("headers are not complete")
+                self._sock.settimeout(left)
+            self._began = True
             return self._sock.recv_into(view)
         if self._failure is not None:
             raise self._failure
-        count = self._receive(view)
+        self._wait(time_left(self._stall))
+        count = self._sock.recv_into(view)
         if self._body_began and count and len(view) > io.DEFAULT_BUFFER_SIZE:
             count = self._gather(view, count)
         self._body_began = True
         return count
 
-    def _receive(self, view: memoryview) -> int:
-        if current_deadline() is None:
-            return self._sock.recv_into(view)
-        stall = self._sock.gettimeout()
-        self._sock.settimeout(time_left(stall or math.inf))
-        try:
-            return self._sock.recv_into(view)
-        finally:
-            self._sock.settimeout(stall)
+    def _wait(self, seconds: float) -> None:
+        """Each call of `settimeout` is a system call, for which a thread gives up its turn."""
+        if self._sock.gettimeout() != seconds:
+            self._sock.settimeout(seconds)
 
     def _gather(self, view: memoryview, count: int) -> int:
         """Add to the view's first `count` bytes what comes soon; returns how many there are then.
         An error is left to the next read, since the bytes before it are good."""
         enough, until = min(len(view), _PIECE), time.monotonic() + _GATHER
-        stall = self._sock.gettimeout()
         try:
-            # Once for all reads: each call of it is a system call.
-            self._sock.settimeout(_GATHER)
+            self._wait(_GATHER)
             while count < enough and time.monotonic() < until:
                 more = self._sock.recv_into(view[count:])
                 if not more:
@@ -244,8 +242,6 @@ class _SocketFile(io.RawIOBase):
             # A time-out with a number is the network's (ETIMEDOUT), not that of `settimeout`.
             if not isinstance(exc, TimeoutError) or exc.errno is not None:
                 self._failure = exc.with_traceback(None)  # whose frames would keep the view
-        finally:
-            self._sock.settimeout(stall)
         return count
 
     def close(self) -> None:
@@ -256,9 +252,11 @@ class _SocketFile(io.RawIOBase):
 class _Response(http.client.HTTPResponse):
     """http.client's response, read through a `_SocketFile`."""
 
+    stall: float
+
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        self._file = _SocketFile(self.fp.detach(), sock)
+        self._file = _SocketFile(self.fp.detach(), sock, self.stall)
         self.fp = io.BufferedReader(self._file)
 
     def begin(self) -> None:
@@ -279,18 +277,15 @@ class _Policed(HTTPConnection):
         return self.policy.connect(self)
 
     def getresponse(self) -> HTTPResponse:  # type: ignore[override] # as urllib3 itself narrows it
-        sock = self.sock
         self.timeout = time_left(self.timeout or math.inf)
-        response = super().getresponse()
-        # The headers are complete. Silence from here on is a stall, which has its own time-out.
-        sock.settimeout(self.policy.stall)
-        return response
+        return super().getresponse()
 
 
 def pool_classes(policy: Policy) -> dict[str, type[HTTPConnectionPool]]:
     """Connection pools by URL scheme, as `PoolManager.pool_classes_by_scheme` takes them: classes,
     so each policy gets classes of its own."""
-    attributes = {"policy": policy}
+    response = type("Response", (_Response,), {"stall": policy.stall})
+    attributes = {"policy": policy, "response_class": response}
     plain = type("Connection", (_Policed,), attributes)
     secure = type("TlsConnection", (_Policed, HTTPSConnection), attributes)
     return {

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable
-from functools import partial
+from contextlib import suppress
 from threading import Event
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.clock import (
@@ -42,6 +42,12 @@ _TRIES: Final = 2
 _NEGATIVE_ANSWERS: Final = 10_000
 
 
+class _Running(NamedTuple):
+    answer: asyncio.Future[object]
+    """What the callers wait for. Cancelled where the engine closes."""
+    work: Future[object]
+
+
 class Requests:
     """Belongs to one event loop."""
 
@@ -49,7 +55,7 @@ class Requests:
         self._upstreams = upstreams
         self._config = config
         self._clock = clock or SystemClock()
-        self._running: dict[Hashable, asyncio.Task[object]] = {}
+        self._running: dict[Hashable, _Running] = {}
         self._stopped = Event()
         # Thread-safe, and as long to make as all else that a request needs here.
         self._attempts = retrying(
@@ -76,8 +82,8 @@ class Requests:
         what the request raised, what `Upstreams.check` would, or Busy where `fetch.queue` is full.
         """
         registry = repository.registry
-        task = self._running.get(key)
-        if task is None:
+        running = self._running.get(key)
+        if running is None:
             if self._stopped.is_set():
                 raise _closed(registry)
             self.check_refused(key)
@@ -95,21 +101,15 @@ class Requests:
                 except OutOfTime as exc:
                     raise UpstreamUnavailable(registry, str(exc), timed_out=True) from exc
 
-            answer = self._threads.submit(registry, ask)
-            task = asyncio.create_task(self._run(registry, key, backend, answer))
-            task.add_done_callback(partial(self._ended, key))
-            self._running[key] = task
-        try:
-            async with asyncio.timeout(self._upstreams.probe_wait(registry)):
-                with waiting_for_upstream():
-                    return cast("T", await asyncio.shield(task))
-        except TimeoutError as exc:
-            raise still_away(registry) from exc
-        except asyncio.CancelledError:
-            if not task.cancelled() or _is_told_to_end():
-                raise
-            # The engine closes. The caller lives, and has to answer its client.
-            raise _closed(registry) from None
+            running = self._running[key] = self._begin(registry, key, backend, ask)
+        # Not awaited itself: the others want the answer of a caller that is cancelled.
+        with waiting_for_upstream():
+            await asyncio.wait((running.answer,), timeout=self._upstreams.probe_wait(registry))
+        if not running.answer.done():
+            raise still_away(registry)
+        if running.answer.cancelled():
+            raise _closed(registry)
+        return cast("T", running.answer.result())
 
     def is_running(self, key: Hashable) -> bool:
         return key in self._running
@@ -128,42 +128,57 @@ class Requests:
     async def drain(self) -> None:
         """Return when all requests have ended."""
         while self._running:
-            await asyncio.wait(self._running.values())
+            await asyncio.wait([running.answer for running in self._running.values()])
 
-    async def close(self) -> None:
+    def close(self) -> None:
         self._stopped.set()
-        for task in self._running.values():
-            task.cancel()
-        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        for running in self._running.values():
+            running.work.cancel()
+            running.answer.cancel()
+        self._running.clear()
         self._threads.shutdown()
 
-    async def _run(self, registry: str, key: Hashable, backend: Backend, answering: Future[T]) -> T:
-        try:
-            answer = await asyncio.wrap_future(answering)
-        except OciProxyError as exc:
-            self._upstreams.record_result(registry, exc)
-            self.keep_refusal(key, exc)
-            raise
-        else:
-            self._upstreams.record_result(registry, None)
-            return answer
-        finally:
-            self._upstreams.log_quota(registry, backend)
+    def _begin(
+        self, registry: str, key: Hashable, backend: Backend, ask: Callable[[], object]
+    ) -> _Running:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[object] = loop.create_future()
 
-    def _ended(self, key: Hashable, task: asyncio.Task[object]) -> None:
-        """Also of a task that was cancelled before it began."""
+        def ended(work: Future[object]) -> None:
+            with suppress(RuntimeError):  # the loop has ended: no caller waits
+                loop.call_soon_threadsafe(self._ended, registry, key, backend, answer, work)
+
+        work = self._threads.submit(registry, ask)
+        work.add_done_callback(ended)
+        return _Running(answer, work)
+
+    def _ended(
+        self,
+        registry: str,
+        key: Hashable,
+        backend: Backend,
+        answer: asyncio.Future[object],
+        work: Future[object],
+    ) -> None:
+        if answer.done():
+            return  # closed
         del self._running[key]
-        take_error(task)
+        error = work.exception()
+        if error is None:
+            answer.set_result(work.result())
+        else:
+            answer.set_exception(error)
+            take_error(answer)
+        # The callers go on when this has ended.
+        if error is None or isinstance(error, OciProxyError):
+            self._upstreams.record_result(registry, error)
+        if isinstance(error, OciProxyError):
+            self.keep_refusal(key, error)
+        self._upstreams.log_quota(registry, backend)
 
 
 def _closed(registry: str) -> Interrupted:
     return Interrupted(registry, "shutting down")
-
-
-def _is_told_to_end() -> bool:
-    """Whether this task itself has been cancelled."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def still_away(registry: str) -> UpstreamUnavailable:

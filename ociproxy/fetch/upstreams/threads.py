@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -72,6 +73,9 @@ class UpstreamThreads:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the threads are shut down")
+            if not self._waiting and self._may_begin(upstream, self._most()):
+                self._start(upstream, future, work)  # as most work does
+                return future
             self._waiting.setdefault(upstream, deque()).append((future, work))  # type: ignore[arg-type]
         future.add_done_callback(partial(self._forget, upstream))
         self._begin()
@@ -103,16 +107,20 @@ class UpstreamThreads:
         """Start what may start now."""
         while True:
             with self._lock:
+                if not self._waiting:
+                    return
                 most = self._most()
                 able = [name for name in self._waiting if self._may_begin(name, most)]
                 if not able or self._closed:
                     return
                 upstream = min(able, key=self._running.__getitem__)
-                future, work = self._pop(upstream)
-                if not future.set_running_or_notify_cancel():
-                    continue
-                self._running[upstream] += 1
-                self._pool.submit(self._run, upstream, future, work)
+                self._start(upstream, *self._pop(upstream))
+
+    def _start(self, upstream: str, future: Future[Any], work: Callable[[], object]) -> None:
+        """Under the lock."""
+        if future.set_running_or_notify_cancel():
+            self._running[upstream] += 1
+            self._pool.submit(self._run, upstream, future, work)
 
     def _pop(self, upstream: str) -> tuple[Future[object], Callable[[], object]]:
         works = self._waiting[upstream]
@@ -174,7 +182,7 @@ class StoreThreads:
         """Why the store is not to be asked now: a look at it has been running for too long."""
 
     async def run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        return await self._submit(work)
 
     async def look(self, work: Callable[[], T], late: Callable[[T], None] = lambda _: None) -> T:
         """The same for `LOOK` seconds at most. `late` gets what comes after that. Raises StoreError
@@ -182,16 +190,36 @@ class StoreThreads:
         self.check_answers()
         if self._left >= self._size:
             raise no_answer(LOOK)
-        looking = asyncio.ensure_future(self.run(work))
+        looking = self._submit(work)
         try:
-            async with asyncio.timeout(LOOK):
-                return await asyncio.shield(looking)
-        except TimeoutError:
-            raise no_answer(LOOK) from None
+            await asyncio.wait((looking,), timeout=LOOK)
         finally:
             if not looking.done():
                 self._left += 1
                 looking.add_done_callback(partial(self._take_late, late))
+        if not looking.done():
+            raise no_answer(LOOK)
+        return looking.result()
+
+    def _submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """As `run_in_executor`, which takes the event loop for twice as long: it chains a future
+        of the thread's to one of the loop's. Work that has begun is not told of a cancellation."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[T] = loop.create_future()
+
+        def run() -> None:
+            if ended.cancelled():
+                return
+            tell: Callable[[], None]
+            try:
+                tell = partial(_set_result, ended, work())
+            except BaseException as exc:  # noqa: BLE001 as concurrent.futures does: the caller gets it
+                tell = partial(_set_error, ended, exc)
+            with suppress(RuntimeError):  # the loop has ended: no caller waits
+                loop.call_soon_threadsafe(tell)
+
+        self._pool.submit(run)
+        return ended
 
     async def open(self, work: Callable[[], T], late: Callable[[T], None]) -> T:
         """The same for an open of what is open already: the event loop does it, unless the open may
@@ -228,6 +256,16 @@ class StoreThreads:
     def close(self) -> None:
         """Without waiting for work that has begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _set_result(future: asyncio.Future[T], result: T) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _set_error(future: asyncio.Future[T], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
 
 
 def no_answer(seconds: float) -> StoreError:

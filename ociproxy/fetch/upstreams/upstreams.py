@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ociproxy import log
 from ociproxy.bounded import BoundedCache
@@ -58,6 +57,38 @@ class UpstreamState:
     condition: Condition
     seconds: float
     quota: Quota | None
+
+
+class AnswerTime:
+    """What `Upstreams.answer_time` returns. A generator takes the event loop for twice as long."""
+
+    def __init__(self, registry: str, seconds: float) -> None:
+        self._registry = registry
+        self._deadline = Deadline.after(seconds)
+        self._kept = self._deadline.kept()
+
+    async def __aenter__(self) -> None:
+        self._kept.__enter__()
+        try:
+            self._timeout = asyncio.timeout(time_left())
+        except TimeoutError as exc:
+            self._kept.__exit__(None, None, None)
+            raise self._late() from exc
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, *raised: Any) -> None:
+        try:
+            await self._timeout.__aexit__(*raised)
+        except TimeoutError as exc:
+            raise self._late() from exc
+        finally:
+            self._kept.__exit__(None, None, None)
+        if isinstance(raised[1], TimeoutError):
+            raise self._late() from raised[1]
+
+    def _late(self) -> UpstreamUnavailable:
+        reason = f"no answer within {self._deadline.limit:g} s"
+        return UpstreamUnavailable(self._registry, reason, timed_out=True)
 
 
 class Upstreams:
@@ -147,19 +178,11 @@ class Upstreams:
             return None
         return PROBE_WAIT
 
-    @asynccontextmanager
-    async def answer_time(self, registry: str) -> AsyncIterator[None]:
+    def answer_time(self, registry: str) -> AnswerTime:
         """Raises UpstreamUnavailable, timed out, where a client has waited for
         `fetch.timeouts.answer` seconds for what this upstream is asked. The waits before this one,
         and the requests to upstreams that are begun inside, are in that time."""
-        deadline = Deadline.after(self._config.fetch.timeouts.answer)
-        with deadline.kept():
-            try:
-                async with asyncio.timeout(time_left()):
-                    yield
-            except TimeoutError as exc:
-                reason = f"no answer within {deadline.limit:g} s"
-                raise UpstreamUnavailable(registry, reason, timed_out=True) from exc
+        return AnswerTime(registry, self._config.fetch.timeouts.answer)
 
     def record_result(
         self, registry: str, error: OciProxyError | None, *, asked: bool = True

@@ -43,7 +43,7 @@ async def upstreams(upstream: FakeUpstream, clock: HandClock) -> AsyncIterator[U
 async def requests(upstreams: Upstreams, clock: HandClock) -> AsyncIterator[Requests]:
     opened = Requests(upstreams, Config(fetch=Fetch(pause=30.0)), clock=clock)
     yield opened
-    await opened.close()
+    opened.close()
 
 
 async def resolve(requests: Requests, upstream: FakeUpstream, tag: str = "v1") -> None:
@@ -157,7 +157,7 @@ async def test_an_engine_ends_although_a_request_has_just_begun(
     upstream.fault("/manifests/", Fault(status=404))
     asking = asyncio.create_task(resolve(requests, upstream))
     await asyncio.sleep(0)  # begun, and not one step further
-    await requests.close()
+    requests.close()
     with pytest.raises(UpstreamUnavailable, match="shutting down"):
         await asking
     await asyncio.wait_for(requests.drain(), 5)
