@@ -53,9 +53,11 @@ def add(patterns: tuple[str, ...], image_path: Path | None, config_path: Path | 
 @image_path
 @config_path
 def remove(patterns: tuple[str, ...], image_path: Path | None, config_path: Path | None) -> None:
-    """Remove pins; PATTERN is written as `pins list` prints it. The images stay until a prune."""
+    """Remove pins of the store; PATTERN is written as `pins list` prints it. The images stay until
+    a prune. Pins of the configuration are removed there."""
     store = open_existing(configuration(config_path, image_path=image_path).store.path)
     removed = [(each, store.pins.remove(Pin.parse(each, "").pattern)) for each in patterns]
     for pattern, found in removed:
         if not found:
-            raise ConfigError("no such pin in the store: see `ociproxy pins list`", key=pattern)
+            where = "see `ociproxy pins list`; the configuration's pins are removed there"
+            raise ConfigError(f"no such pin in the store: {where}", key=pattern)

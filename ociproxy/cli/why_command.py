@@ -12,7 +12,7 @@ import click
 from ociproxy.cli.options import config_path, configuration, image_path, served_store
 from ociproxy.cli.server_client import server_auth_option
 from ociproxy.cli.terminal import printable
-from ociproxy.cli.why_server import look
+from ociproxy.cli.why_question import ask_server
 from ociproxy.load.imagelist import parse_reference
 from ociproxy.load.why import explain, pins_of
 from ociproxy.load.why_text import document, lines
@@ -50,7 +50,7 @@ def why(
         store = served_store(config, stack)
         found = explain(store, config, parse_reference(reference), now=time.time())
         pins = pins_of(found, store, config)
-    view = look(server, server_auth, config, found.reference)
+    view = ask_server(server, server_auth, config, found.reference)
     if as_json:
         click.echo(json.dumps(document(found, pins, view), indent=1))
         return

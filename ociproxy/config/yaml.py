@@ -18,7 +18,7 @@ import yaml
 from ociproxy.errors import ConfigError, shorten
 
 SIZE_LIMIT: Final = 1024 * 1024
-"""Bytes of a file: several thousand upstreams."""
+"""Bytes of a file, and characters of a text: several thousand upstreams."""
 _DEPTH_LIMIT: Final = 32
 """Levels of nesting: the configuration needs seven."""
 _NODE_LIMIT: Final = 200_000

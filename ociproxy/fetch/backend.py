@@ -80,9 +80,11 @@ class Backend(Protocol):
         thread, at once."""
 
     def resolve(self, reference: Reference) -> Descriptor:
-        """HEAD of a manifest: costs no pull quota. Where that is refused or breaks, or names no
-        digest or a media type of any file (`is_generic`), or where the program knows no HEAD, it
-        is a GET, which does. The size is 0 where the upstream does not say."""
+        """HEAD of a manifest: costs no pull quota. A HEAD without an answer raises. Where it is
+        refused or answered 5xx, or names no digest or a media type of any file (`is_generic`), or
+        where the program knows no HEAD, a GET follows, which costs quota: after a 5xx once in 60 s
+        while GETs fail. The size is 0 where the upstream does not say. Also raises
+        DigestMismatch."""
 
     def fetch_manifest(self, reference: Reference) -> ManifestHolder:
         """GET of a manifest: exact bytes, at most MANIFEST_MAX_SIZE, verified against the
@@ -90,8 +92,9 @@ class Backend(Protocol):
         sends (DigestMismatch)."""
 
     def stat_blob(self, repository: Repository, digest: Digest) -> int:
-        """HEAD of a blob: its size in bytes. Where that is refused or breaks, or states no size, it
-        is a GET of one byte."""
+        """HEAD of a blob: its size in bytes. A HEAD without an answer raises. Where it is refused
+        or answered 5xx, or states no size, a GET of one byte follows, as in `resolve`; after a 404
+        only where the upstream refuses HEADs of manifests, too."""
 
     def fetch_blob(
         self,
@@ -102,8 +105,11 @@ class Backend(Protocol):
         tries: int,
         answered: Callable[[], None] = lambda: None,
     ) -> None:
-        """Bring a blob into the store: return when it is verified and committed.
+        """Bring a blob into the store: return when it is verified, and committed if it is to be
+        kept. Nothing is where the store has no room, and for a relay.
 
+        An HTTP backend calls `download.lead` with its connections; another one adopts the whole
+        blob (`Blobs.adopt`), and the download finds it there.
         The backend tells `download` the size as soon as it is known, and ends soon once
         `download.stopped` is set. `tries` is how often in a row a connection may break without
         having brought anything; with 1 the first one that breaks ends the call.

@@ -141,7 +141,7 @@ class BlobPuller:
             # That was the answer for another repository's client: ask for this one.
             fill, status = self._start(repository, digest), FILL
             await self._started(fill, repository.registry)
-        if fill.done:
+        if fill.succeeded:
             # The fill ended before this task ran again: the store has the blob now.
             found = await self._find(digest)
             if found is not None:

@@ -1,6 +1,6 @@
-"""Records that a repository has a manifest which was stored through another one, and which a client
-got under this name: else the repository would lack its referrers when the upstream is away, and
-`list` and `export` the image.
+"""A client got a manifest under this name that the store had from another repository: this module
+records it. Without the record an offline server would lack its referrers, and `list` and `export`
+would lack the image.
 
 Tests: tests/serve/test_manifests.py, tests/serve/test_failing_store.py.
 """

@@ -49,7 +49,7 @@ _RETRY_AFTER: Final = (1.0, 30.0, 3600.0)
 
 
 def clamp_retry_after(seconds: float | None) -> float:
-    """What a 429 asks for, within reason; None where it names no time."""
+    """What a 429 asks for, within reason; `seconds` is None where it names no time."""
     least, default, most = _RETRY_AFTER
     return default if seconds is None else min(max(seconds, least), most)
 
@@ -58,7 +58,7 @@ def retrying(*, tries: int, wait_max: float, stopped: Event) -> tenacity.Retryin
     """Repeat what UpstreamUnavailable ended: at most `tries` times in all, with jittered waits of
     at most `wait_max` seconds; the last error is raised as it is. An address that swallows packets
     is tried twice at most, for each try costs a whole time-out. Once `stopped` is set no wait goes
-    on, and no try follows; neither where the request's deadline comes before that try."""
+    on, and no try follows. No try begins after the request's deadline."""
 
     def stop(state: tenacity.RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome is not None else None

@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 
 
 _ROUNDS: Final = 3
-"""Times that the blobs of an image are fetched: what came in one round is not removed before the
-next one ends, so that more than two mean that the store keeps no times."""
+"""Times at most that the loader fetches an image's blobs. A prune does not remove what one round
+brought before the next round ends. A third round therefore means that the store keeps no times."""
 
 
 class Watcher:

@@ -25,8 +25,8 @@ _SCHEMES: Final = ("docker://", "oci://")
 def mentioned(text: str, hint: str) -> Iterator[tuple[Reference, int]]:
     """Each reference that the text seems to name, with the number of line ends before it.
 
-    It must have a tag or a digest, and a registry. Without a registry it is taken only if `hint`
-    (the name of the variable, the argument before) or its own line says "image".
+    It must have a `/`, and a tag or a digest. If its first part is no registry, `hint` (the name of
+    the variable, the argument before) or its own line must say "image".
     """
     hinted = _HINT in hint.lower()
     for number, line in enumerate(text.split("\n")):

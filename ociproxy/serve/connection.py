@@ -199,8 +199,8 @@ class Connection(web.RequestHandler):
         """Let the client read all it was sent, drop what it sends, and end the connection when the
         client has left or its time is up.
 
-        A socket that is closed with bytes unread takes those with it that it has not delivered yet,
-        be they the end of the blob before.
+        If the server closes a socket with unread input, the kernel drops what the client has not
+        received, such as the end of a blob.
         """
         self._leaving = True
         self._stop_clock()

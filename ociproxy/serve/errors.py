@@ -1,9 +1,9 @@
 """Domain errors on the wire: the one mapping to status and code, and the one writer of error
 bodies.
 
-Codes are those of the distribution-spec ("Error codes") where it has one; UNAVAILABLE, UNKNOWN and
-RANGE_INVALID are those of Docker's registry. An upstream that refuses our credentials is a 403: a
-401 is only for the client's own credentials.
+Codes are those of the distribution-spec ("Error codes") where it has one; UNAVAILABLE, UNKNOWN,
+RANGE_INVALID and PAGINATION_NUMBER_INVALID are those of Docker's registry; REQUEST_INVALID is this
+project's. An upstream that refuses our credentials is a 403: a 401 is only for the client's own.
 
 Tests: tests/serve/test_openapi.py, tests/test_docs.py.
 """
@@ -49,7 +49,7 @@ class Unsupported(OciProxyError):
 
 
 class QueryInvalid(OciProxyError):
-    """A query parameter is not what the API defines."""
+    """The `n` of a request for tags is no count."""
 
 
 class Unauthorized(OciProxyError):

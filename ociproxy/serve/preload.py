@@ -34,7 +34,7 @@ _LOOK: Final = 1.0
 """Seconds between two looks at whether the process that loads them still runs: of a longer pause
 `Silence` counts no more than this."""
 _HOLD: Final = 5.0
-"""Seconds between two looks of the process that has loaded them at whether it is still that one."""
+"""Seconds between two looks of the claim's owner, after the load, at whether it still owns it."""
 
 
 async def preload(

@@ -18,7 +18,7 @@ from ociproxy.fetch.engine import Engine
 from ociproxy.serve.admin.server import AdminServer, admin_auth
 from ociproxy.serve.api import RegistryApi
 from ociproxy.serve.auth import BasicAuth
-from ociproxy.serve.deadline import MARGIN, end_within
+from ociproxy.serve.ending import MARGIN, end_within
 from ociproxy.serve.eviction import Eviction
 from ociproxy.serve.housekeeping import Housekeeper
 from ociproxy.serve.listener import SIGNALS, Listener
@@ -46,7 +46,7 @@ Setup = tuple[Config, ssl.SSLContext | None]
 
 _SAME_SIGNAL: Final = 1.0
 """Seconds in which a second signal counts as the first: systemd signals every process of a service,
-and the leader of the workers signals them too."""
+and the main process signals them too."""
 
 
 def run(

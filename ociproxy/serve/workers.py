@@ -1,7 +1,7 @@
 """Several processes behind one port.
 
-The leader forks the workers, replaces those that die, and passes signals on. The workers share the
-listening socket and the store; a worker follows a download of another through `pulls/`.
+The main process forks the workers, replaces those that die, and passes signals on. The workers
+share the listening socket and the store; a worker follows a download of another through `pulls/`.
 
 Tests: tests/serve/test_shutdown.py, tests/serve/test_fills.py.
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy import log
 from ociproxy.metrics.counters import WORKERS_DIED
-from ociproxy.serve.deadline import MARGIN
+from ociproxy.serve.ending import MARGIN
 
 if TYPE_CHECKING:
     import socket
@@ -50,11 +50,11 @@ def run_workers(
 ) -> None:
     """Run each of `works` in a process until SIGTERM or SIGINT; returns when all have ended.
 
-    The leader closes the listeners when it tells the workers to stop: new connections are then
-    refused, and their clients go elsewhere.
+    The main process closes the listeners when it tells the workers to stop: new connections are
+    then refused, and their clients go elsewhere.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    # A pipe that is never written to: a worker reads its end when the leader was killed.
+    # A pipe that is never written to: a worker reads its end when the main process was killed.
     lifeline = os.pipe()
     children = {_fork(work, lifeline, grace, again=False): work for work in works}
     stopping = False
@@ -106,7 +106,8 @@ def _fork(work: Work, lifeline: tuple[int, int], grace: float, *, again: bool) -
 
 
 def _end_with_parent(lifeline: int, grace: float) -> None:
-    """Stop when the leader is gone: the port would stay taken by workers that no signal reaches."""
+    """Stop when the main process is gone: the port would stay taken by workers that no signal
+    reaches."""
     os.read(lifeline, 1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(grace + _KILL_AFTER)

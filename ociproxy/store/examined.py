@@ -27,8 +27,8 @@ _DAMAGED: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why content is not usable: it is absent, or it is `damaged`, not what it has to be, or the
-    store has `no_room` for it."""
+    """Why content is not usable: it is absent; it is wrong (`damaged`); or the store has `no_room`
+    for it."""
 
     descriptor: Descriptor
     what: str

@@ -95,7 +95,8 @@ class InOrderHasher:
                 self._hashing = Hashing("fill-hash", behind=_BEHIND)
 
     def take(self, start: int, data: bytes) -> None:
-        """These bytes are in the file. Waits while hashing is too far behind. Raises StoreError."""
+        """These bytes are in the file. Waits while hashing is too far behind, but returns at once
+        where another thread is in here. Raises StoreError."""
         # While another connection's thread hashes, leave them: they are read from the file later.
         if self._lock.acquire(blocking=False):
             try:
@@ -126,7 +127,8 @@ class InOrderHasher:
         return False
 
     def stop(self) -> None:
-        """Returns when the thread, if there is one, has ended. The hashing may go on after that."""
+        """Returns when the thread, if there is one, has ended. A later `start` goes on from
+        `position`."""
         if self._hashing is not None:
             self._hashing.close()
             self._hashing = None

@@ -139,7 +139,7 @@ class Removals:
     def remover(self) -> Remover:
         """Become the one process that removes; close it. Raises Busy where another one is, or
         StoreError."""
-        claim = self._claim()
+        claim = self._own_removing()
         try:
             with store_errors(self._staging):
                 for left in self._staging.glob(f"{_REMOVED}*"):  # by a process that was killed
@@ -161,9 +161,10 @@ class Removals:
             folder.mkdir(mode=0o700)
         return folder
 
-    def _claim(self) -> int:
-        """The claim. Where another process holds it, wait until that has touched it, or was silent
-        for so long that it was stopped. Raises Busy or StoreError."""
+    def _own_removing(self) -> int:
+        """Become the one process that removes: the locked file. If another process holds it, wait.
+        A touch means that it works (Busy); a long silence means that it was stopped. Raises Busy or
+        StoreError."""
         path = self._folder / _REMOVER
         while True:
             with store_errors(path):

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from ociproxy.store.usage import Usage, UsageFile
 
 _WAIT: Final = 8.0
-"""Seconds that a download waits for room. On a full disk its client waits for the first byte with
-it, has `fetch.timeouts.answer` (18 s) in all, and needs the upstream once more where none comes."""
+"""Seconds that a download waits for room. On a full disk the client gets no byte meanwhile, and it
+has `fetch.timeouts.answer` (18 s) in all. If no room comes, the mirror must ask the upstream once
+more."""
 _LONG_WAIT: Final = 120.0
 """Seconds that an operator's command waits for room: longer than a run on a large store takes."""
 _REMEMBERED: Final = 60.0
@@ -126,9 +127,9 @@ class Room:
         return has_room
 
     def wait_for_disk(self, begin: Callable[[int], None], size: int, stopped: Event) -> None:
-        """Begin to store so many bytes; where the disk has no room for them, wait in the same way,
-        and begin once more after each run: the first may have begun before this download asked.
-        Raises what `begin` does, or StoreError."""
+        """Begin to store so many bytes. Where the disk has no room for them, wait as `held` does,
+        and begin once more after each prune: the first one may have begun before this download
+        asked. Raises what `begin` does, or StoreError."""
         try:
             begin(size)
         except StoreFull:

@@ -237,7 +237,7 @@ class Store:
         return None
 
     def put_manifest(self, repository: Repository, holder: ManifestHolder, commit: Commit) -> None:
-        """Publish a manifest that the caller verified; no other way leads into the store.
+        """Stage a manifest that the caller verified; no other way leads into the store.
 
         Its bytes come first, then its entry as a referrer and the record that the repository has
         it. Isolation takes a manifest without that record for absent, until it is committed again.

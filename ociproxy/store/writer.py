@@ -1,7 +1,8 @@
 """Blobs that come from front to end, as out of an archive.
 
-The caller's thread reads and writes. One thread hashes; others commit, which is mostly waiting for
-the disk. Staged files are locked, so the next writer can remove those of a killed process.
+The caller's thread reads and writes, and hashes short blobs. One thread hashes the others; further
+threads commit, which is mostly waiting for the disk. Staged files are locked, so the next writer
+can remove those of a killed process.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Sink(Protocol):
 
 
 class BlobWriter:
-    """Use as a context manager, which ends the threads and drains. Belongs to one thread."""
+    """Use as a context manager, which ends the threads and, after no error, drains. Belongs to one
+    thread."""
 
     def __init__(self, staging: Path, blobs: Blobs, room: Room | None = None) -> None:
         """`room` says what fits the store; without it, everything does."""
@@ -74,7 +76,8 @@ class BlobWriter:
 
         The blob is in the store for certain once `drain` has returned. Nothing is kept on an error:
         SizeMismatch if the source ends early, DigestMismatch if the bytes have another digest than
-        the one given, NoRoom before anything is read, StoreError.
+        the one given, NoRoom before anything is read, StoreError. May also raise what the commit of
+        an earlier blob ended with.
         """
         self._collect(_MAX_COMMITS - 1)
         with ExitStack() as held:

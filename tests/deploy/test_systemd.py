@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ociproxy.config.local_settings import Serve
-from ociproxy.serve.deadline import MARGIN
+from ociproxy.serve.ending import MARGIN
 from tests.parts.tools import require_tool, run
 
 UNIT = Path(__file__).parents[2] / "deploy/systemd/ociproxy.service"

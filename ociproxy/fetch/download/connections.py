@@ -1,10 +1,10 @@
 """The HTTP connections of one download: bytes from an upstream into the file that it leads.
 
 A blob of up to one segment is one request. A larger one is fetched segment by segment over one
-connection. More connections help as soon as one proves slow, or when a reader waits for bytes that
-are not coming soon: they are asked for at once, and a request that would have brought them later
-is ended where they begin. A broken request is asked again from where it stopped. Once bytes
-have come, an odd answer costs one try and not the download: a refusal, or a captive portal's page.
+connection. More connections help as soon as one proves slow. A helper also asks for the bytes that
+a reader waits for, if they are not coming soon: the connection that would have reached them later
+stops where they begin. A broken request is asked again from where it stopped. Once bytes have come,
+an odd answer, such as a refusal or a captive portal's page, costs one try and not the download.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Connections:
         self._resumption = partial(
             Resumption, tries=tries, limits=download.limits, sleep=self._ended.wait
         )
-        self._idle = Condition()
+        self._changed = Condition()
         """Guards what follows; told whenever a helper or a segment has ended."""
         self._streams: set[BlobStream] = set()
         self._helpers: set[Future[None]] = set()
@@ -98,7 +98,7 @@ class Connections:
                 self._work(helping=False)
                 self._wait_for_helpers(lambda: not self._assembly.is_all_taken)
                 # Under the lock: a reader may call a helper between the two looks.
-                with self._idle:
+                with self._changed:
                     if self._helper_count == 0 and self._assembly.is_all_taken:
                         return
         except BaseException:
@@ -108,14 +108,14 @@ class Connections:
 
     def abort(self) -> None:
         self._ended.set()
-        with self._idle:
+        with self._changed:
             streams = list(self._streams)
         for stream in streams:
             stream.abort()
 
     def help(self) -> None:
         """Start another connection, if one may and could help."""
-        with self._idle:
+        with self._changed:
             if self._helper_count >= self._most_helpers or time.monotonic() < self._help_from:
                 return
             if not self._ranges_work or self._ended.is_set():
@@ -130,7 +130,7 @@ class Connections:
         except RuntimeError:
             self._helper_ended()  # the threads are being shut down
             return
-        with self._idle:
+        with self._changed:
             self._helpers.add(helper)
         helper.add_done_callback(self._helper_ended)
 
@@ -144,8 +144,8 @@ class Connections:
                     resumption = self._try_request(segment, helping, resumption)
             finally:
                 self._assembly.release(segment)
-                with self._idle:
-                    self._idle.notify_all()
+                with self._changed:
+                    self._changed.notify_all()
 
     def _try_request(
         self, segment: Segment, helping: bool, resumption: Resumption | None
@@ -186,7 +186,7 @@ class Connections:
         asked = segment.stop
         whole = segment.start == 0 and asked == self._download.size
         stream = self._open_blob(start=segment.start, stop=None if whole else asked)
-        with self._idle:
+        with self._changed:
             self._streams.add(stream)
         try:
             self._check_running()  # an abort before the stream was in the set did not see it
@@ -199,11 +199,11 @@ class Connections:
             if split:
                 if not self._assembly.split(segment):
                     raise _NoHelp
-                with self._idle:
+                with self._changed:
                     self._splitting = False
             self._receive(stream, segment)
         finally:
-            with self._idle:
+            with self._changed:
                 self._streams.discard(stream)
             stream.close()
 
@@ -235,7 +235,7 @@ class Connections:
                 self._download.learn_size(offset)
                 segment.stop = offset
                 return
-            with self._idle:
+            with self._changed:
                 self._fetched += len(data)
                 self._download.bytes_fetched += len(data)
             stop = offset + len(data)
@@ -292,7 +292,7 @@ class Connections:
 
     def _split_for_reader(self) -> None:
         """Bring what a reader waits for out of a request that has far to go until there."""
-        with self._idle:
+        with self._changed:
             if self._splitting or self._assembly.far_awaited(0) is None:
                 return
             self._splitting = True
@@ -306,10 +306,10 @@ class Connections:
                 self._request(segment, helping=True, split=True)
         finally:
             taken = segment is not None and self._assembly.release(segment)
-            with self._idle:
+            with self._changed:
                 if not taken:
                     self._splitting = False
-                self._idle.notify_all()
+                self._changed.notify_all()
 
     def _far_awaited(self) -> Segment | None:
         """What a further connection would bring sooner than the one that is on its way to it."""
@@ -317,11 +317,11 @@ class Connections:
         return self._assembly.far_awaited(int(each * self._opening))
 
     def _helper_ended(self, helper: Future[None] | None = None) -> None:
-        with self._idle:
+        with self._changed:
             if helper is not None:
                 self._helpers.discard(helper)
             self._helper_count -= 1
-            self._idle.notify_all()
+            self._changed.notify_all()
 
     def _wait_for_helpers(self, enough: Callable[[], bool]) -> None:
         """Until no helper is left, or `enough`.
@@ -330,13 +330,13 @@ class Connections:
         one does may hold their threads.
         """
         while True:
-            with self._idle:
+            with self._changed:
                 helpers = list(self._helpers)
             for helper in helpers:
                 helper.cancel()
-            with self._idle:
+            with self._changed:
                 # A helper that was called just now may not be in the set yet: look again.
-                if self._idle.wait_for(lambda: self._helper_count == 0 or enough(), _LOOK):
+                if self._changed.wait_for(lambda: self._helper_count == 0 or enough(), _LOOK):
                     return
 
     def _rate(self) -> float:

@@ -37,7 +37,7 @@ class Fill:
         self.repository = repository
         self.download = download
         self.error: Exception | None = None
-        self.done = False
+        self.succeeded = False
         self._changed = asyncio.Event()
         self._ended = asyncio.Event()
         self._listening = 0
@@ -90,7 +90,7 @@ class Fill:
         it. Raises what ended the fill before that."""
         told = self.download
         with self.listening():
-            while not self.done and (
+            while not self.succeeded and (
                 told.state is State.STARTING or (told.doubted and told.state is not State.VERIFIED)
             ):
                 await self.change()
@@ -115,7 +115,7 @@ class Fill:
     def _check_end(self, offset: int) -> None:
         """Raises SizeMismatch for a reader who waits for bytes behind the end: its response has the
         length that was claimed of the blob."""
-        if self.done:
+        if self.succeeded:
             raise SizeMismatch(f"blob {self.digest}", f"above {offset}", self.size)
 
     @property
@@ -146,7 +146,7 @@ class Fill:
     def end(self, error: Exception | None) -> None:
         """The download's thread has ended, with this error or well."""
         self.error = error
-        self.done = error is None
+        self.succeeded = error is None
         self.download.close()
         self._ended.set()
         self._wake()
@@ -164,7 +164,7 @@ class Fill:
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-        if self.done or self.error or self._is_whole or not self.download.bytes_fetched:
+        if self.succeeded or self.error or self._is_whole or not self.download.bytes_fetched:
             # No news follows the last bytes. The first bytes must not wait for the end of a pause
             # that began when the size came.
             self._scheduled = False
@@ -183,8 +183,8 @@ class Fill:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """While a reader looks and waits for a `change` in turn. The download's thread tells no
-        news without one; it makes them before it looks whether there is one."""
+        """While a reader looks and waits for a `change` in turn. The download's thread stores its
+        news first. Then it wakes readers, if there are any."""
         self._listening += 1
         try:
             yield
@@ -198,7 +198,7 @@ class Fill:
     async def _wait(self, event: asyncio.Event) -> None:
         if self.error is not None:
             raise self.error.with_traceback(None)
-        if self.done:
+        if self.succeeded:
             return
         self._waiting += 1
         try:

@@ -34,9 +34,9 @@ class UpstreamThreads:
     """Threads shared fairly among upstreams, for work that waits for one of them. Thread-safe.
 
     An upstream runs up to `share` works at once while threads are free. Half of the threads are
-    kept for the first two works of each upstream: so a few upstreams that hang, or dozens, leave
-    some for the next one. Of the other half an upstream takes no more than it leaves. Unlisted
-    upstreams, which clients name, together leave half of all threads to listed ones.
+    reserved: each upstream may run two works there, so dozens of upstreams that hang leave some
+    for the next one. In the other half an upstream may use at most as many threads as stay free.
+    Unlisted upstreams, which clients name, together leave half of all threads to listed ones.
     Works of one upstream begin in order; a free thread goes to the upstream that has the fewest.
     """
 

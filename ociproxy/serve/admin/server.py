@@ -1,7 +1,7 @@
 """The admin listener: its socket, its limits, and the process that it has beside several workers.
 
 With one worker it is served in that worker's event loop. With several it has a process of its own,
-which the leader starts and replaces as it does a worker.
+which the main process starts and replaces as it does a worker.
 
 Tests: tests/serve/admin/test_listener.py.
 """
@@ -22,7 +22,7 @@ from ociproxy.serve.admin.history import INTERVAL, History, Sample
 from ociproxy.serve.admin.loading import Loads
 from ociproxy.serve.admin.survey import Surveyor
 from ociproxy.serve.auth import BasicAuth
-from ociproxy.serve.deadline import MARGIN, end_within
+from ociproxy.serve.ending import MARGIN, end_within
 from ociproxy.serve.listener import SIGNALS, Listener, listen
 from ociproxy.serve.reload import Reloads
 

@@ -33,9 +33,9 @@ class Selection:
     """Which images may go: those that fit all that is given. Durations are seconds.
 
     `unreferenced` are images without a tag, and content that no image needs. With `to_size` (bytes)
-    such content goes first, then the least recently used images, until the store is that small. So
-    with `limits`, until the store keeps them and has room for `wanted` bytes. Where it does already
-    nothing goes.
+    such content goes first, then the least recently used images, until the store is that small.
+    With `limits` the same happens until the store keeps them and has room for `wanted` bytes. If it
+    keeps them already, nothing goes.
     """
 
     patterns: tuple[str, ...] = ()

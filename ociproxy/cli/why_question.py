@@ -26,7 +26,7 @@ _STATE: Final = 64 * 1024 * 1024
 """Bytes of the answer: 192 KiB of each process at most."""
 
 
-def look(
+def ask_server(
     url: str | None, auth: Path | None, config: Config, reference: Reference
 ) -> ServerView | None:
     """What the server says whose admin listener the user named. Without one, what that of the
