@@ -162,9 +162,8 @@ class Removals:
         return folder
 
     def _own_removing(self) -> int:
-        """Become the one process that removes: the locked file. If another process holds it, wait.
-        A touch means that it works (Busy); a long silence means that it was stopped. Raises Busy or
-        StoreError."""
+        """The claim, locked. If another process holds it, wait: a touch means that it works (Busy),
+        a long silence that it was stopped. Raises Busy or StoreError."""
         path = self._folder / _REMOVER
         while True:
             with store_errors(path):
