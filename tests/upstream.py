@@ -219,7 +219,8 @@ class FakeUpstream:
         auth = self._auth_of.get(name, self._auth)
         if not isinstance(auth, TokenAuth):
             return error(404, "UNSUPPORTED")
-        return auth.issue(request)
+        said = request[FAULT].body
+        return auth.issue(request) if said is None else web.Response(body=said)
 
     async def _manifest(self, request: web.Request) -> web.StreamResponse:
         name, reference = request.match_info["name"], request.match_info["reference"]

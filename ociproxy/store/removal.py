@@ -215,8 +215,7 @@ class Removals:
         while time.monotonic() < limit:
             gate = self._try(_GATE, _TURN)
             if gate is not None:
-                lock = self._try(_LOCK, _TURN)
-                if lock is not None:
+                if (lock := self._try(_LOCK, _TURN)) is not None:
                     return gate, lock
                 _close(gate)
             time.sleep(_PAUSE)

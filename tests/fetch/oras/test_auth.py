@@ -185,8 +185,8 @@ def test_threads_wait_for_one_token(
         (too_many_requests("9"), UpstreamRateLimited),
         (Fault(drop=True), UpstreamUnavailable),
         (Fault(redirect="ftp://example.org"), UpstreamForbidden),
-        (Fault(status=200, body=b'{"token": "SECRET\\nREST"}'), UpstreamUnavailable),
-        (Fault(status=200, body=b'{"token": "a\\n X-Injected: 1"}'), UpstreamUnavailable),
+        (Fault(body=b'{"token": "SECRET\\nREST"}'), UpstreamUnavailable),
+        (Fault(body=b'{"token": "a\\n X-Injected: 1"}'), UpstreamUnavailable),
     ],
 )
 def test_realm_in_trouble(
