@@ -128,7 +128,8 @@ class Fill:
         return self.download.duplicate_file()
 
     async def finished(self) -> None:
-        """Wait until the blob is in the store. Raises what ended the fill."""
+        """Wait until the blob is verified, and in the store if that has room for it. Raises what
+        ended the fill."""
         await self._wait(self._ended)
 
     def leave(self) -> None:
