@@ -1,3 +1,3 @@
 """A pull-only, pull-through, caching OCI Distribution server."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
