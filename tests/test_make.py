@@ -36,7 +36,7 @@ def planned(folder: Path, *arguments: str) -> str:
 
 def dry_run(*arguments: str) -> str:
     done = subprocess.run(
-        ["make", "--dry-run", *arguments],
+        ["make", "--dry-run", "--no-print-directory", *arguments],
         cwd=CHECKOUT,
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -114,7 +114,8 @@ class Staging:
     def using(self, now: float) -> Iterator[None]:
         """Inside, no other process removes what was used or stored since `now` (seconds since the
         epoch): a load or an import may need it long after it looked. A store that cannot be written
-        keeps nothing, and nothing is removed from it. Raises StoreError."""
+        keeps nothing, and nothing is removed from it. Before, what killed processes left of such
+        work is removed. Raises StoreError."""
         try:
             file, path = stage(self.root, _USING)
         except OSError as exc:
@@ -126,6 +127,7 @@ class Staging:
         try:
             with store_errors(path):
                 os.utime(file, (now, now))
+            remove_abandoned(self.root)
             yield
         finally:
             os.close(file)

@@ -19,7 +19,7 @@ from ociproxy.store.files import read_buffer, store_errors
 from ociproxy.store.hashing import BEHIND, Hashing
 from ociproxy.store.reader import fill
 from ociproxy.store.sequential import SequentialWriter
-from ociproxy.store.staging import remove_abandoned, stage
+from ociproxy.store.staging import stage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +51,6 @@ class BlobWriter:
 
     def __init__(self, staging: Path, blobs: Blobs, room: Room | None = None) -> None:
         """`room` says what fits the store; without it, everything does."""
-        remove_abandoned(staging)
         self._staging = staging
         self._blobs = blobs
         self._room = room

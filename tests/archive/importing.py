@@ -124,7 +124,8 @@ class Import:
         for each in image.blobs:
             if each.digest not in without:
                 assert store.blobs.path(Digest.parse(each.digest)).read_bytes() == each.data
-        assert list(store.staging.root.iterdir()) == []
+        left = [path.name for path in store.staging.root.iterdir()]
+        assert not left, left
 
 
 def _events(stdout: str) -> list[dict[str, Any]]:

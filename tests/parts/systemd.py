@@ -148,8 +148,9 @@ class Systemd:
     def _install(self) -> None:
         """What `pip install` puts there, without its time. The service sees neither /home nor
         /root nor this machine's /tmp, and one of them may hold the checkout."""
-        self.run(sys.executable, "-m", "venv", "--without-pip", "/opt/ociproxy")
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        python = Path(sys.base_prefix) / "bin" / version  # not that of the checkout's environment
+        self.run(python, "-m", "venv", "--without-pip", "/opt/ociproxy")
         paths = f"/opt/ociproxy/lib/{version}/site-packages/checkout.pth"
         self.write(paths, "/opt/checkout\n/opt/packages\n")
         _first, _, script = PROGRAM.read_text(encoding="utf-8").partition("\n")

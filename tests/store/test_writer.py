@@ -95,13 +95,16 @@ with Store(Path({str(store.root)!r})).blob_writer() as writer:
 
     class Looking(io.BytesIO):
         def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
-            with store.blob_writer():
-                seen.extend(store.staging.root.iterdir())
+            with store.staging.using(0.0):
+                seen.extend(written())
             return super().readinto(buffer)
 
+    def written() -> list[Path]:
+        return [path for path in store.staging.root.iterdir() if "using" not in path.name]
+
     seen: list[Path] = []
-    with store.blob_writer() as writer:
-        assert list(store.staging.root.iterdir()) == []
+    with store.staging.using(0.0), store.blob_writer() as writer:
+        assert written() == []
         writer.write(Looking(b"abc"), 3)
     assert len(seen) == 1
 
