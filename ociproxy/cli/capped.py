@@ -5,22 +5,20 @@ Tests: tests/cli/test_capped_store.py.
 
 from __future__ import annotations
 
-import os
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ociproxy.cli.child import command_maker
 from ociproxy.load.pins import all_pins
 from ociproxy.serve.eviction import Eviction
 from ociproxy.serve.housekeeping import Housekeeper
-from ociproxy.store.files import store_errors
 from ociproxy.store.limits import Limits
 from ociproxy.store.pruning.pins import Pins
 from ociproxy.store.pruning.plan import Selection, make_plan
 from ociproxy.store.pruning.survey import Survey
 from ociproxy.store.room import Room
-from ociproxy.store.usage import Usage
+from ociproxy.store.usage import Usage, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
@@ -55,12 +53,7 @@ def capped(store: Store, config: Config, config_path: Path | None) -> Iterator[N
 
 def _count(store: Store) -> None:
     before = store.usage.read() or Usage()
-    size = 0
-    for name in ("blobs", "fat", "img"):
-        with store_errors(store.root / name), os.scandir(store.root / name) as entries:
-            for entry in entries:
-                with suppress(FileNotFoundError):
-                    size += entry.stat(follow_symlinks=False).st_size
+    size = sum(size_of(store.root / name)[1] for name in ("blobs", "fat", "img"))
     store.usage.record(size, before, freed=0, stuck=False)
 
 

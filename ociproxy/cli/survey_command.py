@@ -6,7 +6,6 @@ Tests: tests/serve/admin/test_survey.py.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +16,16 @@ from ociproxy.cli.options import config_path, configuration, image_path, json_ev
 from ociproxy.cli.terminal import print_event
 from ociproxy.errors import OciProxyError
 from ociproxy.load.pins import all_pins
-from ociproxy.store.files import store_errors
 from ociproxy.store.image import read_contents
 from ociproxy.store.inventory import Entry, inventory, references
 from ociproxy.store.look import Look
 from ociproxy.store.pruning.pins import Pins
 from ociproxy.store.store import open_existing
+from ociproxy.store.usage import size_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ociproxy.config.settings import Config
     from ociproxy.oci.digest import Digest
     from ociproxy.store.store import Store
@@ -45,56 +46,41 @@ def survey_command(
     as_json: bool,
     images: bool,
 ) -> None:
-    """Print what the store holds, an event a line: bytes by kind, what is pinned, then images."""
+    """Print what the store holds, an event a line: bytes by kind, images, then what is pinned."""
     config = configuration(config_path, image_path=image_path, log_format=log_format)
     store = open_existing(config.store.path)
     for kind, folder in KINDS.items():
-        objects, size = _size_of(store.root / folder)
+        objects, size = size_of(store.root / folder)
         print_event("kind", kind=kind, objects=objects, bytes=size)
-    _print_pinned(store, config)
     if images:
         _print_images(store, config)
+    else:
+        _print_pinned(store, config)
     print_event("end")
 
 
-def _size_of(folder: Path) -> tuple[int, int]:
-    """Files of a folder and of those in it, and their bytes."""
-    objects = size = 0
-    waiting = [os.fspath(folder)]
-    while waiting:
-        with store_errors(folder):
-            try:
-                entries = os.scandir(waiting.pop())
-            except FileNotFoundError:
-                continue
-            with entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-                        continue
-                    try:
-                        size += entry.stat(follow_symlinks=False).st_size
-                    except FileNotFoundError:
-                        continue
-                    objects += 1
-    return objects, size
-
-
 def _print_pinned(store: Store, config: Config) -> None:
-    """Pinned images, and their bytes: those of a shared blob once. Nothing is looked for where
-    nothing is pinned."""
+    """Nothing is looked for where nothing is pinned."""
     try:
         found = list(all_pins(store, config))
     except OciProxyError:  # each prune says so
         return
     pins, look = Pins(found), Look(store)
-    images = 0
+    _tell_pinned(
+        read_contents(store, reference.repository, top, look=look).sizes.items()
+        for reference, top, _ in (references(store, look) if found else ())
+        if pins.match(reference, top.digest)
+    )
+
+
+def _tell_pinned(images: Iterable[Iterable[tuple[Digest, int]]]) -> None:
+    """How many they are, and their bytes: those of a shared blob once."""
+    count = 0
     parts: dict[Digest, int] = {}
-    for reference, top, _ in references(store, look) if found else ():
-        if pins.match(reference, top.digest):
-            images += 1
-            parts |= read_contents(store, reference.repository, top, look=look).sizes
-    print_event("pinned", objects=images, bytes=sum(parts.values()))
+    for sizes in images:
+        count += 1
+        parts.update(sizes)
+    print_event("pinned", objects=count, bytes=sum(parts.values()))
 
 
 def _print_images(store: Store, config: Config) -> None:
@@ -109,10 +95,14 @@ def _print_images(store: Store, config: Config) -> None:
         sizes = tuple((known[digest], size) for digest, size in entry.contents.items())
         found.append((_shown(entry), entry.reference, entry.digest, sizes))
     pins = Pins(all_pins(store, config))
+    pinned = []
     for told, reference, top, sizes in found:
         shared = sum(size for digest, size in sizes if users[digest] > 1)
-        pinned = pins.match(reference, top)
-        print_event("image", **told, shared=shared, pinned=pinned)
+        is_pinned = pins.match(reference, top)
+        if is_pinned:
+            pinned.append(sizes)
+        print_event("image", **told, shared=shared, pinned=is_pinned)
+    _tell_pinned(pinned)
 
 
 def _shown(entry: Entry) -> dict[str, object]:

@@ -1,8 +1,8 @@
 """Blobs that come from front to end, as out of an archive.
 
 The caller's thread reads and writes, and hashes short blobs. One thread hashes the others; further
-threads commit, which is mostly waiting for the disk. Staged files are locked, so the next writer
-can remove those of a killed process.
+threads commit, which is mostly waiting for the disk. Staged files are locked, so the next load
+or import can remove those of a killed process.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from ociproxy.fetch.credential_helper import CredentialSource
 from ociproxy.fetch.oras.auth import RepositoryAuth, RepositorySession
 from ociproxy.fetch.oras.challenges import Challenge, find_challenge
 from ociproxy.fetch.oras.errors import FOREIGN, translate
-from ociproxy.fetch.oras.library import Registry
+from ociproxy.fetch.oras.provider import Registry
 from ociproxy.fetch.oras.session import content_encoding, content_length, discard, open_session
 from ociproxy.metrics.counters import UPSTREAM_BYTES, UPSTREAM_REQUESTS, UPSTREAM_SECONDS
 from ociproxy.oci.reference import Repository

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.config.units import utc_time
 from ociproxy.errors import DigestInvalid, NameInvalid
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Reference, is_glob
@@ -105,8 +105,7 @@ class PinFiles:
         path = self._path(pin.pattern)
         if path.exists():
             return
-        added = f"{datetime.fromtimestamp(now, UTC):%Y-%m-%dT%H:%M:%SZ}"
-        document = {"pattern": pin.pattern, "by": pin.by, "added": added}
+        document = {"pattern": pin.pattern, "by": pin.by, "added": utc_time(now)}
         data = json.dumps(document, indent=1).encode() + b"\n"
         write_atomically(path, data, staging=self._staging)
 

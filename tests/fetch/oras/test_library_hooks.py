@@ -25,7 +25,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from ociproxy.config.settings import Auth, Secret, Upstream
 from ociproxy.errors import UpstreamDenied
-from ociproxy.fetch.oras.library import Registry
+from ociproxy.fetch.oras.provider import Registry
 from ociproxy.fetch.oras.session import Session, open_session
 from ociproxy.oci.reference import Reference
 from tests.fetch.conftest import TIMEOUTS, OpenBackend
@@ -45,7 +45,7 @@ def test_oras_still_has_jsonschema_where_it_validates() -> None:
     """And so have other modules of the program, whichever is imported first."""
     code = """
 import sys
-from ociproxy.fetch.oras.library import Registry
+from ociproxy.fetch.oras.provider import Registry
 assert "jsonschema" not in sys.modules
 import jsonschema, oras.oci
 try:

@@ -81,15 +81,20 @@ def test_a_blob_that_skopeo_does_not_copy_is_refused_with_what_to_do(
     assert upstream.count("/blobs/") == 0
 
 
+def add_with_layer_elsewhere(upstream: FakeUpstream, blob: Content) -> str:
+    """The name of an image that has this blob as a layer, with URLs beside."""
+    made = image_of([layer({"a": b"a"})])
+    manifest = made.top.json()
+    manifest["layers"].append(blob.descriptor(**ELSEWHERE))
+    top = content(json.dumps(manifest).encode(), OCI_MANIFEST)
+    upstream.add("team/app", Image(top, blobs=(*made.blobs, blob)), tag="v1")
+    return f"{upstream.registry}/team/app:v1"
+
+
 def test_an_image_that_skopeo_cannot_bring_whole_is_not_stored_in_part(
     upstream: FakeUpstream, load: Load
 ) -> None:
-    made = image_of([layer({"a": b"a"})])
-    manifest = made.top.json()
-    manifest["layers"].append(BLOB.descriptor(**ELSEWHERE))
-    top = content(json.dumps(manifest).encode(), OCI_MANIFEST)
-    upstream.add("team/app", Image(top, blobs=(*made.blobs, BLOB)), tag="v1")
-    name = f"{upstream.registry}/team/app:v1"
+    name = add_with_layer_elsewhere(upstream, BLOB)
     done = load.run(load.write(name), "--backend", "skopeo")
     assert done.code == 3
     assert f"{BLOB.digest}: skopeo brings no layers that have URLs: use the backend" in done.stderr
@@ -103,12 +108,7 @@ def test_a_layer_that_need_not_be_distributed_and_skopeo_does_not_bring_is_named
 ) -> None:
     """The registry has it. skopeo would never ask."""
     kept = content(b"not to be distributed", NONDISTRIBUTABLE)
-    made = image_of([layer({"a": b"a"})])
-    manifest = made.top.json()
-    manifest["layers"].append(kept.descriptor(**ELSEWHERE))
-    top = content(json.dumps(manifest).encode(), OCI_MANIFEST)
-    upstream.add("team/app", Image(top, blobs=(*made.blobs, kept)), tag="v1")
-    name = f"{upstream.registry}/team/app:v1"
+    name = add_with_layer_elsewhere(upstream, kept)
     done = load.run(load.write(name), "--backend", "skopeo")
     assert done.code == 3
     assert (
