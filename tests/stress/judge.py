@@ -133,11 +133,13 @@ class History:
                 before = when
 
     def is_left_out(self, name: str) -> bool:
-        """Whether a server did not keep the blob, since it was removed last."""
-        went = [
-            e.when for e in self._events if e.name == name and e.folder == "blobs" and not e.came
-        ]
-        last = max(went, default=0.0)
+        """Whether a server did not keep the blob since it was removed last, or was killed while it
+        arrived."""
+        mine = [each for each in self._events if each.name == name]
+        last = max((e.when for e in mine if e.folder == "blobs" and not e.came), default=0.0)
+        began = max((e.when for e in mine if e.folder == PULLS and e.came), default=0.0)
+        if began > last and any(each > began - LAG for each in self._kills):
+            return True
         return any(
             each.when > last - LAG and any(name in found for found in _NOT_KEPT.findall(each.text))
             for each in self._said
