@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,20 @@ def test_a_promise_that_a_count_has_ended_takes_none_from_others(tmp_path: Path)
     assert (usage.read() or Usage()).reserved == 50
     usage.release(50, new)
     assert (usage.read() or Usage()).reserved == 0
+
+
+def test_a_file_of_an_older_version_knows_of_no_pins(tmp_path: Path) -> None:
+    usage = Store(tmp_path).usage
+    usage.record(10, Usage(), freed=0, stuck=False, pinned=7)
+    usage.record(10, Usage(), freed=0)  # by a prune that looks at no limits
+    path = tmp_path / "locks/usage"
+    written = json.loads(path.read_bytes())
+    assert written.pop("pinned") == 7
+    path.write_text(json.dumps(written))
+    assert usage.read() == replace(Usage(**written), pinned=0)
+    usage.record(10, Usage(), freed=0)
+    assert path.stat().st_size == 512
+    assert len(json.dumps({each.name: 10**18 for each in fields(Usage)})) < 512
 
 
 def test_a_damaged_file_is_one_that_says_nothing(tmp_path: Path) -> None:

@@ -107,6 +107,8 @@ class Plan(Removed):
     """Of signatures and the like (`signatures.subjects_of`)."""
     pinned: list[SurveyedImage] = field(default_factory=list)
     """All images that are pinned, with their signatures."""
+    pinned_size: int = 0
+    """Bytes that are stored of them."""
     pinned_fit: int = 0
     recent: int = 0
     reading: int = 0
@@ -180,6 +182,12 @@ class _Planning:
             if not pinned.isdisjoint(map(id, plan.subjects.get(image.reference, ()))):
                 pinned.add(id(image))
         plan.pinned = [each for each in images if id(each) in pinned]
+        needs = needs_of_all(plan.pinned)
+        for names, files in (
+            (needs.manifests, self._survey.manifests),
+            (needs.blobs, self._survey.blobs),
+        ):
+            plan.pinned_size += sum(files[name].size for name in names if name in files)
 
     def choose_images(self) -> None:
         plan, selection = self.plan, self._selection
