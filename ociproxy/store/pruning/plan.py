@@ -150,7 +150,7 @@ class _Planning:
         self._stored_by = now - selection.older_than
         self._kept_since = now - selection.keep_recent
         # What a running load or import may have seen counts as recent.
-        self._recent = min(self._kept_since, store.staging.used_since())
+        self._recent = min(self._kept_since, survey.users.since())
         self._arriving = store.staging.arriving()
         self._of_images = needs_of_all(survey.images)
         # Manifests that no image has keep what they need, unless they go, too.

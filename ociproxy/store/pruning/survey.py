@@ -22,6 +22,7 @@ from ociproxy.store.files import digest_of, file_name, store_errors
 from ociproxy.store.image import read_contents
 from ociproxy.store.inventory import references
 from ociproxy.store.look import Look
+from ociproxy.store.pruning.users import Users
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -100,6 +101,7 @@ class Survey:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.users = Users(store.staging.root)
         self.blobs = _content(store.root / "blobs")
         self.manifests = {**_content(store.root / "fat"), **_content(store.root / "img")}
         """Indexes first."""
