@@ -294,7 +294,8 @@ class Remover:
     def __init__(self, removals: Removals, locks: tuple[int, int], folder: Path) -> None:
         self._removals = removals
         self._locks = locks
-        self._folder = folder
+        self.folder = folder
+        """What is moved out of the store; it is gone once another process has taken the turn."""
         self._count = 0
 
     def __enter__(self) -> Self:
@@ -303,8 +304,8 @@ class Remover:
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):  # deposed
             self._empty()
-            self._folder.rename(self._removals.spare)
-        shutil.rmtree(self._folder, ignore_errors=True)
+            self.folder.rename(self._removals.spare)
+        shutil.rmtree(self.folder, ignore_errors=True)
         for lock in self._locks:
             _close(lock)
 
@@ -322,7 +323,7 @@ class Remover:
             self._empty()
 
     def _empty(self) -> None:
-        for path in self._folder.iterdir():
+        for path in self.folder.iterdir():
             path.unlink(missing_ok=True)
 
     def take(self, path: Path) -> bool:
@@ -331,9 +332,9 @@ class Remover:
         self._count += 1
         with store_errors(path):
             try:
-                path.replace(self._folder / str(self._count))
+                path.replace(self.folder / str(self._count))
             except FileNotFoundError:
-                if self._folder.is_dir():
+                if self.folder.is_dir():
                     return False
                 raise Busy("this process was stopped while it removed, and lost its turn") from None
         return True

@@ -172,6 +172,7 @@ class _Work:
         add_removed(
             self._store,
             [RemovedImage(now, str(e.reference), e.size, e.used, reason) for e in images],
+            self._remover.folder,
         )
 
     def _in_batches(self, items: Iterable[T], remove: Callable[[T], object]) -> None:
