@@ -94,8 +94,9 @@ class Room:
     @contextmanager
     def held(self, size: int, stopped: Event) -> Iterator[bool]:
         """Inside, the caller publishes a blob of so many bytes, for which the store has room. False
-        where it gets none. True also where no limit holds, the size of the store is not known, or
-        `stopped` is set. Raises NoRoom with `must_keep`, or StoreError."""
+        where it gets none, also since `stopped` is set. True also where no limit holds, or the size
+        of the store is not known and the blob could fit. Raises NoRoom with `must_keep`, or
+        StoreError."""
         limits, _ = self._look()
         if limits is None or limits.max_size is None:
             yield True
@@ -104,13 +105,13 @@ class Room:
         try:
             usage = self._usage.read()
             known = usage is not None and usage.counted > 0
-            has_room = promised is not None or not known or stopped.is_set()
-            if self._must_keep and not has_room:
+            has_room = promised or (not known and limits.can_fit(size))
+            if self._must_keep and not has_room and not stopped.is_set():
                 raise NoRoom(self._root, self._no_room(size, limits))
             yield has_room
         finally:
-            if promised is not None:
-                self._usage.release(size, promised)
+            if promised:
+                self._usage.release(size)
 
     def keep(self, ingest: Ingest, publish: Publish, size: int, stopped: Event) -> bool:
         """Commit what has arrived, of `size` bytes and verified, as `held` allows. Where there is
@@ -120,6 +121,8 @@ class Room:
             with self.held(size, stopped) as has_room:
                 if has_room:
                     ingest.commit(publish)
+                elif stopped.is_set():
+                    ingest.flush()  # the next process goes on with it
                 else:
                     ingest.discard()
         except NoRoom:
@@ -146,16 +149,14 @@ class Room:
                             return begin(size)
             raise
 
-    def _promise(self, size: int, limits: Limits, stopped: Event) -> int | None:
-        """What `UsageFile.reserve` says in the end."""
+    def _promise(self, size: int, limits: Limits, stopped: Event) -> bool:
+        """Wait for room, and have it promised."""
         cap, file = limits.max_size or 0, self._usage
-        promised = file.reserve(size, cap)
-        if promised is not None:
-            return promised
+        if file.reserve(size, cap):
+            return True
         with closing(self._looks(size, limits, stopped)) as looks:
             # A promise may fail though it fits: where another process has the file just then.
-            tries = (file.reserve(size, cap) for each in looks if _fits(size, each, cap))
-            return next((each for each in tries if each is not None), None)
+            return any(file.reserve(size, cap) for each in looks if _fits(size, each, cap))
 
     def _looks(self, size: int, limits: Limits, stopped: Event) -> Generator[Usage]:
         """Ask for room, and look every `_LOOK` seconds, until the store may not be reduced any more

@@ -199,6 +199,7 @@ def test_what_a_download_no_longer_waits_for_is_not_wanted(tmp_path: Path, ends:
     store.usage.record(990, Usage(), freed=0, stuck=False)
     assert store.usage.want(7) == 1  # of another download
     room = Room(store.root, store.usage, Settings(max_size=1000, min_free=1))
+    ingest = arriving(store, 100)
     if ends == "the disk has room":
         refused = [StoreFull(tmp_path, "no space left on device")]
 
@@ -208,7 +209,6 @@ def test_what_a_download_no_longer_waits_for_is_not_wanted(tmp_path: Path, ends:
 
         waiting = threading.Thread(target=room.wait_for_disk, args=(begin, 100, stopped))
     else:
-        ingest = arriving(store, 100)
         waiting = threading.Thread(
             target=room.keep, args=(ingest, store.blobs.commit, 100, stopped)
         )
@@ -224,6 +224,9 @@ def test_what_a_download_no_longer_waits_for_is_not_wanted(tmp_path: Path, ends:
     assert not waiting.is_alive()
     usage = store.usage.read() or Usage()
     assert usage.wanted == 7
+    if ends == "the server stops":
+        assert usage.stored == 990
+        assert ingest.path.stat().st_size == 100  # for the next server
 
 
 def test_what_a_killed_process_waited_for_is_not_wanted_for_long(tmp_path: Path) -> None:
