@@ -172,8 +172,12 @@ def prune(
             if to_limits:  # what may go by and by is no reason to wait for more
                 stuck = done.freed <= plan.size // 100 and _is_too_large(selection, plan, done)
             size = plan.size - done.freed
-            with suppress(StoreFull):  # then servers know nothing, and count again
-                store.usage.record(size, before, freed=done.freed, stuck=stuck, began=began)
+            needed = plan.pinned_size if to_limits else None
+            if remover.folder.is_dir():  # else this one has lost its turn, and the next knows more
+                with suppress(StoreFull):  # then servers know nothing, and count again
+                    store.usage.record(
+                        size, before, freed=done.freed, stuck=stuck, pinned=needed, began=began
+                    )
     # Later than that: a reader that takes no more would keep every other prune off.
     report.pins(plan.pinned, pins.unmet())
     report.end(plan, done)

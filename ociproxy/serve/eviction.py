@@ -54,9 +54,11 @@ class Eviction:
         self._wanted = 0
         self._promised: tuple[tuple[int, int], float] = (0, 0), 0.0
         self._warned: dict[str, tuple[object, float]] = {}
+        self._is_reloaded = False
 
     def use(self, config: Config) -> None:
         self._config = config
+        self._is_reloaded = True
         self._not_before, self._pause = -inf, 0.0
 
     def due(self) -> Sequence[str] | None:
@@ -64,6 +66,9 @@ class Eviction:
         if config.serve.offline or now < self._not_before:
             return None
         limits = Limits.of(config.store, self._store.root)
+        if self._is_reloaded:
+            self._is_reloaded = False
+            self._store.usage.forget_pinned()  # the configuration may have other pins
         usage = self._store.usage.read()
         if usage is None:
             with suppress(StoreFull):  # made while there is room: it cannot be on a full disk

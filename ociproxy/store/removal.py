@@ -1,10 +1,9 @@
 """Publishing and removing, kept apart over all processes that share a store.
 
 A process *publishes* under a shared lock: it looks that an image's blobs are there, and writes the
-manifests and tags that need them. One process at a time *removes*, in short batches under an
-exclusive lock: it looks that a file is neither used nor needed, and moves it out of the store. So
-no image is published whose blobs are being removed, and what a publisher saw is there until it is
-done. Threads of a process that publish at the same time share the lock.
+manifests and tags that need them; its threads share that lock. One process at a time *removes*, in
+short batches under an exclusive lock: it looks that a file is neither used nor needed, and moves it
+out of the store. So no image is published whose blobs are being removed.
 
 A process that waits for its turn to remove holds a second lock, the gate, at which new publishers
 wait: else a busy server would never let it in.
@@ -295,7 +294,8 @@ class Remover:
     def __init__(self, removals: Removals, locks: tuple[int, int], folder: Path) -> None:
         self._removals = removals
         self._locks = locks
-        self._folder = folder
+        self.folder = folder
+        """What is moved out of the store; it is gone once another process has taken the turn."""
         self._count = 0
 
     def __enter__(self) -> Self:
@@ -304,8 +304,8 @@ class Remover:
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):  # deposed
             self._empty()
-            self._folder.rename(self._removals.spare)
-        shutil.rmtree(self._folder, ignore_errors=True)
+            self.folder.rename(self._removals.spare)
+        shutil.rmtree(self.folder, ignore_errors=True)
         for lock in self._locks:
             _close(lock)
 
@@ -323,7 +323,7 @@ class Remover:
             self._empty()
 
     def _empty(self) -> None:
-        for path in self._folder.iterdir():
+        for path in self.folder.iterdir():
             path.unlink(missing_ok=True)
 
     def take(self, path: Path) -> bool:
@@ -332,10 +332,10 @@ class Remover:
         self._count += 1
         with store_errors(path):
             try:
-                path.replace(self._folder / str(self._count))
+                path.replace(self.folder / str(self._count))
                 return True
             except FileNotFoundError:
-                if self._folder.is_dir():
+                if self.folder.is_dir():
                     return False
                 raise Busy("this process was stopped while it removed, and lost its turn") from None
 

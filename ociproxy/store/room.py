@@ -17,6 +17,7 @@ from ociproxy.config.units import show_size
 from ociproxy.errors import NoRoom, StoreFull
 from ociproxy.store.files import store_errors
 from ociproxy.store.limits import Limits
+from ociproxy.store.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from ociproxy.config.local_settings import Store as Settings
     from ociproxy.store.ingest import Ingest, Publish
-    from ociproxy.store.usage import Usage, UsageFile
+    from ociproxy.store.usage import UsageFile
 
 _WAIT: Final = 8.0
 """Seconds that a download waits for room. On a full disk the client gets no byte meanwhile, and it
@@ -88,7 +89,7 @@ class Room:
         with closing(self._looks(size, limits, stopped)) as looks:
             found = any(_fits(coming(), each, limits.max_size) for each in looks)
             if not found and not stopped.is_set():
-                raise NoRoom(self._root, _no_room(size, limits))
+                raise NoRoom(self._root, self._no_room(size, limits))
 
     @contextmanager
     def held(self, size: int, stopped: Event) -> Iterator[bool]:
@@ -106,7 +107,7 @@ class Room:
             known = usage is not None and usage.counted > 0
             has_room = promised or (not known and limits.can_fit(size))
             if self._must_keep and not has_room and not stopped.is_set():
-                raise NoRoom(self._root, _no_room(size, limits))
+                raise NoRoom(self._root, self._no_room(size, limits))
             yield has_room
         finally:
             if promised:
@@ -161,13 +162,13 @@ class Room:
         """Ask for room, and look every `_LOOK` seconds, until the store may not be reduced any more
         or the wait is over. Close it: then the room is not wanted any more."""
         file = self._usage
-        before = file.read()
-        is_stuck = before is not None and self._is_stuck(before)
+        before = file.read() or Usage()
         least, until = self._refused
         is_refused = self._must_keep and size >= least and time.monotonic() < until
-        if not self._evicts or not limits.can_fit(size) or is_stuck or is_refused:
+        can_fit = limits.can_fit(size, before.pinned)
+        if not self._evicts or not can_fit or self._is_stuck(before) or is_refused:
             return
-        first = 0 if before is None else before.runs
+        first = before.runs
         began = asked = time.monotonic()
         runs = file.want(size)
         try:
@@ -177,7 +178,8 @@ class Room:
                     break
                 if usage is not None:
                     yield usage
-                    if usage.stuck and usage.runs > first:
+                    has_run = usage.runs > first
+                    if has_run and (usage.stuck or not limits.can_fit(size, usage.pinned)):
                         break
                 ended = usage is not None and usage.runs != runs
                 if ended or now - asked > _ASK_AGAIN:  # others were faster, or it becomes void
@@ -200,16 +202,18 @@ class Room:
             return None, None
         return Limits.of(self._settings, self._root), self._usage.read()
 
+    def _no_room(self, size: int, limits: Limits) -> str:
+        cap = f"store.max_size ({show_size(limits.max_size or 0)})"
+        if not limits.can_fit(size):
+            return f"{size} bytes are too many for {cap}"
+        pinned = (self._usage.read() or Usage()).pinned
+        if not limits.can_fit(size, pinned):
+            return f"{cap} leaves no room for {size} bytes beside {pinned} that are pinned"
+        return f"{cap} leaves no room for {size} bytes more, and nothing else may be removed"
+
 
 def _fits(size: int, usage: Usage, cap: int) -> bool:
     return usage.counted > 0 and usage.stored + usage.reserved + size <= cap
-
-
-def _no_room(size: int, limits: Limits) -> str:
-    cap = f"store.max_size ({show_size(limits.max_size or 0)})"
-    if not limits.can_fit(size):
-        return f"{size} bytes are too many for {cap}"
-    return f"{cap} leaves no room for {size} bytes more, and nothing else may be removed"
 
 
 def free_space(root: Path) -> int:

@@ -69,6 +69,9 @@ class Usage:
     """While it is stuck: the room that was wanted, and could not be made."""
     evicted: int = 0
     """Bytes that were removed since the file was made."""
+    pinned: int = 0
+    """Bytes of what was pinned at the last run that looked; 0 where none did since the pins were
+    changed. What does not fit beside them gets no room, whatever is removed."""
 
 
 class UsageFile:
@@ -169,6 +172,11 @@ class UsageFile:
         with store_errors(self._path):
             self._change(lambda usage: replace(usage, stuck=0.0, unmet=0))
 
+    def forget_pinned(self) -> None:
+        """Other images are pinned than at the last run. Raises StoreError."""
+        with store_errors(self._path):
+            self._change(lambda usage: replace(usage, pinned=0))
+
     def record(
         self,
         size: int,
@@ -176,11 +184,12 @@ class UsageFile:
         *,
         freed: int,
         stuck: bool | None = None,
+        pinned: int | None = None,
         began: float = inf,
     ) -> None:
         """The store was counted, and has this size after so much was freed; `before` was read
         before it was counted, from `began` on (seconds since the epoch). `stuck` None says nothing
-        of limits. Raises StoreError."""
+        of limits, and `pinned` None nothing of pins. Raises StoreError."""
 
         def counted(usage: Usage) -> Usage:
             now = time.time()
@@ -195,6 +204,7 @@ class UsageFile:
                 stuck=since,
                 unmet=usage.unmet if stuck is None else before.wanted if stuck else 0,
                 evicted=usage.evicted + freed,
+                pinned=usage.pinned if pinned is None else pinned,
             )
 
         with store_errors(self._path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import multiprocessing
 import time
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -149,6 +151,20 @@ def test_room_is_given_back_together_with_what_could_not_be_added(tmp_path: Path
     usage.add(0)
     found = usage.read() or Usage()
     assert (found.stored, found.reserved, usage.promised()) == (90, 0, 0)
+
+
+def test_a_file_of_an_older_version_knows_of_no_pins(tmp_path: Path) -> None:
+    usage = Store(tmp_path).usage
+    usage.record(10, Usage(), freed=0, stuck=False, pinned=7)
+    usage.record(10, Usage(), freed=0)  # by a prune that looks at no limits
+    path = tmp_path / "locks/usage"
+    written = json.loads(path.read_bytes())
+    assert written.pop("pinned") == 7
+    path.write_text(json.dumps(written))
+    assert usage.read() == replace(Usage(**written), pinned=0)
+    usage.record(10, Usage(), freed=0)
+    assert path.stat().st_size == 512
+    assert len(json.dumps({each.name: 10**18 for each in fields(Usage)})) < 512
 
 
 def test_a_damaged_file_is_one_that_says_nothing(tmp_path: Path) -> None:
