@@ -137,9 +137,19 @@ class UsageFile:
             self._change(lambda usage: usage)
 
     def promised(self) -> int:
-        """Bytes that running processes were promised. Raises StoreError."""
-        with store_errors(self._path):
-            return self._promises()
+        """Bytes that running processes were promised. 0 where this process may not write, or
+        another one has the file. Raises nothing."""
+        found = 0
+
+        def look(usage: Usage) -> Usage:
+            # With the lock: else a process that makes its file just now could not lock it.
+            nonlocal found
+            found = self._promises()
+            return usage
+
+        with suppress(OSError):
+            self._change(look)
+        return found
 
     def want(self, size: int) -> int | None:
         """A download waits for room: until the store was counted, for `WANTED` seconds, or until it
