@@ -314,12 +314,10 @@ class Download:
 
     def _take_committed(self) -> bool:
         """The blob is in the store: readers go on there. False where it is not."""
-        path = self._store.blobs.path(self.digest)
         size = self._store.blobs.find_size(self.digest)
         if size is None:
             return False
-        self.assembly.adopt(self._store.staging.open_committed(path, self.digest))
-        self.assembly.size = size
+        self.assembly.leave_to_store(size)
         self._reach(State.VERIFIED)
         return True
 
