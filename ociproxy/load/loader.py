@@ -32,10 +32,9 @@ from ociproxy.fetch.retry import ImageRetry, Progress
 from ociproxy.load.image import UpstreamImage, UpstreamImages, all_of
 from ociproxy.load.progress import ActiveImage, LoadProgress, Summary, leave_to_backend, watched
 from ociproxy.oci.descriptor import IMAGE_CONFIGS
-from ociproxy.oci.image import lacking_in, platforms_of
+from ociproxy.oci.image import lacking_in, platform_of, platforms_of
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.reference import Reference
-from ociproxy.store.image import platform_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
@@ -346,5 +345,6 @@ class Loader:
             raise ManifestUnknown(image.reference, reason)
 
     def _platform(self, described: Descriptor, manifest: ImageManifest) -> Platform | None:
-        found = (platform_of(store, manifest) for store in self._stores)
+        config = manifest.config.digest
+        found = (platform_of(store.blobs.peek(config)) for store in self._stores)
         return described.platform or next((each for each in found if each is not None), None)

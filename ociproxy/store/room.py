@@ -68,6 +68,10 @@ class Room:
         self._refused = inf, 0.0
         """The bytes that a command got no room for last, and until when that is remembered."""
 
+    def within(self, settings: Settings, *, must_keep: bool = False, evicts: bool = True) -> Room:
+        """That of the same store with these limits."""
+        return Room(self._root, self._usage, settings, must_keep=must_keep, evicts=evicts)
+
     def check(self, size: int) -> None:
         """Raises StoreFull where the store has no room for so many bytes, and nothing may be
         removed."""

@@ -75,15 +75,6 @@ class Staging:
                 return None
         return Ingest(path, digest, file, leading=False)
 
-    def open_committed(self, path: Path, digest: Digest) -> Ingest:
-        """A stored blob in the shape of one that arrives. Raises StoreError."""
-        with store_errors(path):
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            ingest = Ingest(path, digest, file, leading=False)
-            ingest.size = os.fstat(file).st_size
-            ingest.ranges.add(0, ingest.size)
-            return ingest
-
     def is_arriving(self, digest: Digest, registry: str) -> bool:
         """Whether a process fetches this blob now, for clients of this registry or for all. Raises
         StoreError."""
