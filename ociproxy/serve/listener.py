@@ -26,6 +26,7 @@ from ociproxy import log
 from ociproxy.errors import AddressInUse, Busy
 from ociproxy.serve.connection import ConnectionServer
 from ociproxy.serve.errors import error_response
+from ociproxy.serve.tls import handshake_failure
 
 if TYPE_CHECKING:
     import ssl
@@ -229,7 +230,7 @@ class Listener:
             server.forget(connection)
             # A port scan or a TCP probe is not worth a line; a bad certificate is.
             level = logging.DEBUG if isinstance(exc, ConnectionError) else logging.INFO
-            reason = f"TLS handshake: {exc}" if secure else exc
+            reason = handshake_failure(exc) if secure else exc
             log.event(level, "client refused", client=host, reason=reason)
         except BaseException:
             server.forget(connection)

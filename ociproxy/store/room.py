@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.config.units import show_size
+from ociproxy.config.units import show_bytes, show_size
 from ociproxy.errors import NoRoom, StoreFull
 from ociproxy.store.files import store_errors
 from ociproxy.store.limits import Limits
@@ -111,10 +111,10 @@ class Room:
             if promised is not None:
                 self._usage.release(size, promised)
 
-    def keep(self, ingest: Ingest, publish: Publish, size: int, stopped: Event) -> bool:
+    def keep(self, ingest: Ingest, publish: Publish, size: int, stopped: Event) -> str | None:
         """Commit what has arrived, of `size` bytes and verified, as `held` allows. Where there is
-        no room, nothing is kept: readers have the file open. Raises as that does; what has arrived
-        stays in `pulls/` then, for the next run of the command."""
+        no room, nothing is kept, for readers have the file open, and this returns why. Raises as
+        that does; what has arrived stays in `pulls/` then, for the next run of the command."""
         try:
             with self.held(size, stopped) as has_room:
                 if has_room:
@@ -124,7 +124,9 @@ class Room:
         except NoRoom:
             ingest.flush()  # here, for it is the event loop that closes the file
             raise
-        return has_room
+        if has_room or self._settings is None:
+            return None
+        return _no_room(size, Limits.of(self._settings, self._root))
 
     def wait_for_disk(self, begin: Callable[[int], None], size: int, stopped: Event) -> None:
         """Begin to store so many bytes. Where the disk has no room for them, wait as `held` does,
@@ -207,8 +209,8 @@ def _fits(size: int, usage: Usage, cap: int) -> bool:
 def _no_room(size: int, limits: Limits) -> str:
     cap = f"store.max_size ({show_size(limits.max_size or 0)})"
     if not limits.can_fit(size):
-        return f"{size} bytes are too many for {cap}"
-    return f"{cap} leaves no room for {size} bytes more, and nothing else may be removed"
+        return f"{show_bytes(size)} are too many for {cap}"
+    return f"{cap} leaves no room for {show_bytes(size)} more, and nothing else may be removed"
 
 
 def free_space(root: Path) -> int:

@@ -341,6 +341,10 @@ def test_a_running_server_adds_what_the_last_request_got(
     other.configure({"serve": {"admin": {"port": server.admin_port}}})
     assert other.why(name)["server"] is None
     url = f"http://127.0.0.1:{server.admin_port}"
+    assert (
+        f"It does list {upstream.registry} in upstreams" in other.run(name, "--server", url).stdout
+    )
+    assert "It does" not in situation.run(name, "--server", url).stdout
     assert json.loads(other.run(name, "--server", url, "--json").stdout)["server"]["request"]
     server.stop()
     assert situation.why(name)["server"] is None

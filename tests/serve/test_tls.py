@@ -163,6 +163,12 @@ def test_old_protocols_and_plain_http_are_refused(mirror: MakeMirror, authority:
     with Wire(server) as wire:
         wire.send(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"HTTP/1.1 200" not in wire.read_to_end()
+    server.wait_for_log('client refused client=127.0.0.1 reason="plain HTTP on a port of HTTPS"')
+    server.tls = ssl.create_default_context()
+    with pytest.raises(ssl.SSLCertVerificationError):
+        server.get("/v2/")
+    server.wait_for_log("the client does not accept this server's certificate")
+    assert "_ssl.c" not in server.log()
     server.tls = authority.client_context()
     assert server.get("/v2/").status == 200
     assert "Traceback" not in server.log()

@@ -86,10 +86,10 @@ def test_a_download_goes_on_once_the_store_was_reduced(tmp_path: Path) -> None:
     room = Room(store.root, store.usage, Settings(max_size=1000, min_free=0))
 
     arrived = [arriving(store, 100), arriving(store, 450), arriving(store, 100)]
-    kept: list[bool] = []
+    refused: list[str | None] = []
 
     def keep() -> None:
-        kept.append(room.keep(arrived[0], store.blobs.commit, 100, threading.Event()))
+        refused.append(room.keep(arrived[0], store.blobs.commit, 100, threading.Event()))
 
     waiting = threading.Thread(target=keep)
     waiting.start()
@@ -100,15 +100,15 @@ def test_a_download_goes_on_once_the_store_was_reduced(tmp_path: Path) -> None:
     store.usage.record(500, usage, freed=500, stuck=False)
     waiting.join(10)
     assert not waiting.is_alive()
-    assert kept == [True]
+    assert refused == [None]
     usage = store.usage.read()
     assert usage is not None
     assert (usage.stored, usage.reserved) == (600, 0)
     room.check(400)
     store.usage.record(600, usage, freed=0, stuck=True)
-    assert not room.keep(arrived[1], store.blobs.commit, 450, threading.Event())
+    assert room.keep(arrived[1], store.blobs.commit, 450, threading.Event()) is not None
     assert not arrived[1].path.exists()
-    assert room.keep(arrived[2], store.blobs.commit, 100, threading.Event())
+    assert room.keep(arrived[2], store.blobs.commit, 100, threading.Event()) is None
     for each in arrived:
         each.close()
 
@@ -119,10 +119,10 @@ def test_a_download_that_was_refused_though_it_fits_gets_its_room_without_a_run(
     """Another process had the file just when it asked."""
     store = Store(tmp_path)
     store.usage.record(0, Usage(), freed=0, stuck=False)
-    ingest, kept = arriving(store, 100), []
+    ingest, refused = arriving(store, 100), []
     room = Room(store.root, store.usage, Settings(max_size=1000, min_free=0))
     waiting = threading.Thread(
-        target=lambda: kept.append(room.keep(ingest, store.blobs.commit, 100, threading.Event()))
+        target=lambda: refused.append(room.keep(ingest, store.blobs.commit, 100, threading.Event()))
     )
     with (tmp_path / "locks/usage").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -130,7 +130,7 @@ def test_a_download_that_was_refused_though_it_fits_gets_its_room_without_a_run(
         waiting.join(0.5)
         assert waiting.is_alive()
     waiting.join(5)
-    assert kept == [True]
+    assert refused == [None]
     ingest.close()
 
 
@@ -208,7 +208,8 @@ def test_a_download_waits_no_longer_than_its_server_lives(tmp_path: Path) -> Non
     room = Room(store.root, store.usage, Settings(max_size=1000, min_free=0))
     stopped.set()
     ingest = arriving(store, 100)
-    assert room.keep(ingest, store.blobs.commit, 100, stopped)  # in a store that was never counted
+    # In a store that was never counted.
+    assert room.keep(ingest, store.blobs.commit, 100, stopped) is None
     ingest.close()
 
 
@@ -230,7 +231,7 @@ def test_a_command_waits_once_for_what_gets_no_room_and_not_for_each_image(tmp_p
         waiting.join(0.01)
     store.usage.record(990, usage, freed=0, stuck=True)
     waiting.join(10)
-    assert "leaves no room for 100 bytes more" in str(refused[0])
+    assert "leaves no room for 100 B more" in str(refused[0])
     store.usage.retry()
     before = store.usage.read()
     make()

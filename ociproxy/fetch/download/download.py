@@ -284,16 +284,17 @@ class Download:
             hasher.stop()
         self._reach(State.VERIFIED)
         ingest.set_size(hasher.position)  # an earlier leader may not have known it
-        kept = self.room.keep(ingest, self._store.blobs.commit, hasher.position, self.stopped)
+        refused = self.room.keep(ingest, self._store.blobs.commit, hasher.position, self.stopped)
         log.event(
-            logging.INFO,
+            logging.INFO if refused is None else logging.WARNING,
             "filled",
             digest=self.digest,
             upstream=self.repository.registry,
             bytes=self.size,
             resumed=self.bytes_resumed or None,
-            kept=None if kept else False,
+            kept=None if ingest.is_kept and refused is None else False,
             seconds=time.monotonic() - began,
+            reason=refused,
         )
         return True
 
@@ -314,11 +315,10 @@ class Download:
 
     def _take_committed(self) -> bool:
         """The blob is in the store: readers go on there. False where it is not."""
-        path = self._store.blobs.path(self.digest)
-        size = self._store.blobs.find_size(self.digest)
-        if size is None:
+        blobs, staging = self._store.blobs, self._store.staging
+        if (size := blobs.find_size(self.digest)) is None:
             return False
-        self.assembly.adopt(self._store.staging.open_committed(path, self.digest))
+        self.assembly.adopt(staging.open_committed(blobs.path(self.digest), self.digest))
         self.assembly.size = size
         self._reach(State.VERIFIED)
         return True
