@@ -10,6 +10,7 @@ from ociproxy.errors import ConfigError
 if TYPE_CHECKING:
     from ociproxy.config.local_settings import Serve
 
+PLAIN_HTTP: Final = "plain HTTP on a port of HTTPS"
 _NOT_TRUSTED: Final = (
     "BAD_CERTIFICATE",
     "CERTIFICATE_UNKNOWN",
@@ -49,7 +50,7 @@ def handshake_failure(exc: OSError) -> str:
     """Why a client got no further than the TLS handshake, in words for the log."""
     reason = exc.reason if isinstance(exc, ssl.SSLError) else None
     if reason == "HTTP_REQUEST":
-        return "plain HTTP on a port of HTTPS"
+        return PLAIN_HTTP
     if reason is not None and "_ALERT_" in reason and reason.endswith(_NOT_TRUSTED):
         return f"the client does not accept this server's certificate: {_words(reason)}"
     if isinstance(exc, ssl.SSLCertVerificationError):
