@@ -245,15 +245,17 @@ def test_what_keeps_an_image_is_named(situation: Situation) -> None:
     signature = artifact(made.top)
     put(situation.store, f"{situation.repository('app')}@{signature.digest}", signature)
     pattern = f"{situation.upstream.registry}/team/*"
-    situation.configure(
-        {"store": {"pins": [pattern]}, "sync": [{"images": [pattern], "window": "01:00-05:00"}]}
-    )
+    images = situation.config.with_name("images.txt")
+    images.write_text(f"# all\n{situation.name('other')}\n{situation.name('app')}@{made.digest}\n")
+    entries = [{"images": [pattern], "window": "01:00-05:00"}, {"images": str(images)}]
+    situation.configure({"store": {"pins": [pattern]}, "sync": entries})
     found = situation.why(situation.name("app"))
     assert found["same"] == ["quay.io/other/app:v2"]
     assert found["pins"] == [{"pattern": pattern, "by": "store.pins"}]
     assert found["referrers"] == 1
-    ((sync, due),) = [(each["sync"], each["next"]) for each in found["sync"]]
-    assert (sync, due[-1]) == (pattern, "Z")
+    assert [each["sync"] for each in found["sync"]] == [pattern, str(images)]
+    assert all(each["next"].endswith("Z") for each in found["sync"])
+    assert len(situation.why(situation.name("third"))["sync"]) == 1
     child = f"{situation.repository('app')}@{whole.manifests[0].digest}"
     assert situation.why(child)["partOf"] == [whole.digest]
     lines = situation.screen(situation.name("app"))
