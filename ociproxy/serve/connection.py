@@ -150,6 +150,9 @@ class Connection(web.RequestHandler):
             self._said_hello = not heads and data.startswith(_HELLO)
             self._unparsed = 0
             self._stop_clock()
+            if self._request_count - self._answered > 1:
+                # The requests behind the running one have time: each may be as large as a head.
+                self._pause()
         elif data and self.transport is not None:
             self._part_of_a_head(len(data))
 
@@ -164,6 +167,11 @@ class Connection(web.RequestHandler):
         else:
             # This is the body of the request that is being answered, or the head of the next one:
             # there is enough of either. A handler that reads the body resumes with each read.
+            self._pause()
+
+    def _pause(self) -> None:
+        """Read no more until what was parsed is answered."""
+        if self.transport is not None:
             self._paused_here = True
             self.transport.pause_reading()
 
