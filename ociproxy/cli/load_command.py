@@ -40,7 +40,7 @@ from ociproxy.store.store import Store, is_store, temporary_store
 if TYPE_CHECKING:
     from ociproxy.cli.load_plan import PlanReport
     from ociproxy.config.settings import BackendName, Config
-    from ociproxy.load.loader import Watcher
+    from ociproxy.load.progress import Watcher
     from ociproxy.oci.platform import Platform
 
 

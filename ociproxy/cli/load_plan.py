@@ -14,8 +14,8 @@ from rich.filesize import decimal
 from ociproxy.cli.table import print_table
 from ociproxy.cli.terminal import counted, print_event
 from ociproxy.config.units import show_duration, show_size
-from ociproxy.load.loader import Watcher
 from ociproxy.load.plan import Plan, PlannedImage, PlannedPulls
+from ociproxy.load.progress import Watcher
 from ociproxy.store.room import free_space
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from ociproxy.cli.load_report import Report
     from ociproxy.errors import OciProxyError, UpstreamError
     from ociproxy.load.imagelist import Wanted
-    from ociproxy.load.loader import Result
-    from ociproxy.load.progress import Summary
+    from ociproxy.load.progress import Result, Summary
 
 _PLAN_COLUMNS: Final = ("REFERENCE", "DIGEST", "PLATFORMS", "SIZE", "NEW")
 

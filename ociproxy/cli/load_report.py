@@ -12,7 +12,7 @@ from rich.filesize import decimal
 
 from ociproxy.cli.terminal import counted, print_event
 from ociproxy.errors import UpstreamRateLimited
-from ociproxy.load.loader import Watcher
+from ociproxy.load.progress import Watcher
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Reference
 
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from ociproxy.errors import OciProxyError, UpstreamError
     from ociproxy.load.image import UpstreamImage
     from ociproxy.load.imagelist import Wanted
-    from ociproxy.load.loader import Result
-    from ociproxy.load.progress import Summary
+    from ociproxy.load.progress import Result, Summary
 
 _QUIET: Final = 10.0
 """Many images wait for one upstream: for so many seconds after one wait was printed, and until it

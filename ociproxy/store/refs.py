@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ociproxy.oci.reference import Reference
-    from ociproxy.store.group_commit import Commit, Pending
+    from ociproxy.store.group_commit import Commit
+    from ociproxy.store.staging import Pending
 
 T = TypeVar("T")
 
