@@ -17,7 +17,6 @@ from ociproxy.store.limits import Limits
 from ociproxy.store.pruning.pins import Pins
 from ociproxy.store.pruning.plan import Selection, make_plan
 from ociproxy.store.pruning.survey import Survey
-from ociproxy.store.room import Room
 from ociproxy.store.usage import Usage, size_of
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def capped(store: Store, config: Config, config_path: Path | None) -> Iterator[N
         yield
         return
     offline = config.serve.offline
-    store.room = Room(store.root, store.usage, config.store, must_keep=True, evicts=not offline)
+    store.room = store.room.within(config.store, must_keep=True, evicts=not offline)
     if offline:  # nothing is removed, nor counted
         _count(store)
         yield

@@ -180,6 +180,9 @@ def prune(
                     )
     # Later than that: a reader that takes no more would keep every other prune off.
     report.pins(plan.pinned, pins.unmet())
+    for pattern in selection.patterns:
+        if not any(image.reference.matches(pattern) for image in survey.images):
+            click.echo(f"nothing matches {pattern!r}", err=True)
     report.end(plan, done)
     ctx.exit(_NOT_REACHED if _is_too_large(selection, plan, done) else 0)
 

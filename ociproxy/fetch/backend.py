@@ -97,17 +97,9 @@ class Backend(Protocol):
         or answered 5xx, or states no size, a GET of one byte follows, as in `resolve`; after a 404
         only where the upstream refuses HEADs of manifests, too."""
 
-    def fetch_blob(
-        self,
-        repository: Repository,
-        digest: Digest,
-        download: Download,
-        *,
-        tries: int,
-        answered: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Bring a blob into the store: return when it is verified, and committed if it is to be
-        kept. Nothing is where the store has no room, and for a relay.
+    def fetch_blob(self, download: Download, *, tries: int, answered: Callable[[], None]) -> None:
+        """Bring the blob of a download into the store: return when it is verified, and committed if
+        it is to be kept. Nothing is where the store has no room, and for a relay.
 
         An HTTP backend calls `download.lead` with its connections; another one adopts the whole
         blob (`Blobs.adopt`), and the download finds it there.

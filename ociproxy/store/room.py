@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.config.units import show_size
+from ociproxy.config.units import show_bytes, show_size
 from ociproxy.errors import NoRoom, StoreFull
 from ociproxy.store.files import store_errors
 from ociproxy.store.limits import Limits
@@ -68,6 +68,10 @@ class Room:
         self._refused = inf, 0.0
         """The bytes that a command got no room for last, and until when that is remembered."""
 
+    def within(self, settings: Settings, *, must_keep: bool = False, evicts: bool = True) -> Room:
+        """That of the same store with these limits."""
+        return Room(self._root, self._usage, settings, must_keep=must_keep, evicts=evicts)
+
     def check(self, size: int) -> None:
         """Raises StoreFull where the store has no room for so many bytes, and nothing may be
         removed."""
@@ -113,10 +117,10 @@ class Room:
             if promised:
                 self._usage.release(size)
 
-    def keep(self, ingest: Ingest, publish: Publish, size: int, stopped: Event) -> bool:
+    def keep(self, ingest: Ingest, publish: Publish, size: int, stopped: Event) -> str | None:
         """Commit what has arrived, of `size` bytes and verified, as `held` allows. Where there is
-        no room, nothing is kept: readers have the file open. Raises as that does; what has arrived
-        stays in `pulls/` then, for the next run of the command."""
+        no room, nothing is kept, for readers have the file open, and this returns why. Raises as
+        that does; what has arrived stays in `pulls/` then, for the next run of the command."""
         try:
             with self.held(size, stopped) as has_room:
                 if has_room:
@@ -128,7 +132,9 @@ class Room:
         except NoRoom:
             ingest.flush()  # here, for it is the event loop that closes the file
             raise
-        return has_room
+        if has_room or stopped.is_set() or self._settings is None:
+            return None
+        return self._no_room(size, Limits.of(self._settings, self._root))
 
     def wait_for_disk(self, begin: Callable[[int], None], size: int, stopped: Event) -> None:
         """Begin to store so many bytes. Where the disk has no room for them, wait as `held` does,
@@ -203,13 +209,13 @@ class Room:
         return Limits.of(self._settings, self._root), self._usage.read()
 
     def _no_room(self, size: int, limits: Limits) -> str:
-        cap = f"store.max_size ({show_size(limits.max_size or 0)})"
+        cap, more = f"store.max_size ({show_size(limits.max_size or 0)})", show_bytes(size)
         if not limits.can_fit(size):
-            return f"{size} bytes are too many for {cap}"
+            return f"{more} are too many for {cap}"
         pinned = (self._usage.read() or Usage()).pinned
         if not limits.can_fit(size, pinned):
-            return f"{cap} leaves no room for {size} bytes beside {pinned} that are pinned"
-        return f"{cap} leaves no room for {size} bytes more, and nothing else may be removed"
+            return f"{cap} leaves no room for {more} beside {show_bytes(pinned)} that are pinned"
+        return f"{cap} leaves no room for {more} more, and nothing else may be removed"
 
 
 def _fits(size: int, usage: Usage, cap: int) -> bool:

@@ -86,6 +86,15 @@ def test_pins_of_the_configuration(store: Store) -> None:
     assert set(prune_all(store, "--config-path", config).images) == set(NAMES[1:])
 
 
+def test_a_kubernetes_manifest_in_the_place_of_a_list_is_called_that(store: Store) -> None:
+    """Once, and not a problem for each of its lines."""
+    (store.root.parent / "images").write_text("apiVersion: v1\nkind: Pod\nspec:\n  - image: one\n")
+    config = configured(store, {"list": "images"})
+    done = run(store.root, "pins", "list", "--config-path", config, code=2)
+    assert "images: is a Kubernetes manifest: give it with --kubernetes, or list" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_lock_keeps_its_digest_though_the_tag_has_moved(store: Store) -> None:
     run(store.root, "pins", "add", f"quay.io/team/two@{TWO.digest}")
     put_aged(store, NAMES[1], THREE, 50)

@@ -378,6 +378,12 @@ def test_a_person_reads_what_went(store: Store) -> None:
     assert lines[0].startswith("would remove nothing: 0 bytes")
 
 
+def test_a_pattern_that_no_image_fits_is_named(store: Store) -> None:
+    done = run(store.root, "prune", "quay.io/team/odl:*", "quay.io/team/other:*")
+    assert done.stderr == "nothing matches 'quay.io/team/odl:*'\n"
+    assert "removed 1 image" in done.stdout
+
+
 def test_the_images_that_were_removed_last_are_written_down_with_the_reason(store: Store) -> None:
     prune(store.root, "*", "--unused-for", "30d", "--dry-run")
     assert read_removed(store) == []

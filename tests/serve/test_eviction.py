@@ -136,6 +136,10 @@ def test_a_cap_that_may_not_be_kept_is_said_and_misses_pass_through(
     wait_until_stored(server, made[0])
     pull(server, upstream, "app1", made[1])
     server.wait_for_log("store limit exceeded")
+    assert re.search(
+        r"WARN  filled .* kept=False .* reason=\"store.max_size \(\S+\) leaves no room",
+        server.log(),
+    )
     assert f"limit={CAP}" in server.log()
     assert "recent=2" in server.log()
     size = size_of(server.store)
