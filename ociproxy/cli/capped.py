@@ -51,9 +51,9 @@ def capped(store: Store, config: Config, config_path: Path | None) -> Iterator[N
 
 
 def _count(store: Store) -> None:
-    before = store.usage.read() or Usage()
+    before, began = store.usage.read() or Usage(), time.time()
     size = sum(size_of(store.root / name)[1] for name in ("blobs", "fat", "img"))
-    store.usage.record(size, before, freed=0, stuck=False)
+    store.usage.record(size, before, freed=0, stuck=False, began=began)
 
 
 def room_for(

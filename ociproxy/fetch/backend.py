@@ -23,8 +23,9 @@ from ociproxy.errors import (
 from ociproxy.oci.digest import Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from ociproxy.errors import BlobUnknown
     from ociproxy.fetch.download.download import Download
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.manifest import ManifestHolder
@@ -116,6 +117,12 @@ class Backend(Protocol):
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         """GET of `/v2/<name>/<path>?<query>`: `tags/list` or `referrers/<digest>`, at most
         MANIFEST_MAX_SIZE bytes of JSON. A 404 is NameUnknown."""
+
+    def refusals(
+        self, repository: Repository, manifests: Iterable[ManifestHolder], blobs: Iterable[Digest]
+    ) -> dict[Digest, BlobUnknown]:
+        """Of these blobs, which the manifests name, those that this backend never brings, whatever
+        the upstream has, with what `fetch_blob` raises. Asks no upstream. Raises StoreError."""
 
     def close(self) -> None:
         """Drop the idle connections."""

@@ -64,6 +64,11 @@ def lines(
         yield "" if number else "next", step
     if view is not None:
         yield from view.lines()
+        upstream = view.upstream
+        if upstream is not None and upstream["listed"] is not found.listed:
+            here, there = ("does", "does not") if found.listed else ("does not", "does")
+            what = f"{there} list {upstream['registry']} in upstreams"
+            yield "", f"It {what}; the configuration that this goes by {here}: see --config-path."
 
 
 def _cached(found: Explanation) -> str:

@@ -24,7 +24,7 @@ from ociproxy.serve.housekeeping import Housekeeper
 from ociproxy.serve.listener import SIGNALS, Listener
 from ociproxy.serve.live import Live
 from ociproxy.serve.preload import preload
-from ociproxy.serve.reload import Reloads
+from ociproxy.serve.reload import Reloads, warn_of_restart
 from ociproxy.serve.scrubbing import Scrub
 from ociproxy.serve.sendfile import Senders
 from ociproxy.serve.supervisor import Supervisor
@@ -119,6 +119,7 @@ async def _serve(
         task = loop.create_task(api.replace(engine, fresh, fresh_auth))
         retiring.add(task)
         task.add_done_callback(retiring.discard)
+        warn_of_restart(config, fresh)
 
     reloads = Reloads(replace, supervisor)
     for number in (signal.SIGTERM, signal.SIGINT):

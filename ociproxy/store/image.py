@@ -185,7 +185,8 @@ class _Reading:
             return ()
         found = self._look.manifest(descriptor)
         if found is None:
-            self._miss(descriptor, "manifest not stored")
+            reason = self._look.lost.get(descriptor.digest, "manifest not stored")
+            self._miss(descriptor, reason)
             return ()
         self.contents.manifests[descriptor.digest] = found.descriptor
         self.contents.used = max(self.contents.used, found.used)
@@ -224,6 +225,9 @@ class _Reading:
         if self._platforms or len(absent) == len(images):
             for child in absent:
                 self._miss(child, f"{child.platform or 'platform unknown'} not stored")
+        for child in chosen if self._look.lost else ():
+            if child.digest in self._look.lost:  # it is stored, so it should be whole
+                self._miss(child, self._look.lost[child.digest])
         if self._platforms and not images and index.children:
             wanted = ", ".join(map(str, self._platforms))
             self._miss(self.contents.top, f"the index offers nothing for {wanted}")

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from ociproxy.store.store import Store
+from ociproxy.store.usage import Usage
 from tests.archive.importing import Import
 from tests.images import image
 from tests.load.loading import Load
@@ -59,6 +60,15 @@ def test_what_is_pinned_stays_until_its_pin_is_removed(store: Store) -> None:
     assert prune_all(store).images == [NAMES[0]]
     assert "no such pin" in run(store.root, "pins", "remove", "one:v1", code=2).stderr
     assert [each["pattern"] for each in pins_of(store.root)] == ["*/team/two:*"]
+
+
+def test_what_was_pinned_takes_room_no_more_once_its_pin_is_removed(store: Store) -> None:
+    run(store.root, "pins", "add", "*/team/*")
+    prune(store.root, "--to-limits")
+    files = {each.digest: each.size for made in (TWO, THREE) for each in made.all_content()}
+    assert (store.usage.read() or Usage()).pinned == sum(files.values())
+    run(store.root, "pins", "remove", "*/team/*")
+    assert (store.usage.read() or Usage()).pinned == 0
 
 
 def test_pins_of_the_configuration(store: Store) -> None:

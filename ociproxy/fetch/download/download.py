@@ -283,16 +283,17 @@ class Download:
             hasher.stop()
         self._reach(State.VERIFIED)
         ingest.set_size(hasher.position)  # an earlier leader may not have known it
-        kept = self.room.keep(ingest, self._store.blobs.commit, hasher.position, self.stopped)
+        refused = self.room.keep(ingest, self._store.blobs.commit, hasher.position, self.stopped)
         log.event(
-            logging.INFO,
+            logging.INFO if refused is None else logging.WARNING,
             "filled",
             digest=self.digest,
             upstream=self.repository.registry,
             bytes=self.size,
             resumed=self.bytes_resumed or None,
-            kept=None if kept else False,
+            kept=None if ingest.is_kept and refused is None else False,
             seconds=time.monotonic() - began,
+            reason=refused,
         )
         return True
 
@@ -313,8 +314,7 @@ class Download:
 
     def _take_committed(self) -> bool:
         """The blob is in the store: readers go on there. False where it is not."""
-        size = self._store.blobs.find_size(self.digest)
-        if size is None:
+        if (size := self._store.blobs.find_size(self.digest)) is None:
             return False
         self.assembly.leave_to_store(size)
         self._reach(State.VERIFIED)

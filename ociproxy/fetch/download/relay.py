@@ -33,6 +33,8 @@ _LOOK: Final = 0.2
 class PassingIngest(Ingest):
     """Its file is in memory, no other process sees it, and nothing of it is kept."""
 
+    is_kept = False
+
     def __init__(self, download: Download) -> None:
         """Raises OSError."""
         file = os.memfd_create("blob", os.MFD_CLOEXEC)

@@ -183,6 +183,10 @@ class OrasBackend:
         config.verify(raw, "blob")
         return raw
 
+    def refusals(self, *_: object) -> dict[Digest, BlobUnknown]:
+        """None: it asks for any blob."""
+        return {}
+
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         response, raw = self._get_document(
             repository,

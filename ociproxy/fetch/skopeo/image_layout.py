@@ -156,6 +156,8 @@ class ImageLayout:
                 continue
             with room.held(blob.size, stopped) as has_room:
                 if not has_room:
+                    if stopped.is_set():
+                        return brought
                     raise StoreFull(self._store.root, f"no room for blob {blob.digest}")
                 # The layout keeps the file: skopeo looks there for a layer that occurs twice.
                 self._store.blobs.adopt(path, blob)

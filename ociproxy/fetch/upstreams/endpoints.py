@@ -31,10 +31,11 @@ from ociproxy.fetch.retry import Resumption
 from ociproxy.fetch.upstreams.health import Health
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Fetch, Upstream
+    from ociproxy.errors import BlobUnknown
     from ociproxy.fetch.backend import Backend, Listing, Quota
     from ociproxy.fetch.download.download import Download
     from ociproxy.oci.descriptor import Descriptor
@@ -137,6 +138,12 @@ class Endpoints:
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         return self._ask(lambda endpoint: endpoint.backend.fetch_listing(repository, path, query))
+
+    def refusals(
+        self, repository: Repository, manifests: Iterable[ManifestHolder], blobs: Iterable[Digest]
+    ) -> dict[Digest, BlobUnknown]:
+        """All endpoints have backends of one kind."""
+        return self._endpoints[0].backend.refusals(repository, manifests, blobs)
 
     def close(self) -> None:
         for endpoint in self._endpoints:

@@ -43,6 +43,7 @@ from tests.images import (
 )
 from tests.load.loading import Load
 from tests.parts.tools import require_tool
+from tests.stores import put
 from tests.upstream import FakeUpstream
 
 ELSEWHERE = {"urls": ["https://elsewhere.example/layer"]}
@@ -105,6 +106,28 @@ def add_with_layer_elsewhere(upstream: FakeUpstream, blob: Content) -> str:
     return f"{upstream.registry}/team/app:v1"
 
 
+def test_a_plan_fails_for_what_a_load_fails_for(upstream: FakeUpstream, load: Load) -> None:
+    """Also where the store has the manifests, so that skopeo is not asked for them."""
+    odd = [Image(top, blobs=(BLOB,)) for top in list(ODD.values())[:2]]
+    names = [f"{upstream.registry}/team/odd-{number}:v1" for number in range(len(odd))]
+    for number, made in enumerate(odd):
+        upstream.add(f"team/odd-{number}", made, tag="v1")
+    names.append(add_with_layer_elsewhere(upstream, BLOB))
+    listed = load.write(*names)
+
+    def failures(*words: str) -> dict[str, str]:
+        done = load.run(listed, "--backend", "skopeo", "--json", *words)
+        assert done.code == 3
+        return {each["reference"]: each["reason"] for each in done.events("failed")}
+
+    planned = failures("--plan")
+    assert planned == failures()
+    assert set(planned) == set(names)
+    for name, made in zip(names, odd, strict=False):
+        put(Store(load.store), name, Image(made.top))
+    assert failures("--plan") == planned
+
+
 def test_an_image_that_skopeo_cannot_bring_whole_is_not_stored_in_part(
     upstream: FakeUpstream, load: Load
 ) -> None:
@@ -123,8 +146,10 @@ def test_a_layer_that_need_not_be_distributed_and_skopeo_does_not_bring_is_named
     """The registry has it. skopeo would never ask."""
     kept = content(b"not to be distributed", NONDISTRIBUTABLE)
     name = add_with_layer_elsewhere(upstream, kept)
+    plan = load.run(load.write(name), "--backend", "skopeo", "--plan")
     done = load.run(load.write(name), "--backend", "skopeo")
-    assert done.code == 3
+    assert plan.code == done.code == 3
+    assert f"{name} would be incomplete: no non-distributable layer {kept.digest}" in plan.stderr
     assert (
         f"incomplete: no non-distributable layer {kept.digest}: skopeo brings no layers that have "
         "URLs: use the backend oras; it may be at https://elsewhere.example/layer" in done.stderr
