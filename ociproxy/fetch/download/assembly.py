@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from enum import IntEnum
 from threading import Lock
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy.errors import Interrupted, SizeMismatch
 from ociproxy.store.hashing import InOrderHasher
@@ -30,6 +31,32 @@ cost a fast upstream a tenth of its speed, twice as many bring nothing (measured
 A connection may be writing as many from where its segment starts: no segment is split within."""
 UNKNOWN: Final = 1 << 62
 """Where the last gap ends while the size of the blob is not known."""
+
+
+class State(IntEnum):
+    """How far a download is. It only moves forward."""
+
+    STARTING = 0
+    """The size is not known; readers wait for it."""
+    ARRIVING = 1
+    """Readers may read what has arrived; the size is known, or will not be before the end."""
+    WHOLE = 2
+    """All bytes are in the file. The digest is not compared yet."""
+    VERIFIED = 3
+    """The bytes are right; readers may read the last byte."""
+
+
+class Fetcher(Protocol):
+    """What brings the bytes of a download that leads: the connections of the HTTP backend."""
+
+    def run(self) -> None:
+        """Return when all bytes are in the file. Raises what ended it."""
+
+    def abort(self) -> None:
+        """Make `run` end soon; any thread."""
+
+    def help(self) -> None:
+        """A reader waits for bytes that no connection is on its way to; any thread."""
 
 
 @dataclass(slots=True, eq=False)
@@ -54,8 +81,7 @@ class Assembly:
         self.size = size or None  # no byte would be asked for where nothing is claimed to be there
         self._told = False
         """The upstream has told the size: from then on there is no other one."""
-        self.verified = False
-        """The bytes are right: readers may read the last one."""
+        self.state = State.STARTING
         self.files = 0
         """How many files readers have been given. What they have read is in each, but an earlier
         one grows no more."""
@@ -76,7 +102,7 @@ class Assembly:
         verification, so that no reader ever has all of a wrong blob; but not with `early`, for a
         reader that looks at the end alone."""
         with self._lock:
-            if self.verified and self.size is not None:
+            if self.state is State.VERIFIED and self.size is not None:
                 return self.size
             if self._ingest is None:
                 return offset

@@ -28,8 +28,7 @@ from ociproxy.errors import (
     StoreError,
     StoreFull,
 )
-from ociproxy.fetch.download.assembly import Assembly
-from ociproxy.fetch.download.state import State
+from ociproxy.fetch.download.assembly import Assembly, State
 from ociproxy.store.files import Silence, store_errors
 
 if TYPE_CHECKING:
@@ -37,8 +36,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from ociproxy.config.settings import Fetch
-    from ociproxy.fetch.download.assembly import Segment
-    from ociproxy.fetch.download.state import Fetcher
+    from ociproxy.fetch.download.assembly import Fetcher, Segment
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
     from ociproxy.store.hashing import InOrderHasher
@@ -77,7 +75,6 @@ class Download:
         process has not verified yet is read: not by the second try after wrong bytes. `notify`
         tells the readers of news. `spawn` runs one more connection in a thread."""
         self.digest = digest
-        self.state = State.STARTING
         self.limits = limits
         self.spawn = spawn
         self.stopped = Event()
@@ -106,6 +103,10 @@ class Download:
         self._fetcher: Fetcher | None = None
 
     # For readers
+
+    @property
+    def state(self) -> State:
+        return self.assembly.state
 
     @property
     def size(self) -> int | None:
@@ -339,8 +340,7 @@ class Download:
             raise SizeMismatch(f"blob {self.digest}", self.size, hasher.position)
 
     def _reach(self, state: State) -> None:
-        self.state = max(self.state, state)
-        self.assembly.verified = self.state is State.VERIFIED
+        self.assembly.state = max(self.state, state)
         self._notify()
 
     def _interrupted(self, reason: str) -> Interrupted:
