@@ -94,7 +94,6 @@ def new_download(repository: Repository, digest: Digest, store: Store) -> Downlo
         partition="",
         expected_size=None,
         believes=True,
-        notify=lambda: None,
         spawn=_THREADS.submit,
     )
 

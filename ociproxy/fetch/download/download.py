@@ -66,14 +66,15 @@ class Download:
         partition: str,
         expected_size: int | None,
         believes: bool,
-        notify: Callable[[], None],
         spawn: Callable[[Callable[[], None]], Future[None]],
         room: Room | None = None,
     ) -> None:
         """`partition` is who may share the bytes before they are verified (`Config.partition`).
         `believes` is whether the size that a stored manifest claims is looked up, and what another
-        process has not verified yet is read: not by the second try after wrong bytes. `notify`
-        tells the readers of news. `spawn` runs one more connection in a thread."""
+        process has not verified yet is read: not by the second try after wrong bytes. `spawn`
+        runs one more connection in a thread."""
+        self.notify: Callable[[], None] = lambda: None
+        """Tells the readers of news: the fill sets it."""
         self.digest = digest
         self.limits = limits
         self.spawn = spawn
@@ -98,7 +99,6 @@ class Download:
         self._store = store
         self.room = room or store.room
         self._believes = believes
-        self._notify = notify
         self._began = inf
         self._fetcher: Fetcher | None = None
 
@@ -200,7 +200,7 @@ class Download:
         self.check_limit(start + len(data))
         self.assembly.put(segment, data)
         self.tell_arrival()
-        self._notify()
+        self.notify()
         self.assembly.hash(start, data)
 
     def tell_arrival(self) -> None:
@@ -341,7 +341,7 @@ class Download:
 
     def _reach(self, state: State) -> None:
         self.assembly.state = max(self.state, state)
-        self._notify()
+        self.notify()
 
     def _interrupted(self, reason: str) -> Interrupted:
         return Interrupted(self.repository.registry, reason)

@@ -47,6 +47,7 @@ class Fill:
         self._waiting = 0
         self._readers = 0
         self._progress = (self._loop.time(), 0)
+        download.notify = self.notify
 
     @contextmanager
     def reading(self) -> Iterator[None]:
