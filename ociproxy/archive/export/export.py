@@ -264,6 +264,12 @@ def _warnings(chosen: Sequence[Chosen], documents: Sequence[Document], shape: Sh
             "tools that read manifest.json, Docker's classic store and podman with several images, "
             "make digests anew"
         )
+    elif shape.flattened and all(each.contents.complete for each in chosen):
+        found.append(
+            "not all of it can be run, such as signatures: Docker's classic store cannot read it, "
+            "and `ctr images import` ends with an error unless it is given --no-unpack; "
+            "--no-referrers leaves signatures out"
+        )
     if shape.flattened and any(
         digest.algorithm != "sha256"
         for each in chosen

@@ -557,8 +557,10 @@ def test_flattening_needs_one_platform(store: Store, tmp_path: Path) -> None:
 def test_what_is_no_image_keeps_the_docker_manifest_away(store: Store, tmp_path: Path) -> None:
     put(store, "quay.io/a/chart:1", artifact(image().top))
     put(store, "quay.io/a/empty:1", index({}))
-    run(store, tmp_path / "a.tar", "--format", "oci")
+    done = run(store, tmp_path / "a.tar", "--format", "oci")
     assert "manifest.json" not in names(tmp_path / "a.tar")
+    assert "Warning: not all of it can be run" in error(done)
+    assert "--no-unpack" in error(done)
 
 
 # Deltas
