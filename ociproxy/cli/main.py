@@ -1,6 +1,7 @@
 """The command line: finds the command, prints an error as one line, exits with its code.
 
-Tests: tests/test_docs.py, tests/real/test_bad_start.py, tests/cli/test_output.py.
+Tests: tests/test_docs.py, tests/real/test_bad_start.py, tests/cli/test_output.py,
+tests/cli/test_start.py.
 """
 
 from __future__ import annotations
@@ -80,6 +81,13 @@ class _Commands(click.Group):
             gc.freeze()
             gc.enable()
         return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as exc:
+            advice = f"Options stand behind the command: ociproxy COMMAND {exc.option_name}"
+            raise click.UsageError(f"{exc.format_message()} {advice}", ctx) from exc
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
