@@ -35,6 +35,7 @@ from ociproxy import log
 from ociproxy.errors import Busy, StoreError
 from ociproxy.store.claim import Claim
 from ociproxy.store.files import Silence, heartbeat, is_at, store_errors, try_lock
+from ociproxy.store.usage import make_lock_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -245,7 +246,7 @@ class Removals:
         try:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            self._folder.mkdir(exist_ok=True)
+            make_lock_folder(self._folder)
             with suppress(OSError):
                 self.spare.mkdir(mode=0o700)
             file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _SIZE: Final = 512
 """Bytes of the file, always: it is overwritten in place, which needs no room on a full disk."""
+_LOCKS_MODE: Final = 0o700
 _TRIES: Final = 20
 """For the lock, which is held for microseconds. A process that was stopped holds up no other."""
 _INTERVAL: Final = 0.002
@@ -60,6 +61,19 @@ class Usage:
     """Bytes that were removed since the file was made."""
 
 
+def make_lock_folder(path: Path) -> None:
+    """Make `locks/`, for its owner alone: each user who may read a file may lock it, and so hold up
+    all that the store does. Raises OSError."""
+    path.mkdir(mode=_LOCKS_MODE, exist_ok=True)
+
+
+def close_lock_folder(path: Path) -> None:
+    """Do the same for the folder of an earlier version. A user who may not is no danger to it."""
+    with suppress(OSError):
+        if path.stat().st_mode & ~_LOCKS_MODE & 0o777:
+            path.chmod(_LOCKS_MODE)
+
+
 class UsageFile:
     """Thread-safe."""
 
@@ -69,11 +83,12 @@ class UsageFile:
         self._pending = 0
 
     def read(self) -> Usage | None:
-        """None where nothing is known. Raises StoreError."""
+        """None where nothing is known, or to a user who may only read the store. Raises
+        StoreError."""
         with store_errors(self._path):
             try:
                 file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
+            except (FileNotFoundError, PermissionError):
                 return None
             try:
                 return _parse(os.pread(file, _SIZE, 0))
@@ -187,7 +202,7 @@ class UsageFile:
         except FileNotFoundError:
             if not make:
                 return True
-            self._path.parent.mkdir(exist_ok=True)
+            make_lock_folder(self._path.parent)
             file = os.open(self._path, flags | os.O_CREAT, 0o644)
             _give_to_owner(file, self._path)
         try:
