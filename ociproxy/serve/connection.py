@@ -45,7 +45,7 @@ _GREEDY: Final = 4
 _HELLO: Final = b"\x16\x03"
 """A TLS handshake begins so, and no HTTP request does."""
 _KNOWN: Final = 1024
-"""Clients that the log has named for speaking HTTPS to a port of plain HTTP."""
+"""Clients that the log has named for speaking HTTPS to a port of plain HTTP, or the reverse."""
 
 
 class Connection(web.RequestHandler):
@@ -240,7 +240,7 @@ class Connection(web.RequestHandler):
         elif self._said_hello:
             # skopeo, podman and docker begin so with each registry, and go on over plain HTTP.
             error = RequestInvalid("HTTPS on a port of plain HTTP", status=400)
-            level = self._server.level_of_hello(self._client() or "")
+            level = self._server.level_of_scheme(self._client() or "")
         else:
             error = RequestInvalid("not an HTTP/1.1 request", status=400)
         log.event(level, "client refused", client=self._client(), reason=error)
@@ -330,9 +330,10 @@ class ConnectionServer(web.Server):
         self.cutting = True
         await self.shutdown(seconds)
 
-    def level_of_hello(self, client: str) -> int:
-        """The level of the line about a client that speaks HTTPS here: one line a client is enough,
-        for some try it before each pull."""
+    def level_of_scheme(self, client: str) -> int:
+        """The level of the line about a client that speaks HTTPS to a port of plain HTTP, or the
+        other way round: one line a client is enough, for some try it before each pull, and probes
+        every few seconds."""
         if self._known.get(client):
             return logging.DEBUG
         self._known.put(client, True)

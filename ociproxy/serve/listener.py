@@ -27,6 +27,7 @@ from ociproxy import log
 from ociproxy.errors import AddressInUse, Busy
 from ociproxy.serve.connection import Connection, ConnectionServer
 from ociproxy.serve.errors import error_response
+from ociproxy.serve.tls import PLAIN_HTTP, handshake_failure
 
 if TYPE_CHECKING:
     import ssl
@@ -230,7 +231,9 @@ class Listener:
             server.forget(connection)
             # A port scan or a TCP probe is not worth a line; a bad certificate is.
             level = logging.DEBUG if isinstance(exc, ConnectionError) else logging.INFO
-            reason = f"TLS handshake: {exc}" if secure else exc
+            reason = handshake_failure(exc) if secure else str(exc)
+            if reason == PLAIN_HTTP:
+                level = server.level_of_scheme(host)
             log.event(level, "client refused", client=host, reason=reason)
         except BaseException:
             server.forget(connection)
