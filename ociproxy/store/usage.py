@@ -24,6 +24,7 @@ from math import inf
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
+from ociproxy.store.claim import LOCKS_MODE
 from ociproxy.store.files import heartbeat, store_errors, try_lock
 
 if TYPE_CHECKING:
@@ -74,6 +75,13 @@ class Usage:
     changed. What does not fit beside them gets no room, whatever is removed."""
 
 
+def close_lock_folder(path: Path) -> None:
+    """Close `locks/` of an earlier version to other users. One who may not is no danger to it."""
+    with suppress(OSError):
+        if path.stat().st_mode & ~LOCKS_MODE & 0o777:
+            path.chmod(LOCKS_MODE)
+
+
 class UsageFile:
     """Thread-safe."""
 
@@ -90,11 +98,12 @@ class UsageFile:
         """The file that says so, open and locked."""
 
     def read(self) -> Usage | None:
-        """None where nothing is known. Raises StoreError."""
+        """None where nothing is known, or to a user who may only read the store. Raises
+        StoreError."""
         with store_errors(self._path):
             try:
                 file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
+            except (FileNotFoundError, PermissionError):
                 return None
             try:
                 return _parse(os.pread(file, _SIZE, 0))
@@ -233,7 +242,7 @@ class UsageFile:
                 if not make:
                     self._settle()
                     return True
-                self._path.parent.mkdir(exist_ok=True)
+                self._path.parent.mkdir(mode=LOCKS_MODE, exist_ok=True)
                 file = os.open(self._path, flags | os.O_CREAT, 0o644)
                 _give_to_owner(file, self._path)
             try:
