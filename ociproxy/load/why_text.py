@@ -13,8 +13,8 @@ from ociproxy.config.units import show_bytes, show_duration, utc_time
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from ociproxy.load.server_view import ServerView
     from ociproxy.load.why import Explanation
-    from ociproxy.load.why_server import ServerView
     from ociproxy.store.pruning.pins import Pin
 
 _STATES: Final = {

@@ -69,10 +69,13 @@ class Limits:
             return f"less than store.min_free ({show_bytes(self.min_free)}) is free"
         return None
 
-    def can_fit(self, size: int) -> bool:
-        """Whether so much could be kept if all else were removed."""
-        capped = self.max_size is not None and size > self.max_size * _DOWN_TO // 100
-        return not capped and (not self.total or size + self.min_free <= self.total)
+    def can_fit(self, size: int, pinned: int = 0) -> bool:
+        """Whether so much could be kept if all but so many pinned bytes were removed."""
+        if self.max_size is not None and (
+            size > self.max_size * _DOWN_TO // 100 or size + pinned > self.max_size
+        ):
+            return False
+        return not self.total or size + pinned + self.min_free <= self.total
 
     def cause(self, stored: int, wanted: int = 0) -> str | None:
         """The key of the setting by which `target` says what it does, or None."""

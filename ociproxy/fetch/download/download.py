@@ -144,12 +144,12 @@ class Download:
 
     # For the owner
 
-    def run(self, fetch: Callable[[Download], None]) -> None:
+    def run(self, fetch: Callable[..., None]) -> None:
         """Return when the blob is verified, and in the store: but where `room` has none, and for a
-        relay. `fetch` is a backend's `fetch_blob`. Raises what ended the download."""
+        relay. `fetch` is `Backend.fetch_blob`. Raises what ended the download."""
         self._began = time.monotonic()
         self.room.check(self.size or 0)
-        fetch(self)
+        fetch(self, tries=self.limits.retries, answered=self._hear)
         if self.state is not State.VERIFIED and not self._take_committed():
             raise self._interrupted("the blob has gone from the store again")
 
@@ -164,11 +164,10 @@ class Download:
         """After `run`."""
         self.assembly.close()
 
-    # For backends
-
-    def hear(self) -> None:
-        """The upstream has begun to send the blob."""
+    def _hear(self) -> None:
         self.answered = True
+
+    # For backends
 
     def learn_size(self, size: int, *, told: bool = True, encoding: str = "") -> None:
         """What the upstream says of the blob; with `told` False what is claimed of it. Raises
@@ -315,11 +314,9 @@ class Download:
 
     def _take_committed(self) -> bool:
         """The blob is in the store: readers go on there. False where it is not."""
-        blobs, staging = self._store.blobs, self._store.staging
-        if (size := blobs.find_size(self.digest)) is None:
+        if (size := self._store.blobs.find_size(self.digest)) is None:
             return False
-        self.assembly.adopt(staging.open_committed(blobs.path(self.digest), self.digest))
-        self.assembly.size = size
+        self.assembly.leave_to_store(size)
         self._reach(State.VERIFIED)
         return True
 
