@@ -207,10 +207,10 @@ class Fills:
         except OciProxyError as exc:
             # Where the store has no room, the log says `passing through` for a client that waits.
             level = logging.DEBUG if isinstance(exc, StoreFull) else logging.WARNING
-            log.event(level, "fill failed", digest=fill.digest, reason=exc)
+            log.event(level, "fill failed", digest=fill.digest, upstream=registry, reason=exc)
             return exc
         except Exception as exc:  # noqa: BLE001 a task's end: reported, and passed to every reader
-            log.failure("fill failed", exc, digest=fill.digest)
+            log.failure("fill failed", exc, digest=fill.digest, upstream=registry)
             return exc
         except asyncio.CancelledError:
             if not future.cancelled():
