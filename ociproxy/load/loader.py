@@ -10,7 +10,7 @@ Tests: tests/load/test_loader.py, tests/load/test_interrupted.py, tests/load/tes
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, Final
@@ -28,13 +28,19 @@ from ociproxy.errors import (
 )
 from ociproxy.fetch.retry import ImageRetry, Progress
 from ociproxy.load.image import UpstreamImage, UpstreamImages, all_of
-from ociproxy.load.progress import ActiveImage, LoadProgress, Summary, Watcher, watched
+from ociproxy.load.progress import (
+    ActiveImage,
+    LoadProgress,
+    Summary,
+    Watcher,
+    leave_to_backend,
+    watched,
+)
 from ociproxy.oci.descriptor import IMAGE_CONFIGS
-from ociproxy.oci.image import lacking_in, platforms_of
+from ociproxy.oci.image import lacking_in, platform_of, platforms_of
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.reference import Reference
 from ociproxy.store.group_commit import PATIENCE, Commit
-from ociproxy.store.image import platform_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -81,8 +87,7 @@ class Loader:
         self._configs_fetched = 0
         self._partition = config.partition
         self._admitting = asyncio.Lock()
-        self._jobs = config.load.jobs
-        self._limit = config.load.pull_timeout
+        self._jobs, self._limit = config.load.jobs, config.load.pull_timeout
         self._turns, self._loading = asyncio.Semaphore(self._jobs), 0
         self._slots = asyncio.Semaphore(config.fetch.fills)
         self._watcher = watcher
@@ -98,8 +103,7 @@ class Loader:
             self._store, engine.requests, self._retry, referrers=referrers
         )
         self.progress = LoadProgress(engine.blobs.arrived)
-        self._stopped = False
-        self._ended = Event()  # so that a thread waits for room no longer
+        self._stopped, self._ended = False, Event()  # so that a thread waits for room no longer
         self._admits = admits
 
     async def run(self, wanted: Iterable[Wanted]) -> Summary:
@@ -119,9 +123,8 @@ class Loader:
 
     async def _each(self, wanted: Iterable[Wanted], work: Work) -> Summary:
         images = list(wanted)
-        summary = self.progress.summary
+        summary, turn = self.progress.summary, iter(images)
         summary.untried = len(images)
-        turn = iter(images)
         try:
             # As many more as load wait for the disk, while further images load.
             await all_of(self._work(turn, work) for _ in range(min(2 * self._jobs, len(images))))
@@ -200,15 +203,10 @@ class Loader:
     async def _durable(self, commit: Commit) -> None:
         """Return when a power cut does not take it away. Takes no thread: the disk gets many at
         once. Raises StoreError."""
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[None] = loop.create_future()
-
-        def tell(_: object) -> None:
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(ended.set_result, None)
-
-        commit.hand_over().add_done_callback(tell)
-        await asyncio.wait((ended,), timeout=PATIENCE)
+        written = asyncio.wrap_future(commit.hand_over())
+        done, _ = await asyncio.wait((written,), timeout=PATIENCE)
+        for each in done:
+            each.result()
         commit.wait(0)
 
     @asynccontextmanager
@@ -288,11 +286,12 @@ class Loader:
         }
         active.absent = {digest for digest, size in stored.items() if size is None}
         missing = {d: blob.size for d, blob in image.blobs.items() if stored[d] != blob.size}
-        if missing and not plan:
-            repository = active.wanted.reference.repository
-            self.progress.check_disk(missing, repository, self._store, self._partition)
-            coming = partial(self.progress.unstored, missing, self._store)
-            self._engine.room.make(coming, self._ended)
+        if plan:
+            leave_to_backend(self._engine.upstreams, active, image, missing)
+        elif missing:
+            where, store = image.reference.repository, self._store
+            self.progress.check_disk(missing, where, store, self._partition)
+            self._engine.room.make(partial(self.progress.unstored, missing, store), self._ended)
         return missing
 
     # Platforms
@@ -346,5 +345,6 @@ class Loader:
             raise ManifestUnknown(image.reference, reason)
 
     def _platform(self, described: Descriptor, manifest: ImageManifest) -> Platform | None:
-        found = (platform_of(store, manifest) for store in self._stores)
+        config = manifest.config.digest
+        found = (platform_of(store.blobs.peek(config)) for store in self._stores)
         return described.platform or next((each for each in found if each is not None), None)
