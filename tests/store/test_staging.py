@@ -73,7 +73,7 @@ def test_a_sweep_takes_what_is_old_and_without_a_leader(store: Store) -> None:
     receive(first, 0, 10)
     led = store.staging.lead(Digest.of(b"led", "sha512"))
     assert led is not None
-    led.set_size(100_000)
+    led.set_size(300_000)
     (store.staging.root / "lone.spans").write_text("size 1\n")
     first.close()
     assert store.staging.sweep(time.time() - 3600) == 0
