@@ -48,15 +48,20 @@ class UpstreamTime:
 _upstream_time: Final[ContextVar[UpstreamTime | None]] = ContextVar("upstream time", default=None)
 
 
+def count_upstream_time(since: float) -> None:
+    """The request has waited for an upstream since then (monotonic seconds)."""
+    time_of = _upstream_time.get()
+    if time_of is not None:
+        time_of.seconds += time.monotonic() - since
+
+
 @contextmanager
 def waiting_for_upstream() -> Iterator[None]:
-    time_of = _upstream_time.get()
     began = time.monotonic()
     try:
         yield
     finally:
-        if time_of is not None:
-            time_of.seconds += time.monotonic() - began
+        count_upstream_time(began)
 
 
 _LEAST: Final = 0.001
