@@ -88,16 +88,27 @@ class Deadline:
         """Seconds; none or less once the time is over."""
         return self.when - time.monotonic()
 
-    @contextmanager
-    def kept(self) -> Iterator[None]:
+    def kept(self) -> Kept:
         """Inside, `time_left` obeys this deadline; one outside that is earlier goes on to hold.
         Tasks that are made inside inherit it, threads do not."""
+        return Kept(self)
+
+
+class Kept:
+    """What `Deadline.kept` returns. A generator takes three times as long."""
+
+    __slots__ = ("_deadline", "_token")
+
+    def __init__(self, deadline: Deadline) -> None:
+        self._deadline = deadline
+
+    def __enter__(self) -> None:
         outer = _kept.get()
-        token = _kept.set(self if outer is None or self.when < outer.when else outer)
-        try:
-            yield
-        finally:
-            _kept.reset(token)
+        own = self._deadline
+        self._token = _kept.set(own if outer is None or own.when < outer.when else outer)
+
+    def __exit__(self, *_: object) -> None:
+        _kept.reset(self._token)
 
 
 _kept: Final[ContextVar[Deadline | None]] = ContextVar("deadline", default=None)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import tenacity
 
@@ -54,6 +54,24 @@ def clamp_retry_after(seconds: float | None) -> float:
     return default if seconds is None else min(max(seconds, least), most)
 
 
+class _Retrying(tenacity.Retrying):
+    """Keeps account of tries from the second one on: for the first, which most requests end with,
+    that would take the processor for as long as the parsing of the answer."""
+
+    def __call__(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        try:
+            return fn(*args, **kwargs)
+        except UpstreamUnavailable as exc:
+            failed = [exc]
+
+        def again(*args: Any, **kwargs: Any) -> T:
+            if failed:
+                raise failed.pop()
+            return fn(*args, **kwargs)
+
+        return super().__call__(again, *args, **kwargs)
+
+
 def retrying(*, tries: int, wait_max: float, stopped: Event) -> tenacity.Retrying:
     """Repeat what UpstreamUnavailable ended: at most `tries` times in all, with jittered waits of
     at most `wait_max` seconds; the last error is raised as it is. An address that swallows packets
@@ -68,7 +86,7 @@ def retrying(*, tries: int, wait_max: float, stopped: Event) -> tenacity.Retryin
         deadline = current_deadline()
         return deadline is not None and deadline.left <= state.upcoming_sleep
 
-    return tenacity.Retrying(
+    return _Retrying(
         retry=tenacity.retry_if_exception_type(UpstreamUnavailable),
         stop=stop,
         wait=tenacity.wait_random_exponential(multiplier=_FIRST_WAIT, max=wait_max),

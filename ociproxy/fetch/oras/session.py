@@ -216,7 +216,7 @@ class Adapter(HTTPAdapter):
         """Called by requests. The original looks for cookies, and for the encoding of a text."""
         response = requests.Response()
         response.status_code, response.reason = resp.status, resp.reason
-        response.headers = CaseInsensitiveDict(resp.headers)
+        response.headers = resp.headers  # of urllib3, whose names have no case either
         response.raw, response.request, response.url = resp, req, req.url or ""
         response.connection = self
         return response
