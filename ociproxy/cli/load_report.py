@@ -226,6 +226,10 @@ class PlanReport(Watcher):
 
     def loaded(self, result: Result) -> None:
         self._report.ended(result.image)
+        for layer, reason in result.withheld.items():
+            where = f"; it may be at {layer.urls[0]}" if layer.urls else ""
+            what = f"no non-distributable layer {layer.digest}: {reason}{where}"
+            self._report.note(f"{result.image.reference} would be incomplete: {what}")
         self._plan.add(result.image, result.missing)
 
     def failed(self, wanted: Wanted, error: OciProxyError) -> None:

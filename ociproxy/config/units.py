@@ -56,11 +56,12 @@ def parse_size(value: object) -> int | None:
 
 
 def show_size(size: int) -> str:
-    """Like `show_duration`, in binary units."""
-    for unit in ("TiB", "GiB", "MiB", "KiB"):
-        count, rest = divmod(size, 1024 ** _POWERS[unit[0]])
-        if count and not rest:
-            return f"{count}{unit}"
+    """Like `show_duration`: in binary units, else in decimal ones."""
+    for base, suffix in ((1024, "iB"), (1000, "")):
+        for unit in "TGMK":
+            count, rest = divmod(size, base ** _POWERS[unit])
+            if count and not rest:
+                return f"{count}{unit}{suffix}"
     return str(size)
 
 

@@ -112,7 +112,7 @@ class ManifestPuller:
         self._paused: BoundedCache[Reference, float] = BoundedCache(_TAGS)
         self._ttls: BoundedCache[Reference, float] = BoundedCache(_TAGS)
         self._tasks: set[asyncio.Task[tuple[ManifestHolder, CacheStatus]]] = set()
-        self._hits = HitRecords(store, threads, self._clock, config.fetch.pause)
+        self._hits = HitRecords(store, threads, self._resolve, self._clock, config.fetch.pause)
 
     async def pull(self, reference: Reference, *, body: bool) -> ManifestAnswer:
         """The manifest of a tag or digest; with `body` False its descriptor is enough.
@@ -149,7 +149,8 @@ class ManifestPuller:
         record, stored, recorded = found
         expired = self._has_expired(reference, record)
         if stored is not None and not expired:
-            return self._answer(repository, stored, HIT, body=body, recorded=recorded)
+            told = record is not None  # by the upstream, that the tag means this
+            return self._answer(repository, stored, HIT, body=body, recorded=recorded, told=told)
         async with self._upstreams.answer_time(repository.registry):
             if stored is not None:
                 return await self._revalidate(reference, stored, body=body)
@@ -175,7 +176,6 @@ class ManifestPuller:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _look(self, reference: Reference) -> _Found:
-        """Waits for the disk."""
         record, digest = None, reference.digest
         if digest is None:
             record = self._store.refs.find_tag(reference.repository, reference.tag or "")
@@ -210,8 +210,8 @@ class ManifestPuller:
         return self._fetched(reference, await self._fetch(reference), status)
 
     def _fetched(self, reference: Reference, got: _Fetched, status: CacheStatus) -> ManifestAnswer:
-        holder, kept = got
-        if not kept:
+        holder = got.holder
+        if not got.kept:
             return ManifestAnswer(holder.descriptor, holder.raw, PASSED_THROUGH)
         return self._answer(reference.repository, holder, status, body=True, recorded=True)
 
@@ -281,11 +281,13 @@ class ManifestPuller:
         *,
         body: bool,
         recorded: bool = False,
+        told: bool = True,
     ) -> ManifestAnswer:
-        """`recorded` says that the repository is known to have the manifest."""
+        """`recorded` says that the repository is known to have the manifest, `told` that the
+        upstream said so."""
         if body:
             if not recorded:
-                self._hits.record(repository, holder.descriptor)
+                self._hits.record(repository, holder.descriptor, ask=not told)
             if holder.descriptor.is_image or holder.descriptor.is_artifact:
                 self._ahead.prefetch(repository, holder)
         return ManifestAnswer(holder.descriptor, holder.raw, status)
@@ -305,11 +307,11 @@ class ManifestPuller:
     async def _fetch(self, reference: Reference) -> _Fetched:
         """GET at the upstream, into the store."""
         self._upstreams.check_online(ManifestUnknown, reference)
-        key, request = _fetching(reference), partial(self._take_in, reference)
-        got: _Found | _Fetched | None = None
-        while not isinstance(got, _Fetched):  # the request of another client may find it stored
-            got = await self._requests.call(reference.repository, key, request)
-        return got
+        asked = reference.repository, _fetching(reference), partial(self._take_in, reference)
+        while True:
+            got = await self._requests.call(*asked)
+            if isinstance(got, _Fetched):  # the request of another client may find it stored
+                return got
 
     def _take_in(self, reference: Reference, backend: Backend) -> _Fetched:
         """Blocks. A tag's record is written last."""

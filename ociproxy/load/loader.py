@@ -30,12 +30,11 @@ from ociproxy.errors import (
 )
 from ociproxy.fetch.retry import ImageRetry, Progress
 from ociproxy.load.image import UpstreamImage, UpstreamImages, all_of
-from ociproxy.load.progress import ActiveImage, LoadProgress, Summary, watched
+from ociproxy.load.progress import ActiveImage, LoadProgress, Summary, leave_to_backend, watched
 from ociproxy.oci.descriptor import IMAGE_CONFIGS
-from ociproxy.oci.image import lacking_in, platforms_of
+from ociproxy.oci.image import lacking_in, platform_of, platforms_of
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.reference import Reference
-from ociproxy.store.image import platform_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
@@ -287,11 +286,12 @@ class Loader:
         stored = {digest: self._store.blobs.find_size(digest) for digest in image.blobs}
         active.absent = {digest for digest, size in stored.items() if size is None}
         missing = {d: blob.size for d, blob in image.blobs.items() if stored[d] != blob.size}
-        if missing and not plan:
-            repository = active.wanted.reference.repository
-            self.progress.check_disk(missing, repository, self._store, self._partition)
-            coming = partial(self.progress.unstored, missing, self._store)
-            self._engine.room.make(coming, self._ended)
+        if plan:
+            leave_to_backend(self._engine.upstreams, active, image, missing)
+        elif missing:
+            where, store = image.reference.repository, self._store
+            self.progress.check_disk(missing, where, store, self._partition)
+            self._engine.room.make(partial(self.progress.unstored, missing, store), self._ended)
         return missing
 
     # Platforms
@@ -345,5 +345,6 @@ class Loader:
             raise ManifestUnknown(image.reference, reason)
 
     def _platform(self, described: Descriptor, manifest: ImageManifest) -> Platform | None:
-        found = (platform_of(store, manifest) for store in self._stores)
+        config = manifest.config.digest
+        found = (platform_of(store.blobs.peek(config)) for store in self._stores)
         return described.platform or next((each for each in found if each is not None), None)

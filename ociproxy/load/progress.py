@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ociproxy.errors import BlobUnknown, UpstreamDenied
     from ociproxy.fetch.backend import Quota
     from ociproxy.fetch.retry import Progress
+    from ociproxy.fetch.upstreams.upstreams import Upstreams
     from ociproxy.load.image import UpstreamImage
     from ociproxy.load.imagelist import Wanted
     from ociproxy.oci.descriptor import Descriptor
@@ -67,6 +68,22 @@ class ActiveImage:
         else:
             return False
         return True
+
+
+def leave_to_backend(
+    upstreams: Upstreams, active: ActiveImage, image: UpstreamImage, missing: dict[Digest, int]
+) -> None:
+    """For a plan: take out of `missing` what the backend never brings, as a load finds out at each
+    blob. Blocks. Raises BlobUnknown for a blob without which the image fails, kinds of
+    UpstreamError where no backend can be made, or StoreError."""
+    if not missing:
+        return
+    active.image, repository = image, image.reference.repository
+    backend = upstreams.backend(repository.registry)
+    for digest, error in backend.refusals(repository, image.manifests.values(), missing).items():
+        if not active.may_lack(image.blobs[digest], error):
+            raise error
+        del missing[digest]
 
 
 def _leave_out(image: UpstreamImage, blob: Digest, error: OciProxyError) -> None:

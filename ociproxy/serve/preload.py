@@ -17,7 +17,6 @@ from ociproxy.errors import OciProxyError
 from ociproxy.fetch.engine import Engine
 from ociproxy.load.loader import Loader, Watcher
 from ociproxy.load.ready import ReadyCheck
-from ociproxy.store.room import Room
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,12 +75,8 @@ async def _load(
     store: Store, config: Config, make_backend: MakeBackend, wanted: Sequence[Wanted]
 ) -> None:
     while wanted:
-        engine = Engine(
-            store,
-            config,
-            make_backend,
-            room=Room(store.root, store.usage, config.store, must_keep=True),
-        )
+        room = store.room.within(config.store, must_keep=True)
+        engine = Engine(store, config, make_backend, room=room)
         watcher = _Log()
         try:
             summary = await Loader(engine, config, watcher).run(wanted)

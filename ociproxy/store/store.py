@@ -24,6 +24,7 @@ import os
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import SystemClock
@@ -195,7 +196,12 @@ class Store:
         return BlobWriter(self.staging.root, self.blobs, self.room)
 
     def commit_config(self, digest: Digest, raw: bytes) -> None:
-        """Publish a blob of a few kilobytes, whose bytes the caller verified. Raises StoreError."""
+        """Publish a blob of a few kilobytes, whose bytes the caller verified. Raises StoreError, or
+        NoRoom where a command gets no room for it; a server keeps it all the same."""
+        with self.room.held(len(raw), Event()):
+            self._commit_config(digest, raw)
+
+    def _commit_config(self, digest: Digest, raw: bytes) -> None:
         with store_errors(self.blobs.path(digest)):
             file, staged = stage(self.staging.root)
         try:
