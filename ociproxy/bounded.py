@@ -103,7 +103,7 @@ class BoundedThreads:
         self._works: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._lock = Lock()
         self._threads = 0
-        self._free = 0
+        self.free = 0
         """Threads without work, less the works that wait for a thread."""
         self._closed = False
 
@@ -113,9 +113,9 @@ class BoundedThreads:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the threads are shut down")
-            if self._free <= 0 and self._threads < self._most:
+            if self.free <= 0 and self._threads < self._most:
                 self._add()
-            self._free -= 1
+            self.free -= 1
             self._works.put(work)
 
     def shutdown(self) -> None:
@@ -137,11 +137,11 @@ class BoundedThreads:
                 raise
         else:
             self._threads += 1
-            self._free += 1
+            self.free += 1
 
     def _run(self) -> None:
         while (work := self._works.get()) is not None:
             work()
             del work  # an idle thread keeps nothing alive
             with self._lock:
-                self._free += 1
+                self.free += 1

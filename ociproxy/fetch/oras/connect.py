@@ -274,7 +274,7 @@ class _PlainHeaders(http.client.HTTPMessage):
             self.set_raw(name, value)
 
 
-def _parse_headers(file: io.BufferedReader) -> http.client.HTTPMessage:
+def _parse_headers(file: io.BufferedReader[Any]) -> http.client.HTTPMessage:
     """As http.client's, which has them read by the parser of e-mails: a tenth of the processor time
     of a short request. Plain headers that have arrived as a whole, as most do, are read here."""
     arrived = file.peek()
