@@ -138,10 +138,9 @@ class ManifestPuller:
                 found = self._look(reference)
             elif body:
                 key, fetch = _fetching(reference), partial(self._take_in, reference)
-                async with self._upstreams.answer_time(repository.registry):
-                    found = await self._requests.call_after(
-                        repository, key, lambda: self._look(reference) or None, fetch
-                    )
+                found = await self._requests.call_after(
+                    repository, key, lambda: self._look(reference) or None, fetch
+                )
         if isinstance(found, _Fetched):
             return self._fetched(reference, found, MISS)
         if found is None:

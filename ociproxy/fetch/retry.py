@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import tenacity
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ociproxy.errors import OciProxyError
 
 T = TypeVar("T")
+A = TypeVar("A")
 
 _FIRST_WAIT: Final = 0.2
 """Seconds; each further wait is up to twice as long."""
@@ -54,24 +55,6 @@ def clamp_retry_after(seconds: float | None) -> float:
     return default if seconds is None else min(max(seconds, least), most)
 
 
-class _Retrying(tenacity.Retrying):
-    """Keeps account of tries from the second one on: for the first, which most requests end with,
-    that would take the processor for as long as the parsing of the answer."""
-
-    def __call__(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        try:
-            return fn(*args, **kwargs)
-        except UpstreamUnavailable as exc:
-            failed = [exc]
-
-        def again(*args: Any, **kwargs: Any) -> T:
-            if failed:
-                raise failed.pop()
-            return fn(*args, **kwargs)
-
-        return super().__call__(again, *args, **kwargs)
-
-
 def retrying(*, tries: int, wait_max: float, stopped: Event) -> tenacity.Retrying:
     """Repeat what UpstreamUnavailable ended: at most `tries` times in all, with jittered waits of
     at most `wait_max` seconds; the last error is raised as it is. An address that swallows packets
@@ -86,13 +69,25 @@ def retrying(*, tries: int, wait_max: float, stopped: Event) -> tenacity.Retryin
         deadline = current_deadline()
         return deadline is not None and deadline.left <= state.upcoming_sleep
 
-    return _Retrying(
+    return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(UpstreamUnavailable),
         stop=stop,
         wait=tenacity.wait_random_exponential(multiplier=_FIRST_WAIT, max=wait_max),
         reraise=True,
         sleep=tenacity.sleep_using_event(stopped),
     )
+
+
+def after(failed: UpstreamUnavailable, work: Callable[[A], T]) -> Callable[[A], T]:
+    """For `retrying`: work of which the first try has been made, and has failed so."""
+    first = [failed]
+
+    def again(argument: A) -> T:
+        if first:
+            raise first.pop()
+        return work(argument)
+
+    return again
 
 
 class Resumption:

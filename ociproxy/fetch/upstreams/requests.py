@@ -27,7 +27,7 @@ from ociproxy.clock import (
     time_left,
 )
 from ociproxy.errors import Interrupted, OciProxyError, UpstreamUnavailable
-from ociproxy.fetch.retry import retrying
+from ociproxy.fetch.retry import after, retrying
 from ociproxy.fetch.upstreams.threads import LOOK, UpstreamThreads, no_answer
 
 if TYPE_CHECKING:
@@ -179,8 +179,9 @@ class Requests:
     ) -> T | None:
         """The same after a look at the store, without a way through the event loop: the request is
         sent where `look` returns None. Returns None at once, and does neither, where the same
-        request is running or was refused, or the upstream may not be asked just now. Also raises
-        what `look` raises; StoreError where the disk hangs.
+        request is running or was refused, or the upstream may not be asked just now. The caller is
+        answered within `fetch.timeouts.answer`. Also raises what `look` raises; StoreError where
+        the disk hangs.
         """
         registry = repository.registry
         refused = self._refusals.get(key) is not None
@@ -198,21 +199,20 @@ class Requests:
             return _LATE if found is None and running.given_up else found
 
         ask = self._ask(registry, running, backend, request)
-        work = (
-            None
-            if self._stopped.is_set()
-            else self._threads.submit_after(registry, look_first, ask)
-        )
+        work = self._threads.submit_after(registry, look_first, ask)
         if work is None:
             return None
         running.work = work
         self._begin(registry, key, backend, running)
+        deadline = current_deadline()
         try:
-            if not await running.wait(LOOK) and not running.looked:
-                running.given_up = True
-                del self._running[key]
-                raise no_answer(LOOK)
-            await running.wait(None)
+            if not await running.wait(LOOK if deadline is None else min(LOOK, deadline.left)):
+                if not running.looked:
+                    running.given_up = True
+                    del self._running[key]
+                    raise no_answer(LOOK)
+                async with self._upstreams.answer_time(registry):
+                    await running.wait(None)
         finally:
             if running.asked is not None:
                 count_upstream_time(running.asked)
@@ -264,7 +264,11 @@ class Requests:
             try:
                 with (deadline or Deadline.after(limit)).kept():
                     time_left()  # the wait for a turn may have taken all of it
-                    return self._attempts(request, backend)
+                    try:
+                        # The account of tries would take as long as parsing the answer.
+                        return request(backend)
+                    except UpstreamUnavailable as exc:
+                        return self._attempts(after(exc, request), backend)
             except OutOfTime as exc:
                 raise UpstreamUnavailable(registry, str(exc), timed_out=True) from exc
 
