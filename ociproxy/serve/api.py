@@ -24,7 +24,7 @@ from ociproxy.fetch.cache_status import HIT
 from ociproxy.metrics.counters import RESPONSES_CUT, STALE_ANSWERS, count_answer, count_end
 from ociproxy.serve.blobs import BlobResponse, blob
 from ociproxy.serve.connection import is_cut
-from ociproxy.serve.documents import DocumentResponse, document_response
+from ociproxy.serve.documents import LARGE, NO_SCRIPTS, DocumentResponse
 from ociproxy.serve.errors import (
     SERVER,
     QueryInvalid,
@@ -212,8 +212,7 @@ def _version() -> web.Response:
         ("Content-Type", "application/json"),
         ("Server", SERVER),
         _API_VERSION,
-        # The mirror itself answers: no upstream is asked.
-        ("Cache-Status", HIT.header),
+        ("Cache-Status", HIT.header),  # no upstream is asked
     ]
     return web.Response(body=b"{}", headers=headers)
 
@@ -309,7 +308,7 @@ async def manifest(engine: Engine, request: web.BaseRequest, target: ManifestPat
     headers["Content-Type"] = descriptor.media_type
     if found.raw is None and descriptor.size:
         headers["Content-Length"] = str(descriptor.size)
-    return Answer(document_response(request, found.raw, headers), found.status, descriptor.digest)
+    return Answer(_document(request, found.raw, headers), found.status, descriptor.digest)
 
 
 async def tags(engine: Engine, request: web.BaseRequest, target: TagsPath) -> Answer:
@@ -339,4 +338,13 @@ def _answer(
         headers["Link"] = f'<{request.rel_url.raw_path}?{query}>; rel="next"'
     if listing.filters_applied:
         headers["OCI-Filters-Applied"] = listing.filters_applied
-    return Answer(document_response(request, listing.raw, headers), status)
+    return Answer(_document(request, listing.raw, headers), status)
+
+
+def _document(
+    request: web.BaseRequest, raw: bytes | None, headers: dict[str, str]
+) -> web.StreamResponse:
+    headers.update(NO_SCRIPTS)
+    if raw is not None and len(raw) > LARGE and request.method == "GET":
+        return DocumentResponse(raw, headers)
+    return web.Response(body=raw, headers=headers)

@@ -210,6 +210,16 @@ class Workspace:
         self.remove()
 
 
+class Pending(dict[str, object]):
+    """By path, what a group commit will rename: the bytes of manifests, the content of records. Any
+    thread may look."""
+
+    def names(self, folder: str) -> list[str]:
+        """Of the files in a folder, in the order of staging."""
+        found = (path.rpartition("/") for path in list(self))
+        return [name for parent, _, name in found if parent == folder]
+
+
 def write_atomically(target: Path, data: bytes, *, staging: Path) -> None:
     """Write a small file so that readers see all of it or none. Raises StoreError."""
     with store_errors(target):
@@ -253,6 +263,13 @@ def stage_as_text(staging: str, prefix: str = _WRITING, *, mode: int = 0o600) ->
             os.close(file)
             raise
         os.close(file)
+
+
+def write_all(file: int, data: bytes) -> None:
+    """Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
 
 
 def remove_abandoned(staging: Path) -> None:
