@@ -253,11 +253,11 @@ def stage_as_text(staging: str, prefix: str = _WRITING, *, mode: int = 0o600) ->
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            state = os.fstat(file)
-            if mode & ~state.st_mode:  # the umask of the process took bits away
-                os.fchmod(file, mode)
+            state = _state_of(file)
             # Another process may have removed it before we locked it.
-            if state.st_nlink:
+            if state is not None and state.st_nlink:
+                if mode & ~state.st_mode:  # the umask of the process took bits away
+                    os.fchmod(file, mode)
                 return file, path
         except BaseException:
             os.close(file)
@@ -275,10 +275,11 @@ def write_all(file: int, data: bytes) -> None:
 def remove_abandoned(staging: Path) -> None:
     """Remove the temporary files that killed processes left. Raises StoreError."""
     with store_errors(staging):
-        for path in staging.glob(f"{_WRITING}*"):
-            with _abandoned(path) as state:
-                if state is not None:
-                    path.unlink(missing_ok=True)
+        found = list(staging.glob(f"{_WRITING}*"))
+    for path in found:
+        with store_errors(path), _abandoned(path) as state:
+            if state is not None:
+                path.unlink(missing_ok=True)
 
 
 def _own(path: Path, flags: int) -> int | None:

@@ -213,6 +213,27 @@ def test_a_load_begins_though_a_file_goes_while_it_sweeps(
     assert list(store.staging.root.iterdir()) == []
 
 
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ESTALE])
+def test_a_new_file_that_was_swept_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """A network file system, or FUSE, says nothing more of it."""
+    fstat, gone = os.fstat, [True]
+
+    def once(file: int) -> os.stat_result:
+        if gone:
+            gone.clear()
+            [swept] = tmp_path.iterdir()
+            swept.unlink()
+            raise OSError(code, os.strerror(code))
+        return fstat(file)
+
+    monkeypatch.setattr(os, "fstat", once)
+    file, path = stage(tmp_path)
+    os.close(file)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_sweep_leaves_the_file_that_took_the_name_of_the_one_it_looked_at(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
