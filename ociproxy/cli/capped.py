@@ -17,7 +17,8 @@ from ociproxy.store.limits import Limits
 from ociproxy.store.pruning.pins import Pins
 from ociproxy.store.pruning.plan import Selection, make_plan
 from ociproxy.store.pruning.survey import Survey
-from ociproxy.store.usage import Usage, size_of
+from ociproxy.store.sizes import size_of
+from ociproxy.store.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator

@@ -20,8 +20,8 @@ from ociproxy.store.image import read_contents
 from ociproxy.store.inventory import Entry, inventory, references
 from ociproxy.store.look import Look
 from ociproxy.store.pruning.pins import Pins
+from ociproxy.store.sizes import size_of
 from ociproxy.store.store import open_existing
-from ociproxy.store.usage import size_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
