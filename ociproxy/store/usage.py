@@ -303,7 +303,8 @@ class UsageFile:
         of others are removed; this process has the lock then. Raises OSError."""
         found = 0
         for path in self._path.parent.glob(f"{_PROMISED}*"):
-            with suppress(FileNotFoundError), path.open("rb") as file:
+            # Another user's, who may keep this one from reading or removing it.
+            with suppress(FileNotFoundError, PermissionError), path.open("rb") as file:
                 ended = try_lock(file.fileno(), fcntl.LOCK_SH)
                 if not ended or os.fstat(file.fileno()).st_mtime > began - _DEAD:
                     with suppress(ValueError):  # made just now
