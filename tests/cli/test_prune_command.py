@@ -22,7 +22,7 @@ from ociproxy.store import removal
 from ociproxy.store.pruning.carry_out import carry_out
 from ociproxy.store.pruning.plan import Plan, Selection, make_plan
 from ociproxy.store.pruning.removed import add_removed, read_removed
-from ociproxy.store.pruning.stored import StoredFile
+from ociproxy.store.pruning.stored import StoredFile, StoredFiles
 from ociproxy.store.pruning.survey import Survey
 from ociproxy.store.store import Store
 from ociproxy.store.usage import Usage
@@ -461,3 +461,11 @@ def test_a_plan_takes_little_memory_for_each_manifest(tmp_path: Path) -> None:
 def plan_of(store: Store) -> tuple[Survey, Plan]:
     survey, selection = Survey(store), Selection(to_size=0, keep_recent=0)
     return survey, make_plan(store, survey, selection, is_pinned=lambda *_: False, now=time.time())
+
+
+def test_a_file_with_the_largest_inode_is_kept_in_mind(tmp_path: Path) -> None:
+    """Some network file systems use all 64 bits."""
+    files = StoredFiles()
+    files["a"] = each = StoredFile(f"{tmp_path}/a", 7, 2**64 - 1, -1, 10**18)
+    assert files["a"] == each
+    assert files.only(["a"]).total() == 7

@@ -139,7 +139,8 @@ class _Work:
                 self._take(item[1])
 
         records = RecordFiles(self._store.refs)
-        self._in_batches(records.of_these_referrers(self.pruned.manifests), forget)
+        # Looked for before the batches: publishers wait for those.
+        self._in_batches(list(records.of_these_referrers(self.pruned.manifests)), forget)
         self._flush()
 
     def remove_empty_folders(self) -> None:

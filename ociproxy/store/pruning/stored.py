@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-_STATE: Final = Struct("<4qB")
-"""A `StoredFile` without its name; then the number of its folder."""
+_STATE: Final = Struct("<qQqqB")
+"""A `StoredFile` without its name; then the number of its folder. Some file systems use all bits of
+an inode's number."""
 
 
 class StoredFile(NamedTuple):
