@@ -41,9 +41,13 @@ know it answer 404, and 400, 401, 403, 405, 406 or 501, or a page. The fallback 
 
 
 def passed_on(query: str) -> str:
-    """The query of a list, encoded as it was. `ns` is left out: each mirror sends its own."""
-    parts = (part for part in query.split("&") if part)
-    kept = [part for part in parts if unquote_plus(part.partition("=")[0]) != NAMESPACE]
+    """The query of a list, encoded as it was. `ns` is left out: each mirror sends its own. A `+` in
+    an artifact type is written out: media types have many, and upstreams read a space there."""
+    kept = []
+    for part in filter(None, query.split("&")):
+        name = unquote_plus(part.partition("=")[0])
+        if name != NAMESPACE:
+            kept.append(part.replace("+", "%2B") if name == "artifactType" else part)
     return quote("&".join(kept), safe=_AS_IT_IS)
 
 
@@ -97,17 +101,9 @@ class Backend(Protocol):
         or answered 5xx, or states no size, a GET of one byte follows, as in `resolve`; after a 404
         only where the upstream refuses HEADs of manifests, too."""
 
-    def fetch_blob(
-        self,
-        repository: Repository,
-        digest: Digest,
-        download: Download,
-        *,
-        tries: int,
-        answered: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Bring a blob into the store: return when it is verified, and committed if it is to be
-        kept. Nothing is where the store has no room, and for a relay.
+    def fetch_blob(self, download: Download, *, tries: int, answered: Callable[[], None]) -> None:
+        """Bring the blob of a download into the store: return when it is verified, and committed if
+        it is to be kept. Nothing is where the store has no room, and for a relay.
 
         An HTTP backend calls `download.lead` with its connections; another one adopts the whole
         blob (`Blobs.adopt`), and the download finds it there.

@@ -91,14 +91,17 @@ class Eviction:
         return ["prune", "--to-limits", *(["--pinned", str(preload)] if preload else [])]
 
     def _is_promise_void(self, limits: Limits, usage: Usage, now: float) -> bool:
-        """Whether downloads wait for room that was promised to others, who do nothing with it: to
-        a process that was killed. A count ends its promises."""
+        """Whether downloads wait for room that was promised to others, who do nothing with it. A
+        count ends the promises of a process that was killed; for those of others it makes room."""
         seen = usage.reserved, usage.written
         if seen != self._promised[0] or not (usage.reserved and usage.wanted):
             self._promised = seen, now
         needed = usage.stored + usage.reserved + usage.wanted
         is_short = limits.max_size is not None and needed > limits.max_size
-        return is_short and now - self._promised[1] > _VOID
+        is_void = is_short and now - self._promised[1] > _VOID
+        if is_void:  # if it is not, for a process still works, then look again so much later
+            self._promised = seen, now
+        return is_void
 
     def heard(self, event: dict[str, Any]) -> None:
         match event:

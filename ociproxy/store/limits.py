@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.config.local_settings import Share
-from ociproxy.config.units import GIB, show_size
+from ociproxy.config.units import GIB, show_bytes, show_size
 from ociproxy.store.files import store_errors
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Limits:
         if self.max_size is not None and stored > self.max_size:
             return f"store.max_size ({show_size(self.max_size)}) is reached"
         if self.total and self.free < self.min_free:
-            return f"less than store.min_free ({show_size(self.min_free)}) is free"
+            return f"less than store.min_free ({show_bytes(self.min_free)}) is free"
         return None
 
     def can_fit(self, size: int, pinned: int = 0) -> bool:

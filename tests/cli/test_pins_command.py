@@ -62,6 +62,18 @@ def test_what_is_pinned_stays_until_its_pin_is_removed(store: Store) -> None:
     assert [each["pattern"] for each in pins_of(store.root)] == ["*/team/two:*"]
 
 
+def test_a_pattern_that_no_stored_image_fits_is_named_and_pinned_all_the_same(
+    store: Store,
+) -> None:
+    digest = f"quay.io/team/two@{TWO.digest}"
+    added = run(store.root, "pins", "add", "one:v1", "*/team/tow:*", digest, "later:v1")
+    assert added.stderr.splitlines() == [
+        "nothing stored matches '*/team/tow:*' yet",
+        "nothing stored matches 'docker.io/library/later:v1' yet",
+    ]
+    assert len(pins_of(store.root)) == 4
+
+
 def test_what_was_pinned_takes_room_no_more_once_its_pin_is_removed(store: Store) -> None:
     run(store.root, "pins", "add", "*/team/*")
     prune(store.root, "--to-limits")
@@ -84,6 +96,15 @@ def test_pins_of_the_configuration(store: Store) -> None:
     assert prune_all(store, "--config-path", config).images == []
     config = configured(store, preload_images=str(folder / "images"))
     assert set(prune_all(store, "--config-path", config).images) == set(NAMES[1:])
+
+
+def test_a_kubernetes_manifest_in_the_place_of_a_list_is_called_that(store: Store) -> None:
+    """Once, and not a problem for each of its lines."""
+    (store.root.parent / "images").write_text("apiVersion: v1\nkind: Pod\nspec:\n  - image: one\n")
+    config = configured(store, {"list": "images"})
+    done = run(store.root, "pins", "list", "--config-path", config, code=2)
+    assert "images: is a Kubernetes manifest: give it with --kubernetes, or list" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_lock_keeps_its_digest_though_the_tag_has_moved(store: Store) -> None:

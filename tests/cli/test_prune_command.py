@@ -106,6 +106,19 @@ def test_to_limits_keeps_those_of_the_configuration(store: Store, tmp_path: Path
     assert usage.stored == done.summary["size"] - names_size(OTHER)
 
 
+def test_to_limits_makes_room_for_what_was_promised_to_others(store: Store, tmp_path: Path) -> None:
+    """An import reads a blob for minutes once it has been promised room."""
+    size = sum(each.size for each in Survey(store).blobs.values())
+    config = tmp_path / "config.yaml"
+    config.write_text(f"store: {{max_size: {2 * size}, min_free: 0}}")
+    words = ("--to-limits", "--dry-run", "--config-path", str(config))
+    store.usage.record(size, Usage(), freed=0, stuck=False)
+    assert prune(store.root, *words).images == []
+    assert store.usage.reserve(size, 2 * size)
+    assert prune(store.root, *words).images == ["quay.io/team/old:v1"]
+    store.usage.release(size)
+
+
 def test_a_dry_run_knows_the_room_that_downloads_wait_for_and_says_why_nothing_goes(
     store: Store, tmp_path: Path
 ) -> None:
@@ -367,6 +380,12 @@ def test_a_person_reads_what_went(store: Store) -> None:
     assert lines[1].startswith("removed 1 image, 1 manifest, 2 blobs: ")
     lines = run(store.root, "prune", "--dry-run", "quay.io/team/old:v1").stdout.splitlines()
     assert lines[0].startswith("would remove nothing: 0 bytes")
+
+
+def test_a_pattern_that_no_image_fits_is_named(store: Store) -> None:
+    done = run(store.root, "prune", "quay.io/team/odl:*", "quay.io/team/other:*")
+    assert done.stderr == "nothing matches 'quay.io/team/odl:*'\n"
+    assert "removed 1 image" in done.stdout
 
 
 def test_the_images_that_were_removed_last_are_written_down_with_the_reason(store: Store) -> None:

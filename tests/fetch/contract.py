@@ -7,7 +7,6 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,8 +24,8 @@ from ociproxy.errors import (
     UpstreamUnavailable,
 )
 from ociproxy.fetch.backend import Backend, BlobStream
+from ociproxy.fetch.download.assembly import State
 from ociproxy.fetch.download.download import Download
-from ociproxy.fetch.download.state import State
 from ociproxy.oci.descriptor import Descriptor
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE
@@ -95,7 +94,6 @@ def new_download(repository: Repository, digest: Digest, store: Store) -> Downlo
         partition="",
         expected_size=None,
         believes=True,
-        notify=lambda: None,
         spawn=_THREADS.submit,
     )
 
@@ -103,7 +101,7 @@ def new_download(repository: Repository, digest: Digest, store: Store) -> Downlo
 def run(download: Download, backend: Backend) -> bytes:
     """What is in the store then."""
     try:
-        download.run(partial(backend.fetch_blob, download.repository, download.digest, tries=1))
+        download.run(backend.fetch_blob)
         with os.fdopen(download.duplicate_file(), "rb") as file:
             return file.read()
     finally:

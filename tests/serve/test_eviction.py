@@ -23,6 +23,7 @@ from tests.images import MIB, Content, Image, image
 from tests.parts.tools import small_disk
 from tests.pruning import listed, put_aged
 from tests.server import Mirror, upstream_entry
+from tests.stores import promised_to_a_killed_process
 from tests.upstream import FakeUpstream
 
 KIB = 1024
@@ -135,6 +136,10 @@ def test_a_cap_that_may_not_be_kept_is_said_and_misses_pass_through(
     wait_until_stored(server, made[0])
     pull(server, upstream, "app1", made[1])
     server.wait_for_log("store limit exceeded")
+    assert re.search(
+        r"WARN  filled .* kept=False .* reason=\"store.max_size \(\S+\) leaves no room",
+        server.log(),
+    )
     assert f"limit={CAP}" in server.log()
     assert "recent=2" in server.log()
     size = size_of(server.store)
@@ -212,7 +217,7 @@ def test_room_that_was_promised_to_a_killed_process_is_given_to_those_who_wait(
     store, settings = Store(tmp_path / "store"), Settings(max_size=1000, min_free=0)
     job = Eviction(store, Config(store=settings))
     store.usage.record(400, Usage(), freed=0, stuck=False)
-    assert store.usage.reserve(500, 1000)  # and the process that was promised it is killed
+    promised_to_a_killed_process(store, 500)
     assert job.due() is None
     store.usage.want(200)
     assert job.due() is None

@@ -28,8 +28,7 @@ from ociproxy.errors import (
     StoreError,
     StoreFull,
 )
-from ociproxy.fetch.download.assembly import Assembly
-from ociproxy.fetch.download.state import State
+from ociproxy.fetch.download.assembly import Assembly, State
 from ociproxy.store.files import Silence, store_errors
 
 if TYPE_CHECKING:
@@ -37,8 +36,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from ociproxy.config.settings import Fetch
-    from ociproxy.fetch.download.assembly import Segment
-    from ociproxy.fetch.download.state import Fetcher
+    from ociproxy.fetch.download.assembly import Fetcher, Segment
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
     from ociproxy.store.hashing import InOrderHasher
@@ -68,16 +66,16 @@ class Download:
         partition: str,
         expected_size: int | None,
         believes: bool,
-        notify: Callable[[], None],
         spawn: Callable[[Callable[[], None]], Future[None]],
         room: Room | None = None,
     ) -> None:
         """`partition` is who may share the bytes before they are verified (`Config.partition`).
         `believes` is whether the size that a stored manifest claims is looked up, and what another
-        process has not verified yet is read: not by the second try after wrong bytes. `notify`
-        tells the readers of news. `spawn` runs one more connection in a thread."""
+        process has not verified yet is read: not by the second try after wrong bytes. `spawn`
+        runs one more connection in a thread."""
+        self.notify: Callable[[], None] = lambda: None
+        """Tells the readers of news: the fill sets it."""
         self.digest = digest
-        self.state = State.STARTING
         self.limits = limits
         self.spawn = spawn
         self.stopped = Event()
@@ -101,11 +99,14 @@ class Download:
         self._store = store
         self.room = room or store.room
         self._believes = believes
-        self._notify = notify
         self._began = inf
         self._fetcher: Fetcher | None = None
 
     # For readers
+
+    @property
+    def state(self) -> State:
+        return self.assembly.state
 
     @property
     def size(self) -> int | None:
@@ -144,12 +145,12 @@ class Download:
 
     # For the owner
 
-    def run(self, fetch: Callable[[Download], None]) -> None:
+    def run(self, fetch: Callable[..., None]) -> None:
         """Return when the blob is verified, and in the store: but where `room` has none, and for a
-        relay. `fetch` is a backend's `fetch_blob`. Raises what ended the download."""
+        relay. `fetch` is `Backend.fetch_blob`. Raises what ended the download."""
         self._began = time.monotonic()
         self.room.check(self.size or 0)
-        fetch(self)
+        fetch(self, tries=self.limits.retries, answered=self._hear)
         if self.state is not State.VERIFIED and not self._take_committed():
             raise self._interrupted("the blob has gone from the store again")
 
@@ -164,11 +165,10 @@ class Download:
         """After `run`."""
         self.assembly.close()
 
-    # For backends
-
-    def hear(self) -> None:
-        """The upstream has begun to send the blob."""
+    def _hear(self) -> None:
         self.answered = True
+
+    # For backends
 
     def learn_size(self, size: int, *, told: bool = True, encoding: str = "") -> None:
         """What the upstream says of the blob; with `told` False what is claimed of it. Raises
@@ -200,7 +200,7 @@ class Download:
         self.check_limit(start + len(data))
         self.assembly.put(segment, data)
         self.tell_arrival()
-        self._notify()
+        self.notify()
         self.assembly.hash(start, data)
 
     def tell_arrival(self) -> None:
@@ -284,16 +284,17 @@ class Download:
             hasher.stop()
         self._reach(State.VERIFIED)
         ingest.set_size(hasher.position)  # an earlier leader may not have known it
-        kept = self.room.keep(ingest, self._store.blobs.commit, hasher.position, self.stopped)
+        refused = self.room.keep(ingest, self._store.blobs.commit, hasher.position, self.stopped)
         log.event(
-            logging.INFO,
+            logging.INFO if refused is None else logging.WARNING,
             "filled",
             digest=self.digest,
             upstream=self.repository.registry,
             bytes=self.size,
             resumed=self.bytes_resumed or None,
-            kept=None if kept else False,
+            kept=None if ingest.is_kept and refused is None else False,
             seconds=time.monotonic() - began,
+            reason=refused,
         )
         return True
 
@@ -314,12 +315,9 @@ class Download:
 
     def _take_committed(self) -> bool:
         """The blob is in the store: readers go on there. False where it is not."""
-        path = self._store.blobs.path(self.digest)
-        size = self._store.blobs.find_size(self.digest)
-        if size is None:
+        if (size := self._store.blobs.find_size(self.digest)) is None:
             return False
-        self.assembly.adopt(self._store.staging.open_committed(path, self.digest))
-        self.assembly.size = size
+        self.assembly.leave_to_store(size)
         self._reach(State.VERIFIED)
         return True
 
@@ -342,9 +340,8 @@ class Download:
             raise SizeMismatch(f"blob {self.digest}", self.size, hasher.position)
 
     def _reach(self, state: State) -> None:
-        self.state = max(self.state, state)
-        self.assembly.verified = self.state is State.VERIFIED
-        self._notify()
+        self.assembly.state = max(self.state, state)
+        self.notify()
 
     def _interrupted(self, reason: str) -> Interrupted:
         return Interrupted(self.repository.registry, reason)

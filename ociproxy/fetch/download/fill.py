@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import waiting_for_upstream
 from ociproxy.errors import Interrupted, SizeMismatch
+from ociproxy.fetch.download.assembly import State
 from ociproxy.fetch.download.download import Download
-from ociproxy.fetch.download.state import State
 from ociproxy.metrics.counters import FILLS_FAILED, FILLS_RESUMED
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.reference import Repository
 
 _NOTIFY_INTERVAL: Final = 0.02
 """Seconds between wake-ups of the readers of one fill: long enough to batch what a fast upstream
@@ -33,8 +32,8 @@ class Fill:
     on_disk = True
     """Whether an open of its file may wait for the disk."""
 
-    def __init__(self, download: Download, repository: Repository) -> None:
-        self.repository = repository
+    def __init__(self, download: Download) -> None:
+        self.repository = download.repository
         self.download = download
         self.error: Exception | None = None
         self.succeeded = False
@@ -48,6 +47,7 @@ class Fill:
         self._waiting = 0
         self._readers = 0
         self._progress = (self._loop.time(), 0)
+        download.notify = self.notify
 
     @contextmanager
     def reading(self) -> Iterator[None]:

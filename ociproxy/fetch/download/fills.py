@@ -100,7 +100,6 @@ class Fills:
         running = self.running(digest, partition)
         if running is not None:
             return running
-        fill: Fill
         download = Download(
             repository,
             digest,
@@ -109,16 +108,14 @@ class Fills:
             partition=partition,
             expected_size=size,
             believes=again,
-            notify=lambda: fill.notify(),
             spawn=partial(self._helpers.submit, repository.registry),
             room=self._room,
         )
-        fill = Fill(download, repository)
+        fill = Fill(download)
         if self._closed:
             fill.end(Interrupted(repository.registry, "shutting down"))
             return fill
 
-        fetch = self._fetcher(backend, download)
         asked = time.monotonic()
 
         def work() -> None:
@@ -128,7 +125,7 @@ class Fills:
                 except OciProxyError:
                     download.abort()  # the upstream has not been asked: this is no answer of it
                     raise
-            download.run(fetch)
+            download.run(backend.fetch_blob)
 
         future = self._threads.submit(repository.registry, work)
         fill.use_thread(future)
@@ -173,7 +170,6 @@ class Fills:
             raise Interrupted(repository.registry, "shutting down")
         if len(self._relays) >= _RELAYS:
             raise Busy(f"{_RELAYS} blobs that the store cannot keep, and more may not pass")
-        fill: Relay
         download = Download(
             repository,
             digest,
@@ -182,15 +178,13 @@ class Fills:
             partition="",
             expected_size=None,
             believes=True,
-            notify=lambda: fill.notify(),
             spawn=_no_helper,
         )
         with store_errors(Path("memory")):
             passing = PassingIngest(download)
         download.assembly.adopt(passing)
-        fill = Relay(download, repository, passing)
-        fetch = self._fetcher(backend, download)
-        future = self._threads.submit(repository.registry, lambda: download.run(fetch))
+        fill = Relay(download, passing)
+        future = self._threads.submit(repository.registry, lambda: download.run(backend.fetch_blob))
         fill.use_thread(future)
 
         async def run() -> None:
@@ -205,15 +199,6 @@ class Fills:
         self._begin(fill, run())
         return fill
 
-    def _fetcher(self, backend: Backend, download: Download) -> Callable[[Download], None]:
-        return partial(
-            backend.fetch_blob,
-            download.repository,
-            download.digest,
-            tries=self._limits.retries,
-            answered=download.hear,
-        )
-
     async def _outcome(self, fill: Fill, future: Future[None]) -> Exception | None:
         """What ended the download's thread, or its wait for one."""
         registry = fill.repository.registry
@@ -222,10 +207,10 @@ class Fills:
         except OciProxyError as exc:
             # Where the store has no room, the log says `passing through` for a client that waits.
             level = logging.DEBUG if isinstance(exc, StoreFull) else logging.WARNING
-            log.event(level, "fill failed", digest=fill.digest, reason=exc)
+            log.event(level, "fill failed", digest=fill.digest, upstream=registry, reason=exc)
             return exc
         except Exception as exc:  # noqa: BLE001 a task's end: reported, and passed to every reader
-            log.failure("fill failed", exc, digest=fill.digest)
+            log.failure("fill failed", exc, digest=fill.digest, upstream=registry)
             return exc
         except asyncio.CancelledError:
             if not future.cancelled():

@@ -14,6 +14,7 @@ import io
 import logging
 import os
 import ssl
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from http.cookiejar import DefaultCookiePolicy
@@ -81,8 +82,7 @@ class Session(requests.Session):
 
     def ask(self, method: str, url: str, headers: dict[str, str]) -> requests.Response:
         """The answer to a request without a body, redirects followed, its own body not read. `url`
-        needs no quoting. As `request`, which takes the processor for longer than all below it: it
-        merges settings, looks for cookies, and parses the URL four times."""
+        needs no quoting. `request` takes the processor for longer than all below it."""
         asked = requests.PreparedRequest()
         asked.method, asked.url = method, url
         asked.headers = CaseInsensitiveDict({**self._headers, **headers})
@@ -121,15 +121,13 @@ class Session(requests.Session):
     def merge_environment_settings(
         self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any
     ) -> Any:
-        """Called by requests for each request. The original looks through the whole environment
-        twice, which takes a third of the processor time of a short request."""
+        """Called by requests for each request. The original takes a third of a request's time."""
         if self._proxied:
             return super().merge_environment_settings(url, proxies, stream, verify, cert)
         return {"proxies": proxies, "stream": stream, "verify": verify, "cert": cert}
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
-        """Called by requests, which follows any text. Raises UpstreamInvalid for one that is no
-        URL."""
+        """Called by requests, which follows any text. Raises UpstreamInvalid for what is no URL."""
         target: str | None = super().get_redirect_target(resp)
         if target is not None:
             upstream_url(target, self.upstream, what="redirect", base=resp.url)
@@ -161,6 +159,7 @@ class Adapter(HTTPAdapter):
         self._policy = policy
         self._context = context
         self._timeout = timeout
+        self._host_of = lru_cache(_POOLS)(self._find_host)
         super().__init__(pool_connections=_POOLS, pool_maxsize=size, max_retries=0)
 
     def init_poolmanager(self, *sizes: Any, **pool_kwargs: Any) -> None:
@@ -176,13 +175,15 @@ class Adapter(HTTPAdapter):
         self._police(manager)
         return manager
 
-    def _check_proxy(self, proxy: str) -> None:
-        """Raises UpstreamInvalid for a SOCKS proxy: its library would choose the addresses."""
-        parts = urlsplit(proxy)
+    def _checked(self, proxy: str) -> str:
+        """Its URL. Raises UpstreamInvalid for SOCKS: its library would choose the addresses."""
+        url = proxy if "://" in proxy else f"http://{proxy}"  # as curl and containerd take it
+        parts = urlsplit(url)
         if parts.scheme not in _DEFAULT_PORTS:
             name = f"{parts.scheme}://{parts.hostname}"
             reason = f"the environment names the proxy {name}: only http:// and https:// are used"
             raise UpstreamInvalid(self._policy.upstream, reason)
+        return url
 
     def _police(self, manager: PoolManager) -> None:
         manager.pool_classes_by_scheme = pool_classes(self._policy)
@@ -194,13 +195,18 @@ class Adapter(HTTPAdapter):
         # The second part would replace our context's verification by that of requests.
         return host, {}
 
+    def _find_host(self, place: str) -> dict[str, Any]:
+        asked = requests.PreparedRequest()
+        asked.url = place
+        return dict(self.build_connection_pool_key_attributes(asked, True)[0])
+
     def get_connection_with_tls_context(
         self, request: requests.PreparedRequest, verify: Any, proxies: Any = None, cert: Any = None
     ) -> Any:
         """Called by requests. The original looks for a proxy where there is none."""
         if proxies:
             return super().get_connection_with_tls_context(request, verify, proxies, cert)
-        host, _ = self.build_connection_pool_key_attributes(request, verify)
+        host = self._host_of("/".join((request.url or "").split("/", 3)[:3]))
         secure = {"ssl_context": self._context()} if host["scheme"] == "https" else None
         return self.poolmanager.connection_from_host(**host, pool_kwargs=secure)
 
@@ -216,7 +222,7 @@ class Adapter(HTTPAdapter):
         """Called by requests. The original looks for cookies, and for the encoding of a text."""
         response = requests.Response()
         response.status_code, response.reason = resp.status, resp.reason
-        response.headers = CaseInsensitiveDict(resp.headers)
+        response.headers = resp.headers  # of urllib3, whose names have no case either
         response.raw, response.request, response.url = resp, req, req.url or ""
         response.connection = self
         return response
@@ -228,10 +234,9 @@ class Adapter(HTTPAdapter):
         self, request: requests.PreparedRequest, *, stream: bool, proxies: Any, **_: object
     ) -> requests.Response:
         if proxies and (proxy := select_proxy(request.url or "", proxies)):
-            self._check_proxy(proxy)
+            proxies = {"all": self._checked(proxy)}
             self._policy.check_literal(urlsplit(request.url or "").hostname or "")
-        connect, headers = self._timeout
-        timeout = (time_left(connect), time_left(headers))
+        timeout = (time_left(self._timeout[0]), time_left(self._timeout[1]))
         response = super().send(
             request, stream=stream, timeout=timeout, verify=True, proxies=proxies
         )
@@ -288,9 +293,9 @@ def tls_context(tls: Tls, upstream: str) -> ssl.SSLContext:
 
 
 def upstream_url(text: str, upstream: str, *, what: str, base: str = "") -> SplitResult:
-    """The parts of a URL that an upstream sent: every such text is parsed here, for urllib and
-    requests raise ValueError for many of them. `base` is the URL that it is relative to. Raises
-    UpstreamInvalid, which names `what` and not the URL: it may be signed."""
+    """The parts of a URL that an upstream sent. Each is parsed here: urllib and requests raise
+    ValueError for many. `base` is the URL that it is relative to. Raises UpstreamInvalid, which
+    names `what` and not the URL: it may be signed."""
     try:
         parts = urlsplit(urljoin(base, text))
         if parts.netloc and not parts.hostname:
@@ -314,21 +319,18 @@ def content_length(response: requests.Response) -> int | None:
 
 
 def content_encoding(response: requests.Response) -> str:
-    """What the header says that the body is encoded with; empty for nothing. Only a claim: storage
-    repeats the header of an upload with bytes that are as they were."""
+    """What the header claims that the body is encoded with, right or wrong; empty for nothing."""
     said: str = response.headers.get("Content-Encoding", "").strip().lower()[:_NAME_LIMIT]
     return "" if said == "identity" else said
 
 
 def read_bounded(response: requests.Response, limit: int) -> bytes:
     """At most `limit` bytes of the undecoded body. The connection is kept if the body ends there.
-    Raises what the libraries raise, a TimeoutError kind too where the request's deadline passes."""
+    Raises what the libraries raise; a TimeoutError kind too where the request's deadline passes."""
     data = bytearray()
     try:
-        while len(data) < limit:
-            piece: bytes = response.raw.read1(limit - len(data), decode_content=False)
-            if not piece:
-                break
+        more = response.raw.read1
+        while len(data) < limit and (piece := more(limit - len(data), decode_content=False)):
             data += piece
     finally:
         response.close()
@@ -337,14 +339,12 @@ def read_bounded(response: requests.Response, limit: int) -> bytes:
 
 def discard(response: requests.Response) -> None:
     """Drop an answer, and keep its connection if the body is small and whole."""
-    try:
-        read_bounded(response, _DISCARD_LIMIT)
-    except (urllib3.exceptions.HTTPError, OSError):
-        response.close()
+    with suppress(urllib3.exceptions.HTTPError, OSError):
+        read_bounded(response, _DISCARD_LIMIT)  # which closes it
 
 
 @lru_cache(maxsize=4)
 def _default_context(file: str | None, directory: str | None) -> ssl.SSLContext:
-    """The operating system's trust store, shared by all upstreams, since reading it takes 25 ms.
-    The arguments are the environment variables that name it, so that a change is noticed."""
+    """The operating system's trust store, which takes 25 ms to read. Environment variables name it:
+    as arguments, so that a change is noticed."""
     return ssl.create_default_context()

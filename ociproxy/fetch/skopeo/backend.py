@@ -98,17 +98,9 @@ class SkopeoBackend:
         """From the manifest; the upstream is not asked."""
         return self._blobs.get(repository, digest)[1]
 
-    def fetch_blob(
-        self,
-        repository: Repository,
-        digest: Digest,
-        download: Download,
-        *,
-        tries: int,
-        answered: Callable[[], None] = lambda: None,
-    ) -> None:
+    def fetch_blob(self, download: Download, *, tries: int, answered: Callable[[], None]) -> None:
         """By copying an image that has the blob; the other blobs of that image come too."""
-        image, size = self._blobs.get(repository, digest)
+        image, size = self._blobs.get(download.repository, download.digest)
         download.learn_size(size)
         attempts = retrying(
             tries=tries, wait_max=download.limits.retry_wait_max, stopped=download.stopped

@@ -211,8 +211,11 @@ class CopyJobs:
         unknown = ManifestUnknown(f"{image.repository}@{digest}", "unknown to the upstream")
         options = ("--preserve-digests", "--remove-signatures", "--quiet")
         try:
-            target = f"oci:{layout.path}"
-            with self._program.start(image.repository, "copy", *options, source, target) as run:
+            # skopeo takes what stands behind a colon for a tag, and a path may have one: so it
+            # runs in the folder, and the name is enough.
+            folder, target = layout.path.parent, f"oci:{layout.path.name}"
+            copying = (image.repository, "copy", *options, source, target)
+            with self._program.start(*copying, folder=folder) as run:
                 self._watch(run, copy, layout)
                 run.check(unknown)
         finally:

@@ -48,6 +48,8 @@ _END_LIMIT: Final = 10.0
 """Seconds for a process to end after it has closed its output or was killed."""
 _READ: Final = 64 * 1024
 """Bytes of one read: as many as a pipe holds."""
+_ANYWHERE: Final = Path("/")
+"""Where a command runs that reads and writes no path of its own: no file system is kept busy."""
 _PROXIES: Final = tuple(f"{name}_proxy" for name in ("http", "https", "no", "all"))
 _PASSED_ON: Final = ("PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", *_PROXIES, *map(str.upper, _PROXIES))
 
@@ -64,6 +66,7 @@ class Run:
         stopped: Event,
         auth: int | None,
         stdout_limit: int,
+        folder: Path,
     ) -> None:
         self.stderr = SkopeoStderr()
         self.stdout = bytearray()
@@ -78,7 +81,7 @@ class Run:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=env,
-                cwd="/",
+                cwd=folder,
                 pass_fds=() if auth is None else (auth,),
                 start_new_session=True,
             )
@@ -171,7 +174,8 @@ class Program:
         path = parts.path.strip("/")
         self._prefix = path.removeprefix("v2").strip("/") if path.split("/")[0] == "v2" else path
         self._secure = parts.scheme == "https" and not upstream.tls.insecure_skip_verify
-        self._folder = folder
+        # skopeo runs in another folder than this process: a relative path would lead elsewhere.
+        self._folder = folder.absolute()
         self._env = self._make_environment()
         self._make_folder()
 
@@ -199,13 +203,15 @@ class Program:
             return self._call(words, output_limit, unknown, fresh)
 
     @contextmanager
-    def start(self, repository: Repository, command: str, *words: str) -> Iterator[Run]:
-        """A running command, with the options that tell it about this upstream and the credentials
-        for this repository."""
+    def start(
+        self, repository: Repository, command: str, *words: str, folder: Path
+    ) -> Iterator[Run]:
+        """A command that runs in `folder`, with the options that tell it about this upstream and
+        the credentials for this repository."""
         source, path = self._credentials, self._path_of(repository)
         given = None if source is None else source.get(path)
         try:
-            with self._run((command, *words), given) as run:
+            with self._run((command, *words), given, folder=folder) as run:
                 yield run
         except UpstreamDenied:
             if source is not None:
@@ -232,7 +238,12 @@ class Program:
 
     @contextmanager
     def _run(
-        self, words: Sequence[str], credentials: Credentials | None, *, output_limit: int = 0
+        self,
+        words: Sequence[str],
+        credentials: Credentials | None,
+        *,
+        output_limit: int = 0,
+        folder: Path = _ANYWHERE,
     ) -> Iterator[Run]:
         command, *rest = words
         prefix = "--src-" if command == "copy" else "--"
@@ -257,6 +268,7 @@ class Program:
                 stopped=self._stopped,
                 auth=auth,
                 stdout_limit=output_limit,
+                folder=folder,
             ) as run:
                 yield run
 
@@ -283,7 +295,7 @@ class Program:
         env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         if self._upstream.tls.ca is not None:
             # In `certs`, this certificate would be trusted beside the system's, not instead.
-            env["SSL_CERT_FILE"] = str(self._upstream.tls.ca)
+            env["SSL_CERT_FILE"] = str(self._upstream.tls.ca.absolute())
             env["SSL_CERT_DIR"] = str(self._folder / "empty")
         home = str(self._folder / "home")
         return {**env, "HOME": home, "XDG_RUNTIME_DIR": home, "TMPDIR": str(self._folder / "tmp")}
@@ -296,8 +308,8 @@ class Program:
                 (self._folder / name).mkdir()
             (self._folder / "registries.conf").touch()
             if tls.cert is not None and tls.key is not None:
-                (self._folder / "certs" / "client.cert").symlink_to(tls.cert)
-                (self._folder / "certs" / "client.key").symlink_to(tls.key)
+                (self._folder / "certs" / "client.cert").symlink_to(tls.cert.absolute())
+                (self._folder / "certs" / "client.key").symlink_to(tls.key.absolute())
         except OSError as exc:
             reason = f"cannot use its certificates: {exc.strerror or exc}"
             raise UpstreamUntrusted(self._upstream.name, reason) from exc

@@ -98,16 +98,9 @@ class Endpoints:
     def stat_blob(self, repository: Repository, digest: Digest) -> int:
         return self._ask(lambda endpoint: endpoint.backend.stat_blob(repository, digest))
 
-    def fetch_blob(
-        self,
-        repository: Repository,
-        digest: Digest,
-        download: Download,
-        *,
-        tries: int,
-        answered: Callable[[], None] = lambda: None,
-    ) -> None:
+    def fetch_blob(self, download: Download, *, tries: int, answered: Callable[[], None]) -> None:
         """An endpoint whose connection breaks is left alone; the next one goes on from there."""
+        digest = download.digest
         order = sorted(self._endpoints, key=lambda each: each.damaged.get(digest) or 0)
         brought: list[_Endpoint] = []
 
@@ -119,7 +112,7 @@ class Endpoints:
                 answered()
 
             try:
-                endpoint.backend.fetch_blob(repository, digest, download, tries=1, answered=heard)
+                endpoint.backend.fetch_blob(download, tries=1, answered=heard)
             finally:
                 if download.bytes_fetched > before:
                     brought.append(endpoint)

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import pytest
 
-from ociproxy.config.settings import Auth, Fetch, Secret
+from ociproxy.config.settings import Auth, Fetch, Secret, Tls
 from ociproxy.errors import (
     BlobTooLarge,
     BlobUnknown,
@@ -38,6 +38,7 @@ from ociproxy.oci.manifest import ManifestHolder
 from ociproxy.store.store import Store
 from tests.fetch.conftest import TIMEOUTS, entry
 from tests.fetch.contract import BackendContract, digest, fetch_blob, hold, reference, repository
+from tests.fetch.tls import Authority
 from tests.images import artifact, image, image_of, layer, random_blob, random_bytes
 from tests.parts.tools import require_tool
 from tests.upstream import FakeUpstream
@@ -149,6 +150,26 @@ def test_image_is_stored_whole_with_its_digest(
             assert found.file.read() == blob.data
             assert found.sealed
     assert upstream.count("/blobs/") == len(held.blobs)
+
+
+def test_relative_paths_and_a_store_with_a_colon_in_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """skopeo runs in another folder, and takes what stands behind a colon for a tag."""
+    monkeypatch.chdir(tmp_path)
+    authority = Authority(tmp_path)
+    cert, key = (Path(path.name) for path in authority.client())
+    tls = Tls(ca=Path(authority.ca.name), cert=cert, key=key)
+    store = Store(Path("cache:1"))
+    with FakeUpstream(tls=authority.server(clients=authority)) as upstream:
+        held = upstream.add("team/app", image(), tag="v1")
+        backend = SkopeoBackend(entry(upstream, tls=tls), Fetch(), store)
+        try:
+            backend.fetch_manifest(reference(upstream))
+            assert fetch_blob(backend, repository(upstream), digest(held.layers[0]), store)
+        finally:
+            backend.close()
+    assert not Path("cache").exists()
 
 
 def test_a_blob_that_skopeo_brings_is_counted_as_a_download_that_ended_well(

@@ -25,9 +25,10 @@ from ociproxy.serve.admin.explaining import Explainer
 from ociproxy.serve.admin.history import History, Sample, plot
 from ociproxy.serve.admin.page import Page
 from ociproxy.serve.admin.render import read_all
+from ociproxy.serve.admin.sources import Sources
 from ociproxy.serve.admin.survey import Findings, Held, Images, Surveyor
 from ociproxy.store.store import Store
-from tests.images import artifact, image, multi_platform
+from tests.images import artifact, image, index, multi_platform
 from tests.server import Mirror, upstream_entry
 from tests.upstream import FakeUpstream
 from tests.upstream_faults import Fault
@@ -84,6 +85,7 @@ def test_why_says_on_the_page_what_the_command_says(
 def test_a_pull_is_on_every_view(mirror: Callable[..., Mirror], upstream: FakeUpstream) -> None:
     app = upstream.add("app", multi_platform(platforms=("linux/amd64", "linux/arm64")), tag="1")
     signature = upstream.add("app", artifact(app.top))
+    odd = upstream.add("odd", index({"linux/<b>\ud800": image("odd")}), tag="1")
     big, slow = (each.digest for each in app.blobs if each.media_type.endswith("gzip"))
     config = {
         "upstreams": [upstream_entry(upstream.url)],
@@ -92,6 +94,8 @@ def test_a_pull_is_on_every_view(mirror: Callable[..., Mirror], upstream: FakeUp
     server = mirror(config, admin=True)
     for reference in ("1", app.manifests[0].digest, signature.top.digest):
         assert server.manifest(upstream.registry, "app", reference).status == 200
+    for reference in ("1", odd.manifests[0].digest):
+        assert server.manifest(upstream.registry, "odd", reference).status == 200
     assert server.blob(upstream.registry, "app", big).status == 200
     assert server.get("/v2/%3Cscript%3Ealert(1)%3C/script%3E").status == 404
     upstream.fault(slow, Fault(stall_after=10))
@@ -125,6 +129,11 @@ def test_a_pull_is_on_every_view(mirror: Callable[..., Mirror], upstream: FakeUp
     assert server.admin(f"/image?reference={name}x").status == 404
     assert server.admin("/image?reference=%00").status == 404
 
+    # A platform that is no Unicode hides no other image, and is text.
+    assert "linux/&lt;b&gt;?" in view(server, "/contents?q=odd")
+    for path in ("/image", "/why"):
+        view(server, f"{path}?reference={upstream.registry}/odd:1")
+
     server.wait_for(
         lambda: "manifest</td>" in view(server, "/store"), "the store counted", limit=60
     )
@@ -151,7 +160,7 @@ async def test_ten_thousand_images_are_listed_page_by_page(tmp_path: Path) -> No
     surveyor.contents = Findings(time.time(), {"blob": Held(1, 1)}, images=many(10_000), whole=True)
     config, store, tally = Config(), Store(tmp_path / "store"), Tally(1)
     explainer = Explainer(config, store, tally)
-    page = Page(config, store, tally, surveyor, History(), explainer)
+    page = Page(config, Sources(store, tally, surveyor, History(), explainer))
     await asyncio.get_running_loop().run_in_executor(None, read_all)
     texts = []
     began = time.process_time()
@@ -177,7 +186,8 @@ async def test_the_images_are_searched_outside_the_event_loop(tmp_path: Path) ->
     surveyor = Surveyor(lambda *_: [], Config(), Tally(1))
     surveyor.contents = Findings(time.time(), images=Noting(), whole=True)
     config, store, tally = Config(), Store(tmp_path / "store"), Tally(1)
-    page = Page(config, store, tally, surveyor, History(), Explainer(config, store, tally))
+    explainer = Explainer(config, store, tally)
+    page = Page(config, Sources(store, tally, surveyor, History(), explainer))
     await asyncio.get_running_loop().run_in_executor(None, read_all)
     await page.answer(make_mocked_request("GET", "/contents?q=app"))
     assert len(threads) == 1
