@@ -20,6 +20,7 @@ from ociproxy.cli.backends import backends
 from ociproxy.config.settings import Config, Fetch, Upstream
 from ociproxy.errors import UpstreamUnavailable
 from ociproxy.fetch.backend import Backend
+from ociproxy.fetch.download.download import Download
 from ociproxy.fetch.download.fill import Fill
 from ociproxy.fetch.engine import Engine
 from ociproxy.oci.digest import Digest
@@ -159,10 +160,10 @@ async def test_a_blob_whose_fill_meets_a_bug_keeps_no_other_from_being_fetched_a
         backend = make(upstream)
         fetch = backend.fetch_blob
 
-        def fetch_blob(repository: Repository, digest: Digest, *args: Any, **more: Any) -> None:
-            if digest == broken:
+        def fetch_blob(download: Download, **more: Any) -> None:
+            if download.digest == broken:
                 raise ZeroDivisionError("a bug")
-            fetch(repository, digest, *args, **more)
+            fetch(download, **more)
 
         backend.fetch_blob = fetch_blob  # type: ignore[method-assign]
         return backend
