@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import click
 
 from ociproxy.cli.options import config_path, configuration, image_path
 from ociproxy.cli.table import print_table
-from ociproxy.errors import ConfigError
+from ociproxy.errors import ConfigError, StoreError
 from ociproxy.load.pins import all_pins
 from ociproxy.store.inventory import references
 from ociproxy.store.look import Look
@@ -78,8 +79,9 @@ def remove(patterns: tuple[str, ...], image_path: Path | None, config_path: Path
     a prune. Pins of the configuration are removed there."""
     store = open_existing(configuration(config_path, image_path=image_path).store.path)
     removed = [(each, store.pins.remove(Pin.parse(each, "").pattern)) for each in patterns]
+    with suppress(StoreError):  # a hint, and the next run on the limits has it right
+        store.usage.forget_pinned()
     for pattern, found in removed:
         if not found:
             where = "see `ociproxy pins list`; the configuration's pins are removed there"
             raise ConfigError(f"no such pin in the store: {where}", key=pattern)
-    store.usage.forget_pinned()

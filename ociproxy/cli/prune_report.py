@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from ociproxy.store.pruning.pins import Pin
     from ociproxy.store.pruning.plan import Plan, Removed, Selection
-    from ociproxy.store.pruning.survey import StoredFile, SurveyedImage
+    from ociproxy.store.pruning.stored import StoredFile
+    from ociproxy.store.pruning.survey import SurveyedImage
     from ociproxy.store.usage import Usage
 
 
@@ -146,8 +147,8 @@ class Report:
 
 def _content(done: Removed) -> Iterator[tuple[str, str, StoredFile]]:
     for kind, found in (("manifest", done.manifests), ("blob", done.blobs)):
-        for name, each in sorted(found.items()):
-            yield kind, name, each
+        for name in sorted(found):
+            yield kind, name, found[name]
     for each in _by_path(done.rubbish):
         yield "rubbish", each.path.name, each
 

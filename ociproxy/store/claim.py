@@ -28,6 +28,13 @@ SILENT: Final = 30.0
 """Seconds. An owner that has not touched its claim for so long was stopped, or its disk hangs."""
 
 
+def close_lock_folder(path: Path) -> None:
+    """Close `locks/` of an earlier version to other users. One who may not is no danger to it."""
+    with suppress(OSError):
+        if path.stat().st_mode & ~LOCKS_MODE & 0o777:
+            path.chmod(LOCKS_MODE)
+
+
 class Claim:
     """Belongs to one thread; `close` it."""
 

@@ -28,8 +28,9 @@ T = TypeVar("T")
 
 _UNREADABLE: Final = 1000
 """Files that are named: where there are more the disk is gone."""
-_MANIFESTS: Final = 8 * 1024 * 1024
-"""Bytes of the manifests that are remembered; parsed they take some five times as much memory."""
+_MANIFESTS: Final = 2 * 1024 * 1024
+"""Bytes of the manifests that are remembered: of a repository with some hundred tags. Parsed they
+take some five times as much memory."""
 _OVERHEAD: Final = 256
 _BLOBS: Final = 65536
 """Blobs whose sizes are remembered: images share them."""
@@ -67,9 +68,11 @@ class Look:
         *,
         hashed: Callable[[str, int], object] = lambda _path, _size: None,
         strict: bool = False,
+        find_blob: Callable[[Digest], tuple[int, float] | None] | None = None,
     ) -> None:
         """`hashed` is told the path and the bytes of each manifest that was read in the store's own
-        files and is right."""
+        files and is right. A caller that knows all stored blobs gives `find_blob`, which answers as
+        `blob` does."""
         self.unreadable: dict[str, str] = {}
         """By path, the first `_UNREADABLE`: why."""
         self.lost: dict[Digest, str] = {}
@@ -77,7 +80,8 @@ class Look:
         self._strict = strict
         self._hashed = hashed
         self._find_manifest = store.manifests.look
-        self._find_blob = store.blobs.look
+        self._find_blob = find_blob or store.blobs.look
+        self._are_blobs_known = find_blob is not None
         self._refs = store.refs
         self._subjects: set[str] | None = None
         self._asked = 0
@@ -144,6 +148,8 @@ class Look:
 
     def blob(self, digest: Digest) -> tuple[int, float] | None:
         """Bytes of a stored blob, and its last use. Raises StoreError."""
+        if self._are_blobs_known:
+            return self._find_blob(digest)
         seen = self._blobs.get(digest)
         if seen is None:
             seen = self._find_blob(digest)

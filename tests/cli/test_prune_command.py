@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bench.many import Many, make_store
 from ociproxy.errors import StoreError
 from ociproxy.oci.descriptor import Descriptor
 from ociproxy.oci.digest import Digest
@@ -17,9 +20,10 @@ from ociproxy.oci.manifest import ManifestHolder
 from ociproxy.oci.reference import Reference
 from ociproxy.store import removal
 from ociproxy.store.pruning.carry_out import carry_out
-from ociproxy.store.pruning.plan import Selection, make_plan
+from ociproxy.store.pruning.plan import Plan, Selection, make_plan
 from ociproxy.store.pruning.removed import add_removed, read_removed
-from ociproxy.store.pruning.survey import StoredFile, Survey
+from ociproxy.store.pruning.stored import StoredFile, StoredFiles
+from ociproxy.store.pruning.survey import Survey
 from ociproxy.store.store import Store
 from ociproxy.store.usage import Usage
 from tests import forked
@@ -453,3 +457,34 @@ def test_a_prune_that_has_lost_its_turn_writes_over_nothing_of_the_next_one(
         first.kill()
     assert [each.reference for each in read_removed(store)] == ["quay.io/team/other:v1"]
     assert (store.usage.read() or Usage()).runs == 1  # it knew the size before the next one
+
+
+def test_a_plan_takes_little_memory_for_each_manifest(tmp_path: Path) -> None:
+    """So that of a store of 100,000 takes some 60 MB, beside what each command takes."""
+    many = Many(manifests=1000, blobs=200)
+    make_store(tmp_path / "many", many)
+    store = Store(tmp_path / "many")
+    plan_of(store)  # what is made once
+    tracemalloc.start()
+    try:
+        survey, plan = plan_of(store)
+        gc.collect()
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(plan.images) == many.images
+    assert len(plan.manifests) == len(survey.manifests)
+    assert taken < 900 * len(plan.manifests)
+
+
+def plan_of(store: Store) -> tuple[Survey, Plan]:
+    survey, selection = Survey(store), Selection(to_size=0, keep_recent=0)
+    return survey, make_plan(store, survey, selection, is_pinned=lambda *_: False, now=time.time())
+
+
+def test_a_file_with_the_largest_inode_is_kept_in_mind(tmp_path: Path) -> None:
+    """Some network file systems use all 64 bits."""
+    files = StoredFiles()
+    files["a"] = each = StoredFile(f"{tmp_path}/a", 7, 2**64 - 1, -1, 10**18)
+    assert files["a"] == each
+    assert files.only(["a"]).total() == 7

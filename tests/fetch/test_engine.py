@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -13,9 +15,12 @@ from typing import Any
 
 import pytest
 
+from ociproxy import log
 from ociproxy.cli.backends import backends
-from ociproxy.config.settings import Config, Fetch
+from ociproxy.config.settings import Config, Fetch, Upstream
 from ociproxy.errors import UpstreamUnavailable
+from ociproxy.fetch.backend import Backend
+from ociproxy.fetch.download.download import Download
 from ociproxy.fetch.download.fill import Fill
 from ociproxy.fetch.engine import Engine
 from ociproxy.oci.digest import Digest
@@ -23,7 +28,7 @@ from ociproxy.oci.manifest import ManifestHolder
 from ociproxy.oci.reference import Reference, Repository
 from ociproxy.store.store import Store
 from tests.fetch.conftest import entry
-from tests.images import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, content, random_blob
+from tests.images import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, content, image, random_blob
 from tests.upstream import FakeUpstream
 from tests.upstream_faults import Fault
 
@@ -126,3 +131,49 @@ async def test_a_download_that_another_process_leads_tells_nothing_of_the_upstre
         assert follower.upstreams.states()[0].condition == "unreachable"
         await leader.close()
         await follower.close()
+
+
+class BrokenLog(io.StringIO):
+    def write(self, text: str) -> int:
+        raise RuntimeError("another bug")
+
+
+@pytest.mark.parametrize("log_works", [True, False], ids=["logged", "in the log, too"])
+async def test_a_blob_whose_fill_meets_a_bug_keeps_no_other_from_being_fetched_ahead(
+    tmp_path: Path,
+    upstream: FakeUpstream,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    log_works: bool,
+) -> None:
+    """There is one fill in the background at a time, and the first layer ends it."""
+    monkeypatch.setattr(sys, "stderr", sys.__stderr__ if log_works else BrokenLog())
+    monkeypatch.setattr(log, "_queued", True)  # a thread writes, as in a server
+    made = upstream.add("app", image("app", layers=3), tag="v1")
+    broken, *others = (Digest.parse(layer.digest) for layer in made.layers)
+    repository = Repository(upstream.registry, "app")
+    config = Config(upstreams={upstream.registry: entry(upstream)}, fetch=Fetch(background_fills=1))
+    store = Store(tmp_path)
+    make = backends(store, config)
+
+    def make_broken(upstream: Upstream) -> Backend:
+        backend = make(upstream)
+        fetch = backend.fetch_blob
+
+        def fetch_blob(download: Download, **more: Any) -> None:
+            if download.digest == broken:
+                raise ZeroDivisionError("a bug")
+            fetch(download, **more)
+
+        backend.fetch_blob = fetch_blob  # type: ignore[method-assign]
+        return backend
+
+    engine = Engine(store, config, make_broken)
+    async with asyncio.timeout(20):
+        await engine.manifests.pull(Reference(repository, "v1"), body=True)
+        await engine.drain()
+    await engine.close()
+    assert not store.blobs.path(broken).exists()
+    assert all(store.blobs.path(each).exists() for each in others)
+    log.flush()
+    assert ("ZeroDivisionError: a bug" in capfd.readouterr().err) is log_works

@@ -160,7 +160,7 @@ class Fills:
                 )
 
         self._running[partition, digest] = fill
-        self._begin(run())
+        self._begin(fill, run())
         return fill
 
     def relay(self, repository: Repository, digest: Digest, *, backend: Backend) -> Relay:
@@ -196,7 +196,7 @@ class Fills:
             fill.end(error)
 
         self._relays.add(fill)
-        self._begin(run())
+        self._begin(fill, run())
         return fill
 
     async def _outcome(self, fill: Fill, future: Future[None]) -> Exception | None:
@@ -220,8 +220,16 @@ class Fills:
             return Interrupted(registry, "no client waits for it any more")
         return None
 
-    def _begin(self, run: Coroutine[None, None, None]) -> None:
-        self._own(asyncio.create_task(run))
+    def _begin(self, fill: Fill, run: Coroutine[None, None, None]) -> None:
+        async def end_surely() -> None:
+            try:
+                await run
+            except Exception as exc:
+                if not (fill.succeeded or fill.error):
+                    fill.end(exc)  # a bug of ours: its readers must not wait for good
+                raise
+
+        self._own(asyncio.create_task(end_surely()))
         if self._watcher is None or self._watcher.done():
             self._watcher = asyncio.create_task(self._watch())
 

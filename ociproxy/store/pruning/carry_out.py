@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from ociproxy.oci.reference import Repository
     from ociproxy.store.pruning.plan import Plan
-    from ociproxy.store.pruning.survey import StoredFile, Survey, SurveyedImage
+    from ociproxy.store.pruning.stored import StoredFile
+    from ociproxy.store.pruning.survey import Survey, SurveyedImage
     from ociproxy.store.removal import Remover
     from ociproxy.store.store import Store
 
@@ -87,14 +88,15 @@ class _Work:
                 for name in names
                 if name in found
             ]
+            tag = self._survey.tag(image)
             subjects = self._plan.subjects.get(image.reference, ())
-            if image.ref is not None and not image.ref.is_unchanged():
+            if tag is not None and not tag.is_unchanged():
                 self._keep(image)
             elif any(kept is each for kept in self.pruned.kept for each in subjects):
                 self._keep(image)  # it comes after its subjects
             elif all(map(self._may_go, files)):
-                if image.ref is not None:
-                    self._take(image.ref.path)
+                if tag is not None:
+                    self._take(tag.path)
                 self.pruned.images.append(image)
             else:
                 self._keep(image)
@@ -107,12 +109,12 @@ class _Work:
         kept: dict[Repository, set[str]] = {}
         for image in self.pruned.kept:
             kept.setdefault(image.reference.repository, set()).update(image.needs.manifests)
-        records = [
+        records = (
             each
             for repository, found in self._plan.records.items()
-            for name, each in found
+            for name, each in found.items()
             if name not in kept.get(repository, ())
-        ]
+        )
         self._in_batches(records, lambda each: each.is_unchanged() and self._take(each.path))
         self._flush()
 
@@ -129,7 +131,7 @@ class _Work:
             else:
                 self._needed.add(self._survey.needs_of(name))
 
-        self._in_batches(list(self._plan.manifests.items()), remove)
+        self._in_batches(self._plan.manifests.items(), remove)
         self._flush()
 
         def forget(item: tuple[str, Path]) -> None:
@@ -137,7 +139,8 @@ class _Work:
                 self._take(item[1])
 
         records = RecordFiles(self._store.refs)
-        self._in_batches(records.of_these_referrers(self.pruned.manifests), forget)
+        # Looked for before the batches: publishers wait for those.
+        self._in_batches(list(records.of_these_referrers(self.pruned.manifests)), forget)
         self._flush()
 
     def remove_empty_folders(self) -> None:
@@ -153,7 +156,7 @@ class _Work:
             if name not in self._needed.blobs and self._may_go(each) and self._take(each.path):
                 self.pruned.blobs[name] = each
 
-        self._in_batches(list(self._plan.blobs.items()), remove)
+        self._in_batches(self._plan.blobs.items(), remove)
 
     def remove_rubbish(self, older_than: float) -> None:
         for each in self._plan.rubbish:
@@ -176,16 +179,18 @@ class _Work:
         )
 
     def _in_batches(self, items: Iterable[T], remove: Callable[[T], object]) -> None:
-        waiting = list(items)
-        waiting.reverse()
-        while waiting:
+        waiting = iter(items)
+        item = next(waiting, None)
+        while item is not None:
             with self._remover.batch():
                 until = time.monotonic() + _BATCH
                 self._look()
                 # At least one, however long it takes to look.
-                remove(waiting.pop())
-                while waiting and time.monotonic() < until:
-                    remove(waiting.pop())
+                while item is not None:
+                    remove(item)
+                    item = next(waiting, None)
+                    if time.monotonic() >= until:
+                        break
 
     def _look(self) -> None:
         """See what came since the plan, and who needs what was used."""

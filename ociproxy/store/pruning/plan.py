@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from ociproxy.oci.reference import is_glob
 from ociproxy.store.files import store_errors
 from ociproxy.store.pruning.signatures import subjects_of
-from ociproxy.store.pruning.survey import Needs, StoredFile, needs_of_all
+from ociproxy.store.pruning.stored import StoredFile, StoredFiles
+from ociproxy.store.pruning.survey import Needs, needs_of_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,16 +81,16 @@ class Removed:
     first."""
 
     images: list[SurveyedImage] = field(default_factory=list)
-    manifests: dict[str, StoredFile] = field(default_factory=dict)
-    blobs: dict[str, StoredFile] = field(default_factory=dict)
+    manifests: StoredFiles = field(default_factory=StoredFiles)
+    blobs: StoredFiles = field(default_factory=StoredFiles)
     rubbish: list[StoredFile] = field(default_factory=list)
     """In `quarantine/`, and abandoned downloads in `pulls/`."""
 
     @property
     def freed(self) -> int:
         """Bytes."""
-        parts = (self.manifests.values(), self.blobs.values(), self.rubbish)
-        return sum(each.size for part in parts for each in part)
+        rubbish = sum(each.size for each in self.rubbish)
+        return self.manifests.total() + self.blobs.total() + rubbish
 
 
 @dataclass(slots=True)
@@ -97,8 +98,8 @@ class Plan(Removed):
     """What goes, and what is known of the rest."""
 
     staying: list[SurveyedImage] = field(default_factory=list)
-    records: dict[Repository, list[tuple[str, StoredFile]]] = field(default_factory=dict)
-    """That a repository has a manifest: the record, with the name of the manifest."""
+    records: dict[Repository, StoredFiles] = field(default_factory=dict)
+    """That a repository has a manifest: the record, by the name of the manifest."""
     needed: Needs = field(default_factory=Needs)
     """By all that stays."""
     size: int = 0
@@ -164,8 +165,8 @@ class _Planning:
             StoredFile.of(path, path.stat())
             for path in (*store.quarantined(), *store.staging.abandoned(self._recent))
         ]
-        content = (*survey.manifests.values(), *survey.blobs.values(), *self._rubbish)
-        size = sum(each.size for each in content)
+        size = survey.manifests.total() + survey.blobs.total()
+        size += sum(each.size for each in self._rubbish)
         target, cause = selection.target(size), selection.cause(size)
         subjects = subjects_of(survey.images)
         self.plan = Plan(size=size, target=target, cause=cause, subjects=subjects)
@@ -183,11 +184,8 @@ class _Planning:
                 pinned.add(id(image))
         plan.pinned = [each for each in images if id(each) in pinned]
         needs = needs_of_all(plan.pinned)
-        for names, files in (
-            (needs.manifests, self._survey.manifests),
-            (needs.blobs, self._survey.blobs),
-        ):
-            plan.pinned_size += sum(files[name].size for name in names if name in files)
+        plan.pinned_size = self._survey.manifests.total(needs.manifests)
+        plan.pinned_size += self._survey.blobs.total(needs.blobs)
 
     def choose_images(self) -> None:
         plan, selection = self.plan, self._selection
@@ -251,33 +249,35 @@ class _Planning:
     def choose_content(self) -> None:
         """Records, manifests and blobs that go with the images, or that no image needs."""
         plan, survey = self.plan, self._survey
+        self._of_images = Needs()  # not looked at any more, and as large as what follows
         going, plan.needed = needs_of_all(plan.images), needs_of_all(plan.staying)
         plan.needed.add(self._kept_loose)
-        plan.manifests = {
-            name: each
-            for name, each in survey.manifests.items()
+        plan.manifests = survey.manifests.only(
+            name
+            for name in survey.manifests
             if name not in plan.needed.manifests
             and (name in going.manifests or name in self._loose)
-        }
-        plan.blobs = {
-            name: each
-            for name, each in survey.blobs.items()
-            if name not in plan.needed.blobs and (name in going.blobs or self._is_loose(each))
-        }
-        here: dict[Repository, Needs] = {}
+        )
+        plan.blobs = survey.blobs.only(
+            name
+            for name in survey.blobs
+            if name not in plan.needed.blobs
+            and (name in going.blobs or self._is_loose(survey.blobs[name]))
+        )
+        here: dict[Repository, list[SurveyedImage]] = {}
         for image in plan.images:
-            here.setdefault(image.reference.repository, Needs()).add(image.needs)
-        kept: dict[Repository, Needs] = {}
+            here.setdefault(image.reference.repository, []).append(image)
+        kept: dict[Repository, list[SurveyedImage]] = {}
         for image in plan.staying:
             if image.reference.repository in here:
-                kept.setdefault(image.reference.repository, Needs()).add(image.needs)
-        for repository, needs in here.items():
-            stays = kept.get(repository, Needs()).manifests
-            plan.records[repository] = [
-                (name, each)
-                for name, each in survey.records(repository)
-                if name in needs.manifests and name not in stays
-            ]
+                kept.setdefault(image.reference.repository, []).append(image)
+        for repository, images in here.items():
+            goes = needs_of_all(images).manifests
+            stays = needs_of_all(kept.get(repository, ())).manifests
+            records = survey.records(repository)
+            plan.records[repository] = records.only(
+                name for name in records if name in goes and name not in stays
+            )
 
     def _fits(self, image: SurveyedImage) -> bool:
         if self._selection.unreferenced and image.reference.tag is not None:
@@ -293,10 +293,12 @@ class _Planning:
     def _recent_files(self) -> int:
         if not self._selection.takes_loose:
             return 0
-        needed = self._of_images
-        files = [f for n, f in self._survey.manifests.items() if n not in needed.manifests]
-        files += [f for n, f in self._survey.blobs.items() if n not in needed.blobs]
-        return sum(max(each.used, each.stored) > self._recent for each in files)
+        needed, survey = self._of_images, self._survey
+        return sum(
+            max(each.used, each.stored) > self._recent
+            for files, names in ((survey.manifests, needed.manifests), (survey.blobs, needed.blobs))
+            for each in (files[name] for name in files if name not in names)
+        )
 
     def _count(self, candidates: list[SurveyedImage]) -> int:
         """How many of the candidates go, from the first one on."""
@@ -306,14 +308,15 @@ class _Planning:
         users = Counter((*self._kept_loose.manifests, *self._kept_loose.blobs))
         for image in survey.images:
             users.update((*image.needs.manifests, *image.needs.blobs))
-        files = survey.manifests | survey.blobs
         size = self.plan.size - sum(each.size for each in self.plan.rubbish)
-        size -= sum(f.size for n, f in files.items() if not users[n] and self._is_loose(f))
+        for files in (survey.manifests, survey.blobs):
+            unneeded = (files[name] for name in files if not users[name])
+            size -= sum(each.size for each in unneeded if self._is_loose(each))
         for count, image in enumerate(candidates):
             if size <= target:
                 return count
             for name in (*image.needs.manifests, *image.needs.blobs):
                 users[name] -= 1
-                if not users[name] and name in files:
-                    size -= files[name].size
+                if not users[name]:
+                    size -= survey.manifests.total((name,)) + survey.blobs.total((name,))
         return len(candidates)

@@ -12,7 +12,6 @@ import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ociproxy.errors import DigestInvalid
@@ -22,48 +21,18 @@ from ociproxy.store.files import digest_of, file_name, store_errors
 from ociproxy.store.image import read_contents
 from ociproxy.store.inventory import references
 from ociproxy.store.look import Look
+from ociproxy.store.pruning.stored import StoredFile, StoredFiles
 from ociproxy.store.pruning.users import Users
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.store.image import ImageContents
     from ociproxy.store.store import Store
 
 _DIGEST: Final = re.compile(rb"(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})")
-
-
-class StoredFile(NamedTuple):
-    """A file as it was at one moment; `used` and `stored` are seconds since the epoch. There are
-    hundreds of thousands, so the path is a text: it takes less time and memory."""
-
-    file: str
-    size: int
-    state: tuple[int, int, int]
-    used: float
-    stored: float
-
-    @staticmethod
-    def of(file: str | Path, state: os.stat_result) -> StoredFile:
-        return StoredFile(
-            os.fspath(file), state.st_size, _state(state), state.st_atime, state.st_mtime
-        )
-
-    @property
-    def path(self) -> Path:
-        return Path(self.file)
-
-    def is_unchanged(self) -> bool:
-        """Whether it is there, and was neither used nor written again since."""
-        try:
-            return _state(os.stat(self.file)) == self.state  # noqa: PTH116 of each in a batch
-        except FileNotFoundError:
-            return False
-
-
-def _state(state: os.stat_result) -> tuple[int, int, int]:
-    return state.st_ino, state.st_mtime_ns, state.st_atime_ns
 
 
 @dataclass(slots=True)
@@ -73,9 +42,16 @@ class Needs:
     manifests: dict[str, None] = field(default_factory=dict)
     blobs: set[str] = field(default_factory=set)
 
-    def add(self, other: Needs) -> None:
-        self.manifests.update(other.manifests)
-        self.blobs |= other.blobs
+    def add(self, other: Needs | ImageNeeds) -> None:
+        self.manifests.update(dict.fromkeys(other.manifests))
+        self.blobs.update(other.blobs)
+
+
+class ImageNeeds(NamedTuple):
+    """The same of one image, in little memory: there are tens of thousands."""
+
+    manifests: tuple[str, ...]
+    blobs: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,9 +61,7 @@ class SurveyedImage:
 
     reference: Reference
     digest: Digest
-    needs: Needs
-    ref: StoredFile | None
-    """The tag's record; None where the image has no tag."""
+    needs: ImageNeeds
     size: int
     used: float
     top_used: float
@@ -103,9 +77,10 @@ class Survey:
         self._store = store
         self.users = Users(store.staging.root)
         self.blobs = _content(store.root / "blobs")
-        self.manifests = {**_content(store.root / "fat"), **_content(store.root / "img")}
+        self.manifests = _content(store.root / "fat", store.root / "img")
         """Indexes first."""
-        look = Look(store, strict=True)
+        self._tags: dict[Repository, StoredFiles] = {}
+        look = Look(store, strict=True, find_blob=self._find_blob)
         self.images = [self._image(*each, look) for each in references(store, look)]
 
     def manifest_names(self) -> set[str]:
@@ -113,7 +88,8 @@ class Survey:
         100,000."""
         folders = (self._store.root / "fat", self._store.root / "img")
         with store_errors(self._store.root):
-            return {name for folder in folders for name in os.listdir(folder)}  # noqa: PTH208 fast
+            # Interned: most are known here already, and each batch lists them anew.
+            return {sys.intern(n) for folder in folders for n in os.listdir(folder)}  # noqa: PTH208
 
     def needs_of(self, name: str) -> Needs:
         """What a stored manifest needs, itself included; of another file, itself."""
@@ -125,31 +101,46 @@ class Survey:
         nowhere = Repository("localhost", "any")  # referrers are not looked for
         return self._needs(read_contents(self._store, nowhere, holder.descriptor, look=look))
 
-    def records(self, repository: Repository) -> Iterator[tuple[str, StoredFile]]:
+    def records(self, repository: Repository) -> StoredFiles:
         """The records of the repository's manifests, by the names of those."""
-        for name, record in _files(self._store.refs.folder(repository) / "_manifests").items():
+        found = StoredFiles(_record_name)
+        for name, record in _files(self._store.refs.folder(repository) / "_manifests"):
             with suppress(DigestInvalid):
-                yield file_name(Digest.parse(name)), record
+                found[_name(Digest.parse(name))] = record
+        return found
+
+    def tag(self, image: SurveyedImage) -> StoredFile | None:
+        """The record of the image's tag; None where it has none."""
+        tags = self._tags.get(image.reference.repository)
+        return None if tags is None else tags.get(image.reference.tag or "")
+
+    def _see_tag(self, repository: Repository, tag: str) -> None:
+        path = self._store.refs.folder(repository) / "_tags" / tag
+        with store_errors(path), suppress(FileNotFoundError):
+            state = path.stat()
+            self._tags.setdefault(repository, StoredFiles())[tag] = StoredFile.of(path, state)
+
+    def _find_blob(self, digest: Digest) -> tuple[int, float] | None:
+        """Bytes of a stored blob, and its last use."""
+        each = self.blobs.get(file_name(digest))
+        return None if each is None else (each.size, each.used)
 
     def _image(
         self, reference: Reference, top: Descriptor, resolved: float | None, look: Look
     ) -> SurveyedImage:
         repository = reference.repository
         contents = read_contents(self._store, repository, top, referrers=True, look=look)
-        needs = self._needs(contents)
-        ref: StoredFile | None = None
+        every = self._needs(contents)
+        needs = ImageNeeds(tuple(every.manifests), tuple(every.blobs))
         if reference.tag is not None:
-            path = self._store.refs.folder(reference.repository) / "_tags" / reference.tag
-            with store_errors(path), suppress(FileNotFoundError):
-                ref = StoredFile.of(path, path.stat())
+            self._see_tag(repository, reference.tag)
         manifests = [self.manifests[name] for name in needs.manifests if name in self.manifests]
         blobs = [self.blobs[name] for name in needs.blobs if name in self.blobs]
         known = resolved or 0.0
         return SurveyedImage(
             reference,
-            top.digest,
+            Digest(*map(sys.intern, top.digest)),
             needs,
-            ref,
             size=sum(each.size for each in (*manifests, *blobs)),
             # A tag of which only the head was asked has no file of its own.
             used=max((each.used for each in (*manifests, *blobs)), default=known),
@@ -185,16 +176,23 @@ def needs_of_all(images: Iterable[SurveyedImage]) -> Needs:
     return found
 
 
-def _content(folder: Path) -> dict[str, StoredFile]:
+def _content(*folders: Path) -> StoredFiles:
     """What is named as content is; anything else is not this program's to remove."""
-    return {name: each for name, each in _files(folder).items() if digest_of(name) is not None}
+    found = StoredFiles()
+    for folder in folders:
+        found.update((sys.intern(n), each) for n, each in _files(folder) if digest_of(n))
+    return found
 
 
-def _files(folder: Path) -> dict[str, StoredFile]:
-    found: dict[str, StoredFile] = {}
+def _files(folder: Path) -> Iterator[tuple[str, StoredFile]]:
+    """By name, sorted."""
     with store_errors(folder), suppress(FileNotFoundError):
-        for entry in os.scandir(folder):
+        for name in sorted(os.listdir(folder)):  # noqa: PTH208 fast
+            path = f"{folder}{os.sep}{name}"
             with suppress(FileNotFoundError):
-                state = entry.stat(follow_symlinks=False)
-                found[sys.intern(entry.name)] = StoredFile.of(entry.path, state)
-    return dict(sorted(found.items()))
+                yield name, StoredFile.of(path, os.lstat(path))
+
+
+def _record_name(name: str) -> str:
+    """Of a manifest that has this file name."""
+    return str(digest_of(name) or name)
