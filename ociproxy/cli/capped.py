@@ -13,11 +13,11 @@ from ociproxy.cli.child import command_maker
 from ociproxy.load.pins import all_pins
 from ociproxy.serve.eviction import Eviction
 from ociproxy.serve.housekeeping import Housekeeper
-from ociproxy.store.limits import Limits
+from ociproxy.store.limits import Limits, size_of
 from ociproxy.store.pruning.pins import Pins
 from ociproxy.store.pruning.plan import Selection, make_plan
 from ociproxy.store.pruning.survey import Survey
-from ociproxy.store.usage import Usage, size_of
+from ociproxy.store.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator

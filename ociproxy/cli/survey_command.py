@@ -18,10 +18,10 @@ from ociproxy.errors import OciProxyError
 from ociproxy.load.pins import all_pins
 from ociproxy.store.image import read_contents
 from ociproxy.store.inventory import Entry, inventory, references
+from ociproxy.store.limits import size_of
 from ociproxy.store.look import Look
 from ociproxy.store.pruning.pins import Pins
 from ociproxy.store.store import open_existing
-from ociproxy.store.usage import size_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

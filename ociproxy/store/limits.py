@@ -1,4 +1,5 @@
-"""How large the store may be: what `store.max_size` and `store.min_free` mean on its disk.
+"""How large the store may be: what `store.max_size` and `store.min_free` mean on its disk. And, for
+a command that may walk it, how large it is.
 
 A server removes images in the background (`prune --to-limits`) from 98 % of the cap on, so that
 downloads seldom wait for room (`room`).
@@ -109,3 +110,26 @@ class Limits:
 
 def _bytes(value: int | Share, total: int) -> int:
     return value.of(total) if isinstance(value, Share) else value
+
+
+def size_of(folder: Path) -> tuple[int, int]:
+    """Files of a folder and of those in it, and their bytes. Raises StoreError."""
+    objects = size = 0
+    waiting = [os.fspath(folder)]
+    while waiting:
+        with store_errors(folder):
+            try:
+                entries = os.scandir(waiting.pop())
+            except FileNotFoundError:
+                continue
+            with entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                        continue
+                    try:
+                        size += entry.stat(follow_symlinks=False).st_size
+                    except FileNotFoundError:
+                        continue
+                    objects += 1
+    return objects, size

@@ -313,29 +313,6 @@ class UsageFile:
         return found
 
 
-def size_of(folder: Path) -> tuple[int, int]:
-    """Files of a folder and of those in it, and their bytes. Raises StoreError."""
-    objects = size = 0
-    waiting = [os.fspath(folder)]
-    while waiting:
-        with store_errors(folder):
-            try:
-                entries = os.scandir(waiting.pop())
-            except FileNotFoundError:
-                continue
-            with entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-                        continue
-                    try:
-                        size += entry.stat(follow_symlinks=False).st_size
-                    except FileNotFoundError:
-                        continue
-                    objects += 1
-    return objects, size
-
-
 def _parse(data: bytes) -> Usage | None:
     try:
         document = json.loads(data)

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ociproxy.store.limits import size_of
 from ociproxy.store.store import Store
-from ociproxy.store.usage import Usage, size_of
+from ociproxy.store.usage import Usage
 from tests.images import Image, image_of, layer, random_bytes
 from tests.pruning import command, listed
 from tests.server import ROOT, Mirror, upstream_entry
