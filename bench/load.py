@@ -22,14 +22,13 @@ from tempfile import mkdtemp
 from bench.images import TAG, Family, push_family
 from bench.processes import CHECKOUT, BenchError, environment
 from bench.results import Plan, Results
-from bench.servers import OCIPROXY, Upstream, find
+from bench.servers import OCIPROXY, OCIREGISTRY, Upstream, find
 
 LIMIT = 300.0
 PARALLEL = 4
 POLICY = '{"default": [{"type": "insecureAcceptAnything"}]}'
 SKOPEO_COPY = f"skopeo copy, {PARALLEL} at once"
 SKOPEO_SYNC = "skopeo sync"
-OCIREGISTRY = "ociregistry"
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,18 @@ from pathlib import Path
 from typing import Literal
 
 from bench.archive import TOOLS
-from bench.load import OCIREGISTRY, SKOPEO_COPY, SKOPEO_SYNC
+from bench.load import SKOPEO_COPY, SKOPEO_SYNC
 from bench.results import Results
-from bench.servers import DRAYAGE, NGINX, OCIPROXY, REGISTRY, UPSTREAM
+from bench.servers import (
+    DISTRIBUTION,
+    DRAYAGE,
+    FLOOR,
+    NGINX,
+    OCIPROXY,
+    OCIREGISTRY,
+    REGISTRY,
+    UPSTREAM,
+)
 
 Cells = Mapping[str, Mapping[str, float]]
 
@@ -45,10 +54,6 @@ SERVING = (
     Row("manifest_tag_cpu", "  server CPU", "us/req", 1),
     Row("manifest_digest", "warm manifest by digest", "req/s", 0),
     Row("manifest_digest_cpu", "  server CPU", "us/req", 1),
-    Row("cold_manifests", "cold manifests by tag", "req/s", 0),
-    Row("cold_manifests_cpu", "  server CPU", "us/req", 0),
-    Row("cold_manifests_2", "  with two workers", "req/s", 0),
-    Row("cold_manifests_2_cpu", "  their CPU", "us/req", 0),
     Row("cold_first", "cold blob, first byte", "ms", 1),
     Row("cold_total", "cold blob, total", "s", 3),
     Row("cold_upstream", "cold blob, upstream bytes / size", "x", 2),
@@ -66,6 +71,12 @@ SERVING = (
     Row("rss_after", "RSS idle, after the rows above", "MB", 1),
     Row("slow_warm", "256 slow clients, warm, peak RSS", "MB", 1),
     Row("slow_cold", "256 slow clients, cold, peak RSS", "MB", 1),
+)
+COLD_MANIFESTS = (
+    Row("cold_manifests", "cold manifests by tag", "req/s", 0),
+    Row("cold_manifests_cpu", "  server CPU", "us/req", 0),
+    Row("cold_manifests_2", "  with two workers", "req/s", 0),
+    Row("cold_manifests_2_cpu", "  their CPU", "us/req", 0),
 )
 LOADED = (20, 100)
 LOADING = tuple(
@@ -113,6 +124,7 @@ COUNTING = (
 )
 SECTIONS = (
     Section((OCIPROXY, REGISTRY, DRAYAGE, NGINX, UPSTREAM), SERVING),
+    Section((OCIPROXY, OCIREGISTRY, DISTRIBUTION, REGISTRY, DRAYAGE, FLOOR), COLD_MANIFESTS),
     Section((OCIPROXY, OCIREGISTRY, SKOPEO_COPY, SKOPEO_SYNC), LOADING),
     Section((OCIPROXY, *TOOLS), ARCHIVES),
     Section((OCIPROXY,), SCALE),
@@ -178,7 +190,7 @@ TARGETS = (
         Target(
             f"cold manifests by tag, to {name}", _ratio("cold_manifests", OCIPROXY, name), ">=", 1
         )
-        for name in (REGISTRY, DRAYAGE)
+        for name in (REGISTRY, DISTRIBUTION, OCIREGISTRY, DRAYAGE)
     ),
     Target(
         "cold blob, first byte later than direct",

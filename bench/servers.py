@@ -33,6 +33,9 @@ OCIPROXY = "ociproxy"
 REGISTRY = "docker-registry"
 DRAYAGE = "drayage"
 NGINX = "nginx static"
+OCIREGISTRY = "ociregistry"
+DISTRIBUTION = "Distribution 3"
+FLOOR = "oras-py alone"
 # gorilla's combined log, which docker-registry writes when a request has ended.
 ACCESS = re.compile(rb'"GET (?P<path>/v2/\S+) HTTP/1\.1" \d+ (?P<bytes>\d+)')
 
@@ -225,11 +228,16 @@ def ociproxy_command(directory: Path, port: int) -> list[str]:
 
 
 def _registry_proxy(directory: Path, port: int, upstream: Upstream) -> list[str]:
+    return registry_proxy("docker-registry", directory, port, upstream)
+
+
+def registry_proxy(program: str, directory: Path, port: int, upstream: Upstream) -> list[str]:
+    """`program` is a version of Distribution, which all read the same configuration."""
     config = directory / "config.yml"
     proxy = f"proxy: {{remoteurl: '{upstream.scheme}://{upstream.host}'}}\n"
     config.write_text(_registry_config(directory / "store", port, "info") + proxy)
     trust = [] if upstream.ca is None else ["/usr/bin/env", f"SSL_CERT_FILE={upstream.ca}"]
-    return [*trust, find("docker-registry"), "serve", str(config)]
+    return [*trust, find(program), "serve", str(config)]
 
 
 def _registry_config(store: Path, port: int, level: str) -> str:

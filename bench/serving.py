@@ -14,21 +14,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.clients import Download, Request, download, take_all, trickle, wrk
-from bench.images import MANY, REPOSITORIES, TAG, Images, lay_out_manifests, verify
+from bench.clients import Download, Request, download, trickle, wrk
+from bench.cold_manifests import cold_manifests
+from bench.images import REPOSITORIES, TAG, Images, verify
 from bench.processes import BenchError, settle
 from bench.results import Plan, Results, say
 from bench.servers import (
     DRAYAGE,
-    OCIPROXY,
     UPSTREAM,
     Rival,
     Running,
     Target,
     Upstream,
-    start_static_upstream,
     start_tls_upstream,
-    two_workers,
 )
 
 STAMPEDE_CLIENTS = 32
@@ -166,40 +164,6 @@ def manifests(bench: Bench) -> None:
             bench.results.put(f"manifest_{row}", name, per_second)
             spent, done = (sum(column) for column in zip(*cost[name], strict=True))
             bench.results.put(f"manifest_{row}_cpu", name, spent / done * 1e6)
-
-
-def cold_manifests(bench: Bench) -> None:
-    """Manifests that no client asked for before, by tag: from the upstream, into the store."""
-    static = bench.work / "many"
-    tags = lay_out_manifests(static, bench.plan.cold_manifests)
-    upstream = start_static_upstream(bench.work / "many-upstream", static)
-    rates: dict[tuple[str, str], list[float]] = defaultdict(list)
-    cost: dict[tuple[str, str], list[float]] = defaultdict(list)
-    servers = [("cold_manifests", rival) for rival in bench.proxies]
-    if any(rival.name == OCIPROXY for rival in bench.proxies):
-        servers.append(("cold_manifests_2", two_workers()))
-    try:
-        for _ in bench.plan.rounds_of(bench.plan.rounds):
-            for row, rival in servers:
-                with (
-                    bench.attempt("cold manifests", rival.name),
-                    rival.cold(bench.work, upstream) as running,
-                ):
-                    paths = [running.target.manifest(MANY, tag) for tag in tags]
-                    settle(running.process, upstream.process)
-                    cpu = running.process.cpu_seconds()
-                    seconds = take_all(
-                        running.target.port, paths, connections=32, limit=DOWNLOAD_LIMIT
-                    )
-                    settle(running.process, upstream.process)
-                    spent = running.process.cpu_seconds() - cpu
-                    cost[row, rival.name].append(spent / len(tags))
-                    rates[row, rival.name].append(len(tags) / seconds)
-    finally:
-        upstream.process.stop()
-    for (row, name), values in rates.items():
-        bench.results.put(row, name, max(values))
-        bench.results.put(f"{row}_cpu", name, min(cost[row, name]) * 1e6)
 
 
 def cold_blob(bench: Bench) -> None:

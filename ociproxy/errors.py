@@ -4,13 +4,14 @@ OciProxyError
     ConfigError  NameInvalid  DigestInvalid  LockInvalid  VolumeTooSmall  AddressInUse
     NameUnknown  ManifestUnknown  BlobUnknown  NothingMatches  Incomplete
     UpstreamError: UpstreamUnavailable (Interrupted)  UpstreamRateLimited  UpstreamDenied
-        UpstreamForbidden  UpstreamInvalid (BlobTooLarge)  UpstreamUntrusted  ManifestInvalid
+        UpstreamForbidden  UpstreamInvalid (BlobTooLarge, PageRefused)  UpstreamUntrusted
+        ManifestInvalid
     IntegrityError: SizeMismatch  DigestMismatch
     StoreError (StoreFull (NoRoom))  OutputError  LayoutInvalid (LayoutDamaged)  Busy
 
-UpstreamError and IntegrityError are never raised themselves. Each class has its facts as
-attributes, the exit code of the command line, and whether the error is `negative_cacheable` or
-`transient`. `ociproxy.serve.errors` has the HTTP statuses. A programming error is not in the tree.
+UpstreamError and IntegrityError are never raised themselves. Each class has the facts that callers
+use as attributes, the exit code of the command line, and whether the error is `negative_cacheable`
+or `transient`. `ociproxy.serve.errors` has the HTTP statuses. A programming error is not in it.
 Tests: tests/test_docs.py, tests/serve/test_limits.py.
 """
 
@@ -202,6 +203,11 @@ class BlobTooLarge(UpstreamInvalid):
         super().__init__(upstream, f"blob {digest} is larger than {limit} bytes, fetch.blob_limit")
 
 
+class PageRefused(UpstreamInvalid):
+    """The upstream makes no such page of tags: most often `n` is above its limit. The client has
+    to ask for another page, and gets no other list instead."""
+
+
 class UpstreamUntrusted(UpstreamError):
     """The upstream's certificate is not accepted, ours is not, or ours cannot be used."""
 
@@ -283,8 +289,6 @@ class AddressInUse(OciProxyError):
     exit_code = 2
 
     def __init__(self, host: str, port: int, reason: str) -> None:
-        self.host = host
-        self.port = port
         super().__init__(f"cannot listen on {host}:{port}: {reason}")
 
 
@@ -294,8 +298,6 @@ class Incomplete(OciProxyError):
     exit_code = 3
 
     def __init__(self, gaps: Mapping[str, Sequence[str]], remedy: str) -> None:
-        self.gaps = gaps
-        self.remedy = remedy
         count = len(gaps)
         lines = [f"incomplete images: {count}; {remedy}"]
         for reference, lacks in islice(gaps.items(), _NAMED_AT_ONCE):
@@ -319,8 +321,6 @@ class VolumeTooSmall(OciProxyError):
     exit_code = 2
 
     def __init__(self, subject: str, limit: int, needed: int) -> None:
-        self.subject = subject
-        self.limit = limit
         self.needed = needed
         super().__init__(
             f"{subject} does not fit a volume of {limit} bytes: --volume-size {needed} is enough"

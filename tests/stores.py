@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 from ociproxy.oci.descriptor import Descriptor
@@ -54,3 +57,16 @@ def damage(path: Path, position: int = 0) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= 0xFF
     path.write_bytes(data)
+
+
+def promised_to_a_killed_process(store: Store, size: int) -> None:
+    """Room that a process has been promised, and neither used nor given back."""
+
+    def work() -> None:
+        assert store.usage.reserve(size, 1000)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(20)
+    assert process.exitcode == -signal.SIGKILL

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.stress import run, table
+from tests.stress.run import Setting, run, table
 
 
 def test_a_store_that_is_too_small_fails_no_client_and_loses_nothing(tmp_path: Path) -> None:
-    stress, found = run(seconds=4, images=80, seed=1, folder=tmp_path)
-    print(table(stress, found))
+    setting = Setting(seconds=4, images=80, seed=1)
+    found = run(setting, tmp_path)
+    print(table(setting, found))
     assert found.wrong == []
     assert found.counts["pulls"] > 0
     assert found.counts["removed"] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -81,6 +82,8 @@ class Request:
     """As it came, where `query` is decoded."""
     certificate: bool = False
     """Whether the client showed one."""
+    began: float = field(default_factory=time.time)
+    """Seconds since the epoch."""
 
 
 def error(status: int, code: str, fault: Fault | None = None) -> web.Response:

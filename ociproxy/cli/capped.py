@@ -17,7 +17,6 @@ from ociproxy.store.limits import Limits
 from ociproxy.store.pruning.pins import Pins
 from ociproxy.store.pruning.plan import Selection, make_plan
 from ociproxy.store.pruning.survey import Survey
-from ociproxy.store.room import Room
 from ociproxy.store.usage import Usage, size_of
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def capped(store: Store, config: Config, config_path: Path | None) -> Iterator[N
         yield
         return
     offline = config.serve.offline
-    store.room = Room(store.root, store.usage, config.store, must_keep=True, evicts=not offline)
+    store.room = store.room.within(config.store, must_keep=True, evicts=not offline)
     if offline:  # nothing is removed, nor counted
         _count(store)
         yield
@@ -52,9 +51,9 @@ def capped(store: Store, config: Config, config_path: Path | None) -> Iterator[N
 
 
 def _count(store: Store) -> None:
-    before = store.usage.read() or Usage()
+    before, began = store.usage.read() or Usage(), time.time()
     size = sum(size_of(store.root / name)[1] for name in ("blobs", "fat", "img"))
-    store.usage.record(size, before, freed=0, stuck=False)
+    store.usage.record(size, before, freed=0, stuck=False, began=began)
 
 
 def room_for(

@@ -17,6 +17,7 @@ from ociproxy.cli.terminal import counted, printable
 from ociproxy.config.units import utc_time
 from ociproxy.store.image import ReachedImage
 from ociproxy.store.inventory import Entry, inventory
+from ociproxy.store.look import Look
 from ociproxy.store.store import is_store
 
 if TYPE_CHECKING:
@@ -52,7 +53,13 @@ def list_command(
     """
     files = [Path(word) for word in words if os.path.exists(word)]  # noqa: PTH110 may be a glob
     patterns = [word for word in words if Path(word) not in files]
-    found = _found_in(files) if files else inventory(existing_store(config_path, image_path))
+    look: Look | None = None
+    if files:
+        found = _found_in(files)
+    else:
+        store = existing_store(config_path, image_path)
+        look = Look(store)
+        found = inventory(store, look)
     entries: list[Entry] = []
     contents: dict[Digest, int] = {}
     unused = set(patterns)
@@ -77,6 +84,8 @@ def list_command(
         )
         _total(entries, sum(contents.values()))
         _warn(entries)
+    for path, reason in look.unreadable.items() if look else ():
+        click.echo(f"warning: {path} cannot be read: {reason}. See `ociproxy check`", err=True)
     for pattern in sorted(unused):
         click.echo(f"nothing matches {pattern!r}", err=True)
 

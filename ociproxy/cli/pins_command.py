@@ -61,3 +61,4 @@ def remove(patterns: tuple[str, ...], image_path: Path | None, config_path: Path
         if not found:
             where = "see `ociproxy pins list`; the configuration's pins are removed there"
             raise ConfigError(f"no such pin in the store: {where}", key=pattern)
+    store.usage.forget_pinned()

@@ -138,14 +138,15 @@ def prune(
     if to_limits and to_size is not None:
         raise click.UsageError("give --to-size or --to-limits")
     store = open_existing(config.store.path)
-    before = store.usage.read() or Usage()
+    before, began = store.usage.read() or Usage(), time.time()
     selection = Selection(
         patterns=patterns,
         unused_for=unused_for,
         older_than=older_than,
         to_size=to_size,
         limits=Limits.of(config.store, store.root) if to_limits else None,
-        wanted=before.wanted,
+        # What is promised is as good as stored: an import reads long after it was promised room.
+        wanted=before.wanted + store.usage.promised(),
         unreferenced=unreferenced,
         keep_recent=config.store.keep_recent if keep_recent is None else keep_recent,
     )
@@ -171,10 +172,17 @@ def prune(
             if to_limits:  # what may go by and by is no reason to wait for more
                 stuck = done.freed <= plan.size // 100 and _is_too_large(selection, plan, done)
             size = plan.size - done.freed
-            with suppress(StoreFull):  # then servers know nothing, and count again
-                store.usage.record(size, before, freed=done.freed, stuck=stuck)
+            needed = plan.pinned_size if to_limits else None
+            if remover.folder.is_dir():  # else this one has lost its turn, and the next knows more
+                with suppress(StoreFull):  # then servers know nothing, and count again
+                    store.usage.record(
+                        size, before, freed=done.freed, stuck=stuck, pinned=needed, began=began
+                    )
     # Later than that: a reader that takes no more would keep every other prune off.
     report.pins(plan.pinned, pins.unmet())
+    for pattern in selection.patterns:
+        if not any(image.reference.matches(pattern) for image in survey.images):
+            click.echo(f"nothing matches {pattern!r}", err=True)
     report.end(plan, done)
     ctx.exit(_NOT_REACHED if _is_too_large(selection, plan, done) else 0)
 

@@ -107,7 +107,8 @@ def ready(
             folding=("PLATFORMS",),
         )
         images = counted(len(wanted), "image")
-        click.echo(f"{images}, {not_ready or 'none'} of them not ready", err=True)
+        outcome = f"{not_ready} of them not ready" if not_ready else "all ready"
+        click.echo(f"{images}, {outcome}", err=True)
     ctx.exit(_NOT_READY if not_ready else 0)
 
 

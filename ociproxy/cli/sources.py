@@ -6,7 +6,6 @@ Tests: tests/load/test_loader.py, tests/load/test_kubernetes.py.
 from __future__ import annotations
 
 import platform as machine
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +28,6 @@ from ociproxy.oci.platform import Platform
 from ociproxy.oci.reference import Reference
 
 STDIN: Final = "-"
-_KUBERNETES: Final = re.compile(r"^apiVersion:", re.MULTILINE)
 
 
 def machine_platform() -> tuple[Platform, ...]:
@@ -80,9 +78,6 @@ def read_wanted(
             problems.append(_explained(name, error))
             continue
         found, wrong = parse_list(text, _shown(name), platforms=platforms)
-        if wrong and _KUBERNETES.search(text):
-            reason = "is a Kubernetes manifest: give it with --kubernetes"
-            wrong = [ConfigError(reason, file=_shown(name))]
         wanted += found
         problems += wrong
         if not (found or wrong):

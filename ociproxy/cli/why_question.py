@@ -10,7 +10,7 @@ import json
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.cli.server_client import AdminListener, ServerRefused, ServerUnavailable
-from ociproxy.load.why_server import ServerView
+from ociproxy.load.server_view import ServerView
 
 if TYPE_CHECKING:
     from pathlib import Path

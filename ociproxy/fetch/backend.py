@@ -23,8 +23,9 @@ from ociproxy.errors import (
 from ociproxy.oci.digest import Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from ociproxy.errors import BlobUnknown
     from ociproxy.fetch.download.download import Download
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.manifest import ManifestHolder
@@ -100,17 +101,9 @@ class Backend(Protocol):
         or answered 5xx, or states no size, a GET of one byte follows, as in `resolve`; after a 404
         only where the upstream refuses HEADs of manifests, too."""
 
-    def fetch_blob(
-        self,
-        repository: Repository,
-        digest: Digest,
-        download: Download,
-        *,
-        tries: int,
-        answered: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Bring a blob into the store: return when it is verified, and committed if it is to be
-        kept. Nothing is where the store has no room, and for a relay.
+    def fetch_blob(self, download: Download, *, tries: int, answered: Callable[[], None]) -> None:
+        """Bring the blob of a download into the store: return when it is verified, and committed if
+        it is to be kept. Nothing is where the store has no room, and for a relay.
 
         An HTTP backend calls `download.lead` with its connections; another one adopts the whole
         blob (`Blobs.adopt`), and the download finds it there.
@@ -128,6 +121,12 @@ class Backend(Protocol):
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         """GET of `/v2/<name>/<path>?<query>`: `tags/list` or `referrers/<digest>`, at most
         MANIFEST_MAX_SIZE bytes of JSON. A 404 is NameUnknown."""
+
+    def refusals(
+        self, repository: Repository, manifests: Iterable[ManifestHolder], blobs: Iterable[Digest]
+    ) -> dict[Digest, BlobUnknown]:
+        """Of these blobs, which the manifests name, those that this backend never brings, whatever
+        the upstream has, with what `fetch_blob` raises. Asks no upstream. Raises StoreError."""
 
     def close(self) -> None:
         """Drop the idle connections."""

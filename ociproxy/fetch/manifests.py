@@ -93,7 +93,7 @@ class ManifestPuller:
         self._paused: BoundedCache[Reference, float] = BoundedCache(_TAGS)
         self._ttls: BoundedCache[Reference, float] = BoundedCache(_TAGS)
         self._tasks: set[asyncio.Task[tuple[ManifestHolder, CacheStatus]]] = set()
-        self._hits = HitRecords(store, threads, self._clock, config.fetch.pause)
+        self._hits = HitRecords(store, threads, self._resolve, self._clock, config.fetch.pause)
 
     async def pull(self, reference: Reference, *, body: bool) -> ManifestAnswer:
         """The manifest of a tag or digest; with `body` False its descriptor is enough.
@@ -118,7 +118,10 @@ class ManifestPuller:
             record, stored, recorded = await self._threads.look(partial(self._look, reference))
         expired = self._has_expired(reference, record)
         if stored is not None and not expired:
-            return self._answer(reference.repository, stored, HIT, body=body, recorded=recorded)
+            told = record is not None  # by the upstream, that the tag means this
+            return self._answer(
+                reference.repository, stored, HIT, body=body, recorded=recorded, told=told
+            )
         async with self._upstreams.answer_time(reference.repository.registry):
             if stored is not None:
                 return await self._revalidate(reference, stored, body=body)
@@ -248,11 +251,13 @@ class ManifestPuller:
         *,
         body: bool,
         recorded: bool = False,
+        told: bool = True,
     ) -> ManifestAnswer:
-        """`recorded` says that the repository is known to have the manifest."""
+        """`recorded` says that the repository is known to have the manifest, `told` that the
+        upstream said so."""
         if body:
             if not recorded:
-                self._hits.record(repository, holder.descriptor)
+                self._hits.record(repository, holder.descriptor, ask=not told)
             if holder.descriptor.is_image or holder.descriptor.is_artifact:
                 self._ahead.prefetch(repository, holder)
         return ManifestAnswer(holder.descriptor, holder.raw, status)

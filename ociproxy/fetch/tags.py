@@ -1,5 +1,5 @@
-"""Tags in pages (distribution-spec, listing tags): what a client asks for, the page where no
-upstream makes one, and the page that an upstream does not make.
+"""Tags in pages (distribution-spec, listing tags): what a client asks for, and the page where no
+upstream makes one.
 
 Tests: tests/serve/test_lists.py, tests/fetch/contract.py.
 """
@@ -11,18 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlencode
 
-from ociproxy.errors import UpstreamInvalid
 from ociproxy.fetch.backend import Listing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ociproxy.oci.reference import Repository
-
-
-class PageRefused(UpstreamInvalid):
-    """The upstream answers, and makes no such page: most often `n` is above its limit. The client
-    has to ask for another one, and gets no other list instead."""
 
 
 @dataclass(frozen=True, slots=True)

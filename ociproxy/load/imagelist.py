@@ -24,6 +24,7 @@ SIZE_LIMIT: Final = 16 * 1024 * 1024
 _COMMENT: Final = re.compile(r"(?:^|\s)#.*")
 _PLATFORM: Final = "platform="
 _ALL: Final = "all"
+_KUBERNETES: Final = re.compile(r"^apiVersion:", re.MULTILINE)
 _SCHEMES: Final = ("docker://", "https://", "http://", "oci://")
 
 ALL_PLATFORMS: Final[tuple[Platform, ...]] = ()
@@ -68,7 +69,8 @@ class ImageListInvalid(ConfigError):
 def parse_list(
     text: str, source: str, *, platforms: tuple[Platform, ...] = ALL_PLATFORMS
 ) -> tuple[list[Wanted], list[ConfigError]]:
-    """The images of the list, and its problems. `platforms` are for lines that name none."""
+    """The images of the list, and its problems. `platforms` are for lines that name none. Of a file
+    of another kind that is known, this is the one problem."""
     wanted: list[Wanted] = []
     problems: list[ConfigError] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -87,6 +89,9 @@ def parse_list(
             )
         except (NameInvalid, DigestInvalid, ValueError) as error:
             problems.append(ConfigError(str(error), file=source, line=number))
+    if problems and _KUBERNETES.search(text):
+        reason = "is a Kubernetes manifest: give it with --kubernetes, or list the images in it"
+        problems = [ConfigError(reason, file=source)]
     return wanted, problems
 
 

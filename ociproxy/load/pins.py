@@ -43,7 +43,7 @@ def _pins_of(*sources: str | PinSource) -> Iterator[Pin]:
         if isinstance(each, str):
             yield Pin.parse(each, "store.pins")
         elif each.list is not None:
-            for wanted in _images_of(each.list):
+            for wanted in listed_images(each.list):
                 yield Pin.of(wanted.reference, wanted.place)
         elif each.lock is not None:
             for image in read_lock_file(each.lock).images:
@@ -51,7 +51,8 @@ def _pins_of(*sources: str | PinSource) -> Iterator[Pin]:
                 yield Pin.of(Reference(image.reference.repository, None, digest), str(each.lock))
 
 
-def _images_of(path: Path) -> list[Wanted]:
+def listed_images(path: Path) -> list[Wanted]:
+    """Those of an image list. Raises ConfigError where it cannot be read, or a line is bad."""
     wanted, problems = parse_list(
         decode(read_file(path, SIZE_LIMIT), str(path), "utf-8-sig"), str(path)
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ociproxy.errors import StoreError
 from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.image import is_attestation, lacking_in, platforms_of
 from ociproxy.oci.manifest import Index
@@ -19,7 +20,7 @@ from ociproxy.oci.reference import DEFAULT_TAG, referrers_tag, signature_tags
 from ociproxy.store.files import file_name
 from ociproxy.store.image import Missing, read_contents
 from ociproxy.store.inventory import is_only_named
-from ociproxy.store.look import Look
+from ociproxy.store.look import Look, is_lost
 from ociproxy.store.recent import RecentFiles
 
 if TYPE_CHECKING:
@@ -100,6 +101,10 @@ class ReadyCheck:
                 raise _Refused("no signature, SBOM or attestation of it is stored")
         except _Refused as exc:
             found.refusal = str(exc)
+        except StoreError as exc:
+            if not is_lost(exc):
+                raise
+            found.refusal = f"{exc.path} cannot be read: {exc.reason}"
         found.size = sum(self._contents.values())
         self._recent.flush(self._files(wanted.reference))
         return found

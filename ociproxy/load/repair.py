@@ -152,15 +152,25 @@ class Repair:
         return failures
 
     def _lacking(self, image: BrokenImage) -> tuple[list[Digest], list[Descriptor]]:
-        """Manifests and blobs. Runs in a thread. Raises StoreError."""
-        top = self._top(image)
+        """Manifests and blobs. Runs in a thread. Raises StoreError.
+
+        An index without any of its platforms lacks all of them, and only those were stored once
+        that are in `quarantine/` or that the repository has a record of.
+        """
+        top, repository = self._top(image), image.reference.repository
         if top is None:
             return [], []  # another process has removed the reference, or moved the tag
-        contents = read_contents(self._store, image.reference.repository, top)
+        contents = read_contents(self._store, repository, top)
         missing = contents.missing.values()
         manifests = {each.descriptor.digest for each in missing if not each.is_blob}
         manifests |= set(filter(self._store.is_quarantined, contents.unstored))
-        return sorted(manifests, key=str), [each.descriptor for each in missing if each.is_blob]
+        were_stored = {each for each in manifests if self._was_stored(repository, each)}
+        blobs = [each.descriptor for each in missing if each.is_blob]
+        return sorted(were_stored or manifests, key=str), blobs
+
+    def _was_stored(self, repository: Repository, digest: Digest) -> bool:
+        recorded = self._store.refs.find_manifest(repository, digest) is not None
+        return recorded or self._store.is_quarantined(digest)
 
     def _top(self, image: BrokenImage) -> Descriptor | None:
         found = self._store.refs.find(image.reference)

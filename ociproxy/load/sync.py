@@ -11,14 +11,15 @@ import json
 import logging
 import math
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
 from ociproxy.clock import SystemClock
+from ociproxy.config.units import utc_time
 from ociproxy.errors import UpstreamError, UpstreamRateLimited, UpstreamUnavailable
 from ociproxy.load.imagelist import Wanted
-from ociproxy.load.loader import Watcher
+from ociproxy.load.progress import Watcher
 from ociproxy.load.ready import ReadyCheck
 from ociproxy.oci.image import platforms_of
 from ociproxy.oci.reference import Reference
@@ -37,8 +38,7 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Config
     from ociproxy.errors import OciProxyError
     from ociproxy.fetch.upstreams.upstreams import UpstreamState
-    from ociproxy.load.loader import Result
-    from ociproxy.load.progress import Summary
+    from ociproxy.load.progress import Result, Summary
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.platform import Platform
     from ociproxy.store.store import Store
@@ -183,8 +183,8 @@ class SyncRun(Watcher):
         }
         record = {
             "sync": str(self._sync),
-            "began": _time(self._began),
-            "ended": _time(now),
+            "began": utc_time(self._began),
+            "ended": utc_time(now),
             **outcome,
             "window_closed": self._closed,
             "upstreams_postponed": self._away,
@@ -192,7 +192,7 @@ class SyncRun(Watcher):
         data = json.dumps(record, indent=1).encode() + b"\n"
         write_atomically(_record(self._store, self._sync), data, staging=self._store.staging.root)
         seconds = now - self._began
-        fields = {**outcome, "seconds": seconds, "next": _time(following)}
+        fields = {**outcome, "seconds": seconds, "next": utc_time(following)}
         log.event(logging.INFO, "sync ended", sync=self._sync, **fields)
 
 
@@ -201,7 +201,3 @@ def _is_away(error: UpstreamError) -> bool:
     return isinstance(error, UpstreamRateLimited) or (
         isinstance(error, UpstreamUnavailable) and error.unreachable
     )
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from ociproxy.load.pins import all_pins
+from ociproxy.load.pins import all_pins, listed_images
 from ociproxy.load.sync import last_run
 from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.image import is_attestation, platforms_of
@@ -25,6 +25,7 @@ from ociproxy.store.pruning.pins import Pins
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ociproxy.config.schedule import Sync
     from ociproxy.config.settings import Config
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
@@ -73,7 +74,7 @@ class Explanation:
     left_out: bool = False
     """Whether `same` and `within` may lack some, for there were too many to look at."""
     next_sync: list[tuple[str, float]] = field(default_factory=list)
-    """Entries of `sync` whose globs match the tag, and when the next run of each is due."""
+    """Entries of `sync` that name the tag, and when the next run of each is due."""
     steps: list[str] = field(default_factory=list)
     """What the next request would do, a sentence each."""
 
@@ -88,7 +89,7 @@ def explain(
 ) -> Explanation:
     """Explain one reference; of a tag with a digest the digest, as clients ask for that. Blocks: it
     reads the records of all tags, and the manifests of the repository, but `most` of each at most.
-    Raises StoreError."""
+    Raises StoreError, or ConfigError for a list of `sync` that cannot be read."""
     if reference.digest is not None:
         reference = Reference(reference.repository, digest=reference.digest)
     found = Explanation(reference)
@@ -98,10 +99,21 @@ def explain(
         found.same = list(_same(found, store, found.digest, most))
         found.within = list(_within(found, store, found.digest, most))
     for sync in config.sync:
-        if isinstance(sync.images, tuple) and any(map(reference.matches, sync.images)):
+        if _names(sync, reference):
             found.next_sync.append((str(sync), sync.next_run(last_run(store, sync), now)))
     found.steps = list(_steps(found, config))
     return found
+
+
+def _names(sync: Sync, reference: Reference) -> bool:
+    if isinstance(sync.images, tuple):
+        return any(map(reference.matches, sync.images))
+    listed = (each.reference for each in listed_images(sync.images))
+    return any(
+        each.repository == reference.repository
+        and (each.tag == reference.tag if each.tag else each.digest == reference.digest)
+        for each in listed
+    )
 
 
 def pins_of(found: Explanation, store: Store, config: Config) -> list[Pin]:

@@ -13,8 +13,8 @@ from ociproxy.config.units import show_bytes, show_duration, utc_time
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from ociproxy.load.server_view import ServerView
     from ociproxy.load.why import Explanation
-    from ociproxy.load.why_server import ServerView
     from ociproxy.store.pruning.pins import Pin
 
 _STATES: Final = {
@@ -64,6 +64,11 @@ def lines(
         yield "" if number else "next", step
     if view is not None:
         yield from view.lines()
+        upstream = view.upstream
+        if upstream is not None and upstream["listed"] is not found.listed:
+            here, there = ("does", "does not") if found.listed else ("does not", "does")
+            what = f"{there} list {upstream['registry']} in upstreams"
+            yield "", f"It {what}; the configuration that this goes by {here}: see --config-path."
 
 
 def _cached(found: Explanation) -> str:

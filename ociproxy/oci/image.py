@@ -6,10 +6,11 @@ once, and names the children of each to go on with. An image's limits stand here
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.oci.descriptor import MalformedManifest
+from ociproxy.oci.descriptor import MalformedManifest, platform_in
 from ociproxy.oci.manifest import json_object
 
 if TYPE_CHECKING:
@@ -124,6 +125,13 @@ def choose(
             if is_attestation(child) and attested(child) in subjects
         }
     return tuple(child for child in index.children if id(child) in chosen)
+
+
+def platform_of(config: bytes) -> Platform | None:
+    """The platform that the config of an image names (image-spec config.md), if it names one."""
+    with suppress(MalformedManifest):
+        return platform_in(json_object(config))
+    return None
 
 
 def platforms_of(places: Iterable[Platform | None]) -> tuple[Platform, ...]:

@@ -24,7 +24,7 @@ from ociproxy.fetch.cache_status import HIT
 from ociproxy.metrics.counters import RESPONSES_CUT, STALE_ANSWERS, count_answer, count_end
 from ociproxy.serve.blobs import BlobResponse, blob
 from ociproxy.serve.connection import is_cut
-from ociproxy.serve.documents import LARGE, DocumentResponse
+from ociproxy.serve.documents import LARGE, NO_SCRIPTS, DocumentResponse
 from ociproxy.serve.errors import (
     SERVER,
     QueryInvalid,
@@ -340,6 +340,7 @@ def _answer(
 def _document(
     request: web.BaseRequest, raw: bytes | None, headers: dict[str, str]
 ) -> web.StreamResponse:
+    headers.update(NO_SCRIPTS)
     if raw is not None and len(raw) > LARGE and request.method == "GET":
         return DocumentResponse(raw, headers)
     return web.Response(body=raw, headers=headers)

@@ -40,10 +40,12 @@ _WRITE_BUFFER: Final = 64 * 1024
 _SLICE: Final = 16 * 1024
 """Bytes that are parsed at once of a piece larger than a head may be: a too large head is noticed
 before aiohttp has parsed all of it."""
+_GREEDY: Final = 4
+"""A client with more than this part of the connections loses for others what it uses, too."""
 _HELLO: Final = b"\x16\x03"
 """A TLS handshake begins so, and no HTTP request does."""
 _KNOWN: Final = 1024
-"""Clients that the log has named for speaking HTTPS to a port of plain HTTP."""
+"""Clients that the log has named for speaking HTTPS to a port of plain HTTP, or the reverse."""
 
 
 class Connection(web.RequestHandler):
@@ -65,7 +67,7 @@ class Connection(web.RequestHandler):
         "left",
     )
 
-    def __init__(self, server: ConnectionServer, serve: Serve) -> None:
+    def __init__(self, server: ConnectionServer, serve: Serve, host: str) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -85,8 +87,7 @@ class Connection(web.RequestHandler):
         self._paused_here = False
         self._leaving = False
         self._said_hello = False
-        self.host = ""
-        """The client's address, once it is known."""
+        self.host = host
         self.left = asyncio.Event()
         """Set when the connection is lost."""
 
@@ -150,6 +151,9 @@ class Connection(web.RequestHandler):
             self._said_hello = not heads and data.startswith(_HELLO)
             self._unparsed = 0
             self._stop_clock()
+            if self._request_count - self._answered > 1:
+                # The requests behind the running one have time: each may be as large as a head.
+                self._pause()
         elif data and self.transport is not None:
             self._part_of_a_head(len(data))
 
@@ -164,6 +168,11 @@ class Connection(web.RequestHandler):
         else:
             # This is the body of the request that is being answered, or the head of the next one:
             # there is enough of either. A handler that reads the body resumes with each read.
+            self._pause()
+
+    def _pause(self) -> None:
+        """Read no more until what was parsed is answered."""
+        if self.transport is not None:
             self._paused_here = True
             self.transport.pause_reading()
 
@@ -231,7 +240,7 @@ class Connection(web.RequestHandler):
         elif self._said_hello:
             # skopeo, podman and docker begin so with each registry, and go on over plain HTTP.
             error = RequestInvalid("HTTPS on a port of plain HTTP", status=400)
-            level = self._server.level_of_hello(self._client() or "")
+            level = self._server.level_of_scheme(self._client() or "")
         else:
             error = RequestInvalid("not an HTTP/1.1 request", status=400)
         log.event(level, "client refused", client=self._client(), reason=error)
@@ -275,28 +284,37 @@ class ConnectionServer(web.Server):
         self.cutting = False
         """Whether `cut` has been called."""
         self._known: BoundedCache[str, bool] = BoundedCache(_KNOWN)
-        self._open: dict[web.RequestHandler, None] = {}  # in the order in which they came
+        self._open: dict[Connection, None] = {}  # in the order in which they came
+        self._of_host: Counter[str] = Counter()
 
     @property
     def count(self) -> int:
         """What a cap on connections is compared with."""
         return len(self._open)
 
-    def __call__(self) -> Connection:
-        connection = Connection(self, self.serve)
+    def __call__(self, host: str = "") -> Connection:
+        """`host` is the client's address."""
+        connection = Connection(self, self.serve, host)
         self._open[connection] = None
+        self._of_host[host] += 1
         return connection
 
-    def end_one(self) -> bool:
+    def end_one(self, newcomer: str | None = None) -> bool:
         """End a connection of the client that has the most: the oldest that is free, or else the
-        oldest. False where none is established yet."""
-        made = [each for each in self._open if isinstance(each, Connection)]
-        of_host = Counter(each.host for each in made)
-        made = [each for each in made if each.transport is not None]
-        if not made:
+        oldest. For a newcomer only where that client has more than it would have, and one in use
+        only of a greedy client. False where none is ended, or none is established yet."""
+        host = max(self._of_host, key=self._of_host.__getitem__, default="")
+        most = self._of_host[host]
+        if newcomer is not None and most <= self._of_host[newcomer] + 1:
             return False
-        min(made, key=lambda each: (-of_host[each.host], not each.is_free)).end_now()
-        return True
+        made = [each for each in self._open if each.host == host and each.transport is not None]
+        free = [each for each in made if each.is_free]
+        if newcomer is not None and most * _GREEDY <= self.count:
+            made = free
+        for each in (*free, *made):
+            each.end_now()
+            return True
+        return False
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         response = await self._handler(request)
@@ -312,14 +330,19 @@ class ConnectionServer(web.Server):
         self.cutting = True
         await self.shutdown(seconds)
 
-    def level_of_hello(self, client: str) -> int:
-        """The level of the line about a client that speaks HTTPS here: one line a client is enough,
-        for some try it before each pull."""
+    def level_of_scheme(self, client: str) -> int:
+        """The level of the line about a client that speaks HTTPS to a port of plain HTTP, or the
+        other way round: one line a client is enough, for some try it before each pull, and probes
+        every few seconds."""
         if self._known.get(client):
             return logging.DEBUG
         self._known.put(client, True)
         return logging.INFO
 
-    def forget(self, connection: web.RequestHandler) -> None:
+    def forget(self, connection: Connection) -> None:
         """The connection has ended, or was never established."""
-        self._open.pop(connection, None)
+        if connection in self._open:
+            del self._open[connection]
+            self._of_host[connection.host] -= 1
+            if not self._of_host[connection.host]:
+                del self._of_host[connection.host]

@@ -3,7 +3,7 @@
 Short ones are sent by aiohttp, which hands the transport the whole body. A client that reads
 nothing would hold it in memory for `serve.client_stall`, once for each connection.
 
-Tests: tests/serve/test_documents.py.
+Tests: tests/serve/test_documents.py, tests/attack/test_headers.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 LARGE: Final = 64 * 1024
 """Bytes above which a document is sent in pieces."""
+NO_SCRIPTS: Final = {"Content-Security-Policy": "sandbox"}
+"""The media type of a document is its upstream's, and may be text/html: in a browser its scripts
+could read, with the user's password, all that this server has."""
 _PIECE: Final = 16 * 1024
 """Bytes written at once: the transport holds 64 KiB and one piece for a client that is slow."""
 

@@ -27,6 +27,7 @@ from ociproxy.errors import (
     NameInvalid,
     NameUnknown,
     OciProxyError,
+    PageRefused,
     StoreError,
     UpstreamDenied,
     UpstreamError,
@@ -36,7 +37,6 @@ from ociproxy.errors import (
     UpstreamUnavailable,
     UpstreamUntrusted,
 )
-from ociproxy.fetch.tags import PageRefused
 
 
 class Unsupported(OciProxyError):

@@ -54,9 +54,11 @@ class Eviction:
         self._wanted = 0
         self._promised: tuple[tuple[int, int], float] = (0, 0), 0.0
         self._warned: dict[str, tuple[object, float]] = {}
+        self._is_reloaded = False
 
     def use(self, config: Config) -> None:
         self._config = config
+        self._is_reloaded = True
         self._not_before, self._pause = -inf, 0.0
 
     def due(self) -> Sequence[str] | None:
@@ -64,6 +66,9 @@ class Eviction:
         if config.serve.offline or now < self._not_before:
             return None
         limits = Limits.of(config.store, self._store.root)
+        if self._is_reloaded:
+            self._is_reloaded = False
+            self._store.usage.forget_pinned()  # the configuration may have other pins
         usage = self._store.usage.read()
         if usage is None:
             with suppress(StoreFull):  # made while there is room: it cannot be on a full disk
@@ -86,14 +91,17 @@ class Eviction:
         return ["prune", "--to-limits", *(["--pinned", str(preload)] if preload else [])]
 
     def _is_promise_void(self, limits: Limits, usage: Usage, now: float) -> bool:
-        """Whether downloads wait for room that was promised to others, who do nothing with it: to
-        a process that was killed. A count ends its promises."""
+        """Whether downloads wait for room that was promised to others, who do nothing with it. A
+        count ends the promises of a process that was killed; for those of others it makes room."""
         seen = usage.reserved, usage.written
         if seen != self._promised[0] or not (usage.reserved and usage.wanted):
             self._promised = seen, now
         needed = usage.stored + usage.reserved + usage.wanted
         is_short = limits.max_size is not None and needed > limits.max_size
-        return is_short and now - self._promised[1] > _VOID
+        is_void = is_short and now - self._promised[1] > _VOID
+        if is_void:  # if it is not, for a process still works, then look again so much later
+            self._promised = seen, now
+        return is_void
 
     def heard(self, event: dict[str, Any]) -> None:
         match event:

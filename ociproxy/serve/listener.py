@@ -1,9 +1,10 @@
 """Accepts connections on a port: from which networks, how many at once, under which TLS.
 
 A client outside `serve.networks` is disconnected before a byte is exchanged. Above
-`serve.connections` a few clients are answered 503; the rest are disconnected. Each process counts
-for itself: workers share the port, not their counts. The admin listener disconnects an older client
-instead: strangers that hold connections open must not keep probes out.
+`serve.connections` the client that has the most loses one to a client with fewer; where there is no
+such client, a few are answered 503 and the rest are disconnected. Each process counts for itself:
+workers share the port, not their counts. The admin listener always ends an older connection:
+strangers that hold connections open must not keep probes out.
 
 Tests: tests/serve/test_limits.py, tests/serve/test_networks.py, tests/serve/test_tls.py,
 tests/serve/admin/test_listener.py.
@@ -24,8 +25,9 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
 from ociproxy.errors import AddressInUse, Busy
-from ociproxy.serve.connection import ConnectionServer
+from ociproxy.serve.connection import Connection, ConnectionServer
 from ociproxy.serve.errors import error_response
+from ociproxy.serve.tls import PLAIN_HTTP, handshake_failure
 
 if TYPE_CHECKING:
     import ssl
@@ -183,7 +185,8 @@ class Listener:
             log.event(logging.INFO, "client refused", client=host, reason="not in serve.networks")
             return
         server = self._server
-        if self._newest_first and server.count >= self._limit and server.end_one():
+        newcomer = None if self._newest_first else host
+        if server.count >= self._limit and server.end_one(newcomer):
             self._say_full(host)
         if server.count >= self._limit:
             server = self._busy
@@ -194,8 +197,7 @@ class Listener:
                 )
                 return
         client.setblocking(False)
-        connection = server()
-        connection.host = host
+        connection = server(host)
         task = self._loop.create_task(self._establish(client, host, server, connection))
         self._arriving.add(task)
         task.add_done_callback(self._arriving.discard)
@@ -204,7 +206,7 @@ class Listener:
         now = self._loop.time()
         if now >= self._say_from:
             self._say_from = now + _SAY_AGAIN
-            reason = "each newer connection ends an older one"
+            reason = "a newer connection ends one of the client that has the most"
             log.event(
                 logging.WARNING, "too many connections", port=self.port, client=host, reason=reason
             )
@@ -214,7 +216,7 @@ class Listener:
         client: socket.socket,
         host: str,
         server: ConnectionServer,
-        connection: web.RequestHandler,
+        connection: Connection,
     ) -> None:
         secure = self._context is not None
         try:
@@ -229,7 +231,9 @@ class Listener:
             server.forget(connection)
             # A port scan or a TCP probe is not worth a line; a bad certificate is.
             level = logging.DEBUG if isinstance(exc, ConnectionError) else logging.INFO
-            reason = f"TLS handshake: {exc}" if secure else exc
+            reason = handshake_failure(exc) if secure else str(exc)
+            if reason == PLAIN_HTTP:
+                level = server.level_of_scheme(host)
             log.event(level, "client refused", client=host, reason=reason)
         except BaseException:
             server.forget(connection)

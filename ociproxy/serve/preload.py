@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final
 from ociproxy import log
 from ociproxy.errors import OciProxyError
 from ociproxy.fetch.engine import Engine
-from ociproxy.load.loader import Loader, Watcher
+from ociproxy.load.loader import Loader
+from ociproxy.load.progress import Watcher
 from ociproxy.load.ready import ReadyCheck
-from ociproxy.store.room import Room
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Config
     from ociproxy.fetch.upstreams.upstreams import MakeBackend
     from ociproxy.load.imagelist import Wanted
-    from ociproxy.load.loader import Result
+    from ociproxy.load.progress import Result
     from ociproxy.store.store import Store
 
 _AGAIN: Final = 60.0
@@ -76,12 +76,8 @@ async def _load(
     store: Store, config: Config, make_backend: MakeBackend, wanted: Sequence[Wanted]
 ) -> None:
     while wanted:
-        engine = Engine(
-            store,
-            config,
-            make_backend,
-            room=Room(store.root, store.usage, config.store, must_keep=True),
-        )
+        room = store.room.within(config.store, must_keep=True)
+        engine = Engine(store, config, make_backend, room=room)
         watcher = _Log()
         try:
             summary = await Loader(engine, config, watcher).run(wanted)

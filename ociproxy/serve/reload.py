@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
 
 from ociproxy import log
 from ociproxy.errors import OciProxyError
@@ -20,6 +21,29 @@ if TYPE_CHECKING:
     from ociproxy.fetch.engine import Engine
     from ociproxy.serve.auth import BasicAuth
     from ociproxy.serve.supervisor import Supervisor
+
+READ_AT_START: Final = (
+    "store.path",
+    "store.hot_manifests",
+    "log",
+    "serve.host",
+    "serve.port",
+    "serve.workers",
+    "serve.preload_images",
+    "serve.bundles",
+    "serve.client_stall",
+    "serve.shutdown_grace",
+    "serve.admin.host",
+    "serve.admin.port",
+)
+"""Keys of the configuration that a reload does not change."""
+
+
+def warn_of_restart(began: Config, fresh: Config) -> None:
+    """Name the keys that `fresh` has otherwise than the configuration of the start."""
+    keys = [key for key in READ_AT_START if attrgetter(key)(began) != attrgetter(key)(fresh)]
+    if keys:
+        log.event(logging.WARNING, "restart needed", keys=", ".join(keys))
 
 
 class Generation:

@@ -24,12 +24,11 @@ from ociproxy.serve.housekeeping import Housekeeper
 from ociproxy.serve.listener import SIGNALS, Listener
 from ociproxy.serve.live import Live
 from ociproxy.serve.preload import preload
-from ociproxy.serve.reload import Reloads
+from ociproxy.serve.reload import Reloads, warn_of_restart
 from ociproxy.serve.scrubbing import Scrub
 from ociproxy.serve.sendfile import Senders
 from ociproxy.serve.supervisor import Supervisor
 from ociproxy.serve.syncing import SyncJob
-from ociproxy.store.room import Room
 
 if TYPE_CHECKING:
     import socket
@@ -110,9 +109,8 @@ async def _serve(
         fresh, fresh_context = await loop.run_in_executor(None, reload)
         fresh_auth = await loop.run_in_executor(None, _auth, fresh)
         fresh_admins = await loop.run_in_executor(None, admin_auth, fresh)
-        engine = Engine(
-            store, fresh, make_backend(fresh), room=Room(store.root, store.usage, fresh.store)
-        )
+        room = store.room.within(fresh.store)
+        engine = Engine(store, fresh, make_backend(fresh), room=room)
         main_port.use(fresh.serve, fresh_context)
         if admin_server is not None:
             admin_server.use(fresh, fresh_admins)
@@ -121,6 +119,7 @@ async def _serve(
         task = loop.create_task(api.replace(engine, fresh, fresh_auth))
         retiring.add(task)
         task.add_done_callback(retiring.discard)
+        warn_of_restart(config, fresh)
 
     reloads = Reloads(replace, supervisor)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -129,9 +128,8 @@ async def _serve(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     auth = await loop.run_in_executor(None, _auth, config)
-    engine = Engine(
-        store, config, make_backend(config), room=Room(store.root, store.usage, config.store)
-    )
+    room = store.room.within(config.store)
+    engine = Engine(store, config, make_backend(config), room=room)
     api = RegistryApi(engine, config, auth, senders)
     main_port = Listener(listener, api, config.serve, context)
     main_port.open()

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ociproxy.errors import ConfigError
 
 if TYPE_CHECKING:
     from ociproxy.config.local_settings import Serve
+
+PLAIN_HTTP: Final = "plain HTTP on a port of HTTPS"
+_NOT_TRUSTED: Final = (
+    "BAD_CERTIFICATE",
+    "CERTIFICATE_UNKNOWN",
+    "CERTIFICATE_EXPIRED",
+    "UNKNOWN_CA",
+)
+"""Alerts by which a client says that it does not accept a certificate. What stands before them in
+OpenSSL's names differs between its releases."""
 
 
 def server_context(serve: Serve) -> ssl.SSLContext | None:
@@ -34,3 +44,19 @@ def server_context(serve: Serve) -> ssl.SSLContext | None:
         # ssl.SSLError is an OSError. `config check` says which file is wrong, and why.
         raise ConfigError(f"files not usable: {exc}", key="serve.tls") from exc
     return context
+
+
+def handshake_failure(exc: OSError) -> str:
+    """Why a client got no further than the TLS handshake, in words for the log."""
+    reason = exc.reason if isinstance(exc, ssl.SSLError) else None
+    if reason == "HTTP_REQUEST":
+        return PLAIN_HTTP
+    if reason is not None and "_ALERT_" in reason and reason.endswith(_NOT_TRUSTED):
+        return f"the client does not accept this server's certificate: {_words(reason)}"
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return f"TLS handshake: certificate verify failed: {exc.verify_message}"
+    return f"TLS handshake: {_words(reason) or exc}"
+
+
+def _words(reason: str | None) -> str:
+    return (reason or "").replace("_", " ").lower()

@@ -209,7 +209,7 @@ class _Check:
 
     def _still_means(self, reference: Reference, top: Descriptor) -> bool:
         """Whether the reference still leads to this manifest: a removal begins with the records."""
-        found = self._store.refs.find(reference)
+        found = Look(self._store).ask(self._store.refs.find, reference)
         return found is not None and found.digest == top.digest
 
     def _is_suspect(self, record: Record, there: Collection[Digest] = ()) -> bool:

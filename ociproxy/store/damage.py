@@ -6,7 +6,6 @@ comes or goes meanwhile is no finding: another process commits, or takes damage 
 
 from __future__ import annotations
 
-import errno
 import heapq
 import os
 import threading
@@ -20,6 +19,7 @@ from ociproxy.oci.descriptor import MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, guess_media_type
 from ociproxy.store.files import (
+    UNREADABLE,
     digest_of,
     hash_file,
     is_at,
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 JOBS: Final = min(os.cpu_count() or 1, 8)
 """Files that are hashed at once: more than eight wait for the disk, or for each other."""
-_BAD_DISK: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
-"""Errors of a read that say the bytes are lost. All others say nothing about the bytes."""
 _KNOWN: Final = 250_000
 """Manifests of which a check remembers that they were hashed: 40 MB. Those above it are hashed a
 second time."""
@@ -271,7 +269,7 @@ class FileCheck:
         except MalformedManifest as exc:
             return f"is no manifest: {exc}"
         except OSError as exc:
-            if exc.errno not in _BAD_DISK:
+            if exc.errno not in UNREADABLE:
                 raise
             return f"cannot be read: {exc.strerror}".lower()
         return "" if actual == digest else f"its bytes are those of {actual}"

@@ -7,7 +7,6 @@ platform. What is stored must be whole.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,6 @@ from ociproxy.oci.descriptor import (
     DOCKER_SCHEMA1_SIGNED,
     MalformedManifest,
     OddManifest,
-    platform_in,
 )
 from ociproxy.oci.image import (
     BEYOND_LIMITS,
@@ -24,10 +22,10 @@ from ociproxy.oci.image import (
     attested,
     choose,
     is_attestation,
+    platform_of,
     platforms_of,
 )
-from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
-from ociproxy.store.files import read_unused
+from ociproxy.oci.manifest import ImageManifest, Index
 from ociproxy.store.look import Look
 
 if TYPE_CHECKING:
@@ -187,7 +185,8 @@ class _Reading:
             return ()
         found = self._look.manifest(descriptor)
         if found is None:
-            self._miss(descriptor, "manifest not stored")
+            reason = self._look.lost.get(descriptor.digest, "manifest not stored")
+            self._miss(descriptor, reason)
             return ()
         self.contents.manifests[descriptor.digest] = found.descriptor
         self.contents.used = max(self.contents.used, found.used)
@@ -212,7 +211,7 @@ class _Reading:
             return self._children(manifest)
         platform = descriptor.platform
         if isinstance(manifest, ImageManifest):
-            platform = platform or platform_of(self._store, manifest)
+            platform = platform or platform_of(self._store.blobs.peek(manifest.config.digest))
         else:
             self.contents.others.add(descriptor.digest)
         self.contents.images.append(ReachedImage(platform, descriptor.digest, complete))
@@ -226,6 +225,9 @@ class _Reading:
         if self._platforms or len(absent) == len(images):
             for child in absent:
                 self._miss(child, f"{child.platform or 'platform unknown'} not stored")
+        for child in chosen if self._look.lost else ():
+            if child.digest in self._look.lost:  # it is stored, so it should be whole
+                self._miss(child, self._look.lost[child.digest])
         if self._platforms and not images and index.children:
             wanted = ", ".join(map(str, self._platforms))
             self._miss(self.contents.top, f"the index offers nothing for {wanted}")
@@ -265,18 +267,3 @@ class _Reading:
 
     def _miss(self, descriptor: Descriptor, reason: str, *, is_blob: bool = False) -> None:
         self.contents.missing[descriptor.digest] = Missing(descriptor, reason, is_blob)
-
-
-def platform_of(store: Store, manifest: ImageManifest) -> Platform | None:
-    """The platform that the image's stored config names (image-spec config.md).
-
-    None where the config is not stored, is larger than a manifest may be, or names none.
-    """
-    if manifest.config.size > MANIFEST_MAX_SIZE:
-        return None
-    try:
-        path = str(store.blobs.path(manifest.config.digest))
-        document = json.loads(read_unused(path, MANIFEST_MAX_SIZE)[0])
-    except (OSError, ValueError, RecursionError):
-        return None
-    return platform_in(document)

@@ -93,6 +93,9 @@ again."""
 class Ingest:
     """One arriving blob, seen by its leader or by a follower in another process."""
 
+    is_kept = True
+    """Whether the store has the blob once it is committed."""
+
     def __init__(self, path: Path, digest: Digest, file: int, *, leading: bool) -> None:
         self.path = path
         self.digest = digest

@@ -47,9 +47,9 @@ class Entry:
         return not self.missing
 
 
-def inventory(store: Store) -> Iterator[Entry]:
+def inventory(store: Store, look: Look | None = None) -> Iterator[Entry]:
     """All that is cached, in order. Reads the store on the way, and records no use."""
-    look = Look(store)
+    look = look or Look(store)
     for reference, descriptor, resolved in references(store, look):
         repository = reference.repository
         found = read_contents(store, repository, descriptor, look=look)
@@ -74,8 +74,9 @@ def references(
     store: Store, look: Look | None = None
 ) -> Iterator[tuple[Reference, Descriptor, float | None]]:
     """Each repository's tags, with the time of their last resolution (epoch seconds), then its
-    images that no tag reaches, by digest."""
-    look = look or Look(store)
+    images that no tag reaches, by digest. Raises StoreError; without a `look`, which says what
+    cannot be read, also for that."""
+    look = look or Look(store, strict=True)
     for repository in store.refs.repositories():
         yield from references_in(store, repository, look)
 
@@ -86,7 +87,7 @@ def references_in(
     """The same of one repository."""
     tops: list[Descriptor] = []
     for tag in store.refs.tags(repository):
-        record = store.refs.find_tag(repository, tag)
+        record = look.ask(store.refs.find_tag, repository, tag)
         if record is not None:
             tops.append(record.descriptor)
             yield Reference(repository, tag), record.descriptor, record.resolved
@@ -120,7 +121,7 @@ def _roots(
     for digest in store.refs.manifests(repository):
         if digest in reachable:
             continue
-        described = store.refs.find_manifest(repository, digest)
+        described = look.ask(store.refs.find_manifest, repository, digest)
         found = None if described is None else look.manifest(described)
         if described is None or found is None:
             continue

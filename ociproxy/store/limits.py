@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.config.local_settings import Share
-from ociproxy.config.units import GIB, show_size
+from ociproxy.config.units import GIB, show_bytes, show_size
 from ociproxy.store.files import store_errors
 
 if TYPE_CHECKING:
@@ -66,13 +66,16 @@ class Limits:
         if self.max_size is not None and stored > self.max_size:
             return f"store.max_size ({show_size(self.max_size)}) is reached"
         if self.total and self.free < self.min_free:
-            return f"less than store.min_free ({show_size(self.min_free)}) is free"
+            return f"less than store.min_free ({show_bytes(self.min_free)}) is free"
         return None
 
-    def can_fit(self, size: int) -> bool:
-        """Whether so much could be kept if all else were removed."""
-        capped = self.max_size is not None and size > self.max_size * _DOWN_TO // 100
-        return not capped and (not self.total or size + self.min_free <= self.total)
+    def can_fit(self, size: int, pinned: int = 0) -> bool:
+        """Whether so much could be kept if all but so many pinned bytes were removed."""
+        if self.max_size is not None and (
+            size > self.max_size * _DOWN_TO // 100 or size + pinned > self.max_size
+        ):
+            return False
+        return not self.total or size + pinned + self.min_free <= self.total
 
     def cause(self, stored: int, wanted: int = 0) -> str | None:
         """The key of the setting by which `target` says what it does, or None."""

@@ -10,9 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ociproxy.errors import DigestInvalid
+from ociproxy.errors import DigestInvalid, StoreError
 from ociproxy.oci.digest import Digest
 from ociproxy.store.files import file_name, store_errors
+from ociproxy.store.look import is_lost
 from ociproxy.store.refs import MANIFESTS, TAGS
 
 if TYPE_CHECKING:
@@ -89,9 +90,15 @@ class RecordFiles:
             yield Record(file, self._digest(file, name, is_tag=False), repository)
 
     def _digest(self, file: str, name: str, *, is_tag: bool) -> Digest | None:
-        """The manifest that a record leads to; None where that is not the one of its name."""
-        if is_tag:
-            tagged = self._refs.tag_at(file)
-            return tagged.descriptor.digest if tagged else None
-        found = self._refs.descriptor_at(file, remember=False)
+        """The manifest that a record leads to; None where that is not the one of its name, or the
+        disk has lost the record."""
+        try:
+            if is_tag:
+                tagged = self._refs.tag_at(file)
+                return tagged.descriptor.digest if tagged else None
+            found = self._refs.descriptor_at(file, remember=False)
+        except StoreError as exc:
+            if not is_lost(exc):
+                raise
+            return None
         return found.digest if found and str(found.digest) == name else None

@@ -1,18 +1,16 @@
 """Publishing and removing, kept apart over all processes that share a store.
 
 A process *publishes* under a shared lock: it looks that an image's blobs are there, and writes the
-manifests and tags that need them. One process at a time *removes*, in short batches under an
-exclusive lock: it looks that a file is neither used nor needed, and moves it out of the store. So
-no image is published whose blobs are being removed, and what a publisher saw is there until it is
-done. Threads of a process that publish at the same time share the lock.
+manifests and tags that need them; its threads share that lock. One process at a time *removes*, in
+short batches under an exclusive lock: it looks that a file is neither used nor needed, and moves it
+out of the store. So no image is published whose blobs are being removed.
 
 A process that waits for its turn to remove holds a second lock, the gate, at which new publishers
 wait: else a busy server would never let it in.
 
-A process that was stopped while it removes would hold up every publisher. Such a process does not
-touch its locks any more. A publisher then takes away the folder into which that process moves what
-it removes, and puts new locks in the place of the old ones: once the process goes on, each of its
-moves fails.
+A process that was stopped while it removes would hold up every publisher. It does not touch its
+locks any more. A publisher then takes away the folder into which it moves what it removes, and puts
+new locks in the place of the old ones: once it goes on, each of its moves fails.
 """
 
 from __future__ import annotations
@@ -45,10 +43,12 @@ _PATIENCE: Final = 30.0
 """Seconds to wait for a lock: a batch takes less than one, on a disk that works."""
 _TURN: Final = 2.0
 """Seconds for which a remover keeps new publishers waiting until the running ones have ended."""
+_LONGEST_TURN: Final = 8.0
+"""Its turns double up to this: publishers take long on a slow disk. Clients wait 20 s at most."""
 _PAUSE: Final = 0.5
 """Seconds between two turns of a remover."""
 _INTERVAL: Final = 0.003
-"""Seconds between two tries, for flock itself cannot wait with a limit."""
+"""Seconds between two tries: flock itself cannot wait with a limit."""
 _JOINED: Final = 0.1
 """Seconds for which further publishers share a lock: those that come later wait at the gate."""
 _LOOK: Final = 0.1
@@ -211,13 +211,13 @@ class Removals:
 
     def _exclude(self) -> tuple[int, int]:
         """The gate and the lock, once no publisher has them. Raises Busy."""
-        limit = time.monotonic() + _PATIENCE
+        limit, turn = time.monotonic() + _PATIENCE, _TURN
         while time.monotonic() < limit:
-            gate = self._try(_GATE, _TURN)
-            if gate is not None:
-                if (lock := self._try(_LOCK, _TURN)) is not None:
+            if (gate := self._try(_GATE, turn)) is not None:
+                if (lock := self._try(_LOCK, turn)) is not None:
                     return gate, lock
                 _close(gate)
+                turn = min(2 * turn, _LONGEST_TURN)
             time.sleep(_PAUSE)
         raise Busy(f"images were being published all the time for {_PATIENCE:g} s")
 
@@ -294,7 +294,8 @@ class Remover:
     def __init__(self, removals: Removals, locks: tuple[int, int], folder: Path) -> None:
         self._removals = removals
         self._locks = locks
-        self._folder = folder
+        self.folder = folder
+        """What is moved out of the store; it is gone once another process has taken the turn."""
         self._count = 0
 
     def __enter__(self) -> Self:
@@ -303,8 +304,8 @@ class Remover:
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):  # deposed
             self._empty()
-            self._folder.rename(self._removals.spare)
-        shutil.rmtree(self._folder, ignore_errors=True)
+            self.folder.rename(self._removals.spare)
+        shutil.rmtree(self.folder, ignore_errors=True)
         for lock in self._locks:
             _close(lock)
 
@@ -322,7 +323,7 @@ class Remover:
             self._empty()
 
     def _empty(self) -> None:
-        for path in self._folder.iterdir():
+        for path in self.folder.iterdir():
             path.unlink(missing_ok=True)
 
     def take(self, path: Path) -> bool:
@@ -331,12 +332,12 @@ class Remover:
         self._count += 1
         with store_errors(path):
             try:
-                path.replace(self._folder / str(self._count))
+                path.replace(self.folder / str(self._count))
+                return True
             except FileNotFoundError:
-                if self._folder.is_dir():
+                if self.folder.is_dir():
                     return False
                 raise Busy("this process was stopped while it removed, and lost its turn") from None
-        return True
 
 
 def is_read_only(cause: BaseException | None) -> bool:

@@ -13,10 +13,11 @@ from contextlib import closing, contextmanager, suppress
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.config.units import show_size
+from ociproxy.config.units import show_bytes, show_size
 from ociproxy.errors import NoRoom, StoreFull
 from ociproxy.store.files import store_errors
 from ociproxy.store.limits import Limits
+from ociproxy.store.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from ociproxy.config.local_settings import Store as Settings
     from ociproxy.store.ingest import Ingest, Publish
-    from ociproxy.store.usage import Usage, UsageFile
+    from ociproxy.store.usage import UsageFile
 
 _WAIT: Final = 8.0
 """Seconds that a download waits for room. On a full disk the client gets no byte meanwhile, and it
@@ -67,6 +68,10 @@ class Room:
         self._refused = inf, 0.0
         """The bytes that a command got no room for last, and until when that is remembered."""
 
+    def within(self, settings: Settings, *, must_keep: bool = False, evicts: bool = True) -> Room:
+        """That of the same store with these limits."""
+        return Room(self._root, self._usage, settings, must_keep=must_keep, evicts=evicts)
+
     def check(self, size: int) -> None:
         """Raises StoreFull where the store has no room for so many bytes, and nothing may be
         removed."""
@@ -88,13 +93,14 @@ class Room:
         with closing(self._looks(size, limits, stopped)) as looks:
             found = any(_fits(coming(), each, limits.max_size) for each in looks)
             if not found and not stopped.is_set():
-                raise NoRoom(self._root, _no_room(size, limits))
+                raise NoRoom(self._root, self._no_room(size, limits))
 
     @contextmanager
     def held(self, size: int, stopped: Event) -> Iterator[bool]:
         """Inside, the caller publishes a blob of so many bytes, for which the store has room. False
-        where it gets none. True also where no limit holds, the size of the store is not known, or
-        `stopped` is set. Raises NoRoom with `must_keep`, or StoreError."""
+        where it gets none, also since `stopped` is set. True also where no limit holds, or the size
+        of the store is not known and the blob could fit. Raises NoRoom with `must_keep`, or
+        StoreError."""
         limits, _ = self._look()
         if limits is None or limits.max_size is None:
             yield True
@@ -103,28 +109,32 @@ class Room:
         try:
             usage = self._usage.read()
             known = usage is not None and usage.counted > 0
-            has_room = promised is not None or not known or stopped.is_set()
-            if self._must_keep and not has_room:
-                raise NoRoom(self._root, _no_room(size, limits))
+            has_room = promised or (not known and limits.can_fit(size))
+            if self._must_keep and not has_room and not stopped.is_set():
+                raise NoRoom(self._root, self._no_room(size, limits))
             yield has_room
         finally:
-            if promised is not None:
-                self._usage.release(size, promised)
+            if promised:
+                self._usage.release(size)
 
-    def keep(self, ingest: Ingest, publish: Publish, size: int, stopped: Event) -> bool:
+    def keep(self, ingest: Ingest, publish: Publish, size: int, stopped: Event) -> str | None:
         """Commit what has arrived, of `size` bytes and verified, as `held` allows. Where there is
-        no room, nothing is kept: readers have the file open. Raises as that does; what has arrived
-        stays in `pulls/` then, for the next run of the command."""
+        no room, nothing is kept, for readers have the file open, and this returns why. Raises as
+        that does; what has arrived stays in `pulls/` then, for the next run of the command."""
         try:
             with self.held(size, stopped) as has_room:
                 if has_room:
                     ingest.commit(publish)
+                elif stopped.is_set():
+                    ingest.flush()  # the next process goes on with it
                 else:
                     ingest.discard()
         except NoRoom:
             ingest.flush()  # here, for it is the event loop that closes the file
             raise
-        return has_room
+        if has_room or stopped.is_set() or self._settings is None:
+            return None
+        return self._no_room(size, Limits.of(self._settings, self._root))
 
     def wait_for_disk(self, begin: Callable[[int], None], size: int, stopped: Event) -> None:
         """Begin to store so many bytes. Where the disk has no room for them, wait as `held` does,
@@ -145,28 +155,26 @@ class Room:
                             return begin(size)
             raise
 
-    def _promise(self, size: int, limits: Limits, stopped: Event) -> int | None:
-        """What `UsageFile.reserve` says in the end."""
+    def _promise(self, size: int, limits: Limits, stopped: Event) -> bool:
+        """Wait for room, and have it promised."""
         cap, file = limits.max_size or 0, self._usage
-        promised = file.reserve(size, cap)
-        if promised is not None:
-            return promised
+        if file.reserve(size, cap):
+            return True
         with closing(self._looks(size, limits, stopped)) as looks:
             # A promise may fail though it fits: where another process has the file just then.
-            tries = (file.reserve(size, cap) for each in looks if _fits(size, each, cap))
-            return next((each for each in tries if each is not None), None)
+            return any(file.reserve(size, cap) for each in looks if _fits(size, each, cap))
 
     def _looks(self, size: int, limits: Limits, stopped: Event) -> Generator[Usage]:
         """Ask for room, and look every `_LOOK` seconds, until the store may not be reduced any more
         or the wait is over. Close it: then the room is not wanted any more."""
         file = self._usage
-        before = file.read()
-        is_stuck = before is not None and self._is_stuck(before)
+        before = file.read() or Usage()
         least, until = self._refused
         is_refused = self._must_keep and size >= least and time.monotonic() < until
-        if not self._evicts or not limits.can_fit(size) or is_stuck or is_refused:
+        can_fit = limits.can_fit(size, before.pinned)
+        if not self._evicts or not can_fit or self._is_stuck(before) or is_refused:
             return
-        first = 0 if before is None else before.runs
+        first = before.runs
         began = asked = time.monotonic()
         runs = file.want(size)
         try:
@@ -176,7 +184,8 @@ class Room:
                     break
                 if usage is not None:
                     yield usage
-                    if usage.stuck and usage.runs > first:
+                    has_run = usage.runs > first
+                    if has_run and (usage.stuck or not limits.can_fit(size, usage.pinned)):
                         break
                 ended = usage is not None and usage.runs != runs
                 if ended or now - asked > _ASK_AGAIN:  # others were faster, or it becomes void
@@ -199,16 +208,18 @@ class Room:
             return None, None
         return Limits.of(self._settings, self._root), self._usage.read()
 
+    def _no_room(self, size: int, limits: Limits) -> str:
+        cap, more = f"store.max_size ({show_size(limits.max_size or 0)})", show_bytes(size)
+        if not limits.can_fit(size):
+            return f"{more} are too many for {cap}"
+        pinned = (self._usage.read() or Usage()).pinned
+        if not limits.can_fit(size, pinned):
+            return f"{cap} leaves no room for {more} beside {show_bytes(pinned)} that are pinned"
+        return f"{cap} leaves no room for {more} more, and nothing else may be removed"
+
 
 def _fits(size: int, usage: Usage, cap: int) -> bool:
     return usage.counted > 0 and usage.stored + usage.reserved + size <= cap
-
-
-def _no_room(size: int, limits: Limits) -> str:
-    cap = f"store.max_size ({show_size(limits.max_size or 0)})"
-    if not limits.can_fit(size):
-        return f"{size} bytes are too many for {cap}"
-    return f"{cap} leaves no room for {size} bytes more, and nothing else may be removed"
 
 
 def free_space(root: Path) -> int:

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ociproxy.oci.digest import Digest
 from ociproxy.store.files import (
-    TOUCH_AFTER,
     Silence,
     digest_of,
     file_name,
@@ -39,8 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _WRITING: Final = ".write-"
-_USING: Final = f"{_WRITING}using-"
-"""So a file that a killed process left is removed as others are."""
+USING: Final = f"{_WRITING}using-"
+"""Then, in nanoseconds since the epoch, since when content may be needed (`pruning/users`). A file
+that a killed process left is removed as others are."""
 
 
 class Staging:
@@ -75,15 +75,6 @@ class Staging:
                 return None
         return Ingest(path, digest, file, leading=False)
 
-    def open_committed(self, path: Path, digest: Digest) -> Ingest:
-        """A stored blob in the shape of one that arrives. Raises StoreError."""
-        with store_errors(path):
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            ingest = Ingest(path, digest, file, leading=False)
-            ingest.size = os.fstat(file).st_size
-            ingest.ranges.add(0, ingest.size)
-            return ingest
-
     def is_arriving(self, digest: Digest, registry: str) -> bool:
         """Whether a process fetches this blob now, for clients of this registry or for all. Raises
         StoreError."""
@@ -113,37 +104,27 @@ class Staging:
     @contextmanager
     def using(self, now: float) -> Iterator[None]:
         """Inside, no other process removes what was used or stored since `now` (seconds since the
-        epoch): a load or an import may need it long after it looked. A store that cannot be written
-        keeps nothing, and nothing is removed from it. Before, what killed processes left of such
-        work is removed. Raises StoreError."""
+        epoch): a load or an import may need it long after it looked. One that was stopped loses
+        that (`pruning/users`), so it looks once more before it publishes. A store that cannot be
+        written keeps nothing, and nothing is removed from it. Before, what killed processes left of
+        such work is removed. Raises StoreError."""
         try:
-            file, path = stage(self.root, _USING)
+            # The name says since when: a full disk has no room for content.
+            file, path = stage(self.root, f"{USING}{int(now * 10**9)}-")
         except OSError as exc:
             if exc.errno in (errno.EROFS, errno.EACCES):
                 yield
                 return
             with store_errors(self.root):
                 raise
+        heartbeat.start(file)
         try:
-            with store_errors(path):
-                os.utime(file, (now, now))
             remove_abandoned(self.root)
             yield
         finally:
+            heartbeat.stop(file)
             os.close(file)
             path.unlink(missing_ok=True)
-
-    def used_since(self) -> float:
-        """Since when content that was used may be needed by a process that runs, in seconds since
-        the epoch; infinite where no process said so. Raises StoreError."""
-        found = inf
-        with store_errors(self.root):
-            for path in self.root.glob(f"{_USING}*"):
-                with suppress(FileNotFoundError), path.open("rb") as file:
-                    if not try_lock(file.fileno(), fcntl.LOCK_SH):
-                        # A use is not recorded so soon after the one before it.
-                        found = min(found, os.fstat(file.fileno()).st_mtime - TOUCH_AFTER)
-        return found
 
     def sweep(self, older_than: float) -> int:
         """Remove temporary files without an owner, and all else without one that was not written to
@@ -229,6 +210,16 @@ class Workspace:
         self.remove()
 
 
+class Pending(dict[str, object]):
+    """By path, what a group commit will rename: the bytes of manifests, the content of records. Any
+    thread may look."""
+
+    def names(self, folder: str) -> list[str]:
+        """Of the files in a folder, in the order of staging."""
+        found = (path.rpartition("/") for path in list(self))
+        return [name for parent, _, name in found if parent == folder]
+
+
 def write_atomically(target: Path, data: bytes, *, staging: Path) -> None:
     """Write a small file so that readers see all of it or none. Raises StoreError."""
     with store_errors(target):
@@ -272,6 +263,13 @@ def stage_as_text(staging: str, prefix: str = _WRITING, *, mode: int = 0o600) ->
             os.close(file)
             raise
         os.close(file)
+
+
+def write_all(file: int, data: bytes) -> None:
+    """Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
 
 
 def remove_abandoned(staging: Path) -> None:

@@ -24,6 +24,7 @@ import os
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import SystemClock
@@ -195,7 +196,12 @@ class Store:
         return BlobWriter(self.staging.root, self.blobs, self.room)
 
     def commit_config(self, digest: Digest, raw: bytes) -> None:
-        """Publish a blob of a few kilobytes, whose bytes the caller verified. Raises StoreError."""
+        """Publish a blob of a few kilobytes, whose bytes the caller verified. Raises StoreError, or
+        NoRoom where a command gets no room for it; a server keeps it all the same."""
+        with self.room.held(len(raw), Event()):
+            self._commit_config(digest, raw)
+
+    def _commit_config(self, digest: Digest, raw: bytes) -> None:
         with store_errors(self.blobs.path(digest)):
             file, staged = stage(self.staging.root)
         try:
@@ -209,13 +215,15 @@ class Store:
             raise
 
     @contextmanager
-    def publishing(self, *, patience: float = PATIENCE) -> Iterator[Commit]:
+    def publishing(self, *, patience: float = PATIENCE, gathers: bool = False) -> Iterator[Commit]:
         """Inside, nothing is removed, and the caller stages what it publishes together. It is found
-        at once by this process, by others soon. `Commit.wait` returns when it is durable. Raises
-        StoreError, also where the disk is behind for `patience` seconds."""
+        at once by this process, by others soon. `Commit.wait` returns when it is durable. Until a
+        caller waits, one that `gathers` may be joined by others. Raises StoreError, also where the
+        disk is behind for `patience` seconds."""
         self.commits.wait_for_room(patience)
         with self.removals.kept_off():
             commit = Commit(self.commits, self.removals.prolong)
+            commit.gathers = gathers
             try:
                 yield commit
             except BaseException:

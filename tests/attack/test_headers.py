@@ -13,9 +13,10 @@ import pytest
 
 from tests.attack.conftest import assert_quiet
 from tests.fetch.peers import raw_server
-from tests.images import image
+from tests.images import OCI_INDEX, image
 from tests.server import Mirror, upstream_entry
 from tests.upstream import FakeUpstream
+from tests.upstream_faults import Fault
 
 MakeMirror = Callable[..., Mirror]
 
@@ -100,6 +101,30 @@ def test_an_upstream_s_headers_stay_one_line_and_no_bug(mirror: MakeMirror) -> N
                 assert "set-cookie" not in answer.headers
                 assert "x" not in answer.headers
         assert_quiet(server)
+
+
+def test_a_document_that_is_a_page_runs_no_script(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    """A link to it would run with the rights of the user of the browser, who may have logged in."""
+    script = "<script>fetch('/v2/private/manifests/v1')</script>"
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
+    manifest = {"schemaVersion": 2, "mediaType": "text/html"}
+    for path, document in (("/manifests/", manifest), ("/referrers/", index)):
+        body = json.dumps({**document, "annotations": {"page": script}}).encode()
+        page = Fault(body=body, content_type="text/html", digest_header="")
+        upstream.fault(path, page)
+    upstream.add("app", image("app"), tag="v1")
+    server = mirror({"upstreams": [upstream_entry(upstream.url)]})
+    for path in ("manifests/v1", "tags/list", f"referrers/{MANIFEST.digest}"):
+        answer = server.get(f"/v2/app/{path}?ns={upstream.registry}")
+        assert answer.status == 200
+        assert answer.headers["content-security-policy"] == "sandbox", path
+    # Once more, now that it is stored.
+    answer = server.manifest(upstream.registry, "app", "v1")
+    assert script.encode() in answer.body
+    assert answer.headers["content-security-policy"] == "sandbox"
+    assert_quiet(server)
 
 
 HOSTILE_URLS = [

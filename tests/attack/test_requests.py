@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import socket
 import time
 from collections.abc import Callable
 
 from tests.attack.conftest import assert_quiet, refusal
-from tests.images import image
+from tests.images import image, random_blob
 from tests.server import Mirror, upstream_entry
 from tests.upstream import FakeUpstream
+from tests.upstream_faults import Fault
 
 MakeMirror = Callable[..., Mirror]
 
@@ -76,6 +78,37 @@ def test_slow_headers_do_not_keep_a_connection(mirror: MakeMirror, upstream: Fak
                 while client.recv(65536):
                     pass
     assert time.monotonic() - began < 8
+    assert_quiet(server)
+
+
+def test_a_client_that_holds_all_connections_keeps_no_other_out(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    blob = upstream.add_content("app", random_blob(1 << 20))
+    upstream.fault("/blobs/", Fault(stall_after=1 << 19))
+    config = {"upstreams": [upstream_entry(upstream.url)], "serve": {"connections": 8}}
+    server = mirror(config, admin=True)
+    # Idle ones; then ones that are in use for as long as their client likes.
+    for path in ("/v2/", f"/v2/app/blobs/{blob.digest}?ns={upstream.registry}"):
+        with contextlib.ExitStack() as stack:
+            for _ in range(8):
+                held = socket.create_connection((server.host, server.port), timeout=10)
+                stack.enter_context(held)
+                held.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                assert held.recv(100).startswith(b"HTTP/1.1 200 ")
+            for number in range(2, 5):
+                client = http.client.HTTPConnection(
+                    server.host, server.port, timeout=10, source_address=(f"127.0.0.{number}", 0)
+                )
+                stack.callback(client.close)
+                client.request("GET", "/v2/")
+                response = client.getresponse()
+                response.read()
+                assert response.status == 200
+        server.wait_for(
+            lambda: server.metrics()["ociproxy_connections"] == 0, "the connections ended"
+        )
+    upstream.release()
     assert_quiet(server)
 
 

@@ -89,6 +89,15 @@ def test_a_load_makes_room_and_names_what_has_none(upstream: FakeUpstream, load:
     assert size_of(load.store) <= CAP + SMALL
 
 
+def test_a_config_that_says_the_platform_asks_for_room(upstream: FakeUpstream, load: Load) -> None:
+    """It is fetched before all else, where the tag leads to no index."""
+    load.write_config(upstream.url, store={"max_size": 10_000, "min_free": 0})
+    upstream.add("app", image("app", command=["x" * 20_000]), tag="v1")
+    done = load.run(load.write(f"{upstream.registry}/app:v1 platform=linux/amd64"))
+    assert done.code == 4, done.stderr
+    assert size_of(load.store) == 0
+
+
 def archive(folder: Path) -> tuple[Path, dict[str, Image]]:
     made = {
         f"quay.io/{name}:v1": image(name, layers=1, layer_size=size)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from ociproxy.store.store import Store
+from ociproxy.store.usage import Usage
 from tests.archive.importing import Import
 from tests.images import image
 from tests.load.loading import Load
@@ -61,6 +62,15 @@ def test_what_is_pinned_stays_until_its_pin_is_removed(store: Store) -> None:
     assert [each["pattern"] for each in pins_of(store.root)] == ["*/team/two:*"]
 
 
+def test_what_was_pinned_takes_room_no_more_once_its_pin_is_removed(store: Store) -> None:
+    run(store.root, "pins", "add", "*/team/*")
+    prune(store.root, "--to-limits")
+    files = {each.digest: each.size for made in (TWO, THREE) for each in made.all_content()}
+    assert (store.usage.read() or Usage()).pinned == sum(files.values())
+    run(store.root, "pins", "remove", "*/team/*")
+    assert (store.usage.read() or Usage()).pinned == 0
+
+
 def test_pins_of_the_configuration(store: Store) -> None:
     """A glob, a list and a lock; the preloaded images too."""
     folder = store.root.parent
@@ -74,6 +84,15 @@ def test_pins_of_the_configuration(store: Store) -> None:
     assert prune_all(store, "--config-path", config).images == []
     config = configured(store, preload_images=str(folder / "images"))
     assert set(prune_all(store, "--config-path", config).images) == set(NAMES[1:])
+
+
+def test_a_kubernetes_manifest_in_the_place_of_a_list_is_called_that(store: Store) -> None:
+    """Once, and not a problem for each of its lines."""
+    (store.root.parent / "images").write_text("apiVersion: v1\nkind: Pod\nspec:\n  - image: one\n")
+    config = configured(store, {"list": "images"})
+    done = run(store.root, "pins", "list", "--config-path", config, code=2)
+    assert "images: is a Kubernetes manifest: give it with --kubernetes, or list" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_lock_keeps_its_digest_though_the_tag_has_moved(store: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import random
 import signal
@@ -13,17 +14,31 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ociproxy.store.claim import SILENT
 from ociproxy.store.store import Store
+from tests import forked
 from tests.archive.importing import Import
-from tests.images import MIB, image
+from tests.images import MIB, Image, image, image_of, layer, random_bytes
 from tests.load.loading import LIMIT, Load
-from tests.pruning import command, content_files, listed, names_of, prune, put_aged, sharing, write
+from tests.pruning import (
+    DAY,
+    command,
+    content_files,
+    listed,
+    names_of,
+    prune,
+    put_aged,
+    sharing,
+    write,
+)
 from tests.server import ROOT, Mirror, upstream_entry
 from tests.stores import put
 from tests.upstream import FakeUpstream
+from tests.upstream_faults import Fault
 
 ROUNDS = 10
 
@@ -107,6 +122,111 @@ def test_what_an_import_reported_is_whole_whatever_is_pruned_beside_it(tmp_path:
             assert job.run(archive).statuses == {f"quay.io/team/{name}:v1": "imported"}
             assert listed(root)[f"quay.io/team/{name}:v1"]
     assert all(complete for name, complete in listed(root).items() if "/kept-" in name)
+
+
+def with_base(name: str) -> list[Image]:
+    """An image, and one that has its first layer in common with it."""
+    base = layer({"base": random_bytes(200_000, seed=f"base of {name}")})
+    own = [layer({each: random_bytes(2000, seed=each)}) for each in (name, f"{name} victim")]
+    return [image_of([base, each], command=[name]) for each in own]
+
+
+def wait_for(happened: Callable[[], object]) -> None:
+    limit = time.monotonic() + LIMIT
+    while not happened():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def killed(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """In the end."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
+@contextlib.contextmanager
+def stopped(process: subprocess.Popen[Any], store: Path) -> Iterator[None]:
+    """Inside, it is stopped, and was so for longer than other processes wait for it."""
+    [held] = (store / "pulls").glob(".write-using-*")
+    touched = held.stat().st_mtime_ns
+    wait_for(lambda: held.stat().st_mtime_ns != touched)  # it says that it works
+    assert prune(store, "--all", "--keep-recent", "0").content == []
+    process.send_signal(signal.SIGSTOP)
+    state = Path(f"/proc/{process.pid}/stat")
+    wait_for(lambda: state.read_text().rpartition(")")[2].split()[0] == "T")
+    long_ago = time.time() - SILENT - 1
+    os.utime(held, (long_ago, long_ago))
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def test_a_stopped_load_keeps_nothing_and_publishes_no_image_that_lacks_what_went(
+    upstream: FakeUpstream, load: Load
+) -> None:
+    """The layer that two images share with old ones goes while the load is stopped. One of the two
+    layers is at the upstream still."""
+    store, names, made = Store(load.store), ["there", "lost"], {}
+    for name in names:
+        made[name], victim = with_base(name)
+        put_aged(store, f"quay.io/team/victim-{name}:v1", victim, 60)
+        upstream.add(f"team/{name}", made[name], tag="v1")
+        upstream.fault(f"/blobs/{made[name].layers[1].digest}", Fault(stall_after=0))
+    upstream.fault(f"/blobs/{made['lost'].layers[0].digest}", Fault(status=404))
+    wanted = [f"{upstream.registry}/team/{name}:v1" for name in names]
+    bases = [load.store / "blobs" / made[name].layers[0].encoded for name in names]
+    with load.start(load.write(*wanted)) as process, killed(process):
+        wait_for(
+            lambda: all(time.time() - base.stat().st_atime < DAY for base in bases)
+        )  # seen there
+        wait_for(lambda: all(upstream.seen(made[name].layers[1].digest) for name in names))
+        with stopped(process, load.store):
+            removed = prune(load.store, "--all", "--keep-recent", "0").images
+            assert set(removed) == {f"quay.io/team/victim-{name}:v1" for name in names}
+            assert not any(base.exists() for base in bases)
+            upstream.release()
+        _, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode == 3, errors
+    assert load.complete() == load.cached() == {wanted[0]}
+    assert load.has(made["there"])
+
+
+def test_a_stopped_import_keeps_nothing_and_publishes_no_image_that_lacks_what_went(
+    tmp_path: Path,
+) -> None:
+    source, job = Store(tmp_path / "source"), Import(tmp_path)
+    made, victim = with_base("app")
+    put(source, "quay.io/team/app:v1", made)
+    put_aged(Store(job.store), "quay.io/team/victim:v1", victim, 60)
+    archive = tmp_path / "app.tar"
+    forked.run(command(source.root, "export", str(archive)), check=True, cwd=ROOT)
+    raw = archive.read_bytes()
+    base = job.store / "blobs" / made.layers[0].encoded
+    with (
+        forked.popen(
+            job.command("--json", "-"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+        ) as process,
+        killed(process),
+    ):
+        assert process.stdin is not None
+        end = len(raw) - 100_000  # in the midst of the layer that is there, the last one
+        process.stdin.write(raw[:end])
+        process.stdin.flush()
+        wait_for(lambda: time.time() - base.stat().st_atime < DAY)  # it is there
+        with stopped(process, job.store):
+            assert prune(job.store, "--all", "--keep-recent", "0").images
+            assert not base.exists()
+        said, _ = process.communicate(raw[end:], timeout=LIMIT)
+    assert process.returncode == 5, said
+    [event] = [event for event in map(json.loads, said.splitlines()) if event["event"] == "image"]
+    assert event["status"] == "incomplete"
+    told = f"layer {made.layers[0].digest}: neither here nor in the store"
+    assert event["problems"] == [told]
+    assert listed(job.store) == {}
 
 
 def test_a_prune_that_is_killed_leaves_no_image_that_lacks_something(tmp_path: Path) -> None:

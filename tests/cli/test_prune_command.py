@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +15,20 @@ from ociproxy.oci.descriptor import Descriptor
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import ManifestHolder
 from ociproxy.oci.reference import Reference
+from ociproxy.store import removal
 from ociproxy.store.pruning.carry_out import carry_out
 from ociproxy.store.pruning.plan import Selection, make_plan
 from ociproxy.store.pruning.removed import add_removed, read_removed
 from ociproxy.store.pruning.survey import StoredFile, Survey
 from ociproxy.store.store import Store
 from ociproxy.store.usage import Usage
+from tests import forked
 from tests.images import Image, artifact, content, image, multi_platform, random_blob
 from tests.pruning import (
     DAY,
     Done,
     age,
+    command,
     content_files,
     listed,
     names_of,
@@ -96,6 +100,19 @@ def test_to_limits_keeps_those_of_the_configuration(store: Store, tmp_path: Path
     usage = store.usage.read()
     assert usage is not None
     assert usage.stored == done.summary["size"] - names_size(OTHER)
+
+
+def test_to_limits_makes_room_for_what_was_promised_to_others(store: Store, tmp_path: Path) -> None:
+    """An import reads a blob for minutes once it has been promised room."""
+    size = sum(each.size for each in Survey(store).blobs.values())
+    config = tmp_path / "config.yaml"
+    config.write_text(f"store: {{max_size: {2 * size}, min_free: 0}}")
+    words = ("--to-limits", "--dry-run", "--config-path", str(config))
+    store.usage.record(size, Usage(), freed=0, stuck=False)
+    assert prune(store.root, *words).images == []
+    assert store.usage.reserve(size, 2 * size)
+    assert prune(store.root, *words).images == ["quay.io/team/old:v1"]
+    store.usage.release(size)
 
 
 def test_a_dry_run_knows_the_room_that_downloads_wait_for_and_says_why_nothing_goes(
@@ -361,6 +378,12 @@ def test_a_person_reads_what_went(store: Store) -> None:
     assert lines[0].startswith("would remove nothing: 0 bytes")
 
 
+def test_a_pattern_that_no_image_fits_is_named(store: Store) -> None:
+    done = run(store.root, "prune", "quay.io/team/odl:*", "quay.io/team/other:*")
+    assert done.stderr == "nothing matches 'quay.io/team/odl:*'\n"
+    assert "removed 1 image" in done.stdout
+
+
 def test_the_images_that_were_removed_last_are_written_down_with_the_reason(store: Store) -> None:
     prune(store.root, "*", "--unused-for", "30d", "--dry-run")
     assert read_removed(store) == []
@@ -372,11 +395,11 @@ def test_the_images_that_were_removed_last_are_written_down_with_the_reason(stor
 
     # The last fifty stay; a damaged file is begun anew.
     many = [replace(old, reference=f"quay.io/team/{number}:v1") for number in range(50)]
-    add_removed(store, many[:49])
+    add_removed(store, many[:49], store.staging.root)
     assert [each.reference for each in read_removed(store)] == [
         each.reference for each in (old, *many[:49])
     ]
-    add_removed(store, many[49:])
+    add_removed(store, many[49:], store.staging.root)
     assert read_removed(store) == many
     for text in ("", "{}", '[{"at": 1}]', "[null]", "[" * 100_000):
         (store.root / "removed.json").write_text(text)
@@ -398,3 +421,35 @@ def test_a_prune_that_fails_half_way_has_written_down_what_it_removed(store: Sto
     with store.removals.remover() as remover, pytest.raises(StoreError):
         carry_out(store, survey, plan, remover, keep_recent=0)
     assert [each.reference for each in read_removed(store)] == ["quay.io/team/old:v1"]
+
+
+def test_a_prune_that_has_lost_its_turn_writes_over_nothing_of_the_next_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stopped while it reads what it will add to."""
+    path = store.root / "removed.json"
+    os.mkfifo(path)
+    writing = os.open(path, os.O_RDWR)
+    first = forked.popen(command(store.root, "prune", "quay.io/team/old:v1"))
+    try:
+        files = Path(f"/proc/{first.pid}/fd")
+        end = time.monotonic() + 60
+        while not any(each.is_symlink() and each.readlink() == path for each in files.iterdir()):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)
+        path.unlink()
+        monkeypatch.setattr(removal, "STOPPED", 1.0)
+        survey, selection = Survey(store), Selection(patterns=("quay.io/team/other:v1",))
+        plan = make_plan(store, survey, selection, is_pinned=lambda *_: False, now=time.time())
+        with store.removals.remover() as remover:
+            carry_out(store, survey, plan, remover, keep_recent=0)
+        store.usage.record(7, Usage(), freed=0, stuck=False)
+        first.send_signal(signal.SIGCONT)
+        os.write(writing, b"[]")
+        os.close(writing)
+        assert first.wait(60) == 0
+    finally:
+        first.kill()
+    assert [each.reference for each in read_removed(store)] == ["quay.io/team/other:v1"]
+    assert (store.usage.read() or Usage()).runs == 1  # it knew the size before the next one

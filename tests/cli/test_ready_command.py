@@ -382,7 +382,7 @@ def test_kubernetes_manifests_are_read_as_by_load(case: Case) -> None:
     spec = {"containers": [{"name": "a", "image": case.name("app")}]}
     pod.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Pod", "spec": spec}))
     done = case.run("ready", "--kubernetes", str(pod))
-    assert (done.exit_code, done.stderr) == (0, "1 image, none of them not ready\n")
+    assert (done.exit_code, done.stderr) == (0, "1 image, all ready\n")
 
 
 @pytest.mark.parametrize(

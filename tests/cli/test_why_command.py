@@ -245,15 +245,17 @@ def test_what_keeps_an_image_is_named(situation: Situation) -> None:
     signature = artifact(made.top)
     put(situation.store, f"{situation.repository('app')}@{signature.digest}", signature)
     pattern = f"{situation.upstream.registry}/team/*"
-    situation.configure(
-        {"store": {"pins": [pattern]}, "sync": [{"images": [pattern], "window": "01:00-05:00"}]}
-    )
+    images = situation.config.with_name("images.txt")
+    images.write_text(f"# all\n{situation.name('other')}\n{situation.name('app')}@{made.digest}\n")
+    entries = [{"images": [pattern], "window": "01:00-05:00"}, {"images": str(images)}]
+    situation.configure({"store": {"pins": [pattern]}, "sync": entries})
     found = situation.why(situation.name("app"))
     assert found["same"] == ["quay.io/other/app:v2"]
     assert found["pins"] == [{"pattern": pattern, "by": "store.pins"}]
     assert found["referrers"] == 1
-    ((sync, due),) = [(each["sync"], each["next"]) for each in found["sync"]]
-    assert (sync, due[-1]) == (pattern, "Z")
+    assert [each["sync"] for each in found["sync"]] == [pattern, str(images)]
+    assert all(each["next"].endswith("Z") for each in found["sync"])
+    assert len(situation.why(situation.name("third"))["sync"]) == 1
     child = f"{situation.repository('app')}@{whole.manifests[0].digest}"
     assert situation.why(child)["partOf"] == [whole.digest]
     lines = situation.screen(situation.name("app"))
@@ -341,6 +343,10 @@ def test_a_running_server_adds_what_the_last_request_got(
     other.configure({"serve": {"admin": {"port": server.admin_port}}})
     assert other.why(name)["server"] is None
     url = f"http://127.0.0.1:{server.admin_port}"
+    assert (
+        f"It does list {upstream.registry} in upstreams" in other.run(name, "--server", url).stdout
+    )
+    assert "It does" not in situation.run(name, "--server", url).stdout
     assert json.loads(other.run(name, "--server", url, "--json").stdout)["server"]["request"]
     server.stop()
     assert situation.why(name)["server"] is None

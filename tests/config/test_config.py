@@ -629,10 +629,12 @@ def test_durations_are_shown_as_written(seconds: float, text: str) -> None:
 def test_sizes_are_shown_as_written() -> None:
     assert [show_size(size) for size in (0, 1000, 1024, 3 * 1024**3)] == [
         "0",
-        "1000",
+        "1K",
         "1KiB",
         "3GiB",
     ]
+    assert [show_size(size) for size in (20_000_000, 1_258_291)] == ["20M", "1258291"]
+    assert parse_size(show_size(20_000_000)) == 20_000_000
 
 
 @pytest.mark.parametrize(

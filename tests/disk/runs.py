@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -41,6 +42,7 @@ def upstream_of(images: dict[str, Image]) -> Iterator[str]:
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
+        logging.disable()  # of clients that were killed
         with FakeUpstream() as upstream:
             for tag, each in images.items():
                 upstream.add("app", each, tag=tag)

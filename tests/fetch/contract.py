@@ -7,7 +7,6 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -103,7 +102,7 @@ def new_download(repository: Repository, digest: Digest, store: Store) -> Downlo
 def run(download: Download, backend: Backend) -> bytes:
     """What is in the store then."""
     try:
-        download.run(partial(backend.fetch_blob, download.repository, download.digest, tries=1))
+        download.run(backend.fetch_blob)
         with os.fdopen(download.duplicate_file(), "rb") as file:
             return file.read()
     finally:

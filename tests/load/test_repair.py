@@ -104,6 +104,23 @@ def test_damaged_blobs_and_manifests_are_fetched_again(scene: Scene) -> None:
     assert len(gets) == 3  # what was damaged, and nothing else
 
 
+@pytest.mark.parametrize("harm", [rot, Path.unlink])
+def test_the_platforms_that_were_never_stored_are_not_fetched(
+    scene: Scene, harm: Callable[[Path], object]
+) -> None:
+    """The only stored manifest of an index is damaged or lost."""
+    records = scene.store.root / "refs" / scene.reference("app").rpartition(":")[0] / "_manifests"
+    for other in MADE.manifests[1:]:
+        stored(scene.store, other).unlink()
+        (records / other.digest).unlink()
+    harm(stored(scene.store, MADE.manifests[0]))
+    assert [each["reference"] for each in named(scene.repair(), "repaired")] == [
+        scene.reference("app")
+    ]
+    assert not any(scene.upstream.count(other.digest) for other in MADE.manifests[1:])
+    scene.check()
+
+
 def test_a_manifest_that_came_back_brings_what_it_needs(scene: Scene) -> None:
     for each in (*MADE.manifests, MADE.top, *MADE.blobs):
         stored(scene.store, each).unlink()

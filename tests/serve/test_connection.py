@@ -118,6 +118,25 @@ async def test_what_is_behind_a_running_request_waits(behind: bytes) -> None:
     assert b"\r\n\r\nanswerHTTP/1.1 4" in said
 
 
+async def test_requests_behind_a_running_one_are_not_read_ahead() -> None:
+    """A client that reads nothing would have so many heads in memory, each of the largest size."""
+    counted: list[int] = []
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        if not counted:
+            await asyncio.sleep(1)
+        counted.append(connection._request_count)
+        response = web.Response()
+        if len(counted) == 8:
+            response.force_close()
+        return response
+
+    assert statuses(await said_to(handler, *[REQUEST] * 8)) == [200] * 8
+    assert counted[0] <= 3
+
+
 async def test_the_clock_of_a_head_is_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many pieces of a head come behind a running request, and however long it runs."""
     loop = asyncio.get_running_loop()

@@ -23,6 +23,7 @@ from tests.images import MIB, Content, Image, image
 from tests.parts.tools import small_disk
 from tests.pruning import listed, put_aged
 from tests.server import Mirror, upstream_entry
+from tests.stores import promised_to_a_killed_process
 from tests.upstream import FakeUpstream
 
 KIB = 1024
@@ -107,6 +108,12 @@ def test_a_capped_store_keeps_what_is_pinned_and_what_was_pulled_last(
     assert "reason=store.max_size" in log
     assert f'incomplete images=1 first="{upstream.registry}/absent:v1 (not stored)"' in log
     assert log.count("pinned images incomplete") <= 2  # app0 may be arriving when first counted
+    # What fits under the cap, but not beside what is pinned, has nothing removed in vain.
+    huge, evicted = add(upstream, "huge", 900 * KIB), log.count("evicted image=")
+    pull(server, upstream, "huge", huge)
+    server.wait_for_log("kept=False")
+    assert {name for name, complete in listed(server.store).items() if complete} == set(images)
+    assert server.log().count("evicted image=") == evicted
     # The page says what went and why, also after a restart.
     server.restart()
     page = server.admin("/store").body.decode()
@@ -129,6 +136,10 @@ def test_a_cap_that_may_not_be_kept_is_said_and_misses_pass_through(
     wait_until_stored(server, made[0])
     pull(server, upstream, "app1", made[1])
     server.wait_for_log("store limit exceeded")
+    assert re.search(
+        r"WARN  filled .* kept=False .* reason=\"store.max_size \(\S+\) leaves no room",
+        server.log(),
+    )
     assert f"limit={CAP}" in server.log()
     assert "recent=2" in server.log()
     size = size_of(server.store)
@@ -206,7 +217,7 @@ def test_room_that_was_promised_to_a_killed_process_is_given_to_those_who_wait(
     store, settings = Store(tmp_path / "store"), Settings(max_size=1000, min_free=0)
     job = Eviction(store, Config(store=settings))
     store.usage.record(400, Usage(), freed=0, stuck=False)
-    assert store.usage.reserve(500, 1000)  # and the process that was promised it is killed
+    promised_to_a_killed_process(store, 500)
     assert job.due() is None
     store.usage.want(200)
     assert job.due() is None
@@ -230,8 +241,10 @@ def test_a_command_that_knows_another_limit_than_its_server_is_not_run_again_at_
     job.heard({"event": "done", "cause": None, "freed": 0, "size": 2000})
     job.ended(0)
     assert job.due() is None
+    store.usage.record(2000, store.usage.read() or Usage(), freed=0, pinned=7)
     job.use(Config(store=Settings(max_size=4000, min_free=0)))
     assert job.due() is None
+    assert (store.usage.read() or Usage()).pinned == 0  # other images may be pinned now
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def test_a_blob_that_the_disk_has_no_room_for_reaches_the_client(scene: Scene, d
     assert answer.cache_status == "ociproxy; fwd=miss; detail=not-stored"
     assert not scene.is_stored(blob)
     assert "passing through" in server.log()
+    server.wait_for_log(f"bytes={blob.size} kept=False")
     assert "no space left" in server.log()
 
 

@@ -279,6 +279,9 @@ def test_a_repository_that_shares_an_image_has_its_signatures_offline(scene: Sce
             kind = "manifests" if each in (app.top, signature.top) else "blobs"
             assert scene.server.get(scene.path(kind, each.digest, repository=name)).status == 200
     assert scene.upstream.count("team/two/manifests/", "GET") == 0
+    records = f"refs/{scene.upstream.registry}/team/two/_manifests"
+    for digest in (app.digest, signature.digest):
+        scene.server.wait_for_file(f"{records}/{digest}")
     scene.upstream.stop_listening()
     scene.server.restart(args=["--offline"])
     for name in ("team/one", "team/two"):

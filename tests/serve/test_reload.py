@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ociproxy.serve.reload import READ_AT_START
 from tests.images import image
 from tests.serve.scene import MIB, Scene
 from tests.server import Answer, Mirror
@@ -130,3 +131,20 @@ def test_the_last_of_two_reloads_decides(scene: Scene) -> None:
     server.reload()
     server.wait_for(lambda: server.log().count("configuration reloaded") == 2, "twice", 30)
     assert server.get("/v2/x/manifests/v1?ns=r1.example").status == 403
+
+
+def test_a_reload_names_the_settings_that_take_a_restart(scene: Scene) -> None:
+    server = scene.start()
+    server.write_config({"serve": {"port": 1, "client_stall": "9m", "keepalive": "9m"}})
+    server.reload()
+    server.wait_for_log("configuration reloaded")
+    server.wait_for_log("restart needed keys=serve.client_stall")  # an option says the port
+    assert server.log().count("restart needed") == 1
+
+
+def test_the_documents_name_each_setting_that_takes_a_restart() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    found = re.search(r"`SIGHUP` changes all of the file except(.*?)take a restart", text, re.S)
+    assert found is not None
+    told = re.findall(r"`([a-z_.]+)`", found[1].replace("`serve`", ""))
+    assert told == [key.removeprefix("serve.") for key in READ_AT_START]

@@ -160,9 +160,17 @@ def test_old_protocols_and_plain_http_are_refused(mirror: MakeMirror, authority:
     server.tls = old
     with pytest.raises(ssl.SSLError):
         server.get("/v2/")
-    with Wire(server) as wire:
-        wire.send(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert b"HTTP/1.1 200" not in wire.read_to_end()
+    for _ in range(3):  # as a probe does
+        with Wire(server) as wire:
+            wire.send(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"HTTP/1.1 200" not in wire.read_to_end()
+    server.tls = ssl.create_default_context()
+    with pytest.raises(ssl.SSLCertVerificationError):
+        server.get("/v2/")
+    server.wait_for_log("the client does not accept this server's certificate")
+    assert "_ssl.c" not in server.log()
+    told = 'client refused client=127.0.0.1 reason="plain HTTP on a port of HTTPS"'
+    assert server.log().count(told) == 1
     server.tls = authority.client_context()
     assert server.get("/v2/").status == 200
     assert "Traceback" not in server.log()

@@ -187,17 +187,6 @@ def test_discarding_leaves_nothing(store: Store, leader: Ingest) -> None:
     second.close()
 
 
-def test_a_committed_blob_looks_like_one_that_arrived(store: Store) -> None:
-    first = lead(store)
-    receive(first, 0, len(DATA))
-    first.commit(store.blobs.commit)
-    first.close()
-    ingest = store.staging.open_committed(store.blobs.path(DIGEST), DIGEST)
-    assert os.pread(ingest.file, len(DATA), 0) == DATA
-    ingest.close()
-    assert store.blobs.find_size(DIGEST) == len(DATA)
-
-
 def test_a_full_disk_is_store_full(tmp_path: Path) -> None:
     full = os.open("/dev/full", os.O_RDWR)
     ingest = Ingest(tmp_path / "arriving", DIGEST, full, leading=True)

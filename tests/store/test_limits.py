@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,41 @@ def test_what_is_larger_than_may_ever_be_kept_removes_nothing() -> None:
     assert limits(max_size=1000, total=10**6).can_fit(900)
     assert not limits(max_size=1000, total=10**6).can_fit(901)
     assert not limits(min_free=100, total=1000).can_fit(901)
+    assert limits(max_size=1000, total=10**6).can_fit(600, pinned=400)
+    assert not limits(max_size=1000, total=10**6).can_fit(600, pinned=401)
+    assert not limits(min_free=100, total=1000).can_fit(600, pinned=301)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "found by the run"])
+def test_what_does_not_fit_beside_what_is_pinned_waits_for_no_run_that_cannot_help(
+    tmp_path: Path, known: bool
+) -> None:
+    store = Store(tmp_path)
+    store.usage.record(990, Usage(), freed=0, stuck=False, pinned=500 if known else None)
+    room = Room(store.root, store.usage, Settings(max_size=1000, min_free=0))
+    ingest, refused = arriving(store, 600), []
+    before = store.usage.read() or Usage()
+
+    def keep() -> None:
+        refused.append(room.keep(ingest, store.blobs.commit, 600, threading.Event()))
+
+    waiting = threading.Thread(target=keep)
+    waiting.start()
+    if not known:
+        while not (store.usage.read() or Usage()).wanted:
+            waiting.join(0.01)
+        before = replace(before, runs=before.runs + 1, pinned=500, stored=900)
+        store.usage.record(900, store.usage.read() or Usage(), freed=90, stuck=False, pinned=500)
+    waiting.join(4)  # a download waits 8 s for room
+    assert "beside 500 B that are pinned" in str(refused)
+    after = store.usage.read() or Usage()
+    assert (after.wanted, after.runs, after.stored) == (0, before.runs, before.stored)
+    assert after.asked == before.asked or not known  # no server was asked for room
+    with pytest.raises(NoRoom, match="no room for 600 B beside 500 B that are pinned"):
+        Room(store.root, store.usage, Settings(max_size=1000, min_free=0), must_keep=True).make(
+            lambda: 600, threading.Event()
+        )
+    ingest.close()
 
 
 def test_a_download_goes_on_once_the_store_was_reduced(tmp_path: Path) -> None:
@@ -86,10 +122,10 @@ def test_a_download_goes_on_once_the_store_was_reduced(tmp_path: Path) -> None:
     room = Room(store.root, store.usage, Settings(max_size=1000, min_free=0))
 
     arrived = [arriving(store, 100), arriving(store, 450), arriving(store, 100)]
-    kept: list[bool] = []
+    refused: list[str | None] = []
 
     def keep() -> None:
-        kept.append(room.keep(arrived[0], store.blobs.commit, 100, threading.Event()))
+        refused.append(room.keep(arrived[0], store.blobs.commit, 100, threading.Event()))
 
     waiting = threading.Thread(target=keep)
     waiting.start()
@@ -100,15 +136,15 @@ def test_a_download_goes_on_once_the_store_was_reduced(tmp_path: Path) -> None:
     store.usage.record(500, usage, freed=500, stuck=False)
     waiting.join(10)
     assert not waiting.is_alive()
-    assert kept == [True]
+    assert refused == [None]
     usage = store.usage.read()
     assert usage is not None
     assert (usage.stored, usage.reserved) == (600, 0)
     room.check(400)
     store.usage.record(600, usage, freed=0, stuck=True)
-    assert not room.keep(arrived[1], store.blobs.commit, 450, threading.Event())
+    assert room.keep(arrived[1], store.blobs.commit, 450, threading.Event()) is not None
     assert not arrived[1].path.exists()
-    assert room.keep(arrived[2], store.blobs.commit, 100, threading.Event())
+    assert room.keep(arrived[2], store.blobs.commit, 100, threading.Event()) is None
     for each in arrived:
         each.close()
 
@@ -119,10 +155,10 @@ def test_a_download_that_was_refused_though_it_fits_gets_its_room_without_a_run(
     """Another process had the file just when it asked."""
     store = Store(tmp_path)
     store.usage.record(0, Usage(), freed=0, stuck=False)
-    ingest, kept = arriving(store, 100), []
+    ingest, refused = arriving(store, 100), []
     room = Room(store.root, store.usage, Settings(max_size=1000, min_free=0))
     waiting = threading.Thread(
-        target=lambda: kept.append(room.keep(ingest, store.blobs.commit, 100, threading.Event()))
+        target=lambda: refused.append(room.keep(ingest, store.blobs.commit, 100, threading.Event()))
     )
     with (tmp_path / "locks/usage").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -130,7 +166,7 @@ def test_a_download_that_was_refused_though_it_fits_gets_its_room_without_a_run(
         waiting.join(0.5)
         assert waiting.is_alive()
     waiting.join(5)
-    assert kept == [True]
+    assert refused == [None]
     ingest.close()
 
 
@@ -163,6 +199,7 @@ def test_what_a_download_no_longer_waits_for_is_not_wanted(tmp_path: Path, ends:
     store.usage.record(990, Usage(), freed=0, stuck=False)
     assert store.usage.want(7) == 1  # of another download
     room = Room(store.root, store.usage, Settings(max_size=1000, min_free=1))
+    ingest = arriving(store, 100)
     if ends == "the disk has room":
         refused = [StoreFull(tmp_path, "no space left on device")]
 
@@ -172,7 +209,6 @@ def test_what_a_download_no_longer_waits_for_is_not_wanted(tmp_path: Path, ends:
 
         waiting = threading.Thread(target=room.wait_for_disk, args=(begin, 100, stopped))
     else:
-        ingest = arriving(store, 100)
         waiting = threading.Thread(
             target=room.keep, args=(ingest, store.blobs.commit, 100, stopped)
         )
@@ -188,6 +224,9 @@ def test_what_a_download_no_longer_waits_for_is_not_wanted(tmp_path: Path, ends:
     assert not waiting.is_alive()
     usage = store.usage.read() or Usage()
     assert usage.wanted == 7
+    if ends == "the server stops":
+        assert usage.stored == 990
+        assert ingest.path.stat().st_size == 100  # for the next server
 
 
 def test_what_a_killed_process_waited_for_is_not_wanted_for_long(tmp_path: Path) -> None:
@@ -208,7 +247,8 @@ def test_a_download_waits_no_longer_than_its_server_lives(tmp_path: Path) -> Non
     room = Room(store.root, store.usage, Settings(max_size=1000, min_free=0))
     stopped.set()
     ingest = arriving(store, 100)
-    assert room.keep(ingest, store.blobs.commit, 100, stopped)  # in a store that was never counted
+    # In a store that was never counted.
+    assert room.keep(ingest, store.blobs.commit, 100, stopped) is None
     ingest.close()
 
 
@@ -230,7 +270,7 @@ def test_a_command_waits_once_for_what_gets_no_room_and_not_for_each_image(tmp_p
         waiting.join(0.01)
     store.usage.record(990, usage, freed=0, stuck=True)
     waiting.join(10)
-    assert "leaves no room for 100 bytes more" in str(refused[0])
+    assert "leaves no room for 100 B more" in str(refused[0])
     store.usage.retry()
     before = store.usage.read()
     make()

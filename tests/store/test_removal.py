@@ -117,6 +117,35 @@ def test_a_publisher_waits_until_the_batch_has_ended(store: Store) -> None:
     assert list(store.staging.root.iterdir()) == []
 
 
+def test_publishers_that_take_long_in_turns_do_not_keep_a_batch_out(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a slow disk, where each waits for its flush longer than a turn."""
+    monkeypatch.setattr(removal, "_TURN", 0.3)
+    monkeypatch.setattr(removal, "_PAUSE", 0.05)
+    removed, turns = threading.Event(), 3
+
+    def publish_in_turns(number: int) -> None:
+        removals = Store(store.root).removals
+        time.sleep(number * 0.2)
+        while not removed.is_set():
+            with removals.kept_off():
+                removed.wait(0.6)
+
+    publishers = [threading.Thread(target=publish_in_turns, args=(n,)) for n in range(turns)]
+    for each in publishers:
+        each.start()
+    time.sleep(0.7)
+    with store.removals.remover() as remover:
+        try:
+            with remover.batch():
+                removed.set()
+        finally:
+            removed.set()
+            for each in publishers:
+                each.join(LIMIT)
+
+
 def test_a_batch_waits_until_the_publishers_have_ended(store: Store) -> None:
     with process(PUBLISHER, store.root) as publisher:
         assert line(publisher) == "in"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import multiprocessing
+import time
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +18,7 @@ from ociproxy.oci.reference import Reference
 from ociproxy.store.store import Store
 from ociproxy.store.usage import Usage, UsageFile
 from tests.images import image, random_blob
-from tests.stores import put
+from tests.stores import promised_to_a_killed_process, put
 
 
 def add_many(path: Path) -> None:
@@ -82,19 +86,85 @@ def test_a_manifest_counts_once_and_not_before_it_is_published(tmp_path: Path) -
     assert stored() == len(other.raw)
 
 
-def test_a_promise_that_a_count_has_ended_takes_none_from_others(tmp_path: Path) -> None:
+def test_a_promise_outlives_a_count_so_that_others_do_not_get_the_same_room(
+    tmp_path: Path,
+) -> None:
     usage = Store(tmp_path).usage
     usage.record(0, Usage(), freed=0, stuck=False)
-    old = usage.reserve(60, 100)
-    assert old is not None
-    assert usage.reserve(60, 100) is None
+    assert usage.reserve(60, 100)
+    assert not usage.reserve(60, 100)
     usage.record(0, Usage(), freed=0, stuck=False)
-    new = usage.reserve(50, 100)
-    assert new is not None
-    usage.release(60, old)
-    assert (usage.read() or Usage()).reserved == 50
-    usage.release(50, new)
+    other = Store(tmp_path).usage
+    assert not other.reserve(60, 100)
+    assert other.reserve(30, 100)
+    assert usage.promised() == 90
+    usage.release(60)
+    assert (usage.read() or Usage()).reserved == 30
+    other.release(30)
     assert (usage.read() or Usage()).reserved == 0
+    assert not list((tmp_path / "locks").glob("promised-*"))
+
+
+def test_a_count_ends_the_promise_of_a_killed_process(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.usage.record(0, Usage(), freed=0, stuck=False)
+    promised_to_a_killed_process(store, 700)
+    assert not store.usage.reserve(400, 1000)
+    assert store.usage.promised() == 0
+    store.usage.record(0, Usage(), freed=0, stuck=False, began=time.time() + 2)
+    assert store.usage.reserve(400, 1000)
+
+
+def test_a_blob_that_is_renamed_but_not_added_by_a_killed_process_is_counted(
+    tmp_path: Path,
+) -> None:
+    """Which happens while the store is counted, after the look at its files."""
+    store = Store(tmp_path)
+    store.usage.record(0, Usage(), freed=0, stuck=False)
+    began = time.time()
+    promised_to_a_killed_process(store, 700)
+    store.usage.record(0, Usage(), freed=0, stuck=False, began=began)  # it saw no such file
+    assert not store.usage.reserve(400, 1000)
+    # The next one sees the file, and no promise besides.
+    store.usage.record(700, Usage(), freed=0, stuck=False, began=time.time() + 2)
+    usage = store.usage.read() or Usage()
+    assert (usage.stored, usage.reserved) == (700, 0)
+
+
+def test_room_is_given_back_together_with_what_could_not_be_added(tmp_path: Path) -> None:
+    """Another process has the file while the blob is added, and not any more soon after."""
+    usage = Store(tmp_path).usage
+    usage.record(0, Usage(), freed=0, stuck=False)
+    assert usage.reserve(60, 100)
+    with (tmp_path / "locks/usage").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        usage.add(60)
+    usage.release(60)
+    found = usage.read() or Usage()
+    assert (found.stored, found.reserved) == (60, 0)
+    with (tmp_path / "locks/usage").open() as file:
+        assert usage.reserve(30, 100)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        usage.add(30)
+        usage.release(30)
+    assert usage.promised() == 30  # so no other process gets the room
+    usage.add(0)
+    found = usage.read() or Usage()
+    assert (found.stored, found.reserved, usage.promised()) == (90, 0, 0)
+
+
+def test_a_file_of_an_older_version_knows_of_no_pins(tmp_path: Path) -> None:
+    usage = Store(tmp_path).usage
+    usage.record(10, Usage(), freed=0, stuck=False, pinned=7)
+    usage.record(10, Usage(), freed=0)  # by a prune that looks at no limits
+    path = tmp_path / "locks/usage"
+    written = json.loads(path.read_bytes())
+    assert written.pop("pinned") == 7
+    path.write_text(json.dumps(written))
+    assert usage.read() == replace(Usage(**written), pinned=0)
+    usage.record(10, Usage(), freed=0)
+    assert path.stat().st_size == 512
+    assert len(json.dumps({each.name: 10**18 for each in fields(Usage)})) < 512
 
 
 def test_a_damaged_file_is_one_that_says_nothing(tmp_path: Path) -> None:

@@ -79,13 +79,12 @@ def check_target(path: Path, shape: Shape) -> None:
     """Raises ConfigError for a file name that contradicts the shape."""
     if path == STDOUT:
         if shape.volume_size is not None:
-            raise ConfigError("volumes need a file name, standard output is one", key="FILE")
+            raise ConfigError("--volume-size needs a file name, for standard output is one file")
         return
-    if shape.zstd != (path.suffix == _ZSTD):
-        raise ConfigError(
-            f"{path}: a name ends in {_ZSTD} exactly where --zstd is given; readers go by it",
-            key="FILE",
-        )
+    if shape.zstd and path.suffix != _ZSTD:
+        raise ConfigError(f"with --zstd the name has to end in {_ZSTD}", file=str(path))
+    if path.suffix == _ZSTD and not shape.zstd:
+        raise ConfigError(f"a name that ends in {_ZSTD} needs --zstd", file=str(path))
 
 
 def export(

@@ -14,6 +14,7 @@ from ociproxy.oci.manifest import Index
 from ociproxy.oci.reference import Reference, subject_prefix
 from ociproxy.store.image import read_contents
 from ociproxy.store.inventory import is_only_named, references
+from ociproxy.store.look import Look
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -62,14 +63,16 @@ def by_patterns(
 ) -> Iterator[Selected]:
     """Cached images whose reference matches one of the globs; all of them without globs. A tag of
     which nothing was ever stored is passed over and noted, unless a pattern is its very name; so is
-    an image that a moved tag left behind, unless a pattern with `@` matches it.
+    an image that a moved tag left behind, unless a pattern with `@` matches it. What cannot be read
+    is noted.
 
     Raises NothingMatches for a glob without an image, and for an empty store.
     """
     unused = set(patterns)
     found = False
     left: dict[Repository, set[Digest]] = {}
-    for reference, descriptor, _ in references(store):
+    look = Look(store)
+    for reference, descriptor, _ in references(store, look):
         matching = [pattern for pattern in patterns if reference.matches(pattern)]
         if matching or not patterns:
             if str(reference) not in matching and is_only_named(
@@ -86,6 +89,8 @@ def by_patterns(
             found = True
             unused.difference_update(matching)
             yield Selected(reference, descriptor, platforms)
+    for path, reason in look.unreadable.items():
+        note(f"{path} cannot be read: {reason}")
     if unused:
         raise NothingMatches(min(unused))
     if not found:

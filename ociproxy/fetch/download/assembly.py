@@ -273,6 +273,12 @@ class Assembly:
         if ingest is not None:
             ingest.close()
 
+    def leave_to_store(self, size: int) -> None:
+        """The blob is there, so readers open its file: it may be another one."""
+        self.close()
+        self.size = size
+        self.files += 1
+
     # For connections
 
     def take(self, most: int) -> Segment | None:

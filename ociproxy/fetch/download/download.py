@@ -144,12 +144,12 @@ class Download:
 
     # For the owner
 
-    def run(self, fetch: Callable[[Download], None]) -> None:
+    def run(self, fetch: Callable[..., None]) -> None:
         """Return when the blob is verified, and in the store: but where `room` has none, and for a
-        relay. `fetch` is a backend's `fetch_blob`. Raises what ended the download."""
+        relay. `fetch` is `Backend.fetch_blob`. Raises what ended the download."""
         self._began = time.monotonic()
         self.room.check(self.size or 0)
-        fetch(self)
+        fetch(self, tries=self.limits.retries, answered=self._hear)
         if self.state is not State.VERIFIED and not self._take_committed():
             raise self._interrupted("the blob has gone from the store again")
 
@@ -164,11 +164,10 @@ class Download:
         """After `run`."""
         self.assembly.close()
 
-    # For backends
-
-    def hear(self) -> None:
-        """The upstream has begun to send the blob."""
+    def _hear(self) -> None:
         self.answered = True
+
+    # For backends
 
     def learn_size(self, size: int, *, told: bool = True, encoding: str = "") -> None:
         """What the upstream says of the blob; with `told` False what is claimed of it. Raises
@@ -284,16 +283,17 @@ class Download:
             hasher.stop()
         self._reach(State.VERIFIED)
         ingest.set_size(hasher.position)  # an earlier leader may not have known it
-        kept = self.room.keep(ingest, self._store.blobs.commit, hasher.position, self.stopped)
+        refused = self.room.keep(ingest, self._store.blobs.commit, hasher.position, self.stopped)
         log.event(
-            logging.INFO,
+            logging.INFO if refused is None else logging.WARNING,
             "filled",
             digest=self.digest,
             upstream=self.repository.registry,
             bytes=self.size,
             resumed=self.bytes_resumed or None,
-            kept=None if kept else False,
+            kept=None if ingest.is_kept and refused is None else False,
             seconds=time.monotonic() - began,
+            reason=refused,
         )
         return True
 
@@ -314,12 +314,9 @@ class Download:
 
     def _take_committed(self) -> bool:
         """The blob is in the store: readers go on there. False where it is not."""
-        path = self._store.blobs.path(self.digest)
-        size = self._store.blobs.find_size(self.digest)
-        if size is None:
+        if (size := self._store.blobs.find_size(self.digest)) is None:
             return False
-        self.assembly.adopt(self._store.staging.open_committed(path, self.digest))
-        self.assembly.size = size
+        self.assembly.leave_to_store(size)
         self._reach(State.VERIFIED)
         return True
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.reference import Repository
 
 _NOTIFY_INTERVAL: Final = 0.02
 """Seconds between wake-ups of the readers of one fill: long enough to batch what a fast upstream
@@ -33,8 +32,8 @@ class Fill:
     on_disk = True
     """Whether an open of its file may wait for the disk."""
 
-    def __init__(self, download: Download, repository: Repository) -> None:
-        self.repository = repository
+    def __init__(self, download: Download) -> None:
+        self.repository = download.repository
         self.download = download
         self.error: Exception | None = None
         self.succeeded = False

@@ -113,12 +113,11 @@ class Fills:
             spawn=partial(self._helpers.submit, repository.registry),
             room=self._room,
         )
-        fill = Fill(download, repository)
+        fill = Fill(download)
         if self._closed:
             fill.end(Interrupted(repository.registry, "shutting down"))
             return fill
 
-        fetch = self._fetcher(backend, download)
         asked = time.monotonic()
 
         def work() -> None:
@@ -128,7 +127,7 @@ class Fills:
                 except OciProxyError:
                     download.abort()  # the upstream has not been asked: this is no answer of it
                     raise
-            download.run(fetch)
+            download.run(backend.fetch_blob)
 
         future = self._threads.submit(repository.registry, work)
         fill.use_thread(future)
@@ -188,9 +187,8 @@ class Fills:
         with store_errors(Path("memory")):
             passing = PassingIngest(download)
         download.assembly.adopt(passing)
-        fill = Relay(download, repository, passing)
-        fetch = self._fetcher(backend, download)
-        future = self._threads.submit(repository.registry, lambda: download.run(fetch))
+        fill = Relay(download, passing)
+        future = self._threads.submit(repository.registry, lambda: download.run(backend.fetch_blob))
         fill.use_thread(future)
 
         async def run() -> None:
@@ -204,15 +202,6 @@ class Fills:
         self._relays.add(fill)
         self._begin(run())
         return fill
-
-    def _fetcher(self, backend: Backend, download: Download) -> Callable[[Download], None]:
-        return partial(
-            backend.fetch_blob,
-            download.repository,
-            download.digest,
-            tries=self._limits.retries,
-            answered=download.hear,
-        )
 
     async def _outcome(self, fill: Fill, future: Future[None]) -> Exception | None:
         """What ended the download's thread, or its wait for one."""

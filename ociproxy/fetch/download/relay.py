@@ -22,7 +22,6 @@ from ociproxy.store.ingest import Ingest
 
 if TYPE_CHECKING:
     from ociproxy.fetch.download.download import Download
-    from ociproxy.oci.reference import Repository
     from ociproxy.store.ingest import Publish
 
 _WINDOW: Final = 4 * 1024 * 1024
@@ -33,6 +32,8 @@ _LOOK: Final = 0.2
 
 class PassingIngest(Ingest):
     """Its file is in memory, no other process sees it, and nothing of it is kept."""
+
+    is_kept = False
 
     def __init__(self, download: Download) -> None:
         """Raises OSError."""
@@ -96,8 +97,8 @@ class Relay(Fill):
 
     on_disk = False
 
-    def __init__(self, download: Download, repository: Repository, passing: PassingIngest) -> None:
-        super().__init__(download, repository)
+    def __init__(self, download: Download, passing: PassingIngest) -> None:
+        super().__init__(download)
         self._passing = passing
 
     def leave(self) -> None:

@@ -183,6 +183,10 @@ class OrasBackend:
         config.verify(raw, "blob")
         return raw
 
+    def refusals(self, *_: object) -> dict[Digest, BlobUnknown]:
+        """None: it asks for any blob."""
+        return {}
+
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         response, raw = self._get_document(
             repository,
@@ -256,31 +260,16 @@ class OrasBackend:
             self._expect_ok(response, repository, BlobUnknown(digest, _UNKNOWN))
         return HttpBlobStream(response, self._upstream, start=start)
 
-    def fetch_blob(
-        self,
-        repository: Repository,
-        digest: Digest,
-        download: Download,
-        *,
-        tries: int,
-        answered: Callable[[], None] = lambda: None,
-    ) -> None:
+    def fetch_blob(self, download: Download, *, tries: int, answered: Callable[[], None]) -> None:
         """Over as many connections as the upstream's entry allows, by ranges where they help."""
 
         def open_blob(*, start: int, stop: int | None) -> HttpBlobStream:
-            stream = self.open_blob(repository, digest, start=start, stop=stop)
+            stream = self.open_blob(download.repository, download.digest, start=start, stop=stop)
             answered()
             return stream
 
-        download.lead(
-            Connections(
-                download,
-                self._name,
-                open_blob,
-                most=self._upstream.connections,
-                tries=tries,
-            )
-        )
+        most = self._upstream.connections
+        download.lead(Connections(download, self._name, open_blob, most=most, tries=tries))
 
     def close(self) -> None:
         self._client.close()

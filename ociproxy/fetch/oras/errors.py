@@ -30,6 +30,7 @@ from ociproxy.clock import OutOfTime, out_of_time
 from ociproxy.errors import (
     NameUnknown,
     OciProxyError,
+    PageRefused,
     UpstreamDenied,
     UpstreamInvalid,
     UpstreamRateLimited,
@@ -39,7 +40,6 @@ from ociproxy.errors import (
 from ociproxy.fetch.oras.connect import LookupTimeout
 from ociproxy.fetch.oras.session import read_bounded
 from ociproxy.fetch.retry import clamp_retry_after
-from ociproxy.fetch.tags import PageRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

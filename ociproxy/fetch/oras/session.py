@@ -121,8 +121,7 @@ class Session(requests.Session):
     def merge_environment_settings(
         self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any
     ) -> Any:
-        """Called by requests for each request. The original looks through the whole environment
-        twice, which takes a third of the processor time of a short request."""
+        """Called by requests for each request. The original takes a third of a request's time."""
         if self._proxied:
             return super().merge_environment_settings(url, proxies, stream, verify, cert)
         return {"proxies": proxies, "stream": stream, "verify": verify, "cert": cert}
@@ -176,13 +175,15 @@ class Adapter(HTTPAdapter):
         self._police(manager)
         return manager
 
-    def _check_proxy(self, proxy: str) -> None:
-        """Raises UpstreamInvalid for a SOCKS proxy: its library would choose the addresses."""
-        parts = urlsplit(proxy)
+    def _checked(self, proxy: str) -> str:
+        """Its URL. Raises UpstreamInvalid for SOCKS: its library would choose the addresses."""
+        url = proxy if "://" in proxy else f"http://{proxy}"  # as curl and containerd take it
+        parts = urlsplit(url)
         if parts.scheme not in _DEFAULT_PORTS:
             name = f"{parts.scheme}://{parts.hostname}"
             reason = f"the environment names the proxy {name}: only http:// and https:// are used"
             raise UpstreamInvalid(self._policy.upstream, reason)
+        return url
 
     def _police(self, manager: PoolManager) -> None:
         manager.pool_classes_by_scheme = pool_classes(self._policy)
@@ -228,10 +229,9 @@ class Adapter(HTTPAdapter):
         self, request: requests.PreparedRequest, *, stream: bool, proxies: Any, **_: object
     ) -> requests.Response:
         if proxies and (proxy := select_proxy(request.url or "", proxies)):
-            self._check_proxy(proxy)
+            proxies = {"all": self._checked(proxy)}
             self._policy.check_literal(urlsplit(request.url or "").hostname or "")
-        connect, headers = self._timeout
-        timeout = (time_left(connect), time_left(headers))
+        timeout = (time_left(self._timeout[0]), time_left(self._timeout[1]))
         response = super().send(
             request, stream=stream, timeout=timeout, verify=True, proxies=proxies
         )

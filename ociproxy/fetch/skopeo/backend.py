@@ -34,7 +34,7 @@ from ociproxy.metrics.counters import UPSTREAM_BYTES
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, media_type_in, verify_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from ociproxy.config.settings import Fetch, Upstream
     from ociproxy.fetch.backend import Quota
@@ -98,17 +98,9 @@ class SkopeoBackend:
         """From the manifest; the upstream is not asked."""
         return self._blobs.get(repository, digest)[1]
 
-    def fetch_blob(
-        self,
-        repository: Repository,
-        digest: Digest,
-        download: Download,
-        *,
-        tries: int,
-        answered: Callable[[], None] = lambda: None,
-    ) -> None:
+    def fetch_blob(self, download: Download, *, tries: int, answered: Callable[[], None]) -> None:
         """By copying an image that has the blob; the other blobs of that image come too."""
-        image, size = self._blobs.get(repository, digest)
+        image, size = self._blobs.get(download.repository, download.digest)
         download.learn_size(size)
         attempts = retrying(
             tries=tries, wait_max=download.limits.retry_wait_max, stopped=download.stopped
@@ -133,6 +125,19 @@ class SkopeoBackend:
         raw = bytes(run.stdout)
         config.verify(raw, "blob")
         return raw
+
+    def refusals(
+        self, repository: Repository, manifests: Iterable[ManifestHolder], blobs: Iterable[Digest]
+    ) -> dict[Digest, BlobUnknown]:
+        for holder in manifests:  # the store of a caller may have had them
+            self._blobs.learn(repository, holder)
+        refused: dict[Digest, BlobUnknown] = {}
+        for digest in blobs:
+            try:
+                self._blobs.get(repository, digest)
+            except BlobUnknown as exc:
+                refused[digest] = exc
+        return refused
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         """`tags/list` only: skopeo gets all tags, of which `n` and `last` choose a page."""

@@ -2,7 +2,8 @@
 store's way of emptying it. skopeo copies images and cannot fetch a single blob.
 
 Blobs that the store has are in the layout as hard links before skopeo starts, so skopeo does not
-fetch them. A blob enters the store as soon as it is whole, and the image once skopeo has ended.
+fetch them. A blob enters the store as soon as it is whole, the manifest once skopeo has ended. Of
+the layout only these files are read: each is verified by its descriptor, the index is not needed.
 
 Tests: tests/fetch/skopeo/test_backend.py, test_image_layout.py.
 """
@@ -17,15 +18,12 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.bounded import BoundedCache
 from ociproxy.errors import (
     BlobUnknown,
-    DigestMismatch,
-    LayoutInvalid,
     StoreFull,
     UpstreamUnavailable,
 )
 from ociproxy.oci.descriptor import MalformedManifest
-from ociproxy.oci.layout import LayoutDirectory, blob_path
-from ociproxy.oci.manifest import ImageManifest
-from ociproxy.store.extract import Extractor
+from ociproxy.oci.layout import blob_path
+from ociproxy.oci.manifest import ImageManifest, ManifestHolder
 from ociproxy.store.files import store_errors
 from ociproxy.store.manifests import with_media_type
 
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
-    from ociproxy.oci.manifest import ManifestHolder
     from ociproxy.oci.reference import Repository
     from ociproxy.store.room import Room
     from ociproxy.store.store import Store
@@ -159,6 +156,8 @@ class ImageLayout:
                 continue
             with room.held(blob.size, stopped) as has_room:
                 if not has_room:
+                    if stopped.is_set():
+                        return brought
                     raise StoreFull(self._store.root, f"no room for blob {blob.digest}")
                 # The layout keeps the file: skopeo looks there for a layer that occurs twice.
                 self._store.blobs.adopt(path, blob)
@@ -166,23 +165,20 @@ class ImageLayout:
         return brought
 
     def publish(self, upstream: str) -> None:
-        """Verify the layout as a whole, and publish its image. Raises DigestMismatch for a manifest
-        that skopeo has changed, and UpstreamUnavailable for a layout that is not of this image."""
-        directory = LayoutDirectory(self.path)
+        """Publish the manifest beside its blobs, which were collected; it is durable on return.
+        Raises IntegrityError for a manifest that skopeo has changed, UpstreamUnavailable where
+        skopeo left something out, or StoreError."""
+        top, blobs = self._image.descriptor, self._store.blobs
+        path = self.path / blob_path(top.digest)
         try:
-            (named,) = directory.images()
-        except (LayoutInvalid, ValueError) as exc:
-            reason = f"skopeo wrote no layout of one image: {exc}"
-            raise UpstreamUnavailable(upstream, reason) from exc
-        top, written = self._image.descriptor, named.descriptor
-        if written.digest != top.digest:
-            raise DigestMismatch(f"manifest {top.digest} by skopeo", top.digest, written.digest)
-        with Extractor(self._store) as extractor:
-            extractor.take_layout(directory, top)
-            extractor.drain()
-            examined = extractor.examine(top, self._image.repository)
-            examined.problems = [each for each in examined.problems if not each.descriptor.urls]
-            problems = examined.problems or extractor.publish(self._image.repository, examined)
-            if problems:
-                reason = f"skopeo left {'; '.join(map(str, problems))}"
-                raise UpstreamUnavailable(upstream, reason)
+            with path.open("rb") as file:
+                raw = file.read(top.size + 1)
+        except OSError as exc:
+            raise UpstreamUnavailable(upstream, f"skopeo left out manifest {top.digest}") from exc
+        holder = ManifestHolder.verified(raw, top)
+        with self._store.publishing() as commit:
+            for blob in self._image.blobs:
+                if blobs.find_size(blob.digest) != blob.size:
+                    raise UpstreamUnavailable(upstream, f"skopeo left out blob {blob.digest}")
+            self._store.put_manifest(self._image.repository, holder, commit)
+        commit.wait()

@@ -31,10 +31,11 @@ from ociproxy.fetch.retry import Resumption
 from ociproxy.fetch.upstreams.health import Health
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Fetch, Upstream
+    from ociproxy.errors import BlobUnknown
     from ociproxy.fetch.backend import Backend, Listing, Quota
     from ociproxy.fetch.download.download import Download
     from ociproxy.oci.descriptor import Descriptor
@@ -97,16 +98,9 @@ class Endpoints:
     def stat_blob(self, repository: Repository, digest: Digest) -> int:
         return self._ask(lambda endpoint: endpoint.backend.stat_blob(repository, digest))
 
-    def fetch_blob(
-        self,
-        repository: Repository,
-        digest: Digest,
-        download: Download,
-        *,
-        tries: int,
-        answered: Callable[[], None] = lambda: None,
-    ) -> None:
+    def fetch_blob(self, download: Download, *, tries: int, answered: Callable[[], None]) -> None:
         """An endpoint whose connection breaks is left alone; the next one goes on from there."""
+        digest = download.digest
         order = sorted(self._endpoints, key=lambda each: each.damaged.get(digest) or 0)
         brought: list[_Endpoint] = []
 
@@ -118,7 +112,7 @@ class Endpoints:
                 answered()
 
             try:
-                endpoint.backend.fetch_blob(repository, digest, download, tries=1, answered=heard)
+                endpoint.backend.fetch_blob(download, tries=1, answered=heard)
             finally:
                 if download.bytes_fetched > before:
                     brought.append(endpoint)
@@ -144,6 +138,12 @@ class Endpoints:
 
     def fetch_listing(self, repository: Repository, path: str, query: str) -> Listing:
         return self._ask(lambda endpoint: endpoint.backend.fetch_listing(repository, path, query))
+
+    def refusals(
+        self, repository: Repository, manifests: Iterable[ManifestHolder], blobs: Iterable[Digest]
+    ) -> dict[Digest, BlobUnknown]:
+        """All endpoints have backends of one kind."""
+        return self._endpoints[0].backend.refusals(repository, manifests, blobs)
 
     def close(self) -> None:
         for endpoint in self._endpoints:

@@ -20,7 +20,6 @@ from aiohttp import web
 from ociproxy import log
 from ociproxy.errors import OciProxyError, StoreError
 from ociproxy.fetch.upstreams.threads import take_error
-from ociproxy.serve.admin.explaining import Explainer
 from ociproxy.serve.errors import (
     SERVER,
     LoadRefused,
@@ -38,10 +37,10 @@ if TYPE_CHECKING:
 
     from ociproxy.config.settings import Config
     from ociproxy.metrics.tally import Tally
-    from ociproxy.serve.admin.history import History
     from ociproxy.serve.admin.loading import Loads
     from ociproxy.serve.admin.page import Page
-    from ociproxy.serve.admin.survey import Findings, Surveyor
+    from ociproxy.serve.admin.sources import Sources
+    from ociproxy.serve.admin.survey import Findings
     from ociproxy.serve.auth import BasicAuth
     from ociproxy.store.store import Store
 
@@ -59,21 +58,15 @@ class AdminApi:
     def __init__(
         self,
         config: Config,
-        store: Store,
-        tally: Tally,
-        surveyor: Surveyor,
-        history: History,
+        sources: Sources,
         loads: Loads,
         auth: BasicAuth | None,
         *,
         loopback: bool,
     ) -> None:
         """`loopback` is whether the listener is reached from this machine only."""
-        self._tally = tally
-        self._surveyor = surveyor
-        self._readiness = Readiness(store)
-        self._store = store
-        self._history = history
+        self._sources = sources
+        self._readiness = Readiness(sources.store)
         self._loads = loads
         self._loopback = loopback
         self._disk_thread = ThreadPoolExecutor(1, thread_name_prefix="disk numbers")
@@ -85,7 +78,6 @@ class AdminApi:
             "/api/state": self._state,
             "/api/why": self._why,
         }
-        self._explainer = Explainer(config, store, tally)
         self.use(config, auth)
 
     def use(self, config: Config, auth: BasicAuth | None) -> None:
@@ -94,12 +86,12 @@ class AdminApi:
         self._config = config
         self._auth = auth
         self._page: Page | None = None
-        self._explainer.use(config)
+        self._sources.explainer.use(config)
 
     def close(self) -> None:
         self._readiness.close()
         self._disk_thread.shutdown(wait=False, cancel_futures=True)
-        self._explainer.close()
+        self._sources.explainer.close()
         if self._auth is not None:
             self._auth.close()
 
@@ -125,20 +117,12 @@ class AdminApi:
     async def _pages(self) -> Page:
         if self._page is None:
             read = asyncio.get_running_loop().run_in_executor(None, _page_class)
-            page = (await read)(
-                self._config,
-                self._store,
-                self._tally,
-                self._surveyor,
-                self._history,
-                self._explainer,
-            )
-            self._page = page
+            self._page = (await read)(self._config, self._sources)
         return self._page
 
     async def _health(self, _: web.BaseRequest) -> web.Response:
         """Whether a worker lives: the kubelet restarts the server where none does."""
-        if not alive(self._tally):
+        if not alive(self._sources.tally):
             return _text(503, "no worker has been heard of\n")
         return _text(200, "ok\n")
 
@@ -154,7 +138,7 @@ class AdminApi:
         # In a thread: its library is read with the first scrape.
         disk, accept = await self._of_disk(), request.headers.get("Accept", "")
         body, content_type = await asyncio.get_running_loop().run_in_executor(
-            None, _exposition, self._tally, disk, self._surveyor.held, accept
+            None, _exposition, self._sources.tally, disk, self._sources.surveyor.held, accept
         )
         return web.Response(body=body, headers={"Content-Type": content_type, "Server": SERVER})
 
@@ -163,7 +147,9 @@ class AdminApi:
         looking = self._asking_disk
         if looking is None or looking.done():
             loop = asyncio.get_running_loop()
-            looking = loop.run_in_executor(self._disk_thread, _disk, self._config, self._store)
+            looking = loop.run_in_executor(
+                self._disk_thread, _disk, self._config, self._sources.store
+            )
             looking.add_done_callback(take_error)
             self._asking_disk = looking
         done, _ = await asyncio.wait({looking}, timeout=_DISK_TIME)
@@ -182,10 +168,15 @@ class AdminApi:
 
     async def _why(self, request: web.BaseRequest) -> web.Response:
         reference = request.rel_url.query.get("reference", "")
-        return _json((await self._explainer.explain(reference)).document)
+        return _json((await self._sources.explainer.explain(reference)).document)
 
     async def _state(self, _: web.BaseRequest) -> web.Response:
-        return _json({"store": str(self._store.root.absolute()), "workers": alive(self._tally)})
+        return _json(
+            {
+                "store": str(self._sources.store.root.absolute()),
+                "workers": alive(self._sources.tally),
+            }
+        )
 
 
 def _exposition(

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 from ociproxy.errors import Busy, DigestInvalid, NameInvalid
 from ociproxy.fetch.upstreams.threads import take_error
 from ociproxy.load.imagelist import parse_reference
+from ociproxy.load.server_view import ServerView
 from ociproxy.load.why import explain, pins_of
-from ociproxy.load.why_server import ServerView
 from ociproxy.load.why_text import document, lines
 from ociproxy.serve.errors import RequestInvalid
 from ociproxy.serve.live import alive

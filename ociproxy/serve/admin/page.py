@@ -16,7 +16,7 @@ from aiohttp import web
 
 from ociproxy.errors import DigestInvalid, NameInvalid, OciProxyError, StoreError
 from ociproxy.oci.reference import Reference
-from ociproxy.serve.admin.history import History, Sample, plot
+from ociproxy.serve.admin.history import Sample, plot
 from ociproxy.serve.admin.render import HEADERS, html, static, template
 from ociproxy.serve.admin.survey import Images
 from ociproxy.serve.errors import Unsupported, status_and_code
@@ -29,11 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ociproxy.config.settings import Config
-    from ociproxy.metrics.tally import Tally
-    from ociproxy.serve.admin.explaining import Explainer
-    from ociproxy.serve.admin.survey import Surveyor
+    from ociproxy.serve.admin.sources import Sources
     from ociproxy.store.pruning.removed import RemovedImage
-    from ociproxy.store.store import Store
 
 _PATHS: Final = {"/": "now", "/contents": "contents", "/store": "store", "/log": "log"}
 _STREAM: Final = 600.0
@@ -47,21 +44,9 @@ _SHOWN: Final = 500
 class Page:
     """Belongs to one event loop."""
 
-    def __init__(
-        self,
-        config: Config,
-        store: Store,
-        tally: Tally,
-        surveyor: Surveyor,
-        history: History,
-        explainer: Explainer,
-    ) -> None:
+    def __init__(self, config: Config, sources: Sources) -> None:
         self.config = config
-        self._explainer = explainer
-        self._store = store
-        self._tally = tally
-        self._surveyor = surveyor
-        self._history = history
+        self._sources = sources
         self._rates: dict[int, tuple[float, int, float]] = {}
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -87,7 +72,7 @@ class Page:
         status = 200
         try:
             if reference.strip():
-                values["explained"] = await self._explainer.explain(reference)
+                values["explained"] = await self._sources.explainer.explain(reference)
         except OciProxyError as exc:
             values["problem"], status = str(exc), status_and_code(exc)[0]
         return html("why", values, status=status)
@@ -132,7 +117,7 @@ class Page:
         return found
 
     def _now(self) -> dict[str, Any]:
-        states = alive(self._tally)
+        states = alive(self._sources.tally)
         fills = {fill["digest"]: fill for state in states for fill in state["filling"]}
         sending = [self._pull(pull, fills) for state in states for pull in state["sending"]]
         going = {pull["id"] for pull in sending}
@@ -149,7 +134,7 @@ class Page:
             "workers": len(states),
             "connections": sum(state["connections"] for state in states),
             "queued": sum(state["fills"]["queued"] for state in states),
-            "totals": Sample.of(self._tally.totals(), None),
+            "totals": Sample.of(self._sources.tally.totals(), None),
         }
 
     def _pull(self, pull: dict[str, Any], fills: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,13 +156,13 @@ class Page:
         return {**pull, "name": name, "digest": digest, "rate": rate, "how": how, "left": left}
 
     def _log(self) -> dict[str, Any]:
-        recent = [tuple(each) for state in alive(self._tally) for each in state["recent"]]
+        recent = [tuple(each) for state in alive(self._sources.tally) for each in state["recent"]]
         newest = sorted(recent, key=lambda each: each[0], reverse=True)
         return {"requests": [(_explainable(each[2]), *each) for each in newest[:RECENT]]}
 
     def _contents(self, query: Mapping[str, str]) -> dict[str, Any]:
-        self._surveyor.ask()
-        found = self._surveyor.contents
+        self._sources.surveyor.ask()
+        found = self._sources.surveyor.contents
         wanted = query.get("q", "").strip()[:200]
         images = Images() if found is None or found.images is None else found.images
         matching = images.matching(wanted)
@@ -187,7 +172,7 @@ class Page:
         number = min(max(1, number), pages)
         return {
             "survey": found,
-            "looking": self._surveyor.is_looking,
+            "looking": self._sources.surveyor.is_looking,
             "q": wanted,
             "count": len(images),
             "matching": len(matching),
@@ -199,21 +184,21 @@ class Page:
         }
 
     def _stored(self) -> dict[str, Any]:
-        survey, disk = self._surveyor.held, None
+        survey, disk = self._sources.surveyor.held, None
         removed: list[RemovedImage] = []
         with suppress(OSError):
-            disk = shutil.disk_usage(self._store.root)
+            disk = shutil.disk_usage(self._sources.store.root)
         with suppress(StoreError):
-            removed = read_removed(self._store)
-        ratios, sizes = self._history.hit_ratios(), self._history.sizes()
+            removed = read_removed(self._sources.store)
+        ratios, sizes = self._sources.history.hit_ratios(), self._sources.history.sizes()
         largest = max((size for _, size in sizes), default=0.0)
         return {
-            "root": self._store.root,
+            "root": self._sources.store.root,
             "survey": survey,
             "removed": removed[::-1],
             "disk": disk,
             "total": sum(each.bytes for each in survey.held.values()) if survey else 0,
-            "totals": Sample.of(self._tally.totals(), None),
+            "totals": Sample.of(self._sources.tally.totals(), None),
             "ratios": plot(ratios, 1.0),
             "sizes": plot(sizes, largest * 1.1),
             "largest": largest * 1.1,
@@ -227,12 +212,14 @@ class Page:
             reference = Reference.parse(text[:1000])
         except NameInvalid as exc:
             raise Unsupported(f"not a reference: {exc}", status=404) from exc
-        descriptor = self._store.refs.find(reference)
+        descriptor = self._sources.store.refs.find(reference)
         if descriptor is None:
             raise Unsupported(f"{reference} is not stored", status=404)
-        contents = read_contents(self._store, reference.repository, descriptor, referrers=True)
+        contents = read_contents(
+            self._sources.store, reference.repository, descriptor, referrers=True
+        )
         host = request.host.rpartition(":")[0] if ":" in request.host else request.host
-        ports = [state["port"] for state in alive(self._tally)]
+        ports = [state["port"] for state in alive(self._sources.tally)]
         mirror = f"{host}:{ports[0] if ports else self.config.serve.port}"
         plain = self.config.serve.tls is None
         return {

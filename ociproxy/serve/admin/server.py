@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 from ociproxy import log
 from ociproxy.errors import AddressInUse
 from ociproxy.serve.admin.api import AdminApi
+from ociproxy.serve.admin.explaining import Explainer
 from ociproxy.serve.admin.history import INTERVAL, History, Sample
 from ociproxy.serve.admin.loading import Loads
+from ociproxy.serve.admin.sources import Sources
 from ociproxy.serve.admin.survey import Surveyor
 from ociproxy.serve.auth import BasicAuth
 from ociproxy.serve.ending import MARGIN, end_within
@@ -76,16 +78,9 @@ class AdminServer:
         self._loads = Loads(make_command, config)
         self._sampling: asyncio.Task[None] | None = None
         loopback = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
-        self._api = AdminApi(
-            config,
-            store,
-            tally,
-            self._surveyor,
-            self._history,
-            self._loads,
-            auth,
-            loopback=loopback,
-        )
+        explainer = Explainer(config, store, tally)
+        sources = Sources(store, tally, self._surveyor, self._history, explainer)
+        self._api = AdminApi(config, sources, self._loads, auth, loopback=loopback)
         limits = _limits(config.serve)
         self._listener = Listener(listener, self._api, limits, None, newest_first=True)
         self._warn(auth, loopback=loopback)

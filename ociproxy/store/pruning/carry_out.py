@@ -172,6 +172,7 @@ class _Work:
         add_removed(
             self._store,
             [RemovedImage(now, str(e.reference), e.size, e.used, reason) for e in images],
+            self._remover.folder,
         )
 
     def _in_batches(self, items: Iterable[T], remove: Callable[[T], object]) -> None:
@@ -188,7 +189,7 @@ class _Work:
 
     def _look(self) -> None:
         """See what came since the plan, and who needs what was used."""
-        self._used_since = self._store.staging.used_since()
+        self._used_since = self._survey.users.since()
         self._stored = self._survey.manifest_names()
         for name in self._stored - self._known:
             self._known.add(name)

@@ -107,6 +107,8 @@ class Plan(Removed):
     """Of signatures and the like (`signatures.subjects_of`)."""
     pinned: list[SurveyedImage] = field(default_factory=list)
     """All images that are pinned, with their signatures."""
+    pinned_size: int = 0
+    """Bytes that are stored of them."""
     pinned_fit: int = 0
     recent: int = 0
     reading: int = 0
@@ -148,7 +150,7 @@ class _Planning:
         self._stored_by = now - selection.older_than
         self._kept_since = now - selection.keep_recent
         # What a running load or import may have seen counts as recent.
-        self._recent = min(self._kept_since, store.staging.used_since())
+        self._recent = min(self._kept_since, survey.users.since())
         self._arriving = store.staging.arriving()
         self._of_images = needs_of_all(survey.images)
         # Manifests that no image has keep what they need, unless they go, too.
@@ -180,6 +182,12 @@ class _Planning:
             if not pinned.isdisjoint(map(id, plan.subjects.get(image.reference, ()))):
                 pinned.add(id(image))
         plan.pinned = [each for each in images if id(each) in pinned]
+        needs = needs_of_all(plan.pinned)
+        for names, files in (
+            (needs.manifests, self._survey.manifests),
+            (needs.blobs, self._survey.blobs),
+        ):
+            plan.pinned_size += sum(files[name].size for name in names if name in files)
 
     def choose_images(self) -> None:
         plan, selection = self.plan, self._selection

@@ -1,7 +1,7 @@
 """`removed.json`: the images that prunes removed last, and why, for an operator who misses one.
 
-Each prune writes it at its end, also where it was interrupted, under the lock that no two prunes
-hold. One that is killed leaves its images out.
+Each prune writes it at its end, also where it was interrupted. One that is killed, or has lost its
+turn to another one, leaves its images out.
 Tests: tests/cli/test_prune_command.py, tests/serve/test_eviction.py.
 """
 
@@ -16,6 +16,7 @@ from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from ociproxy.store.store import Store
 
@@ -53,9 +54,10 @@ def read_removed(store: Store) -> list[RemovedImage]:
     return found[-MOST:]
 
 
-def add_removed(store: Store, removed: Sequence[RemovedImage]) -> None:
-    """Raises StoreError. The caller holds the remover's lock."""
+def add_removed(store: Store, removed: Sequence[RemovedImage], folder: Path) -> None:
+    """`folder` is the remover's: it is taken away from one that has lost its turn, so no such one
+    writes over what the next one wrote. Raises StoreError."""
     if removed:
         kept = [*read_removed(store), *removed][-MOST:]
         data = json.dumps([asdict(each) for each in kept], indent=1).encode() + b"\n"
-        write_atomically(store.root / "removed.json", data, staging=store.staging.root)
+        write_atomically(store.root / "removed.json", data, staging=folder)

@@ -22,6 +22,7 @@ from ociproxy.store.files import digest_of, file_name, store_errors
 from ociproxy.store.image import read_contents
 from ociproxy.store.inventory import references
 from ociproxy.store.look import Look
+from ociproxy.store.pruning.users import Users
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -100,10 +101,11 @@ class Survey:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.users = Users(store.staging.root)
         self.blobs = _content(store.root / "blobs")
         self.manifests = {**_content(store.root / "fat"), **_content(store.root / "img")}
         """Indexes first."""
-        look = Look(store)
+        look = Look(store, strict=True)
         self.images = [self._image(*each, look) for each in references(store, look)]
 
     def manifest_names(self) -> set[str]:
@@ -119,8 +121,9 @@ class Survey:
         holder = self._store.manifests.find(digest, use=False) if digest else None
         if holder is None:
             return Needs({name: None})
+        look = Look(self._store, strict=True)
         nowhere = Repository("localhost", "any")  # referrers are not looked for
-        return self._needs(read_contents(self._store, nowhere, holder.descriptor))
+        return self._needs(read_contents(self._store, nowhere, holder.descriptor, look=look))
 
     def records(self, repository: Repository) -> Iterator[tuple[str, StoredFile]]:
         """The records of the repository's manifests, by the names of those."""

@@ -489,9 +489,9 @@ def test_an_archive_s_words_do_not_reach_the_terminal(store: Store, tmp_path: Pa
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
-        (["a.tar", "--zstd"], "ends in .zst"),
-        (["a.tar.zst"], "ends in .zst"),
-        (["-", "--volume-size", "1G"], "volumes need a file name"),
+        (["a.tar", "--zstd"], "the name has to end in .zst"),
+        (["a.tar.zst"], "needs --zstd"),
+        (["-", "--volume-size", "1G"], "--volume-size needs a file name"),
         (["a.tar", "--volume-size", "much"], "is not a size"),
         (["a.tar", "--platform", "amd64"], "os/architecture"),
         (["a.tar", "x", "--lock", "y"], "exclude each other"),

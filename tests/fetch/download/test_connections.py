@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,12 +49,7 @@ class Pull:
             notify=self._notify,
             spawn=self.threads.submit,
         )
-        fetch = partial(
-            backend.fetch_blob,
-            self.download.repository,
-            self.download.digest,
-            tries=limits.retries,
-        )
+        fetch = backend.fetch_blob
         self.running: Future[None] = self.threads.submit(self.download.run, fetch)
 
     def read(self, offset: int, seconds: float = 30.0) -> int:

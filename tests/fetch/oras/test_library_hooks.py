@@ -6,6 +6,7 @@ Each hook that no test of its effect covers is asserted here.
 from __future__ import annotations
 
 import http.client
+import importlib.metadata
 import inspect
 import io
 import json
@@ -55,6 +56,34 @@ except jsonschema.ValidationError:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "refused\n"
+
+
+def test_requests_does_without_a_guess_at_encodings() -> None:
+    """In silence; a text without an encoding is UTF-8. The program's other modules may guess."""
+    code = """
+import ociproxy.fetch.oras.client, requests
+answer = requests.Response()
+answer._content = "\u00e4".encode()
+print(ascii(answer.text), requests.compat.chardet)
+import charset_normalizer
+"""
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("'\\xe4' None\n", "")
+
+
+def test_importlib_metadata_is_there_where_it_is_called() -> None:
+    code = """
+import sys
+import ociproxy.fetch.oras.client
+assert "importlib.metadata" not in sys.modules
+from urllib3 import http2
+print(http2.version("urllib3"))
+import importlib.metadata
+print(importlib.metadata.version("urllib3"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{importlib.metadata.version('urllib3')}\n" * 2
 
 
 def test_oras_has_the_undecorated_request() -> None:

@@ -92,7 +92,9 @@ def make_proxy() -> Iterator[Callable[[str], Proxy]]:
         each.close()
 
 
+@pytest.mark.parametrize("written", ["http://", ""])
 def test_proxy_of_the_environment(
+    written: str,
     make_upstream: Callable[..., FakeUpstream],
     make_proxy: Callable[[str], Proxy],
     open_backend: OpenBackend,
@@ -104,7 +106,8 @@ def test_proxy_of_the_environment(
     secure = make_upstream(tls=authority.server("registry.invalid"))
     proxies = {"http": make_proxy(plain.registry), "https": make_proxy(secure.registry)}
     for scheme, upstream in (("http", plain), ("https", secure)):
-        monkeypatch.setenv(f"{scheme}_proxy", proxies[scheme].url)
+        address = proxies[scheme].url.removeprefix("http://")
+        monkeypatch.setenv(f"{scheme}_proxy", f"{written}{address}")
         top = upstream.add("team/app", image(), tag="v1").top
         backend = open_backend(
             "registry.invalid", scheme=scheme, tls=Tls(ca=authority.ca), listed=False
@@ -160,7 +163,9 @@ def test_a_proxy_gets_its_credentials_and_the_upstream_does_not(
     where = Reference.parse("registry.invalid/team/app:v1")
     with contextlib.closing(Proxy(upstream.registry, credentials="ann:p@ss")) as proxy:
         for secret in ("ann:p%40ss@", "ann:wrong@", ""):
-            monkeypatch.setenv(f"{scheme}_proxy", proxy.url.replace("://", f"://{secret}"))
+            written = "" if scheme == "https" else "http://"
+            address = proxy.url.removeprefix("http://")
+            monkeypatch.setenv(f"{scheme}_proxy", f"{written}{secret}{address}")
             backend = open_backend("registry.invalid", scheme=scheme, tls=Tls(ca=authority.ca))
             if secret == "ann:p%40ss@":
                 assert backend.fetch_manifest(where).raw == top.data

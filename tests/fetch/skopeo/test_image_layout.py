@@ -1,18 +1,31 @@
-"""What skopeo cannot bring, since it copies images: each is refused by name, with what to do."""
+"""What skopeo cannot bring, since it copies images: each is refused by name, with what to do. And
+what a layout has to hold before its manifest is published."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from ociproxy.config.settings import Fetch
-from ociproxy.errors import BlobUnknown
+from ociproxy.errors import (
+    BlobUnknown,
+    DigestMismatch,
+    SizeMismatch,
+    UpstreamUnavailable,
+)
 from ociproxy.fetch.skopeo.backend import SkopeoBackend
+from ociproxy.fetch.skopeo.image_layout import Image as CopiedImage
+from ociproxy.fetch.skopeo.image_layout import ImageLayout
 from ociproxy.oci.descriptor import OCI_ARTIFACT
+from ociproxy.oci.layout import blob_path
+from ociproxy.oci.manifest import ManifestHolder
+from ociproxy.oci.reference import Repository
 from ociproxy.store.store import Store
 from tests.fetch.conftest import entry
 from tests.fetch.contract import digest, fetch_blob, reference, repository
@@ -23,12 +36,14 @@ from tests.images import (
     Content,
     Image,
     content,
+    image,
     image_of,
     layer,
     random_blob,
 )
 from tests.load.loading import Load
 from tests.parts.tools import require_tool
+from tests.stores import put
 from tests.upstream import FakeUpstream
 
 ELSEWHERE = {"urls": ["https://elsewhere.example/layer"]}
@@ -91,6 +106,28 @@ def add_with_layer_elsewhere(upstream: FakeUpstream, blob: Content) -> str:
     return f"{upstream.registry}/team/app:v1"
 
 
+def test_a_plan_fails_for_what_a_load_fails_for(upstream: FakeUpstream, load: Load) -> None:
+    """Also where the store has the manifests, so that skopeo is not asked for them."""
+    odd = [Image(top, blobs=(BLOB,)) for top in list(ODD.values())[:2]]
+    names = [f"{upstream.registry}/team/odd-{number}:v1" for number in range(len(odd))]
+    for number, made in enumerate(odd):
+        upstream.add(f"team/odd-{number}", made, tag="v1")
+    names.append(add_with_layer_elsewhere(upstream, BLOB))
+    listed = load.write(*names)
+
+    def failures(*words: str) -> dict[str, str]:
+        done = load.run(listed, "--backend", "skopeo", "--json", *words)
+        assert done.code == 3
+        return {each["reference"]: each["reason"] for each in done.events("failed")}
+
+    planned = failures("--plan")
+    assert planned == failures()
+    assert set(planned) == set(names)
+    for name, made in zip(names, odd, strict=False):
+        put(Store(load.store), name, Image(made.top))
+    assert failures("--plan") == planned
+
+
 def test_an_image_that_skopeo_cannot_bring_whole_is_not_stored_in_part(
     upstream: FakeUpstream, load: Load
 ) -> None:
@@ -109,10 +146,64 @@ def test_a_layer_that_need_not_be_distributed_and_skopeo_does_not_bring_is_named
     """The registry has it. skopeo would never ask."""
     kept = content(b"not to be distributed", NONDISTRIBUTABLE)
     name = add_with_layer_elsewhere(upstream, kept)
+    plan = load.run(load.write(name), "--backend", "skopeo", "--plan")
     done = load.run(load.write(name), "--backend", "skopeo")
-    assert done.code == 3
+    assert plan.code == done.code == 3
+    assert f"{name} would be incomplete: no non-distributable layer {kept.digest}" in plan.stderr
     assert (
         f"incomplete: no non-distributable layer {kept.digest}: skopeo brings no layers that have "
         "URLs: use the backend oras; it may be at https://elsewhere.example/layer" in done.stderr
     )
     assert load.complete() == set()
+
+
+def remove_blob(path: Path) -> None:
+    path.unlink()
+
+
+def change(path: Path) -> None:
+    raw = path.read_bytes()
+    path.write_bytes(bytes((raw[0] ^ 1,)) + raw[1:])
+
+
+def lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b" ")
+
+
+def take_in(layout: ImageLayout, store: Store) -> None:
+    layout.collect(store.room, Event())
+    layout.publish("registry.example")
+
+
+@pytest.mark.parametrize(
+    ("part", "damage", "error"),
+    [
+        ("manifest", remove_blob, UpstreamUnavailable),
+        ("manifest", change, DigestMismatch),
+        ("manifest", lengthen, SizeMismatch),
+        ("layer", remove_blob, UpstreamUnavailable),
+        ("layer", change, DigestMismatch),
+        ("layer", lengthen, SizeMismatch),
+    ],
+)
+def test_a_layout_with_one_wrong_file_publishes_no_manifest(
+    tmp_path: Path, part: str, damage: Callable[[Path], None], error: type[Exception]
+) -> None:
+    store, where = Store(tmp_path / "store"), Repository.parse("registry.example", "app")
+    made = image(layers=2)
+    holder = ManifestHolder.of(made.top.data)
+    copied = CopiedImage(where, holder.descriptor, holder.manifest.blobs)
+    layout = ImageLayout(copied, tmp_path / "layout", store)
+    layout.prepare()
+    for each in (made.top, *made.blobs):
+        (layout.path / blob_path(digest(each))).write_bytes(each.data)
+    wrong = made.top if part == "manifest" else made.layers[0]
+    damage(layout.path / blob_path(digest(wrong)))
+    with pytest.raises(error):
+        take_in(layout, store)
+    assert store.blobs.find_size(digest(wrong)) is None
+    assert store.manifests.find(digest(made.top)) is None
+    assert store.refs.manifests(where) == []
+    (layout.path / blob_path(digest(wrong))).write_bytes(wrong.data)
+    take_in(layout, store)
+    assert store.refs.manifests(where) == [digest(made.top)]

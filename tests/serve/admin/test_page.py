@@ -25,6 +25,7 @@ from ociproxy.serve.admin.explaining import Explainer
 from ociproxy.serve.admin.history import History, Sample, plot
 from ociproxy.serve.admin.page import Page
 from ociproxy.serve.admin.render import read_all
+from ociproxy.serve.admin.sources import Sources
 from ociproxy.serve.admin.survey import Findings, Held, Images, Surveyor
 from ociproxy.store.store import Store
 from tests.images import artifact, image, multi_platform
@@ -151,7 +152,7 @@ async def test_ten_thousand_images_are_listed_page_by_page(tmp_path: Path) -> No
     surveyor.contents = Findings(time.time(), {"blob": Held(1, 1)}, images=many(10_000), whole=True)
     config, store, tally = Config(), Store(tmp_path / "store"), Tally(1)
     explainer = Explainer(config, store, tally)
-    page = Page(config, store, tally, surveyor, History(), explainer)
+    page = Page(config, Sources(store, tally, surveyor, History(), explainer))
     await asyncio.get_running_loop().run_in_executor(None, read_all)
     texts = []
     began = time.process_time()
@@ -177,7 +178,8 @@ async def test_the_images_are_searched_outside_the_event_loop(tmp_path: Path) ->
     surveyor = Surveyor(lambda *_: [], Config(), Tally(1))
     surveyor.contents = Findings(time.time(), images=Noting(), whole=True)
     config, store, tally = Config(), Store(tmp_path / "store"), Tally(1)
-    page = Page(config, store, tally, surveyor, History(), Explainer(config, store, tally))
+    explainer = Explainer(config, store, tally)
+    page = Page(config, Sources(store, tally, surveyor, History(), explainer))
     await asyncio.get_running_loop().run_in_executor(None, read_all)
     await page.answer(make_mocked_request("GET", "/contents?q=app"))
     assert len(threads) == 1
