@@ -295,8 +295,7 @@ async def manifest(engine: Engine, request: web.BaseRequest, target: ManifestPat
     """The upstream's exact bytes under its media type. A fresh manifest in memory is answered
     without a task switch, where the store is on this machine: most requests are for one."""
     found = await engine.manifests.pull(target.reference, body=request.method == "GET")
-    descriptor = found.descriptor
-    digest = str(descriptor.digest)
+    descriptor, digest = found.descriptor, str(found.descriptor.digest)
     headers = {"Docker-Content-Digest": digest, "ETag": f'"{digest}"'}
     if client_has(request, descriptor.digest):
         return Answer(web.Response(status=304, headers=headers), found.status, descriptor.digest)
