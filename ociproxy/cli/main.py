@@ -91,6 +91,17 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            return self._invoke(ctx)
+        except OSError as exc:
+            if not _is_of_output(exc):
+                raise
+            _drop_output()
+            if exc.errno == errno.EPIPE:
+                ctx.exit(PIPE_CLOSED)
+            raise _Failure(OutputError("the output", (exc.strerror or str(exc)).lower())) from exc
+
+    def _invoke(self, ctx: click.Context) -> Any:
+        try:
             return super().invoke(ctx)
         except click.BadParameter as exc:
             raise blamed(exc) from exc
@@ -102,13 +113,6 @@ class _Commands(click.Group):
             raise _Failure(exc) from exc
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
-        except OSError as exc:
-            if not _is_of_output(exc):
-                raise
-            _drop_output()
-            if exc.errno == errno.EPIPE:
-                ctx.exit(PIPE_CLOSED)
-            raise _Failure(OutputError("the output", (exc.strerror or str(exc)).lower())) from exc
 
 
 def _is_of_output(error: OSError) -> bool:

@@ -36,7 +36,8 @@ class PlatformType(click.ParamType[Platform]):
         try:
             return Platform.parse(str(value))
         except NameInvalid as exc:
-            self.fail(str(exc), param, ctx)
+            several = "; repeat the option for each" if "," in str(value) else ""
+            self.fail(f"{exc}{several}", param, ctx)
 
 
 class PathType(click.Path):

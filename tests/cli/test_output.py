@@ -35,7 +35,7 @@ def shell(store: Path, words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("command", ["list", "diff . $OCIPROXY_IMAGE_PATH", "check --json"])
+@pytest.mark.parametrize("command", ["diff . $OCIPROXY_IMAGE_PATH", "load --json nosuch"])
 def test_a_full_disk_behind_the_output_is_named(store: Path, command: str) -> None:
     """Not with exit code 1, by which `diff` says that it found differences."""
     command = command.replace(" . ", f" {store.parent / 'empty'} ")
@@ -51,26 +51,16 @@ def test_a_full_disk_behind_the_messages_is_an_exit_code(store: Path) -> None:
 
 
 def test_a_reader_that_leaves_is_no_failure_to_report(store: Path) -> None:
-    done = shell(store, "ociproxy list --format refs | true; echo ${PIPESTATUS[0]}")
-    assert done.stdout in ("141\n", "0\n")  # 0 where the line was written before `true` ended
-    assert done.stderr == ""
     done = shell(store, "ociproxy config schema | sleep 0; echo ${PIPESTATUS[0]}")
     assert (done.stdout, done.stderr) == ("141\n", "")
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("export - >&-", "cannot write -: standard output is closed"),
-        ("load - <&-", "standard input: is closed"),
-        ("import - <&-", "standard input: is closed"),
-    ],
-)
-def test_a_closed_stream_is_named(store: Path, words: str, message: str) -> None:
-    done = shell(store, f"ociproxy {words}")
-    assert message in done.stderr
-    assert done.returncode in (2, 4)
-    assert "Traceback" not in done.stderr
+def test_a_closed_stream_is_named(store: Path) -> None:
+    tries = "ociproxy export - >&-; ociproxy load - <&-; ociproxy import - <&-"
+    said = shell(store, tries).stderr
+    assert "cannot write -: standard output is closed" in said
+    assert said.count("standard input: is closed") == 2
+    assert "Traceback" not in said
 
 
 def test_no_file_takes_the_number_of_a_closed_stream(store: Path) -> None:

@@ -174,6 +174,7 @@ def test_standard_input_is_a_list(upstream: FakeUpstream, load: Load) -> None:
         ([], "give an IMAGELIST"),
         (["-", "--kubernetes", "-"], "- can be read only once"),
         (["-", "--platform", "linux/amd64", "--arch", "arm64"], "exclude each other"),
+        (["-", "--platform", "linux/amd64,linux/arm64"], "repeat the option for each"),
         (["-", "--platform", "linux"], "a platform is os/architecture"),
         (["quay.io/a/b:1"], "an image is named by a line of a list, which may be `-`"),
         (["no-list.txt"], "Error: no-list.txt: cannot be read: No such file or directory\n"),
