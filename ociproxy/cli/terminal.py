@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ociproxy.errors import OutputError
+from ociproxy.errors import OciProxyError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,6 +84,25 @@ def write_file(path: Path, data: bytes, *, secret: bool = False) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def keeping(target: Path, data: bytes) -> Iterator[None]:
+    """Inside, the caller replaces a file. One of other content is kept beside it under another
+    name, the first of them: that is the operator's own. Raises OutputError."""
+    old = target.with_name(f"{target.name}.before")
+    with output_errors(old):
+        keeps = target.is_file() and target.read_bytes() != data and not old.exists()
+        if keeps:
+            os.link(target, old)
+    try:
+        yield
+    except OciProxyError:
+        if keeps:
+            old.unlink(missing_ok=True)
+        raise
+    if keeps:
+        click.echo(f"what was there is {old} now", err=True)
 
 
 def check_target(path: Path) -> None:
