@@ -3,7 +3,7 @@
 Short ones are sent by aiohttp, which hands the transport the whole body. A client that reads
 nothing would hold it in memory for `serve.client_stall`, once for each connection.
 
-Tests: tests/serve/test_documents.py, tests/attack/test_headers.py.
+Tests: tests/serve/test_documents.py.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from aiohttp import web
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_LARGE: Final = 64 * 1024
+LARGE: Final = 64 * 1024
 """Bytes above which a document is sent in pieces."""
-_NO_SCRIPTS: Final = ("Content-Security-Policy", "sandbox")
+NO_SCRIPTS: Final = {"Content-Security-Policy": "sandbox"}
 """The media type of a document is its upstream's, and may be text/html: in a browser its scripts
 could read, with the user's password, all that this server has."""
 _PIECE: Final = 16 * 1024
@@ -25,16 +25,6 @@ _PIECE: Final = 16 * 1024
 
 _sending: dict[bytes, tuple[bytes, int]] = {}
 """Documents that are being sent, each once, and to how many clients. Belongs to the event loop."""
-
-
-def document_response(
-    request: web.BaseRequest, raw: bytes | None, headers: dict[str, str]
-) -> web.StreamResponse:
-    """The answer with these bytes of an upstream; None for a HEAD of what is not stored."""
-    headers[_NO_SCRIPTS[0]] = _NO_SCRIPTS[1]
-    if raw is not None and len(raw) > _LARGE and request.method == "GET":
-        return DocumentResponse(raw, headers)
-    return web.Response(body=raw, headers=headers)
 
 
 class DocumentResponse(web.StreamResponse):

@@ -41,7 +41,7 @@ from ociproxy.store.refs import Refs, TagRecord
 from ociproxy.store.removal import Removals
 from ociproxy.store.room import Room
 from ociproxy.store.staging import Staging, stage, write_atomically
-from ociproxy.store.usage import UsageFile
+from ociproxy.store.usage import UsageFile, close_lock_folder
 from ociproxy.store.writer import BlobWriter
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ class Store:
         self.is_remote = is_remote(root)
         """Whether each look, at a known name too, may wait for a network or a program."""
         self.staging = Staging(staging)
+        close_lock_folder(root / "locks")
         self.removals = Removals(root / "locks", staging)
         self.usage = UsageFile(root / "locks" / "usage")
         self.room = Room(root, self.usage)
@@ -215,13 +216,15 @@ class Store:
             raise
 
     @contextmanager
-    def publishing(self, *, patience: float = PATIENCE) -> Iterator[Commit]:
+    def publishing(self, *, patience: float = PATIENCE, gathers: bool = False) -> Iterator[Commit]:
         """Inside, nothing is removed, and the caller stages what it publishes together. It is found
-        at once by this process, by others soon. `Commit.wait` returns when it is durable. Raises
-        StoreError, also where the disk is behind for `patience` seconds."""
+        at once by this process, by others soon. `Commit.wait` returns when it is durable. Until a
+        caller waits, one that `gathers` may be joined by others. Raises StoreError, also where the
+        disk is behind for `patience` seconds."""
         self.commits.wait_for_room(patience)
         with self.removals.kept_off():
             commit = Commit(self.commits, self.removals.prolong)
+            commit.gathers = gathers
             try:
                 yield commit
             except BaseException:
