@@ -95,9 +95,10 @@ def keeping(target: Path, data: bytes) -> Iterator[None]:
     name, the first of them: that is the operator's own. Raises OutputError."""
     old = target.with_name(f"{target.name}.before")
     with output_errors(old):
-        keeps = target.is_file() and target.read_bytes() != data and not old.exists()
-        if keeps:
-            os.link(target, old)
+        held = target.read_bytes() if target.is_file() else data
+        keeps = held != data and not old.exists()
+    if keeps:
+        write_file(old, held, secret=True)
     try:
         yield
     except OciProxyError:
