@@ -318,20 +318,14 @@ def size_of(folder: Path) -> tuple[int, int]:
     objects = size = 0
     waiting = [os.fspath(folder)]
     while waiting:
-        with store_errors(folder):
-            try:
-                entries = os.scandir(waiting.pop())
-            except FileNotFoundError:
-                continue
-            with entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-                        continue
-                    try:
-                        size += entry.stat(follow_symlinks=False).st_size
-                    except FileNotFoundError:
-                        continue
+        path = waiting.pop()
+        with store_errors(folder), suppress(FileNotFoundError), os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                    continue
+                with suppress(FileNotFoundError):
+                    size += entry.stat(follow_symlinks=False).st_size
                     objects += 1
     return objects, size
 
