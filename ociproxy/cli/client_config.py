@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from ociproxy.cli.terminal import output_errors, write_file
+from ociproxy.cli.terminal import keeping, output_errors, write_file
 from ociproxy.errors import NameInvalid
 from ociproxy.oci.reference import parse_registry
 
@@ -325,7 +325,8 @@ def _give(files: Iterable[ClientFile], folder: Path | None) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
         has_comments = not file.path.endswith(".json")
         text = f"{_notes(file)}{file.text}" if has_comments else file.text
-        write_file(target, text.encode(), secret=file.secret)
+        with keeping(target, text.encode()):
+            write_file(target, text.encode(), secret=file.secret)
         click.echo(str(target))
         if not has_comments:
             click.echo(_notes(file), err=True, nl=False)

@@ -11,7 +11,7 @@ import click
 
 from ociproxy import log
 from ociproxy.archive.importer.decompress import MAX_SIZE
-from ociproxy.archive.importer.importer import Importer, Rules
+from ociproxy.archive.importer.importer import STDIN, Importer, Rules
 from ociproxy.archive.importer.naming import GivenName
 from ociproxy.archive.importer.results import OnExisting
 from ociproxy.cli.capped import capped
@@ -100,7 +100,7 @@ def import_command(
         max_size=max_size,
         isolated=config.isolated,
     )
-    _check_apart(sources, config.store.path)
+    _check_sources(sources, config.store.path)
     store = Store(config.store.path, hot_manifests=config.store.hot_manifests)
     store.check_writable()
     screen = Screen()
@@ -117,14 +117,17 @@ def import_command(
     ctx.exit(INTERRUPTED if interrupted else report.exit_code)
 
 
-def _check_apart(sources: tuple[Path, ...], store: Path) -> None:
-    """Raises ConfigError where a source is the store; called before the store makes its folders in
-    it."""
+def _check_sources(sources: tuple[Path, ...], store: Path) -> None:
+    """Raises ConfigError where a source is not there, or is the store; called before the store
+    makes its folders."""
     for source in sources:
+        if source == STDIN:
+            continue
         try:
-            same = source.is_dir() and source.resolve() == store.resolve()
-        except OSError:
-            continue  # The importer reports it.
+            source.stat()
+            same = source.resolve() == store.resolve()
+        except OSError as exc:
+            raise ConfigError((exc.strerror or str(exc)).lower(), file=str(source)) from exc
         if same:
             raise ConfigError(
                 "is the store itself: say another folder with --image-path", file=str(source)

@@ -127,9 +127,9 @@ def prune(
 ) -> None:
     """Remove images from the store, beside a running server too.
 
-    PATTERN is a glob on the reference, such as '*/library/*:1.*'. An image is removed that fits all
-    that is given. What an image that stays needs is never removed, nor what is pinned or was used
-    a moment ago.
+    PATTERN is a glob on the reference, such as '*/library/*:1.*', or a name such as nginx or
+    nginx:1.27: `list` shows what it means. An image is removed that fits all that is given. What an
+    image that stays needs is never removed, nor what is pinned or was used a moment ago.
     """
     config = configuration(
         config_path, image_path=image_path, log_level=log_level, log_format=log_format

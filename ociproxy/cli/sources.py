@@ -138,5 +138,5 @@ def _explained(name: str, error: ConfigError) -> ConfigError:
         parse_reference(name)
     except (NameInvalid, DigestInvalid):
         return error
-    reason = f"{error.reason}; an image is named by a line of a list, which may be `-`"
+    reason = f"{error.reason}; a list is wanted: for one image say `-` and give it by a pipe"
     return ConfigError(reason, file=error.file, line=error.line)

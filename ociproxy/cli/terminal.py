@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ociproxy.errors import OutputError
+from ociproxy.errors import OciProxyError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,6 +87,26 @@ def write_file(path: Path, data: bytes, *, secret: bool = False) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def keeping(target: Path, data: bytes) -> Iterator[None]:
+    """Inside, the caller replaces a file. One of other content is kept beside it under another
+    name, the first of them: that is the operator's own. Raises OutputError."""
+    old = target.with_name(f"{target.name}.before")
+    with output_errors(old):
+        held = target.read_bytes() if target.is_file() else data
+        keeps = held != data and not old.exists()
+    if keeps:
+        write_file(old, held, secret=True)
+    try:
+        yield
+    except OciProxyError:
+        if keeps:
+            old.unlink(missing_ok=True)
+        raise
+    if keeps:
+        click.echo(f"what was there is {old} now", err=True)
 
 
 def check_target(path: Path) -> None:

@@ -65,7 +65,7 @@ def lines(
     if view is not None:
         yield from view.lines()
         upstream = view.upstream
-        if upstream is not None and upstream["listed"] is not found.listed:
+        if upstream is not None and upstream.get("listed", found.listed) is not found.listed:
             here, there = ("does", "does not") if found.listed else ("does not", "does")
             what = f"{there} list {upstream['registry']} in upstreams"
             yield "", f"It {what}; the configuration that this goes by {here}: see --config-path."

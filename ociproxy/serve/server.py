@@ -135,7 +135,8 @@ async def _serve(
     main_port.open()
     host, port = listener.getsockname()[:2]
     scheme = "http" if config.serve.tls is None else "https"
-    log.event(logging.INFO, "listening", scheme=scheme, host=host, port=port, store=store.root)
+    where = store.root.absolute()
+    log.event(logging.INFO, "listening", scheme=scheme, host=host, port=port, store=where)
     jobs: list[Job] = [Eviction(store, config), SyncJob(store, config), Scrub(store, config)]
     keepers = [Housekeeper(store, job, make_command, config) for job in jobs]
     for each in keepers:

@@ -244,6 +244,20 @@ def test_write_leaves_a_file_as_it_was_if_the_disk_is_full(tmp_path: Path) -> No
     assert [each.name for each in target.parent.iterdir()] == [target.name]
 
 
+def test_write_keeps_what_the_operator_had_beside_it(tmp_path: Path) -> None:
+    target = tmp_path / "etc" / "docker" / "daemon.json"
+    target.parent.mkdir(parents=True)
+    target.write_text('{"data-root": "/srv/docker"}')
+    before = target.with_name("daemon.json.before")
+    told = []
+    for mirror in ("http://one:8080", "http://one:8080", "http://two:8080"):
+        result = run(client_config, "docker", "--mirror", mirror, "--write", str(tmp_path))
+        assert (result.exit_code, mirror in target.read_text()) == (0, True)
+        told.append(f"what was there is {before} now" in result.stderr)
+    assert told == [True, False, False]
+    assert before.read_text() == '{"data-root": "/srv/docker"}'
+
+
 def test_write_keeps_a_file_that_only_root_may_read_so(tmp_path: Path) -> None:
     target = tmp_path / "etc" / "rancher" / "k3s" / "registries.yaml"
     target.parent.mkdir(parents=True)

@@ -382,6 +382,13 @@ def test_a_person_reads_what_went(store: Store) -> None:
     assert lines[0].startswith("would remove nothing: 0 bytes")
 
 
+@pytest.mark.parametrize("pattern", ["new:v1", "new", "docker.io/library/new", "docker.io/new:*w*"])
+def test_a_name_means_the_images_that_list_shows_for_it(store: Store, pattern: str) -> None:
+    shown = run(store.root, "list", "--format", "refs", pattern).stdout.split()
+    assert prune(store.root, pattern, "--keep-recent", "0").images == shown
+    assert bool(shown) is ("*" not in pattern)
+
+
 def test_a_pattern_that_no_image_fits_is_named(store: Store) -> None:
     done = run(store.root, "prune", "quay.io/team/odl:*", "quay.io/team/other:*")
     assert done.stderr == "nothing matches 'quay.io/team/odl:*'\n"

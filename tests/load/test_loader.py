@@ -176,7 +176,7 @@ def test_standard_input_is_a_list(upstream: FakeUpstream, load: Load) -> None:
         (["-", "--platform", "linux/amd64", "--arch", "arm64"], "exclude each other"),
         (["-", "--platform", "linux/amd64,linux/arm64"], "repeat the option for each"),
         (["-", "--platform", "linux"], "a platform is os/architecture"),
-        (["quay.io/a/b:1"], "an image is named by a line of a list, which may be `-`"),
+        (["quay.io/a/b:1"], "a list is wanted: for one image say `-` and give it by a pipe"),
         (["no-list.txt"], "Error: no-list.txt: cannot be read: No such file or directory\n"),
         (["x" * 300 + ":1"], "File name too long\n"),
         (["--kubernetes", "a:1"], "Error: a:1: cannot be read: No such file or directory\n"),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from ociproxy.oci.reference import is_glob
@@ -49,8 +48,7 @@ class Selection:
     keep_recent: float = 3600.0
 
     def matches(self, image: SurveyedImage) -> bool:
-        name = str(image.reference)
-        return not self.patterns or any(fnmatchcase(name, each) for each in self.patterns)
+        return not self.patterns or any(map(image.reference.matches, self.patterns))
 
     @property
     def is_unlimited(self) -> bool:

@@ -138,7 +138,7 @@ def test_a_source_that_is_not_there_is_said_before_anything_is_read(
     done = job.run(archive, tmp_path / "missing.tar")
     assert done.code == 2
     assert "missing.tar: no such file" in done.stderr
-    assert job.listed() == {}
+    assert not job.store.exists()
 
 
 # Names
