@@ -20,6 +20,8 @@ from ociproxy.errors import Busy, StoreError
 T = TypeVar("T")
 _Turn = tuple[str, Future[Any], Callable[[], object]]
 """An upstream, and the work that is begun for it."""
+_Look = tuple[str, Future[Any], Callable[[], object], Callable[[], object]]
+"""The same with the look before it."""
 
 _SHARES: Final = 8
 """Shares of threads, and of the queue, that there are in all. A thread that waits costs 50 KiB."""
@@ -84,9 +86,9 @@ class UpstreamThreads:
                 raise RuntimeError("the threads are shut down")
             if not self._waiting and self._may_begin(upstream, self._most()):
                 if self._count(upstream, future):
-                    self._pool.submit(partial(self._run, (upstream, future, work)))
+                    self._pool.submit(partial(self._run, [(upstream, future, work)]))
                 return future  # as most work does
-            self._wait(upstream, future, work)
+            self._waiting.setdefault(upstream, deque()).append((future, work))
         future.add_done_callback(partial(self._forget, upstream))
         self._begin()
         return future
@@ -101,7 +103,7 @@ class UpstreamThreads:
             if self._closed or self._looks >= self._share:
                 return None
             self._looks += 1
-            self._pool.submit(partial(self._look, upstream, future, look, work))
+            self._pool.submit(partial(self._look_first, [(upstream, future, look, work)]))
         return future
 
     def shutdown(self) -> None:
@@ -133,7 +135,7 @@ class UpstreamThreads:
                 following = self._next()
                 if following is None:
                     return
-                self._pool.submit(partial(self._run, following))
+                self._pool.submit(partial(self._run, [following]))
 
     def _next(self) -> _Turn | None:
         """What may start now, taken out of the queue and counted. Under the lock."""
@@ -155,10 +157,6 @@ class UpstreamThreads:
         self._running[upstream] += 1
         return True
 
-    def _wait(self, upstream: str, future: Future[Any], work: Callable[[], object]) -> None:
-        """Under the lock."""
-        self._waiting.setdefault(upstream, deque()).append((future, work))
-
     def _pop(self, upstream: str) -> tuple[Future[object], Callable[[], object]]:
         works = self._waiting[upstream]
         first = works.popleft()
@@ -166,13 +164,18 @@ class UpstreamThreads:
             del self._waiting[upstream]
         return first
 
+    def _look_first(self, taken: list[_Look]) -> None:
+        """It is taken out of its list: a thread that goes on must not keep what it found."""
+        self._run([self._look(*taken.pop())])
+
     def _look(
         self,
         upstream: str,
         future: Future[Any],
         look: Callable[[], object],
         work: Callable[[], object],
-    ) -> None:
+    ) -> _Turn | None:
+        """Returns what this thread may go on with."""
         found, error = _outcome(look)
         queued = found is None and error is None and not self._closed
         if queued:
@@ -182,16 +185,17 @@ class UpstreamThreads:
             if queued:
                 try:
                     self._check_room(upstream)
-                    self._wait(upstream, future, work)
+                    self._waiting.setdefault(upstream, deque()).append((future, work))
                 except Busy as exc:
                     error, queued = exc, False
             following = self._next()
         if not queued and future.set_running_or_notify_cancel():
             _end(future, found, error)
-        self._run(following)
+        return following
 
-    def _run(self, turn: _Turn | None) -> None:
+    def _run(self, taken: list[_Turn | None]) -> None:
         """This work, then what waits: a thread that has its turn goes on, and wakes no other."""
+        turn = taken.pop()
         while turn is not None:
             upstream, future, work = turn
             result, error = _outcome(work)
