@@ -57,6 +57,7 @@ class UpstreamThreads:
         self._lock = Lock()
         self._pool = BoundedThreads(self._threads + share, what)
         self._looks = 0
+        self._looking: deque[_Look] = deque()
         self._running: Counter[str] = Counter()
         self._waiting: dict[str, deque[tuple[Future[object], Callable[[], object]]]] = {}
         self._closed = False
@@ -88,7 +89,7 @@ class UpstreamThreads:
                 if self._count(upstream, future):
                     self._pool.submit(partial(self._run, [(upstream, future, work)]))
                 return future  # as most work does
-            self._waiting.setdefault(upstream, deque()).append((future, work))
+            self._waiting.setdefault(upstream, deque()).append((future, work))  # type: ignore[arg-type]
         future.add_done_callback(partial(self._forget, upstream))
         self._begin()
         return future
@@ -97,13 +98,15 @@ class UpstreamThreads:
         self, upstream: str, look: Callable[[], T | None], work: Callable[[], T]
     ) -> Future[T] | None:
         """The same after a look at the store, where that has no result. Returns None while as many
-        looks run as may. The result is Busy where the work would have to wait, and may not."""
+        looks wait as may. The result is Busy where the work would have to wait, and may not."""
         future: Future[T] = Future()
         with self._lock:
-            if self._closed or self._looks >= self._share:
+            if self._closed or len(self._looking) >= self._queue:
                 return None
-            self._looks += 1
-            self._pool.submit(partial(self._look_first, [(upstream, future, look, work)]))
+            self._looking.append((upstream, future, look, work))
+            if self._looks < self._share:
+                self._looks += 1
+                self._pool.submit(partial(self._look_first, [self._looking.popleft()]))
         return future
 
     def shutdown(self) -> None:
@@ -130,11 +133,8 @@ class UpstreamThreads:
 
     def _begin(self) -> None:
         """Start what may start now."""
-        while True:
-            with self._lock:
-                following = self._next()
-                if following is None:
-                    return
+        with self._lock:
+            while (following := self._next()) is not None:
                 self._pool.submit(partial(self._run, [following]))
 
     def _next(self) -> _Turn | None:
@@ -145,7 +145,10 @@ class UpstreamThreads:
             if not able:
                 return None
             upstream = min(able, key=self._running.__getitem__)
-            future, work = self._pop(upstream)
+            works = self._waiting[upstream]
+            future, work = works.popleft()
+            if not works:
+                del self._waiting[upstream]
             if self._count(upstream, future):
                 return upstream, future, work
         return None
@@ -156,13 +159,6 @@ class UpstreamThreads:
             return False
         self._running[upstream] += 1
         return True
-
-    def _pop(self, upstream: str) -> tuple[Future[object], Callable[[], object]]:
-        works = self._waiting[upstream]
-        first = works.popleft()
-        if not works:
-            del self._waiting[upstream]
-        return first
 
     def _look_first(self, taken: list[_Look]) -> None:
         """It is taken out of its list: a thread that goes on must not keep what it found."""
@@ -181,7 +177,10 @@ class UpstreamThreads:
         if queued:
             future.add_done_callback(partial(self._forget, upstream))
         with self._lock:
-            self._looks -= 1
+            if self._looking:
+                self._pool.submit(partial(self._look_first, [self._looking.popleft()]))
+            else:
+                self._looks -= 1
             if queued:
                 try:
                     self._check_room(upstream)
