@@ -48,16 +48,19 @@ _NEGATIVE_ANSWERS: Final = 10_000
 class _Running:
     """One request, and the callers that wait for it. Belongs to one event loop."""
 
-    __slots__ = ("asked", "ended", "given_up", "looked", "waiters", "work")
+    __slots__ = ("asked", "ended", "error", "given_up", "looked", "result", "waiters", "work")
 
-    def __init__(self) -> None:
+    def __init__(self, *, looked: bool) -> None:
         self.work: Future[object]
+        """Until it has ended."""
         self.waiters: list[asyncio.Future[None]] = []
         self.ended = False
-        self.looked = False
-        """A look at the store has ended."""
+        self.result: object = None
+        self.error: BaseException | None = None
+        self.looked = looked
+        """No look at the store is running before it."""
         self.given_up = False
-        """No caller waits for the look, or the engine closes."""
+        """The look did not end in time, or the engine closes."""
         self.asked: float | None = None
         """When it was its turn to ask the upstream (monotonic seconds)."""
 
@@ -151,13 +154,19 @@ class Requests:
         """
         registry = repository.registry
         running = self._running.get(key)
+        if running is not None and not running.looked:
+            await running.wait(LOOK)
+            if not running.ended and not running.looked:
+                self._give_up(key, running)
+            if running.given_up:
+                running = self._running.get(key)
         if running is None:
             if self._stopped.is_set():
                 raise _closed(registry)
             self.check_refused(key)
             self._threads.check_room(registry)
             self._upstreams.check(repository)
-            running = _Running()
+            running = _Running(looked=True)
             backend = self._upstreams.backend(registry)
             ask = self._ask(registry, running, backend, request)
             running.work = self._threads.submit(registry, ask)
@@ -187,7 +196,7 @@ class Requests:
         refused = self._refusals.get(key) is not None
         if refused or key in self._running or not self._upstreams.is_well(registry):
             return None
-        running = _Running()
+        running = _Running(looked=False)
         try:
             backend = self._upstreams.backend(registry)
         except OciProxyError:
@@ -208,8 +217,7 @@ class Requests:
         try:
             if not await running.wait(LOOK if deadline is None else min(LOOK, deadline.left)):
                 if not running.looked:
-                    running.given_up = True
-                    del self._running[key]
+                    self._give_up(key, running)
                     raise no_answer(LOOK)
                 async with self._upstreams.answer_time(registry):
                     await running.wait(None)
@@ -279,14 +287,23 @@ class Requests:
         ended = partial(self._ended, registry, key, backend, running)
         running.work.add_done_callback(lambda _: self._mailbox.post(ended))
 
+    def _give_up(self, key: Hashable, running: _Running) -> None:
+        """Have its callers go on without this look: the disk hangs."""
+        running.given_up = True
+        del self._running[key]
+        running.end()
+
     def _ended(self, registry: str, key: Hashable, backend: Backend, running: _Running) -> None:
         if running.given_up:
             return
+        error = running.error = running.work.exception()
+        if error is None:
+            running.result = running.work.result()
+        del running.work  # which refers to it
         del self._running[key]
         running.end()  # the callers go on when this method has ended
         if running.asked is None:
             return  # it was found in the store
-        error = running.work.exception()
         if error is None or isinstance(error, OciProxyError):
             self._upstreams.record_result(registry, error)
         if isinstance(error, OciProxyError):
@@ -295,8 +312,10 @@ class Requests:
 
     def _result(self, registry: str, running: _Running) -> object:
         if running.given_up:
-            raise _closed(registry)
-        return running.work.result()
+            raise _closed(registry) if self._stopped.is_set() else no_answer(LOOK)
+        if running.error is not None:
+            raise running.error
+        return running.result
 
 
 _LATE: Final = object()

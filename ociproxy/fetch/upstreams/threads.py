@@ -20,6 +20,8 @@ from ociproxy.errors import Busy, StoreError
 T = TypeVar("T")
 _Turn = tuple[str, Future[Any], Callable[[], object]]
 """An upstream, and the work that is begun for it."""
+_Look = tuple[str, Future[Any], Callable[[], object], Callable[[], object]]
+"""The same with the look before it."""
 
 _SHARES: Final = 8
 """Shares of threads, and of the queue, that there are in all. A thread that waits costs 50 KiB."""
@@ -55,6 +57,7 @@ class UpstreamThreads:
         self._lock = Lock()
         self._pool = BoundedThreads(self._threads + share, what)
         self._looks = 0
+        self._looking: deque[_Look] = deque()
         self._running: Counter[str] = Counter()
         self._waiting: dict[str, deque[tuple[Future[object], Callable[[], object]]]] = {}
         self._closed = False
@@ -84,9 +87,9 @@ class UpstreamThreads:
                 raise RuntimeError("the threads are shut down")
             if not self._waiting and self._may_begin(upstream, self._most()):
                 if self._count(upstream, future):
-                    self._pool.submit(partial(self._run, (upstream, future, work)))
+                    self._pool.submit(partial(self._run, [(upstream, future, work)]))
                 return future  # as most work does
-            self._wait(upstream, future, work)
+            self._waiting.setdefault(upstream, deque()).append((future, work))  # type: ignore[arg-type]
         future.add_done_callback(partial(self._forget, upstream))
         self._begin()
         return future
@@ -95,13 +98,15 @@ class UpstreamThreads:
         self, upstream: str, look: Callable[[], T | None], work: Callable[[], T]
     ) -> Future[T] | None:
         """The same after a look at the store, where that has no result. Returns None while as many
-        looks run as may. The result is Busy where the work would have to wait, and may not."""
+        looks wait as may. The result is Busy where the work would have to wait, and may not."""
         future: Future[T] = Future()
         with self._lock:
-            if self._closed or self._looks >= self._share:
+            if self._closed or len(self._looking) >= self._queue:
                 return None
-            self._looks += 1
-            self._pool.submit(partial(self._look, upstream, future, look, work))
+            self._looking.append((upstream, future, look, work))
+            if self._looks < self._share:
+                self._looks += 1
+                self._pool.submit(partial(self._look_first, [self._looking.popleft()]))
         return future
 
     def shutdown(self) -> None:
@@ -128,12 +133,9 @@ class UpstreamThreads:
 
     def _begin(self) -> None:
         """Start what may start now."""
-        while True:
-            with self._lock:
-                following = self._next()
-                if following is None:
-                    return
-                self._pool.submit(partial(self._run, following))
+        with self._lock:
+            while (following := self._next()) is not None:
+                self._pool.submit(partial(self._run, [following]))
 
     def _next(self) -> _Turn | None:
         """What may start now, taken out of the queue and counted. Under the lock."""
@@ -143,7 +145,10 @@ class UpstreamThreads:
             if not able:
                 return None
             upstream = min(able, key=self._running.__getitem__)
-            future, work = self._pop(upstream)
+            works = self._waiting[upstream]
+            future, work = works.popleft()
+            if not works:
+                del self._waiting[upstream]
             if self._count(upstream, future):
                 return upstream, future, work
         return None
@@ -155,16 +160,9 @@ class UpstreamThreads:
         self._running[upstream] += 1
         return True
 
-    def _wait(self, upstream: str, future: Future[Any], work: Callable[[], object]) -> None:
-        """Under the lock."""
-        self._waiting.setdefault(upstream, deque()).append((future, work))
-
-    def _pop(self, upstream: str) -> tuple[Future[object], Callable[[], object]]:
-        works = self._waiting[upstream]
-        first = works.popleft()
-        if not works:
-            del self._waiting[upstream]
-        return first
+    def _look_first(self, taken: list[_Look]) -> None:
+        """It is taken out of its list: a thread that goes on must not keep what it found."""
+        self._run([self._look(*taken.pop())])
 
     def _look(
         self,
@@ -172,26 +170,31 @@ class UpstreamThreads:
         future: Future[Any],
         look: Callable[[], object],
         work: Callable[[], object],
-    ) -> None:
+    ) -> _Turn | None:
+        """Returns what this thread may go on with."""
         found, error = _outcome(look)
         queued = found is None and error is None and not self._closed
         if queued:
             future.add_done_callback(partial(self._forget, upstream))
         with self._lock:
-            self._looks -= 1
+            if self._looking:
+                self._pool.submit(partial(self._look_first, [self._looking.popleft()]))
+            else:
+                self._looks -= 1
             if queued:
                 try:
                     self._check_room(upstream)
-                    self._wait(upstream, future, work)
+                    self._waiting.setdefault(upstream, deque()).append((future, work))
                 except Busy as exc:
                     error, queued = exc, False
             following = self._next()
         if not queued and future.set_running_or_notify_cancel():
             _end(future, found, error)
-        self._run(following)
+        return following
 
-    def _run(self, turn: _Turn | None) -> None:
+    def _run(self, taken: list[_Turn | None]) -> None:
         """This work, then what waits: a thread that has its turn goes on, and wakes no other."""
+        turn = taken.pop()
         while turn is not None:
             upstream, future, work = turn
             result, error = _outcome(work)

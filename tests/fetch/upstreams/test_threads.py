@@ -186,13 +186,14 @@ def test_work_after_a_look_waits_for_its_turn_as_any_other(hang: Hanging) -> Non
     assert waiting.result(10)
 
 
-def test_while_as_many_looks_hang_as_there_may_be_no_further_one_begins(hang: Hanging) -> None:
-    pool = threads(share=2)
+def test_looks_wait_for_each_other_and_hold_up_no_upstream(hang: Hanging) -> None:
+    pool = threads(share=2, queue=1)
     looks = [pool.submit_after("a", hang, nothing) for _ in range(2)]
+    waiting = pool.submit_after("a", nothing, lambda: True)
     assert pool.submit_after("a", nothing, nothing) is None
     assert pool.submit("a", lambda: 7).result(10) == 7
     hang.event.set()
-    assert [look.result(10) for look in looks if look is not None] == [True, True]
+    assert [look.result(10) for look in (*looks, waiting) if look is not None] == [True] * 3
 
 
 async def test_where_as_many_looks_hang_as_there_are_threads_the_next_one_waits_for_none(

@@ -153,6 +153,28 @@ async def test_a_look_that_hangs_is_given_up_and_asks_no_upstream_when_it_ends(
     assert not asked
 
 
+async def test_a_client_that_wants_the_same_while_a_look_hangs_asks_the_upstream_itself(
+    requests: Requests, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the client has left that the thread looks for."""
+    monkeypatch.setattr("ociproxy.fetch.upstreams.requests.LOOK", 0.2)
+    repository, goes_on = Repository(upstream.registry, "app"), Event()
+
+    def look() -> None:
+        goes_on.wait(10)
+
+    first = asyncio.create_task(requests.call_after(repository, "key", look, lambda _: 8))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await requests.call(repository, "key", lambda _: 9) == 9
+    first = asyncio.create_task(requests.call_after(repository, "key", look, lambda _: 8))
+    await asyncio.sleep(0)
+    assert await requests.call(repository, "key", lambda _: 10) == 10
+    with pytest.raises(StoreError, match="does not answer"):
+        await first
+    goes_on.set()
+
+
 async def test_an_upstream_that_is_left_alone_is_not_asked_after_a_look(
     upstreams: Upstreams, requests: Requests, upstream: FakeUpstream
 ) -> None:
