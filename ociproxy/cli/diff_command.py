@@ -13,6 +13,7 @@ import click
 from rich.filesize import decimal
 
 from ociproxy.archive.diff import Difference, diff, open_lock
+from ociproxy.cli.terminal import printable
 
 if TYPE_CHECKING:
     from ociproxy.archive.lock import LockedImage
@@ -50,7 +51,7 @@ def _print(found: Difference) -> None:
     for old, new in found.moved:
         click.echo(f"~ {new.reference}  {_short(old)} -> {_short(new)}")
     for old, new in found.changed:
-        click.echo(f"~ {new.reference}  {_state(old)} -> {_state(new)}")
+        click.echo(printable(f"~ {new.reference}  {_state(old)} -> {_state(new)}"))
     if not found:
         click.echo("no difference")
         return

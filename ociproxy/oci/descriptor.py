@@ -179,7 +179,7 @@ class Descriptor(NamedTuple):
         media_type, digest, size = value.get("mediaType"), value.get("digest"), value.get("size")
         if not isinstance(media_type, str) or not isinstance(digest, str):
             raise OddManifest("a descriptor lacks mediaType or digest")
-        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < _SIZES:
             raise OddManifest(f"descriptor {digest[:100]}: size is not a count of bytes")
         bare = _bare(media_type, digest, size)
         if len(value) == _FIELDS:
@@ -218,6 +218,8 @@ class Descriptor(NamedTuple):
         return value | {name: each for name, each in optional.items() if each}
 
 
+_SIZES: Final = 1 << 63
+"""A size is less, as the image-spec says. JSON has numbers of thousands of digits."""
 _FIELDS: Final = 3
 """Of a descriptor that has none but those which it must have."""
 

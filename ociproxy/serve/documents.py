@@ -3,7 +3,7 @@
 Short ones are sent by aiohttp, which hands the transport the whole body. A client that reads
 nothing would hold it in memory for `serve.client_stall`, once for each connection.
 
-Tests: tests/serve/test_documents.py, tests/attack/test_headers.py.
+Tests: tests/serve/test_documents.py.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+LOCKS_MODE: Final = 0o700
+"""Of `locks/`. A user who may read a file may lock it, and so hold up all that the store does."""
 TOUCH: Final = 10.0
 """Seconds between two touches of an owner that has nothing to do: each one is a write to the disk,
 all day long."""

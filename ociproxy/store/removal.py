@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ociproxy import log
 from ociproxy.errors import Busy, StoreError
-from ociproxy.store.claim import Claim
+from ociproxy.store.claim import LOCKS_MODE, Claim
 from ociproxy.store.files import Silence, heartbeat, is_at, store_errors, try_lock
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ class Removals:
         try:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            self._folder.mkdir(exist_ok=True)
+            self._folder.mkdir(mode=LOCKS_MODE, exist_ok=True)
             with suppress(OSError):
                 self.spare.mkdir(mode=0o700)
             file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)

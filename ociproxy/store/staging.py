@@ -308,10 +308,21 @@ def _abandoned(path: Path, older_than: float = inf) -> Iterator[os.stat_result |
         yield None
         return
     try:
-        state = os.fstat(file)
+        state = _state_of(file)
         # Its age first: our lock on a new file would keep out the process that made it. Between our
         # open and our lock its owner may have published it, and another one made a new file.
-        free = state.st_mtime <= older_than and try_lock(file) and is_at(file, path)
+        free = state and state.st_mtime <= older_than and try_lock(file) and is_at(file, path)
         yield state if free else None
     finally:
         os.close(file)
+
+
+def _state_of(file: int) -> os.stat_result | None:
+    """None where a network file system, or FUSE, says that an open file is gone: its owner has
+    published or removed it, maybe with its last call before it was killed."""
+    try:
+        return os.fstat(file)
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ESTALE):
+            return None
+        raise

@@ -41,7 +41,7 @@ from ociproxy.store.refs import Refs, TagRecord
 from ociproxy.store.removal import Removals
 from ociproxy.store.room import Room
 from ociproxy.store.staging import Staging, stage, write_atomically
-from ociproxy.store.usage import UsageFile
+from ociproxy.store.usage import UsageFile, close_lock_folder
 from ociproxy.store.writer import BlobWriter
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ class Store:
         self.is_remote = is_remote(root)
         """Whether each look, at a known name too, may wait for a network or a program."""
         self.staging = Staging(staging)
+        close_lock_folder(root / "locks")
         self.removals = Removals(root / "locks", staging)
         self.usage = UsageFile(root / "locks" / "usage")
         self.room = Room(root, self.usage)

@@ -5,10 +5,10 @@ is missed until the next count. Where the file is missing or damaged, nothing is
 that has a limit to keep has the store counted.
 
 What a process is about to commit, it has promised room for: `locks/promised-*` has the bytes, and
-the process holds its lock. The next count drops those of a process that ended. It counts them once
-more where they are younger than its look at the store: the process may have been killed after the
-rename of a blob and before it added the bytes. So the number is never too small, but for what is
-put there by hand; it is too large by what came while the store was counted, until the next count.
+the process holds its lock and touches it. The next count drops those of a process that ended. It
+counts them once more where they were touched since it began: the process may have been killed after
+the rename of a blob and before it added the bytes. So the number is never too small, but for what
+is put there by hand; it is too large by what came while the store was counted, until the next one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from math import inf
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
-from ociproxy.store.files import store_errors, try_lock
+from ociproxy.store.claim import LOCKS_MODE
+from ociproxy.store.files import heartbeat, store_errors, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,8 +38,8 @@ _TRIES: Final = 20
 _INTERVAL: Final = 0.002
 """Seconds between two tries."""
 _PROMISED: Final = "promised-"
-_COARSE: Final = 1.0
-"""Seconds by which the time of a file may be behind the clock."""
+_DEAD: Final = 2.0
+"""Seconds without a touch after which a process has ended for certain: it touches once a second."""
 WANTED: Final = 10.0
 """Seconds for which room stays wanted after a download asked for it last: longer than one waits
 without asking again. What a killed process wanted is void by then."""
@@ -74,6 +75,13 @@ class Usage:
     changed. What does not fit beside them gets no room, whatever is removed."""
 
 
+def close_lock_folder(path: Path) -> None:
+    """Close `locks/` of an earlier version to other users. One who may not is no danger to it."""
+    with suppress(OSError):
+        if path.stat().st_mode & ~LOCKS_MODE & 0o777:
+            path.chmod(LOCKS_MODE)
+
+
 class UsageFile:
     """Thread-safe."""
 
@@ -90,11 +98,12 @@ class UsageFile:
         """The file that says so, open and locked."""
 
     def read(self) -> Usage | None:
-        """None where nothing is known. Raises StoreError."""
+        """None where nothing is known, or to a user who may only read the store. Raises
+        StoreError."""
         with store_errors(self._path):
             try:
                 file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
+            except (FileNotFoundError, PermissionError):
                 return None
             try:
                 return _parse(os.pread(file, _SIZE, 0))
@@ -106,6 +115,8 @@ class UsageFile:
         with the next change. Raises nothing, for the commit has succeeded."""
         with self._lock:
             self._pending += size
+            if self._promised > self._given_back:
+                return  # they count as promised until `release` adds them, soon
         with suppress(OSError):
             self._change(lambda usage: usage)
 
@@ -137,9 +148,19 @@ class UsageFile:
             self._change(lambda usage: usage)
 
     def promised(self) -> int:
-        """Bytes that running processes were promised. Raises StoreError."""
-        with store_errors(self._path):
-            return self._promises()
+        """Bytes that running processes were promised. 0 where this process may not write, or
+        another one has the file. Raises nothing."""
+        found = 0
+
+        def look(usage: Usage) -> Usage:
+            # With the lock: else a process that makes its file just now could not lock it.
+            nonlocal found
+            found = self._promises()
+            return usage
+
+        with suppress(OSError):
+            self._change(look)
+        return found
 
     def want(self, size: int) -> int | None:
         """A download waits for room: until the store was counted, for `WANTED` seconds, or until it
@@ -221,7 +242,7 @@ class UsageFile:
                 if not make:
                     self._settle()
                     return True
-                self._path.parent.mkdir(exist_ok=True)
+                self._path.parent.mkdir(mode=LOCKS_MODE, exist_ok=True)
                 file = os.open(self._path, flags | os.O_CREAT, 0o644)
                 _give_to_owner(file, self._path)
             try:
@@ -264,6 +285,7 @@ class UsageFile:
                 file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
                 self._promise = file, path
                 try_lock(file)
+                heartbeat.start(file)
                 _give_to_owner(file, path)
             file, path = self._promise
             if self._promised:
@@ -273,6 +295,7 @@ class UsageFile:
             try:
                 path.unlink(missing_ok=True)
             finally:
+                heartbeat.stop(file)
                 os.close(file)
 
     def _promises(self, began: float = inf, *, sweep: bool = False) -> int:
@@ -282,7 +305,7 @@ class UsageFile:
         for path in self._path.parent.glob(f"{_PROMISED}*"):
             with suppress(FileNotFoundError), path.open("rb") as file:
                 ended = try_lock(file.fileno(), fcntl.LOCK_SH)
-                if not ended or os.fstat(file.fileno()).st_mtime > began - _COARSE:
+                if not ended or os.fstat(file.fileno()).st_mtime > began - _DEAD:
                     with suppress(ValueError):  # made just now
                         found += int(file.read())
                 elif sweep:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ociproxy.store.store import Store
-from tests.images import MIB, Image, image, image_of, layer, multi_platform, random_bytes
+from tests.images import MIB, Image, image, image_of, index, layer, multi_platform, random_bytes
 from tests.stores import put, stored
 
 
@@ -99,6 +99,16 @@ def test_another_platform_of_the_same_digest_is_a_change(tmp_path: Path) -> None
     [change] = found["changed"]
     assert set(change["to"]["platforms"]) - set(change["from"]["platforms"]) == {"linux/arm64"}
     assert found["moved"] == []
+
+
+def test_a_platform_does_not_speak_to_the_terminal(tmp_path: Path) -> None:
+    """An archive may call a platform anything, a command for the terminal and no Unicode too."""
+    made = index({"linux/amd64": image("a"), "linux/\x1b[31m\ud800": image("b")})
+    one = fill(tmp_path / "a", x=made)
+    stored(Store(one), made.manifests[1]).unlink()
+    text = run("diff", one, fill(tmp_path / "b", x=made), code=1).stdout
+    assert "linux/?[31m?" in text
+    assert "\x1b" not in text
 
 
 def test_an_incomplete_image_is_a_change(tmp_path: Path) -> None:

@@ -149,6 +149,7 @@ def test_what_is_no_json_object_is_no_manifest(raw: bytes) -> None:
         descriptor(size="1"),
         descriptor(size=1.5),
         descriptor(size=True),
+        descriptor(size=1 << 63),
         descriptor(size=None),
     ],
 )

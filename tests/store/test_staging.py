@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -187,6 +188,29 @@ def test_what_a_killed_process_was_writing_goes(tmp_path: Path) -> None:
     assert mine.exists()
     assert not left.exists()
     assert (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ESTALE])
+def test_a_load_begins_though_a_file_goes_while_it_sweeps(
+    store: Store, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """On a network file system, or FUSE, an open file may be gone: the last rename of a process
+    that was killed comes late."""
+    file, path = stage(store.staging.root)
+    os.close(file)
+    fstat = os.fstat
+
+    def gone(file: int) -> os.stat_result:
+        if os.path.samestat(fstat(file), path.stat()):
+            raise OSError(code, os.strerror(code))
+        return fstat(file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", gone)
+        with store.staging.using(time.time()):
+            pass
+    store.staging.sweep(time.time() + 1)
+    assert list(store.staging.root.iterdir()) == []
 
 
 def test_a_sweep_leaves_the_file_that_took_the_name_of_the_one_it_looked_at(

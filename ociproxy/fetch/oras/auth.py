@@ -15,7 +15,6 @@ from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 import requests
 from oras.auth.base import AuthBackend
@@ -38,6 +37,8 @@ if TYPE_CHECKING:
 
 _TOKEN_LIFE: Final = 60.0
 """Seconds that a token lives if the realm does not say (Docker's token specification)."""
+_TOKEN_LIFE_MAX: Final = 86400.0
+"""Seconds after which a token is asked for anew, whatever the realm says."""
 _ORIGINS: Final = 16
 """Other registries, behind redirects of one repository, whose tokens are kept."""
 _TOKEN_LIMIT: Final = 1024 * 1024
@@ -156,6 +157,8 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
 
     def _demand_for(self, url: str) -> Demand | None:
         """What such a request will probably be asked for."""
+        if not self._demands:
+            return None
         kind = _kind(url)
         with self._lock:
             demand = self._demands.get(kind)
@@ -199,8 +202,9 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
         if not (isinstance(text, str) and text.isascii() and text.isprintable()):
             raise UpstreamUnavailable(self._upstream, "its token realm answers without a token")
         life = answer.get("expires_in")
-        if isinstance(life, bool) or not isinstance(life, (int, float)) or life <= 0:
+        if isinstance(life, bool) or not isinstance(life, (int, float)) or not life > 0:
             life = _TOKEN_LIFE
+        life = min(life, _TOKEN_LIFE_MAX)  # some numbers of JSON are larger than any of a clock
         token.authorization = f"Bearer {text}"
         # Early enough for requests on their way, and not all the time if the life is short.
         token.renew_at = started + life - min(10.0, life / 5)
@@ -251,7 +255,7 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
 
 def _kind(url: str) -> str:
     """`manifests`, `blobs`, `tags` or `referrers`; empty for any other URL."""
-    kind = urlsplit(url).path.rpartition("/")[0].rpartition("/")[2]
+    kind = url.partition("?")[0].rpartition("/")[0].rpartition("/")[2]
     return kind if kind in (*_PULL, "tags", "referrers") else ""
 
 

@@ -17,7 +17,7 @@ from aiohttp import web
 from ociproxy.errors import DigestInvalid, NameInvalid, OciProxyError, StoreError
 from ociproxy.oci.reference import Reference
 from ociproxy.serve.admin.history import Sample, plot
-from ociproxy.serve.admin.render import HEADERS, html, static, template
+from ociproxy.serve.admin.render import HEADERS, encoded, html, static, template
 from ociproxy.serve.admin.survey import Images
 from ociproxy.serve.errors import Unsupported, status_and_code
 from ociproxy.serve.exchange import RECENT
@@ -92,7 +92,7 @@ class Page:
                 if text != last:
                     last = text
                     data = "".join(f"data: {line}\n" for line in text.splitlines())
-                    await response.write(f"{data}\n".encode())
+                    await response.write(encoded(f"{data}\n"))
                 else:
                     await response.write(b":\n\n")  # tells that the browser has gone
                 await asyncio.sleep(1)

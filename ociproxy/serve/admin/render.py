@@ -64,7 +64,12 @@ def static(path: str) -> web.Response | None:
 def html(view: str, values: dict[str, Any], *, status: int = 200) -> web.Response:
     text = template(view).render(view=view, views=VIEWS, version=__version__, **values)
     headers = {**HEADERS, "Content-Type": "text/html; charset=utf-8"}
-    return web.Response(status=status, text=text, headers=headers)
+    return web.Response(status=status, body=encoded(text), headers=headers)
+
+
+def encoded(text: str) -> bytes:
+    """An image may have any text as its platform, halves of surrogate pairs too."""
+    return text.encode("utf-8", "replace")
 
 
 def template(name: str) -> Template:

@@ -137,6 +137,17 @@ def test_token_is_renewed_before_it_expires(
     assert upstream.count("/token") == 2
 
 
+@pytest.mark.parametrize("life", ["9" * 400, "1e999", "NaN"])
+def test_token_that_lives_for_no_time_of_a_clock(
+    make_upstream: Callable[..., FakeUpstream], open_backend: OpenBackend, life: str
+) -> None:
+    upstream = make_upstream(auth=TokenAuth())
+    upstream.add("team/app", image(), tag="v1")
+    upstream.fault("/token", Fault(body=b'{"token": "x", "expires_in": %s}' % life.encode()))
+    with pytest.raises(UpstreamDenied):
+        open_backend(upstream).fetch_manifest(reference(upstream))
+
+
 def test_token_nobody_accepts_is_asked_for_once(
     make_upstream: Callable[..., FakeUpstream], open_backend: OpenBackend
 ) -> None:

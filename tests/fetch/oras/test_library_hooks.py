@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -224,3 +225,29 @@ def test_http_client_tells_a_length_and_chunks_by_these_names() -> None:
         response.fp = io.BufferedReader(response.fp.detach())
         theirs.sendall(b"12345")
         assert response.read() == b"12345"
+
+
+def test_http_client_has_headers_read_by_the_function_of_that_name(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a copy of its names: what it itself calls stays as it is."""
+    parsed: list[str] = []
+    original = http.client.parse_headers
+
+    def counting(*arguments: Any) -> http.client.HTTPMessage:
+        parsed.append("by http.client")
+        found: http.client.HTTPMessage = original(*arguments)
+        return found
+
+    monkeypatch.setattr(http.client, "parse_headers", counting)
+
+    def answer(client: socket.socket) -> None:
+        for headers in (b"A: 1\r\n", b"A: 1\r\n B\r\n"):
+            client.recv(65536)
+            client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n" + headers + b"\r\n")
+
+    with raw_server(answer) as name:
+        assert session.get(f"http://{name}/").headers["a"] == "1"
+        assert parsed == []
+        assert session.get(f"http://{name}/").headers["a"].split() == ["1", "B"]
+        assert parsed == ["by http.client"]

@@ -28,7 +28,7 @@ from ociproxy.serve.admin.render import read_all
 from ociproxy.serve.admin.sources import Sources
 from ociproxy.serve.admin.survey import Findings, Held, Images, Surveyor
 from ociproxy.store.store import Store
-from tests.images import artifact, image, multi_platform
+from tests.images import artifact, image, index, multi_platform
 from tests.server import Mirror, upstream_entry
 from tests.upstream import FakeUpstream
 from tests.upstream_faults import Fault
@@ -85,6 +85,7 @@ def test_why_says_on_the_page_what_the_command_says(
 def test_a_pull_is_on_every_view(mirror: Callable[..., Mirror], upstream: FakeUpstream) -> None:
     app = upstream.add("app", multi_platform(platforms=("linux/amd64", "linux/arm64")), tag="1")
     signature = upstream.add("app", artifact(app.top))
+    odd = upstream.add("odd", index({"linux/<b>\ud800": image("odd")}), tag="1")
     big, slow = (each.digest for each in app.blobs if each.media_type.endswith("gzip"))
     config = {
         "upstreams": [upstream_entry(upstream.url)],
@@ -93,6 +94,8 @@ def test_a_pull_is_on_every_view(mirror: Callable[..., Mirror], upstream: FakeUp
     server = mirror(config, admin=True)
     for reference in ("1", app.manifests[0].digest, signature.top.digest):
         assert server.manifest(upstream.registry, "app", reference).status == 200
+    for reference in ("1", odd.manifests[0].digest):
+        assert server.manifest(upstream.registry, "odd", reference).status == 200
     assert server.blob(upstream.registry, "app", big).status == 200
     assert server.get("/v2/%3Cscript%3Ealert(1)%3C/script%3E").status == 404
     upstream.fault(slow, Fault(stall_after=10))
@@ -125,6 +128,11 @@ def test_a_pull_is_on_every_view(mirror: Callable[..., Mirror], upstream: FakeUp
     assert f"docker pull {server.registry}/{name}" in one
     assert server.admin(f"/image?reference={name}x").status == 404
     assert server.admin("/image?reference=%00").status == 404
+
+    # A platform that is no Unicode hides no other image, and is text.
+    assert "linux/&lt;b&gt;?" in view(server, "/contents?q=odd")
+    for path in ("/image", "/why"):
+        view(server, f"{path}?reference={upstream.registry}/odd:1")
 
     server.wait_for(
         lambda: "manifest</td>" in view(server, "/store"), "the store counted", limit=60
