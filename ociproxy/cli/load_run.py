@@ -90,7 +90,10 @@ class LoadRun:
         finally:
             await engine.close()
         self.interrupted = working.cancelled()
-        if not self.interrupted:
+        if self.interrupted:
+            # `leave` would wait for its idle threads. What still has to be flushed needs none.
+            store.commits.flushers.shutdown(wait=False)
+        else:
             working.result()
 
 

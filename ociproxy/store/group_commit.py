@@ -158,7 +158,7 @@ class GroupCommit:
         self._files = 0
         self._bytes = 0
         self._running = False
-        self._flushers = ThreadPoolExecutor(_FLUSHERS, "group flush")
+        self.flushers = ThreadPoolExecutor(_FLUSHERS, "group flush")
 
     def wait_for_room(self, seconds: float) -> None:
         """Wait while as much is staged as may be. Raises StoreError."""
@@ -331,7 +331,7 @@ class GroupCommit:
         futures = []
         for part in filter(None, parts):
             try:
-                futures.append(self._flushers.submit(do, part))
+                futures.append(self.flushers.submit(do, part))
             except RuntimeError:  # the interpreter ends, or the system starts no thread
                 do(part)
         do(own)
