@@ -1,10 +1,15 @@
-"""A cache with a limit, which drops the entries that are not asked for (CLOCK)."""
+"""With a limit: a cache, which drops the entries that are not asked for (CLOCK); threads."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from threading import Lock
-from typing import Generic, TypeVar
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -85,3 +90,58 @@ class BoundedCache(Generic[K, V]):
     def values(self) -> list[V]:
         with self._lock:
             return [entry.value for entry in self._entries.values()]
+
+
+class BoundedThreads:
+    """Daemon threads, at most `most`: one is made where none is free. For short works: a pool of
+    `concurrent.futures` takes the processor for ten times as long with each, for a future that is
+    not looked at here, and a semaphore. Thread-safe."""
+
+    def __init__(self, most: int, name: str) -> None:
+        self._most = most
+        self._name = name
+        self._works: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._lock = Lock()
+        self._threads = 0
+        self.free = 0
+        """Threads without work, less the works that wait for a thread."""
+        self._closed = False
+
+    def submit(self, work: Callable[[], object]) -> None:
+        """`work` raises nothing. Raises RuntimeError after `shutdown`, and where the system starts
+        not even one thread."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the threads are shut down")
+            if self.free <= 0 and self._threads < self._most:
+                self._add()
+            self.free -= 1
+            self._works.put(work)
+
+    def shutdown(self) -> None:
+        """Without waiting for work that has begun; drops the rest."""
+        with self._lock:
+            self._closed = True
+            with suppress(Empty):
+                while True:
+                    self._works.get_nowait()
+            for _ in range(self._threads):
+                self._works.put(None)
+
+    def _add(self) -> None:
+        name = f"{self._name}_{self._threads}"
+        try:
+            Thread(target=self._run, name=name, daemon=True).start()
+        except RuntimeError:
+            if not self._threads:
+                raise
+        else:
+            self._threads += 1
+            self.free += 1
+
+    def _run(self) -> None:
+        while (work := self._works.get()) is not None:
+            work()
+            del work  # an idle thread keeps nothing alive
+            with self._lock:
+                self.free += 1

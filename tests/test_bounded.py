@@ -1,14 +1,18 @@
-"""The bounded cache: what it keeps, and that it stays within its bound."""
+"""The bounded cache: what it keeps, and that it stays within its bound; so do the threads."""
 
 from __future__ import annotations
 
 import sys
+import threading
+import time
+from queue import Queue
 from threading import Event, Thread
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ociproxy.bounded import BoundedCache
+from ociproxy.bounded import BoundedCache, BoundedThreads
 
 
 def test_the_entry_that_nobody_asked_for_goes_first() -> None:
@@ -128,3 +132,52 @@ def test_the_weight_never_exceeds_the_limit(limit: int, puts: list[tuple[int, in
         cache.put(key, weight, weight)
         assert sum(cache.values()) <= limit
         assert (cache.get(key) == weight) is (weight <= limit)
+
+
+def test_works_wait_where_as_many_threads_run_as_may() -> None:
+    pool, goes_on, running = BoundedThreads(2, "test"), Event(), list[str]()
+    ended = Event()
+
+    def work() -> None:
+        running.append(threading.current_thread().name)
+        goes_on.wait(10)
+        if len(running) == 5:
+            ended.set()
+
+    for _ in range(5):
+        pool.submit(work)
+    goes_on.set()
+    assert ended.wait(10)
+    assert {*running} <= {"test_0", "test_1"}
+    pool.shutdown()
+
+
+def test_a_thread_that_is_free_takes_the_next_work() -> None:
+    pool = BoundedThreads(8, "free")
+    names: Queue[str] = Queue()
+    for _ in range(5):
+        pool.submit(lambda: names.put(threading.current_thread().name))
+        assert names.get(timeout=10) == "free_0"
+        while pool.free < 1:
+            time.sleep(0.001)
+    pool.shutdown()
+
+
+def test_after_the_shutdown_no_work_begins() -> None:
+    pool, goes_on, began, ran = BoundedThreads(1, "ended"), Event(), Event(), list[int]()
+
+    def work() -> None:
+        began.set()
+        goes_on.wait(10)
+
+    pool.submit(work)
+    pool.submit(lambda: ran.append(1))
+    assert began.wait(10)
+    pool.shutdown()
+    with pytest.raises(RuntimeError, match="shut down"):
+        pool.submit(work)
+    thread = next(each for each in threading.enumerate() if each.name == "ended_0")
+    goes_on.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert not ran

@@ -23,7 +23,8 @@ from ociproxy.cli.backends import backends
 from ociproxy.config.settings import Config, Fetch, Upstream
 from ociproxy.fetch.engine import Engine
 from ociproxy.load.imagelist import Wanted
-from ociproxy.load.loader import Loader, Watcher
+from ociproxy.load.loader import Loader
+from ociproxy.load.progress import Watcher
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Reference
 from ociproxy.serve.api import RegistryApi

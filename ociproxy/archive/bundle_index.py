@@ -14,15 +14,14 @@ from ociproxy.archive.entries import sort_entries
 from ociproxy.archive.importer.decompress import ArchiveStream
 from ociproxy.archive.importer.naming import name_all
 from ociproxy.archive.importer.tar_reader import members
-from ociproxy.archive.lock import LOCK_MAX_SIZE, LOCK_NAME, Lock
-from ociproxy.archive.volumes import LABEL_MAX_SIZE, LABEL_NAME, VolumeLabel
+from ociproxy.archive.lock import LOCK_NAME, Lock
+from ociproxy.archive.volumes import DOCUMENTS, LABEL_NAME, VolumeLabel
 from ociproxy.errors import DigestMismatch, LayoutDamaged, LayoutInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.image import lost_layers
 from ociproxy.oci.layout import (
     INDEX,
-    INDEX_MAX_SIZE,
     MARKER,
     NO_IMAGES,
     NamedImage,
@@ -48,13 +47,6 @@ if TYPE_CHECKING:
 
     from ociproxy.oci.reference import Repository
 
-_DOCUMENTS: Final = {
-    MARKER: MANIFEST_MAX_SIZE,
-    INDEX: INDEX_MAX_SIZE,
-    LOCK_NAME: LOCK_MAX_SIZE,
-    LABEL_NAME: LABEL_MAX_SIZE,
-}
-"""The members that say what an archive holds, and how many bytes each may have."""
 _NEVER_RESOLVED: Final = 0.0
 """An archive does not say when its tags were resolved. Epoch 0 is long expired, so that an upstream
 is asked first wherever one can be reached."""
@@ -93,8 +85,8 @@ class BundleIndex:
                 raise LayoutInvalid(self._source, f"{member.name} is a link: import the archive")
             if digest is not None:
                 self.extents[digest] = (stream.offset, member.size)
-            elif member.name in _DOCUMENTS:
-                documents[member.name] = member.read(_DOCUMENTS[member.name])
+            elif member.name in DOCUMENTS:
+                documents[member.name] = member.read(DOCUMENTS[member.name])
         return documents
 
     def _read_images(self, documents: dict[str, bytes]) -> tuple[NamedImage, ...]:

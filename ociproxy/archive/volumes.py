@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.archive.importer.decompress import ArchiveStream
 from ociproxy.archive.importer.tar_reader import members
+from ociproxy.archive.lock import LOCK_MAX_SIZE, LOCK_NAME
 from ociproxy.errors import ConfigError, LayoutInvalid
 from ociproxy.oci.descriptor import MalformedManifest
-from ociproxy.oci.manifest import json_object
+from ociproxy.oci.layout import INDEX, INDEX_MAX_SIZE, MARKER
+from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, json_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +33,14 @@ LABEL_NAME: Final = "ociproxy-volume.json"
 FORMAT: Final = "ociproxy-volume/1"
 LABEL_MAX_SIZE: Final = 4096
 """Bytes: ample for the four short fields of a label."""
+DOCUMENTS: Final = {
+    MARKER: MANIFEST_MAX_SIZE,
+    INDEX: INDEX_MAX_SIZE,
+    LOCK_NAME: LOCK_MAX_SIZE,
+    LABEL_NAME: LABEL_MAX_SIZE,
+}
+"""The members that say what an archive or a volume of one holds, and how many bytes each may
+have."""
 
 _MAX_VOLUMES: Final = 10_000
 """Volumes of a set that are read: it bounds the work that a hostile label can ask for."""

@@ -106,6 +106,8 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
     def with_all(mirror: Mirror, ca: str, cert: str, key: str, user: str, **more: object) -> None:
         if bool(cert) != bool(key):
             raise click.UsageError("--cert and --key go together")
+        if ":" in user:
+            raise click.UsageError("--user is a name without a colon: the files say the password")
         if mirror.scheme == "http" and (ca or cert):
             raise click.UsageError("--ca and --cert need a --mirror that is https://")
         if any(character in text for text in (ca, cert, key, user) for character in '"\\\n'):

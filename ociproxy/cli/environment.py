@@ -5,7 +5,6 @@ Tests: tests/cli/test_environment.py.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from typing import TYPE_CHECKING, Final
@@ -53,6 +52,8 @@ def misspelt(context: click.Context) -> Iterator[str]:
         # This imports all commands, so only for a variable that the one that runs does not know.
         known = known or set(_variables(context, _group(context).list_commands(context)))
         if name not in known:
+            import difflib
+
             close = difflib.get_close_matches(name, sorted(known), n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             yield f"environment variable {name} is not known{hint}"

@@ -109,7 +109,7 @@ _STDOUT_NUMBER: Final = 1
     "--force",
     is_flag=True,
     envvar="OCIPROXY_FORCE",
-    help="Overwrite an archive of other content, which a delta may need.",
+    help="Overwrite an archive of other content, and a file that is no archive.",
 )
 @click.option(
     "--json",

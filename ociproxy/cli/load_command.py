@@ -15,10 +15,8 @@ import click
 
 from ociproxy import log
 from ociproxy.cli.backends import BACKENDS, backends
-from ociproxy.cli.load_pins import PinLoaded
-from ociproxy.cli.load_report import PlanReport, Report
+from ociproxy.cli.load_report import Report
 from ociproxy.cli.load_run import LoadRun, leave
-from ociproxy.cli.load_server import ServerLoad, check_options
 from ociproxy.cli.options import (
     config_path,
     configuration,
@@ -40,8 +38,9 @@ from ociproxy.errors import ConfigError, IntegrityError, NoRoom
 from ociproxy.store.store import Store, is_store, temporary_store
 
 if TYPE_CHECKING:
+    from ociproxy.cli.load_plan import PlanReport
     from ociproxy.config.settings import BackendName, Config
-    from ociproxy.load.loader import Watcher
+    from ociproxy.load.progress import Watcher
     from ociproxy.oci.platform import Platform
 
 
@@ -167,6 +166,8 @@ def load(
     if not (lists or manifests or locked):
         raise click.UsageError("give an IMAGELIST, - for standard input, or --kubernetes FILE")
     if server is not None:
+        from ociproxy.cli.load_server import check_options  # few have a server load
+
         check_options(ctx)
     screen = Screen()
     report = Report(screen, as_json=as_json, verbose=verbose)
@@ -176,6 +177,8 @@ def load(
     if server is not None:
         if failures is not None:
             check_target(failures)
+        from ociproxy.cli.load_server import ServerLoad
+
         by_server = ServerLoad(AdminListener(server, server_auth), report)
         try:
             code = by_server.run(wanted, chosen, referrers=referrers, pin=pin, fail_fast=fail_fast)
@@ -204,13 +207,19 @@ def load(
     with ExitStack() as stack:
         store, known = _stores(config, stack, plan=plan)
         outcome: Report | PlanReport = report
+        planned = None
         if known is not None:
             from ociproxy.cli.capped import room_for  # few plan
+            from ociproxy.cli.load_plan import PlanReport
 
             images = {each.reference for each in wanted}
             room = partial(room_for, known, config, images)
-            outcome = PlanReport(report, config.store.path, room, as_json=as_json)
-        watcher: Watcher = PinLoaded(store, outcome) if pin and not plan else outcome
+            outcome = planned = PlanReport(report, config.store.path, room, as_json=as_json)
+        watcher: Watcher = outcome
+        if pin and not plan:
+            from ociproxy.cli.load_pins import PinLoaded  # few pin
+
+            watcher = PinLoaded(store, outcome)
         writer = None
         if lock is not None:
             from ociproxy.cli.load_lock import LockWriter  # few write or read one
@@ -247,7 +256,7 @@ def load(
     if run.interrupted:
         leave(INTERRUPTED)
     code = run.summary.exit_code
-    if isinstance(outcome, PlanReport) and not outcome.fits and code != IntegrityError.exit_code:
+    if planned is not None and not planned.fits and code != IntegrityError.exit_code:
         code = NoRoom.exit_code
     ctx.exit(code)
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from ociproxy.archive.lock import Lock, LockedImage, read_lock_file
 from ociproxy.load.imagelist import ImageListInvalid, Wanted, pinned
-from ociproxy.load.loader import Watcher
+from ociproxy.load.progress import Watcher
 from ociproxy.oci.reference import Reference
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ociproxy.errors import OciProxyError, UpstreamError
-    from ociproxy.load.loader import Result
+    from ociproxy.load.progress import Result
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.platform import Platform
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from ociproxy.load.loader import Watcher
+from ociproxy.load.progress import Watcher
 from ociproxy.store.pruning.pins import Pin
 
 if TYPE_CHECKING:
     from ociproxy.errors import OciProxyError, UpstreamError
     from ociproxy.load.imagelist import Wanted
-    from ociproxy.load.loader import Result
+    from ociproxy.load.progress import Result
     from ociproxy.store.store import Store
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Config
     from ociproxy.fetch.upstreams.upstreams import MakeBackend, UpstreamState
     from ociproxy.load.imagelist import Wanted
-    from ociproxy.load.loader import Watcher
+    from ociproxy.load.progress import Watcher
     from ociproxy.store.store import Store
 
 _GRACE: Final = 2.0

@@ -1,6 +1,7 @@
 """The command line: finds the command, prints an error as one line, exits with its code.
 
-Tests: tests/test_docs.py, tests/real/test_bad_start.py.
+Tests: tests/test_docs.py, tests/real/test_bad_start.py, tests/cli/test_output.py,
+tests/cli/test_start.py.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import gc
 import importlib
 import os
 import resource
-from typing import Any, Final
+import sys
+import traceback
+from contextlib import suppress
+from typing import IO, Any, Final
 
 import click
 
 from ociproxy import __version__
 from ociproxy.cli.environment import blamed, misspelt
-from ociproxy.cli.terminal import AS_JSON, INTERRUPTED, print_event
-from ociproxy.errors import OciProxyError, StoreError
+from ociproxy.cli.terminal import AS_JSON, INTERRUPTED, PIPE_CLOSED, print_event
+from ociproxy.errors import OciProxyError, OutputError, StoreError
 
 # A command's module is imported when the command runs. A server then has no progress bars in
 # memory, and `list` starts without HTTP.
@@ -59,6 +63,10 @@ class _Failure(click.ClickException):
         super().__init__(f"{said}{hint}")
         self.exit_code = error.exit_code  # type: ignore[misc] # click's own subclasses differ by class
 
+    def show(self, file: IO[Any] | None = None) -> None:
+        with suppress(OSError):  # the exit code says it, too, where no message can be written
+            super().show(file)
+
 
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -74,6 +82,13 @@ class _Commands(click.Group):
             gc.enable()
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as exc:
+            advice = f"Options stand behind the command: ociproxy COMMAND {exc.option_name}"
+            raise click.UsageError(f"{exc.format_message()} {advice}", ctx) from exc
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -87,6 +102,28 @@ class _Commands(click.Group):
             raise _Failure(exc) from exc
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
+        except OSError as exc:
+            if not _is_of_output(exc):
+                raise
+            _drop_output()
+            if exc.errno == errno.EPIPE:
+                ctx.exit(PIPE_CLOSED)
+            raise _Failure(OutputError("the output", (exc.strerror or str(exc)).lower())) from exc
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Whether a line that the command prints could not be written."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__") == click.echo.__module__
+
+
+def _drop_output() -> None:
+    """Python would try to write what is buffered once more at the end, and change the exit code."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

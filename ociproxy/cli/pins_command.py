@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,8 +13,13 @@ from ociproxy.cli.options import config_path, configuration, image_path
 from ociproxy.cli.table import print_table
 from ociproxy.errors import ConfigError
 from ociproxy.load.pins import all_pins
-from ociproxy.store.pruning.pins import Pin
+from ociproxy.store.inventory import references
+from ociproxy.store.look import Look
+from ociproxy.store.pruning.pins import Pin, Pins
 from ociproxy.store.store import open_existing
+
+if TYPE_CHECKING:
+    from ociproxy.store.store import Store
 
 
 @click.group("pins")
@@ -44,8 +50,23 @@ def list_pins(image_path: Path | None, config_path: Path | None, as_json: bool) 
 def add(patterns: tuple[str, ...], image_path: Path | None, config_path: Path | None) -> None:
     """Pin images: no prune removes what PATTERN, a reference or a glob, matches."""
     store = open_existing(configuration(config_path, image_path=image_path).store.path)
-    for pin in [Pin.parse(each, "pins add") for each in patterns]:
+    pins = [Pin.parse(each, "pins add") for each in patterns]
+    for pin in pins:
         store.pins.add(pin, time.time())
+    for pattern in _unmatched(store, pins):
+        click.echo(f"nothing stored matches {pattern!r} yet", err=True)
+
+
+def _unmatched(store: Store, pins: list[Pin]) -> dict[str, Pins]:
+    """By their patterns, those that no stored image fits. A glob with a typing error is told here,
+    or nowhere: a prune does not know that it was to match something."""
+    unmatched = {pin.pattern: Pins([pin]) for pin in pins}
+    for reference, top, _ in references(store, Look(store)):
+        if not unmatched:
+            break
+        for pattern in [p for p, pin in unmatched.items() if pin.match(reference, top.digest)]:
+            del unmatched[pattern]
+    return unmatched
 
 
 @pins.command("remove", short_help="Remove pins.")

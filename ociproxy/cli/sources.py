@@ -121,6 +121,8 @@ def _read(name: str, limit: int) -> str:
     """The text of a file or of standard input. Raises ConfigError."""
     source = _shown(name)
     if name == STDIN:
+        if not sys.stdin:  # Python has none where it is closed
+            raise ConfigError("is closed", file=source)
         data = read_stream(sys.stdin.buffer, source, limit)
     else:
         data = read_file(Path(name), limit)

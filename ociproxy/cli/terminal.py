@@ -26,6 +26,9 @@ AS_JSON: Final = "ociproxy.as_json"
 INTERRUPTED: Final = 130
 """Exit code of a command that SIGINT or SIGTERM ended: 128 and SIGINT's number, as in shells."""
 
+PIPE_CLOSED: Final = 141
+"""Exit code where the reader of the output has left, as `head` does: that of SIGPIPE in shells."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

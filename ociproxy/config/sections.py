@@ -7,7 +7,6 @@ Tests: tests/config/test_config.py.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -148,6 +147,8 @@ def line_of(node: MappingNode, key: str) -> int:
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:
+    import difflib  # few files have an unknown key
+
     # Other programs say `cafile`, `ca-cert` or `caFile` for `ca`, and `insecure`, in short.
     plain = {_plain(each): each for each in sorted(known)}
     said = _plain(name)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Final
 
 KIB: Final = 1024
@@ -49,6 +48,8 @@ def parse_size(value: object) -> int | None:
         return value
     if not isinstance(value, str) or not re.fullmatch(SIZE, value):
         return None
+    from decimal import Decimal  # few sizes are written as text, and it takes 2 ms
+
     number = value.rstrip("kKMGTiB")
     unit = value[len(number) :]
     base = 1024 if "i" in unit else 1000

@@ -41,9 +41,13 @@ know it answer 404, and 400, 401, 403, 405, 406 or 501, or a page. The fallback 
 
 
 def passed_on(query: str) -> str:
-    """The query of a list, encoded as it was. `ns` is left out: each mirror sends its own."""
-    parts = (part for part in query.split("&") if part)
-    kept = [part for part in parts if unquote_plus(part.partition("=")[0]) != NAMESPACE]
+    """The query of a list, encoded as it was. `ns` is left out: each mirror sends its own. A `+` in
+    an artifact type is written out: media types have many, and upstreams read a space there."""
+    kept = []
+    for part in filter(None, query.split("&")):
+        name = unquote_plus(part.partition("=")[0])
+        if name != NAMESPACE:
+            kept.append(part.replace("+", "%2B") if name == "artifactType" else part)
     return quote("&".join(kept), safe=_AS_IT_IS)
 
 

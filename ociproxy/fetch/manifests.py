@@ -67,6 +67,25 @@ class ManifestAnswer(NamedTuple):
     status: CacheStatus
 
 
+class _Found(NamedTuple):
+    """In the store: a tag's record; the manifest, under its media type for the repository, where
+    that may have it; and whether the repository is known to have it."""
+
+    record: TagRecord | None
+    stored: ManifestHolder | None
+    recorded: bool
+
+    def __bool__(self) -> bool:
+        return self.record is not None or self.stored is not None
+
+
+class _Fetched(NamedTuple):
+    """From the upstream, and whether the store could keep it: the client gets it all the same."""
+
+    holder: ManifestHolder
+    kept: bool
+
+
 class ManifestPuller:
     """Belongs to one event loop."""
 
@@ -112,17 +131,26 @@ class ManifestPuller:
                 return await self._from_upstream(reference, body=body)
 
     async def _pull(self, reference: Reference, *, body: bool) -> ManifestAnswer:
-        if self._threads.hung is None and self._store.remembers(reference):
-            record, stored, recorded = self._look(reference)
-        else:
-            record, stored, recorded = await self._threads.look(partial(self._look, reference))
+        repository = reference.repository
+        found: _Found | _Fetched | None = None
+        if self._threads.hung is None:
+            if self._store.remembers(reference):
+                found = self._look(reference)
+            elif body:
+                key, fetch = _fetching(reference), partial(self._take_in, reference)
+                found = await self._requests.call_after(
+                    repository, key, lambda: self._look(reference) or None, fetch
+                )
+        if isinstance(found, _Fetched):
+            return self._fetched(reference, found, MISS)
+        if found is None:
+            found = await self._threads.look(partial(self._look, reference))
+        record, stored, recorded = found
         expired = self._has_expired(reference, record)
         if stored is not None and not expired:
             told = record is not None  # by the upstream, that the tag means this
-            return self._answer(
-                reference.repository, stored, HIT, body=body, recorded=recorded, told=told
-            )
-        async with self._upstreams.answer_time(reference.repository.registry):
+            return self._answer(repository, stored, HIT, body=body, recorded=recorded, told=told)
+        async with self._upstreams.answer_time(repository.registry):
             if stored is not None:
                 return await self._revalidate(reference, stored, body=body)
             if record is not None and not expired:
@@ -131,7 +159,7 @@ class ManifestPuller:
 
     def find_stored(self, reference: Reference) -> ManifestHolder | None:
         """What is stored for this repository, fresh or not. Blocks. Raises StoreError."""
-        return self._look(reference)[1]
+        return self._look(reference).stored
 
     async def drain(self) -> None:
         """Return when what no client waits for any more has ended: the checks of expired tags, and
@@ -146,23 +174,21 @@ class ManifestPuller:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _look(self, reference: Reference) -> tuple[TagRecord | None, ManifestHolder | None, bool]:
-        """A tag's record; the stored manifest, under its media type for this repository, where that
-        may have it; and whether the repository is known to have it. Waits for the disk."""
+    def _look(self, reference: Reference) -> _Found:
         record, digest = None, reference.digest
         if digest is None:
             record = self._store.refs.find_tag(reference.repository, reference.tag or "")
             digest = None if record is None else record.descriptor.digest
         found = None if digest is None else self._store.manifests.find(digest)
         if digest is None or found is None:
-            return record, None, False
+            return _Found(record, None, False)
         own: Descriptor | None = None
         if record is None or self._isolation is not None:
             own = self._store.refs.find_manifest(reference.repository, digest)
         if self._isolation is not None and own is None:
-            return record, None, False
+            return _Found(record, None, False)
         named = record.descriptor if record else own
-        return record, with_media_type(found, named), own is not None
+        return _Found(record, with_media_type(found, named), own is not None)
 
     def _has_expired(self, reference: Reference, record: TagRecord | None) -> bool:
         """Whether a tag's time to live is over. A digest has no record and never expires."""
@@ -180,10 +206,13 @@ class ManifestPuller:
         if not body:
             return ManifestAnswer(await self._resolve(reference), None, PASSED_ON)
         status = MISS_COLLAPSED if self._requests.is_running(_fetching(reference)) else MISS
-        holder, kept = await self._fetch(reference)
-        if not kept:
+        return self._fetched(reference, await self._fetch(reference), status)
+
+    def _fetched(self, reference: Reference, got: _Fetched, status: CacheStatus) -> ManifestAnswer:
+        holder = got.holder
+        if not got.kept:
             return ManifestAnswer(holder.descriptor, holder.raw, PASSED_THROUGH)
-        return self._answer(reference.repository, holder, status, body=body, recorded=True)
+        return self._answer(reference.repository, holder, status, body=True, recorded=True)
 
     async def _unstored(
         self, reference: Reference, record: TagRecord, *, body: bool
@@ -274,24 +303,27 @@ class ManifestPuller:
         self._upstreams.check_online(ManifestUnknown, reference)
         return await self._requests.call(reference.repository, ("resolve", reference), request)
 
-    async def _fetch(self, reference: Reference) -> tuple[ManifestHolder, bool]:
-        """GET at the upstream, into the store. A tag's record is written last. Also returns whether
-        the store could keep it: the client gets it all the same."""
-
-        def request(backend: Backend) -> tuple[ManifestHolder, bool]:
-            holder = backend.fetch_manifest(reference)
-            try:
-                self._threads.check_answers()
-                with self._store.publishing(patience=_DISK_WAIT) as commit:
-                    self._store.put_manifest(reference.repository, holder, commit)
-                    self._record(reference, holder.descriptor, commit)
-            except StoreError as exc:
-                log.event(logging.WARNING, "passing through", reference=reference, reason=exc)
-                return holder, False
-            return holder, True
-
+    async def _fetch(self, reference: Reference) -> _Fetched:
+        """GET at the upstream, into the store."""
         self._upstreams.check_online(ManifestUnknown, reference)
-        return await self._requests.call(reference.repository, _fetching(reference), request)
+        asked = reference.repository, _fetching(reference), partial(self._take_in, reference)
+        while True:
+            got = await self._requests.call(*asked)
+            if isinstance(got, _Fetched):  # the request of another client may find it stored
+                return got
+
+    def _take_in(self, reference: Reference, backend: Backend) -> _Fetched:
+        """Blocks. A tag's record is written last."""
+        holder = backend.fetch_manifest(reference)
+        try:
+            self._threads.check_answers()
+            with self._store.publishing(patience=_DISK_WAIT) as commit:
+                self._store.put_manifest(reference.repository, holder, commit)
+                self._record(reference, holder.descriptor, commit)
+        except StoreError as exc:
+            log.event(logging.WARNING, "passing through", reference=reference, reason=exc)
+            return _Fetched(holder, kept=False)
+        return _Fetched(holder, kept=True)
 
     def _record(
         self, reference: Reference, descriptor: Descriptor, joined: Commit | None = None

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ociproxy.errors import OciProxyError
 
 T = TypeVar("T")
+A = TypeVar("A")
 
 _FIRST_WAIT: Final = 0.2
 """Seconds; each further wait is up to twice as long."""
@@ -75,6 +76,18 @@ def retrying(*, tries: int, wait_max: float, stopped: Event) -> tenacity.Retryin
         reraise=True,
         sleep=tenacity.sleep_using_event(stopped),
     )
+
+
+def after(failed: UpstreamUnavailable, work: Callable[[A], T]) -> Callable[[A], T]:
+    """For `retrying`: work of which the first try has been made, and has failed so."""
+    first = [failed]
+
+    def again(argument: A) -> T:
+        if first:
+            raise first.pop()
+        return work(argument)
+
+    return again
 
 
 class Resumption:

@@ -28,7 +28,7 @@ from ociproxy.oci.descriptor import (
     OCI_INDEX,
     MalformedManifest,
 )
-from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, choose, lacking_in
+from ociproxy.oci.image import BEYOND_LIMITS, ImageWalk, choose, lacking_in, platforms_of
 from ociproxy.oci.manifest import ImageManifest, Index, parse_manifest
 from ociproxy.oci.reference import DEFAULT_TAG, Reference, referrers_tag, signature_tags
 from ociproxy.store.manifests import with_media_type
@@ -228,9 +228,8 @@ class _Finding:
         image.lacking = lacking_in(manifest, self._wanted.platforms)
         if self._wanted.refuses(image.lacking):
             lacking = ", ".join(map(str, image.lacking))
-            offered = (str(each.platform) for each in manifest.children if each.platform)
-            has = ", ".join(dict.fromkeys(offered)) or "none"
-            raise ManifestUnknown(image.reference, f"lacks {lacking}; it has {has}")
+            has = ", ".join(map(str, platforms_of(each.platform for each in manifest.children)))
+            raise ManifestUnknown(image.reference, f"lacks {lacking}; it has {has or 'none'}")
 
     # Referrers
 

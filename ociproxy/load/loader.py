@@ -10,9 +10,7 @@ Tests: tests/load/test_loader.py, tests/load/test_interrupted.py, tests/load/tes
 from __future__ import annotations
 
 import asyncio
-import time
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, Final
@@ -30,18 +28,25 @@ from ociproxy.errors import (
 )
 from ociproxy.fetch.retry import ImageRetry, Progress
 from ociproxy.load.image import UpstreamImage, UpstreamImages, all_of
-from ociproxy.load.progress import ActiveImage, LoadProgress, Summary, leave_to_backend, watched
+from ociproxy.load.progress import (
+    ActiveImage,
+    LoadProgress,
+    Summary,
+    Watcher,
+    leave_to_backend,
+    watched,
+)
 from ociproxy.oci.descriptor import IMAGE_CONFIGS
 from ociproxy.oci.image import lacking_in, platform_of, platforms_of
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE, ImageManifest, Index
 from ociproxy.oci.reference import Reference
+from ociproxy.store.group_commit import PATIENCE, Commit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
     from ociproxy.clock import Clock
     from ociproxy.config.settings import Config
-    from ociproxy.errors import UpstreamError
     from ociproxy.fetch.engine import Engine
     from ociproxy.fetch.upstreams.upstreams import UpstreamState
     from ociproxy.load.imagelist import Wanted
@@ -50,39 +55,12 @@ if TYPE_CHECKING:
     from ociproxy.oci.platform import Platform
     from ociproxy.store.store import Store
 
+    Work = Callable[[ActiveImage, AsyncExitStack], Awaitable[UpstreamImage]]
+    """What is done with each image, in its turn; it may end the turn itself."""
 
 _ROUNDS: Final = 3
 """Times at most that the loader fetches an image's blobs. A prune does not remove what one round
 brought before the next round ends. A third round therefore means that the store keeps no times."""
-
-
-class Watcher:
-    """Hears what becomes of each image; this base class ignores it."""
-
-    def loaded(self, result: Result) -> None:
-        """All of an image is in the store; in a plan, it could be."""
-
-    def failed(self, wanted: Wanted, error: OciProxyError) -> None:
-        """An image will not be loaded by this run."""
-
-    def waiting(self, error: UpstreamError, seconds: float) -> None:
-        """The loader will ask an upstream again in so many seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """An image that was loaded or found.
-
-    `missing` has the bytes of each blob that the store lacks, after a load only those that the
-    upstream refuses and that the image may lack. `withheld` are the layers among them, which need
-    not be distributed, with the upstream's reason. `fetched` are bytes that came for this image.
-    """
-
-    image: UpstreamImage
-    missing: dict[Digest, int]
-    fetched: int
-    seconds: float
-    withheld: Mapping[Descriptor, str] = field(default_factory=dict)
 
 
 class Loader:
@@ -109,8 +87,8 @@ class Loader:
         self._configs_fetched = 0
         self._partition = config.partition
         self._admitting = asyncio.Lock()
-        self._jobs = config.load.jobs
-        self._limit = config.load.pull_timeout
+        self._jobs, self._limit = config.load.jobs, config.load.pull_timeout
+        self._turns, self._loading = asyncio.Semaphore(self._jobs), 0
         self._slots = asyncio.Semaphore(config.fetch.fills)
         self._watcher = watcher
         self._fail_fast = fail_fast
@@ -125,8 +103,7 @@ class Loader:
             self._store, engine.requests, self._retry, referrers=referrers
         )
         self.progress = LoadProgress(engine.blobs.arrived)
-        self._stopped = False
-        self._ended = Event()  # so that a thread waits for room no longer
+        self._stopped, self._ended = False, Event()  # so that a thread waits for room no longer
         self._admits = admits
 
     async def run(self, wanted: Iterable[Wanted]) -> Summary:
@@ -142,17 +119,15 @@ class Loader:
     async def find(self, wanted: Iterable[Wanted]) -> Summary:
         """Fetch the manifests of each image, and the configs that tell platforms; tell the watcher.
         Of these only the configs are stored."""
-        return await self._each(wanted, lambda active: self._find(active, plan=True))
+        return await self._each(wanted, lambda active, _: self._find(active, plan=True))
 
-    async def _each(
-        self, wanted: Iterable[Wanted], work: Callable[[ActiveImage], Awaitable[UpstreamImage]]
-    ) -> Summary:
+    async def _each(self, wanted: Iterable[Wanted], work: Work) -> Summary:
         images = list(wanted)
-        summary = self.progress.summary
+        summary, turn = self.progress.summary, iter(images)
         summary.untried = len(images)
-        turn = iter(images)
         try:
-            await all_of(self._work(turn, work) for _ in range(min(self._jobs, len(images))))
+            # As many more as load wait for the disk, while further images load.
+            await all_of(self._work(turn, work) for _ in range(min(2 * self._jobs, len(images))))
         finally:
             self._ended.set()
             summary.fetched = self._configs_fetched + self._engine.blobs.bytes_fetched
@@ -160,34 +135,43 @@ class Loader:
             summary.quotas = {each.registry: each.quota for each in states if each.quota}
         return summary
 
-    async def _work(
-        self, turn: Iterator[Wanted], work: Callable[[ActiveImage], Awaitable[UpstreamImage]]
-    ) -> None:
-        for wanted in turn:
-            if self._stopped:
-                return
-            if self._admits is not None:
-                state = self._engine.upstreams.state(wanted.reference.repository.registry)
-                if not self._admits(wanted, state):
-                    continue
-            active = ActiveImage(wanted, Progress(self._clock.monotonic()))
-            self.progress.active.append(active)
-            try:
-                image = await work(active)
-            except OciProxyError as exc:
-                if isinstance(exc, StoreError) and not isinstance(exc, NoRoom):
-                    raise
-                self.progress.summary.add_failed(exc)
-                self._stopped = self._fail_fast
-                self._watcher.failed(wanted, exc)
-            else:
-                withheld = dict(active.withheld)
-                self.progress.summary.add_loaded(complete=not withheld)
-                seconds = time.monotonic() - active.began
-                result = Result(image, active.missing, active.fetched, seconds, withheld)
-                self._watcher.loaded(result)
-            finally:
-                self.progress.end(active)
+    async def _work(self, images: Iterator[Wanted], work: Work) -> None:
+        for wanted in images:
+            async with AsyncExitStack() as turn:
+                await turn.enter_async_context(self._turn())
+                if self._stopped:
+                    return
+                if self._admits is not None:
+                    state = self._engine.upstreams.state(wanted.reference.repository.registry)
+                    if not self._admits(wanted, state):
+                        continue
+                active = ActiveImage(wanted, Progress(self._clock.monotonic()))
+                self.progress.active.append(active)
+                try:
+                    image = await work(active, turn)
+                except OciProxyError as exc:
+                    if isinstance(exc, StoreError) and not isinstance(exc, NoRoom):
+                        raise
+                    self.progress.summary.add_failed(exc)
+                    self._stopped = self._fail_fast
+                    self._watcher.failed(wanted, exc)
+                else:
+                    self.progress.summary.add_loaded(complete=not active.withheld)
+                    self._watcher.loaded(active.result(image))
+                finally:
+                    self.progress.end(active)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Inside, an image is loading, one of `jobs`; before that it waits for its turn."""
+        self._loading += 1
+        try:
+            async with self._turns:
+                yield
+        finally:
+            self._loading -= 1
+        if not self._loading:
+            self._store.commits.hurry()  # no other image is about to join them
 
     async def _find(self, active: ActiveImage, *, plan: bool = False) -> UpstreamImage:
         image = await self._images.find(active.wanted, active.progress)
@@ -201,16 +185,29 @@ class Loader:
             self.progress.found(active, image, missing)
         return image
 
-    async def _load(self, active: ActiveImage) -> UpstreamImage:
+    async def _load(self, active: ActiveImage, turn: AsyncExitStack) -> UpstreamImage:
+        """Ends the turn when the image only waits for the disk."""
         image = await self._find(active)
-        missing = list(image.blobs.values())
+        missing = [blob for blob in image.blobs.values() if blob.digest not in active.verified]
         for _ in range(_ROUNDS):
             await all_of(self._fill(active, blob) for blob in missing)
-            missing = await self._engine.threads.run(lambda: self._publish(active, image))
-            if not missing:
+            published = await self._engine.threads.run(lambda: self._publish(active, image))
+            if isinstance(published, Commit):
+                await turn.aclose()
+                await self._durable(published)
                 return image
+            missing = published
         path = self._store.blobs.path(missing[0].digest)
         raise StoreError(path, "another process removes it while it is loaded")
+
+    async def _durable(self, commit: Commit) -> None:
+        """Return when a power cut does not take it away. Takes no thread: the disk gets many at
+        once. Raises StoreError."""
+        written = asyncio.wrap_future(commit.hand_over())
+        done, _ = await asyncio.wait((written,), timeout=PATIENCE)
+        for each in done:
+            each.result()
+        commit.wait(0)
 
     @asynccontextmanager
     async def _using(self) -> AsyncIterator[None]:
@@ -256,13 +253,12 @@ class Loader:
             raise
         self.progress.filled(active, blob.digest)
 
-    def _publish(self, active: ActiveImage, image: UpstreamImage) -> list[Descriptor]:
-        """Make the image visible, now that its blobs are stored, and return when a power cut does
-        not take it away. Or return the blobs that are not stored: they were removed since. Runs in
-        a thread."""
+    def _publish(self, active: ActiveImage, image: UpstreamImage) -> list[Descriptor] | Commit:
+        """Make the image visible, now that its blobs are stored; the commit makes it durable. Or
+        return the blobs that are not stored: they were removed since. Runs in a thread."""
         self._find_platforms(active.wanted, image)
         repository, now = image.reference.repository, self._clock.now()
-        with self._store.publishing() as commit:
+        with self._store.publishing(gathers=True) as commit:
             size = self._store.blobs.find_size
             expected = (blob for blob in image.blobs.values() if blob not in active.withheld)
             missing = [blob for blob in expected if size(blob.digest) is None]
@@ -272,8 +268,8 @@ class Loader:
                 self._store.put_manifest(repository, holder, commit)
             for tag, descriptor in image.tags.items():
                 self._store.put_tag(repository, tag, descriptor, commit, now=now)
-        commit.wait()
-        return []
+            commit.hand_over()
+        return commit
 
     def _use(self, images: Iterable[Wanted]) -> None:
         """What is stored of these is not removed to make room for the others."""
@@ -283,7 +279,11 @@ class Loader:
 
     def _missing(self, active: ActiveImage, image: UpstreamImage, plan: bool) -> dict[Digest, int]:
         """Bytes of each blob that the store lacks. Raises StoreError; NoRoom, unless for a plan."""
-        stored = {digest: self._store.blobs.find_size(digest) for digest in image.blobs}
+        blobs = self._store.blobs
+        stored = {
+            digest: blobs.find_size(digest) if plan else active.look(blobs, blob)
+            for digest, blob in image.blobs.items()
+        }
         active.absent = {digest for digest, size in stored.items() if size is None}
         missing = {d: blob.size for d, blob in image.blobs.items() if stored[d] != blob.size}
         if plan:

@@ -18,7 +18,7 @@ from ociproxy.store.room import free_space
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
-    from ociproxy.errors import BlobUnknown, UpstreamDenied
+    from ociproxy.errors import BlobUnknown, UpstreamDenied, UpstreamError
     from ociproxy.fetch.backend import Quota
     from ociproxy.fetch.retry import Progress
     from ociproxy.fetch.upstreams.upstreams import Upstreams
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.descriptor import Descriptor
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
+    from ociproxy.store.blobs import Blobs
     from ociproxy.store.store import Store
 
 _INCOMPLETE: Final = 3
@@ -48,6 +49,8 @@ class ActiveImage:
     """Bytes of each blob that the store still lacks."""
     absent: set[Digest] = field(default_factory=set)
     """Blobs that the store did not have at all when it was looked through."""
+    verified: set[Digest] = field(default_factory=set)
+    """Blobs that the store had then, right for certain. They are not looked at again."""
     size: int = 0
     """Bytes of all blobs that the store lacked when the manifests became known."""
     withheld: dict[Descriptor, str] = field(default_factory=dict)
@@ -55,6 +58,20 @@ class ActiveImage:
     fetched: int = 0
     """Bytes that the upstream sent for this image; bytes of a shared blob that another image
     fetched are not among them."""
+
+    def look(self, blobs: Blobs, blob: Descriptor) -> int | None:
+        """Bytes of a stored blob, which counts as used. Raises StoreError."""
+        found = blobs.find(blob.digest)
+        if found is None:
+            return None
+        found.file.close()
+        if found.sealed and found.size == blob.size:
+            self.verified.add(blob.digest)
+        return found.size
+
+    def result(self, image: UpstreamImage) -> Result:
+        seconds = time.monotonic() - self.began
+        return Result(image, self.missing, self.fetched, seconds, dict(self.withheld))
 
     def may_lack(self, blob: Descriptor, error: BlobUnknown | UpstreamDenied) -> bool:
         """Whether the image is of use without this blob, which the upstream refuses with `error`.
@@ -142,6 +159,35 @@ class Summary:
         self._full = self._full or isinstance(error, NoRoom)
         self.untried -= 1
         self.failed += 1
+
+
+class Watcher:
+    """Hears what becomes of each image; this base class ignores it."""
+
+    def loaded(self, result: Result) -> None:
+        """All of an image is in the store; in a plan, it could be."""
+
+    def failed(self, wanted: Wanted, error: OciProxyError) -> None:
+        """An image will not be loaded by this run."""
+
+    def waiting(self, error: UpstreamError, seconds: float) -> None:
+        """The loader will ask an upstream again in so many seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """An image that was loaded or found.
+
+    `missing` has the bytes of each blob that the store lacks, after a load only those that the
+    upstream refuses and that the image may lack. `withheld` are the layers among them, which need
+    not be distributed, with the upstream's reason. `fetched` are bytes that came for this image.
+    """
+
+    image: UpstreamImage
+    missing: dict[Digest, int]
+    fetched: int
+    seconds: float
+    withheld: Mapping[Descriptor, str] = field(default_factory=dict)
 
 
 class LoadProgress:

@@ -19,7 +19,7 @@ from ociproxy.clock import SystemClock
 from ociproxy.config.units import utc_time
 from ociproxy.errors import UpstreamError, UpstreamRateLimited, UpstreamUnavailable
 from ociproxy.load.imagelist import Wanted
-from ociproxy.load.loader import Watcher
+from ociproxy.load.progress import Watcher
 from ociproxy.load.ready import ReadyCheck
 from ociproxy.oci.image import platforms_of
 from ociproxy.oci.reference import Reference
@@ -38,8 +38,7 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Config
     from ociproxy.errors import OciProxyError
     from ociproxy.fetch.upstreams.upstreams import UpstreamState
-    from ociproxy.load.loader import Result
-    from ociproxy.load.progress import Summary
+    from ociproxy.load.progress import Result, Summary
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.platform import Platform
     from ociproxy.store.store import Store

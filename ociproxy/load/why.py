@@ -58,6 +58,8 @@ class Explanation:
     ttl_rule: str = ""
     """The key of the configuration that says so; empty for a digest."""
     expired: bool = False
+    clock_set_back: bool = False
+    """Whether the tag was resolved later than it is now: then it counts as expired, too."""
     refusal: str | None = None
     """Why no request for it is answered, stored or not."""
     upstream: tuple[str, ...] = ()
@@ -194,6 +196,7 @@ def _top(found: Explanation, store: Store, now: float) -> Descriptor | None:
     found.resolved = record.resolved
     # As the server: a record of the future is one of a clock that was set back.
     found.expired = found.ttl is not None and abs(now - record.resolved) >= found.ttl
+    found.clock_set_back = found.expired and record.resolved > now
     return record.descriptor
 
 

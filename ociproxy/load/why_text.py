@@ -95,6 +95,8 @@ def _freshness(found: Explanation) -> str:
         return f"{resolved}, fresh for ever ({found.ttl_rule})"
     until = utc_time(found.resolved + found.ttl)
     rule = f"{found.ttl_rule}: {show_duration(found.ttl)}"
+    if found.clock_set_back:
+        return f"{resolved}, later than now, so that it counts as expired: was the clock set back?"
     if found.expired:
         return f"{resolved}, expired since {until} ({rule})"
     return f"{resolved}, fresh until {until} ({rule})"

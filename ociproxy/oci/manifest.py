@@ -294,7 +294,8 @@ def verify_manifest(
             with suppress(OddManifest):  # its digest tells whether it is what was asked for
                 parsed = parse_document(document, media_type)
     except MalformedManifest as exc:
-        reason = f"what it sends as {content_type[:100] or 'a manifest'} is none: {exc}"
+        kind = f" ({content_type[:100]})" if content_type else ""
+        reason = f"what it sends{kind} is no manifest: {exc}"
         raise ManifestInvalid(upstream, reason) from exc
     digest = Digest.of(raw, "sha256" if expected is None else expected.algorithm)
     if expected is not None and digest != expected:

@@ -24,7 +24,7 @@ from ociproxy.fetch.cache_status import HIT
 from ociproxy.metrics.counters import RESPONSES_CUT, STALE_ANSWERS, count_answer, count_end
 from ociproxy.serve.blobs import BlobResponse, blob
 from ociproxy.serve.connection import is_cut
-from ociproxy.serve.documents import LARGE, DocumentResponse
+from ociproxy.serve.documents import LARGE, NO_SCRIPTS, DocumentResponse
 from ociproxy.serve.errors import (
     SERVER,
     QueryInvalid,
@@ -41,7 +41,9 @@ from ociproxy.serve.exchange import (
     Recent,
     ReferrersPath,
     TagsPath,
+    add_headers,
     client_has,
+    namespace_of,
     parse_path,
 )
 from ociproxy.serve.readiness import Readiness
@@ -59,7 +61,7 @@ if TYPE_CHECKING:
     from ociproxy.serve.sendfile import Senders
 
 _STOPPING: Final = "the server stops"
-_API_VERSION: Final = ("Docker-Distribution-Api-Version", "registry/2.0")
+_ERROR: Final = "ociproxy; detail=error"
 
 
 class RegistryApi:
@@ -138,7 +140,7 @@ class RegistryApi:
                     raise Unsupported("this mirror only pulls", status=405)
                 if request.path in ("/v2/", "/v2"):
                     count_answer("other", HIT.word, 200, 0.0)
-                    return _version()
+                    return _version(request)
                 target = parse_path(request.raw_path, generation.default_upstream)
                 generation.engine.upstreams.check_allowed(target.repository)
                 answer = await _ask(generation.engine, request, target)
@@ -155,12 +157,8 @@ class RegistryApi:
             log.failure("request failed", exc, path=request.path)
             response = internal_error()
         first_byte = time.perf_counter() - began
-        headers = response.headers
-        headers["Server"] = SERVER
-        headers[_API_VERSION[0]] = _API_VERSION[1]
-        headers["Cache-Status"] = answer.status.header if answer else "ociproxy; detail=error"
-        if target is not None and target.namespace is not None:
-            headers["OCI-Namespace"] = target.namespace
+        namespace = target.namespace if target else namespace_of(request)
+        add_headers(response, answer.status.header if answer else _ERROR, namespace)
         kind = target.kind if target else "other"
         outcome = answer.status.word if answer else "error"
         count_answer(kind, outcome, response.status, first_byte)
@@ -206,16 +204,12 @@ def _ask(engine: Engine, request: web.BaseRequest, target: Target) -> Awaitable[
             return referrers(engine, request, target)
 
 
-def _version() -> web.Response:
-    """The answer to `GET /v2/`, by which a client finds out that this is a registry."""
-    headers = [
-        ("Content-Type", "application/json"),
-        ("Server", SERVER),
-        _API_VERSION,
-        # The mirror itself answers: no upstream is asked.
-        ("Cache-Status", HIT.header),
-    ]
-    return web.Response(body=b"{}", headers=headers)
+def _version(request: web.BaseRequest) -> web.Response:
+    """The answer to `GET /v2/`, by which a client finds out that this is a registry. The mirror
+    itself answers: no upstream is asked."""
+    response = web.Response(body=b"{}", headers={"Content-Type": "application/json"})
+    add_headers(response, HIT.header, namespace_of(request))
+    return response
 
 
 def _text(status: int, text: str) -> web.Response:
@@ -320,7 +314,8 @@ async def tags(engine: Engine, request: web.BaseRequest, target: TagsPath) -> An
 
 
 async def referrers(engine: Engine, request: web.BaseRequest, target: ReferrersPath) -> Answer:
-    artifact_type = target.query.get("artifactType", "")
+    # A media type has no space: `+` stands for itself, though a form would read a space.
+    artifact_type = target.query.get("artifactType", "").replace(" ", "+")
     query = passed_on(request.rel_url.raw_query_string)
     found = await engine.listings.referrers(target.repository, target.subject, artifact_type, query)
     return _answer(request, target, *found)
@@ -344,7 +339,7 @@ def _answer(
 def _document(
     request: web.BaseRequest, raw: bytes | None, headers: dict[str, str]
 ) -> web.StreamResponse:
-    headers["Content-Security-Policy"] = "sandbox"  # its type may be text/html, with a script
+    headers.update(NO_SCRIPTS)
     if raw is not None and len(raw) > LARGE and request.method == "GET":
         return DocumentResponse(raw, headers)
     return web.Response(body=raw, headers=headers)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 LARGE: Final = 64 * 1024
 """Bytes above which a document is sent in pieces."""
+NO_SCRIPTS: Final = {"Content-Security-Policy": "sandbox"}
+"""The media type of a document is its upstream's, and may be text/html: in a browser its scripts
+could read, with the user's password, all that this server has."""
 _PIECE: Final = 16 * 1024
 """Bytes written at once: the transport holds 64 KiB and one piece for a client that is slow."""
 

@@ -26,7 +26,7 @@ from ociproxy.oci.reference import (
     is_tag,
     parse_registry,
 )
-from ociproxy.serve.errors import Unsupported
+from ociproxy.serve.errors import SERVER, Unsupported
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -103,12 +103,37 @@ class Answer(NamedTuple):
     digest: Digest | None = None
 
 
+def add_headers(response: web.StreamResponse, cache_status: str, namespace: str | None) -> None:
+    """The headers that every answer under `/v2/` has."""
+    headers = response.headers
+    headers["Server"] = SERVER
+    headers["Docker-Distribution-Api-Version"] = "registry/2.0"
+    headers["Cache-Status"] = cache_status
+    if namespace is not None:
+        headers["OCI-Namespace"] = namespace
+
+
 def client_has(request: web.BaseRequest, digest: Digest) -> bool:
-    """Whether If-None-Match names this content: its digest is its ETag."""
-    if "If-None-Match" not in request.headers:
+    """Whether If-None-Match names this content: its digest is its ETag. As with Docker's registry,
+    clients may leave the quotes out."""
+    condition = request.headers.get("If-None-Match")
+    if condition is None:
         return False
     tags = request.if_none_match or ()
-    return any(tag.value in ("*", str(digest)) for tag in tags)
+    return condition == str(digest) or any(tag.value in ("*", str(digest)) for tag in tags)
+
+
+def namespace_of(request: web.BaseRequest) -> str | None:
+    """The `ns` parameter of a request that has no target, such as one that is refused. None also
+    where it can be no registry, for then it may be no header either."""
+    namespace = request.query.get("ns")
+    if namespace is None:
+        return None
+    try:
+        parse_registry(namespace)
+    except NameInvalid:
+        return None
+    return namespace
 
 
 def requested_ranges(request: web.BaseRequest, size: int) -> list[tuple[int, int]] | None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 from ociproxy import log
 from ociproxy.errors import OciProxyError
 from ociproxy.fetch.engine import Engine
-from ociproxy.load.loader import Loader, Watcher
+from ociproxy.load.loader import Loader
+from ociproxy.load.progress import Watcher
 from ociproxy.load.ready import ReadyCheck
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ociproxy.config.settings import Config
     from ociproxy.fetch.upstreams.upstreams import MakeBackend
     from ociproxy.load.imagelist import Wanted
-    from ociproxy.load.loader import Result
+    from ociproxy.load.progress import Result
     from ociproxy.store.store import Store
 
 _AGAIN: Final = 60.0

@@ -30,7 +30,7 @@ from typing import Final, TypeVar
 from ociproxy import log
 from ociproxy.errors import StoreError
 from ociproxy.store.files import fsync_directory, publish, store_error, store_errors
-from ociproxy.store.staging import stage_as_text
+from ociproxy.store.staging import Pending, stage_as_text, write_all
 
 T = TypeVar("T", bound=Hashable)
 
@@ -44,11 +44,13 @@ PATIENCE: Final = 300.0
 """Seconds to wait for the disk: more than a flush takes behind gigabytes of a slow disk."""
 _LINGER: Final = 0.3
 """Seconds that the names of blobs wait for further ones, or for a commit that flushes them too."""
+_GATHER: Final = 0.1
+"""Seconds that commits gather further ones while no caller waits: each group flushes the same
+folders."""
 _FLUSHERS: Final = 8
 """Threads that flush. One fsync waits for the file system's journal, which serves all that come
-meanwhile: 96 files took 130 ms one by one, 8 ms by eight threads (ext4). `syncfs` took as long with
-a tenth of the processor, but waits for all that any program has written: up to 0.7 s in the same
-minute, and many seconds beside a large download."""
+meanwhile: 96 files took 130 ms one by one, 8 ms by eight threads (ext4). `syncfs` waits for all
+that any program has written."""
 
 
 @dataclass(slots=True)
@@ -60,18 +62,11 @@ class _Staged:
     value: object
 
 
-class Pending(dict[str, object]):
-    """By path, what is staged and not renamed yet: the bytes of manifests, the content of
-    records. Any thread may look."""
-
-    def names(self, folder: str) -> list[str]:
-        """Of the files in a folder, in the order of staging."""
-        found = (path.rpartition("/") for path in list(self))
-        return [name for parent, _, name in found if parent == folder]
-
-
 class Commit:
     """What one caller publishes together. Belongs to one thread."""
+
+    gathers = False
+    """Whether it may wait a moment for others until a caller waits."""
 
     def __init__(self, group: GroupCommit, prolong: Callable[[], Callable[[], None]]) -> None:
         """`prolong` keeps other processes from removing anything, until what it returns is
@@ -102,7 +97,7 @@ class Commit:
         with store_errors(target):
             file, path = stage_as_text(self._group.folder, mode=0o644)
             try:
-                _write_all(file, data)
+                write_all(file, data)
                 with suppress(OSError):
                     # The kernel begins to write: then one flush of the journal serves many files.
                     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -115,19 +110,21 @@ class Commit:
         (self.records if record else self.manifests).append(staged)
         self._group.pending[target] = value
 
-    def hand_over(self) -> None:
+    def hand_over(self) -> Future[None]:
         """Publish soon; `wait` tells when that is done."""
         if self._done is None:
             self.release = self._prolong()
             self._done = self._group.submit(self)
+        return self._done
 
-    def wait(self) -> None:
+    def wait(self, seconds: float = PATIENCE) -> None:
         """Return when all of this, and all that was visible before, survives a power cut. Raises
         StoreError."""
-        self.hand_over()
-        assert self._done is not None  # noqa: S101 for mypy
+        done = self.hand_over()
+        if not done.done():
+            self._group.hurry()
         try:
-            self._done.result(PATIENCE)
+            done.result(seconds)
         except NotYet as exc:
             reason = f"the disk has not written for {PATIENCE:g} s"
             raise StoreError(self._group.staging, reason) from exc
@@ -156,6 +153,7 @@ class GroupCommit:
         self._folders = manifests
         self._changed = Condition()
         self._waiting: list[tuple[Commit, Future[None]]] = []
+        self._urgent = False  # a caller waits for one of them
         self._names_changed = False
         self._files = 0
         self._bytes = 0
@@ -177,21 +175,24 @@ class GroupCommit:
         done: Future[None] = Future()
         with self._changed:
             self._waiting.append((commit, done))
+            self._urgent = self._urgent or not commit.gathers
             self._files += len(commit.manifests) + len(commit.records)
             self._bytes += sum(each.size for each in commit.staged)
-            starting, self._running = not self._running, True
             self._changed.notify_all()
-        if starting:
-            self._start()
+        self._start()
         return done
+
+    def hurry(self) -> None:
+        """Gather no further commits: a caller waits."""
+        with self._changed:
+            self._urgent = True
+            self._changed.notify_all()
 
     def keep_names(self) -> None:
         """Make the names of blobs durable soon."""
         with self._changed:
             self._names_changed = True
-            starting, self._running = not self._running, True
-        if starting:
-            self._start()
+        self._start()
 
     def settle(self, seconds: float) -> bool:
         """Wait until what was handed over so far is durable, or was refused; False if that takes
@@ -216,6 +217,10 @@ class GroupCommit:
             os.close(staged.file)
 
     def _start(self) -> None:
+        with self._changed:
+            if self._running:
+                return
+            self._running = True
         try:
             Thread(target=self._run, name="group commit").start()
         except RuntimeError:  # the interpreter ends, or the system starts no thread
@@ -226,7 +231,8 @@ class GroupCommit:
             with self._changed:
                 if self._names_changed:
                     self._changed.wait_for(lambda: self._waiting, _LINGER)
-                batch, self._waiting = self._waiting, []
+                self._changed.wait_for(lambda: self._urgent or not self._waiting, _GATHER)
+                batch, self._waiting, self._urgent = self._waiting, [], False
                 names_changed, self._names_changed = self._names_changed, False
                 if not batch and not names_changed:
                     self._running = False
@@ -342,9 +348,3 @@ def _drop(staged: _Staged) -> None:
 def _fail(commit: Commit, path: Path, error: OSError) -> None:
     if commit.failure is None:
         commit.failure = store_error(path, error)
-
-
-def _write_all(file: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(file, view) :]

@@ -85,7 +85,7 @@ JOURNAL_SUFFIX: Final = ".spans"
 _JOURNAL_INTERVAL: Final = 0.02
 """Seconds between two writes of the journal, as long as bytes come: where the upstream stalls, the
 last ones wait for the next."""
-_SHORT: Final = 64 * 1024
+_SHORT: Final = 256 * 1024
 """Bytes that are there in one moment or two: making a journal would take longer than to fetch them
 again."""
 

@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 
     from ociproxy.clock import Clock
     from ociproxy.oci.manifest import Manifest
-    from ociproxy.store.group_commit import Commit, Pending
+    from ociproxy.store.group_commit import Commit
     from ociproxy.store.read_only import ReadOnlyContent
+    from ociproxy.store.staging import Pending
     from ociproxy.store.usage import UsageFile
 
 _ENTRY_OVERHEAD: Final = 1024

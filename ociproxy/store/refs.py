@@ -25,15 +25,15 @@ from ociproxy.bounded import BoundedCache
 from ociproxy.errors import DigestInvalid, NameInvalid
 from ociproxy.oci.descriptor import Descriptor, MalformedManifest, text_in
 from ociproxy.oci.digest import Digest
-from ociproxy.oci.reference import Repository
+from ociproxy.oci.reference import Reference, Repository
 from ociproxy.store.files import identity, keep, read_unused, store_errors
 from ociproxy.store.staging import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ociproxy.oci.reference import Reference
-    from ociproxy.store.group_commit import Commit, Pending
+    from ociproxy.store.group_commit import Commit
+    from ociproxy.store.staging import Pending
 
 T = TypeVar("T")
 

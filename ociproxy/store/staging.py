@@ -210,6 +210,16 @@ class Workspace:
         self.remove()
 
 
+class Pending(dict[str, object]):
+    """By path, what a group commit will rename: the bytes of manifests, the content of records. Any
+    thread may look."""
+
+    def names(self, folder: str) -> list[str]:
+        """Of the files in a folder, in the order of staging."""
+        found = (path.rpartition("/") for path in list(self))
+        return [name for parent, _, name in found if parent == folder]
+
+
 def write_atomically(target: Path, data: bytes, *, staging: Path) -> None:
     """Write a small file so that readers see all of it or none. Raises StoreError."""
     with store_errors(target):
@@ -255,6 +265,13 @@ def stage_as_text(staging: str, prefix: str = _WRITING, *, mode: int = 0o600) ->
         os.close(file)
 
 
+def write_all(file: int, data: bytes) -> None:
+    """Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
+
+
 def remove_abandoned(staging: Path) -> None:
     """Remove the temporary files that killed processes left. Raises StoreError."""
     with store_errors(staging):
@@ -291,10 +308,21 @@ def _abandoned(path: Path, older_than: float = inf) -> Iterator[os.stat_result |
         yield None
         return
     try:
-        state = os.fstat(file)
+        state = _state_of(file)
         # Its age first: our lock on a new file would keep out the process that made it. Between our
         # open and our lock its owner may have published it, and another one made a new file.
-        free = state.st_mtime <= older_than and try_lock(file) and is_at(file, path)
+        free = state and state.st_mtime <= older_than and try_lock(file) and is_at(file, path)
         yield state if free else None
     finally:
         os.close(file)
+
+
+def _state_of(file: int) -> os.stat_result | None:
+    """None where a network file system, or FUSE, says that an open file is gone: its owner has
+    published or removed it, maybe with its last call before it was killed."""
+    try:
+        return os.fstat(file)
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ESTALE):
+            return None
+        raise

@@ -216,13 +216,15 @@ class Store:
             raise
 
     @contextmanager
-    def publishing(self, *, patience: float = PATIENCE) -> Iterator[Commit]:
+    def publishing(self, *, patience: float = PATIENCE, gathers: bool = False) -> Iterator[Commit]:
         """Inside, nothing is removed, and the caller stages what it publishes together. It is found
-        at once by this process, by others soon. `Commit.wait` returns when it is durable. Raises
-        StoreError, also where the disk is behind for `patience` seconds."""
+        at once by this process, by others soon. `Commit.wait` returns when it is durable. Until a
+        caller waits, one that `gathers` may be joined by others. Raises StoreError, also where the
+        disk is behind for `patience` seconds."""
         self.commits.wait_for_room(patience)
         with self.removals.kept_off():
             commit = Commit(self.commits, self.removals.prolong)
+            commit.gathers = gathers
             try:
                 yield commit
             except BaseException:

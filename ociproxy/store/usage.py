@@ -5,10 +5,10 @@ is missed until the next count. Where the file is missing or damaged, nothing is
 that has a limit to keep has the store counted.
 
 What a process is about to commit, it has promised room for: `locks/promised-*` has the bytes, and
-the process holds its lock. The next count drops those of a process that ended. It counts them once
-more where they are younger than its look at the store: the process may have been killed after the
-rename of a blob and before it added the bytes. So the number is never too small, but for what is
-put there by hand; it is too large by what came while the store was counted, until the next count.
+the process holds its lock and touches it. The next count drops those of a process that ended. It
+counts them once more where they were touched since it began: the process may have been killed after
+the rename of a blob and before it added the bytes. So the number is never too small, but for what
+is put there by hand; it is too large by what came while the store was counted, until the next one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from ociproxy.store.claim import LOCKS_MODE
-from ociproxy.store.files import store_errors, try_lock
+from ociproxy.store.files import heartbeat, store_errors, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,8 +38,8 @@ _TRIES: Final = 20
 _INTERVAL: Final = 0.002
 """Seconds between two tries."""
 _PROMISED: Final = "promised-"
-_COARSE: Final = 1.0
-"""Seconds by which the time of a file may be behind the clock."""
+_DEAD: Final = 2.0
+"""Seconds without a touch after which a process has ended for certain: it touches once a second."""
 WANTED: Final = 10.0
 """Seconds for which room stays wanted after a download asked for it last: longer than one waits
 without asking again. What a killed process wanted is void by then."""
@@ -115,6 +115,8 @@ class UsageFile:
         with the next change. Raises nothing, for the commit has succeeded."""
         with self._lock:
             self._pending += size
+            if self._promised > self._given_back:
+                return  # they count as promised until `release` adds them, soon
         with suppress(OSError):
             self._change(lambda usage: usage)
 
@@ -146,9 +148,19 @@ class UsageFile:
             self._change(lambda usage: usage)
 
     def promised(self) -> int:
-        """Bytes that running processes were promised. Raises StoreError."""
-        with store_errors(self._path):
-            return self._promises()
+        """Bytes that running processes were promised. 0 where this process may not write, or
+        another one has the file. Raises nothing."""
+        found = 0
+
+        def look(usage: Usage) -> Usage:
+            # With the lock: else a process that makes its file just now could not lock it.
+            nonlocal found
+            found = self._promises()
+            return usage
+
+        with suppress(OSError):
+            self._change(look)
+        return found
 
     def want(self, size: int) -> int | None:
         """A download waits for room: until the store was counted, for `WANTED` seconds, or until it
@@ -273,6 +285,7 @@ class UsageFile:
                 file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
                 self._promise = file, path
                 try_lock(file)
+                heartbeat.start(file)
                 _give_to_owner(file, path)
             file, path = self._promise
             if self._promised:
@@ -282,6 +295,7 @@ class UsageFile:
             try:
                 path.unlink(missing_ok=True)
             finally:
+                heartbeat.stop(file)
                 os.close(file)
 
     def _promises(self, began: float = inf, *, sweep: bool = False) -> int:
@@ -291,7 +305,7 @@ class UsageFile:
         for path in self._path.parent.glob(f"{_PROMISED}*"):
             with suppress(FileNotFoundError), path.open("rb") as file:
                 ended = try_lock(file.fileno(), fcntl.LOCK_SH)
-                if not ended or os.fstat(file.fileno()).st_mtime > began - _COARSE:
+                if not ended or os.fstat(file.fileno()).st_mtime > began - _DEAD:
                     with suppress(ValueError):  # made just now
                         found += int(file.read())
                 elif sweep:

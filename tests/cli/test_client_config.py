@@ -152,6 +152,7 @@ def test_files_that_a_client_takes_from_a_folder(client: str, folder: str) -> No
     ("arguments", "expected"),
     [
         (("--mirror", HTTPS, "--cert", "/pki/node.pem"), "--cert and --key go together"),
+        (("--user", "ann:secret"), "--user is a name without a colon"),
         (("--ca", "/pki/ca.pem"), "--ca and --cert need a --mirror that is https://"),
         (("--user", 'a"b'), "must not have quotes"),
     ],

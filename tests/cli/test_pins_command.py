@@ -62,6 +62,18 @@ def test_what_is_pinned_stays_until_its_pin_is_removed(store: Store) -> None:
     assert [each["pattern"] for each in pins_of(store.root)] == ["*/team/two:*"]
 
 
+def test_a_pattern_that_no_stored_image_fits_is_named_and_pinned_all_the_same(
+    store: Store,
+) -> None:
+    digest = f"quay.io/team/two@{TWO.digest}"
+    added = run(store.root, "pins", "add", "one:v1", "*/team/tow:*", digest, "later:v1")
+    assert added.stderr.splitlines() == [
+        "nothing stored matches '*/team/tow:*' yet",
+        "nothing stored matches 'docker.io/library/later:v1' yet",
+    ]
+    assert len(pins_of(store.root)) == 4
+
+
 def test_what_was_pinned_takes_room_no_more_once_its_pin_is_removed(store: Store) -> None:
     run(store.root, "pins", "add", "*/team/*")
     prune(store.root, "--to-limits")

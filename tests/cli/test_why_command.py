@@ -225,6 +225,14 @@ def test_what_is_stored_is_said(situation: Situation) -> None:
     assert found["next"][1].startswith(f"What a client of {ARM64} needs is fetched")
 
 
+def test_a_tag_of_a_clock_that_was_set_back_is_said(situation: Situation) -> None:
+    situation.add("app", image("app"))
+    future = time.time() + 10 * 365 * 86400
+    put(situation.store, situation.name("app"), image("app"), resolved=future)
+    assert situation.screen(situation.name("app"))["tag"].endswith("was the clock set back?")
+    assert situation.why(situation.name("app"))["next"][0].startswith("One HEAD asks")
+
+
 def test_the_rule_that_decides_is_named(situation: Situation) -> None:
     situation.add("app", image("app"), fresh=False)
     name = situation.name("app")

@@ -24,8 +24,8 @@ from ociproxy.errors import (
     UpstreamUnavailable,
 )
 from ociproxy.fetch.backend import Backend, BlobStream
+from ociproxy.fetch.download.assembly import State
 from ociproxy.fetch.download.download import Download
-from ociproxy.fetch.download.state import State
 from ociproxy.oci.descriptor import Descriptor
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import MANIFEST_MAX_SIZE
@@ -94,7 +94,6 @@ def new_download(repository: Repository, digest: Digest, store: Store) -> Downlo
         partition="",
         expected_size=None,
         believes=True,
-        notify=lambda: None,
         spawn=_THREADS.submit,
     )
 

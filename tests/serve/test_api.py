@@ -90,6 +90,25 @@ def test_a_closed_world_and_no_default(mirror: MakeMirror, upstream: FakeUpstrea
     assert (answer.status, code_of(answer.body)) == (404, "NAME_UNKNOWN")
 
 
+def test_every_answer_to_a_request_with_ns_says_the_namespace(
+    mirror: MakeMirror, upstream: FakeUpstream
+) -> None:
+    """The base and refusals too, but for a name that can be no registry."""
+    server = mirror_of(mirror, upstream)
+    for method, path, status in (
+        ("GET", "/v2/", 200),
+        ("HEAD", "/v2/", 200),
+        ("GET", "/v2/_catalog", 404),
+        ("GET", "/v2/app/manifests/sha256:abc", 400),
+        ("PUT", "/v2/app/manifests/v1", 405),
+    ):
+        answer = server.request(method, f"{path}?ns=quay.example:443")
+        assert (answer.status, answer.headers["oci-namespace"]) == (status, "quay.example:443")
+        answer = server.request(method, f"{path}?ns=quay.example%0d%0aX-Odd:1")
+        assert "oci-namespace" not in answer.headers
+        assert "x-odd" not in answer.headers
+
+
 def test_an_unlisted_upstream_on_loopback_is_refused(
     mirror: MakeMirror, upstream: FakeUpstream
 ) -> None:

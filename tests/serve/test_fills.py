@@ -76,6 +76,7 @@ def test_wrong_bytes_are_cut_short_and_never_kept(scene: Scene) -> None:
     with scene.open(blob) as response, pytest.raises(CUT_SHORT):
         response.read()
     server.wait_for_log("expected digest")
+    assert f'upstream={scene.upstream.registry} reason="blob: expected digest' in server.log()
     assert not scene.is_stored(blob)
 
 

@@ -12,7 +12,7 @@ from tests.images import OCI_INDEX, Image, artifact, content, image
 from tests.serve.scene import Scene
 from tests.upstream_faults import HTML, Fault, too_many_requests
 
-SBOM, SIGNATURE = "application/vnd.example.sbom.v1", "application/vnd.example.signature.v1"
+SBOM, SIGNATURE = "application/vnd.example.sbom.v1+json", "application/vnd.example.signature.v1"
 TAGS = ("a", "b", "c", "d")
 
 
@@ -134,6 +134,9 @@ def test_referrers_by_artifact_type(scene: Scene, offline: bool) -> None:
     assert (found["digest"], found["artifactType"]) == (made[SIGNATURE].digest, SIGNATURE)
     assert found["annotations"] == {"org.example.kind": "test"}
     assert some.headers["oci-filters-applied"] == "artifactType"
+    for written in (SBOM, SBOM.replace("+", "%2B")):  # as clients write it, and as a form does
+        [found] = scene.server.get(f"{path}&artifactType={written}").json()["manifests"]
+        assert found["artifactType"] == SBOM
 
 
 @pytest.mark.parametrize("is_index", [True, False])

@@ -13,7 +13,9 @@ from ociproxy.errors import StoreError
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.manifest import ManifestHolder
 from ociproxy.oci.reference import Repository
+from ociproxy.store import group_commit
 from ociproxy.store.files import try_lock
+from ociproxy.store.group_commit import PATIENCE
 from ociproxy.store.store import Store
 from tests.images import image, multi_platform
 from tests.load.loading import Load
@@ -33,6 +35,37 @@ def store(tmp_path: Path) -> Store:
 def holder(seed: str) -> ManifestHolder:
     made = image(seed).top
     return ManifestHolder.of(made.data, made.media_type)
+
+
+def test_commits_that_gather_reach_the_disk_together_once_a_caller_waits(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "_GATHER", 60.0)
+    made: list[int] = []
+    store.commits.made = lambda manifests: made.append(len(manifests))
+    commits = []
+    for seed in ("one", "two", "three"):
+        with store.publishing(gathers=True) as commit:
+            store.put_manifest(HERE, holder(seed), commit)
+        commits.append(commit)
+    assert made == []
+    commits[0].wait()
+    for each in commits:
+        each.wait(0)
+    assert made == [3]
+
+
+def test_a_commit_that_does_not_gather_takes_along_those_that_do(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client's does not wait for a load's."""
+    monkeypatch.setattr(group_commit, "_GATHER", 60.0)
+    with store.publishing(gathers=True) as gathering:
+        store.put_manifest(HERE, holder("one"), gathering)
+    with store.publishing() as commit:
+        store.put_manifest(HERE, holder("two"), commit)
+    for each in (commit, gathering):
+        each.hand_over().result(PATIENCE)
 
 
 def test_what_is_staged_is_found_by_its_process_at_once_and_by_others_when_it_is_published(

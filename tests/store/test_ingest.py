@@ -16,7 +16,7 @@ from ociproxy.store.ingest import Ingest
 from ociproxy.store.store import Store
 from tests.images import random_bytes
 
-DATA = random_bytes(100_000, seed="staging")
+DATA = random_bytes(300_000, seed="staging")
 """Longer than a short blob, which has no journal."""
 DIGEST = Digest.of(DATA)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -72,7 +73,7 @@ def test_a_sweep_takes_what_is_old_and_without_a_leader(store: Store) -> None:
     receive(first, 0, 10)
     led = store.staging.lead(Digest.of(b"led", "sha512"))
     assert led is not None
-    led.set_size(100_000)
+    led.set_size(300_000)
     (store.staging.root / "lone.spans").write_text("size 1\n")
     first.close()
     assert store.staging.sweep(time.time() - 3600) == 0
@@ -187,6 +188,29 @@ def test_what_a_killed_process_was_writing_goes(tmp_path: Path) -> None:
     assert mine.exists()
     assert not left.exists()
     assert (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ESTALE])
+def test_a_load_begins_though_a_file_goes_while_it_sweeps(
+    store: Store, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """On a network file system, or FUSE, an open file may be gone: the last rename of a process
+    that was killed comes late."""
+    file, path = stage(store.staging.root)
+    os.close(file)
+    fstat = os.fstat
+
+    def gone(file: int) -> os.stat_result:
+        if os.path.samestat(fstat(file), path.stat()):
+            raise OSError(code, os.strerror(code))
+        return fstat(file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", gone)
+        with store.staging.using(time.time()):
+            pass
+    store.staging.sweep(time.time() + 1)
+    assert list(store.staging.root.iterdir()) == []
 
 
 def test_a_sweep_leaves_the_file_that_took_the_name_of_the_one_it_looked_at(

@@ -9,6 +9,7 @@ commands or servers is killed every so often. The table says what went wrong: no
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import tempfile
 import time
@@ -28,6 +29,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     given = parser.parse_args()
     print(f"seed {given.seed}", flush=True)
+    logging.disable()  # the fake upstream's, of servers that were killed
     setting = Setting(given.seconds, given.images, given.seed)
     setting.share, setting.pullers, setting.kill_every = (
         given.share,

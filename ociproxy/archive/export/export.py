@@ -30,7 +30,7 @@ from ociproxy.archive.export.split import Body, Part, parts_document, split
 from ociproxy.archive.export.tar_writer import TarWriter
 from ociproxy.archive.lock import LOCK_NAME, read_lock
 from ociproxy.archive.volumes import stale_volumes, volume_paths
-from ociproxy.errors import ConfigError, Incomplete, LayoutInvalid, LockInvalid
+from ociproxy.errors import ConfigError, Incomplete, LayoutDamaged, LayoutInvalid, LockInvalid
 from ociproxy.oci.digest import Digest
 from ociproxy.store.files import store_errors
 
@@ -97,9 +97,9 @@ def export(
     progress: Callable[[int], None] = lambda _: None,
 ) -> Exported:
     """Write the images; `progress` is called with the size in bytes of each manifest and blob. An
-    archive of other content is overwritten only with `force`.
+    archive of other content, and another file, are overwritten only with `force`.
 
-    Raises ConfigError for such an archive; OutputError, VolumeTooSmall or StoreError;
+    Raises ConfigError for such a file; OutputError, VolumeTooSmall or StoreError;
     DigestMismatch or SizeMismatch for a damaged blob; Incomplete or ManifestUnknown for a blob or
     manifest that is gone since it was chosen.
     """
@@ -128,20 +128,21 @@ def export(
 
 
 def _check_overwritten(path: Path, lock: Lock) -> None:
-    """Raises ConfigError if the file is an archive of other content than this lock's: a delta that
-    was made since that archive needs it."""
-    if not path.is_file():
+    """Raises ConfigError if the file is no archive, such as a list of images that was meant for
+    --list; or one of other content than this lock's, for a delta may need it."""
+    if not path.is_file() or not path.stat().st_size:
         return
     try:
-        old = read_lock(path)
-    except (LockInvalid, LayoutInvalid):
-        return  # no archive of ours: nothing builds on it
-    if old.digest != lock.digest:
-        reason = (
-            "is an archive of other content, which a delta may need: name another file,"
-            " or say --force to overwrite this one"
-        )
-        raise ConfigError(reason, file=str(path))
+        if read_lock(path).digest == lock.digest:
+            return
+        reason = "is an archive of other content, which a delta may need"
+    except (LockInvalid, LayoutDamaged):
+        return  # no archive of ours, a later volume, or cut off: nothing builds on it
+    except LayoutInvalid:
+        reason = "is no archive"
+    raise ConfigError(
+        f"{reason}: name another file, or say --force to overwrite this one", file=str(path)
+    )
 
 
 def size_of(chosen: Sequence[Chosen], shape: Shape) -> int:
@@ -261,6 +262,12 @@ def _warnings(chosen: Sequence[Chosen], documents: Sequence[Document], shape: Sh
         found.append(
             "tools that read manifest.json, Docker's classic store and podman with several images, "
             "make digests anew"
+        )
+    elif shape.flattened and all(each.contents.complete for each in chosen):
+        found.append(
+            "not all of it can be run, such as signatures: Docker's classic store cannot read it, "
+            "and `ctr images import` ends with an error unless it is given --no-unpack; "
+            "--no-referrers leaves signatures out"
         )
     if shape.flattened and any(
         digest.algorithm != "sha256"

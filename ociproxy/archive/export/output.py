@@ -121,6 +121,8 @@ class Output:
 def open_output(path: Path, *, zstd: bool = False) -> Iterator[Output]:
     """A file that is not committed is removed at the end. Raises OutputError, also where another
     export writes this file."""
+    if path == STDOUT and not sys.stdout:  # Python has none where it is closed
+        raise OutputError(path, "standard output is closed")
     with output_errors(path):
         file = os.dup(sys.stdout.fileno()) if path == STDOUT else _own(path)
     output = Output(path, file, zstd=zstd)

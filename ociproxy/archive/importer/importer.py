@@ -202,6 +202,8 @@ def _receive_folder(root: Path, extractor: Extractor) -> Received:
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """An unbuffered file. Raises ConfigError."""
     if path == STDIN:
+        if not sys.stdin:  # Python has none where it is closed
+            raise ConfigError("is closed", file="standard input")
         with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as file:
             yield file
         return

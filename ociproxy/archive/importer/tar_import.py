@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.archive.export.content import DOCKER_NAME
 from ociproxy.archive.importer.dockersave import SavedFiles, saved_images
 from ociproxy.archive.importer.tar_reader import members
-from ociproxy.archive.lock import LOCK_MAX_SIZE, LOCK_NAME, Lock
-from ociproxy.archive.volumes import LABEL_MAX_SIZE, LABEL_NAME, VolumeLabel
+from ociproxy.archive.lock import LOCK_NAME, Lock
+from ociproxy.archive.volumes import DOCUMENTS, LABEL_NAME, VolumeLabel
 from ociproxy.errors import LayoutDamaged, LayoutInvalid, LockInvalid, SizeMismatch
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.layout import (
@@ -37,14 +37,7 @@ if TYPE_CHECKING:
     from ociproxy.oci.layout import NamedImage
     from ociproxy.store.extract import Extractor
 
-_DOCUMENTS: Final = {
-    MARKER: MANIFEST_MAX_SIZE,
-    INDEX: INDEX_MAX_SIZE,
-    LOCK_NAME: LOCK_MAX_SIZE,
-    LABEL_NAME: LABEL_MAX_SIZE,
-    DOCKER_NAME: INDEX_MAX_SIZE,
-}
-"""The members that say what an archive holds, and how many bytes each may have."""
+_DOCUMENTS: Final = {**DOCUMENTS, DOCKER_NAME: INDEX_MAX_SIZE}
 _OWN: Final = "ociproxy-"
 _MAX_NAMES: Final = 32 * 1024 * 1024
 """Characters of all file names of one `docker save` archive together: they are kept in memory."""

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from enum import IntEnum
 from threading import Lock
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ociproxy.errors import Interrupted, SizeMismatch
 from ociproxy.store.hashing import InOrderHasher
@@ -32,6 +33,32 @@ UNKNOWN: Final = 1 << 62
 """Where the last gap ends while the size of the blob is not known."""
 
 
+class State(IntEnum):
+    """How far a download is. It only moves forward."""
+
+    STARTING = 0
+    """The size is not known; readers wait for it."""
+    ARRIVING = 1
+    """Readers may read what has arrived; the size is known, or will not be before the end."""
+    WHOLE = 2
+    """All bytes are in the file. The digest is not compared yet."""
+    VERIFIED = 3
+    """The bytes are right; readers may read the last byte."""
+
+
+class Fetcher(Protocol):
+    """What brings the bytes of a download that leads: the connections of the HTTP backend."""
+
+    def run(self) -> None:
+        """Return when all bytes are in the file. Raises what ended it."""
+
+    def abort(self) -> None:
+        """Make `run` end soon; any thread."""
+
+    def help(self) -> None:
+        """A reader waits for bytes that no connection is on its way to; any thread."""
+
+
 @dataclass(slots=True, eq=False)
 class Segment:
     """[start, stop) that one connection is fetching; start moves as bytes arrive. A split moves
@@ -45,116 +72,26 @@ class Segment:
     stop: int
 
 
-class Segments:
-    """Which connection fetches which bytes, and which readers wait for what. Not thread-safe.
-
-    `segment` is how many bytes one covers at most, unless `take` is told more."""
-
-    def __init__(self, segment: int) -> None:
-        self._segment = segment
-        self._fetching: list[Segment] = []
-        self._wanted: dict[int, int] = {}
-
-    def want(self, offset: int) -> None:
-        """One more reader waits for the byte at offset."""
-        self._wanted[offset] = self._wanted.get(offset, 0) + 1
-
-    def unwant(self, offset: int) -> None:
-        left = self._wanted.pop(offset, 0) - 1
-        if left > 0:
-            self._wanted[offset] = left
-
-    def take(self, arrived: ByteRanges, size: int | None, most: int = 0) -> Segment | None:
-        """The next bytes to fetch; None where all bytes are here or being fetched."""
-        gap = self.free_gap(arrived, size)
-        if gap is None:
-            return None
-        segment = Segment(gap[0], min(gap[1], gap[0] + max(self._segment, most)))
-        self._fetching.append(segment)
-        return segment
-
-    def move(self, segment: Segment, arrived: ByteRanges, offset: int, stop: int) -> bool:
-        """Let a used-up segment go on with the first free bytes between `offset`, where its
-        connection is, and `stop`. False where there are none."""
-        gap = self._taken(arrived).gap(max(offset, segment.stop), stop)
-        if gap is None:
-            return False
-        segment.start, segment.stop = gap
-        return True
-
-    def far_awaited(self, size: int | None, near: int) -> Segment | None:
-        """The bytes from the first offset that a reader waits for, where a connection is on its
-        way to it that has more than `near` bytes to bring before. Not taken yet."""
-        for offset in sorted(self._wanted):
-            running = self._splittable(offset, max(near, READ))
-            if running is not None and size is not None and offset < size:
-                return Segment(offset, min(running.stop, offset + self._segment))
-        return None
-
-    def split(self, segment: Segment) -> bool:
-        """Take a segment that `far_awaited` returned from the one that covers it. False where that
-        one has come too near, or has been split elsewhere."""
-        running = self._splittable(segment.start, READ)
-        if running is None:
-            return False
-        segment.stop = min(segment.stop, running.stop)
-        running.stop = segment.start
-        self._fetching.append(segment)
-        return True
-
-    def _splittable(self, offset: int, near: int) -> Segment | None:
-        return next((s for s in self._fetching if s.start + near < offset < s.stop), None)
-
-    def release(self, segment: Segment) -> bool:
-        """Other connections may fetch what the segment still covers. False where none was taken."""
-        if segment not in self._fetching:
-            return False
-        self._fetching.remove(segment)
-        return True
-
-    def free_gap(self, arrived: ByteRanges, size: int | None) -> tuple[int, int] | None:
-        """The next range that is neither here nor being fetched; one that a reader waits for comes
-        first."""
-        if size is None:
-            return None if self._fetching else arrived.gap(0, UNKNOWN)
-        taken = self._taken(arrived)
-        for offset in sorted(self._wanted):
-            if offset < size and taken.stop_after(offset) == offset:
-                return taken.gap(offset, size)
-        return taken.gap(0, size)
-
-    def is_coming(self, arrived: ByteRanges, offset: int) -> bool:
-        """Whether the byte at offset is here, or a connection is about to bring it."""
-        if arrived.stop_after(offset) > offset:
-            return True
-        return any(s.start <= offset < min(s.stop, s.start + READ) for s in self._fetching)
-
-    def _taken(self, arrived: ByteRanges) -> ByteRanges:
-        taken = ByteRanges()
-        for start, stop in arrived:
-            taken.add(start, stop)
-        for segment in self._fetching:
-            taken.add(segment.start, segment.stop)
-        return taken
-
-
 class Assembly:
     """`size` is a claim, of a manifest or a journal, until the upstream has told it; None where
     neither has. The end of a body without a length tells it, too."""
 
     def __init__(self, digest: Digest, upstream: str, *, size: int | None, segment: int) -> None:
+        """A segment covers `segment` bytes at most, unless `take` is told more."""
         self.size = size or None  # no byte would be asked for where nothing is claimed to be there
         self._told = False
         """The upstream has told the size: from then on there is no other one."""
-        self.verified = False
-        """The bytes are right: readers may read the last one."""
+        self.state = State.STARTING
         self.files = 0
         """How many files readers have been given. What they have read is in each, but an earlier
         one grows no more."""
         self._digest = digest
         self._upstream = upstream
         self._lock = Lock()
-        self._segments = Segments(segment)
+        self._segment = segment
+        self._fetching: list[Segment] = []
+        self._wanted: dict[int, int] = {}
+        """How many readers wait for the byte at an offset."""
         self._ingest: Ingest | None = None
         self.hasher: InOrderHasher | None = None
 
@@ -165,7 +102,7 @@ class Assembly:
         verification, so that no reader ever has all of a wrong blob; but not with `early`, for a
         reader that looks at the end alone."""
         with self._lock:
-            if self.verified and self.size is not None:
+            if self.state is State.VERIFIED and self.size is not None:
                 return self.size
             if self._ingest is None:
                 return offset
@@ -179,14 +116,16 @@ class Assembly:
         """A reader waits for the byte at offset: it is fetched first. True where no connection is
         about to bring it."""
         with self._lock:
-            self._segments.want(offset)
+            self._wanted[offset] = self._wanted.get(offset, 0) + 1
             if self.size is None or self._ingest is None:
                 return False
-            return not self._segments.is_coming(self._ingest.ranges, offset)
+            return not self._is_coming(self._ingest.ranges, offset)
 
     def unwant(self, offset: int) -> None:
         with self._lock:
-            self._segments.unwant(offset)
+            left = self._wanted.pop(offset, 0) - 1
+            if left > 0:
+                self._wanted[offset] = left
 
     def duplicate_file(self) -> int | None:
         """A file descriptor of the bytes that are `available`, which the caller closes; None once
@@ -285,22 +224,44 @@ class Assembly:
         """The next bytes to fetch: a segment, or `most` bytes where that is more. None where all
         bytes are here or being fetched."""
         with self._lock:
-            return self._segments.take(self._current().ranges, self.size, most)
+            gap = self._free_gap(self._current().ranges)
+            if gap is None:
+                return None
+            segment = Segment(gap[0], min(gap[1], gap[0] + max(self._segment, most)))
+            self._fetching.append(segment)
+            return segment
 
     def move(self, segment: Segment, offset: int, stop: int) -> bool:
-        """Let a used-up segment go on within [offset, stop); False where nothing is left there."""
+        """Let a used-up segment go on with the first free bytes between `offset`, where its
+        connection is, and `stop`. False where there are none."""
         with self._lock:
-            return self._segments.move(segment, self._current().ranges, offset, stop)
+            gap = self._taken(self._current().ranges).gap(max(offset, segment.stop), stop)
+            if gap is None:
+                return False
+            segment.start, segment.stop = gap
+            return True
 
     def far_awaited(self, near: int) -> Segment | None:
-        """What a reader waits for and what a connection will bring only after `near` bytes."""
+        """The bytes from the first offset that a reader waits for, where a connection is on its
+        way to it that has more than `near` bytes to bring before. Not taken yet."""
         with self._lock:
-            return self._segments.far_awaited(self.size, near)
+            for offset in sorted(self._wanted):
+                running = self._splittable(offset, max(near, READ))
+                if running is not None and self.size is not None and offset < self.size:
+                    return Segment(offset, min(running.stop, offset + self._segment))
+            return None
 
     def split(self, segment: Segment) -> bool:
-        """Take what `far_awaited` returned; False where it is coming by now."""
+        """Take a segment that `far_awaited` returned from the one that covers it. False where that
+        one has come too near, or has been split elsewhere."""
         with self._lock:
-            return self._segments.split(segment)
+            running = self._splittable(segment.start, READ)
+            if running is None:
+                return False
+            segment.stop = min(segment.stop, running.stop)
+            running.stop = segment.start
+            self._fetching.append(segment)
+            return True
 
     def end_at(self, segment: Segment, size: int) -> None:
         """The upstream says where the blob ends."""
@@ -311,14 +272,17 @@ class Assembly:
         """A connection ends: others may fetch what its segment still covers. False where the
         segment was never taken."""
         with self._lock:
-            return self._segments.release(segment)
+            if segment not in self._fetching:
+                return False
+            self._fetching.remove(segment)
+            return True
 
     @property
     def is_all_taken(self) -> bool:
         """Whether every byte is here or being fetched."""
         with self._lock:
             ingest = self._ingest
-            return ingest is None or self._segments.free_gap(ingest.ranges, self.size) is None
+            return ingest is None or self._free_gap(ingest.ranges) is None
 
     @property
     def bytes_here(self) -> int:
@@ -347,3 +311,33 @@ class Assembly:
         if self._ingest is None:
             raise Interrupted(self._upstream, "the download has ended")
         return self._ingest
+
+    # Under the lock
+
+    def _free_gap(self, arrived: ByteRanges) -> tuple[int, int] | None:
+        """The next range that is neither here nor being fetched; one that a reader waits for comes
+        first."""
+        if self.size is None:
+            return None if self._fetching else arrived.gap(0, UNKNOWN)
+        taken = self._taken(arrived)
+        for offset in sorted(self._wanted):
+            if offset < self.size and taken.stop_after(offset) == offset:
+                return taken.gap(offset, self.size)
+        return taken.gap(0, self.size)
+
+    def _is_coming(self, arrived: ByteRanges, offset: int) -> bool:
+        """Whether the byte at offset is here, or a connection is about to bring it."""
+        if arrived.stop_after(offset) > offset:
+            return True
+        return any(s.start <= offset < min(s.stop, s.start + READ) for s in self._fetching)
+
+    def _splittable(self, offset: int, near: int) -> Segment | None:
+        return next((s for s in self._fetching if s.start + near < offset < s.stop), None)
+
+    def _taken(self, arrived: ByteRanges) -> ByteRanges:
+        taken = ByteRanges()
+        for start, stop in arrived:
+            taken.add(start, stop)
+        for segment in self._fetching:
+            taken.add(segment.start, segment.stop)
+        return taken

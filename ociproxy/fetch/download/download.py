@@ -28,8 +28,7 @@ from ociproxy.errors import (
     StoreError,
     StoreFull,
 )
-from ociproxy.fetch.download.assembly import Assembly
-from ociproxy.fetch.download.state import State
+from ociproxy.fetch.download.assembly import Assembly, State
 from ociproxy.store.files import Silence, store_errors
 
 if TYPE_CHECKING:
@@ -37,8 +36,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from ociproxy.config.settings import Fetch
-    from ociproxy.fetch.download.assembly import Segment
-    from ociproxy.fetch.download.state import Fetcher
+    from ociproxy.fetch.download.assembly import Fetcher, Segment
     from ociproxy.oci.digest import Digest
     from ociproxy.oci.reference import Repository
     from ociproxy.store.hashing import InOrderHasher
@@ -68,16 +66,16 @@ class Download:
         partition: str,
         expected_size: int | None,
         believes: bool,
-        notify: Callable[[], None],
         spawn: Callable[[Callable[[], None]], Future[None]],
         room: Room | None = None,
     ) -> None:
         """`partition` is who may share the bytes before they are verified (`Config.partition`).
         `believes` is whether the size that a stored manifest claims is looked up, and what another
-        process has not verified yet is read: not by the second try after wrong bytes. `notify`
-        tells the readers of news. `spawn` runs one more connection in a thread."""
+        process has not verified yet is read: not by the second try after wrong bytes. `spawn`
+        runs one more connection in a thread."""
+        self.notify: Callable[[], None] = lambda: None
+        """Tells the readers of news: the fill sets it."""
         self.digest = digest
-        self.state = State.STARTING
         self.limits = limits
         self.spawn = spawn
         self.stopped = Event()
@@ -101,11 +99,14 @@ class Download:
         self._store = store
         self.room = room or store.room
         self._believes = believes
-        self._notify = notify
         self._began = inf
         self._fetcher: Fetcher | None = None
 
     # For readers
+
+    @property
+    def state(self) -> State:
+        return self.assembly.state
 
     @property
     def size(self) -> int | None:
@@ -199,7 +200,7 @@ class Download:
         self.check_limit(start + len(data))
         self.assembly.put(segment, data)
         self.tell_arrival()
-        self._notify()
+        self.notify()
         self.assembly.hash(start, data)
 
     def tell_arrival(self) -> None:
@@ -339,9 +340,8 @@ class Download:
             raise SizeMismatch(f"blob {self.digest}", self.size, hasher.position)
 
     def _reach(self, state: State) -> None:
-        self.state = max(self.state, state)
-        self.assembly.verified = self.state is State.VERIFIED
-        self._notify()
+        self.assembly.state = max(self.state, state)
+        self.notify()
 
     def _interrupted(self, reason: str) -> Interrupted:
         return Interrupted(self.repository.registry, reason)

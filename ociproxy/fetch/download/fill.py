@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from ociproxy.clock import waiting_for_upstream
 from ociproxy.errors import Interrupted, SizeMismatch
+from ociproxy.fetch.download.assembly import State
 from ociproxy.fetch.download.download import Download
-from ociproxy.fetch.download.state import State
 from ociproxy.metrics.counters import FILLS_FAILED, FILLS_RESUMED
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Fill:
         self._waiting = 0
         self._readers = 0
         self._progress = (self._loop.time(), 0)
+        download.notify = self.notify
 
     @contextmanager
     def reading(self) -> Iterator[None]:

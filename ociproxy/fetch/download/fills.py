@@ -100,7 +100,6 @@ class Fills:
         running = self.running(digest, partition)
         if running is not None:
             return running
-        fill: Fill
         download = Download(
             repository,
             digest,
@@ -109,7 +108,6 @@ class Fills:
             partition=partition,
             expected_size=size,
             believes=again,
-            notify=lambda: fill.notify(),
             spawn=partial(self._helpers.submit, repository.registry),
             room=self._room,
         )
@@ -172,7 +170,6 @@ class Fills:
             raise Interrupted(repository.registry, "shutting down")
         if len(self._relays) >= _RELAYS:
             raise Busy(f"{_RELAYS} blobs that the store cannot keep, and more may not pass")
-        fill: Relay
         download = Download(
             repository,
             digest,
@@ -181,7 +178,6 @@ class Fills:
             partition="",
             expected_size=None,
             believes=True,
-            notify=lambda: fill.notify(),
             spawn=_no_helper,
         )
         with store_errors(Path("memory")):
@@ -211,10 +207,10 @@ class Fills:
         except OciProxyError as exc:
             # Where the store has no room, the log says `passing through` for a client that waits.
             level = logging.DEBUG if isinstance(exc, StoreFull) else logging.WARNING
-            log.event(level, "fill failed", digest=fill.digest, reason=exc)
+            log.event(level, "fill failed", digest=fill.digest, upstream=registry, reason=exc)
             return exc
         except Exception as exc:  # noqa: BLE001 a task's end: reported, and passed to every reader
-            log.failure("fill failed", exc, digest=fill.digest)
+            log.failure("fill failed", exc, digest=fill.digest, upstream=registry)
             return exc
         except asyncio.CancelledError:
             if not future.cancelled():

@@ -15,7 +15,6 @@ from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 import requests
 from oras.auth.base import AuthBackend
@@ -158,6 +157,8 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
 
     def _demand_for(self, url: str) -> Demand | None:
         """What such a request will probably be asked for."""
+        if not self._demands:
+            return None
         kind = _kind(url)
         with self._lock:
             demand = self._demands.get(kind)
@@ -254,7 +255,7 @@ class RepositoryAuth(AuthBackend):  # type: ignore[misc] # oras ships no types
 
 def _kind(url: str) -> str:
     """`manifests`, `blobs`, `tags` or `referrers`; empty for any other URL."""
-    kind = urlsplit(url).path.rpartition("/")[0].rpartition("/")[2]
+    kind = url.partition("?")[0].rpartition("/")[0].rpartition("/")[2]
     return kind if kind in (*_PULL, "tags", "referrers") else ""
 
 

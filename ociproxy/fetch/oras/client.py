@@ -21,6 +21,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode, urljoin, urlsplit
 
+from ociproxy.fetch.oras.provider import Registry  # first: it imports requests
+
+# isort: split
 from requests.exceptions import ConnectionError
 
 from ociproxy.clock import time_left
@@ -37,7 +40,6 @@ from ociproxy.fetch.credential_helper import CredentialSource
 from ociproxy.fetch.oras.auth import RepositoryAuth, RepositorySession
 from ociproxy.fetch.oras.challenges import Challenge, find_challenge
 from ociproxy.fetch.oras.errors import FOREIGN, translate
-from ociproxy.fetch.oras.provider import Registry
 from ociproxy.fetch.oras.session import content_encoding, content_length, discard, open_session
 from ociproxy.metrics.counters import UPSTREAM_BYTES, UPSTREAM_REQUESTS, UPSTREAM_SECONDS
 from ociproxy.oci.reference import Repository

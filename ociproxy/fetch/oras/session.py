@@ -14,6 +14,7 @@ import io
 import logging
 import os
 import ssl
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from http.cookiejar import DefaultCookiePolicy
@@ -81,8 +82,7 @@ class Session(requests.Session):
 
     def ask(self, method: str, url: str, headers: dict[str, str]) -> requests.Response:
         """The answer to a request without a body, redirects followed, its own body not read. `url`
-        needs no quoting. As `request`, which takes the processor for longer than all below it: it
-        merges settings, looks for cookies, and parses the URL four times."""
+        needs no quoting. `request` takes the processor for longer than all below it."""
         asked = requests.PreparedRequest()
         asked.method, asked.url = method, url
         asked.headers = CaseInsensitiveDict({**self._headers, **headers})
@@ -127,8 +127,7 @@ class Session(requests.Session):
         return {"proxies": proxies, "stream": stream, "verify": verify, "cert": cert}
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
-        """Called by requests, which follows any text. Raises UpstreamInvalid for one that is no
-        URL."""
+        """Called by requests, which follows any text. Raises UpstreamInvalid for what is no URL."""
         target: str | None = super().get_redirect_target(resp)
         if target is not None:
             upstream_url(target, self.upstream, what="redirect", base=resp.url)
@@ -160,6 +159,7 @@ class Adapter(HTTPAdapter):
         self._policy = policy
         self._context = context
         self._timeout = timeout
+        self._host_of = lru_cache(_POOLS)(self._find_host)
         super().__init__(pool_connections=_POOLS, pool_maxsize=size, max_retries=0)
 
     def init_poolmanager(self, *sizes: Any, **pool_kwargs: Any) -> None:
@@ -195,13 +195,18 @@ class Adapter(HTTPAdapter):
         # The second part would replace our context's verification by that of requests.
         return host, {}
 
+    def _find_host(self, place: str) -> dict[str, Any]:
+        asked = requests.PreparedRequest()
+        asked.url = place
+        return dict(self.build_connection_pool_key_attributes(asked, True)[0])
+
     def get_connection_with_tls_context(
         self, request: requests.PreparedRequest, verify: Any, proxies: Any = None, cert: Any = None
     ) -> Any:
         """Called by requests. The original looks for a proxy where there is none."""
         if proxies:
             return super().get_connection_with_tls_context(request, verify, proxies, cert)
-        host, _ = self.build_connection_pool_key_attributes(request, verify)
+        host = self._host_of("/".join((request.url or "").split("/", 3)[:3]))
         secure = {"ssl_context": self._context()} if host["scheme"] == "https" else None
         return self.poolmanager.connection_from_host(**host, pool_kwargs=secure)
 
@@ -217,7 +222,7 @@ class Adapter(HTTPAdapter):
         """Called by requests. The original looks for cookies, and for the encoding of a text."""
         response = requests.Response()
         response.status_code, response.reason = resp.status, resp.reason
-        response.headers = CaseInsensitiveDict(resp.headers)
+        response.headers = resp.headers  # of urllib3, whose names have no case either
         response.raw, response.request, response.url = resp, req, req.url or ""
         response.connection = self
         return response
@@ -288,9 +293,9 @@ def tls_context(tls: Tls, upstream: str) -> ssl.SSLContext:
 
 
 def upstream_url(text: str, upstream: str, *, what: str, base: str = "") -> SplitResult:
-    """The parts of a URL that an upstream sent: every such text is parsed here, for urllib and
-    requests raise ValueError for many of them. `base` is the URL that it is relative to. Raises
-    UpstreamInvalid, which names `what` and not the URL: it may be signed."""
+    """The parts of a URL that an upstream sent. Each is parsed here: urllib and requests raise
+    ValueError for many. `base` is the URL that it is relative to. Raises UpstreamInvalid, which
+    names `what` and not the URL: it may be signed."""
     try:
         parts = urlsplit(urljoin(base, text))
         if parts.netloc and not parts.hostname:
@@ -314,21 +319,18 @@ def content_length(response: requests.Response) -> int | None:
 
 
 def content_encoding(response: requests.Response) -> str:
-    """What the header says that the body is encoded with; empty for nothing. Only a claim: storage
-    repeats the header of an upload with bytes that are as they were."""
+    """What the header claims that the body is encoded with, right or wrong; empty for nothing."""
     said: str = response.headers.get("Content-Encoding", "").strip().lower()[:_NAME_LIMIT]
     return "" if said == "identity" else said
 
 
 def read_bounded(response: requests.Response, limit: int) -> bytes:
     """At most `limit` bytes of the undecoded body. The connection is kept if the body ends there.
-    Raises what the libraries raise, a TimeoutError kind too where the request's deadline passes."""
+    Raises what the libraries raise; a TimeoutError kind too where the request's deadline passes."""
     data = bytearray()
     try:
-        while len(data) < limit:
-            piece: bytes = response.raw.read1(limit - len(data), decode_content=False)
-            if not piece:
-                break
+        more = response.raw.read1
+        while len(data) < limit and (piece := more(limit - len(data), decode_content=False)):
             data += piece
     finally:
         response.close()
@@ -337,14 +339,12 @@ def read_bounded(response: requests.Response, limit: int) -> bytes:
 
 def discard(response: requests.Response) -> None:
     """Drop an answer, and keep its connection if the body is small and whole."""
-    try:
-        read_bounded(response, _DISCARD_LIMIT)
-    except (urllib3.exceptions.HTTPError, OSError):
-        response.close()
+    with suppress(urllib3.exceptions.HTTPError, OSError):
+        read_bounded(response, _DISCARD_LIMIT)  # which closes it
 
 
 @lru_cache(maxsize=4)
 def _default_context(file: str | None, directory: str | None) -> ssl.SSLContext:
-    """The operating system's trust store, shared by all upstreams, since reading it takes 25 ms.
-    The arguments are the environment variables that name it, so that a change is noticed."""
+    """The operating system's trust store, which takes 25 ms to read. Environment variables name it:
+    as arguments, so that a change is noticed."""
     return ssl.create_default_context()

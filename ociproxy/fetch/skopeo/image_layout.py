@@ -170,11 +170,10 @@ class ImageLayout:
         skopeo left something out, or StoreError."""
         top, blobs = self._image.descriptor, self._store.blobs
         path = self.path / blob_path(top.digest)
-        try:
-            with path.open("rb") as file:
-                raw = file.read(top.size + 1)
-        except OSError as exc:
-            raise UpstreamUnavailable(upstream, f"skopeo left out manifest {top.digest}") from exc
+        if not path.is_file():
+            raise UpstreamUnavailable(upstream, f"skopeo left out manifest {top.digest}")
+        with store_errors(path), path.open("rb") as file:
+            raw = file.read(top.size + 1)
         holder = ManifestHolder.verified(raw, top)
         with self._store.publishing() as commit:
             for blob in self._image.blobs:

@@ -9,23 +9,26 @@ Tests: tests/fetch/upstreams/test_upstreams.py, tests/serve/test_upstream_rules.
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
+from functools import partial
 from threading import Event
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ociproxy.bounded import BoundedCache
 from ociproxy.clock import (
     Deadline,
     OutOfTime,
     SystemClock,
+    count_upstream_time,
     current_deadline,
     time_left,
-    waiting_for_upstream,
 )
 from ociproxy.errors import Interrupted, OciProxyError, UpstreamUnavailable
-from ociproxy.fetch.retry import retrying
-from ociproxy.fetch.upstreams.threads import UpstreamThreads, take_error
+from ociproxy.fetch.retry import after, retrying
+from ociproxy.fetch.upstreams.threads import LOOK, UpstreamThreads, no_answer
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -42,10 +45,74 @@ _TRIES: Final = 2
 _NEGATIVE_ANSWERS: Final = 10_000
 
 
-class _Running(NamedTuple):
-    answer: asyncio.Future[object]
-    """What the callers wait for. Cancelled where the engine closes."""
-    work: Future[object]
+class _Running:
+    """One request, and the callers that wait for it. Belongs to one event loop."""
+
+    __slots__ = ("asked", "ended", "given_up", "looked", "waiters", "work")
+
+    def __init__(self) -> None:
+        self.work: Future[object]
+        self.waiters: list[asyncio.Future[None]] = []
+        self.ended = False
+        self.looked = False
+        """A look at the store has ended."""
+        self.given_up = False
+        """No caller waits for the look, or the engine closes."""
+        self.asked: float | None = None
+        """When it was its turn to ask the upstream (monotonic seconds)."""
+
+    async def wait(self, seconds: float | None) -> bool:
+        """Whether it has ended, within so many seconds. A caller that is cancelled ends nothing."""
+        if not self.ended:
+            # As `asyncio.wait`, which takes the event loop for three times as long.
+            loop = asyncio.get_running_loop()
+            waiter: asyncio.Future[None] = loop.create_future()
+            self.waiters.append(waiter)
+            late = None if seconds is None else loop.call_later(seconds, _wake, waiter)
+            try:
+                await waiter
+            finally:
+                if late is not None:
+                    late.cancel()
+        return self.ended
+
+    def end(self) -> None:
+        self.ended = True
+        for waiter in self.waiters:
+            _wake(waiter)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+class _Mailbox:
+    """What threads hand over to the event loop, which is woken once for all that lies there: each
+    wake-up costs its sender a system call, and with it the turn. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._letters: deque[Callable[[], object]] = deque()
+        self._rung = False
+
+    def post(self, letter: Callable[[], object]) -> None:
+        """Have the event loop call it soon. Where the loop has ended, no caller waits for it."""
+        self._letters.append(letter)
+        if not self._rung:
+            self._rung = True
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._take)
+
+    def _take(self) -> None:
+        self._rung = False  # before it looks: what comes from now on rings again
+        letters = self._letters
+        try:
+            for _ in range(len(letters)):
+                letters.popleft()()
+        finally:
+            if letters:  # a bug in one must not keep the others
+                self._loop.call_soon(self._take)
 
 
 class Requests:
@@ -70,6 +137,7 @@ class Requests:
             queue=config.fetch.queue,
             is_listed=config.upstreams.__contains__,
         )
+        self._mailbox = _Mailbox()
 
     async def call(
         self, repository: Repository, key: Hashable, request: Callable[[Backend], T]
@@ -89,27 +157,66 @@ class Requests:
             self.check_refused(key)
             self._threads.check_room(registry)
             self._upstreams.check(repository)
+            running = _Running()
             backend = self._upstreams.backend(registry)
-            deadline = current_deadline()
-            limit = self._config.load.pull_timeout
+            ask = self._ask(registry, running, backend, request)
+            running.work = self._threads.submit(registry, ask)
+            self._begin(registry, key, backend, running)
+        began = time.monotonic()
+        try:
+            if not await running.wait(self._upstreams.probe_wait(registry)):
+                raise still_away(registry)
+        finally:
+            count_upstream_time(began)
+        return cast("T", self._result(registry, running))
 
-            def ask() -> T:
-                try:
-                    with (deadline or Deadline.after(limit)).kept():
-                        time_left()  # the wait for a turn may have taken all of it
-                        return self._attempts(request, backend)
-                except OutOfTime as exc:
-                    raise UpstreamUnavailable(registry, str(exc), timed_out=True) from exc
+    async def call_after(
+        self,
+        repository: Repository,
+        key: Hashable,
+        look: Callable[[], T | None],
+        request: Callable[[Backend], T],
+    ) -> T | None:
+        """The same after a look at the store, without a way through the event loop: the request is
+        sent where `look` returns None. Returns None at once, and does neither, where the same
+        request is running or was refused, or the upstream may not be asked just now. The caller is
+        answered within `fetch.timeouts.answer`. Also raises what `look` raises; StoreError where
+        the disk hangs.
+        """
+        registry = repository.registry
+        refused = self._refusals.get(key) is not None
+        if refused or key in self._running or not self._upstreams.is_well(registry):
+            return None
+        running = _Running()
+        try:
+            backend = self._upstreams.backend(registry)
+        except OciProxyError:
+            return None
 
-            running = self._running[key] = self._begin(registry, key, backend, ask)
-        # Not awaited itself: the others want the answer of a caller that is cancelled.
-        with waiting_for_upstream():
-            await asyncio.wait((running.answer,), timeout=self._upstreams.probe_wait(registry))
-        if not running.answer.done():
-            raise still_away(registry)
-        if running.answer.cancelled():
-            raise _closed(registry)
-        return cast("T", running.answer.result())
+        def look_first() -> object:
+            found = look()
+            running.looked = True
+            return _LATE if found is None and running.given_up else found
+
+        ask = self._ask(registry, running, backend, request)
+        work = self._threads.submit_after(registry, look_first, ask)
+        if work is None:
+            return None
+        running.work = work
+        self._begin(registry, key, backend, running)
+        deadline = current_deadline()
+        try:
+            if not await running.wait(LOOK if deadline is None else min(LOOK, deadline.left)):
+                if not running.looked:
+                    running.given_up = True
+                    del self._running[key]
+                    raise no_answer(LOOK)
+                async with self._upstreams.answer_time(registry):
+                    await running.wait(None)
+        finally:
+            if running.asked is not None:
+                count_upstream_time(running.asked)
+        return cast("T", self._result(registry, running))
 
     def is_running(self, key: Hashable) -> bool:
         return key in self._running
@@ -128,53 +235,72 @@ class Requests:
     async def drain(self) -> None:
         """Return when all requests have ended."""
         while self._running:
-            await asyncio.wait([running.answer for running in self._running.values()])
+            await asyncio.wait(
+                [asyncio.ensure_future(each.wait(None)) for each in self._running.values()]
+            )
 
     def close(self) -> None:
         self._stopped.set()
         for running in self._running.values():
+            running.given_up = True
             running.work.cancel()
-            running.answer.cancel()
+            running.end()
         self._running.clear()
         self._threads.shutdown()
 
-    def _begin(
-        self, registry: str, key: Hashable, backend: Backend, ask: Callable[[], object]
-    ) -> _Running:
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[object] = loop.create_future()
-
-        def ended(work: Future[object]) -> None:
-            with suppress(RuntimeError):  # the loop has ended: no caller waits
-                loop.call_soon_threadsafe(self._ended, registry, key, backend, answer, work)
-
-        work = self._threads.submit(registry, ask)
-        work.add_done_callback(ended)
-        return _Running(answer, work)
-
-    def _ended(
+    def _ask(
         self,
         registry: str,
-        key: Hashable,
+        running: _Running,
         backend: Backend,
-        answer: asyncio.Future[object],
-        work: Future[object],
-    ) -> None:
-        if answer.done():
-            return  # closed
+        request: Callable[[Backend], T],
+    ) -> Callable[[], T]:
+        """What a thread does when it is the request's turn."""
+        deadline = current_deadline()
+        limit = self._config.load.pull_timeout
+
+        def ask() -> T:
+            running.asked = time.monotonic()
+            try:
+                with (deadline or Deadline.after(limit)).kept():
+                    time_left()  # the wait for a turn may have taken all of it
+                    try:
+                        # The account of tries would take as long as parsing the answer.
+                        return request(backend)
+                    except UpstreamUnavailable as exc:
+                        return self._attempts(after(exc, request), backend)
+            except OutOfTime as exc:
+                raise UpstreamUnavailable(registry, str(exc), timed_out=True) from exc
+
+        return ask
+
+    def _begin(self, registry: str, key: Hashable, backend: Backend, running: _Running) -> None:
+        self._running[key] = running
+        ended = partial(self._ended, registry, key, backend, running)
+        running.work.add_done_callback(lambda _: self._mailbox.post(ended))
+
+    def _ended(self, registry: str, key: Hashable, backend: Backend, running: _Running) -> None:
+        if running.given_up:
+            return
         del self._running[key]
-        error = work.exception()
-        if error is None:
-            answer.set_result(work.result())
-        else:
-            answer.set_exception(error)
-            take_error(answer)
-        # The callers go on when this has ended.
+        running.end()  # the callers go on when this method has ended
+        if running.asked is None:
+            return  # it was found in the store
+        error = running.work.exception()
         if error is None or isinstance(error, OciProxyError):
             self._upstreams.record_result(registry, error)
         if isinstance(error, OciProxyError):
             self.keep_refusal(key, error)
         self._upstreams.log_quota(registry, backend)
+
+    def _result(self, registry: str, running: _Running) -> object:
+        if running.given_up:
+            raise _closed(registry)
+        return running.work.result()
+
+
+_LATE: Final = object()
+"""The result of a look that no caller waits for any more: the upstream is not asked for it."""
 
 
 def _closed(registry: str) -> Interrupted:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from ociproxy import log
+from ociproxy.bounded import BoundedThreads
 from ociproxy.errors import Busy, StoreError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 T = TypeVar("T")
+_Turn = tuple[str, Future[Any], Callable[[], object]]
+"""An upstream, and the work that is begun for it."""
 
 _SHARES: Final = 8
 """Shares of threads, and of the queue, that there are in all. A thread that waits costs 50 KiB."""
@@ -38,6 +39,9 @@ class UpstreamThreads:
     for the next one. In the other half an upstream may use at most as many threads as stay free.
     Unlisted upstreams, which clients name, together leave half of all threads to listed ones.
     Works of one upstream begin in order; a free thread goes to the upstream that has the fewest.
+
+    A work may have a look at the store before it. Looks have `share` threads of their own, so that
+    what is stored waits for no upstream. The thread that looked goes on with the work.
     """
 
     def __init__(
@@ -49,7 +53,8 @@ class UpstreamThreads:
         self._is_listed = is_listed
         self._threads = _SHARES * share
         self._lock = Lock()
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix=what)
+        self._pool = BoundedThreads(self._threads + share, what)
+        self._looks = 0
         self._running: Counter[str] = Counter()
         self._waiting: dict[str, deque[tuple[Future[object], Callable[[], object]]]] = {}
         self._closed = False
@@ -57,14 +62,18 @@ class UpstreamThreads:
     def check_room(self, upstream: str) -> None:
         """Raises Busy where as much work waits for this upstream, or for all, as may."""
         with self._lock:
-            own = len(self._waiting.get(upstream, ()))
-            if own == 0 and self._may_begin(upstream, self._most()):
-                return
-            rooms = _SHARES if self._is_listed(upstream) else _SHARES // 2
-            rest = rooms * self._queue - sum(map(len, self._waiting.values()))
-            if own >= self._queue or rest <= 0:
-                running = self._running[upstream] + own
-                raise Busy(f"{running} {self._what}, and more may not wait")
+            self._check_room(upstream)
+
+    def _check_room(self, upstream: str) -> None:
+        """Under the lock."""
+        own = len(self._waiting.get(upstream, ()))
+        if own == 0 and self._may_begin(upstream, self._most()):
+            return
+        rooms = _SHARES if self._is_listed(upstream) else _SHARES // 2
+        rest = rooms * self._queue - sum(map(len, self._waiting.values()))
+        if own >= self._queue or rest <= 0:
+            running = self._running[upstream] + own
+            raise Busy(f"{running} {self._what}, and more may not wait")
 
     def submit(self, upstream: str, work: Callable[[], T]) -> Future[T]:
         """Begin the work when it is its turn. Cancelling the future takes work that has not begun
@@ -74,11 +83,25 @@ class UpstreamThreads:
             if self._closed:
                 raise RuntimeError("the threads are shut down")
             if not self._waiting and self._may_begin(upstream, self._most()):
-                self._start(upstream, future, work)  # as most work does
-                return future
-            self._waiting.setdefault(upstream, deque()).append((future, work))  # type: ignore[arg-type]
+                if self._count(upstream, future):
+                    self._pool.submit(partial(self._run, (upstream, future, work)))
+                return future  # as most work does
+            self._wait(upstream, future, work)
         future.add_done_callback(partial(self._forget, upstream))
         self._begin()
+        return future
+
+    def submit_after(
+        self, upstream: str, look: Callable[[], T | None], work: Callable[[], T]
+    ) -> Future[T] | None:
+        """The same after a look at the store, where that has no result. Returns None while as many
+        looks run as may. The result is Busy where the work would have to wait, and may not."""
+        future: Future[T] = Future()
+        with self._lock:
+            if self._closed or self._looks >= self._share:
+                return None
+            self._looks += 1
+            self._pool.submit(partial(self._look, upstream, future, look, work))
         return future
 
     def shutdown(self) -> None:
@@ -88,7 +111,7 @@ class UpstreamThreads:
             waiting = [future for works in self._waiting.values() for future, _ in works]
         for future in waiting:
             future.cancel()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown()
 
     def _most(self) -> tuple[int, int]:
         """The most works that an unlisted upstream, and a listed one, may have running now."""
@@ -107,20 +130,34 @@ class UpstreamThreads:
         """Start what may start now."""
         while True:
             with self._lock:
-                if not self._waiting:
+                following = self._next()
+                if following is None:
                     return
-                most = self._most()
-                able = [name for name in self._waiting if self._may_begin(name, most)]
-                if not able or self._closed:
-                    return
-                upstream = min(able, key=self._running.__getitem__)
-                self._start(upstream, *self._pop(upstream))
+                self._pool.submit(partial(self._run, following))
 
-    def _start(self, upstream: str, future: Future[Any], work: Callable[[], object]) -> None:
+    def _next(self) -> _Turn | None:
+        """What may start now, taken out of the queue and counted. Under the lock."""
+        while self._waiting and not self._closed:
+            most = self._most()
+            able = [name for name in self._waiting if self._may_begin(name, most)]
+            if not able:
+                return None
+            upstream = min(able, key=self._running.__getitem__)
+            future, work = self._pop(upstream)
+            if self._count(upstream, future):
+                return upstream, future, work
+        return None
+
+    def _count(self, upstream: str, future: Future[Any]) -> bool:
+        """Whether the work may begin: it was not cancelled. Under the lock."""
+        if not future.set_running_or_notify_cancel():
+            return False
+        self._running[upstream] += 1
+        return True
+
+    def _wait(self, upstream: str, future: Future[Any], work: Callable[[], object]) -> None:
         """Under the lock."""
-        if future.set_running_or_notify_cancel():
-            self._running[upstream] += 1
-            self._pool.submit(self._run, upstream, future, work)
+        self._waiting.setdefault(upstream, deque()).append((future, work))
 
     def _pop(self, upstream: str) -> tuple[Future[object], Callable[[], object]]:
         works = self._waiting[upstream]
@@ -129,23 +166,45 @@ class UpstreamThreads:
             del self._waiting[upstream]
         return first
 
-    def _run(self, upstream: str, future: Future[object], work: Callable[[], object]) -> None:
-        result: object = None
-        error: BaseException | None = None
-        try:
-            result = work()
-        except BaseException as exc:  # noqa: BLE001 as concurrent.futures does: the caller gets it
-            error = exc
+    def _look(
+        self,
+        upstream: str,
+        future: Future[Any],
+        look: Callable[[], object],
+        work: Callable[[], object],
+    ) -> None:
+        found, error = _outcome(look)
+        queued = found is None and error is None and not self._closed
+        if queued:
+            future.add_done_callback(partial(self._forget, upstream))
         with self._lock:
-            self._running[upstream] -= 1
-            if not self._running[upstream]:
-                del self._running[upstream]
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
-        del future, work, result, error  # an idle thread keeps nothing alive
-        self._begin()
+            self._looks -= 1
+            if queued:
+                try:
+                    self._check_room(upstream)
+                    self._wait(upstream, future, work)
+                except Busy as exc:
+                    error, queued = exc, False
+            following = self._next()
+        if not queued and future.set_running_or_notify_cancel():
+            _end(future, found, error)
+        self._run(following)
+
+    def _run(self, turn: _Turn | None) -> None:
+        """This work, then what waits: a thread that has its turn goes on, and wakes no other."""
+        while turn is not None:
+            upstream, future, work = turn
+            result, error = _outcome(work)
+            with self._lock:
+                self._running[upstream] -= 1
+                if not self._running[upstream]:
+                    del self._running[upstream]
+                turn = self._next()
+                more = bool(self._waiting)
+            _end(future, result, error)
+            del future, work, result, error  # an idle thread keeps nothing alive
+            if more:
+                self._begin()
 
     def _forget(self, upstream: str, future: Future[T]) -> None:
         """Work that was cancelled before its turn waits no more."""
@@ -162,6 +221,20 @@ class UpstreamThreads:
                 del self._waiting[upstream]
 
 
+def _outcome(work: Callable[[], object]) -> tuple[object, BaseException | None]:
+    try:
+        return work(), None
+    except BaseException as exc:  # noqa: BLE001 as concurrent.futures does: the caller gets it
+        return None, exc
+
+
+def _end(future: Future[Any], result: object, error: BaseException | None) -> None:
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
 def take_error(ended: asyncio.Future[Any]) -> None:
     """Of work whose callers may have left: asyncio complains about errors that are never taken."""
     if not ended.cancelled():
@@ -174,7 +247,7 @@ class StoreThreads:
     def __init__(self, size: int, name: str = "store", *, is_remote: bool = False) -> None:
         """`is_remote` is that of the store."""
         self.is_remote = is_remote
-        self._pool = ThreadPoolExecutor(size, thread_name_prefix=name)
+        self._pool = BoundedThreads(size, name)
         self._size = size
         self._left = 0
         """Looks that no caller waits for any more, and that have not ended."""
@@ -255,7 +328,7 @@ class StoreThreads:
 
     def close(self) -> None:
         """Without waiting for work that has begun."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown()
 
 
 def _set_result(future: asyncio.Future[T], result: T) -> None:

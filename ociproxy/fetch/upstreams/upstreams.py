@@ -165,6 +165,13 @@ class Upstreams:
         if health is not None:
             health.admit(self._clock.monotonic())
 
+    def is_well(self, registry: str) -> bool:
+        """Whether `check` would let a request through, and nothing bad is known of the upstream."""
+        if self.offline:
+            return False
+        health = self._healths.get(registry)
+        return health is None or health.condition(self._clock.monotonic())[0] == "available"
+
     def check_again(self, repository: Repository) -> None:
         """The same for a request that `check` let through and that has waited since."""
         health = self._healths.get(repository.registry)

@@ -557,8 +557,10 @@ def test_flattening_needs_one_platform(store: Store, tmp_path: Path) -> None:
 def test_what_is_no_image_keeps_the_docker_manifest_away(store: Store, tmp_path: Path) -> None:
     put(store, "quay.io/a/chart:1", artifact(image().top))
     put(store, "quay.io/a/empty:1", index({}))
-    run(store, tmp_path / "a.tar", "--format", "oci")
+    done = run(store, tmp_path / "a.tar", "--format", "oci")
     assert "manifest.json" not in names(tmp_path / "a.tar")
+    assert "Warning: not all of it can be run" in error(done)
+    assert "--no-unpack" in error(done)
 
 
 # Deltas
@@ -634,6 +636,24 @@ def test_an_archive_of_other_content_is_not_overwritten(
     assert archive.read_bytes() == before
     run(store, archive, *since, "--force")
     assert archive.read_bytes() != before
+
+
+def test_a_file_that_is_no_archive_is_not_overwritten(store: Store, tmp_path: Path) -> None:
+    """Such as the list of images of a user who forgot --list."""
+    put(store, "quay.io/a/b:1", image("one"))
+    images = tmp_path / "images.txt"
+    images.write_text("quay.io/a/b:1\n")
+    refused = run(store, images, code=2)
+    assert "images.txt: is no archive: name another file, or say --force" in error(refused)
+    assert images.read_text() == "quay.io/a/b:1\n"
+    run(store, images, "--force")
+    archive = tmp_path / "a.tar"
+    archive.touch()  # as mktemp does
+    run(store, archive)
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:1000])  # as an interrupted copy leaves it
+    run(store, archive)
+    assert archive.read_bytes() == whole == images.read_bytes()
 
 
 def test_volumes_of_an_earlier_export_are_removed(store: Store, tmp_path: Path) -> None:

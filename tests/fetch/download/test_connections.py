@@ -46,9 +46,9 @@ class Pull:
             partition="",
             expected_size=size,
             believes=True,
-            notify=self._notify,
             spawn=self.threads.submit,
         )
+        self.download.notify = self._notify
         fetch = backend.fetch_blob
         self.running: Future[None] = self.threads.submit(self.download.run, fetch)
 

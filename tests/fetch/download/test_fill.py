@@ -11,12 +11,11 @@ import pytest
 from ociproxy.config.settings import Config, Fetch
 from ociproxy.errors import DigestMismatch, SizeMismatch, UpstreamInvalid
 from ociproxy.fetch.backend import Backend
-from ociproxy.fetch.download.assembly import Segments
+from ociproxy.fetch.download.assembly import Assembly
 from ociproxy.fetch.download.fill import Fill
 from ociproxy.fetch.download.fills import Fills
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Repository
-from ociproxy.store.ingest import ByteRanges
 from ociproxy.store.store import Store
 from tests.fetch.conftest import OpenBackend
 from tests.images import Content, random_blob
@@ -225,16 +224,21 @@ async def test_a_range_of_a_blob_without_its_size_is_refused(
     assert len([each for each in upstream.requests if "/blobs/" in each.path]) == 1
 
 
-def test_a_claim_moves_on_from_where_its_connection_is() -> None:
+def test_a_claim_moves_on_from_where_its_connection_is(tmp_path: Path) -> None:
     """What another connection gives up behind that has passed."""
-    plan, arrived = Segments(MIB), ByteRanges()
-    first, other = plan.take(arrived, 4 * MIB), plan.take(arrived, 4 * MIB)
+    blob = Digest.of(b"")
+    plan = Assembly(blob, "registry.example", size=4 * MIB, segment=MIB)
+    led = Store(tmp_path).staging.lead(blob)
+    assert led is not None
+    plan.adopt(led)
+    first, other = plan.take(0), plan.take(0)
     assert first is not None
     assert other is not None
-    arrived.add(0, MIB)
+    led.ranges.add(0, MIB)
     first.start = MIB
     plan.release(other)
-    assert plan.move(first, arrived, 3 * MIB // 2, 4 * MIB)
+    assert plan.move(first, 3 * MIB // 2, 4 * MIB)
     assert (first.start, first.stop) == (3 * MIB // 2, 4 * MIB)
     first.start = first.stop
-    assert not plan.move(first, arrived, 4 * MIB, 4 * MIB)
+    assert not plan.move(first, 4 * MIB, 4 * MIB)
+    plan.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import io
 import socket
 import ssl
 import struct
@@ -95,6 +97,41 @@ def test_headers_that_come_byte_by_byte_are_late_all_the_same(open_backend: Open
         assert caught.value.timed_out
         assert time.monotonic() - started < 2
         backend.close()
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"Content-Type: application/json\r\nContent-Length: 5\r\n\r\n",
+        b"a:b\r\nA: \t b  \r\nEmpty:\r\n\r\n",
+        b'Www-Authenticate: Bearer realm="https://auth/token",scope="a:b"\r\n\r\n',
+        b"Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n\r\n",
+        b"Long: " + b"y" * 20_000 + b"\r\nB: 1\r\n\r\n",
+        b"Folded: a\r\n b\r\nC: d\r\n\r\n",
+        b"Name : a\r\n\r\n",
+        b"no colon\r\nA: b\r\n\r\n",
+        b"A: b\nC: d\n\n",
+        b"A: b\rC: d\r\n\r\n",
+        b"A: caf\xe9\r\n\r\n",
+        b"A: \x00\r\n\r\n",
+        b"A: cut",
+        b"\r\nA: body\r\n\r\n",
+        b"",
+    ],
+)
+@pytest.mark.parametrize("piece", [8192, 7])
+def test_headers_are_what_http_client_reads(block: bytes, piece: int) -> None:
+    file = io.BufferedReader(io.BytesIO(block + b"{}"), piece)
+    found = connect._parse_headers(file)
+    plain = io.BytesIO(block + b"{}")
+    expected = http.client.parse_headers(plain)
+    assert found.items() == expected.items()
+    assert found.get_all("A") == expected.get_all("A")
+    assert [found.get(name) for name in ("a", "LONG", "none")] == [
+        expected.get(name) for name in ("a", "LONG", "none")
+    ]
+    assert "content-LENGTH" in found or "content-LENGTH" not in expected
+    assert file.read() == plain.read()
 
 
 def garbage(client: socket.socket) -> None:

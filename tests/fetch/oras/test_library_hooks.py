@@ -6,6 +6,7 @@ Each hook that no test of its effect covers is asserted here.
 from __future__ import annotations
 
 import http.client
+import importlib.metadata
 import inspect
 import io
 import json
@@ -15,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -55,6 +57,34 @@ except jsonschema.ValidationError:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "refused\n"
+
+
+def test_requests_does_without_a_guess_at_encodings() -> None:
+    """In silence; a text without an encoding is UTF-8. The program's other modules may guess."""
+    code = """
+import ociproxy.fetch.oras.client, requests
+answer = requests.Response()
+answer._content = "\u00e4".encode()
+print(ascii(answer.text), requests.compat.chardet)
+import charset_normalizer
+"""
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("'\\xe4' None\n", "")
+
+
+def test_importlib_metadata_is_there_where_it_is_called() -> None:
+    code = """
+import sys
+import ociproxy.fetch.oras.client
+assert "importlib.metadata" not in sys.modules
+from urllib3 import http2
+print(http2.version("urllib3"))
+import importlib.metadata
+print(importlib.metadata.version("urllib3"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{importlib.metadata.version('urllib3')}\n" * 2
 
 
 def test_oras_has_the_undecorated_request() -> None:
@@ -195,3 +225,29 @@ def test_http_client_tells_a_length_and_chunks_by_these_names() -> None:
         response.fp = io.BufferedReader(response.fp.detach())
         theirs.sendall(b"12345")
         assert response.read() == b"12345"
+
+
+def test_http_client_has_headers_read_by_the_function_of_that_name(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a copy of its names: what it itself calls stays as it is."""
+    parsed: list[str] = []
+    original = http.client.parse_headers
+
+    def counting(*arguments: Any) -> http.client.HTTPMessage:
+        parsed.append("by http.client")
+        found: http.client.HTTPMessage = original(*arguments)
+        return found
+
+    monkeypatch.setattr(http.client, "parse_headers", counting)
+
+    def answer(client: socket.socket) -> None:
+        for headers in (b"A: 1\r\n", b"A: 1\r\n B\r\n"):
+            client.recv(65536)
+            client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n" + headers + b"\r\n")
+
+    with raw_server(answer) as name:
+        assert session.get(f"http://{name}/").headers["a"] == "1"
+        assert parsed == []
+        assert session.get(f"http://{name}/").headers["a"].split() == ["1", "B"]
+        assert parsed == ["by http.client"]

@@ -138,6 +138,63 @@ def test_shutdown_cancels_what_waits(hang: Hanging) -> None:
         pool.submit("a", hang)
 
 
+def nothing() -> None:
+    """A look that finds nothing."""
+
+
+def test_what_a_look_finds_waits_for_no_upstream_and_asks_none(hang: Hanging) -> None:
+    pool, asked = threads(), list[int]()
+    hanging = [pool.submit(f"bad{number}", hang) for number in range(100)]
+    found = pool.submit_after("bad0", lambda: 7, lambda: asked.append(1))
+    assert found is not None
+    assert found.result(10) == 7
+    assert not asked
+    assert begun(hanging) == 16
+
+
+def test_the_thread_that_finds_nothing_does_the_work_itself() -> None:
+    pool, looked = threads(), list[int]()
+
+    def look() -> None:
+        looked.append(threading.get_ident())
+
+    done = pool.submit_after("a", look, threading.get_ident)
+    assert done is not None
+    assert done.result(10) == looked[0]
+
+
+def is_full(pool: UpstreamThreads, upstream: str) -> bool:
+    try:
+        pool.check_room(upstream)
+    except Busy:
+        return True
+    return False
+
+
+def test_work_after_a_look_waits_for_its_turn_as_any_other(hang: Hanging) -> None:
+    pool = threads(share=1, queue=1)
+    pool.submit("a", hang)
+    waiting = pool.submit_after("a", nothing, lambda: True)
+    wait_until(lambda: is_full(pool, "a"))
+    refused = pool.submit_after("a", nothing, lambda: True)
+    assert waiting is not None
+    assert refused is not None
+    with pytest.raises(Busy):
+        refused.result(10)
+    assert not waiting.done()
+    hang.event.set()
+    assert waiting.result(10)
+
+
+def test_while_as_many_looks_hang_as_there_may_be_no_further_one_begins(hang: Hanging) -> None:
+    pool = threads(share=2)
+    looks = [pool.submit_after("a", hang, nothing) for _ in range(2)]
+    assert pool.submit_after("a", nothing, nothing) is None
+    assert pool.submit("a", lambda: 7).result(10) == 7
+    hang.event.set()
+    assert [look.result(10) for look in looks if look is not None] == [True, True]
+
+
 async def test_where_as_many_looks_hang_as_there_are_threads_the_next_one_waits_for_none(
     hang: Hanging,
 ) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable
+from threading import Event
 
 import pytest
 
 from ociproxy.clock import Deadline
 from ociproxy.config.settings import Config, Fetch, Upstream
-from ociproxy.errors import OciProxyError, UpstreamForbidden, UpstreamUnavailable
+from ociproxy.errors import OciProxyError, StoreError, UpstreamForbidden, UpstreamUnavailable
 from ociproxy.fetch.backend import Quota
 from ociproxy.fetch.oras.backend import OrasBackend
 from ociproxy.fetch.upstreams.requests import Requests
@@ -98,6 +99,72 @@ async def test_whoever_waits_for_the_question_that_finds_out_is_not_kept(
         if upstreams.states()[0].condition == "available":
             break
     await resolve(requests, upstream)
+
+
+async def test_what_a_look_finds_in_the_store_is_asked_of_no_upstream(
+    upstreams: Upstreams, requests: Requests, upstream: FakeUpstream
+) -> None:
+    repository = Repository(upstream.registry, "app")
+    found = await requests.call_after(repository, "key", lambda: 7, lambda _: 8)
+    assert found == 7
+    assert upstreams.states()[0].condition == "available"
+    assert await requests.call_after(repository, "key", lambda: None, lambda _: 8) == 8
+
+
+async def test_clients_that_come_while_one_looks_share_its_request(
+    requests: Requests, upstream: FakeUpstream
+) -> None:
+    repository, looking, asked = Repository(upstream.registry, "app"), Event(), list[int]()
+
+    def look() -> None:
+        looking.wait(10)
+
+    def ask(_: object) -> int:
+        asked.append(1)
+        return 8
+
+    first = asyncio.create_task(requests.call_after(repository, "key", look, ask))
+    await asyncio.sleep(0)
+    assert await requests.call_after(repository, "key", lambda: 7, lambda _: 9) is None
+    joined = asyncio.create_task(requests.call(repository, "key", lambda _: 9))
+    await asyncio.sleep(0)
+    looking.set()
+    assert [await first, await joined] == [8, 8]
+    assert asked == [1]
+
+
+async def test_a_look_that_hangs_is_given_up_and_asks_no_upstream_when_it_ends(
+    requests: Requests, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ociproxy.fetch.upstreams.requests.LOOK", 0.1)
+    repository, goes_on, asked = Repository(upstream.registry, "app"), Event(), list[int]()
+    ended = Event()
+
+    def look() -> None:
+        goes_on.wait(10)
+        ended.set()
+
+    with pytest.raises(StoreError, match="does not answer"):
+        await requests.call_after(repository, "key", look, lambda _: asked.append(1))
+    assert await requests.call(repository, "key", lambda _: 8) == 8
+    goes_on.set()
+    assert await asyncio.to_thread(ended.wait, 10)
+    assert await requests.call(repository, "key", lambda _: 9) == 9
+    assert not asked
+
+
+async def test_an_upstream_that_is_left_alone_is_not_asked_after_a_look(
+    upstreams: Upstreams, requests: Requests, upstream: FakeUpstream
+) -> None:
+    upstream.add("app", image(), tag="v1")
+    upstream.fault("/manifests/", too_many_requests("9"), times=1)
+    with pytest.raises(OciProxyError):
+        await resolve(requests, upstream)
+    repository, looked = Repository(upstream.registry, "app"), list[int]()
+    assert (
+        await requests.call_after(repository, "key", lambda: looked.append(1), lambda _: 8) is None
+    )
+    assert not looked
 
 
 async def test_a_registry_that_a_rule_forbids_is_not_asked(
