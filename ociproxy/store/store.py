@@ -32,6 +32,7 @@ from ociproxy.errors import StoreError
 from ociproxy.oci.descriptor import MalformedManifest, OddManifest
 from ociproxy.oci.manifest import referrer_descriptor
 from ociproxy.store.blobs import Blobs
+from ociproxy.store.claim import close_lock_folder
 from ociproxy.store.files import file_name, keep, make_folder, store_errors
 from ociproxy.store.group_commit import PATIENCE, Commit, GroupCommit
 from ociproxy.store.manifests import Manifests, check_manifest
@@ -41,7 +42,7 @@ from ociproxy.store.refs import Refs, TagRecord
 from ociproxy.store.removal import Removals
 from ociproxy.store.room import Room
 from ociproxy.store.staging import Staging, stage, write_atomically
-from ociproxy.store.usage import UsageFile, close_lock_folder
+from ociproxy.store.usage import UsageFile
 from ociproxy.store.writer import BlobWriter
 
 if TYPE_CHECKING:

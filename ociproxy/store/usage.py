@@ -75,13 +75,6 @@ class Usage:
     changed. What does not fit beside them gets no room, whatever is removed."""
 
 
-def close_lock_folder(path: Path) -> None:
-    """Close `locks/` of an earlier version to other users. One who may not is no danger to it."""
-    with suppress(OSError):
-        if path.stat().st_mode & ~LOCKS_MODE & 0o777:
-            path.chmod(LOCKS_MODE)
-
-
 class UsageFile:
     """Thread-safe."""
 
