@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 from ociproxy.archive.importer.decompress import ArchiveStream
 from ociproxy.archive.importer.tar_reader import members
 from ociproxy.errors import DigestInvalid, LockInvalid, NameInvalid
-from ociproxy.oci.descriptor import Descriptor, MalformedManifest
+from ociproxy.oci.descriptor import Descriptor, MalformedManifest, is_size
 from ociproxy.oci.digest import Digest
 from ociproxy.oci.platform import Platform
 from ociproxy.oci.reference import Reference
@@ -206,7 +206,7 @@ def _content(value: object) -> tuple[Digest, int]:
     if not isinstance(value, dict):
         raise _Malformed("an entry of contents is not an object")
     digest, size = Digest.parse(_text(value.get("digest"), "digest")), value.get("size")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+    if not is_size(size):
         raise _Malformed(f"contents {digest}: size is not a count of bytes")
     return digest, size
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeGuard
 
 from ociproxy.errors import DigestInvalid, DigestMismatch, SizeMismatch
 from ociproxy.oci.digest import Digest
@@ -179,7 +179,7 @@ class Descriptor(NamedTuple):
         media_type, digest, size = value.get("mediaType"), value.get("digest"), value.get("size")
         if not isinstance(media_type, str) or not isinstance(digest, str):
             raise OddManifest("a descriptor lacks mediaType or digest")
-        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < _SIZES:
+        if not is_size(size):
             raise OddManifest(f"descriptor {digest[:100]}: size is not a count of bytes")
         bare = _bare(media_type, digest, size)
         if len(value) == _FIELDS:
@@ -218,8 +218,6 @@ class Descriptor(NamedTuple):
         return value | {name: each for name, each in optional.items() if each}
 
 
-_SIZES: Final = 1 << 63
-"""A size is less, as the image-spec says. JSON has numbers of thousands of digits."""
 _FIELDS: Final = 3
 """Of a descriptor that has none but those which it must have."""
 
@@ -255,6 +253,12 @@ def annotations_in(value: object) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, dict):
         return ()
     return tuple((k, v) for k, v in value.items() if isinstance(v, str))
+
+
+def is_size(value: object) -> TypeGuard[int]:
+    """Whether it is a count of bytes, of 63 bits as the image-spec says. JSON has numbers of
+    thousands of digits."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def text_in(value: object) -> str:

@@ -135,7 +135,7 @@ class RegistryApi:
         try:
             with deadline.kept():
                 if generation.auth is not None:
-                    await generation.auth.check(request.headers.get("Authorization"))
+                    await generation.auth.check(request)
                 if request.method not in ("GET", "HEAD"):
                     raise Unsupported("this mirror only pulls", status=405)
                 if request.path in ("/v2/", "/v2"):

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import secrets
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -29,12 +30,16 @@ from ociproxy.serve.errors import Unauthorized
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from aiohttp import web
+
     from ociproxy.config.local_settings import ServerAuth
 
 _THREADS: Final = 2
 """Passwords checked at once: a flood of wrong ones must leave processors for other clients."""
 _WAITING: Final = 64
 """Different passwords that may run and wait; further ones are answered Busy."""
+_WAITING_EACH: Final = 8
+"""Of these for one client: one that guesses must leave places for those that log in."""
 _WAIT_LIMIT: Final = 10.0
 """Seconds that a request waits for its password to be checked."""
 _LOOK_LIMIT: Final = 2.0
@@ -58,6 +63,7 @@ class BasicAuth:
         self._path = auth.htpasswd
         self._secret = secrets.token_bytes(32)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="password")
+        self._of_client: Counter[str | None] = Counter()
         self._looked = time.monotonic()
         self._stamp = self._file_stamp()
         self._use(read_htpasswd(self._path))
@@ -69,8 +75,9 @@ class BasicAuth:
         self._wrong: BoundedCache[bytes, bool] = BoundedCache(_REMEMBERED)
         self._checking: dict[bytes, asyncio.Future[bool]] = {}
 
-    async def check(self, authorization: str | None) -> None:
-        """Check an Authorization header. Raises Unauthorized, or Busy where too many wait."""
+    async def check(self, request: web.BaseRequest) -> None:
+        """Check the Authorization header. Raises Unauthorized, or Busy where too many wait."""
+        authorization = request.headers.get("Authorization")
         if time.monotonic() - self._looked >= _LOOK_INTERVAL:
             self._looked = time.monotonic()
             # Shielded: a client that leaves meanwhile must not take the new users along.
@@ -85,7 +92,7 @@ class BasicAuth:
         key = self._key(user, password)
         if self._right.get(key):
             return
-        if self._wrong.get(key) or not await self._verify(key, user, password):
+        if self._wrong.get(key) or not await self._verify(key, user, password, request.remote):
             raise Unauthorized("wrong user name or password")
 
     def close(self) -> None:
@@ -95,17 +102,18 @@ class BasicAuth:
         # A name has no colon, so the text names one pair. The password itself is not kept.
         return hashlib.blake2b(user + b":" + password, key=self._secret).digest()
 
-    async def _verify(self, key: bytes, user: bytes, password: bytes) -> bool:
+    async def _verify(self, key: bytes, user: bytes, password: bytes, client: str | None) -> bool:
         checking = self._checking.get(key)
         if checking is None:
-            if len(self._checking) >= _WAITING:
+            if len(self._checking) >= _WAITING or self._of_client[client] >= _WAITING_EACH:
                 raise Busy("too many passwords to check")
             # An unknown user takes as long as a known one: the time must not tell which exist.
             hashed = self._users.get(user) or next(iter(self._users.values()))
             work = partial(_matches, password, hashed, known=user in self._users)
             checking = asyncio.get_running_loop().run_in_executor(self._threads, work)
             self._checking[key] = checking
-            checking.add_done_callback(partial(self._learn, key, self._checking))
+            self._of_client[client] += 1
+            checking.add_done_callback(partial(self._learn, key, self._checking, client))
         try:
             async with asyncio.timeout(time_left(_WAIT_LIMIT)):
                 # Shielded: other requests wait for the same result.
@@ -117,9 +125,13 @@ class BasicAuth:
         self,
         key: bytes,
         checking: dict[bytes, asyncio.Future[bool]],
+        client: str | None,
         answer: asyncio.Future[bool],
     ) -> None:
         del checking[key]
+        self._of_client[client] -= 1
+        if not self._of_client[client]:
+            del self._of_client[client]
         if answer.cancelled() or answer.exception() is not None:
             return
         if checking is self._checking:

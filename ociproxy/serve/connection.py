@@ -63,6 +63,7 @@ class Connection(web.RequestHandler):
         "_said_hello",
         "_server",
         "_unparsed",
+        "arriving",
         "host",
         "left",
     )
@@ -88,6 +89,7 @@ class Connection(web.RequestHandler):
         self._leaving = False
         self._said_hello = False
         self.host = host
+        self.arriving: asyncio.Task[None] | None = None  # establishes it: the TLS handshake
         self.left = asyncio.Event()
         """Set when the connection is lost."""
 
@@ -120,6 +122,8 @@ class Connection(web.RequestHandler):
         """Whatever it does, and whether the client reads what it was sent or not."""
         if self.transport is not None:
             self.transport.abort()
+        elif self.arriving is not None:
+            self.arriving.cancel()
         self._server.forget(self)
 
     def answered(self) -> None:
@@ -302,19 +306,17 @@ class ConnectionServer(web.Server):
     def end_one(self, newcomer: str | None = None) -> bool:
         """End a connection of the client that has the most: the oldest that is free, or else the
         oldest. For a newcomer only where that client has more than it would have, and one in use
-        only of a greedy client. False where none is ended, or none is established yet."""
-        host = max(self._of_host, key=self._of_host.__getitem__, default="")
-        most = self._of_host[host]
+        only of a greedy client. False where none is ended."""
+        [(host, most)] = self._of_host.most_common(1) or [("", 0)]
         if newcomer is not None and most <= self._of_host[newcomer] + 1:
             return False
-        made = [each for each in self._open if each.host == host and each.transport is not None]
+        made = [each for each in self._open if each.host == host]
         free = [each for each in made if each.is_free]
         if newcomer is not None and most * _GREEDY <= self.count:
             made = free
-        for each in (*free, *made):
+        for each in (*free, *made)[:1]:
             each.end_now()
-            return True
-        return False
+        return bool(free or made)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         response = await self._handler(request)

@@ -199,6 +199,7 @@ class Listener:
         client.setblocking(False)
         connection = server(host)
         task = self._loop.create_task(self._establish(client, host, server, connection))
+        connection.arriving = task
         self._arriving.add(task)
         task.add_done_callback(self._arriving.discard)
 

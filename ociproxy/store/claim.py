@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-LOCKS_MODE: Final = 0o700
-"""Of `locks/`. A user who may read a file may lock it, and so hold up all that the store does."""
+LOCKS_MODE: Final = 0o770
+"""Of `locks/`, less the umask. A user who may read a file may lock it, and so hold up all that the
+store does: other users may not, but the group may that can share a store."""
 TOUCH: Final = 10.0
 """Seconds between two touches of an owner that has nothing to do: each one is a write to the disk,
 all day long."""
@@ -31,8 +33,9 @@ SILENT: Final = 30.0
 def close_lock_folder(path: Path) -> None:
     """Close `locks/` of an earlier version to other users. One who may not is no danger to it."""
     with suppress(OSError):
-        if path.stat().st_mode & ~LOCKS_MODE & 0o777:
-            path.chmod(LOCKS_MODE)
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & ~LOCKS_MODE:
+            path.chmod(mode & LOCKS_MODE)
 
 
 class Claim:

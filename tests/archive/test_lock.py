@@ -119,6 +119,7 @@ def test_equal_locks_are_equal_bytes_whatever_the_order() -> None:
         ({"images": [{"reference": "a", "complete": 1}]}, "complete"),
         ({"contents": [{"digest": "sha256:1", "size": 1}]}, "invalid digest"),
         ({"contents": [{"digest": str(digest("1")), "size": -1}]}, "count of bytes"),
+        ({"contents": [{"digest": str(digest("1")), "size": 1 << 63}]}, "count of bytes"),
         ({"contents": ["x"]}, "not an object"),
         ({"base": 1}, "base is not text"),
         ({"omitted": [1]}, "omitted is not text"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.client
 import json
 import time
 from collections.abc import Callable
@@ -193,7 +195,8 @@ def test_a_right_password_is_checked_once(mirror: MakeMirror, tmp_path: Path) ->
 def test_a_flood_of_wrong_passwords_is_bounded_and_hinders_nobody_who_is_known(
     mirror: MakeMirror, tmp_path: Path
 ) -> None:
-    (tmp_path / "users").write_text(f"alice:{hashed('s3cret', 13)}\n")
+    lines = f"alice:{hashed('s3cret', 11)}\nnew:{hashed('s3cret')}\n"
+    (tmp_path / "users").write_text(lines)
     server = mirror({"serve": {"auth": {"htpasswd": str(tmp_path / "users")}}})
     credentials = basic("alice", "s3cret")
     assert status(server, credentials) == 200
@@ -202,6 +205,13 @@ def test_a_flood_of_wrong_passwords_is_bounded_and_hinders_nobody_who_is_known(
         began = time.monotonic()
         assert status(server, credentials) == 200
         assert time.monotonic() - began < 3
+        # Another client that logs in for the first time has to wait for a few guesses.
+        stranger = http.client.HTTPConnection(
+            server.host, server.port, timeout=20, source_address=("127.0.0.2", 0)
+        )
+        with contextlib.closing(stranger):
+            stranger.request("GET", "/v2/", headers=basic("new", "s3cret"))
+            assert stranger.getresponse().status == 200
         found = [guess.result() for guess in guesses]
     refused = [answer for answer in found if answer.status == 503]
     assert {answer.status for answer in found} == {401, 503}

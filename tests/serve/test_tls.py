@@ -67,6 +67,26 @@ def test_images_through_https(
             assert server.blob(upstream.registry, "app", blob.digest).body == blob.data
 
 
+def test_clients_that_never_shake_hands_keep_no_other_out(
+    mirror: MakeMirror, authority: Authority
+) -> None:
+    server = serving(mirror, authority, connections=4, handshake_timeout="1m")
+    with ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(socket.create_connection((server.host, server.port)))
+        client = http.client.HTTPSConnection(
+            server.host,
+            server.port,
+            timeout=20,
+            source_address=("127.0.0.2", 0),
+            context=authority.client_context(),
+        )
+        stack.callback(client.close)
+        client.request("GET", "/v2/")
+        assert client.getresponse().status == 200
+    assert "Traceback" not in server.log()
+
+
 @pytest.mark.parametrize(
     ("asked", "start", "stop"),
     [("bytes=1000000-", 1_000_000, 3 * MIB), ("bytes=5-9", 5, 10), ("bytes=-7", 3 * MIB - 7, None)],

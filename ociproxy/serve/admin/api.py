@@ -98,7 +98,7 @@ class AdminApi:
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             if self._auth is not None and request.path not in _PROBES:
-                await self._auth.check(request.headers.get("Authorization"))
+                await self._auth.check(request)
             elif self._loopback and not _names_this_machine(request.host):
                 # A page of the web that has its own name resolve to 127.0.0.1 could read all this.
                 raise Unsupported("ask by address: this host name is not known here", status=404)
