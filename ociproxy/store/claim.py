@@ -117,10 +117,3 @@ class Claim:
                     log.event(logging.WARNING, "taken over", work=self._path.name, silent=SILENT)
         finally:
             os.close(guard)
-
-
-def close_lock_folder(path: Path) -> None:
-    """Close `locks/` of an earlier version to other users. One who may not is no danger to it."""
-    with suppress(OSError):
-        if path.stat().st_mode & ~LOCKS_MODE & 0o777:
-            path.chmod(LOCKS_MODE)
