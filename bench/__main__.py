@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from bench.archive import archives
+from bench.cold_manifests import cold_manifests
 from bench.counting import counting
 from bench.images import push_images
 from bench.load import loading
@@ -34,7 +35,9 @@ ARCHIVE = "archive"
 NEIGHBOURS = "neighbours"
 SCALE = "scale"
 COUNTING = "counting"
-GROUPS = (*SERVING, NEIGHBOURS, LOAD, ARCHIVE, SCALE, COUNTING)
+BESIDE_WARM = {**SERVING, "cold-manifests": cold_manifests}
+"""What is measured while a warm server of each kind runs."""
+GROUPS = (*BESIDE_WARM, NEIGHBOURS, LOAD, ARCHIVE, SCALE, COUNTING)
 FULL = Plan(
     rounds=4,
     cold_rounds=9,
@@ -93,7 +96,7 @@ def run(options: argparse.Namespace, work: Path, results: Results) -> None:
     if options.archive_images is not None:
         plan = replace(plan, archive_images=options.archive_images)
     groups = [name for name in GROUPS if options.only is None or name in options.only]
-    serving = [name for name in groups if name in SERVING]
+    serving = [name for name in groups if name in BESIDE_WARM]
     if NEIGHBOURS in groups:
         with timed(NEIGHBOURS):
             neighbours(work, plan, results)
@@ -142,7 +145,7 @@ def serve(
         start_warm(bench, stack)
         for name in groups:
             with timed(name):
-                SERVING[name](bench)
+                BESIDE_WARM[name](bench)
 
 
 @contextlib.contextmanager

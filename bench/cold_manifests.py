@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.clients import take_all
 from bench.images import MANY, lay_out_manifests
@@ -25,9 +24,7 @@ from bench.servers import (
     start_static_upstream,
     two_workers,
 )
-
-if TYPE_CHECKING:
-    from bench.serving import Bench
+from bench.serving import Bench
 
 CONNECTIONS = 32
 LIMIT = 60.0

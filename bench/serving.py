@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.clients import Download, Request, download, trickle, wrk
-from bench.cold_manifests import cold_manifests
 from bench.images import REPOSITORIES, TAG, Images, verify
 from bench.processes import BenchError, settle
 from bench.results import Plan, Results, say
@@ -287,7 +286,6 @@ SERVING: dict[str, Callable[[Bench], None]] = {
     "start": start_time,
     "warm-blob": warm_blob,
     "manifests": manifests,
-    "cold-manifests": cold_manifests,
     "cold": cold_blob,
     "cold-tls": cold_tls,
     "stampede": stampede,
