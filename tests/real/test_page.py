@@ -70,4 +70,6 @@ def test_each_view_is_sound_in_light_and_dark_and_the_keyboard_reaches_all(
 
 
 def wait_for_text(browser: webdriver.Chrome, server: Mirror, element: str, text: str) -> None:
-    server.wait_for(lambda: text in browser.find_element(By.ID, element).text, f"{text} shown")
+    # In one step: an element that was found may be of the view before by the time it is read.
+    script = f"return document.getElementById('{element}')?.innerText ?? ''"
+    server.wait_for(lambda: text in browser.execute_script(script), f"{text} shown")
