@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import click
 from rich.filesize import decimal
 
+from ociproxy.cli.load_report import withheld_layer
 from ociproxy.cli.table import print_table
 from ociproxy.cli.terminal import counted, print_event
 from ociproxy.config.units import show_duration, show_size
@@ -53,9 +54,8 @@ class PlanReport(Watcher):
     def loaded(self, result: Result) -> None:
         self._report.ended(result.image)
         for layer, reason in result.withheld.items():
-            where = f"; it may be at {layer.urls[0]}" if layer.urls else ""
-            what = f"no non-distributable layer {layer.digest}: {reason}{where}"
-            self._report.note(f"{result.image.reference} would be incomplete: {what}")
+            withheld = withheld_layer(layer.digest, reason, layer.urls)
+            self._report.note(f"{result.image.reference} would be incomplete: {withheld}")
         self._plan.add(result.image, result.missing)
 
     def failed(self, wanted: Wanted, error: OciProxyError) -> None:

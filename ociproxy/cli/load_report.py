@@ -17,7 +17,7 @@ from ociproxy.oci.digest import Digest
 from ociproxy.oci.reference import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ociproxy.cli.screen import Screen
     from ociproxy.errors import OciProxyError, UpstreamError
@@ -151,9 +151,14 @@ def _loaded_line(event: dict[str, Any], *, verbose: bool) -> Iterator[str]:
         f"{event['seconds']:.1f} s{lacking}"
     )
     for layer in event["withheld"]:
-        where = f"; it may be at {layer['urls'][0]}" if layer["urls"] else ""
-        what = f"no non-distributable layer {layer['digest']}: {layer['reason']}"
-        yield f"  incomplete: {what}{where}"
+        withheld = withheld_layer(layer["digest"], layer["reason"], layer["urls"])
+        yield f"  incomplete: {withheld}"
+
+
+def withheld_layer(digest: object, reason: str, urls: Sequence[str]) -> str:
+    """How a person is told of a layer that need not be distributed, and is not."""
+    where = f"; it may be at {urls[0]}" if urls else ""
+    return f"no non-distributable layer {digest}: {reason}{where}"
 
 
 def _failed_line(event: dict[str, Any], *, verbose: bool) -> Iterator[str]:
